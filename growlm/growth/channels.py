@@ -1,0 +1,123 @@
+"""What happens to the channels of one axis: which old channel each new one copies, and its share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+FILLER = -1
+"""Source of a channel that copies none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMap:
+    """An axis of `old_size` channels becoming one of `len(source)`.
+
+    Args:
+        old_size: Channels before.
+        source: (new size,), for each new channel the old one it copies, or `FILLER`.
+        shares: (new size,), fp64: which part of its source a copy carries when read. The shares of all copies of
+            a source sum to one; a filler's share is zero.
+    """
+
+    old_size: int
+    source: Tensor
+    shares: Tensor
+
+    @staticmethod
+    def equal_shares(old_size: int, source: Tensor) -> ChannelMap:
+        """Every copy of a channel carries the same part of it."""
+        copied = source != FILLER
+        copies = torch.bincount(source[copied], minlength=old_size).double()
+        shares = torch.where(copied, 1.0 / copies[source.clamp(min=0)], 0.0)
+        return ChannelMap(old_size, source, shares)
+
+    @staticmethod
+    def identity(size: int) -> ChannelMap:
+        """No change."""
+        return ChannelMap.equal_shares(size, torch.arange(size))
+
+    @staticmethod
+    def tiled(old_size: int, new_size: int) -> ChannelMap:
+        """As many full copies as fit, then fillers: the only lossless way along the residual stream."""
+        full = new_size // old_size
+        fillers = torch.full((new_size - full * old_size,), FILLER)
+        return ChannelMap.equal_shares(
+            old_size, torch.cat((torch.arange(old_size).repeat(full), fillers))
+        )
+
+    @staticmethod
+    def round_robin(old_size: int, new_size: int) -> ChannelMap:
+        """Channel j copies j mod old_size: copies differ by one at most."""
+        return ChannelMap.equal_shares(old_size, torch.arange(new_size) % old_size)
+
+    @property
+    def new_size(self) -> int:
+        """Channels after."""
+        return len(self.source)
+
+    @property
+    def is_filler(self) -> Tensor:
+        """(new size,), which channels copy none."""
+        return self.source == FILLER
+
+    @property
+    def has_fillers(self) -> bool:
+        """Whether any channel copies none."""
+        return bool(self.is_filler.any())
+
+    def repeated(self, unit: int) -> ChannelMap:
+        """The map of single channels when this one maps whole units (heads) of `unit` channels."""
+        source = (self.source.unsqueeze(1) * unit + torch.arange(unit)).flatten()
+        source[self.is_filler.repeat_interleave(unit)] = FILLER
+        return ChannelMap(self.old_size * unit, source, self.shares.repeat_interleave(unit))
+
+    def then(self, later: ChannelMap) -> ChannelMap:
+        """This map followed by another. What copies a filler is a filler."""
+        before = later.source.clamp(min=0)
+        source = torch.where(later.is_filler, FILLER, self.source[before])
+        return ChannelMap(self.old_size, source, self.shares[before] * later.shares)
+
+    def twins(self) -> Tensor:
+        """(pairs, 2): every further copy of a channel beside its first copy."""
+        first = torch.full((self.old_size,), FILLER)
+        channels = torch.arange(self.new_size)[~self.is_filler]
+        sources = self.source[channels]
+        # Reversed, so that the first copy is written last.
+        first[sources.flip(0)] = channels.flip(0)
+        further = first[sources] != channels
+        return torch.stack((first[sources[further]], channels[further]), dim=1)
+
+    def copies(self) -> Tensor:
+        """(new size,), how many copies each channel's source has; 0 for fillers."""
+        copied = ~self.is_filler
+        counts = torch.bincount(self.source[copied], minlength=self.old_size)
+        return torch.where(copied, counts[self.source.clamp(min=0)], 0)
+
+    def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
+        """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
+        full = self.new_size // self.old_size
+        rest = self.new_size - full * self.old_size
+        if self._is_round_robin:  # the common case, some ten times faster than index_add_
+            body = tensor.narrow(dim, 0, full * self.old_size)
+            out = body.unflatten(dim, (full, self.old_size)).sum(dim=dim)
+            if rest and not self.has_fillers:
+                out.narrow(dim, 0, rest).add_(tensor.narrow(dim, full * self.old_size, rest))
+            return out
+        kept = (~self.is_filler).nonzero().squeeze(1).to(tensor.device)
+        shape = list(tensor.shape)
+        shape[dim] = self.old_size
+        out = tensor.new_zeros(shape)
+        sources = self.source.to(tensor.device)[kept]
+        return out.index_add_(dim, sources, tensor.index_select(dim, kept))
+
+    @cached_property
+    def _is_round_robin(self) -> bool:
+        full = self.new_size // self.old_size * self.old_size
+        cycle = torch.arange(self.new_size) % self.old_size
+        tail = self.source[full:]
+        tail_known = bool((tail == cycle[full:]).all()) or bool((tail == FILLER).all())
+        return bool((self.source[:full] == cycle[:full]).all()) and tail_known

@@ -1,0 +1,274 @@
+"""The one place that turns "what happens to axes, blocks and experts" into "what happens to each tensor".
+
+An operator describes its change (`Change`); `derive` reads the axes tables of the model before and after
+and writes down, for every new tensor, its source and the chain of pieces that makes it: a `GrowthMap`. Live
+models, optimizer moments, files and the verification all use that map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from growlm.growth.channels import ChannelMap
+from growlm.growth.pieces import Copy, Draws, Fill, FillWhole, Noise, Piece, Scale, Split
+from growlm.model.axes import Dim, LabelledShape, Role, axes_table, split_block_name
+from growlm.model.config import ModelConfig
+
+AxesTable = Mapping[str, LabelledShape]
+
+
+@dataclass(frozen=True)
+class AxisGrowth:
+    """What happens to one axis.
+
+    Args:
+        channels: Which channel copies which.
+        written_filler: What rows that write a filler hold: `zero`, or the `mean` over the other rows.
+        read_filler: What columns that read a filler hold: `random` or `zero`.
+        gain_factor: What norms over the axis multiply their gain with.
+        undivided_factor: What a norm multiplies its gain and shift with besides, where its reader's columns
+            cannot be divided (`Label.read_undivided`).
+    """
+
+    channels: ChannelMap
+    written_filler: str = "zero"
+    read_filler: str = "random"
+    gain_factor: float = 1.0
+    undivided_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class BlockOrigin:
+    """Where a block of the grown model comes from.
+
+    Args:
+        source: Old block.
+        kind: `kept`: that block; `identity`: a second one of it whose output projections are zero; `copy`: a
+            second one of it.
+    """
+
+    source: int
+    kind: str = "kept"
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How much cancelling noise the copies get; see `Noise`."""
+
+    std: float | None = None
+    snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """An operator's effect, in the model's own terms."""
+
+    config: ModelConfig
+    """The grown model's."""
+    description: list[str]
+    """What was done, a line each, for people."""
+    lossless: bool = True
+    axes: Mapping[str, AxisGrowth] = field(default_factory=dict)
+    blocks: tuple[BlockOrigin, ...] | None = None
+    """One per block of the grown model; None if blocks stay as they are."""
+    noise: NoiseLevel | None = None
+    fresh_std: float | None = None
+    """Standard deviation of tensors that have no source; None if there may be none."""
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How one new tensor is made."""
+
+    source: str | None
+    """The old tensor; None if the new one owes nothing to any."""
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...] = ()
+
+    def weight(self, source: Tensor, draws: Draws) -> Tensor:
+        """The new weight, in the source's precision; the source is left as it is.
+
+        Args:
+            source: The old weight. Where there is none, any tensor of the precision wanted.
+            draws: Random entries.
+        """
+        x = source
+        for piece in self.pieces:
+            x = piece.weight(x, draws)
+        return self._own(x, source)
+
+    def moment(self, source: Tensor, power: int) -> Tensor:
+        """The running mean of gradient**power that the new weight starts with."""
+        x = source
+        for piece in self.pieces:
+            x = piece.moment(x, power)
+        return self._own(x, source)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
+        return any(isinstance(piece, FillWhole) for piece in self.pieces)
+
+    def _own(self, x: Tensor, source: Tensor) -> Tensor:
+        if tuple(x.shape) != self.shape:
+            raise AssertionError(f"grown to {tuple(x.shape)}, expected {self.shape}")
+        return x.clone() if x is source else x.contiguous()
+
+
+@dataclass(frozen=True)
+class GrowthMap:
+    """Everything that a growth does, as data."""
+
+    old_config: ModelConfig
+    new_config: ModelConfig
+    tensors: dict[str, TensorMap]
+    """By new name."""
+    axes: dict[str, ChannelMap]
+    """By axis, those that changed."""
+    blocks: tuple[BlockOrigin, ...]
+    """One per new block."""
+    lossless: bool
+    description: list[str]
+
+    @staticmethod
+    def identity(config: ModelConfig, table: AxesTable) -> GrowthMap:
+        """The growth that changes nothing."""
+        blocks = tuple(BlockOrigin(i) for i in range(config.n_layers))
+        tensors = {name: TensorMap(name, row.shape) for name, row in table.items()}
+        return GrowthMap(config, config, tensors, {}, blocks, True, [])
+
+    def then(self, later: GrowthMap) -> GrowthMap:
+        """This growth followed by another, as one map: chains are joined, nothing is made in between."""
+        tensors = {}
+        for name, step in later.tensors.items():
+            if step.source is not None:
+                before = self.tensors[step.source]
+                step = TensorMap(before.source, step.shape, before.pieces + step.pieces)
+            tensors[name] = step
+        axes = dict(self.axes)
+        for axis, channels in later.axes.items():
+            axes[axis] = axes[axis].then(channels) if axis in axes else channels
+        return GrowthMap(
+            self.old_config,
+            later.new_config,
+            tensors,
+            axes,
+            tuple(self._origin_through(origin) for origin in later.blocks),
+            self.lossless and later.lossless,
+            self.description + later.description,
+        )
+
+    def _origin_through(self, later: BlockOrigin) -> BlockOrigin:
+        before = self.blocks[later.source]
+        return before if later.kind == "kept" else BlockOrigin(before.source, later.kind)
+
+    def old_block_at(self, new_block: int) -> int | None:
+        """The old block whose output the residual stream still holds after `new_block`, in a lossless growth.
+
+        None before the first kept block: there it holds the embeddings.
+        """
+        kept = [o.source for o in self.blocks[: new_block + 1] if o.kind == "kept"]
+        return kept[-1] if kept else None
+
+
+def derive(
+    old_config: ModelConfig, old: AxesTable, new: AxesTable, change: Change, operator_index: int
+) -> GrowthMap:
+    """The map of one operator.
+
+    Args:
+        old_config: The model before.
+        old: Its axes table.
+        new: The grown model's axes table.
+        change: What the operator does.
+        operator_index: Its place in the sequence, part of the seed of what it draws.
+
+    Raises:
+        ValueError: If a new tensor has no source and the operator makes no fresh ones, or source and target
+            do not have the same axes.
+    """
+    blocks = change.blocks or tuple(BlockOrigin(i) for i in range(old_config.n_layers))
+    tensors = {
+        name: _derive_tensor(name, row, old, blocks, change, operator_index)
+        for name, row in new.items()
+    }
+    axes = {axis: growth.channels for axis, growth in change.axes.items()}
+    return GrowthMap(
+        old_config, change.config, tensors, axes, blocks, change.lossless, change.description
+    )
+
+
+def _derive_tensor(
+    name: str,
+    row: LabelledShape,
+    old: AxesTable,
+    blocks: tuple[BlockOrigin, ...],
+    change: Change,
+    operator_index: int,
+) -> TensorMap:
+    block, rest = split_block_name(name)
+    origin = None if block is None else blocks[block]
+
+    def in_source_block(rest: str) -> str:
+        return rest if origin is None else f"blocks.{origin.source}.{rest}"
+
+    key = (operator_index, name)
+    source = in_source_block(rest)
+    pieces: list[Piece] = []
+    dims = list(enumerate(row.label.dims))
+    if source in old:
+        if old[source].label.dims != row.label.dims:
+            raise ValueError(f"{source} and {name} have different axes")
+    elif row.label.stacked_from is not None and in_source_block(row.label.stacked_from) in old:
+        source = in_source_block(row.label.stacked_from)
+        pieces.append(Copy(0, change.axes[row.label.dims[0].axis].channels, inserts=True))
+        dims = dims[1:]
+    elif change.fresh_std is not None:
+        return TensorMap(None, row.shape, (FillWhole(row.shape, change.fresh_std, key),))
+    else:
+        raise ValueError(f"{name} has no source and this operator makes no fresh tensors")
+
+    for position, dim in dims:
+        if dim.axis in change.axes:
+            pieces += _along_axis(position, dim, change.axes[dim.axis], row, change.noise, key)
+    if origin is not None and origin.kind == "identity" and row.label.has(Role.WRITES, "residual"):
+        pieces.append(FillWhole(row.shape))
+    return TensorMap(source, row.shape, tuple(pieces))
+
+
+def _along_axis(
+    position: int,
+    dim: Dim,
+    growth: AxisGrowth,
+    row: LabelledShape,
+    noise: NoiseLevel | None,
+    key: tuple[int, str],
+) -> list[Piece]:
+    channels = growth.channels
+    if dim.role is Role.READS:
+        pieces: list[Piece] = [Split(position, channels)]
+        filler = growth.read_filler
+    else:
+        pieces = [Copy(position, channels)]
+        # A filler gain of zero behind a zero channel would stay dead, so gains are filled with their mean.
+        by_role = {Role.GAIN: "mean", Role.SHIFT: "zero"}
+        filler = by_role.get(dim.role, growth.written_filler)
+    if channels.has_fillers:
+        pieces.append(Fill(position, channels, filler, key))
+    if dim.role is Role.GAIN and growth.gain_factor != 1.0:
+        pieces.append(Scale(growth.gain_factor))
+    if dim.role in (Role.GAIN, Role.SHIFT) and row.label.read_undivided:
+        pieces.append(Scale(growth.undivided_factor))
+    if dim.role is Role.READS and noise is not None:
+        pieces.append(Noise(position, channels, noise.std, noise.snr_db, key))
+    return pieces
+
+
+def table_of(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
+    """The axes table of the model that a config describes; nothing is allocated."""
+    with torch.device("meta"):
+        return axes_table(model_class(config))

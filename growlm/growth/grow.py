@@ -1,0 +1,154 @@
+"""Growing a model: operators to a map, the map to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from growlm.growth.channels import ChannelMap
+from growlm.growth.deepen import Deepen
+from growlm.growth.engine import Change, GrowthMap, derive, table_of
+from growlm.growth.pieces import Copy, Draws, Noise, Piece, Split
+from growlm.growth.widen import Widen
+from growlm.model.config import ModelConfig
+from growlm.model.transformer import TransformerLM
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Operator(Protocol):
+    """What every growth operator offers."""
+
+    def change(self, config: ModelConfig) -> Change:
+        """What happens to a model of this config; raises UserError if it cannot."""
+
+
+def plan_growth(
+    config: ModelConfig,
+    operators: Sequence[Operator],
+    model_class: type[nn.Module] = TransformerLM,
+) -> GrowthMap:
+    """The map of a sequence of operators; no tensor is touched.
+
+    Args:
+        config: The model before.
+        operators: Applied in order.
+        model_class: Builds the model from a config, as `TransformerLM` does.
+
+    Raises:
+        UserError: If an operator cannot be applied.
+        ValueError: If the model has a parameter or buffer without an axis label.
+    """
+    table = table_of(config, model_class)
+    growth_map = GrowthMap.identity(config, table)
+    for position, operator in enumerate(operators):
+        change = operator.change(growth_map.new_config)
+        new_table = table_of(change.config, model_class)
+        growth_map = growth_map.then(
+            derive(growth_map.new_config, table, new_table, change, position)
+        )
+        table = new_table
+    return growth_map
+
+
+def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
+    """The grown model, in the old one's precision, device and mode; the old one is left as it is."""
+    with torch.device("meta"):
+        grown = type(model)(growth_map.new_config)
+    old = model.state_dict()
+    some = next(iter(old.values()))
+    with torch.no_grad():
+        new = {
+            name: tensor_map.weight(
+                some if tensor_map.source is None else old[tensor_map.source], draws
+            )
+            for name, tensor_map in growth_map.tensors.items()
+        }
+    grown.load_state_dict(new, assign=True)
+    return grown.train(model.training)
+
+
+def grow(
+    model: Model, operators: Sequence[Operator], seed: int = 0, boundary_index: int = 0
+) -> Model:
+    """Grow a model.
+
+    Args:
+        model: Any module with labelled axes that is built from its `config` (`TransformerLM` or a subclass).
+        operators: `Upcycle`, `Widen`, `Deepen`, applied in order.
+        seed: Of noise, routers and filler columns.
+        boundary_index: Which growth of a run this is; part of the seed.
+
+    Returns:
+        A new model. `model` is left as it is; the global random state too.
+
+    Raises:
+        UserError: If an operator cannot be applied.
+        ValueError: If the model has a parameter or buffer without an axis label.
+    """
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    growth_map = plan_growth(config, operators, type(model))
+    return apply_growth(model, growth_map, Draws(seed, boundary_index))
+
+
+def scale_bilaterally(
+    small_model: Model,
+    scale_factor: float = 2,
+    extra_layers: int = 4,
+    noise_std: float = 1e-5,
+    seed: int = 0,
+) -> Model:
+    """Widen by `scale_factor` and deepen by `extra_layers` identity blocks, lossless.
+
+    Raises:
+        UserError: If heads do not come out whole, or nothing would grow.
+    """
+    operators: list[Operator] = [Widen(scale_factor=scale_factor, noise_std=noise_std)]
+    if extra_layers:
+        operators.append(Deepen(extra_layers=extra_layers))
+    return grow(small_model, operators, seed)
+
+
+def hyperclone_weight(
+    weight: Tensor,
+    scale_factor: float = 2,
+    noise_std: float = 0.0,
+    dim_mode: str = "both",
+    seed: int = 0,
+) -> Tensor:
+    """Widen a single matrix whose inputs, outputs or both are copied round-robin.
+
+    Args:
+        weight: (out, in).
+        scale_factor: Of each widened side; sizes must come out whole.
+        noise_std: Of cancelling noise over the copies of each input, capped at the matrix's own.
+        dim_mode: `both`, `in` (columns are divided) or `out` (rows are copied).
+        seed: Of the noise.
+
+    Returns:
+        (out', in') with `grown @ copied_input == copies of (weight @ input)`.
+
+    Raises:
+        ValueError: If the mode is unknown or a size is not whole.
+    """
+    if dim_mode not in ("both", "in", "out"):
+        raise ValueError(f"dim_mode={dim_mode}: must be both, in or out")
+    pieces: list[Piece] = []
+    for dim, mode in ((0, "out"), (1, "in")):
+        if dim_mode not in (mode, "both"):
+            continue
+        size = weight.shape[dim]
+        new_size = round(size * scale_factor)
+        if scale_factor < 1 or abs(new_size - size * scale_factor) > 1e-6:
+            raise ValueError(f"scale_factor={scale_factor}: {size} channels do not come out whole")
+        channels = ChannelMap.round_robin(size, new_size)
+        pieces.append(Copy(dim, channels) if dim == 0 else Split(dim, channels))
+        if dim == 1 and noise_std > 0:
+            pieces.append(Noise(dim, channels, noise_std, None, (0, "weight")))
+    draws = Draws(seed)
+    for piece in pieces:
+        weight = piece.weight(weight, draws)
+    return weight

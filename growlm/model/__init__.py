@@ -1,0 +1,15 @@
+"""The transformer and its axis labels. Imports torch, nothing of Lightning, Hydra or W&B."""
+
+from growlm.model.config import ModelConfig
+from growlm.model.report import ParameterReport, parameter_report, training_flops_per_token
+from growlm.model.routing import Routing
+from growlm.model.transformer import TransformerLM
+
+__all__ = [
+    "ModelConfig",
+    "ParameterReport",
+    "Routing",
+    "TransformerLM",
+    "parameter_report",
+    "training_flops_per_token",
+]

@@ -1,0 +1,22 @@
+"""Random numbers that depend on what they are for, and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of `key` (seed, boundary, tensor name ...).
+
+    The same key gives the same numbers in memory, on disk and on every rank, whatever was drawn before, and
+    the global generator is not touched.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def normal(shape: tuple[int, ...], *key: object) -> torch.Tensor:
+    """Standard normal numbers, drawn in fp32 on the CPU in the full shape."""
+    return torch.randn(shape, generator=generator_for(*key), dtype=torch.float32)

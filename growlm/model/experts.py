@@ -1,0 +1,168 @@
+"""Mixture of experts: a router and a stack of feed-forward experts.
+
+Tokens are sorted by expert so that every expert multiplies one contiguous slice (`grouped_mm`), then put
+back. Sorting and un-sorting are permutations whose backward pass is the inverse permutation: the backward of
+advanced indexing adds atomically and would make two runs differ.
+
+Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residual, F hidden channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growlm.model.axes import Label, index, label, reads, writes
+from growlm.model.config import ModelConfig
+from growlm.model.feed_forward import activate
+from growlm.model.layers import linear
+from growlm.model.routing import Routing, route
+
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GROUPED_ALIGNMENT_BYTES = 16
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        order, inverse = ctx.saved_tensors
+        return _Permute.apply(grads[0], inverse, order), None, None
+
+
+def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Rows of x in `order`, a permutation of them with the given inverse; deterministic backward."""
+    return _Permute.apply(x, order, inverse)
+
+
+class Experts(nn.Module):
+    """E feed-forward blocks of equal shape, stored stacked along the first dimension."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        sizes = config.axis_sizes()
+
+        def stack(name: str, write: str, read: str) -> None:
+            shape = (config.num_experts, sizes[write], sizes[read])
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            dims = (index("experts"), writes(write), reads(read))
+            label(self, **{name: Label(dims, stacked_from=f"feed_forward.{name}.weight")})
+            if config.bias:
+                self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[:2])))
+                bias = Label(dims[:2], stacked_from=f"feed_forward.{name}.bias")
+                label(self, **{f"{name}_bias": bias})
+            else:
+                self.register_parameter(f"{name}_bias", None)
+
+        stack("up", "hidden", "residual")
+        if config.feed_forward == "swiglu":
+            stack("gate", "hidden", "residual")
+        else:
+            self.register_parameter("gate", None)
+            self.register_parameter("gate_bias", None)
+        stack("down", "residual", "hidden")
+
+    up: nn.Parameter
+    gate: nn.Parameter | None
+    down: nn.Parameter
+    up_bias: nn.Parameter | None
+    gate_bias: nn.Parameter | None
+    down_bias: nn.Parameter | None
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """Send x (N, D) through the chosen experts and sum their outputs by gate, (N, D)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if not self._can_group(x):
+            return self.loop(x, routing)
+        num_tokens, top_k = routing.chosen.shape
+        assigned = routing.chosen.flatten()  # (M,)
+        order = assigned.argsort(stable=True)
+        inverse = order.argsort()
+        expert_of_row = F.one_hot(assigned[order], self.num_experts)  # (M, E)
+        offsets = expert_of_row.sum(dim=0).cumsum(0).to(torch.int32)
+        one_hot = expert_of_row.to(x.dtype)
+
+        repeated = x.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
+        rows = permute(repeated, order, inverse)  # (M, D), sorted by expert
+        up = self._grouped(rows, self.up, self.up_bias, offsets, one_hot)
+        gate = (
+            None
+            if self.gate is None
+            else self._grouped(rows, self.gate, self.gate_bias, offsets, one_hot)
+        )
+        out = self._grouped(activate(up, gate), self.down, self.down_bias, offsets, one_hot)
+        out = permute(out, inverse, order).unflatten(0, (num_tokens, top_k))  # (N, K, D)
+        return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
+
+    def loop(self, x: Tensor, routing: Routing) -> Tensor:
+        """The same, expert by expert: the reference, and the path for fp64 and unaligned widths."""
+        out = torch.zeros_like(x)
+        for expert in range(self.num_experts):
+            gate_of_token = (routing.gates * (routing.chosen == expert)).sum(dim=-1)  # (N,)
+            rows = (routing.chosen == expert).any(dim=-1).nonzero().squeeze(1)
+            taken = x.index_select(0, rows)
+
+            def project(
+                rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int = expert
+            ) -> Tensor:
+                return F.linear(
+                    rows,
+                    weight[expert].to(rows.dtype),
+                    None if bias is None else bias[expert].to(rows.dtype),
+                )
+
+            up = project(taken, self.up, self.up_bias)
+            gate = None if self.gate is None else project(taken, self.gate, self.gate_bias)
+            result = project(activate(up, gate), self.down, self.down_bias)
+            weighted = result * gate_of_token.index_select(0, rows).to(x.dtype).unsqueeze(-1)
+            out = out.index_add(0, rows, weighted)
+        return out
+
+    def _grouped(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, one_hot: Tensor
+    ) -> Tensor:
+        out = F.grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=offsets)
+        # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
+        return out if bias is None else out + one_hot @ bias.to(rows.dtype)
+
+    def _can_group(self, x: Tensor) -> bool:
+        aligned = all(
+            width * x.element_size() % GROUPED_ALIGNMENT_BYTES == 0 for width in self.up.shape[1:]
+        )
+        return x.dtype in GROUPED_DTYPES and aligned
+
+
+class MixtureOfExperts(nn.Module):
+    """The sparse counterpart of `FeedForward`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.top_k = config.top_k
+        self.break_ties = config.router_tie_breaking
+        self.router = linear(config, read="residual", write="experts", bias=False)
+        label(self.router, weight=Label((index("experts"), reads("residual"))))
+        self.experts = Experts(config)
+
+    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Normalised residual stream (B, T, D) -> what to add to it (B, T, D).
+
+        Args:
+            x: The stream.
+            routings: If given, this layer's routing is appended.
+        """
+        tokens = x.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
+            logits = self.router(tokens.to(self.router.weight.dtype))
+        routing = route(logits, self.top_k, self.break_ties)
+        if routings is not None:
+            routings.append(routing)
+        return self.experts(tokens, routing).unflatten(0, x.shape[:2])

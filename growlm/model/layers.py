@@ -1,0 +1,36 @@
+"""Labelled linear layers and norms."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from growlm.model.axes import Dim, Label, Role, label, reads, writes
+from growlm.model.config import ModelConfig
+
+
+def linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
+    """A linear layer from the axis `read` to the axis `write`."""
+    sizes = config.axis_sizes()
+    layer = nn.Linear(sizes[read], sizes[write], bias=bias)
+    label(layer, weight=Label((writes(write), reads(read))))
+    if bias:
+        label(layer, bias=Label((writes(write),)))
+    return layer
+
+
+def norm(config: ModelConfig, *, read_undivided: bool = False) -> nn.Module:
+    """The config's norm over the residual stream.
+
+    Args:
+        config: The model.
+        read_undivided: See `Label`.
+    """
+    gain = Label((Dim(Role.GAIN, "residual"),), read_undivided=read_undivided)
+    if config.norm == "rmsnorm":
+        layer: nn.Module = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    else:
+        layer = nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+        if config.bias:
+            label(layer, bias=Label((Dim(Role.SHIFT, "residual"),), read_undivided=read_undivided))
+    label(layer, weight=gain)
+    return layer

@@ -1,0 +1,97 @@
+"""What a router decided for a batch, and what follows from it: gates, losses, health.
+
+Shapes: N tokens (batch × time), E experts, K chosen experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growlm.model.draws import generator_for
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One router's decisions."""
+
+    logits: Tensor
+    """(N, E), at least fp32."""
+    chosen: Tensor
+    """(N, K) expert indices, best first."""
+    gates: Tensor
+    """(N, K), summing to one over K."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.logits.shape[-1]
+
+    def load(self) -> Tensor:
+        """Share of all assignments that went to each expert, (E,); sums to one; no gradient."""
+        counts = torch.bincount(self.chosen.flatten(), minlength=self.num_experts)
+        return counts.to(self.logits.dtype) / self.chosen.numel()
+
+    def balance_loss(self) -> Tensor:
+        """E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
+
+        Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
+        """
+        mean_probability = self.logits.softmax(dim=-1).mean(dim=0)
+        return self.num_experts * (self.load() * mean_probability).sum()
+
+    def z_loss(self) -> Tensor:
+        """Mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
+        return self.logits.logsumexp(dim=-1).square().mean()
+
+    def margin(self) -> Tensor:
+        """Logit distance between the last chosen and the best expert left out, (N,); inf if none is."""
+        top_k = self.chosen.shape[-1]
+        if top_k == self.num_experts:
+            return torch.full_like(self.logits[:, 0], torch.inf)
+        best = self.logits.topk(top_k + 1, dim=-1).values
+        return best[:, -2] - best[:, -1]
+
+
+def route(logits: Tensor, top_k: int, break_ties: bool) -> Routing:
+    """Softmax, choose the top K, renormalise their gates to sum to one.
+
+    Args:
+        logits: (N, E), at least fp32.
+        top_k: K.
+        break_ties: Order experts of equal logits pseudo-randomly, token by token. Only the choice sees it,
+            and it is the same at every call.
+    """
+    scores = logits.detach()
+    if break_ties:
+        order = torch.rand(logits.shape, generator=generator_for("router ties"))
+        scores = scores + 1e-6 * order.to(logits)
+    chosen = scores.topk(top_k, dim=-1).indices
+    # The softmax over the chosen logits is the renormalised top-k of the full softmax.
+    return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1))
+
+
+@dataclass(frozen=True)
+class RouterHealth:
+    """Measures of all routers over a batch."""
+
+    dead_experts: int
+    """Experts, over all layers, that got no token."""
+    load_entropy: float
+    """Entropy of the load over its maximum ln E, mean over layers; 1 is even."""
+    max_load: float
+    """Largest load of any expert times E; 1 is even."""
+
+
+def router_health(loads: Tensor) -> RouterHealth:
+    """Health measures from the loads of all layers, (layers, E)."""
+    loads = loads.float()
+    num_experts = loads.shape[-1]
+    entropy = torch.special.entr(loads).sum(dim=-1) / torch.log(torch.tensor(float(num_experts)))
+    return RouterHealth(
+        dead_experts=int((loads == 0).sum()),
+        load_entropy=float(entropy.mean()),
+        max_load=float(loads.max() * num_experts),
+    )

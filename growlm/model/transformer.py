@@ -1,0 +1,99 @@
+"""The language model: embedding, blocks, final norm, head.
+
+Shapes: B batch, T time, D residual channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growlm.model.attention import Attention, rotary_tables
+from growlm.model.axes import Label, index, label, writes
+from growlm.model.config import ModelConfig
+from growlm.model.experts import MixtureOfExperts
+from growlm.model.feed_forward import FeedForward
+from growlm.model.initialisation import initialise
+from growlm.model.layers import linear, norm
+from growlm.model.routing import Routing
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = norm(config)
+        self.feed_forward = MixtureOfExperts(config) if config.is_moe else FeedForward(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, routings: list[Routing] | None = None
+    ) -> Tensor:
+        """Residual stream (B, T, D) -> residual stream (B, T, D)."""
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        normalised = self.feed_forward_norm(x)
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            return x + self.feed_forward(normalised, routings)
+        return x + self.feed_forward(normalised)
+
+
+class TransformerLM(nn.Module):
+    """A causal language model.
+
+    Args:
+        config: Its shape.
+        seed: Of the initial weights, which depend on nothing else (see `initialisation.py`).
+
+    Raises:
+        UserError: If the config cannot be.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        with torch.device(
+            "meta"
+        ):  # torch's own initial values would cost time and the global generator
+            self._build(config)
+        device = torch.get_default_device()
+        if device.type != "meta":
+            self.to_empty(device=device)
+            initialise(self, seed)
+
+    def _build(self, config: ModelConfig) -> None:
+        self.embedding = nn.Embedding(max(config.vocab_size, 1), config.d_model)
+        label(self.embedding, weight=Label((index("vocabulary"), writes("residual"))))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_norm = norm(config, read_undivided=config.tie_embeddings)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else linear(config, read="residual", write="vocabulary", bias=False)
+        )
+
+    def forward(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Next-token logits.
+
+        Args:
+            tokens: (B, T), T at most `max_seq_len`.
+            routings: If given, the routing of every mixture-of-experts layer is appended, first layer first.
+
+        Returns:
+            (B, T, V).
+
+        Raises:
+            ValueError: If the sequence is too long.
+        """
+        length = tokens.shape[1]
+        if length > self.config.max_seq_len:
+            raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
+        x = self.embedding(tokens)
+        cos, sin = rotary_tables(length, self.config, x)
+        for block in self.blocks:
+            x = block(x, cos, sin, routings)
+        head = self.embedding if self.head is None else self.head
+        return F.linear(self.final_norm(x), head.weight)
