@@ -59,7 +59,7 @@ class BlockOrigin:
 class NoiseLevel:
     """How much cancelling noise the copies get; see `Noise`."""
 
-    std: float | None = None
+    std: float
     snr_db: float | None = None
 
 

@@ -28,7 +28,7 @@ class Draws:
     seed: int
     boundary_index: int = 0
     noise: dict[str, dict[str, float | bool]] = field(default_factory=dict)
-    """By tensor name: the `sigma` of the noise it got (the largest of its matrices'), and whether it was `capped`."""
+    """By tensor name: the `sigma` of its noise (of a stack, the largest), and whether it was `capped`."""
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
@@ -200,7 +200,7 @@ class Noise:
     Args:
         dim: The dimension that reads the grown axis.
         channels: The axis's map.
-        std: Standard deviation before the cap; None with `snr_db`.
+        std: Standard deviation before the cap; without effect with `snr_db`.
         snr_db: Signal to noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
             (HyperCloning, Samragh et al. 2024, arXiv 2409.12903, section 3.2).
         key: (operator index, new tensor name).
@@ -208,17 +208,15 @@ class Noise:
 
     dim: int
     channels: ChannelMap
-    std: float | None
+    std: float
     snr_db: float | None
     key: tuple[int, str]
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Add the noise."""
         own = matrix_std(x)
-        if self.snr_db is not None:
-            sigma = own * 10 ** (-self.snr_db / 20)
-        else:
-            sigma = own.clamp(max=self.std)
+        below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
+        sigma = own.clamp(max=self.std) if below is None else own * below
         draws.noise[self.key[1]] = {
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),

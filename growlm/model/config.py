@@ -67,6 +67,10 @@ class ModelConfig:
             "experts": self.num_experts,
         }
 
+    def axis_unit(self, axis: str) -> int:
+        """Channels of the axis that belong together: those of a head."""
+        return self.head_dim if axis in ("query_heads", "key_value_heads") else 1
+
     def validate(self) -> None:
         """Check all fields, alone and together.
 

@@ -1,0 +1,28 @@
+"""Did a growth lose anything? Checks return reports and print nothing."""
+
+from growlm.verification.comparison import Comparison, infer_growth
+from growlm.verification.equivalence import EquivalenceReport, verify_functional_equivalence
+from growlm.verification.functional import check_functional_identity_layerwise
+from growlm.verification.growth_check import detailed_growth_check
+from growlm.verification.report import CheckReport, GrowthReport, Status
+from growlm.verification.rope import check_rope_integrity
+from growlm.verification.router import check_router_scaling
+from growlm.verification.sanity import SanityReport, quick_sanity_check
+from growlm.verification.symmetry import check_symmetry_breaking
+
+__all__ = [
+    "CheckReport",
+    "Comparison",
+    "EquivalenceReport",
+    "GrowthReport",
+    "SanityReport",
+    "Status",
+    "check_functional_identity_layerwise",
+    "check_rope_integrity",
+    "check_router_scaling",
+    "check_symmetry_breaking",
+    "detailed_growth_check",
+    "infer_growth",
+    "quick_sanity_check",
+    "verify_functional_equivalence",
+]

@@ -1,0 +1,59 @@
+"""Do two models compute the same function?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growlm.growth.engine import GrowthMap
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class EquivalenceReport:
+    """Differences of logits. True if all are within the tolerance and no expert choice changed."""
+
+    max_difference: float
+    by_sequence: list[float]
+    """The largest difference in each sequence of the probe."""
+    tolerance: float
+    near_ties: int
+    """Choices of experts that rounding decided otherwise; positions they reach are left out."""
+    changed_choices: int
+    """Choices that changed though they were no near tie."""
+
+    def __bool__(self) -> bool:
+        return self.max_difference <= self.tolerance and not self.changed_choices
+
+
+def verify_functional_equivalence(
+    old: TransformerLM,
+    new: TransformerLM,
+    probe: Tensor,
+    device: torch.device | str,
+    tolerance: float = 1e-4,
+    growth_map: GrowthMap | None = None,
+) -> EquivalenceReport:
+    """Compare the logits of two models on a probe.
+
+    Args:
+        old: Before a growth; moved to `device`, as is the new one.
+        new: After it.
+        probe: Tokens, (batch, time).
+        device: Where to run.
+        tolerance: Differences up to tolerance · max(1, max |logit|) are rounding.
+        growth_map: As for `Comparison`.
+    """
+    comparison = Comparison(
+        old.to(device), new.to(device), probe, growth_map=growth_map, tolerance=tolerance
+    )
+    return EquivalenceReport(
+        max_difference=comparison.max_logit_difference,
+        by_sequence=comparison.logit_differences.amax(dim=(1, 2)).tolist(),
+        tolerance=comparison.tolerance,
+        near_ties=comparison.changed_choices.near_ties,
+        changed_choices=comparison.changed_choices.hard,
+    )

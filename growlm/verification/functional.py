@@ -1,0 +1,110 @@
+"""Check 4, functional identity: layer by layer, the grown residual stream says what the old one said.
+
+The grown stream is read back through the growth map: every channel that copies an old one must carry its value.
+Where the drift begins is where the fault is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from growlm.growth.engine import GrowthMap
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import Comparison
+from growlm.verification.report import CheckReport, Status
+
+
+def check_functional_identity_layerwise(
+    old_model: TransformerLM,
+    new_model: TransformerLM,
+    probe: Tensor,
+    *,
+    tolerance: float = 1e-4,
+    growth_map: GrowthMap | None = None,
+) -> CheckReport:
+    """See the module; arguments as `Comparison`."""
+    return functional_identity(
+        Comparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
+    )
+
+
+def functional_identity(comparison: Comparison) -> CheckReport:
+    """The check on models that are compared already."""
+    layers = _drift_by_layer(comparison)
+    choices = comparison.changed_choices
+    embedding = float(
+        _drift(comparison, comparison.old.embeddings, comparison.new.embeddings).max()
+    )
+    worst = comparison.max_logit_difference
+    figures = {
+        "embedding_max_difference": embedding,
+        "layers": [asdict(drift) for drift in layers],
+        "logits_max_difference": worst,
+        "tolerance": comparison.tolerance,
+        "loss_before": comparison.old.loss,
+        "loss_after": comparison.new.loss,
+        "near_ties": choices.near_ties,
+        "excused_positions": int(choices.reached[-1].sum()),
+    }
+    # Written as "not within", so that a NaN fails.
+    allowed = comparison.relative_tolerance
+    drifted = [d for d in layers if not d.max_difference <= allowed * max(1.0, d.scale)]
+    same = worst <= comparison.tolerance and not drifted and embedding == 0.0
+    if same:
+        summary = f"logits within {worst:.1e} of tolerance {comparison.tolerance:.1e}"
+        if layers:
+            summary += f", largest drift of a layer {max(d.max_difference for d in layers):.1e}"
+        return CheckReport("functional", Status.PASSED, summary, figures)
+    jump = comparison.new.loss - comparison.old.loss
+    summary = (
+        f"logits moved by {worst:.2g} (tolerance {comparison.tolerance:.1e}), loss by {jump:+.4f}"
+    )
+    if not comparison.growth_map.lossless:
+        summary += "; expected, this growth is not lossless"
+        return CheckReport("functional", Status.FINDING, summary, figures)
+    if embedding:
+        summary += f"; the embeddings are off by {embedding:.1e} already"
+    elif drifted:
+        summary += (
+            f"; drift begins in layer {drifted[0].layer} ({drifted[0].max_difference:.1e}); likely cause: "
+            "a matrix there whose columns were not divided by the copies of what they read"
+        )
+    else:
+        summary += "; the layers agree: likely cause: the final norm or the head"
+    return CheckReport("functional", Status.FAILED, summary, figures)
+
+
+def _drift(comparison: Comparison, old: Tensor, new: Tensor) -> Tensor:
+    """|new − old| residual stream over the channels that copy one, (B, T, copies)."""
+    channels = comparison.growth_map.axes.get("residual")
+    if channels is None:
+        return (new - old).abs()
+    kept = (~channels.is_filler).nonzero().squeeze(1).to(new.device)
+    return (new[..., kept] - old[..., channels.source.to(new.device)[kept]]).abs()
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """How far the residual stream after one block of the grown model is from the old one."""
+
+    layer: int
+    old_layer: int | None
+    """The old block it is compared with; None for the embeddings."""
+    max_difference: float
+    mean_difference: float
+    scale: float
+    """Largest entry of the old stream."""
+
+
+def _drift_by_layer(comparison: Comparison) -> list[LayerDrift]:
+    layers = []
+    for block, stream in enumerate(comparison.new.streams):
+        source = comparison.growth_map.old_block_at(block)
+        old = comparison.old.embeddings if source is None else comparison.old.streams[source]
+        reached = comparison.changed_choices.reached[block].unsqueeze(-1)
+        drift = _drift(comparison, old, stream).masked_fill(reached, 0.0)
+        scale = float(old.abs().max())
+        layers.append(LayerDrift(block, source, float(drift.max()), float(drift.mean()), scale))
+    return layers

@@ -1,0 +1,70 @@
+"""All four checks of a growth together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from growlm.growth.engine import GrowthMap
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import Comparison
+from growlm.verification.functional import functional_identity
+from growlm.verification.report import CheckReport, GrowthReport, Status
+from growlm.verification.rope import rope_integrity
+from growlm.verification.router import router_scaling
+from growlm.verification.symmetry import symmetry_breaking
+
+
+def detailed_growth_check(
+    *,
+    old_model: TransformerLM,
+    new_model: TransformerLM,
+    probe: Tensor,
+    device: torch.device | str,
+    scale_factor: float | None = None,
+    tolerance: float = 1e-4,
+    growth_map: GrowthMap | None = None,
+    require_symmetry_breaking: bool = False,
+) -> GrowthReport:
+    """RoPE integrity, router scaling, symmetry breaking and functional identity.
+
+    Args:
+        old_model: Before the growth; moved to `device`, as is the grown one.
+        new_model: After it.
+        probe: Tokens, (batch, time).
+        device: Where to run.
+        scale_factor: What the width is expected to have grown by, if it is to be checked.
+        tolerance: Differences of logits up to tolerance · max(1, max |logit|) are rounding.
+        growth_map: How one became the other; inferred from the configs if not given.
+        require_symmetry_breaking: Fail where twins stay equal, in place of a finding.
+
+    Returns:
+        The report; it is true if no check failed.
+
+    Raises:
+        ValueError: If no growth leads from one config to the other.
+    """
+    comparison = Comparison(
+        old_model.to(device),
+        new_model.to(device),
+        probe,
+        growth_map=growth_map,
+        tolerance=tolerance,
+        scale_factor=scale_factor,
+    )
+    symmetry = symmetry_breaking(comparison)
+    if require_symmetry_breaking and symmetry.status is Status.FINDING:
+        symmetry = CheckReport("symmetry", Status.FAILED, symmetry.summary, symmetry.figures)
+    return GrowthReport(
+        checks={
+            "rope": rope_integrity(comparison),
+            "router": router_scaling(comparison),
+            "symmetry": symmetry,
+            "functional": functional_identity(comparison),
+        },
+        loss_before=comparison.old.loss,
+        loss_after=comparison.new.loss,
+        max_logit_difference=comparison.max_logit_difference,
+        tolerance=comparison.tolerance,
+        lossless=comparison.growth_map.lossless,
+    )

@@ -1,0 +1,75 @@
+"""Check 2, router scaling: every router still says what it said.
+
+A router reads the residual stream; if its columns are not divided by the copies, its logits are multiplied, the
+softmax sharpens and the mixture collapses onto few experts.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from growlm.growth.engine import GrowthMap
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import NEAR_TIE, Comparison
+from growlm.verification.report import CheckReport, Status
+
+
+def check_router_scaling(
+    old_model: TransformerLM,
+    new_model: TransformerLM,
+    probe: Tensor,
+    *,
+    tolerance: float = 1e-4,
+    growth_map: GrowthMap | None = None,
+) -> CheckReport:
+    """See the module; arguments as `Comparison`."""
+    return router_scaling(
+        Comparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
+    )
+
+
+def router_scaling(comparison: Comparison) -> CheckReport:
+    """The check on models that are compared already."""
+    if not comparison.new.routings:
+        return CheckReport("router", Status.NOT_APPLICABLE, "the model has no router")
+    if not comparison.old.routings:
+        summary = "the routers are new: gates sum to one, so they cannot move the function"
+        return CheckReport("router", Status.NOT_APPLICABLE, summary)
+    choices = comparison.changed_choices
+    old_magnitude = new_magnitude = worst = largest = 0.0
+    num_routers = 0
+    for block, old, new in comparison.kept_routers():
+        num_routers += 1
+        old_magnitude += float(old.logits.abs().mean())
+        new_magnitude += float(new.logits.abs().mean())
+        largest = max(largest, float(old.logits.abs().max()))
+        # A router sees its own block's attention: positions reached before the block are excused.
+        reached = choices.reached[block - 1] if block else choices.reached[0].new_zeros(1)
+        excused = reached.expand(comparison.probe.shape).reshape(-1, 1)
+        difference = (new.logits - old.logits).abs().masked_fill(excused, 0.0)
+        worst = max(worst, float(difference.max()))
+    tolerance = comparison.relative_tolerance * max(1.0, largest)
+    figures = {
+        "old_mean_magnitude": old_magnitude / num_routers,
+        "new_mean_magnitude": new_magnitude / num_routers,
+        "max_difference": worst,
+        "tolerance": tolerance,
+        "near_ties": choices.near_ties,
+        "changed_choices": choices.hard,
+    }
+    summary = (
+        f"logits within {worst:.1e} (mean magnitude {figures['old_mean_magnitude']:.3g} → "
+        f"{figures['new_mean_magnitude']:.3g})"
+    )
+    if choices.near_ties:
+        summary += f", {choices.near_ties} near ties decided otherwise"
+    if worst <= tolerance and not choices.hard:
+        return CheckReport("router", Status.PASSED, summary, figures)
+    if choices.hard:
+        summary += f", {choices.hard} choices changed with a margin above {NEAR_TIE:g}"
+    if not comparison.growth_map.lossless:
+        return CheckReport(
+            "router", Status.FINDING, summary + "; this growth is not lossless", figures
+        )
+    summary += "; likely cause: router columns not divided by the copies of the channels they read"
+    return CheckReport("router", Status.FAILED, summary, figures)

@@ -1,0 +1,75 @@
+"""Is a single model in working order?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import exact_arithmetic, probe_loss
+
+
+@dataclass(frozen=True)
+class SanityReport:
+    """What was seen. True if there is no problem."""
+
+    label: str
+    loss: float
+    uniform_loss: float
+    """ln(vocabulary): what guessing costs."""
+    max_logit: float
+    gradient_norm: float
+    problems: list[str]
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+
+def quick_sanity_check(
+    model: TransformerLM, probe: Tensor, device: torch.device | str, label: str = "Model"
+) -> SanityReport:
+    """Finite logits and gradients, no look into the future, every parameter reached by the loss.
+
+    Args:
+        model: The model; moved to `device`. Gradients it holds are dropped.
+        probe: Tokens, (batch, time), at least two tokens long.
+        device: Where to run.
+        label: The model's name in the report.
+    """
+    model.to(device)
+    probe = probe.to(device)
+    problems = []
+    model.zero_grad(set_to_none=True)
+    with exact_arithmetic(model), torch.enable_grad():
+        logits = model(probe)
+        loss = probe_loss(logits, probe)
+        loss.backward()
+        last_changed = probe.clone()
+        last_changed[:, -1] = (probe[:, -1] + 1) % model.config.vocab_size
+        with torch.no_grad():
+            leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
+    if not torch.isfinite(logits).all():
+        problems.append("logits are not finite")
+    # A mixture's rounding depends on how many tokens each expert gets, so not exactly zero.
+    if not leak <= 1e-4 * max(1.0, float(logits.detach().abs().max())):
+        problems.append(f"logits depend on a later token (by {leak:.1e})")
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    unreached = [name for name, gradient in gradients.items() if gradient is None]
+    if unreached:
+        problems.append(f"the loss does not reach {', '.join(unreached)}")
+    broken = [n for n, g in gradients.items() if g is not None and not torch.isfinite(g).all()]
+    if broken:
+        problems.append(f"gradients are not finite in {', '.join(broken)}")
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values() if g is not None))
+    model.zero_grad(set_to_none=True)
+    return SanityReport(
+        label=label,
+        loss=float(loss.detach()),
+        uniform_loss=math.log(model.config.vocab_size),
+        max_logit=float(logits.detach().abs().max()),
+        gradient_norm=norm,
+        problems=problems,
+    )

@@ -1,0 +1,207 @@
+"""Check 3, symmetry breaking: copies differ enough to learn different things, and their noise cancels.
+
+Twins (copies of one head, hidden unit, channel or expert) that have equal weights and equal gradients stay equal
+for ever. Noise tells them apart, and must sum to zero over the copies of each source, or it moves the function.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growlm.growth.engine import GrowthMap, TensorMap
+from growlm.growth.pieces import Draws, Noise, Split
+from growlm.model.axes import Role, axes_table, split_block_name
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
+from growlm.verification.report import CheckReport, Status
+
+WEIGHT_THRESHOLD = 1e-10
+GRADIENT_THRESHOLD = 1e-9
+
+
+def check_symmetry_breaking(
+    old_model: TransformerLM,
+    new_model: TransformerLM,
+    probe: Tensor,
+    *,
+    growth_map: GrowthMap | None = None,
+) -> CheckReport:
+    """See the module; arguments as `Comparison`."""
+    return symmetry_breaking(Comparison(old_model, new_model, probe, growth_map=growth_map))
+
+
+@dataclass
+class TwinCounts:
+    """Pairs of twins along one axis."""
+
+    pairs: int = 0
+    equal: int = 0
+    """Equal weights and equal gradients: they will stay equal."""
+    unexercised: int = 0
+    """Equal weights, and no gradient on the probe to tell."""
+    weight_difference: float = 0.0
+    """Largest relative difference of weights, mean over the pairs."""
+    gradient_difference: float = 0.0
+    """Likewise of gradients."""
+
+
+def symmetry_breaking(comparison: Comparison) -> CheckReport:
+    """The check on models that are compared already. Needs one gradient of the grown model on the probe."""
+    residue, worst_tensor = _noise_residue(comparison)
+    allowed = 1e3 * torch.finfo(_dtype(comparison.new_model)).eps
+    if residue > allowed:
+        summary = (
+            f"copies do not add up to their source: {worst_tensor} is off by {residue:.1e} of its standard "
+            "deviation; likely cause: noise that does not cancel over the copies, or columns not divided"
+        )
+        return CheckReport("symmetry", Status.FAILED, summary, {"noise_residue": residue})
+    counts = _count_twins(comparison)
+    figures = {
+        "noise_residue": residue,
+        "axes": {axis: vars(count) for axis, count in counts.items()},
+    }
+    if not any(count.pairs for count in counts.values()):
+        return CheckReport("symmetry", Status.NOT_APPLICABLE, "this growth makes no twins", figures)
+    equal = {axis: count.equal for axis, count in counts.items() if count.equal}
+    if equal:
+        parts = ", ".join(
+            f"{n} of {counts[axis].pairs} in {_plain(axis)}" for axis, n in equal.items()
+        )
+        summary = f"twins will stay equal: {parts}; set noise_std above 0 to let them part"
+        return CheckReport("symmetry", Status.FINDING, summary, figures)
+    if all(count.unexercised == count.pairs for count in counts.values()):
+        summary = "no gradient reaches the twins on the probe"
+        return CheckReport("symmetry", Status.NOT_APPLICABLE, summary, figures)
+    parts = ", ".join(
+        f"{_plain(axis)} {count.pairs} pairs (weights {count.weight_difference:.1e}, "
+        f"gradients {count.gradient_difference:.1e})"
+        for axis, count in counts.items()
+        if count.pairs
+    )
+    return CheckReport("symmetry", Status.PASSED, f"twins differ: {parts}", figures)
+
+
+def _plain(axis: str) -> str:
+    return axis.replace("_", " ")
+
+
+def _dtype(model: TransformerLM) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _noise_residue(comparison: Comparison) -> tuple[float, str]:
+    """Largest |sum over copies, new − the same without noise|, in standard deviations, and where."""
+    old, new = comparison.old_model.state_dict(), comparison.new_model.state_dict()
+    worst, where = 0.0, ""
+    for name, tensor_map in comparison.growth_map.tensors.items():
+        splits = [piece for piece in tensor_map.pieces if isinstance(piece, Split)]
+        source = tensor_map.source
+        if not splits or tensor_map.forgets or source is None:
+            continue
+        if tuple(new[name].shape) != tensor_map.shape:
+            return float("inf"), name
+        clean_map = TensorMap(
+            source,
+            tensor_map.shape,
+            tuple(piece for piece in tensor_map.pieces if not isinstance(piece, Noise)),
+        )
+        difference = new[name] - clean_map.weight(old[source], Draws(seed=0))
+        # Several widenings in one growth: the sum over all copies is what must vanish.
+        channels = splits[0].channels
+        for split in splits[1:]:
+            channels = channels.then(split.channels)
+        residue = channels.sum_copies(difference, splits[0].dim).abs().max()
+        spread = float(old[source].std(correction=0))
+        relative = float(residue) / spread if spread else float(residue)
+        if not relative <= worst:
+            worst, where = relative, name
+    return worst, where
+
+
+def _count_twins(comparison: Comparison) -> dict[str, TwinCounts]:
+    model = comparison.new_model
+    model.zero_grad(set_to_none=True)
+    with exact_arithmetic(model), torch.enable_grad():
+        probe_loss(model(comparison.probe), comparison.probe).backward()
+    try:
+        return {
+            axis: _count_axis(model, axis, channels.twins())
+            for axis, channels in comparison.growth_map.axes.items()
+        }
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def _count_axis(model: TransformerLM, axis: str, twins: Tensor) -> TwinCounts:
+    count = TwinCounts()
+    if not len(twins):
+        return count
+    unit = model.config.axis_unit(axis)
+    gradient_threshold = max(GRADIENT_THRESHOLD, 1e3 * torch.finfo(_dtype(model)).eps)
+    weight_sum = gradient_sum = 0.0
+    for touching in _places(model, axis).values():
+        weight, gradient, magnitude = (
+            torch.stack(measures).amax(dim=0)
+            for measures in zip(*(_measure(*t, twins, unit) for t in touching), strict=True)
+        )
+        alike = (weight <= WEIGHT_THRESHOLD) & (gradient <= gradient_threshold)
+        silent = alike & (magnitude == 0)
+        count.pairs += alike.numel()
+        count.unexercised += int(silent.sum())
+        count.equal += int((alike & ~silent).sum())
+        weight_sum += float(weight.sum())
+        gradient_sum += float(gradient.sum())
+    count.weight_difference = weight_sum / count.pairs
+    count.gradient_difference = gradient_sum / count.pairs
+    return count
+
+
+Touching = tuple[Tensor, int, bool]
+"""A parameter, its dimension along the axis, and whether its experts' twins are told apart."""
+
+
+def _places(model: TransformerLM, axis: str) -> dict[int | None, list[Touching]]:
+    """What an axis touches: per block where it lives inside blocks, all together where it runs through."""
+    parameters = dict(model.named_parameters())
+    found = [
+        (name, row, dim)
+        for name, row in axes_table(model).items()
+        for dim, labelled in enumerate(row.label.dims)
+        if labelled.axis == axis and name in parameters
+    ]
+    runs_through = any(split_block_name(name)[0] is None for name, _, _ in found)
+    places: dict[int | None, list[Touching]] = defaultdict(list)
+    for name, row, dim in found:
+        apart = not runs_through and axis != "experts" and row.label.has(Role.INDEX, "experts")
+        place = None if runs_through else split_block_name(name)[0]
+        places[place].append((parameters[name], dim, apart))
+    return places
+
+
+def _measure(
+    parameter: Tensor, dim: int, experts_apart: bool, twins: Tensor, unit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Relative difference of weights, of gradients, and largest gradient, of each pair of twins."""
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    kept = {dim, 0} if experts_apart else {dim}
+
+    def by_pair(x: Tensor) -> Tensor:
+        others = [d for d in range(x.ndim) if d not in kept]
+        x = x.amax(dim=others) if others else x
+        return x.unflatten(-1, (-1, unit)).amax(dim=-1)
+
+    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+        twins_here = twins.to(x.device)
+        return x.index_select(dim, twins_here[:, 0]), x.index_select(dim, twins_here[:, 1])
+
+    def relative(x: Tensor) -> Tensor:
+        first, second = pair(x)
+        return by_pair((first - second).abs()) / x.abs().mean().clamp(min=1e-30)
+
+    first, second = pair(gradient)
+    magnitude = by_pair(torch.maximum(first.abs(), second.abs()))
+    return relative(parameter.detach()), relative(gradient), magnitude
