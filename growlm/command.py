@@ -1,0 +1,68 @@
+"""What all commands share: free text before Hydra parses it, errors in words, exit codes.
+
+0 done; 2 what was asked for is wrong; 1 anything else; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from growlm.config.load import explain
+from growlm.errors import UserError
+
+FREE_TEXT = (
+    "callbacks.sample_prompt",
+    "data.path",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "run_dir",
+)
+"""Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
+
+
+def quote_free_text(argument: str) -> str:
+    """`data.path=a, b.txt` -> `data.path='a, b.txt'`; everything else as it is."""
+    key, equals, value = argument.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in FREE_TEXT or not equals or is_quoted or value in ("", "null") or "${" in value:
+        return argument
+    escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
+    escaped = escaped.replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def swept_keys(arguments: Sequence[str]) -> list[str]:
+    """The keys that take several values in these overrides."""
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def run_command(body: Callable[[], int]) -> int:
+    """Run the body of a command and turn what it raises into words and an exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
+    try:
+        return body()
+    except UserError as error:
+        return complain(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return complain(explain(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def complain(error: UserError) -> int:
+    """Print a user's error; the exit code for it."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,44 @@
+"""The one place where a config names a class to build."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+
+from growlm.errors import UserError
+
+ALLOWED = ("growlm.", "lightning.pytorch.callbacks.", "torch.optim.")
+
+
+def build(path: str, spec: Any) -> Any:
+    """Build `spec["_target_"]` with the other entries as arguments.
+
+    Args:
+        path: The spec's key, for the message.
+        spec: From the user's own config; never from a checkpoint.
+
+    Raises:
+        UserError: If the class is not of an allowed package (at any depth), or cannot be built.
+    """
+    _check_targets(path, spec, must_have=True)
+    try:
+        return instantiate(spec)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(path, spec["_target_"], f"cannot be built: {reason}") from error
+
+
+def _check_targets(path: str, spec: Any, must_have: bool = False) -> None:
+    if isinstance(spec, dict):
+        target = spec.get("_target_")
+        if must_have and target is None:
+            raise UserError(path, spec, "needs a _target_, the class to build")
+        if target is not None and not str(target).startswith(ALLOWED):
+            allowed = f"must begin with one of {', '.join(ALLOWED)}"
+            raise UserError(f"{path}._target_", target, allowed)
+        for key, value in spec.items():
+            _check_targets(f"{path}.{key}", value)
+    elif isinstance(spec, list | tuple):
+        for index, value in enumerate(spec):
+            _check_targets(f"{path}.{index}", value)

@@ -1,0 +1,75 @@
+"""Everything about a config that can be known to be wrong before anything is read or written."""
+
+from __future__ import annotations
+
+import re
+
+from growlm.config.schema import GrowSpec, PhaseConfig, RunConfig
+from growlm.errors import UserError
+from growlm.growth.grow import Operator
+from growlm.limits import check_limits
+
+ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def check_config(config: RunConfig) -> None:
+    """Limits of every field, and what fields of different groups ask of each other.
+
+    What the operators ask of the model is checked by `growlm.training.plan`, which applies them.
+
+    Raises:
+        UserError: For the first thing that is wrong.
+    """
+    check_limits(config)
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise UserError("name", config.name, "may hold letters, digits, '_', '-' and '.'")
+    if config.sequence_length > config.model.max_seq_len:
+        raise UserError(
+            "sequence_length",
+            config.sequence_length,
+            f"must be at most model.max_seq_len={config.model.max_seq_len}",
+        )
+    if config.data.source == "text" and not config.data.path:
+        raise UserError("data.path", config.data.path, "data=text needs a file, a folder or a glob")
+    if not config.phases:
+        raise UserError("phases", "{}", "a plan needs at least one phase")
+    names: dict[str, str] = {}
+    for index, (name, phase) in enumerate(config.phases.items()):
+        _check_phase(f"phases.{name}", phase, is_first=index == 0)
+        for key in ("save_initial_as", "save_as"):
+            _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
+
+
+def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
+    lengths = [key for key in ("steps", "tokens", "flops") if getattr(phase, key) is not None]
+    if len(lengths) != 1:
+        given = ", ".join(lengths) or "none"
+        raise UserError(path, given, "needs exactly one of steps, tokens, flops")
+    if is_first and phase.grow:
+        raise UserError(f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty")
+    for index, spec in enumerate(phase.grow):
+        chosen_operator(spec, f"{path}.grow.{index}")
+
+
+def _check_artefact(path: str, name: str | None, taken: dict[str, str]) -> None:
+    if name is None:
+        return
+    if not ARTEFACT_NAME.fullmatch(name):
+        raise UserError(path, name, "may hold letters, digits, '_', '-' and '.'")
+    if name in taken:
+        raise UserError(path, name, f"is {taken[name]} already; artefacts need names of their own")
+    taken[name] = path
+
+
+def chosen_operator(spec: GrowSpec, path: str) -> tuple[str, Operator]:
+    """The operator of an entry of `grow`, and its key.
+
+    Raises:
+        UserError: If there is not exactly one.
+    """
+    chosen = [(key, op) for key, op in vars(spec).items() if op is not None]
+    if len(chosen) != 1:
+        given = ", ".join(key for key, _ in chosen) or "none"
+        raise UserError(path, given, f"needs exactly one of {', '.join(vars(spec))}")
+    key, operator = chosen[0]
+    return f"{path}.{key}", operator

@@ -1,0 +1,105 @@
+"""From a composed Hydra config to a checked `RunConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from growlm.config.checks import check_config
+from growlm.config.schema import RunConfig
+from growlm.errors import UserError
+
+SCHEMA_NAME = "run_schema"
+ROOT_NAME = "train"
+
+
+def config_folder() -> Path:
+    """The folder of `train.yaml`: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = [package / "conf", package.parent / "conf"]
+    for folder in candidates:
+        if (folder / f"{ROOT_NAME}.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no {ROOT_NAME}.yaml in {' or '.join(map(str, candidates))}")
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra, so that wrong keys and types are refused where they are written."""
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=RunConfig)
+
+
+def load_config(*overrides: str) -> RunConfig:
+    """Compose and check a config, as the command does with its arguments.
+
+    Raises:
+        UserError: If something asked for is wrong.
+    """
+    register_schema()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose(ROOT_NAME, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    return typed_config(composed)
+
+
+def typed_config(composed: DictConfig) -> RunConfig:
+    """The dataclasses of a composed config, every limit and cross-check held.
+
+    Raises:
+        UserError: Naming the key that was set; where a plan's key refers to another (`${growth.scale_factor}`), the
+            one referred to.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise UserError("phase_plan", "none", f"{error.full_key} is not set; choose a plan") from error
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, RunConfig)
+    try:
+        check_config(config)
+    except UserError as error:
+        raise trace_interpolation(error, composed) from error
+    return config
+
+
+def trace_interpolation(error: UserError, composed: DictConfig) -> UserError:
+    """The error about the key that a person set, if the key at fault only refers to it."""
+    parent, _, last = error.key.rpartition(".")
+    node = OmegaConf.select(composed, parent, throw_on_resolution_failure=False) if parent else composed
+    if not isinstance(node, DictConfig) or last not in node or not OmegaConf.is_interpolation(node, last):
+        return error
+    reference = str(OmegaConf.to_container(node, resolve=False)[last])  # type: ignore[index, call-overload]
+    return UserError(reference.strip("${}"), error.value, f"{error.allowed} (used by {error.key})")
+
+
+def explain(error: Exception) -> UserError:
+    """A Hydra or OmegaConf error as one about a key, with the nearest key that exists."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        known = [str(key) for key in getattr(cause.object_type, "__dataclass_fields__", {})]
+        last = cause.full_key.rpartition(".")[2]
+        message = str(cause.msg or cause).splitlines()[0]
+        if last in known or not known:
+            return _Explained(f"{cause.full_key}: {message}")
+        near = difflib.get_close_matches(last, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return _Explained(f"{cause.full_key}: there is no such key; {hint}")
+    return _Explained(" ".join(str(error).split()))
+
+
+class _Explained(UserError):
+    """A message of another library's, already whole."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+        self.key, self.value, self.allowed = "", "", message

@@ -1,0 +1,220 @@
+"""The schema of a run: one dataclass per config group, what each field means below it.
+
+`conf/` holds the values; these classes give types, limits and the meaning. `growlm/config/load.py` turns a composed
+config into a `RunConfig`, and everything after that handles dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from growlm.growth.deepen import Deepen
+from growlm.growth.upcycle import Upcycle
+from growlm.growth.widen import Widen
+from growlm.limits import limits
+from growlm.model.config import ModelConfig
+
+
+@dataclass
+class DataConfig:
+    """Group `data`: what is read."""
+
+    source: str = field(default="embedded", metadata=limits(choices=("embedded", "text")))
+    """`embedded`: stories from the project's own grammar; `text`: your files."""
+    path: str | None = None
+    """For `text`: a file, a folder (all `.txt` below it) or a glob."""
+    sample_by: str = field(
+        default="paragraph", metadata=limits(choices=("line", "paragraph", "document"))
+    )
+    """For `text`: what one document is."""
+    documents: int = field(default=20_000, metadata=limits(minimum=2, maximum=100_000_000))
+    """For `embedded`: stories to tell."""
+    validation_every: int = field(default=20, metadata=limits(minimum=2, maximum=1_000_000))
+    """Every n-th document is held out for validation."""
+
+
+@dataclass
+class TokenizerConfig:
+    """Group `tokenizer`: text to numbers."""
+
+    name: str = field(default="embedded", metadata=limits(choices=("embedded", "gpt2", "bytes")))
+    """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Group `optimizer`: AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
+
+    beta1: float = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
+    """Decay of the first moment."""
+    beta2: float = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))
+    """Decay of the second moment."""
+    eps: float = field(default=1e-8, metadata=limits(above=0.0))
+    """Added to the root of the second moment."""
+    weight_decay: float = field(default=0.1, metadata=limits(minimum=0.0))
+    """Decoupled decay of the matrices that read an axis; none on embeddings, biases and norms."""
+    gradient_clip: float = field(default=1.0, metadata=limits(minimum=0.0))
+    """Largest norm of the whole gradient; 0 for no limit."""
+
+
+@dataclass
+class ScheduleConfig:
+    """Group `schedule`: the factor on each phase's learning rate."""
+
+    name: str = field(default="wsd", metadata=limits(choices=("wsd", "constant", "cosine")))
+    """`wsd`: warm-up, plateau and one decay at the end, over the whole plan, so that the model grows on the
+    plateau; `constant`; `cosine`: from 1 to `final_fraction` in every phase anew."""
+    warmup_steps: int = field(default=0, metadata=limits(minimum=0))
+    """Steps from 0 to the full rate at the beginning of the plan."""
+    decay_fraction: float = field(default=0.2, metadata=limits(minimum=0.0, maximum=1.0))
+    """For `wsd`: the last part of the plan's steps, in which the rate falls linearly."""
+    final_fraction: float = field(default=0.1, metadata=limits(minimum=0.0, maximum=1.0))
+    """For `wsd` and `cosine`: the factor at the end."""
+
+
+@dataclass
+class TrainerConfig:
+    """Group `trainer`: where and how exactly it is computed."""
+
+    accelerator: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
+    """`auto` takes a GPU where there is one."""
+    precision: str = field(
+        default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true"))
+    )
+    """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true."""
+    validate_every: int = field(default=0, metadata=limits(minimum=0))
+    """Steps between validations; 0 for only at the beginning and end of each phase."""
+    validation_sequences: int = field(default=64, metadata=limits(minimum=1))
+    """Held-out sequences, always the same."""
+
+
+@dataclass
+class LoggerConfig:
+    """Group `logger`: where the metrics go besides `training_history.jsonl`."""
+
+    name: str = field(
+        default="wandb", metadata=limits(choices=("wandb", "csv", "tensorboard", "none"))
+    )
+    """Which logger."""
+    project: str = "growlm"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; None for your default."""
+    group: str | None = None
+    """W&B group; a sweep sets it to its own name."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags, besides the plan's name."""
+    mode: str = field(default="auto", metadata=limits(choices=("auto", "online", "offline")))
+    """W&B: `auto` is online where you are logged in, else offline (`wandb sync` uploads later)."""
+
+
+@dataclass
+class CallbacksConfig:
+    """Group `callbacks`: what is shown on the way."""
+
+    log_every: int = field(default=10, metadata=limits(minimum=1))
+    """Steps between rows of the history; the first and last step of a phase always have one."""
+    sample_prompt: str = "Once upon a time"
+    """What the model of each phase continues after its training."""
+    sample_tokens: int = field(default=48, metadata=limits(minimum=0, maximum=4096))
+    """Tokens to sample; 0 for no sample."""
+    sample_temperature: float = field(default=0.8, metadata=limits(minimum=0.0, maximum=10.0))
+    """0 takes the likeliest token."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More Lightning callbacks, by any name: `{_target_: lightning.pytorch.callbacks.LearningRateFinder, ...}`."""
+
+
+@dataclass
+class VerificationConfig:
+    """Root key `verification`: the checks at each boundary."""
+
+    probe_sequences: int = field(default=4, metadata=limits(minimum=1))
+    """Held-out sequences of the frozen probe."""
+    probe_length: int = field(default=128, metadata=limits(minimum=2))
+    """Tokens of each, at most the sequence length."""
+    tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
+    """Logits may differ by this times max(1, largest logit)."""
+    require_symmetry_breaking: bool = False
+    """Stop the run where copies would stay equal, in place of a finding."""
+
+
+@dataclass
+class GrowthDials:
+    """Root key `growth`: what a sweep turns. Plans refer to them as `${growth.noise_std}`."""
+
+    scale_factor: float = field(default=2.0, metadata=limits(minimum=1.0, maximum=64.0))
+    """How much wider."""
+    extra_layers: int = field(default=4, metadata=limits(minimum=1, maximum=4096))
+    """How many layers deeper."""
+    noise_std: float = field(default=1e-2, metadata=limits(minimum=0.0, maximum=10.0))
+    """Cancelling noise of a widening."""
+
+
+@dataclass
+class GrowSpec:
+    """One operator of a phase's `grow` list: exactly one of these."""
+
+    upcycle: Upcycle | None = None
+    """Dense to mixture of experts."""
+    widen: Widen | None = None
+    """More channels, heads and hidden units."""
+    deepen: Deepen | None = None
+    """More layers."""
+
+
+@dataclass
+class PhaseConfig:
+    """One phase: grow (unless it is the first), then train."""
+
+    steps: int | None = field(default=None, metadata=limits(minimum=1))
+    """Optimizer steps. Give one of `steps`, `tokens`, `flops`."""
+    tokens: float | None = field(default=None, metadata=limits(minimum=1))
+    """Tokens to train on; rounded up to whole steps."""
+    flops: float | None = field(default=None, metadata=limits(minimum=1))
+    """Floating-point operations to spend; rounded up to whole steps."""
+    batch_size: int = field(default=8, metadata=limits(minimum=1, maximum=1_000_000))
+    """Sequences per forward pass."""
+    accumulate: int = field(default=1, metadata=limits(minimum=1, maximum=1_000_000))
+    """Forward passes per step. The balancing loss is per pass."""
+    lr: float = field(default=3e-4, metadata=limits(above=0.0, maximum=10.0))
+    """Learning rate; times the schedule's factor."""
+    warmup_steps: int = field(default=0, metadata=limits(minimum=0))
+    """Steps from 0 to the full rate at the beginning of this phase."""
+    optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
+    """What becomes of the optimizer's moments when the model grows."""
+    grow: list[GrowSpec] = field(default_factory=list)
+    """Operators, applied in order before the phase."""
+    save_as: str | None = None
+    """Name of the artefact after the phase."""
+    save_initial_as: str | None = None
+    """Name of the artefact after growing, before training."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run is made of."""
+
+    name: str = MISSING
+    """The plan's name; part of the run directory's."""
+    seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
+    """Of initial weights, data order and growth."""
+    sequence_length: int = field(default=256, metadata=limits(minimum=2, maximum=2**20))
+    """Tokens of a training sequence."""
+    run_dir: str | None = None
+    """Where the run leaves its files; None for outputs/<date>/<time>_<name>_<seed>."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The first phase's model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    verification: VerificationConfig = field(default_factory=VerificationConfig)
+    growth: GrowthDials = field(default_factory=GrowthDials)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    """In order, by name."""

@@ -1,0 +1,64 @@
+"""The data of one phase, as Lightning asks for it."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from growlm.data.packing import PackedSamples, phase_indices
+
+
+class PackedDataModule(LightningDataModule):
+    """A phase's stretch of the run's samples, and a validation set that is the same for all phases.
+
+    Loaders work in the training process: cutting a sample out of an array in memory takes a few
+    microseconds, less than handing it over from a worker would.
+
+    Args:
+        train: Samples to train on.
+        validation: Held-out samples, unshuffled.
+        first_sample: The run's sample that this phase starts with.
+        num_batches: Number of training batches.
+        batch_size: Samples in each of them.
+        validation_batches: Number of validation batches; fewer, the last of them smaller, where the
+            split does not have that many windows. A window never comes twice.
+        validation_batch_size: Samples in each of those.
+
+    Raises:
+        ValueError: If `validation` is shuffled.
+    """
+
+    def __init__(
+        self,
+        train: PackedSamples,
+        validation: PackedSamples,
+        *,
+        first_sample: int,
+        num_batches: int,
+        batch_size: int,
+        validation_batches: int,
+        validation_batch_size: int,
+    ) -> None:
+        super().__init__()
+        if validation.shuffle:
+            raise ValueError("validation samples must be unshuffled: the same windows every time")
+        self.train, self.validation = train, validation
+        self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
+        self.train_indices = phase_indices(first_sample, num_batches * batch_size)
+        validation_samples = validation_batches * validation_batch_size
+        self.validation_indices = range(min(validation_samples, validation.num_windows))
+
+    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+        """The phase's batches in order, each (batch_size, sequence_length + 1), int64."""
+        return _loader(self.train, self.batch_size, self.train_indices)
+
+    def val_dataloader(self) -> DataLoader[torch.Tensor]:
+        """The validation batches, each (validation_batch_size, sequence_length + 1), int64."""
+        return _loader(self.validation, self.validation_batch_size, self.validation_indices)
+
+
+def _loader(samples: PackedSamples, batch_size: int, indices: range) -> DataLoader[torch.Tensor]:
+    # A loader without a generator of its own draws from the global one each time it is iterated.
+    generator = torch.Generator()
+    return DataLoader(samples, batch_size=batch_size, sampler=indices, generator=generator)

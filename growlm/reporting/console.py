@@ -1,0 +1,199 @@
+"""What a person sees: banners, boundaries, progress, and the summary at the end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from growlm.model.report import ParameterReport
+from growlm.reporting.listener import RunListener
+from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+from growlm.verification.report import Status
+
+MARKS = {
+    Status.PASSED: "[green]passed[/]",
+    Status.FINDING: "[yellow]finding[/]",
+    Status.FAILED: "[bold red]FAILED[/]",
+    Status.NOT_APPLICABLE: "[dim]does not apply[/]",
+}
+CHECKS = {
+    "rope": "RoPE integrity",
+    "router": "router scaling",
+    "symmetry": "symmetry breaking",
+    "functional": "functional identity",
+}
+
+
+def millions(count: int) -> str:
+    """1234567 -> '1.23 M'."""
+    return f"{count / 1e6:,.2f} M"
+
+
+class ConsoleReporter(RunListener):
+    """Prints events; on a terminal with a progress bar, elsewhere with plain lines.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.progress: Progress | None = None
+        self.task_name = ""
+
+    def task_progress(self, task: str, done: int, total: int | None) -> None:
+        """Move the bar; without a terminal, one line when a task begins."""
+        self._advance(task, done, total, f"{task} ...")
+
+    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+        """What was grown from what, and the four checks."""
+        self._stop_bar()
+        say = self.console.print
+        say()
+        self.console.rule(f"[bold]{boundary.from_phase} → {boundary.to_phase}: growing", align="left")
+        for line in boundary.growth:
+            say(f"  {line}")
+        if boundary.noise:
+            noise = boundary.noise
+            say(
+                f"  Noise on {noise['matrices']} matrices, σ {noise['sigma_min']:.1e} to "
+                f"{noise['sigma_max']:.1e}, capped on {noise['capped']}"
+            )
+        table = Table.grid(padding=(0, 2))
+        for name, check in boundary.report.checks.items():
+            table.add_row(f"  {CHECKS[name]}", MARKS[check.status], Text(check.summary))
+        say(table)
+        report = boundary.report
+        say(
+            f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, "
+            f"jump [bold]{report.jump:+.1e}[/] ({boundary.seconds:.1f} s)"
+        )
+
+    def phase_started(self, start: PhaseStart) -> None:
+        """The banner."""
+        self._stop_bar()
+        say, parameters = self.console.print, start.parameters
+        say()
+        self.console.rule(
+            f"[bold]Phase {start.index + 1} of {start.num_phases}: {start.name}", align="left"
+        )
+        say(
+            f"  Steps {start.steps:,}  |  LR {start.lr:g}  |  Device {start.device}  |  {start.precision}"
+        )
+        say(f"  Total parameters     {millions(parameters.total):>12}")
+        say(f"  Active per token     {millions(parameters.active):>12}  {_active_note(parameters)}")
+        if parameters.num_experts:
+            idle = f"({parameters.idle_experts} experts idle)"
+            say(f"  Inactive parameters  {millions(parameters.inactive):>12}  {idle}")
+            say(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
+
+    def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
+        """Move the bar."""
+        if self.console.is_terminal:
+            shown = "" if loss is None else f"  loss {loss:.4f}"
+            self._advance(f"{phase}{shown}", step, steps, "")
+
+    def row_logged(self, row: Row) -> None:
+        """A line, where there is no bar."""
+        if not self.console.is_terminal:
+            self.console.print(
+                f"  {row['phase']} step {row['step']:>5}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+                f"{row['tokens_per_second']:,.0f} tokens/s"
+            )
+
+    def validated(self, row: Row) -> None:
+        """A line."""
+        self._say_above_bar(f"  {row['phase']} step {row['step']:>5}  validation loss {row['val_loss']:.4f}")
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """The sample."""
+        self._stop_bar()
+        self.console.print(
+            f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
+            f"{summary.tokens_per_second:,.0f} tokens/s, "
+            f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
+        )
+
+    def run_finished(self, summary: RunSummary) -> None:
+        """The boundary summary."""
+        self._stop_bar()
+        self.console.print()
+        self.console.rule("[bold]Boundary summary", align="left")
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("phase")
+        for name in ("params", "active", "first loss", "final loss", "drop", "val loss", "jump before"):
+            table.add_column(name, justify="right")
+        jumps = {b.to_phase: b for b in summary.boundaries}
+        for phase in summary.phases:
+            jump = f"{jumps[phase.name].report.jump:+.1e}" if phase.name in jumps else "–"
+            table.add_row(
+                phase.name,
+                millions(phase.total_parameters),
+                millions(phase.active_parameters),
+                f"{phase.first_loss:.4f}",
+                f"{phase.final_loss:.4f}",
+                f"{phase.first_loss - phase.final_loss:+.4f}",
+                f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
+                jump,
+            )
+        self.console.print(table)
+        for boundary in summary.boundaries:
+            for finding in boundary.findings:
+                self.console.print(
+                    f"[yellow]finding[/] {boundary.from_phase} → {boundary.to_phase}: ", Text(finding)
+                )
+        self._samples(summary)
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        self._stop_bar()
+
+    def _samples(self, summary: RunSummary) -> None:
+        samples = [phase for phase in summary.phases if phase.sample]
+        if not samples:
+            return
+        self.console.print()
+        self.console.rule("[bold]Samples", align="left")
+        grid = Table.grid(padding=(0, 2))
+        for phase in samples:
+            grid.add_row(Text(phase.name, style="bold"), Text(" ".join(phase.sample.split())))
+        self.console.print(grid)
+
+    def _advance(self, task: str, done: int, total: int | None, plain_line: str) -> None:
+        kind = task.split("  ")[0]
+        if not self.console.is_terminal:
+            if plain_line and kind != self.task_name:
+                self.console.print(f"  {plain_line}")
+            self.task_name = kind
+            return
+        if kind != self.task_name:
+            self._stop_bar()
+        if self.progress is None:
+            self.progress = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+            self.progress.add_task(task, total=total)
+            self.task_name = kind
+        self.progress.update(self.progress.task_ids[0], completed=done, description=task)
+
+    def _say_above_bar(self, line: str) -> None:
+        (self.progress.console if self.progress else self.console).print(line)
+
+    def _stop_bar(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+        self.progress, self.task_name = None, ""
+
+
+def _active_note(parameters: ParameterReport) -> str:
+    if not parameters.num_experts:
+        return "(dense model)"
+    return f"(top-{parameters.top_k} of {parameters.num_experts} experts)"

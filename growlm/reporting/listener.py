@@ -1,0 +1,57 @@
+"""What a run tells of itself while it goes on; those who care override what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+
+
+class RunListener:
+    """Does nothing on every event."""
+
+    def task_progress(self, task: str, done: int, total: int | None) -> None:
+        """Something that takes a while: `done` of `total` (None: unknown)."""
+
+    def phase_started(self, start: PhaseStart) -> None:
+        """Before the first step of a phase, after its boundary."""
+
+    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+        """A model has grown and was checked; it may have failed (`boundary.report`)."""
+
+    def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
+        """After each optimizer step; `loss` on those that make a row."""
+
+    def row_logged(self, row: Row) -> None:
+        """A row of the history."""
+
+    def validated(self, row: Row) -> None:
+        """A validation loss, with the same counters as a row."""
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """After a phase's validation and sample."""
+
+    def run_finished(self, summary: RunSummary) -> None:
+        """After the last phase."""
+
+    def close(self) -> None:
+        """Always called, also when the run failed."""
+
+
+class Broadcast(RunListener):
+    """Passes every event on to several listeners, in order."""
+
+    def __init__(self, listeners: list[RunListener]) -> None:
+        self.listeners = listeners
+
+
+def _passing_on(event: str) -> Callable[..., None]:
+    def pass_on(self: Broadcast, *arguments: object) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(*arguments)
+
+    return pass_on
+
+
+for _event in [name for name in vars(RunListener) if not name.startswith("_")]:
+    setattr(Broadcast, _event, _passing_on(_event))

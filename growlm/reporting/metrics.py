@@ -1,0 +1,111 @@
+"""Events to any Lightning logger, under the names that dashboards rely on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from growlm.reporting.listener import RunListener
+from growlm.reporting.records import BoundaryRecord, PhaseSummary, Row, RunSummary
+
+KEYS = {
+    "loss": "train/loss",
+    "val_loss": "val/loss",
+    "lr": "optim/lr",
+    "grad_norm": "optim/grad_norm",
+    "tokens_per_second": "perf/tokens_per_second",
+    "mfu": "perf/mfu",
+    "tokens": "progress/tokens",
+    "flops": "progress/flops",
+    "time_s": "progress/time_s",
+    "phase_index": "phase/index",
+    "dead_experts": "moe/dead_experts",
+    "load_entropy": "moe/load_entropy",
+    "max_load": "moe/max_load",
+    "aux_loss": "moe/aux_loss",
+}
+"""Field of a history row -> metric."""
+PROGRESS = ("tokens", "flops", "time_s", "phase_index")
+
+
+class MetricLogger(RunListener):
+    """One logger run with one step axis over all phases.
+
+    Args:
+        logger: Any of Lightning's.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger = logger
+        self.last: Row = {"global_step": 0, "tokens": 0, "flops": 0, "time_s": 0.0, "phase_index": 0}
+
+    def row_logged(self, row: Row) -> None:
+        """A step's metrics."""
+        self.last = row
+        self._log({KEYS[key]: value for key, value in row.items() if key in KEYS})
+
+    def validated(self, row: Row) -> None:
+        """The validation loss at its step."""
+        self.last = row
+        self._log({KEYS[key]: value for key, value in row.items() if key in KEYS})
+
+    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+        """The growth, at the step where it happened."""
+        report = boundary.report
+        progress = {KEYS[key]: self.last[key] for key in PROGRESS}
+        self._log(
+            {
+                **progress,
+                "phase/index": self.last["phase_index"] + 1,
+                "growth/loss_before": report.loss_before,
+                "growth/loss_after": report.loss_after,
+                "growth/jump": report.jump,
+                "growth/max_logit_difference": report.max_logit_difference,
+            }
+        )
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """Remembered for the tables at the end."""
+
+    def run_finished(self, summary: RunSummary) -> None:
+        """W&B: boundaries and samples as tables, the figures of each phase in the run's summary."""
+        if not isinstance(self.logger, WandbLogger):
+            return
+        names = ["from", "to", "growth", "loss_before", "loss_after", "jump", "checks"]
+        boundaries = [
+            [
+                b.from_phase,
+                b.to_phase,
+                "; ".join(b.growth),
+                b.report.loss_before,
+                b.report.loss_after,
+                b.report.jump,
+                ", ".join(f"{name} {check.status}" for name, check in b.report.checks.items()),
+            ]
+            for b in summary.boundaries
+        ]
+        step = self.last["global_step"]
+        if boundaries:
+            self.logger.log_table("growth/boundaries", columns=names, data=boundaries, step=step)
+        samples = [[phase.name, phase.sample] for phase in summary.phases]
+        self.logger.log_table("samples", columns=["phase", "text"], data=samples, step=step)
+        figures: dict[str, Any] = {
+            f"phase/{phase.name}/{key}": value
+            for phase in summary.phases
+            for key, value in asdict(phase).items()
+            if key not in ("name", "sample")
+        }
+        for b in summary.boundaries:
+            figures[f"growth/{b.from_phase}-{b.to_phase}/jump"] = b.report.jump
+        self.logger.experiment.summary.update(figures)
+
+    def close(self) -> None:
+        """End the logger's run, so that the next one in this process is one of its own."""
+        self.logger.finalize("success")
+        if isinstance(self.logger, WandbLogger):
+            self.logger.experiment.finish(quiet=True)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.logger.log_metrics(metrics, step=int(self.last["global_step"]))

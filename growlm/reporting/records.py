@@ -1,0 +1,130 @@
+"""What a run leaves behind, as data: the contents of boundaries.json and summary.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from growlm.model.report import ParameterReport
+from growlm.verification.report import GrowthReport, Status
+
+Row = dict[str, Any]
+"""A line of training_history.jsonl."""
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """A phase about to train."""
+
+    name: str
+    index: int
+    num_phases: int
+    steps: int
+    lr: float
+    device: str
+    precision: str
+    parameters: ParameterReport
+
+
+@dataclass(frozen=True)
+class BoundaryRecord:
+    """A growth between two phases."""
+
+    from_phase: str
+    to_phase: str
+    growth: list[str]
+    """What was done, a line each."""
+    operators: list[dict[str, Any]]
+    """With which settings."""
+    report: GrowthReport
+    noise: dict[str, Any]
+    """Of the cancelling noise: number of `matrices`, smallest and largest `sigma`, how many were `capped`."""
+    optimizer_state: str
+    """`carry` or `reset`."""
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As in boundaries.json."""
+        report = self.report
+        return {
+            "from": self.from_phase,
+            "to": self.to_phase,
+            "growth": self.growth,
+            "operators": self.operators,
+            "loss_before": report.loss_before,
+            "loss_after": report.loss_after,
+            "jump": report.jump,
+            "max_logit_difference": report.max_logit_difference,
+            "tolerance": report.tolerance,
+            "lossless": report.lossless,
+            "passed": bool(report),
+            "checks": {name: asdict(check) for name, check in report.checks.items()},
+            "noise": self.noise,
+            "optimizer_state": self.optimizer_state,
+            "seconds": self.seconds,
+        }
+
+    @property
+    def findings(self) -> list[str]:
+        """What the checks want known though nothing failed."""
+        return [c.summary for c in self.report.checks.values() if c.status is Status.FINDING]
+
+
+@dataclass(frozen=True)
+class PhaseSummary:
+    """A phase that has been trained."""
+
+    name: str
+    total_parameters: int
+    active_parameters: int
+    inactive_parameters: int
+    idle_experts: int
+    efficiency: float
+    steps: int
+    tokens: int
+    """In this phase."""
+    flops: int
+    """In this phase."""
+    first_loss: float
+    """Training loss of the first step."""
+    final_loss: float
+    """Training loss of the last step."""
+    initial_val_loss: float
+    """Validation loss before the first step."""
+    val_loss: float
+    """Validation loss after the last step."""
+    wall_time_s: float
+    """Of the whole phase: growth, checks, training, validation."""
+    tokens_per_second: float
+    """Of the training steps alone."""
+    peak_memory_bytes: int
+    """Largest resident memory of the process during the phase, growth included."""
+    sample: str
+    """Prompt and continuation by the trained model."""
+
+
+@dataclass
+class RunSummary:
+    """The whole run: summary.json."""
+
+    name: str
+    seed: int
+    device: str
+    precision: str
+    phases: list[PhaseSummary] = field(default_factory=list)
+    boundaries: list[BoundaryRecord] = field(default_factory=list)
+    wall_time_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As in summary.json."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "wall_time_s": self.wall_time_s,
+            "tokens": sum(phase.tokens for phase in self.phases),
+            "flops": sum(phase.flops for phase in self.phases),
+            "phases": [asdict(phase) for phase in self.phases],
+            "boundaries": [boundary.to_json() for boundary in self.boundaries],
+        }

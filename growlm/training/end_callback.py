@@ -1,0 +1,87 @@
+"""What is kept of a phase's model: artefacts, and a sample of its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from growlm.checkpoint.artefact import save_model
+from growlm.config.schema import CallbacksConfig
+from growlm.data.tokenizers import Tokenizer
+from growlm.model.sampling import sample_tokens
+from growlm.training.plan import PlannedPhase
+from growlm.training.stage import PhaseStage
+
+
+class ArtefactCallback(Callback):
+    """Writes the model before the first step and after the last, under the names the phase gives.
+
+    Args:
+        phase: The phase.
+        folder: Of all artefacts.
+        record: What to write beside the config.
+        tell: Called with an artefact's name before it is written.
+    """
+
+    def __init__(
+        self,
+        phase: PlannedPhase,
+        folder: Path,
+        record: dict[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`save_initial_as`."""
+        self._save(pl_module, self.phase.settings.save_initial_as, self.phase.first_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`save_as`."""
+        last_step = self.phase.first_step + self.phase.steps
+        self._save(pl_module, self.phase.settings.save_as, last_step)
+
+    def _save(self, pl_module: LightningModule, name: str | None, step: int) -> None:
+        assert isinstance(pl_module, PhaseStage)
+        if name is None:
+            return
+        self.tell(name)
+        record = {"phase": self.phase.name, "global_step": step, **self.record}
+        save_model(pl_module.model, self.folder / name, record)
+
+
+class SampleCallback(Callback):
+    """Lets the trained model continue the prompt.
+
+    Args:
+        settings: Prompt, length, temperature.
+        tokenizer: The run's.
+        seed: Of the draws.
+    """
+
+    def __init__(self, settings: CallbacksConfig, tokenizer: Tokenizer, seed: int) -> None:
+        self.settings, self.tokenizer, self.seed = settings, tokenizer, seed
+        self.text = ""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, in the precision of the training."""
+        assert isinstance(pl_module, PhaseStage)
+        if not self.settings.sample_tokens:
+            return
+        prompt = self.tokenizer.encode(self.settings.sample_prompt) or [self.tokenizer.end_of_text]
+        prompt = prompt[-pl_module.phase.model.max_seq_len :]
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            new = sample_tokens(
+                pl_module.model,
+                prompt,
+                self.settings.sample_tokens,
+                temperature=self.settings.sample_temperature,
+                num_token_ids=self.tokenizer.vocab_size,
+                stop_at=self.tokenizer.end_of_text,
+                seed=self.seed,
+            )
+        self.text = self.tokenizer.decode([*prompt, *new])

@@ -1,0 +1,122 @@
+"""Growing the model at the beginning of a phase.
+
+In `setup`, which Lightning calls before it configures, wraps or optimizes anything: every strategy then wraps the
+grown model, and nothing private of Lightning is needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from growlm.config.schema import VerificationConfig
+from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.optimizer_state import grow_moments
+from growlm.growth.pieces import Draws
+from growlm.reporting.records import BoundaryRecord
+from growlm.training.hand_off import HandOff
+from growlm.training.hardware import release_memory
+from growlm.training.plan import PlannedPhase
+from growlm.training.stage import PhaseStage
+from growlm.verification.growth_check import detailed_growth_check
+
+
+class GrowthError(RuntimeError):
+    """A growth that claims to be lossless was not, or another check failed."""
+
+
+class GrowthCallback(Callback):
+    """Takes the previous phase's hand-off, grows it, checks the growth, swaps the grown model in.
+
+    Order, so that memory is never asked for more than it needs: grow the weights; checks; free the old weights;
+    grow the moments, each old one freed once its last target is made.
+
+    Args:
+        hand_off: Of the previous phase; emptied.
+        phase: The phase to grow for.
+        probe: Frozen tokens for the checks, (sequences, time).
+        settings: Of the checks.
+        seed: Of the run.
+        tell: Called with the boundary's record, also when a check failed.
+    """
+
+    def __init__(
+        self,
+        hand_off: HandOff,
+        phase: PlannedPhase,
+        probe: Tensor,
+        settings: VerificationConfig,
+        seed: int,
+        tell: Callable[[BoundaryRecord], None],
+    ) -> None:
+        self.hand_off, self.phase = hand_off, phase
+        self.probe, self.settings = probe, settings
+        self.seed, self.tell = seed, tell
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Grow.
+
+        Raises:
+            GrowthError: If a check failed.
+        """
+        assert isinstance(pl_module, PhaseStage)
+        start = time.perf_counter()
+        old_model = self.hand_off.model
+        assert old_model is not None
+        growth_map = plan_growth(old_model.config, self.phase.operators)
+        draws = Draws(self.seed, boundary_index=self.phase.index)
+        model = apply_growth(old_model, growth_map, draws)
+        report = detailed_growth_check(
+            old_model=old_model,
+            new_model=model,
+            probe=self.probe,
+            device=trainer.strategy.root_device,
+            tolerance=self.settings.tolerance,
+            growth_map=growth_map,
+            require_symmetry_breaking=self.settings.require_symmetry_breaking,
+        )
+        record = BoundaryRecord(
+            from_phase=self.hand_off.phase,
+            to_phase=self.phase.name,
+            growth=growth_map.description,
+            operators=[
+                {type(operator).__name__.lower(): asdict(operator)}  # type: ignore[call-overload]
+                for operator in self.phase.operators
+            ],
+            report=report,
+            noise=summarise_noise(draws),
+            optimizer_state=self.phase.settings.optimizer_state,
+            seconds=time.perf_counter() - start,
+        )
+        self.tell(record)
+        failed = [f"{name}: {check.summary}" for name, check in report.checks.items() if not check]
+        if failed:
+            raise GrowthError(
+                f"growing {record.from_phase} → {record.to_phase} failed its checks. " + "; ".join(failed)
+            )
+        self.hand_off.model = old_model = None
+        release_memory()
+        with torch.no_grad():
+            pl_module.starting_states = grow_moments(
+                growth_map, self.hand_off.states, self.phase.settings.optimizer_state
+            )
+        pl_module.model = model
+
+
+def summarise_noise(draws: Draws) -> dict[str, Any]:
+    """The levels of noise that a growth drew; empty if none."""
+    if not draws.noise:
+        return {}
+    sigmas = [float(noise["sigma"]) for noise in draws.noise.values()]
+    return {
+        "matrices": len(sigmas),
+        "sigma_min": min(sigmas),
+        "sigma_max": max(sigmas),
+        "capped": sum(bool(noise["capped"]) for noise in draws.noise.values()),
+    }

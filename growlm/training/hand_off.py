@@ -1,0 +1,18 @@
+"""What one phase leaves to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from growlm.growth.optimizer_state import State
+from growlm.model.transformer import TransformerLM
+
+
+@dataclass
+class HandOff:
+    """A trained model and its optimizer's moments. The next phase takes both over, and empties this."""
+
+    phase: str
+    model: TransformerLM | None
+    states: dict[str, State]
+    """By parameter name."""

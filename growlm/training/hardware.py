@@ -1,0 +1,102 @@
+"""What this machine can do: precision, peak rate, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from growlm.config.schema import TrainerConfig
+from growlm.errors import UserError
+
+DENSE_PEAK_FLOPS = {
+    # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def choose_accelerator(settings: TrainerConfig) -> str:
+    """`cpu` or `gpu`.
+
+    Raises:
+        UserError: If a GPU is asked for and there is none.
+    """
+    if settings.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator", "gpu", "this machine has no CUDA device; use cpu or auto")
+    return settings.accelerator
+
+
+def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
+    """The setting, or for `auto` bf16-mixed where the processor multiplies bf16."""
+    if settings.precision != "auto":
+        return settings.precision
+    if accelerator == "gpu":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = torch.cpu.get_capabilities()
+        fast = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return "bf16-mixed" if fast else "32-true"
+
+
+def peak_flops(accelerator: str, precision: str) -> float | None:
+    """Multiply-adds per second, times two, that matrix products can reach; None where it is not known.
+
+    A GPU's is looked up. A CPU's is measured: the best of a few square products, some 50 ms in all.
+    """
+    if accelerator == "gpu":
+        if precision != "bf16-mixed":
+            return None
+        name = torch.cuda.get_device_name()
+        return next((peak for part, peak in DENSE_PEAK_FLOPS.items() if part in name), None)
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    size = 1024
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def reset_peak_memory() -> None:
+    """Start a new high-water mark of resident memory, where the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_bytes() -> int:
+    """The high-water mark of resident memory since the last reset (else since the process began)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def release_memory() -> None:
+    """Give back what nobody refers to any more, to the system too: the next model needs it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)

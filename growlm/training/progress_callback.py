@@ -1,0 +1,137 @@
+"""Counting what a phase does and telling it: rows, validations, steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from growlm.model.routing import router_health
+from growlm.reporting.listener import RunListener
+from growlm.reporting.records import Row
+from growlm.training.plan import PlannedPhase
+from growlm.training.stage import PhaseStage
+
+
+class ProgressCallback(Callback):
+    """Makes the rows of the history. Only a step that makes one waits for the device.
+
+    Args:
+        phase: The phase.
+        log_every: Steps between rows; the first and the last always make one.
+        listener: Who is told.
+        tokens: Tokens of the run before this phase.
+        flops: Likewise.
+        run_start: `time.perf_counter()` at the beginning of the run.
+        peak_flops: What the device can reach; None if unknown.
+        validation_batches: Held-out batches, (batch, time + 1).
+        validate_every: Steps between validations; 0 for only at the beginning and the end.
+    """
+
+    def __init__(
+        self,
+        phase: PlannedPhase,
+        log_every: int,
+        listener: RunListener,
+        tokens: int,
+        flops: int,
+        run_start: float,
+        peak_flops: float | None,
+        validation_batches: Iterable[Tensor],
+        validate_every: int,
+    ) -> None:
+        self.phase, self.log_every, self.listener = phase, log_every, listener
+        self.tokens_before, self.flops_before = tokens, flops
+        self.run_start, self.peak_flops = run_start, peak_flops
+        self.validation_batches, self.validate_every = validation_batches, validate_every
+        self.step = 0
+        self._validated_step = -1
+        self.first_loss = self.final_loss = self.initial_val_loss = self.val_loss = float("nan")
+        self.training_seconds = 0.0
+        self._mark, self._mark_step = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate what the phase begins with, and start the clock."""
+        self.initial_val_loss = self._validate(trainer, pl_module)
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After the last forward pass of a step: count it, and on some make a row."""
+        if (batch_idx + 1) % self.phase.settings.accumulate:
+            return
+        assert isinstance(pl_module, PhaseStage)
+        self.step += 1
+        figures = pl_module.take_figures()
+        logs = (
+            self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
+        )
+        loss = float(figures.loss / figures.passes) if logs else None
+        if loss is not None:
+            now = time.perf_counter()
+            elapsed = now - self._mark
+            steps = self.step - self._mark_step
+            self.training_seconds += elapsed
+            self._mark, self._mark_step = now, self.step
+            rate = steps / elapsed
+            row = self._counters() | {
+                "loss": loss,
+                "lr": self._lr(trainer),
+                "grad_norm": float(pl_module.gradient_norm),  # type: ignore[arg-type]
+                "tokens_per_second": rate * self.phase.tokens_per_step,
+            }
+            if self.peak_flops:
+                row["mfu"] = rate * self.phase.flops_per_step / self.peak_flops
+            if figures.loads is not None:
+                row["aux_loss"] = float(figures.aux_loss / figures.passes)
+                row |= vars(router_health(figures.loads / figures.passes))
+            self.first_loss = loss if self.step == 1 else self.first_loss
+            self.final_loss = loss
+            self.listener.row_logged(row)
+        self.listener.step_finished(self.phase.name, self.step, self.phase.steps, loss)
+        if self.validate_every and self.step % self.validate_every == 0:
+            self._validate(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the gradients; validate what the phase ends with."""
+        pl_module.zero_grad(set_to_none=True)
+        if self._validated_step != self.step:
+            self._validate(trainer, pl_module)
+
+    def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        # Not Lightning's validation loop: it cannot be had before the first step and after the last alike.
+        start = time.perf_counter()
+        assert isinstance(pl_module, PhaseStage)
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            self.val_loss = pl_module.validation_loss(self.validation_batches)
+        self._validated_step = self.step
+        self._mark += time.perf_counter() - start
+        self.listener.validated(self._counters() | {"val_loss": self.val_loss})
+        return self.val_loss
+
+    def _counters(self) -> Row:
+        return {
+            "phase": self.phase.name,
+            "phase_index": self.phase.index,
+            "step": self.step,
+            "global_step": self.phase.first_step + self.step,
+            "tokens": self.tokens_before + self.step * self.phase.tokens_per_step,
+            "flops": self.flops_before + self.step * self.phase.flops_per_step,
+            "time_s": time.perf_counter() - self.run_start,
+        }
+
+    def _lr(self, trainer: Trainer) -> float:
+        # The scheduler has moved on to the next step already; the rate it replaced is what was used.
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        factor = scheduler.lr_lambdas[0](self.step - 1)  # type: ignore[union-attr]
+        return self.phase.settings.lr * factor

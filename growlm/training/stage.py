@@ -1,0 +1,146 @@
+"""One phase as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from growlm.config.schema import OptimizerConfig, ScheduleConfig
+from growlm.growth.optimizer_state import State
+from growlm.model.initialisation import initialise
+from growlm.model.routing import Routing
+from growlm.model.transformer import TransformerLM
+from growlm.training.optimizer import build_optimizer, load_states
+from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.schedule import schedule_factor
+
+
+@dataclass
+class StepFigures:
+    """Sums over the forward passes of the present step; read and cleared at its end."""
+
+    passes: int
+    loss: Tensor
+    aux_loss: Tensor
+    loads: Tensor | None
+    """(layers, experts), shares of assignments."""
+
+
+class PhaseStage(LightningModule):
+    """Trains the model of one phase.
+
+    The model is a shape without storage until `GrowthCallback.setup` swaps in a grown one or `configure_model`
+    draws initial weights, so two models never exist unless one grows into the other.
+
+    Args:
+        plan: The whole plan, for the schedule.
+        phase: This phase.
+        optimizer_settings: Of AdamW.
+        schedule: Of the learning rate.
+        seed: Of initial weights.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        phase: PlannedPhase,
+        optimizer_settings: OptimizerConfig,
+        schedule: ScheduleConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.plan, self.phase = plan, phase
+        self.optimizer_settings, self.schedule = optimizer_settings, schedule
+        self.seed = seed
+        with torch.device("meta"):
+            self.model = TransformerLM(phase.model)
+        self.starting_states: dict[str, State] = {}
+        self.gradient_norm: Tensor | None = None
+        self.figures: StepFigures | None = None
+
+    def configure_model(self) -> None:
+        """Draw initial weights, unless a grown model was swapped in."""
+        if next(self.model.parameters()).is_meta:
+            self.model.to_empty(device=self.device)
+            initialise(self.model, self.seed)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""
+        routings: list[Routing] = []
+        loss = next_token_loss(self.model(batch[:, :-1], routings), batch)
+        aux_loss = self._router_loss(routings) if routings else torch.zeros_like(loss)
+        self._collect(loss, aux_loss, routings)
+        return loss + aux_loss
+
+    def validation_loss(self, batches: Iterable[Tensor]) -> float:
+        """Mean language-model loss over batches of tokens (batch, time + 1), in eval mode."""
+        total, sequences = torch.zeros((), device=self.device), 0
+        self.model.eval()
+        for batch in batches:
+            batch = batch.to(self.device)
+            total += next_token_loss(self.model(batch[:, :-1]), batch) * len(batch)
+            sequences += len(batch)
+        self.model.train()
+        return float(total / sequences)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, started from what the last phase's moments grew to."""
+        optimizer = build_optimizer(self.model, self.optimizer_settings, self.phase.settings.lr)
+        load_states(self.model, optimizer, self.starting_states)
+        self.starting_states = {}
+
+        def factor(step: int) -> float:
+            return schedule_factor(self.schedule, self.plan, self.phase, step)
+
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by our own setting and keep the norm: Lightning refuses clipping with a fused AdamW."""
+        limit = self.optimizer_settings.gradient_clip or float("inf")
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def take_figures(self) -> StepFigures:
+        """The figures of the step just done."""
+        figures, self.figures = self.figures, None
+        assert figures is not None
+        return figures
+
+    def _router_loss(self, routings: list[Routing]) -> Tensor:
+        config = self.phase.model
+        balance = torch.stack([routing.balance_loss() for routing in routings]).mean()
+        loss = config.router_balance_weight * balance
+        if config.router_z_weight:
+            z_loss = torch.stack([routing.z_loss() for routing in routings]).mean()
+            loss = loss + config.router_z_weight * z_loss
+        return loss
+
+    def _collect(self, loss: Tensor, aux_loss: Tensor, routings: list[Routing]) -> None:
+        loads = torch.stack([routing.load() for routing in routings]) if routings else None
+        new = StepFigures(1, loss.detach(), aux_loss.detach(), loads)
+        old = self.figures
+        if old is not None:
+            new = StepFigures(
+                old.passes + 1,
+                old.loss + new.loss,
+                old.aux_loss + new.aux_loss,
+                None if old.loads is None or loads is None else old.loads + loads,
+            )
+        self.figures = new
+
+
+def next_token_loss(logits: Tensor, batch: Tensor) -> Tensor:
+    """Mean cross-entropy in fp32; logits (B, T, V) of batch[:, :-1], batch (B, T + 1)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())

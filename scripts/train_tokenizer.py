@@ -1,0 +1,87 @@
+"""Train the embedded tokenizer on the embedded stories.
+
+    pip install tokenizers
+    python scripts/train_tokenizer.py
+
+Cost: about 4 seconds. Writes growlm/data/embedded.tiktoken: 1023 lines of a token in base64
+and its rank (256 bytes, then the merges in the order learnt); id 1023 is the end of text. The same file
+each time. Run it again after any change to the stories; tests/data/test_tokenizers.py compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from growlm.data.corpora import embedded_documents
+from growlm.data.tokenizers import EMBEDDED_FILE, EMBEDDED_PATTERN
+
+NUM_RANKS = 1023
+DEFAULT_OUT = Path(__file__).parents[1] / "growlm" / "data" / EMBEDDED_FILE
+
+
+def train_ranks(documents: Iterable[str], num_ranks: int) -> dict[bytes, int]:
+    """Learn byte-pair merges.
+
+    Args:
+        documents: Texts to learn from.
+        num_ranks: How many tokens, the 256 single bytes included.
+
+    Returns:
+        Every token's rank, in tiktoken's sense: ids, and at the same time the priority of merging.
+
+    Raises:
+        ValueError: If the documents are too uniform for that many tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(EMBEDDED_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_ranks,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if len(vocabulary) != num_ranks:
+        raise ValueError(f"{len(vocabulary)} tokens learnt, {num_ranks} wanted")
+    byte_of = _byte_of_character()
+    tokens = [bytes(byte_of[character] for character in token) for token, _ in vocabulary]
+    # The library orders the single bytes by their stand-in characters; by value reads better.
+    return {token: rank for rank, token in enumerate(sorted(tokens[:256]) + tokens[256:])}
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte behind each of the characters that the library writes bytes as.
+
+    A byte that is a printable Latin-1 character stands for itself; the others, in order, are written
+    as the characters from 256 on.
+    """
+    stand_ins = map(chr, itertools.count(256))
+    printable = [chr(value).isprintable() and chr(value) != " " for value in range(256)]
+    return {chr(value) if printable[value] else next(stand_ins): value for value in range(256)}
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stories", type=int, default=20_000)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    arguments = parser.parse_args()
+    ranks = train_ranks(embedded_documents(seed=0, count=arguments.stories), NUM_RANKS)
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+    arguments.out.write_bytes(b"".join(lines))
+    print(f"{arguments.out}: {len(ranks)} ranks from {arguments.stories} stories")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The loaders of a phase: consecutive samples, and the same validation batches every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from growlm.data import PackedDataModule, PackedSamples
+
+
+def make_module(**changes) -> PackedDataModule:
+    settings = {
+        "train": PackedSamples(np.arange(161, dtype=np.uint16), 4, seed=0),
+        "validation": PackedSamples(np.arange(43, dtype=np.uint16), 4, seed=0, shuffle=False),
+        "first_sample": 0,
+        "num_batches": 3,
+        "batch_size": 5,
+        "validation_batches": 2,
+        "validation_batch_size": 4,
+    }
+    return PackedDataModule(**(settings | changes))
+
+
+def test_batches_are_consecutive_samples_from_the_first_one():
+    module = make_module(first_sample=33)
+    batches = list(module.train_dataloader())
+    assert (
+        [batch.shape for batch in batches]
+        == [(5, 5)] * 3
+        == [(5, 5)] * len(module.train_dataloader())
+    )
+    expected = torch.stack([module.train[i] for i in range(33, 48)])  # crosses into epoch 1
+    assert torch.equal(torch.cat(batches), expected)
+    assert batches[0].dtype == torch.int64
+
+
+def test_phases_of_any_batch_sizes_read_on_where_the_last_one_stopped():
+    def read(*phases: tuple[int, int]) -> torch.Tensor:
+        batches, first = [], 0
+        for num_batches, batch_size in phases:
+            module = make_module(first_sample=first, num_batches=num_batches, batch_size=batch_size)
+            batches += list(module.train_dataloader())
+            first += num_batches * batch_size
+        return torch.cat(batches)
+
+    expected = read((48, 1))
+    assert len(expected) == 48
+    assert torch.equal(read((6, 8)), expected)
+    assert torch.equal(read((4, 8), (2, 5), (6, 1)), expected)
+
+
+def test_validation_batches_are_the_first_windows_in_order_every_time():
+    module = make_module()
+    first, second = list(module.val_dataloader()), list(module.val_dataloader())
+    assert torch.cat(first)[:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert len(first) == len(module.val_dataloader()) == 2
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    later = make_module(first_sample=99, num_batches=1, batch_size=1)
+    assert torch.equal(torch.cat(list(later.val_dataloader())), torch.cat(first))
+
+
+def test_a_small_validation_split_is_read_once():
+    batches = list(make_module(validation_batches=100).val_dataloader())
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert torch.cat(batches)[:, 0].tolist() == list(range(0, 40, 4))
+
+
+def test_loading_leaves_the_global_generator_alone():
+    module = make_module()
+    before = torch.get_rng_state()
+    list(module.train_dataloader())
+    list(module.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_shuffled_validation_samples_are_refused():
+    shuffled = PackedSamples(np.arange(43, dtype=np.uint16), 4, seed=0)
+    with pytest.raises(ValueError, match="unshuffled"):
+        make_module(validation=shuffled)
