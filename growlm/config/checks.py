@@ -46,7 +46,9 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
         given = ", ".join(lengths) or "none"
         raise UserError(path, given, "needs exactly one of steps, tokens, flops")
     if is_first and phase.grow:
-        raise UserError(f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty")
+        raise UserError(
+            f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty"
+        )
     for index, spec in enumerate(phase.grow):
         chosen_operator(spec, f"{path}.grow.{index}")
 

@@ -53,13 +53,15 @@ def typed_config(composed: DictConfig) -> RunConfig:
     """The dataclasses of a composed config, every limit and cross-check held.
 
     Raises:
-        UserError: Naming the key that was set; where a plan's key refers to another (`${growth.scale_factor}`), the
-            one referred to.
+        UserError: Naming the key that was set; where a plan's key refers to another, as in
+            `${growth.scale_factor}`, the one referred to.
     """
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        raise UserError("phase_plan", "none", f"{error.full_key} is not set; choose a plan") from error
+        raise UserError(
+            "phase_plan", "none", f"{error.full_key} is not set; choose a plan"
+        ) from error
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(config, RunConfig)
@@ -73,8 +75,16 @@ def typed_config(composed: DictConfig) -> RunConfig:
 def trace_interpolation(error: UserError, composed: DictConfig) -> UserError:
     """The error about the key that a person set, if the key at fault only refers to it."""
     parent, _, last = error.key.rpartition(".")
-    node = OmegaConf.select(composed, parent, throw_on_resolution_failure=False) if parent else composed
-    if not isinstance(node, DictConfig) or last not in node or not OmegaConf.is_interpolation(node, last):
+    node = (
+        OmegaConf.select(composed, parent, throw_on_resolution_failure=False)
+        if parent
+        else composed
+    )
+    if (
+        not isinstance(node, DictConfig)
+        or last not in node
+        or not OmegaConf.is_interpolation(node, last)
+    ):
         return error
     reference = str(OmegaConf.to_container(node, resolve=False)[last])  # type: ignore[index, call-overload]
     return UserError(reference.strip("${}"), error.value, f"{error.allowed} (used by {error.key})")
@@ -90,14 +100,15 @@ def explain(error: Exception) -> UserError:
         last = cause.full_key.rpartition(".")[2]
         message = str(cause.msg or cause).splitlines()[0]
         if last in known or not known:
-            return _Explained(f"{cause.full_key}: {message}")
+            return _ExplainedError(f"{cause.full_key}: {message}")
         near = difflib.get_close_matches(last, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return _Explained(f"{cause.full_key}: there is no such key; {hint}")
-    return _Explained(" ".join(str(error).split()))
+        return _ExplainedError(f"{cause.full_key}: there is no such key; {hint}")
+    words = " ".join(str(error).split())
+    return _ExplainedError(words.partition(" Config search path")[0])
 
 
-class _Explained(UserError):
+class _ExplainedError(UserError):
     """A message of another library's, already whole."""
 
     def __init__(self, message: str) -> None:

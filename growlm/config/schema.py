@@ -1,7 +1,7 @@
 """The schema of a run: one dataclass per config group, what each field means below it.
 
-`conf/` holds the values; these classes give types, limits and the meaning. `growlm/config/load.py` turns a composed
-config into a `RunConfig`, and everything after that handles dataclasses.
+`conf/` holds the values; these classes give types, limits and the meaning. `growlm/config/load.py` turns a
+composed config into a `RunConfig`, and everything after that handles dataclasses.
 """
 
 from __future__ import annotations

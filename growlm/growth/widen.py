@@ -85,8 +85,8 @@ class Widen:
             d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE) * D_FF_MULTIPLE
         new = replace(
             config,
-            d_model=self._scaled("d_model", self.d_model, config.d_model),
             n_heads=self._scaled("n_heads", self.n_heads, config.n_heads),
+            d_model=self._scaled("d_model", self.d_model, config.d_model),
             d_ff=config.d_ff if d_ff is None else d_ff,
         )
         widths = ("d_model", "n_heads", "d_ff")

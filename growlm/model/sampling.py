@@ -43,7 +43,9 @@ def sample_tokens(
     room = model.config.max_seq_len - len(tokens)
     try:
         for _ in range(min(num_tokens, room)):
-            logits = model(torch.tensor([tokens], device=device))[0, -1, :num_token_ids].float().cpu()
+            logits = (
+                model(torch.tensor([tokens], device=device))[0, -1, :num_token_ids].float().cpu()
+            )
             if temperature == 0:
                 token = int(logits.argmax())
             else:

@@ -18,6 +18,8 @@ MARKS = {
     Status.FAILED: "[bold red]FAILED[/]",
     Status.NOT_APPLICABLE: "[dim]does not apply[/]",
 }
+PLAIN_WIDTH = 100
+"""Columns where there is no terminal to ask."""
 CHECKS = {
     "rope": "RoPE integrity",
     "router": "router scaling",
@@ -40,6 +42,8 @@ class ConsoleReporter(RunListener):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.progress: Progress | None = None
         self.task_name = ""
 
@@ -52,7 +56,9 @@ class ConsoleReporter(RunListener):
         self._stop_bar()
         say = self.console.print
         say()
-        self.console.rule(f"[bold]{boundary.from_phase} → {boundary.to_phase}: growing", align="left")
+        self.console.rule(
+            f"[bold]{boundary.from_phase} → {boundary.to_phase}: growing", align="left"
+        )
         for line in boundary.growth:
             say(f"  {line}")
         if boundary.noise:
@@ -105,7 +111,9 @@ class ConsoleReporter(RunListener):
 
     def validated(self, row: Row) -> None:
         """A line."""
-        self._say_above_bar(f"  {row['phase']} step {row['step']:>5}  validation loss {row['val_loss']:.4f}")
+        self._say_above_bar(
+            f"  {row['phase']} step {row['step']:>5}  validation loss {row['val_loss']:.4f}"
+        )
 
     def phase_finished(self, summary: PhaseSummary) -> None:
         """The sample."""
@@ -123,8 +131,8 @@ class ConsoleReporter(RunListener):
         self.console.rule("[bold]Boundary summary", align="left")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("phase")
-        for name in ("params", "active", "first loss", "final loss", "drop", "val loss", "jump before"):
-            table.add_column(name, justify="right")
+        for name in ("params", "active", "first loss", "final", "drop", "validation loss", "jump"):
+            table.add_column(name, justify="right", no_wrap=True)
         jumps = {b.to_phase: b for b in summary.boundaries}
         for phase in summary.phases:
             jump = f"{jumps[phase.name].report.jump:+.1e}" if phase.name in jumps else "–"
@@ -134,7 +142,7 @@ class ConsoleReporter(RunListener):
                 millions(phase.active_parameters),
                 f"{phase.first_loss:.4f}",
                 f"{phase.final_loss:.4f}",
-                f"{phase.first_loss - phase.final_loss:+.4f}",
+                f"{phase.first_loss - phase.final_loss:.4f}",
                 f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
                 jump,
             )
@@ -142,7 +150,8 @@ class ConsoleReporter(RunListener):
         for boundary in summary.boundaries:
             for finding in boundary.findings:
                 self.console.print(
-                    f"[yellow]finding[/] {boundary.from_phase} → {boundary.to_phase}: ", Text(finding)
+                    f"[yellow]finding[/] {boundary.from_phase} → {boundary.to_phase}: ",
+                    Text(finding),
                 )
         self._samples(summary)
 

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from growlm.reporting.listener import RunListener
-from growlm.reporting.records import BoundaryRecord, PhaseSummary, Row, RunSummary
+from growlm.reporting.records import BoundaryRecord, Row, RunSummary
 
 KEYS = {
     "loss": "train/loss",
@@ -39,7 +39,13 @@ class MetricLogger(RunListener):
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
-        self.last: Row = {"global_step": 0, "tokens": 0, "flops": 0, "time_s": 0.0, "phase_index": 0}
+        self.last: Row = {
+            "global_step": 0,
+            "tokens": 0,
+            "flops": 0,
+            "time_s": 0.0,
+            "phase_index": 0,
+        }
 
     def row_logged(self, row: Row) -> None:
         """A step's metrics."""
@@ -65,9 +71,6 @@ class MetricLogger(RunListener):
                 "growth/max_logit_difference": report.max_logit_difference,
             }
         )
-
-    def phase_finished(self, summary: PhaseSummary) -> None:
-        """Remembered for the tables at the end."""
 
     def run_finished(self, summary: RunSummary) -> None:
         """W&B: boundaries and samples as tables, the figures of each phase in the run's summary."""
@@ -105,7 +108,7 @@ class MetricLogger(RunListener):
         """End the logger's run, so that the next one in this process is one of its own."""
         self.logger.finalize("success")
         if isinstance(self.logger, WandbLogger):
-            self.logger.experiment.finish(quiet=True)
+            self.logger.experiment.finish()
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.logger.log_metrics(metrics, step=int(self.last["global_step"]))

@@ -98,7 +98,8 @@ class GrowthCallback(Callback):
         failed = [f"{name}: {check.summary}" for name, check in report.checks.items() if not check]
         if failed:
             raise GrowthError(
-                f"growing {record.from_phase} → {record.to_phase} failed its checks. " + "; ".join(failed)
+                f"growing {record.from_phase} → {record.to_phase} failed its checks. "
+                + "; ".join(failed)
             )
         self.hand_off.model = old_model = None
         release_memory()

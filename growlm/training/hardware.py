@@ -36,7 +36,9 @@ def choose_accelerator(settings: TrainerConfig) -> str:
     if settings.accelerator == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator", "gpu", "this machine has no CUDA device; use cpu or auto")
+        raise UserError(
+            "trainer.accelerator", "gpu", "this machine has no CUDA device; use cpu or auto"
+        )
     return settings.accelerator
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import netrc
+import os
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
@@ -15,6 +18,8 @@ def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
     """One of Lightning's loggers, writing into the run's folder; None for `none`."""
     settings = config.logger
     if settings.name == "wandb":
+        import wandb
+
         logger = WandbLogger(
             project=settings.project,
             entity=settings.entity,
@@ -22,8 +27,9 @@ def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
             group=settings.group,
             tags=[config.name, *settings.tags],
             save_dir=run_dir,
-            offline=not _is_online(settings),
-            settings=_quiet_settings(),
+            settings=wandb.Settings(
+                mode="online" if _is_online(settings) else "offline", silent=True
+            ),
         )
         logger.experiment.config.update(asdict(config))
         return logger
@@ -42,7 +48,9 @@ def check_logger(settings: LoggerConfig) -> None:
     """
     if settings.name == "wandb" and settings.mode == "online" and not _has_login():
         raise UserError(
-            "logger.mode", "online", "you are not logged in: `wandb login`, or use logger.mode=offline"
+            "logger.mode",
+            "online",
+            "you are not logged in: `wandb login`, or use logger.mode=offline",
         )
     if settings.name == "tensorboard":
         try:
@@ -56,12 +64,11 @@ def _is_online(settings: LoggerConfig) -> bool:
 
 
 def _has_login() -> bool:
-    import wandb
-
-    return bool(wandb.Api.__module__) and bool(wandb.api.api_key)
-
-
-def _quiet_settings() -> object:
-    import wandb
-
-    return wandb.Settings(silent=True)
+    """Whether W&B finds a key without asking: in the environment, or in the netrc file `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host is not None and netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

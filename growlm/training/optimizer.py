@@ -14,7 +14,8 @@ from growlm.model.axes import Role, axes_table
 def build_optimizer(model: nn.Module, settings: OptimizerConfig, lr: float) -> Optimizer:
     """Fused AdamW with weight decay on the matrices that read an axis, and on nothing else."""
     table = axes_table(model)
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if table[name].label.has(Role.READS) else plain).append(parameter)
     return torch.optim.AdamW(

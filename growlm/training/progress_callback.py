@@ -73,9 +73,7 @@ class ProgressCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         self.step += 1
         figures = pl_module.take_figures()
-        logs = (
-            self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
-        )
+        logs = self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
         loss = float(figures.loss / figures.passes) if logs else None
         if loss is not None:
             now = time.perf_counter()

@@ -148,9 +148,7 @@ def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> Tok
 
 
 def _extra_callbacks(config: RunConfig) -> list[Callback]:
-    return [
-        build(f"callbacks.extra.{name}", spec) for name, spec in config.callbacks.extra.items()
-    ]
+    return [build(f"callbacks.extra.{name}", spec) for name, spec in config.callbacks.extra.items()]
 
 
 class _Run:
@@ -328,5 +326,9 @@ class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manag
     def __enter__(self) -> None:
         super().__enter__()
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        for hint in (".*does not have many workers.*", ".*validation_step.*", ".*GPU available but not used.*"):
+        for hint in (
+            ".*does not have many workers.*",
+            ".*GPU available but not used.*",
+            ".*treespec, LeafSpec.*",  # its own call of a function that torch has deprecated
+        ):
             warnings.filterwarnings("ignore", hint)
