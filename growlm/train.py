@@ -14,15 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command, swept_keys
-from growlm.config.load import (
-    ROOT_NAME,
-    config_folder,
-    register_schema,
-    trace_interpolation,
-    typed_config,
-)
+from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.config.schema import RunConfig
-from growlm.errors import UserError
 
 
 def main() -> None:
@@ -66,8 +59,6 @@ def run_job(composed: DictConfig) -> int:
     except GrowthError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
-    except UserError as error:
-        raise trace_interpolation(error, composed) from error
     return 0
 
 
@@ -78,11 +69,8 @@ def _placed(config: RunConfig, hydra_settings: HydraConf) -> RunConfig:
         return config if chosen == "." or config.run_dir else replace(config, run_dir=chosen)
     sweep_dir = Path(hydra_settings.sweep.dir)
     swept = swept_keys(sys.argv[1:])
-    dials = [
-        override.rpartition(".")[2]
-        for override in map(str, hydra_settings.overrides.task)
-        if override.partition("=")[0] in swept
-    ]
+    task = [str(override).partition("=") for override in hydra_settings.overrides.task]
+    dials = [f"{key.rpartition('.')[2]}={value}" for key, _, value in task if key in swept]
     name = re.sub(r"[^\w.=-]", "-", "_".join([str(hydra_settings.job.num), *dials]))
     logger = replace(config.logger, group=config.logger.group or sweep_dir.name)
     return replace(config, run_dir=str(sweep_dir / name), logger=logger)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from growlm.config.schema import GrowSpec, PhaseConfig, RunConfig
 from growlm.errors import UserError
 from growlm.growth.grow import Operator
 from growlm.limits import check_limits
+from growlm.model.config import ModelConfig
 
 ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_config(config: RunConfig) -> None:
     """Limits of every field, and what fields of different groups ask of each other.
-
-    What the operators ask of the model is checked by `growlm.training.plan`, which applies them.
 
     Raises:
         UserError: For the first thing that is wrong.
@@ -38,6 +38,38 @@ def check_config(config: RunConfig) -> None:
         _check_phase(f"phases.{name}", phase, is_first=index == 0)
         for key in ("save_initial_as", "save_as"):
             _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
+    # The tokenizer is not known yet; no operator minds the vocabulary.
+    grown_models(config, replace(config.model, vocab_size=config.model.vocab_size or 1))
+
+
+def grown_models(
+    config: RunConfig, model: ModelConfig
+) -> list[tuple[list[Operator], ModelConfig]]:
+    """Each phase's operators, and its model after them.
+
+    Args:
+        config: The run.
+        model: The first phase's.
+
+    Raises:
+        UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
+    """
+    try:
+        model.validate()
+    except UserError as error:
+        raise error.under("model") from error
+    phases = []
+    for name, phase in config.phases.items():
+        operators = []
+        for index, spec in enumerate(phase.grow):
+            key, operator = chosen_operator(spec, f"phases.{name}.grow.{index}")
+            try:
+                model = operator.change(model).config
+            except UserError as error:
+                raise error.under(key) from error
+            operators.append(operator)
+        phases.append((operators, model))
+    return phases
 
 
 def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:

@@ -188,8 +188,8 @@ class ConsoleReporter(RunListener):
                 console=self.console,
                 transient=True,
             )
+            self.progress.add_task(task, total=total, completed=done)
             self.progress.start()
-            self.progress.add_task(task, total=total)
             self.task_name = kind
         self.progress.update(self.progress.task_ids[0], completed=done, description=task)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from growlm.config.checks import chosen_operator
+from growlm.config.checks import grown_models
 from growlm.config.schema import PhaseConfig, RunConfig
 from growlm.errors import UserError
 from growlm.growth.grow import Operator
@@ -79,18 +79,11 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
     Raises:
         UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
     """
-    model = _first_model(config, tokenizer_vocab_size)
+    models = grown_models(config, _first_model(config, tokenizer_vocab_size))
     phases: list[PlannedPhase] = []
     first_step = first_sample = 0
     for index, (name, settings) in enumerate(config.phases.items()):
-        operators = []
-        for position, spec in enumerate(settings.grow):
-            key, operator = chosen_operator(spec, f"phases.{name}.grow.{position}")
-            try:
-                model = operator.change(model).config
-            except UserError as error:
-                raise error.under(key) from error
-            operators.append(operator)
+        operators, model = models[index]
         samples = settings.batch_size * settings.accumulate
         tokens_per_step = samples * config.sequence_length
         flops_per_step = tokens_per_step * training_flops_per_token(model, config.sequence_length)
@@ -117,10 +110,6 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
 
 def _first_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer_vocab_size)
-    try:
-        model.validate()
-    except UserError as error:
-        raise error.under("model") from error
     if model.vocab_size < tokenizer_vocab_size:
         raise UserError(
             "model.vocab_size",

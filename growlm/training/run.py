@@ -198,7 +198,7 @@ class _Run:
                 *_extra_callbacks(self.config),
             ],
         )
-        trainer.fit(stage, datamodule=data)
+        trainer.fit(stage, train_dataloaders=data.train_dataloader())
         self.hand_off = HandOff(
             phase.name, stage.model, states_by_name(stage.model, trainer.optimizers[0])
         )

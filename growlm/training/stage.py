@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from growlm.config.schema import OptimizerConfig, ScheduleConfig
 from growlm.growth.optimizer_state import State
-from growlm.model.initialisation import initialise
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
 from growlm.training.optimizer import build_optimizer, load_states
@@ -37,8 +36,8 @@ class StepFigures:
 class PhaseStage(LightningModule):
     """Trains the model of one phase.
 
-    The model is a shape without storage until `GrowthCallback.setup` swaps in a grown one or `configure_model`
-    draws initial weights, so two models never exist unless one grows into the other.
+    There is no model until `GrowthCallback.setup` puts in a grown one or `configure_model` a new one, so two
+    models never exist at once unless one grows into the other.
 
     Args:
         plan: The whole plan, for the schedule.
@@ -47,6 +46,8 @@ class PhaseStage(LightningModule):
         schedule: Of the learning rate.
         seed: Of initial weights.
     """
+
+    model: TransformerLM
 
     def __init__(
         self,
@@ -60,17 +61,14 @@ class PhaseStage(LightningModule):
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
-        with torch.device("meta"):
-            self.model = TransformerLM(phase.model)
         self.starting_states: dict[str, State] = {}
         self.gradient_norm: Tensor | None = None
         self.figures: StepFigures | None = None
 
     def configure_model(self) -> None:
-        """Draw initial weights, unless a grown model was swapped in."""
-        if next(self.model.parameters()).is_meta:
-            self.model.to_empty(device=self.device)
-            initialise(self.model, self.seed)
+        """Draw initial weights, unless a grown model is there."""
+        if "model" not in dict(self.named_children()):
+            self.model = TransformerLM(self.phase.model, self.seed)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""

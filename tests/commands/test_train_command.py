@@ -1,0 +1,87 @@
+"""The command as a real process: exit codes, one message, sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tiny_run import TINY
+from wandb_file import wandb_run
+
+
+def train(folder, *arguments):
+    command = [sys.executable, "-m", "growlm.train", *arguments]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in tests/conftest.py
+    return subprocess.run(
+        command, cwd=folder, env=one_thread, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["trainer.precison=32-true"], "trainer.precison"),
+        (["phases.dense.steps=ten"], "phases.dense.steps"),
+        (["growth.scale_factor=1.3"], "growth.scale_factor=1.3"),
+        (["phases.moe.grow.0.upcycle.top_k=9"], "phases.moe.grow.0.upcycle.top_k=9"),
+        (["phases.dense.batch_size=0"], "phases.dense.batch_size=0"),
+        (["data=text", "data.path=no, such: 'file'.txt"], "data.path=no, such: 'file'.txt"),
+        (["-m", "growth.scale_factor=1.3,1.4"], "growth.scale_factor=1.4"),
+    ],
+)
+def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, key):
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert key in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    jobs = 2 if "-m" in arguments else 1
+    assert len(done.stderr.strip().splitlines()) == jobs
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
+    short = [o.replace("steps=4", "steps=2") for o in TINY]
+    dials = ["growth.noise_std=1e-5,2e-2", "growth.scale_factor=1.5,2"]
+    done = train(tmp_path, "-m", *short, *dials)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == [
+        "0_noise_std=1e-05_scale_factor=1.5",
+        "1_noise_std=1e-05_scale_factor=2",
+        "2_noise_std=0.02_scale_factor=1.5",
+        "3_noise_std=0.02_scale_factor=2",
+    ]
+    runs = [wandb_run(folder) for folder in folders]
+    assert len({run.run_id for run in runs}) == 4
+    assert {run.run_group for run in runs} == {sweep.name}
+    for folder, (noise, scale) in zip(
+        folders, [(1e-5, 1.5), (1e-5, 2), (2e-2, 1.5), (2e-2, 2)], strict=True
+    ):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert float(config["growth"]["noise_std"]) == noise
+        assert config["growth"]["scale_factor"] == scale
+        assert len(json.loads((folder / "boundaries.json").read_text())) == 3
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["phases"][2]["name"] == "wide"
+    assert "WARNING" not in done.stderr
+
+
+def test_one_wrong_job_does_not_end_the_others(tmp_path):
+    short = [o.replace("steps=4", "steps=1") for o in TINY]
+    done = train(tmp_path, "-m", *short, "logger=none", "growth.scale_factor=1.3,1.5")
+    assert done.returncode == 2
+    (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
+    assert [p.name for p in sweep.iterdir() if p.is_dir()] == ["1_scale_factor=1.5"]
+
+
+def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
+    overrides = [*TINY, "logger=none", "growth.noise_std=0", "growth.scale_factor=2", "run_dir=here"]
+    done = train(tmp_path, *overrides, "verification.require_symmetry_breaking=true")
+    assert done.returncode == 1
+    assert "symmetry" in done.stderr
+    assert "Traceback" not in done.stderr
+    boundaries = json.loads((tmp_path / "here" / "boundaries.json").read_text())
+    assert boundaries[-1]["passed"] is False

@@ -1,0 +1,69 @@
+"""Every wrong setting: one message that names the key, before anything is written."""
+
+import pytest
+
+from growlm.config import load_config
+from growlm.errors import UserError
+from growlm.training.run import prepare
+from growlm.reporting import RunListener
+
+BAD = [
+    (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
+    (["phases.dense.stepz=3"], "phases.dense.stepz", "did you mean steps"),
+    (["phases.dense.steps=ten"], "phases.dense.steps", "Integer"),
+    (["phases.dense.steps=0"], "phases.dense.steps=0", "at least 1"),
+    (["phases.dense.batch_size=0"], "phases.dense.batch_size=0", "at least 1"),
+    (["phases.dense.accumulate=-1"], "phases.dense.accumulate=-1", "at least 1"),
+    (["phases.dense.lr=0"], "phases.dense.lr=0", "greater than 0"),
+    (["phases.dense.lr=nan"], "phases.dense.lr=nan", "finite"),
+    (["phases.dense.tokens=100"], "phases.dense", "exactly one of steps, tokens, flops"),
+    (["phases.dense.optimizer_state=keep"], "phases.dense.optimizer_state=keep", "carry, reset"),
+    (["phases.dense.grow=[{upcycle: {}}]"], "phases.dense.grow", "first phase"),
+    (["phases.moe.grow=[{}]"], "phases.moe.grow.0", "exactly one of upcycle, widen, deepen"),
+    (["phases.moe.grow.0.upcycle.top_k=9"], "phases.moe.grow.0.upcycle.top_k=9", "num_experts=8"),
+    (["phases.moe.grow.0.upcycle.top_k=1"], "phases.moe.grow.0.upcycle.top_k=1", "no gradient"),
+    (["phases.moe.grow.0.upcycle.router_init=ones"], "router_init=ones", "normal, zeros"),
+    (["phases.deep.grow=[{upcycle: {}}]"], "phases.deep.grow.0.upcycle", "dense one"),
+    (["growth.scale_factor=1.3"], "growth.scale_factor=1.3", "n_heads=4 times 1.3"),
+    (["growth.scale_factor=0.5"], "growth.scale_factor=0.5", "at least 1"),
+    (["growth.scale_factor=1"], "growth.scale_factor=1.0", "nothing would grow"),
+    (["growth.noise_std=-1"], "growth.noise_std=-1.0", "at least 0"),
+    (["growth.extra_layers=0"], "growth.extra_layers=0", "at least 1"),
+    (["phases.wide.save_as=dense_model"], "phases.wide.save_as=dense_model", "phases.dense.save_as"),
+    (["phases.wide.save_as=../up"], "phases.wide.save_as=../up", "letters, digits"),
+    (["model.n_kv_heads=3"], "model.n_kv_heads=3", "divide n_heads=4"),
+    (["model.head_dim=7"], "model.head_dim=7", "even"),
+    (["model.norm=batchnorm"], "model.norm=batchnorm", "layernorm, rmsnorm"),
+    (["model.vocab_size=100"], "model.vocab_size=100", "at least 1024"),
+    (["model.d_model=0"], "model.d_model=0", "at least 1"),
+    (["model.max_seq_len=64"], "sequence_length=128", "model.max_seq_len=64"),
+    (["data=text"], "data.path", "file, a folder or a glob"),
+    (["data=text", "data.path=/nowhere/at_all.txt"], "data.path=/nowhere/at_all.txt", "no such"),
+    (["data.validation_every=1"], "data.validation_every=1", "at least 2"),
+    (["data=stories"], "data/stories", "embedded"),
+    (["tokenizer.name=bpe"], "tokenizer.name=bpe", "embedded, gpt2, bytes"),
+    (["phase_plan=five_stage"], "phase_plan/five_stage", "four_stage"),
+    (["schedule.name=linear"], "schedule.name=linear", "wsd, constant, cosine"),
+    (["schedule.decay_fraction=2"], "schedule.decay_fraction=2.0", "at most 1"),
+    (["optimizer.beta2=1"], "optimizer.beta2=1.0", "less than 1"),
+    (["trainer.accelerator=tpu"], "trainer.accelerator=tpu", "auto, cpu, gpu"),
+    (["logger.name=mlflow"], "logger.name=mlflow", "wandb, csv"),
+    (["callbacks.log_every=0"], "callbacks.log_every=0", "at least 1"),
+    (["+callbacks.extra.x._target_=os.system"], "callbacks.extra.x._target_=os.system", "growlm."),
+    (["+callbacks.extra.x.y=1"], "callbacks.extra.x", "_target_"),
+    (["verification.probe_length=1"], "verification.probe_length=1", "at least 2"),
+    (["seed=-1"], "seed=-1", "at least 0"),
+    (["phases.dense.steps=["], "", "no viable alternative"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key", "reason"), BAD, ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        prepare(load_config(*overrides), RunListener())
+    message = str(caught.value)
+    assert key in message or caught.value.key.endswith(key.partition("=")[0])
+    assert reason in message
+    assert "\n" not in message
+    assert not list(tmp_path.iterdir())

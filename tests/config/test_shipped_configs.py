@@ -1,0 +1,65 @@
+"""Every shipped config composes, plans, and says how to run it."""
+
+import re
+
+import pytest
+
+from growlm.config import load_config
+from growlm.config.load import config_folder
+from growlm.training.plan import make_plan
+
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in config_folder().iterdir()
+    if group.is_dir()
+}
+
+
+def choices():
+    return [(group, option) for group, options in sorted(GROUPS.items()) for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), choices())
+def test_every_option_composes_into_a_plan(group, option):
+    extra = ["data.path=x.txt"] if (group, option) == ("data", "text") else []
+    config = load_config(f"{group}={option}", *extra)
+    assert make_plan(config, 257).phases
+
+
+@pytest.mark.parametrize("plan", GROUPS["phase_plan"])
+def test_every_plan_says_its_command(plan):
+    text = (config_folder() / "phase_plan" / f"{plan}.yaml").read_text()
+    assert re.search(r"#   python -m growlm\.train", text)
+    assert load_config(f"phase_plan={plan}").name == plan
+
+
+def test_dials_reach_into_the_plans():
+    for plan in ("quickstart", "three_stage", "four_stage"):
+        config = load_config(
+            f"phase_plan={plan}",
+            "growth.noise_std=0.003",
+            "growth.scale_factor=3",
+            "growth.extra_layers=5",
+        )
+        operators = [spec for phase in config.phases.values() for spec in phase.grow]
+        (widen,) = [spec.widen for spec in operators if spec.widen]
+        (deepen,) = [spec.deepen for spec in operators if spec.deepen]
+        assert (widen.noise_std, widen.scale_factor, deepen.extra_layers) == (0.003, 3.0, 5)
+
+
+def test_a_phase_is_reached_by_its_name():
+    config = load_config("phases.wide.grow.0.widen.scale_factor=3", "phases.wide.lr=1e-5")
+    assert config.phases["wide"].grow[0].widen.scale_factor == 3
+    assert config.phases["wide"].lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("plan", "totals"),
+    [
+        ("four_stage", [63_561_216, 239_986_176, 907_791_360, 1_121_872_896]),
+        ("three_stage", [100_038_016, 371_640_256, 2_155_790_208]),
+    ],
+)
+def test_full_size_plans_have_the_documented_parameters(plan, totals):
+    phases = make_plan(load_config(f"phase_plan={plan}"), 1024).phases
+    assert [phase.parameters.total for phase in phases] == totals

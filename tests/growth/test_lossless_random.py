@@ -1,0 +1,122 @@
+"""Random models through random sequences of lossless operators."""
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import build, logits_of, max_difference, random_tokens
+
+from growlm.errors import UserError
+from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
+from growlm.model import ModelConfig
+
+LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8}
+
+
+@st.composite
+def configs(draw):
+    """Any family, grouping, width; dense or a mixture."""
+    n_kv_heads = draw(st.integers(1, 3))
+    num_experts = draw(st.sampled_from([0, 2, 3, 5]))
+    return ModelConfig(
+        vocab_size=draw(st.integers(3, 20)),
+        d_model=draw(st.integers(4, 20)),
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=n_kv_heads * draw(st.integers(1, 3)),
+        n_kv_heads=n_kv_heads,
+        head_dim=draw(st.sampled_from([2, 4, 6])),
+        d_ff=draw(st.integers(1, 24)),
+        max_seq_len=16,
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        feed_forward=draw(st.sampled_from(["gelu", "swiglu"])),
+        bias=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+        num_experts=num_experts,
+        top_k=draw(st.integers(2, max(2, num_experts))),
+    )
+
+
+@st.composite
+def widenings(draw, config):
+    """By a factor, or every axis to a size of its own."""
+    noise = draw(st.sampled_from([{"noise_std": 0.0}, {"noise_std": 0.02}, {"noise_snr_db": 10.0}]))
+    filler = draw(st.sampled_from(["random", "zeros"]))
+    if draw(st.booleans()):
+        factor = draw(st.sampled_from([1.25, 1.5, 2, 2.25, 3]))
+        return Widen(scale_factor=factor, filler=filler, **noise)
+    group = config.n_heads // config.n_kv_heads
+    step = draw(st.sampled_from([group, config.n_kv_heads]))
+    return Widen(
+        d_model=config.d_model + draw(st.integers(0, 2 * config.d_model)),
+        n_heads=config.n_heads + step * draw(st.integers(0, 3)),
+        d_ff=config.d_ff + draw(st.integers(0, 2 * config.d_ff)),
+        filler=filler,
+        **noise,
+    )
+
+
+@st.composite
+def upcyclings(draw):
+    num_experts = draw(st.integers(2, 5))
+    return Upcycle(
+        num_experts=num_experts,
+        top_k=draw(st.integers(2, num_experts)),
+        router_init=draw(st.sampled_from(["normal", "zeros"])),
+    )
+
+
+def deepenings():
+    return st.builds(
+        Deepen,
+        extra_layers=st.integers(1, 3),
+        placement=st.sampled_from(["append", "interleave", "stack"]),
+    )
+
+
+@st.composite
+def growths(draw):
+    """A config and one to four operators that it allows."""
+    config = draw(configs())
+    operators = []
+    grown = config
+    for _ in range(draw(st.integers(1, 4))):
+        kinds = [widenings(grown), deepenings()] + ([] if grown.is_moe else [upcyclings()])
+        operator = draw(st.one_of(kinds))
+        try:
+            after = plan_growth(grown, [operator]).new_config
+        except UserError:  # heads that do not come out whole, or nothing grows
+            continue
+        if all(getattr(after, field) <= size for field, size in LARGEST.items()):
+            grown = after
+            operators.append(operator)
+    hypothesis.assume(operators)
+    return config, operators
+
+
+def check_lossless(config, operators, seed, std):
+    model = build(config, seed, std)
+    tokens = random_tokens(config, batch=2, time=7, seed=seed)
+    expected = logits_of(model, tokens)
+
+    grown = grow(model, operators, seed=seed)
+
+    scale = max(1.0, expected.abs().max().item())
+    assert max_difference(logits_of(grown, tokens), expected) <= 1e-10 * scale
+    table = plan_growth(config, operators)
+    assert table.lossless
+    assert table.new_config == grown.config
+    assert all(parameter.dtype == torch.float64 for parameter in grown.parameters())
+
+
+@hypothesis.settings(max_examples=40)
+@given(growth=growths(), seed=st.integers(0, 2**32), std=st.sampled_from([0.05, 0.4]))
+def test_any_sequence_keeps_the_function(growth, seed, std):
+    check_lossless(*growth, seed, std)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=200)
+@given(growth=growths(), seed=st.integers(0, 2**32), std=st.sampled_from([0.05, 0.4]))
+def test_any_sequence_keeps_the_function_more_cases(growth, seed, std):
+    check_lossless(*growth, seed, std)

@@ -1,0 +1,115 @@
+"""Grouped dispatch computes what the loop over experts computes, and computes it the same every time."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_config
+
+from growlm.model.draws import normal
+from growlm.model.experts import MixtureOfExperts
+from growlm.model.routing import route
+
+TOKENS, WIDTH, HIDDEN, NUM_EXPERTS = 96, 32, 48, 8
+
+
+def mixture(family, top_k):
+    config = tiny_config(family, d_model=WIDTH, d_ff=HIDDEN, num_experts=NUM_EXPERTS, top_k=top_k)
+    layer = MixtureOfExperts(config)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(0.2 * normal(tuple(parameter.shape), "mixture", name))
+    return layer
+
+
+def outputs_and_gradients(layer, dispatch, starved_expert=None, tokens=TOKENS):
+    """What the layer computes and the gradients of its input, router and every expert parameter."""
+    layer.zero_grad()
+    x = normal((tokens, WIDTH), "input").requires_grad_()
+    logits = layer.router(x)
+    if starved_expert is not None:
+        logits = logits - 100 * torch.eye(NUM_EXPERTS)[starved_expert]
+    routing = route(logits, layer.top_k, break_ties=False)
+    out = dispatch(x, routing)
+    (out * normal((tokens, WIDTH), "output gradient")).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    return {"output": out.detach(), "input": x.grad, **gradients}, routing
+
+
+def refuse(*_):
+    raise AssertionError("the grouped path fell back to the loop")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("top_k", [2, 4])
+@pytest.mark.parametrize("starved_expert", [None, 3])
+def test_grouped_equals_loop(family, top_k, starved_expert, monkeypatch):
+    layer = mixture(family, top_k)
+    expected, routing = outputs_and_gradients(layer, layer.experts.loop, starved_expert)
+    assert (starved_expert is None) == bool((routing.load() > 0).all())
+    monkeypatch.setattr(layer.experts, "loop", refuse)
+
+    actual, _ = outputs_and_gradients(layer, layer.experts, starved_expert)
+
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        largest = expected[name].abs().max()
+        assert largest > 0
+        assert (actual[name] - expected[name]).abs().max() <= 2e-6 * max(1.0, largest), name
+
+
+def test_starved_expert_gets_no_gradient():
+    layer = mixture("default", 2)
+
+    gradients, _ = outputs_and_gradients(layer, layer.experts, starved_expert=3)
+
+    assert gradients["experts.up"][3].abs().max() == 0
+    assert gradients["experts.down_bias"][3].abs().max() == 0
+
+
+def test_double_precision_and_unaligned_widths_take_the_loop():
+    config = tiny_config("llama", d_model=6, d_ff=10, num_experts=4, top_k=2)
+    layer = MixtureOfExperts(config)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(normal(tuple(parameter.shape), "unaligned", name))
+    x = normal((2, 5, 6), "unaligned input")
+
+    assert (layer(x) - layer.double()(x.double())).abs().max() < 1e-4
+
+
+@pytest.fixture
+def two_threads():
+    """Atomic additions show only where two threads make them, on more than a few thousand numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dispatch_is_bitwise_repeatable(family, dtype):
+    layer = mixture(family, top_k=4)
+
+    def run():
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            return outputs_and_gradients(layer, layer.experts, tokens=2048)[0]
+
+    first = run()
+
+    assert first["output"].dtype == dtype
+    for _ in range(5):
+        again = run()
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_autocast_leaves_the_router_in_full_precision():
+    layer = mixture("default", 2)
+    x = normal((1, TOKENS, WIDTH), "input")
+    plain, cast = [], []
+    layer(x, plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x, cast)
+
+    assert torch.equal(plain[0].logits, cast[0].logits)
+    assert torch.equal(plain[0].chosen, cast[0].chosen)

@@ -1,0 +1,41 @@
+"""A four-phase run of a second or two."""
+
+import json
+
+from growlm.config import load_config
+from growlm.training import run_plan
+
+TINY = (
+    "model.d_model=16",
+    "model.head_dim=4",
+    "model.d_ff=32",
+    "model.n_layers=2",
+    "sequence_length=32",
+    "tokenizer=bytes",
+    "data.documents=200",
+    "growth.extra_layers=1",
+    "verification.probe_length=32",
+    "trainer.validation_sequences=4",
+    "callbacks.sample_tokens=4",
+    "callbacks.log_every=2",
+    *(f"phases.{name}.steps=4" for name in ("dense", "moe", "wide", "deep")),
+    *(f"phases.{name}.batch_size=4" for name in ("dense", "moe", "wide", "deep")),
+)
+
+
+def tiny_config(run_dir, *overrides):
+    return load_config(*TINY, "logger=none", f"run_dir='{run_dir}'", *overrides)
+
+
+def tiny_run(run_dir, *overrides):
+    return run_plan(tiny_config(run_dir, *overrides))
+
+
+def rows(run_dir):
+    lines = (run_dir / "checkpoints" / "training_history.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "event" not in row]
+
+
+def events(run_dir, name):
+    lines = (run_dir / "checkpoints" / "training_history.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row.get("event") == name]
