@@ -20,19 +20,18 @@ def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
     if settings.name == "wandb":
         import wandb
 
-        logger = WandbLogger(
+        run = wandb.init(
             project=settings.project,
             entity=settings.entity,
             name=run_dir.name,
             group=settings.group,
             tags=[config.name, *settings.tags],
-            save_dir=run_dir,
-            settings=wandb.Settings(
-                mode="online" if _is_online(settings) else "offline", silent=True
-            ),
+            config=asdict(config),
+            dir=run_dir,
+            mode="online" if _is_online(settings) else "offline",
+            settings=wandb.Settings(silent=True),
         )
-        logger.experiment.config.update(asdict(config))
-        return logger
+        return WandbLogger(experiment=run)
     if settings.name == "csv":
         return CSVLogger(run_dir, name="", version="csv")
     if settings.name == "tensorboard":
