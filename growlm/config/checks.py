@@ -42,9 +42,7 @@ def check_config(config: RunConfig) -> None:
     grown_models(config, replace(config.model, vocab_size=config.model.vocab_size or 1))
 
 
-def grown_models(
-    config: RunConfig, model: ModelConfig
-) -> list[tuple[list[Operator], ModelConfig]]:
+def grown_models(config: RunConfig, model: ModelConfig) -> list[tuple[list[Operator], ModelConfig]]:
     """Each phase's operators, and its model after them.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.growth.pieces import Copy, Draws, Fill, FillWhole, Noise, Piece, Scale, Split
+from growlm.growth.pieces import Copy, Draws, Fill, FillWhole, Forget, Noise, Piece, Scale, Split
 from growlm.model.axes import Dim, LabelledShape, Role, axes_table, split_block_name
 from growlm.model.config import ModelConfig
 
@@ -111,7 +111,7 @@ class TensorMap:
     @property
     def forgets(self) -> bool:
         """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
-        return any(isinstance(piece, FillWhole) for piece in self.pieces)
+        return any(isinstance(piece, FillWhole | Forget) for piece in self.pieces)
 
     def _own(self, x: Tensor, source: Tensor) -> Tensor:
         if tuple(x.shape) != self.shape:
@@ -235,8 +235,9 @@ def _derive_tensor(
     for position, dim in dims:
         if dim.axis in change.axes:
             pieces += _along_axis(position, dim, change.axes[dim.axis], row, change.noise, key)
-    if origin is not None and origin.kind == "identity" and row.label.has(Role.WRITES, "residual"):
-        pieces.append(FillWhole(row.shape))
+    if origin is not None and origin.kind == "identity":
+        adds_to_stream = row.label.has(Role.WRITES, "residual")
+        pieces.append(FillWhole(row.shape) if adds_to_stream else Forget())
     return TensorMap(source, row.shape, tuple(pieces))
 
 

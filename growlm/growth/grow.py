@@ -13,6 +13,7 @@ from growlm.growth.deepen import Deepen
 from growlm.growth.engine import Change, GrowthMap, derive, table_of
 from growlm.growth.pieces import Copy, Draws, Noise, Piece, Split
 from growlm.growth.widen import Widen
+from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
@@ -87,10 +88,15 @@ def grow(
 
     Raises:
         UserError: If an operator cannot be applied.
-        ValueError: If the model has a parameter or buffer without an axis label.
+        ValueError: If the model has a parameter or buffer without an axis label, or one that its class does not
+            build from its config.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     growth_map = plan_growth(config, operators, type(model))
+    if strays := axes_table(model).keys() ^ table_of(config, type(model)).keys():
+        raise ValueError(
+            f"{', '.join(sorted(strays))}: not what {type(model).__name__} builds from its config"
+        )
     return apply_growth(model, growth_map, Draws(seed, boundary_index))
 
 
@@ -112,6 +118,7 @@ def scale_bilaterally(
     return grow(small_model, operators, seed)
 
 
+@torch.no_grad()
 def hyperclone_weight(
     weight: Tensor,
     scale_factor: float = 2,

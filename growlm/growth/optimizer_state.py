@@ -34,8 +34,10 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
         By new parameter name. A parameter that starts afresh is absent.
 
     Raises:
-        ValueError: If a state has an entry that is not known how to grow.
+        ValueError: If the mode is unknown, or a state has an entry that is not known how to grow.
     """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode}: must be one of {', '.join(MODES)}")
     if mode == "reset":
         states.clear()
         return {}

@@ -27,8 +27,8 @@ class Draws:
 
     seed: int
     boundary_index: int = 0
-    noise: dict[str, dict[str, float | bool]] = field(default_factory=dict)
-    """By tensor name: the `sigma` of its noise (of a stack, the largest), and whether it was `capped`."""
+    noise: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
+    """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
@@ -175,6 +175,19 @@ class FillWhole:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """The weight stays, its past does not: a second copy of a block is new to the optimizer."""
+
+    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+        """Nothing."""
+        return x
+
+    def moment(self, x: Tensor, power: int) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(x)
+
+
+@dataclass(frozen=True)
 class Scale:
     """All entries times `factor`, where what follows undoes it: gradients divided by it."""
 
@@ -217,7 +230,7 @@ class Noise:
         own = matrix_std(x)
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
-        draws.noise[self.key[1]] = {
+        draws.noise[self.key] = {
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }

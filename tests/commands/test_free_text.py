@@ -26,7 +26,9 @@ def test_any_text_arrives_as_it_is(text):
     assert not override.is_sweep_override()
 
 
-@pytest.mark.parametrize("argument", ["growth.noise_std=1,2", "data.path=null", "data.path='a b'", "-m"])
+@pytest.mark.parametrize(
+    "argument", ["growth.noise_std=1,2", "data.path=null", "data.path='a b'", "-m"]
+)
 def test_other_arguments_are_left_alone(argument):
     assert quote_free_text(argument) == argument
 

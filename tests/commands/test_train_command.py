@@ -15,7 +15,13 @@ def train(folder, *arguments):
     command = [sys.executable, "-m", "growlm.train", *arguments]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in tests/conftest.py
     return subprocess.run(
-        command, cwd=folder, env=one_thread, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=folder,
+        env=one_thread,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -78,7 +84,13 @@ def test_one_wrong_job_does_not_end_the_others(tmp_path):
 
 
 def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
-    overrides = [*TINY, "logger=none", "growth.noise_std=0", "growth.scale_factor=2", "run_dir=here"]
+    overrides = [
+        *TINY,
+        "logger=none",
+        "growth.noise_std=0",
+        "growth.scale_factor=2",
+        "run_dir=here",
+    ]
     done = train(tmp_path, *overrides, "verification.require_symmetry_breaking=true")
     assert done.returncode == 1
     assert "symmetry" in done.stderr

@@ -4,8 +4,8 @@ import pytest
 
 from growlm.config import load_config
 from growlm.errors import UserError
-from growlm.training.run import prepare
 from growlm.reporting import RunListener
+from growlm.training.run import prepare
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
@@ -29,7 +29,11 @@ BAD = [
     (["growth.scale_factor=1"], "growth.scale_factor=1.0", "nothing would grow"),
     (["growth.noise_std=-1"], "growth.noise_std=-1.0", "at least 0"),
     (["growth.extra_layers=0"], "growth.extra_layers=0", "at least 1"),
-    (["phases.wide.save_as=dense_model"], "phases.wide.save_as=dense_model", "phases.dense.save_as"),
+    (
+        ["phases.wide.save_as=dense_model"],
+        "phases.wide.save_as=dense_model",
+        "phases.dense.save_as",
+    ),
     (["phases.wide.save_as=../up"], "phases.wide.save_as=../up", "letters, digits"),
     (["model.n_kv_heads=3"], "model.n_kv_heads=3", "divide n_heads=4"),
     (["model.head_dim=7"], "model.head_dim=7", "even"),
@@ -57,7 +61,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "key", "reason"), BAD, ids=lambda v: v[0] if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"), BAD, ids=lambda v: v[0] if isinstance(v, list) else ""
+)
 def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:

@@ -39,7 +39,9 @@ def test_two_runs_are_bitwise_equal(tmp_path, threads):
 
 
 def test_another_seed_is_another_run(tmp_path):
-    assert losses(tiny_run(tmp_path / "0").run_dir) != losses(tiny_run(tmp_path / "1", "seed=1").run_dir)
+    assert losses(tiny_run(tmp_path / "0").run_dir) != losses(
+        tiny_run(tmp_path / "1", "seed=1").run_dir
+    )
 
 
 def test_phases_read_on_where_the_last_one_stopped(tmp_path, monkeypatch):
@@ -67,7 +69,9 @@ def test_accumulated_passes_are_one_step(tmp_path):
 
 def test_a_growth_that_loses_something_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        Split, "weight", lambda self, x, draws: x.index_select(self.dim, self.channels.source.clamp(min=0))
+        Split,
+        "weight",
+        lambda self, x, draws: x.index_select(self.dim, self.channels.source.clamp(min=0)),
     )
     with pytest.raises(GrowthError, match="functional"):
         tiny_run(tmp_path / "run")
@@ -112,11 +116,13 @@ def test_moments_are_carried_or_reset(tmp_path, monkeypatch):
     assert dense == {}
     assert wide == {}
     new_in_moe = {name for name in moe if "router" in name}
-    assert moe and not new_in_moe
+    assert moe
+    assert not new_in_moe
     assert all(float(state["step"]) == 4 for state in moe.values())
     assert deep["blocks.1.feed_forward.experts.up"]["exp_avg"].abs().sum() > 0
-    # The identity block starts with its source's moments, but for what was zeroed.
-    assert "blocks.2.feed_forward.experts.down" not in deep
+    assert not [
+        name for name in deep if name.startswith("blocks.2.")
+    ]  # the new block starts afresh
 
 
 def test_carrying_changes_what_follows(tmp_path):

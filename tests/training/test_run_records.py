@@ -1,6 +1,7 @@
 """What a run leaves behind."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_the_files_of_a_run(run):
 
 def test_every_boundary_is_lossless(run):
     boundaries = json.loads((run.run_dir / "boundaries.json").read_text())
-    assert [(b["from"], b["to"]) for b in boundaries] == list(zip(PHASES, PHASES[1:], strict=False))
+    assert [(b["from"], b["to"]) for b in boundaries] == list(pairwise(PHASES))
     for boundary in boundaries:
         assert abs(boundary["jump"]) <= 1e-4
         assert boundary["max_logit_difference"] <= 2e-5
@@ -79,7 +80,7 @@ def test_summary_agrees_with_history_and_plan(run):
     validations = events(run.run_dir, "validation")
     assert summary["phases"][-1]["val_loss"] == validations[-1]["val_loss"]
     # A lossless boundary: what one phase ends with, the next begins with (bf16 rounds each model its own way).
-    for before, after in zip(summary["phases"], summary["phases"][1:], strict=False):
+    for before, after in pairwise(summary["phases"]):
         assert after["initial_val_loss"] == pytest.approx(before["val_loss"], abs=5e-3)
 
 

@@ -18,7 +18,9 @@ def plan_of(*steps, warmups=None):
 def factors(plan, **settings):
     schedule = ScheduleConfig(**settings)
     return [
-        schedule_factor(schedule, plan, phase, step) for phase in plan.phases for step in range(phase.steps)
+        schedule_factor(schedule, plan, phase, step)
+        for phase in plan.phases
+        for step in range(phase.steps)
     ]
 
 

@@ -25,7 +25,9 @@ def test_equivalence_has_the_largest_difference_of_each_sequence():
 
 def test_a_healthy_model_is_sane_and_left_as_it_was():
     model = build(tiny_config(**EXPERTS), dtype=torch.float32).train()
-    report = quick_sanity_check(model, random_tokens(model.config, batch=4, time=24), "cpu", label="MoE")
+    report = quick_sanity_check(
+        model, random_tokens(model.config, batch=4, time=24), "cpu", label="MoE"
+    )
     assert report, report.problems
     assert report.label == "MoE"
     assert math.isclose(report.uniform_loss, math.log(29))

@@ -106,7 +106,9 @@ def test_row_paired_noise_fails_the_symmetry_check(dtype, noise_std):
     with torch.no_grad():
         for parameter in parameters_reading(new, "residual"):
             half = parameter.shape[-2] // 2
-            noise = noise_std * torch.randn(*parameter.shape[:-2], half, parameter.shape[-1]).to(dtype)
+            noise = noise_std * torch.randn(*parameter.shape[:-2], half, parameter.shape[-1]).to(
+                dtype
+            )
             parameter[..., :half, :] += noise
             parameter[..., half : 2 * half, :] -= noise
     symmetry = check(old, new).checks["symmetry"]

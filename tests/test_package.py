@@ -1,0 +1,77 @@
+"""What is installed: a wheel with its configuration, and a README whose commands are the ones that work."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from growlm.config import load_config
+from growlm.training.plan import make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_carries_configuration_and_tokenizer(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {path.relative_to(ROOT / "conf").as_posix() for path in ROOT.glob("conf/**/*.yaml")}
+    assert {f"growlm/conf/{name}" for name in shipped} <= set(names)
+    assert "growlm/data/embedded.tiktoken" in names
+    assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
+
+
+def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = "import growlm, growlm.config as c; print(growlm.__file__); print(c.load_config().name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, name = done.stdout.split()
+    assert where.startswith(str(installed))
+    assert name == "quickstart"
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if "-m growlm.train" in line]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_training_command_of_the_readme_plans(command):
+    arguments = command.partition("-m growlm.train")[2].split()
+    overrides = []
+    for argument in arguments:
+        if argument == "-m":
+            continue
+        key, _, value = argument.partition("=")
+        overrides.append(f"{key}={value.split(',')[0]}")  # of a sweep, the first job
+    assert make_plan(load_config(*overrides), 257).phases
+
+
+def test_library_packages_do_not_import_the_frameworks():
+    code = (
+        "import sys, growlm.model, growlm.growth, growlm.verification, growlm.checkpoint\n"
+        "print([m for m in ('lightning', 'hydra', 'wandb', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
