@@ -97,11 +97,18 @@ class ChannelMap:
         counts = torch.bincount(self.source[copied], minlength=self.old_size)
         return torch.where(copied, counts[self.source.clamp(min=0)], 0)
 
+    def select(self, tensor: Tensor, dim: int) -> Tensor:
+        """New entry j along `dim` is old entry s(j); fillers hold what happens to be there. A new tensor."""
+        if self._is_round_robin:  # the common case, several times faster than gathering
+            full, rest = divmod(self.new_size, self.old_size)
+            parts = [tensor] * full + ([tensor.narrow(dim, 0, rest)] if rest else [])
+            return torch.cat(parts, dim=dim)
+        return tensor.index_select(dim, self.source.clamp(min=0).to(tensor.device))
+
     def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
         """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
-        full = self.new_size // self.old_size
-        rest = self.new_size - full * self.old_size
-        if self._is_round_robin:  # the common case, some ten times faster than index_add_
+        full, rest = divmod(self.new_size, self.old_size)
+        if self._is_round_robin:
             body = tensor.narrow(dim, 0, full * self.old_size)
             out = body.unflatten(dim, (full, self.old_size)).sum(dim=dim)
             if rest and not self.has_fillers:

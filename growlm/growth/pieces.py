@@ -58,10 +58,6 @@ def _along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
     return vector.to(device=x.device, dtype=x.dtype).view(shape)
 
 
-def _select(x: Tensor, dim: int, channels: ChannelMap) -> Tensor:
-    return x.index_select(dim, channels.source.clamp(min=0).to(x.device))
-
-
 @dataclass(frozen=True)
 class Copy:
     """New entry j along `dim` is old entry s(j); each copy's gradient is its share of the source's.
@@ -78,11 +74,11 @@ class Copy:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy."""
-        return _select(x.unsqueeze(self.dim) if self.inserts else x, self.dim, self.channels)
+        return self.channels.select(x.unsqueeze(self.dim) if self.inserts else x, self.dim)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Copy, times share**power."""
-        x = _select(x.unsqueeze(self.dim) if self.inserts else x, self.dim, self.channels)
+        x = self.channels.select(x.unsqueeze(self.dim) if self.inserts else x, self.dim)
         return x.mul_(_along(self.channels.shares**power, self.dim, x))
 
 
@@ -95,12 +91,12 @@ class Split:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy, times share."""
-        x = _select(x, self.dim, self.channels)
+        x = self.channels.select(x, self.dim)
         return x.mul_(_along(self.channels.shares, self.dim, x))
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Copy."""
-        return _select(x, self.dim, self.channels)
+        return self.channels.select(x, self.dim)
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,7 @@ class Noise:
         noise = draws.normal(tuple(x.shape), "noise", self.key).to(x).mul_(sigma.to(x))
         copies = self.channels.copies().clamp(min=1)
         mean = self.channels.sum_copies(noise, self.dim)
-        noise.sub_(_select(mean, self.dim, self.channels).div_(_along(copies, self.dim, x)))
+        noise.sub_(self.channels.select(mean, self.dim).div_(_along(copies, self.dim, x)))
         noise.mul_(_along((copies > 1).to(x.dtype), self.dim, x))
         return x.add_(noise)
 

@@ -101,8 +101,7 @@ class ProgressCallback(Callback):
             self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the gradients; validate what the phase ends with."""
-        pl_module.zero_grad(set_to_none=True)
+        """Validate what the phase ends with."""
         if self._validated_step != self.step:
             self._validate(trainer, pl_module)
 

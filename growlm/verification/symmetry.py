@@ -191,17 +191,24 @@ def _measure(
 
     def by_pair(x: Tensor) -> Tensor:
         others = [d for d in range(x.ndim) if d not in kept]
-        x = x.amax(dim=others) if others else x
-        return x.unflatten(-1, (-1, unit)).amax(dim=-1)
+        largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=others) if others else x.abs()
+        return largest.unflatten(-1, (-1, unit)).amax(dim=-1)
 
     def pair(x: Tensor) -> tuple[Tensor, Tensor]:
-        twins_here = twins.to(x.device)
-        return x.index_select(dim, twins_here[:, 0]), x.index_select(dim, twins_here[:, 1])
+        return _take(x, dim, twins[:, 0]), _take(x, dim, twins[:, 1])
 
     def relative(x: Tensor) -> Tensor:
         first, second = pair(x)
-        return by_pair((first - second).abs()) / x.abs().mean().clamp(min=1e-30)
+        mean = torch.linalg.vector_norm(x, ord=1) / x.numel()
+        return by_pair(first - second) / mean.clamp(min=1e-30)
 
-    first, second = pair(gradient)
-    magnitude = by_pair(torch.maximum(first.abs(), second.abs()))
+    magnitude = torch.maximum(*map(by_pair, pair(gradient)))
     return relative(parameter.detach()), relative(gradient), magnitude
+
+
+def _take(x: Tensor, dim: int, members: Tensor) -> Tensor:
+    """Members of x along `dim`; without a copy where they are neighbours, as in a doubled axis."""
+    start = int(members[0])
+    if torch.equal(members, torch.arange(start, start + len(members))):
+        return x.narrow(dim, start, len(members))
+    return x.index_select(dim, members.to(x.device))
