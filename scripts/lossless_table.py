@@ -1,0 +1,94 @@
+"""How far each growth moves the function: largest difference of logits, in fp64 and fp32.
+
+    python scripts/lossless_table.py                    (about a minute on two cores)
+    python scripts/lossless_table.py outputs/lossless.json
+
+Models of 128 channels and 4 layers, every parameter moved away from its initial value; both families, tied and
+untied; the worst of them is shown. Deepening by plain copies stands there for comparison: it is not lossless.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from growlm.growth import Deepen, Operator, Upcycle, Widen, grow
+from growlm.model import ModelConfig, TransformerLM
+from growlm.model.draws import generator_for, normal
+from growlm.verification import Comparison
+
+DEFAULT = ModelConfig(
+    vocab_size=1024, d_model=128, n_layers=4, n_heads=8, n_kv_heads=8, head_dim=16, d_ff=512
+)
+LLAMA = replace(DEFAULT, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=4)
+GROWTHS: list[tuple[str, bool, list[Operator]]] = [
+    ("upcycle to 8 experts", False, [Upcycle(num_experts=8)]),
+    *(
+        (f"widen ×{f:g}, noise 0.02", False, [Widen(scale_factor=f, noise_std=0.02)])
+        for f in (1.5, 2, 3)
+    ),
+    *(
+        (f"widen ×{f:g}, noise 0.02 (8 experts)", True, [Widen(scale_factor=f, noise_std=0.02)])
+        for f in (1.5, 2, 3)
+    ),
+    ("widen ×1.5 twice", True, [Widen(scale_factor=1.5), Widen(scale_factor=1.5)]),
+    ("deepen by 4, identity", True, [Deepen(extra_layers=4)]),
+    (
+        "upcycle, widen ×1.5, deepen by 2",
+        False,
+        [Upcycle(), Widen(scale_factor=1.5), Deepen(extra_layers=2)],
+    ),
+    ("deepen by 4, plain copies", True, [Deepen(extra_layers=4, init="copy")]),
+]
+
+
+def models(experts: bool, dtype: torch.dtype) -> Iterable[TransformerLM]:
+    """Both families, tied and untied."""
+    for family in (DEFAULT, LLAMA):
+        for tied in (True, False):
+            config = replace(family, tie_embeddings=tied, num_experts=8 if experts else 0)
+            model = TransformerLM(config)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter += 0.02 * normal(tuple(parameter.shape), "moved", name)
+            yield model.to(dtype)
+
+
+def difference(operators: list[Operator], model: TransformerLM) -> tuple[float, float]:
+    """Largest difference of logits, and the change of loss, on a random probe."""
+    probe = torch.randint(1024, (4, 64), generator=generator_for("probe"))
+    comparison = Comparison(model, grow(model, operators), probe)
+    return comparison.max_logit_difference, comparison.new.loss - comparison.old.loss
+
+
+def main() -> None:
+    """Print the table; write JSON where a path is given."""
+    rows = []
+    for name, experts, operators in track(GROWTHS, description="growing"):
+        row: dict[str, str | float] = {"growth": name}
+        for label, dtype in (("fp64", torch.float64), ("fp32", torch.float32)):
+            seen = [difference(operators, model) for model in models(experts, dtype)]
+            row[label] = max(logits for logits, _ in seen)
+            row[f"{label}_loss"] = max(abs(loss) for _, loss in seen)
+        rows.append(row)
+    table = Table("growth", "fp64 logits", "fp32 logits", "fp32 loss")
+    for row in rows:
+        figures = (f"{row[key]:.1e}" for key in ("fp64", "fp32", "fp32_loss"))
+        table.add_row(str(row["growth"]), *figures)
+    Console().print(table)
+    if len(sys.argv) > 1:
+        path = Path(sys.argv[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
