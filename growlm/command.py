@@ -1,6 +1,6 @@
 """What all commands share: free text before Hydra parses it, errors in words, exit codes.
 
-0 done; 2 what was asked for is wrong; 1 anything else; 130 interrupted.
+0 done; 2 what was asked for is wrong; 1 anything else; 130 or 143 after a signal.
 """
 
 from __future__ import annotations
@@ -43,6 +43,18 @@ def swept_keys(arguments: Sequence[str]) -> list[str]:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def first_values(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep's first job."""
+    first = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            value = next(override.sweep_string_iterator())
+            first.append(f"{override.get_key_element()}={value}")
+        else:
+            first.append(str(override.input_line))
+    return first
 
 
 def run_command(body: Callable[[], int]) -> int:

@@ -35,6 +35,10 @@ def check_config(config: RunConfig) -> None:
         raise UserError("phases", "{}", "a plan needs at least one phase")
     names: dict[str, str] = {}
     for index, (name, phase) in enumerate(config.phases.items()):
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(
+                "phases", repr(name), "a phase's name may hold letters, digits, '_' and '-'"
+            )
         _check_phase(f"phases.{name}", phase, is_first=index == 0)
         for key in ("save_initial_as", "save_as"):
             _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)

@@ -124,7 +124,7 @@ class CallbacksConfig:
     sample_temperature: float = field(default=0.8, metadata=limits(minimum=0.0, maximum=10.0))
     """0 takes the likeliest token."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """More Lightning callbacks, by any name: `{_target_: lightning.pytorch.callbacks.LearningRateFinder, ...}`."""
+    """More Lightning callbacks, by any name: `{_target_: lightning.pytorch.callbacks.Timer, ...}`."""
 
 
 @dataclass

@@ -91,6 +91,8 @@ def _read(path: str, files: list[Path], sample_by: str) -> Iterator[str]:
     except UnicodeDecodeError:
         culprit = next(file for file in files if not _is_utf8(file))
         raise UserError("data.path", path, f"{culprit} is not UTF-8 text") from None
+    except OSError as error:  # a broken archive, or a file that is gone
+        raise UserError("data.path", path, f"cannot be read: {error}") from None
 
 
 def _is_utf8(file: Path) -> bool:

@@ -21,9 +21,8 @@ class PackedDataModule(LightningDataModule):
         first_sample: The run's sample that this phase starts with.
         num_batches: Number of training batches.
         batch_size: Samples in each of them.
-        validation_batches: Number of validation batches; fewer, the last of them smaller, where the
-            split does not have that many windows. A window never comes twice.
-        validation_batch_size: Samples in each of those.
+        validation_sequences: Held-out samples, the same whatever the batch size; fewer where the split does
+            not have as many windows. A window never comes twice.
 
     Raises:
         ValueError: If `validation` is shuffled.
@@ -37,25 +36,23 @@ class PackedDataModule(LightningDataModule):
         first_sample: int,
         num_batches: int,
         batch_size: int,
-        validation_batches: int,
-        validation_batch_size: int,
+        validation_sequences: int,
     ) -> None:
         super().__init__()
         if validation.shuffle:
             raise ValueError("validation samples must be unshuffled: the same windows every time")
         self.train, self.validation = train, validation
-        self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
+        self.batch_size = batch_size
         self.train_indices = phase_indices(first_sample, num_batches * batch_size)
-        validation_samples = validation_batches * validation_batch_size
-        self.validation_indices = range(min(validation_samples, validation.num_windows))
+        self.validation_indices = range(min(validation_sequences, validation.num_windows))
 
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
         """The phase's batches in order, each (batch_size, sequence_length + 1), int64."""
         return _loader(self.train, self.batch_size, self.train_indices)
 
     def val_dataloader(self) -> DataLoader[torch.Tensor]:
-        """The validation batches, each (validation_batch_size, sequence_length + 1), int64."""
-        return _loader(self.validation, self.validation_batch_size, self.validation_indices)
+        """The validation batches, each (at most batch_size, sequence_length + 1), int64."""
+        return _loader(self.validation, self.batch_size, self.validation_indices)
 
 
 def _loader(samples: PackedSamples, batch_size: int, indices: range) -> DataLoader[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 HyperCloning (Samragh et al. 2024, arXiv 2409.12903) and LEMON (Wang et al. 2023, arXiv 2310.07999), for any
 width: the residual stream takes whole copies and then filler channels that its norms make exactly zero.
-docs/widen.md has the derivation.
+docs/growth.md has the derivation.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Widen:
     def _new_config(self, config: ModelConfig) -> ModelConfig:
         d_ff = self.d_ff
         if d_ff is None and self.scale_factor is not None:
-            d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE) * D_FF_MULTIPLE
+            d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE - 1e-6) * D_FF_MULTIPLE
         new = replace(
             config,
             n_heads=self._scaled("n_heads", self.n_heads, config.n_heads),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growlm.errors import UserError
 from growlm.model.attention import Attention, rotary_tables
 from growlm.model.axes import Label, index, label, writes
 from growlm.model.config import ModelConfig
@@ -54,6 +55,8 @@ class TransformerLM(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         config.validate()
+        if config.vocab_size < 1:
+            raise UserError("vocab_size", config.vocab_size, "must be at least 1")
         self.config = config
         with torch.device(
             "meta"
@@ -65,7 +68,7 @@ class TransformerLM(nn.Module):
             initialise(self, seed)
 
     def _build(self, config: ModelConfig) -> None:
-        self.embedding = nn.Embedding(max(config.vocab_size, 1), config.d_model)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         label(self.embedding, weight=Label((index("vocabulary"), writes("residual"))))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = norm(config, read_undivided=config.tie_embeddings)

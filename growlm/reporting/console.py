@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -57,10 +58,10 @@ class ConsoleReporter(RunListener):
         say = self.console.print
         say()
         self.console.rule(
-            f"[bold]{boundary.from_phase} → {boundary.to_phase}: growing", align="left"
+            f"[bold]{escape(f'{boundary.from_phase} → {boundary.to_phase}')}: growing", align="left"
         )
         for line in boundary.growth:
-            say(f"  {line}")
+            say(f"  {line}", markup=False)
         if boundary.noise:
             noise = boundary.noise
             say(
@@ -83,7 +84,8 @@ class ConsoleReporter(RunListener):
         say, parameters = self.console.print, start.parameters
         say()
         self.console.rule(
-            f"[bold]Phase {start.index + 1} of {start.num_phases}: {start.name}", align="left"
+            f"[bold]Phase {start.index + 1} of {start.num_phases}: {escape(start.name)}",
+            align="left",
         )
         say(
             f"  Steps {start.steps:,}  |  LR {start.lr:g}  |  Device {start.device}  |  {start.precision}"
@@ -106,7 +108,8 @@ class ConsoleReporter(RunListener):
         if not self.console.is_terminal:
             self.console.print(
                 f"  {row['phase']} step {row['step']:>5}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"{row['tokens_per_second']:,.0f} tokens/s"
+                f"{row['tokens_per_second']:,.0f} tokens/s",
+                markup=False,
             )
 
     def validated(self, row: Row) -> None:
@@ -155,7 +158,7 @@ class ConsoleReporter(RunListener):
                 )
         self._samples(summary)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Leave the terminal in order."""
         self._stop_bar()
 
@@ -194,7 +197,7 @@ class ConsoleReporter(RunListener):
         self.progress.update(self.progress.task_ids[0], completed=done, description=task)
 
     def _say_above_bar(self, line: str) -> None:
-        (self.progress.console if self.progress else self.console).print(line)
+        (self.progress.console if self.progress else self.console).print(line, markup=False)
 
     def _stop_bar(self) -> None:
         if self.progress is not None:

@@ -61,7 +61,7 @@ class HistoryFiles(RunListener):
         write_json(self.run_dir / "boundaries.json", self.boundaries)
         write_json(self.run_dir / "summary.json", summary.to_json())
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Close the history."""
         self.history.close()
 

@@ -34,8 +34,8 @@ class RunListener:
     def run_finished(self, summary: RunSummary) -> None:
         """After the last phase."""
 
-    def close(self) -> None:
-        """Always called, also when the run failed."""
+    def close(self, failed: bool) -> None:
+        """Always called at the end; `failed` if the run did not finish."""
 
 
 class Broadcast(RunListener):

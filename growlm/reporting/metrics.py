@@ -104,11 +104,11 @@ class MetricLogger(RunListener):
             figures[f"growth/{b.from_phase}-{b.to_phase}/jump"] = b.report.jump
         self.logger.experiment.summary.update(figures)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """End the logger's run, so that the next one in this process is one of its own."""
-        self.logger.finalize("success")
+        self.logger.finalize("failed" if failed else "success")
         if isinstance(self.logger, WandbLogger):
-            self.logger.experiment.finish()
+            self.logger.experiment.finish(exit_code=int(failed))
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.logger.log_metrics(metrics, step=int(self.last["global_step"]))

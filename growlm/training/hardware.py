@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import resource
 import sys
 import time
@@ -18,6 +19,7 @@ DENSE_PEAK_FLOPS = {
     # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -63,7 +65,10 @@ def peak_flops(accelerator: str, precision: str) -> float | None:
         if precision != "bf16-mixed":
             return None
         name = torch.cuda.get_device_name()
-        return next((peak for part, peak in DENSE_PEAK_FLOPS.items() if part in name), None)
+        return next(
+            (peak for part, peak in DENSE_PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)),
+            None,
+        )
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     size = 1024
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)

@@ -6,6 +6,7 @@ import netrc
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -28,7 +29,7 @@ def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
             tags=[config.name, *settings.tags],
             config=asdict(config),
             dir=run_dir,
-            mode="online" if _is_online(settings) else "offline",
+            mode=_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
@@ -58,8 +59,10 @@ def check_logger(settings: LoggerConfig) -> None:
             raise UserError("logger", "tensorboard", "needs `pip install tensorboard`") from error
 
 
-def _is_online(settings: LoggerConfig) -> bool:
-    return settings.mode == "online" or (settings.mode == "auto" and _has_login())
+def _mode(settings: LoggerConfig) -> Any:
+    if settings.mode != "auto":
+        return settings.mode
+    return os.environ.get("WANDB_MODE") or ("online" if _has_login() else "offline")
 
 
 def _has_login() -> bool:

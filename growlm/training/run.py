@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from growlm.config.build import build
+from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
 from growlm.data import (
     PackedDataModule,
@@ -24,6 +26,7 @@ from growlm.data import (
     load_tokenizer,
     prepare_data,
 )
+from growlm.errors import UserError
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.listener import Broadcast, RunListener
@@ -54,6 +57,18 @@ class RunResult:
 
     run_dir: Path
     summary: RunSummary
+
+
+class Interrupted(Exception):  # noqa: N818 - no error
+    """A signal stopped the run.
+
+    Args:
+        code: The exit code for it: 130 after SIGINT, 143 after SIGTERM.
+    """
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"stopped by {'SIGINT' if code == 130 else 'SIGTERM'}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ def run_plan(config: RunConfig) -> RunResult:
     try:
         prepared = prepare(config, console)
         run_dir = make_run_dir(config)
-        console.console.print(f"Run directory {run_dir}")
+        console.console.print(f"Run directory {run_dir}", markup=False)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         write_json(run_dir / "plan.json", prepared.plan.to_json())
         listeners: list[RunListener] = [HistoryFiles(run_dir), console]
@@ -98,12 +113,16 @@ def run_plan(config: RunConfig) -> RunResult:
         if logger is not None:
             listeners.append(MetricLogger(logger))
         everyone = Broadcast(listeners)
-    finally:
-        console.close()
+    except BaseException:
+        console.close(failed=True)
+        raise
+    failed = True
     try:
-        return RunResult(run_dir, _Run(prepared, run_dir, everyone).run())
+        result = RunResult(run_dir, _Run(prepared, run_dir, everyone).run())
+        failed = False
+        return result
     finally:
-        everyone.close()
+        everyone.close(failed)
 
 
 def prepare(config: RunConfig, listener: RunListener) -> Prepared:
@@ -112,6 +131,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     Raises:
         UserError: If something asked for is wrong.
     """
+    check_config(config)
     if config.data.source == "text":
         find_text_files(config.data.path or "")
     accelerator = choose_accelerator(config.trainer)
@@ -148,7 +168,13 @@ def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> Tok
 
 
 def _extra_callbacks(config: RunConfig) -> list[Callback]:
-    return [build(f"callbacks.extra.{name}", spec) for name, spec in config.callbacks.extra.items()]
+    callbacks = []
+    for name, spec in config.callbacks.extra.items():
+        callback = build(f"callbacks.extra.{name}", spec)
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks.extra.{name}", spec["_target_"], "is no Lightning callback")
+        callbacks.append(callback)
+    return callbacks
 
 
 class _Run:
@@ -192,13 +218,18 @@ class _Run:
             [
                 *growth,
                 _Announce(self._phase_start(phase), self.listener),
+                self._artefact_callback(phase),  # before the clock of `progress` starts
                 progress,
-                self._artefact_callback(phase),
                 sample,
                 *_extra_callbacks(self.config),
             ],
         )
-        trainer.fit(stage, train_dataloaders=data.train_dataloader())
+        _fit(trainer, stage, data)
+        if progress.step != phase.steps:
+            raise RuntimeError(
+                f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
+                "callbacks.extra stopped it, and the phases after it would be wrong"
+            )
         self.hand_off = HandOff(
             phase.name, stage.model, states_by_name(stage.model, trainer.optimizers[0])
         )
@@ -258,8 +289,7 @@ class _Run:
             first_sample=phase.first_sample,
             num_batches=phase.steps * phase.settings.accumulate,
             batch_size=batch_size,
-            validation_batches=-(-self.config.trainer.validation_sequences // batch_size),
-            validation_batch_size=batch_size,
+            validation_sequences=self.config.trainer.validation_sequences,
         )
 
     def _phase_start(self, phase: PlannedPhase) -> PhaseStart:
@@ -308,6 +338,16 @@ class _Run:
     def _tell_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_passed(record)
+
+
+def _fit(trainer: Trainer, stage: PhaseStage, data: PackedDataModule) -> None:
+    """Train; a signal ends in `Interrupted` (Lightning turns it into an exit of its own)."""
+    try:
+        trainer.fit(stage, train_dataloaders=data.train_dataloader())
+    except SIGTERMException as error:
+        raise Interrupted(143) from error
+    except SystemExit as error:
+        raise Interrupted(130) from error
 
 
 class _Announce(Callback):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -198,4 +198,8 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
         operators.append(Widen(d_model=new.d_model, n_heads=new.n_heads, d_ff=new.d_ff))
     if new.n_layers != old.n_layers:
         operators.append(Deepen(extra_layers=new.n_layers - old.n_layers))
-    return plan_growth(old, operators)
+    growth_map = plan_growth(old, operators)
+    # A changed head size is for the RoPE check to find.
+    if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():
+        raise ValueError(f"no known growth makes a model of {new} from one of {old}")
+    return growth_map

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.pieces import Draws, Noise, Split
+from growlm.growth.pieces import Copy, Draws, Noise, Split
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
@@ -113,7 +113,9 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
         channels = splits[0].channels
         for split in splits[1:]:
             channels = channels.then(split.channels)
-        residue = channels.sum_copies(difference, splits[0].dim).abs().max()
+        later = tensor_map.pieces[tensor_map.pieces.index(splits[-1]) + 1 :]
+        dim = splits[-1].dim + sum(isinstance(piece, Copy) and piece.inserts for piece in later)
+        residue = channels.sum_copies(difference, dim).abs().max()
         spread = float(old[source].std(correction=0))
         relative = float(residue) / spread if spread else float(residue)
         if not relative <= worst:

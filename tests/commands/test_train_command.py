@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -35,6 +37,7 @@ def train(folder, *arguments):
         (["phases.dense.batch_size=0"], "phases.dense.batch_size=0"),
         (["data=text", "data.path=no, such: 'file'.txt"], "data.path=no, such: 'file'.txt"),
         (["-m", "growth.scale_factor=1.3,1.4"], "growth.scale_factor=1.4"),
+        (["-m", "growth.noise=1,2"], "growth.noise"),
     ],
 )
 def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, key):
@@ -42,7 +45,7 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, 
     assert done.returncode == 2
     assert key in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
-    jobs = 2 if "-m" in arguments else 1
+    jobs = 2 if "growth.scale_factor=1.4" in key else 1
     assert len(done.stderr.strip().splitlines()) == jobs
     assert not list(tmp_path.iterdir())
 
@@ -97,3 +100,64 @@ def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
     assert "Traceback" not in done.stderr
     boundaries = json.loads((tmp_path / "here" / "boundaries.json").read_text())
     assert boundaries[-1]["passed"] is False
+
+
+def test_clean_up_leaves_folders_that_were_there(tmp_path):
+    (tmp_path / "u" / "v").mkdir(parents=True)
+    done = train(tmp_path, "-m", "growth.scale_factor=1.3,1.4", "hydra.sweep.dir=u/v/s")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "u").rglob("*")] == ["v"]
+
+
+@pytest.mark.parametrize("place", ["a_file/run", "/"])
+def test_a_run_folder_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "a_file").touch()
+    done = train(tmp_path, *TINY, "logger=none", f"run_dir={place}")
+    assert done.returncode == 2
+    assert "run_dir" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path):
+    short = [o.replace("steps=4", "steps=1") for o in TINY]
+    done = train(tmp_path, *short, "logger=none", "run_dir=a[/b]c[bold]")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a[" / "b]c[bold]" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_signal_ends_the_run_with_its_code(tmp_path, sent, code, sweep):
+    long = [o for o in TINY if "dense.steps" not in o]
+    arguments = (
+        ["-m", "seed=1,2"] if sweep else ["run_dir=here"]
+    )  # Hydra wants -m before all overrides
+    command = [
+        sys.executable,
+        "-m",
+        "growlm.train",
+        *long,
+        "phases.dense.steps=100000",
+        "logger=none",
+    ]
+    process = subprocess.Popen(
+        [*command, "phases.dense.steps=100000", "logger=none"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner in the background may have SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not any("step" in f.read_text() for f in tmp_path.rglob("training_history.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    histories = list(tmp_path.rglob("training_history.jsonl"))
+    assert len(histories) == 1  # in a sweep, the next job is not begun

@@ -55,6 +55,7 @@ BAD = [
     (["callbacks.log_every=0"], "callbacks.log_every=0", "at least 1"),
     (["+callbacks.extra.x._target_=os.system"], "callbacks.extra.x._target_=os.system", "growlm."),
     (["+callbacks.extra.x.y=1"], "callbacks.extra.x", "_target_"),
+    (["+callbacks.extra.x._target_=growlm.model.ModelConfig"], "callbacks.extra.x", "no Lightning"),
     (["verification.probe_length=1"], "verification.probe_length=1", "at least 2"),
     (["seed=-1"], "seed=-1", "at least 0"),
     (["phases.dense.steps=["], "", "no viable alternative"),

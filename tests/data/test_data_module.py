@@ -16,8 +16,7 @@ def make_module(**changes) -> PackedDataModule:
         "first_sample": 0,
         "num_batches": 3,
         "batch_size": 5,
-        "validation_batches": 2,
-        "validation_batch_size": 4,
+        "validation_sequences": 8,
     }
     return PackedDataModule(**(settings | changes))
 
@@ -58,10 +57,11 @@ def test_validation_batches_are_the_first_windows_in_order_every_time():
     assert torch.equal(torch.cat(first), torch.cat(second))
     later = make_module(first_sample=99, num_batches=1, batch_size=1)
     assert torch.equal(torch.cat(list(later.val_dataloader())), torch.cat(first))
+    assert [len(batch) for batch in make_module(batch_size=3).val_dataloader()] == [3, 3, 2]
 
 
 def test_a_small_validation_split_is_read_once():
-    batches = list(make_module(validation_batches=100).val_dataloader())
+    batches = list(make_module(validation_sequences=100, batch_size=4).val_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert torch.cat(batches)[:, 0].tolist() == list(range(0, 40, 4))
 

@@ -38,6 +38,6 @@ def test_a_terminal_gets_a_bar():
     reporter.task_progress("reading documents", 1000, 20000)
     reporter.task_progress("reading documents", 20000, 20000)
     reporter.step_finished("dense", 1, 10, 5.0)
-    reporter.close()
+    reporter.close(failed=False)
     assert "1000/20000" in out.getvalue()
     assert "loss 5.0000" in out.getvalue()

@@ -163,6 +163,26 @@ def test_an_identity_block_that_is_none_fails():
     assert check(old, new).checks["functional"].status is Status.FAILED
 
 
+@pytest.mark.parametrize("factor", [1.5, 2])
+def test_operators_in_any_order_pass(factor):
+    old = build(tiny_config(), dtype=torch.float32)
+    widen, upcycle, deepen = (
+        Widen(scale_factor=factor),
+        Upcycle(num_experts=4),
+        Deepen(extra_layers=1),
+    )
+    for operators in ([widen, upcycle], [deepen, widen, upcycle], [widen, widen, upcycle, widen]):
+        report = check(old, grow(old, operators), operators)
+        assert report, [c.summary for c in report.checks.values()]
+
+
+def test_models_that_no_growth_joins_are_refused():
+    old = build(tiny_config(**EXPERTS), dtype=torch.float32)
+    for changes in ({"num_experts": 8, "top_k": 2}, {**EXPERTS, "n_kv_heads": 2}):
+        with pytest.raises(ValueError, match="no known growth"):
+            check(old, build(tiny_config(**changes), dtype=torch.float32))
+
+
 def test_upcycling_breaks_symmetry_by_its_router():
     old = build(tiny_config(), dtype=torch.float32)
     report = check(old, grow(old, [Upcycle(num_experts=4)]))
