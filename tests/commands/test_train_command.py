@@ -129,17 +129,9 @@ def test_brackets_in_a_path_are_no_markup(tmp_path):
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_signal_ends_the_run_with_its_code(tmp_path, sent, code, sweep):
     long = [o for o in TINY if "dense.steps" not in o]
-    arguments = (
-        ["-m", "seed=1,2"] if sweep else ["run_dir=here"]
-    )  # Hydra wants -m before all overrides
-    command = [
-        sys.executable,
-        "-m",
-        "growlm.train",
-        *long,
-        "phases.dense.steps=100000",
-        "logger=none",
-    ]
+    # Hydra wants -m before all overrides.
+    arguments = ["-m", "seed=1,2"] if sweep else ["run_dir=here"]
+    command = [sys.executable, "-m", "growlm.train", *arguments, *long]
     process = subprocess.Popen(
         [*command, "phases.dense.steps=100000", "logger=none"],
         cwd=tmp_path,
