@@ -59,7 +59,9 @@ def typed_config(composed: DictConfig) -> RunConfig:
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        raise UserError(str(error.full_key), "???", "is not set; the plan's file must set it") from error
+        raise UserError(
+            str(error.full_key), "???", "is not set; the plan's file must set it"
+        ) from error
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(config, RunConfig)
