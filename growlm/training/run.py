@@ -105,7 +105,7 @@ def run_plan(config: RunConfig) -> RunResult:
     try:
         prepared = prepare(config, console)
         run_dir = make_run_dir(config)
-        console.console.print(f"Run directory {run_dir}", markup=False)
+        console.console.print(f"Run directory {run_dir}", markup=False, soft_wrap=True)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         write_json(run_dir / "plan.json", prepared.plan.to_json())
         listeners: list[RunListener] = [HistoryFiles(run_dir), console]
