@@ -19,9 +19,13 @@ from growlm.errors import UserError
 
 FREE_TEXT = (
     "callbacks.sample_prompt",
+    "checkpoint",
     "data.path",
     "hydra.run.dir",
     "hydra.sweep.dir",
+    "new",
+    "old",
+    "out",
     "run_dir",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
@@ -72,6 +76,23 @@ def run_command(body: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
+    """A command that takes `key=value` arguments and no sweeps.
+
+    Args:
+        usage: Printed for `--help`.
+        body: Takes the arguments, free text quoted; returns the exit code.
+    """
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(usage.strip())
+        return 0
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            return complain(UserError("argument", argument, "must be key=value; see --help"))
+    return run_command(lambda: body([quote_free_text(argument) for argument in arguments]))
 
 
 def complain(error: UserError) -> int:

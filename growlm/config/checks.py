@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
-from growlm.config.schema import GrowSpec, PhaseConfig, RunConfig
+from growlm.config.schema import (
+    OPTIMIZER_SETTINGS,
+    GrowSpec,
+    OptimizerConfig,
+    PhaseConfig,
+    RunConfig,
+)
 from growlm.errors import UserError
 from growlm.growth.grow import Operator
 from growlm.limits import check_limits
@@ -31,6 +38,7 @@ def check_config(config: RunConfig) -> None:
         )
     if config.data.source == "text" and not config.data.path:
         raise UserError("data.path", config.data.path, "data=text needs a file, a folder or a glob")
+    _check_optimizer(config.optimizer)
     if not config.phases:
         raise UserError("phases", "{}", "a plan needs at least one phase")
     names: dict[str, str] = {}
@@ -40,6 +48,7 @@ def check_config(config: RunConfig) -> None:
                 "phases", repr(name), "a phase's name may hold letters, digits, '_' and '-'"
             )
         _check_phase(f"phases.{name}", phase, is_first=index == 0)
+        _check_optimizer_state(f"phases.{name}", phase, config.optimizer, is_first=index == 0)
         for key in ("save_initial_as", "save_as"):
             _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
     # The tokenizer is not known yet; no operator minds the vocabulary.
@@ -62,16 +71,33 @@ def grown_models(config: RunConfig, model: ModelConfig) -> list[tuple[list[Opera
         raise error.under("model") from error
     phases = []
     for name, phase in config.phases.items():
-        operators = []
-        for index, spec in enumerate(phase.grow):
-            key, operator = chosen_operator(spec, f"phases.{name}.grow.{index}")
-            try:
-                model = operator.change(model).config
-            except UserError as error:
-                raise error.under(key) from error
-            operators.append(operator)
+        operators, model = applied_operators(phase.grow, f"phases.{name}.grow", model)
         phases.append((operators, model))
     return phases
+
+
+def applied_operators(
+    specs: Sequence[GrowSpec], path: str, model: ModelConfig
+) -> tuple[list[Operator], ModelConfig]:
+    """The operators of a `grow` list, and the model after them.
+
+    Args:
+        specs: The list.
+        path: Its key.
+        model: Before it.
+
+    Raises:
+        UserError: If an operator cannot be applied, with the full key.
+    """
+    operators = []
+    for index, spec in enumerate(specs):
+        key, operator = chosen_operator(spec, f"{path}.{index}")
+        try:
+            model = operator.change(model).config
+        except UserError as error:
+            raise error.under(key) from error
+        operators.append(operator)
+    return operators, model
 
 
 def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
@@ -85,6 +111,35 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
         )
     for index, spec in enumerate(phase.grow):
         chosen_operator(spec, f"{path}.grow.{index}")
+
+
+def _check_optimizer(settings: OptimizerConfig) -> None:
+    has = OPTIMIZER_SETTINGS[settings.name]
+    for key in dict.fromkeys(key for keys in OPTIMIZER_SETTINGS.values() for key in keys):
+        value = getattr(settings, key)
+        if (value is None) == (key in has):
+            needed = "needs a value" if value is None else "has no such setting; leave it null"
+            raise UserError(f"optimizer.{key}", value, f"optimizer={settings.name} {needed}")
+
+
+def _check_optimizer_state(
+    path: str, phase: PhaseConfig, optimizer: OptimizerConfig, is_first: bool
+) -> None:
+    key, mode = f"{path}.optimizer_state", phase.optimizer_state
+    if is_first and mode != "carry":
+        raise UserError(key, mode, "the first phase has no state to take over; leave it at carry")
+    refused = {
+        ("exact", "adafactor"): "it steps by the size of the whole tensor, not entry by entry",
+        ("exact", "muon"): "it orthogonalises whole matrices, in bf16",
+        (
+            "asymmetric",
+            "adafactor",
+        ): "its second moments belong to rows and columns, old and new entries alike",
+    }
+    if reason := refused.get((mode, optimizer.name)):
+        raise UserError(
+            key, mode, f"optimizer={optimizer.name} cannot: {reason}; use carry or reset"
+        )
 
 
 def _check_artefact(path: str, name: str | None, taken: dict[str, str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,6 +16,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
+from growlm.limits import check_limits
+
+Command = TypeVar("Command")
 
 SCHEMA_NAME = "run_schema"
 ROOT_NAME = "train"
@@ -47,6 +52,30 @@ def load_config(*overrides: str) -> RunConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     return typed_config(composed)
+
+
+def load_command(root: str, schema: type[Command], overrides: Sequence[str]) -> Command:
+    """Compose and check the config of a command that has a file and a schema of its own.
+
+    Args:
+        root: Its file in `conf/`, without the ending.
+        schema: Its dataclass.
+        overrides: `key=value` arguments.
+
+    Raises:
+        UserError: If something asked for is wrong.
+    """
+    ConfigStore.instance().store(name=f"{root}_schema", node=schema)
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            config = OmegaConf.to_object(compose(root, overrides=list(overrides)))
+    except MissingMandatoryValue as error:
+        raise UserError(str(error.full_key), "???", "must be given") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    assert isinstance(config, schema)
+    check_limits(config)
+    return config
 
 
 def typed_config(composed: DictConfig) -> RunConfig:

@@ -12,6 +12,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from growlm.growth.deepen import Deepen
+from growlm.growth.multiply_experts import MultiplyExperts
+from growlm.growth.optimizer_state import MODES
 from growlm.growth.upcycle import Upcycle
 from growlm.growth.widen import Widen
 from growlm.limits import limits
@@ -44,20 +46,42 @@ class TokenizerConfig:
     """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte."""
 
 
+OPTIMIZER_SETTINGS = {
+    "adamw": ("beta1", "beta2", "eps"),
+    "sgd": ("momentum",),
+    "adafactor": ("beta2_decay",),
+    "muon": ("momentum", "beta1", "beta2", "eps"),
+}
+"""The settings that not every optimizer has."""
+
+
 @dataclass
 class OptimizerConfig:
-    """Group `optimizer`: AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
+    """Group `optimizer`: one of torch's own. A setting that the chosen one lacks is null."""
 
-    beta1: float = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
-    """Decay of the first moment."""
-    beta2: float = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))
-    """Decay of the second moment."""
-    eps: float = field(default=1e-8, metadata=limits(above=0.0))
-    """Added to the root of the second moment."""
+    name: str = field(default="adamw", metadata=limits(choices=tuple(OPTIMIZER_SETTINGS)))
+    """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `sgd` with momentum, `adafactor` (Shazeer and Stern
+    2018, arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices
+    inside the model with `adamw` on everything else."""
+    beta1: float | None = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
+    """AdamW: decay of the first moment."""
+    beta2: float | None = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))
+    """AdamW: decay of the second moment."""
+    eps: float | None = field(default=1e-8, metadata=limits(above=0.0))
+    """AdamW: added to the root of the second moment."""
+    momentum: float | None = field(default=None, metadata=limits(minimum=0.0, below=1.0))
+    """SGD and Muon: decay of the momentum."""
+    beta2_decay: float | None = field(default=None, metadata=limits(minimum=-1.0, below=0.0))
+    """Adafactor: the second moment forgets with step ** beta2_decay."""
     weight_decay: float = field(default=0.1, metadata=limits(minimum=0.0))
     """Decoupled decay of the matrices that read an axis; none on embeddings, biases and norms."""
     gradient_clip: float = field(default=1.0, metadata=limits(minimum=0.0))
     """Largest norm of the whole gradient; 0 for no limit."""
+    rewarm_peak: float = field(default=1.3, metadata=limits(above=0.0, maximum=100.0))
+    """After a growth with `optimizer_state: asymmetric`: what the rate of new entries climbs to, in units of the
+    common rate."""
+    rewarm_steps: int = field(default=250, metadata=limits(minimum=1))
+    """Likewise: steps to that peak; as many lead back to the common rate."""
 
 
 @dataclass
@@ -142,6 +166,15 @@ class VerificationConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """Root key `checkpoint`: what is kept on disk."""
+
+    save_optimizer: bool = False
+    """Artefacts of finished phases keep the optimizer's state, which `growlm.grow` then grows along; with AdamW
+    that is twice the model's size more."""
+
+
+@dataclass
 class GrowthDials:
     """Root key `growth`: what a sweep turns. Plans refer to them as `${growth.noise_std}`."""
 
@@ -163,6 +196,8 @@ class GrowSpec:
     """More channels, heads and hidden units."""
     deepen: Deepen | None = None
     """More layers."""
+    multiply_experts: MultiplyExperts | None = None
+    """More experts, of a mixture of experts."""
 
 
 @dataclass
@@ -183,8 +218,10 @@ class PhaseConfig:
     """Learning rate; times the schedule's factor."""
     warmup_steps: int = field(default=0, metadata=limits(minimum=0))
     """Steps from 0 to the full rate at the beginning of this phase."""
-    optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
-    """What becomes of the optimizer's moments when the model grows."""
+    optimizer_state: str = field(default="carry", metadata=limits(choices=MODES))
+    """What becomes of the optimizer's state when the model grows (`growlm/growth/optimizer_state.py`): `carry` it
+    through the growth, `reset` it, `exact` so that training goes on as without the growth, `asymmetric` so that
+    only what is new starts anew, with a rate of its own."""
     grow: list[GrowSpec] = field(default_factory=list)
     """Operators, applied in order before the phase."""
     save_as: str | None = None
@@ -215,6 +252,45 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     growth: GrowthDials = field(default_factory=GrowthDials)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """In order, by name."""
+
+
+@dataclass
+class GrowCommand:
+    """`python -m growlm.grow`."""
+
+    checkpoint: str = MISSING
+    """Folder of the checkpoint to grow."""
+    out: str = MISSING
+    """Folder of the grown one; made, must not exist."""
+    grow: list[GrowSpec] = MISSING
+    """Operators, applied in order."""
+    seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
+    """Of noise, routers and filler columns."""
+    boundary_index: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
+    """Which growth of a run this is; part of the seed."""
+    optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
+    """What becomes of the optimizer's moments, if the checkpoint has some: grown along, or left out."""
+
+
+@dataclass
+class VerifyCommand:
+    """`python -m growlm.verify`."""
+
+    old: str | None = None
+    """Folder of the checkpoint before a growth; without it and `new`, the standalone suite runs."""
+    new: str | None = None
+    """Folder of the checkpoint after it."""
+    tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
+    """Logits may differ by this times max(1, largest logit)."""
+    probe_sequences: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
+    """Sequences of random tokens to compare on."""
+    probe_length: int = field(default=32, metadata=limits(minimum=2, maximum=2**20))
+    """Tokens of each."""
+    seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
+    """Of the probe."""
+    require_symmetry_breaking: bool = False
+    """Fail where copies stay equal, in place of a finding."""

@@ -1,6 +1,7 @@
 """Growth: operators, and the one engine behind them. Imports torch, nothing of Lightning, Hydra or W&B."""
 
 from growlm.growth.deepen import Deepen
+from growlm.growth.draws import Draws
 from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import (
     Operator,
@@ -10,8 +11,9 @@ from growlm.growth.grow import (
     plan_growth,
     scale_bilaterally,
 )
+from growlm.growth.multiply_experts import MultiplyExperts
+from growlm.growth.operators import operators_as_data, operators_from_data
 from growlm.growth.optimizer_state import grow_moments
-from growlm.growth.pieces import Draws
 from growlm.growth.upcycle import Upcycle
 from growlm.growth.widen import Widen
 
@@ -19,6 +21,7 @@ __all__ = [
     "Deepen",
     "Draws",
     "GrowthMap",
+    "MultiplyExperts",
     "Operator",
     "Upcycle",
     "Widen",
@@ -26,6 +29,8 @@ __all__ = [
     "grow",
     "grow_moments",
     "hyperclone_weight",
+    "operators_as_data",
+    "operators_from_data",
     "plan_growth",
     "scale_bilaterally",
 ]

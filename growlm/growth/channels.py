@@ -36,6 +36,18 @@ class ChannelMap:
         return ChannelMap(old_size, source, shares)
 
     @staticmethod
+    def rising_shares(old_size: int, source: Tensor) -> ChannelMap:
+        """The c-th copy of a channel carries c parts: 1:2 of two copies, 1:2:3 of three."""
+        rank = torch.zeros(len(source), dtype=torch.float64)
+        seen = [0] * old_size
+        for channel, origin in enumerate(source.tolist()):
+            if origin != FILLER:
+                seen[origin] += 1
+                rank[channel] = seen[origin]
+        totals = torch.tensor([n * (n + 1) / 2 for n in seen], dtype=torch.float64)
+        return ChannelMap(old_size, source, rank / totals[source.clamp(min=0)].clamp(min=1))
+
+    @staticmethod
     def identity(size: int) -> ChannelMap:
         """No change."""
         return ChannelMap.equal_shares(size, torch.arange(size))
@@ -69,6 +81,13 @@ class ChannelMap:
         """Whether any channel copies none."""
         return bool(self.is_filler.any())
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all copies of a channel have the same share of it."""
+        copied = ~self.is_filler
+        whole = self.shares[copied] * self.copies()[copied]
+        return bool(torch.allclose(whole, torch.ones_like(whole)))
+
     def repeated(self, unit: int) -> ChannelMap:
         """The map of single channels when this one maps whole units (heads) of `unit` channels."""
         source = (self.source.unsqueeze(1) * unit + torch.arange(unit)).flatten()
@@ -96,6 +115,13 @@ class ChannelMap:
         copied = ~self.is_filler
         counts = torch.bincount(self.source[copied], minlength=self.old_size)
         return torch.where(copied, counts[self.source.clamp(min=0)], 0)
+
+    @property
+    def is_first_copy(self) -> Tensor:
+        """(new size,), which channels are the first copy of their source."""
+        first = ~self.is_filler
+        first[self.twins()[:, 1]] = False
+        return first
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
         """New entry j along `dim` is old entry s(j); fillers hold what happens to be there. A new tensor."""

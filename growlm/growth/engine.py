@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.growth.pieces import Copy, Draws, Fill, FillWhole, Forget, Noise, Piece, Scale, Split
-from growlm.model.axes import Dim, LabelledShape, Role, axes_table, split_block_name
+from growlm.growth.draws import Draws
+from growlm.growth.factors import Factors, as_originals, no_factors
+from growlm.growth.noise import Noise, TieBreak
+from growlm.growth.pieces import Copy, Fill, FillWhole, Forget, Piece, Scale, Split
+from growlm.growth.upcycle_pieces import Cut, Redraw
+from growlm.model.axes import Dim, Label, LabelledShape, Role, axes_table, split_block_name
 from growlm.model.config import ModelConfig
 
 AxesTable = Mapping[str, LabelledShape]
@@ -30,15 +34,12 @@ class AxisGrowth:
         written_filler: What rows that write a filler hold: `zero`, or the `mean` over the other rows.
         read_filler: What columns that read a filler hold: `random` or `zero`.
         gain_factor: What norms over the axis multiply their gain with.
-        undivided_factor: What a norm multiplies its gain and shift with besides, where its reader's columns
-            cannot be divided (`Label.read_undivided`).
     """
 
     channels: ChannelMap
     written_filler: str = "zero"
     read_filler: str = "random"
     gain_factor: float = 1.0
-    undivided_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,20 @@ class NoiseLevel:
 
 
 @dataclass(frozen=True)
+class DenseToExperts:
+    """How a dense feed-forward block becomes experts."""
+
+    shards: ChannelMap
+    """Which shard of the block's hidden units each expert copies; one shard is the whole block."""
+    router_rows: ChannelMap
+    """Which drawn row of the router each expert has."""
+    router_std: float
+    """Of the drawn rows; 0 for zeros."""
+    redrawn_fraction: float = 0.0
+    """Of each expert's hidden units, drawn anew."""
+
+
+@dataclass(frozen=True)
 class Change:
     """An operator's effect, in the model's own terms."""
 
@@ -76,8 +91,11 @@ class Change:
     blocks: tuple[BlockOrigin, ...] | None = None
     """One per block of the grown model; None if blocks stay as they are."""
     noise: NoiseLevel | None = None
-    fresh_std: float | None = None
-    """Standard deviation of tensors that have no source; None if there may be none."""
+    """Of the cancelling noise on copies; None for none."""
+    tie_breaking_std: float = 0.0
+    """Of the noise on copies of a router's rows."""
+    to_experts: DenseToExperts | None = None
+    """Without it no new tensor may be without a source."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,12 @@ class TensorMap:
             x = piece.moment(x, power)
         return self._own(x, source)
 
+    def factors(self, start: Factors) -> Factors:
+        """The factors of each entry after the chain, from those of the source."""
+        for piece in self.pieces:
+            start = piece.factors(start)
+        return start
+
     @property
     def forgets(self) -> bool:
         """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
@@ -133,13 +157,16 @@ class GrowthMap:
     """One per new block."""
     lossless: bool
     description: list[str]
+    old_shapes: dict[str, tuple[int, ...]]
+    """By old name."""
 
     @staticmethod
     def identity(config: ModelConfig, table: AxesTable) -> GrowthMap:
         """The growth that changes nothing."""
         blocks = tuple(BlockOrigin(i) for i in range(config.n_layers))
         tensors = {name: TensorMap(name, row.shape) for name, row in table.items()}
-        return GrowthMap(config, config, tensors, {}, blocks, True, [])
+        shapes = {name: row.shape for name, row in table.items()}
+        return GrowthMap(config, config, tensors, {}, blocks, True, [], shapes)
 
     def then(self, later: GrowthMap) -> GrowthMap:
         """This growth followed by another, as one map: chains are joined, nothing is made in between."""
@@ -160,7 +187,28 @@ class GrowthMap:
             tuple(self._origin_through(origin) for origin in later.blocks),
             self.lossless and later.lossless,
             self.description + later.description,
+            self.old_shapes,
         )
+
+    def factors(self, before: Mapping[str, Factors] | None = None) -> dict[str, Factors]:
+        """What the growth did to each entry of every new tensor and to its gradient.
+
+        Args:
+            before: Factors that old tensors had already, from earlier growths; none if not given.
+
+        Returns:
+            By new name; `original` is about this growth alone.
+        """
+        before = before or {}
+        found = {}
+        for name, tensor_map in self.tensors.items():
+            source = tensor_map.source
+            if source is None:
+                found[name] = no_factors(tensor_map.shape)
+            else:
+                start = before.get(source) or no_factors(self.old_shapes[source])
+                found[name] = tensor_map.factors(as_originals(start))
+        return found
 
     def _origin_through(self, later: BlockOrigin) -> BlockOrigin:
         before = self.blocks[later.source]
@@ -198,7 +246,14 @@ def derive(
     }
     axes = {axis: growth.channels for axis, growth in change.axes.items()}
     return GrowthMap(
-        old_config, change.config, tensors, axes, blocks, change.lossless, change.description
+        old_config,
+        change.config,
+        tensors,
+        axes,
+        blocks,
+        change.lossless,
+        change.description,
+        {name: row.shape for name, row in old.items()},
     )
 
 
@@ -225,16 +280,18 @@ def _derive_tensor(
             raise ValueError(f"{source} and {name} have different axes")
     elif row.label.stacked_from is not None and in_source_block(row.label.stacked_from) in old:
         source = in_source_block(row.label.stacked_from)
-        pieces.append(Copy(0, change.axes[row.label.dims[0].axis].channels, inserts=True))
+        if change.to_experts is None:
+            raise ValueError(f"{name} is a stack of {source}, which this operator does not make")
+        pieces += _to_experts(row, change.to_experts, block or 0, key)
         dims = dims[1:]
-    elif change.fresh_std is not None:
-        return TensorMap(None, row.shape, (FillWhole(row.shape, change.fresh_std, key),))
+    elif change.to_experts is not None:
+        return TensorMap(None, row.shape, _fresh(row, change.to_experts, key))
     else:
         raise ValueError(f"{name} has no source and this operator makes no fresh tensors")
 
     for position, dim in dims:
         if dim.axis in change.axes:
-            pieces += _along_axis(position, dim, change.axes[dim.axis], row, change.noise, key)
+            pieces += _along_axis(position, dim, change, row, key)
     if origin is not None and origin.kind == "identity":
         adds_to_stream = row.label.has(Role.WRITES, "residual")
         pieces.append(FillWhole(row.shape) if adds_to_stream else Forget())
@@ -242,30 +299,59 @@ def _derive_tensor(
 
 
 def _along_axis(
-    position: int,
-    dim: Dim,
-    growth: AxisGrowth,
-    row: LabelledShape,
-    noise: NoiseLevel | None,
-    key: tuple[int, str],
+    position: int, dim: Dim, change: Change, row: LabelledShape, key: tuple[int, str]
 ) -> list[Piece]:
+    growth = change.axes[dim.axis]
     channels = growth.channels
-    if dim.role is Role.READS:
+    if dim.role is Role.READS or row.label.read_undivided:
         pieces: list[Piece] = [Split(position, channels)]
-        filler = growth.read_filler
     else:
         pieces = [Copy(position, channels)]
-        # A filler gain of zero behind a zero channel would stay dead, so gains are filled with their mean.
-        by_role = {Role.GAIN: "mean", Role.SHIFT: "zero"}
-        filler = by_role.get(dim.role, growth.written_filler)
     if channels.has_fillers:
-        pieces.append(Fill(position, channels, filler, key))
+        # A filler gain of zero behind a zero channel would stay dead, so gains are filled with their mean.
+        by_role = {Role.READS: growth.read_filler, Role.GAIN: "mean", Role.SHIFT: "zero"}
+        pieces.append(Fill(position, channels, by_role.get(dim.role, growth.written_filler), key))
     if dim.role is Role.GAIN and growth.gain_factor != 1.0:
         pieces.append(Scale(growth.gain_factor))
-    if dim.role in (Role.GAIN, Role.SHIFT) and row.label.read_undivided:
-        pieces.append(Scale(growth.undivided_factor))
-    if dim.role is Role.READS and noise is not None:
-        pieces.append(Noise(position, channels, noise.std, noise.snr_db, key))
+    if change.noise is not None and _takes_noise(dim, row.label):
+        pieces.append(Noise(position, channels, change.noise.std, change.noise.snr_db, key))
+    if change.tie_breaking_std and dim.role is Role.INDEX and row.label.scores_members:
+        pieces.append(TieBreak(channels, change.tie_breaking_std, key))
+    return pieces
+
+
+def _takes_noise(dim: Dim, label: Label) -> bool:
+    """Whether copies along `dim` get equal inputs, or equal gates, so that noise cancels: matrices alone."""
+    is_summed_over = dim.role is Role.INDEX and label.has(Role.WRITES, "residual")
+    return dim.role is Role.READS or (is_summed_over and label.has(Role.READS))
+
+
+def _to_experts(
+    row: LabelledShape, growth: DenseToExperts, block: int, key: tuple[int, str]
+) -> list[Piece]:
+    """The pieces that make a stack of experts of a dense block's tensor."""
+    shards = growth.shards
+    hidden = [place for place, dim in enumerate(row.label.dims) if dim.axis == "hidden"]
+    if shards.old_size == 1 or not hidden:
+        whole = ChannelMap.equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
+        pieces: list[Piece] = [Copy(0, whole, inserts=True)]
+    else:
+        pieces = [Cut(hidden[0] - 1, shards)]
+        if row.label.has(Role.READS, "hidden"):
+            pieces.append(Scale(shards.old_size))  # each shard has its part of the gate
+    if growth.redrawn_fraction and hidden:
+        pieces.append(Redraw(hidden[0], growth.redrawn_fraction, (key[0], block), key))
+    return pieces
+
+
+def _fresh(row: LabelledShape, growth: DenseToExperts, key: tuple[int, str]) -> tuple[Piece, ...]:
+    """The pieces that make a tensor that has no source: a router's weights; zero if it is no matrix."""
+    if not row.label.has(Role.READS):
+        return (FillWhole(row.shape),)
+    drawn = (growth.router_rows.old_size, *row.shape[1:])
+    pieces: tuple[Piece, ...] = (FillWhole(drawn, growth.router_std, key),)
+    if drawn != row.shape:
+        pieces = (*pieces, Copy(0, growth.router_rows))
     return pieces
 
 

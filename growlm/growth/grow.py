@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from growlm.growth.channels import ChannelMap
 from growlm.growth.deepen import Deepen
+from growlm.growth.draws import Draws
 from growlm.growth.engine import Change, GrowthMap, derive, table_of
-from growlm.growth.pieces import Copy, Draws, Noise, Piece, Split
+from growlm.growth.noise import Noise
+from growlm.growth.pieces import Copy, Piece, Split
 from growlm.growth.widen import Widen
 from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
@@ -79,7 +81,7 @@ def grow(
 
     Args:
         model: Any module with labelled axes that is built from its `config` (`TransformerLM` or a subclass).
-        operators: `Upcycle`, `Widen`, `Deepen`, applied in order.
+        operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
         seed: Of noise, routers and filler columns.
         boundary_index: Which growth of a run this is; part of the seed.
 

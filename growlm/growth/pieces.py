@@ -8,37 +8,15 @@ multiplied by s / a (LEMON, Wang et al. 2023, arXiv 2310.07999; Staged Training,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.model.draws import normal
-
-
-@dataclass
-class Draws:
-    """Where the random entries of one growth come from, and what was drawn.
-
-    Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone.
-    """
-
-    seed: int
-    boundary_index: int = 0
-    noise: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
-    """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
-
-    def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
-        """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
-        seeds = (self.seed, self.boundary_index, *key, purpose)
-        if len(shape) < 3:
-            return normal(shape, *seeds)
-        out = torch.empty(shape)
-        for member in range(shape[0]):
-            out[member] = normal(shape[1:], *seeds, member)
-        return out
+from growlm.growth.draws import Draws
+from growlm.growth.factors import DimFactors, Factors, no_factors, replaced
 
 
 class Piece(Protocol):
@@ -50,8 +28,11 @@ class Piece(Protocol):
     def moment(self, x: Tensor, power: int) -> Tensor:
         """What it does to a running mean of gradient**power."""
 
+    def factors(self, factors: Factors) -> Factors:
+        """The factors of each entry after it."""
 
-def _along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
+
+def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
     """`vector` shaped to multiply `x` along `dim`, in x's precision."""
     shape = [1] * x.ndim
     shape[dim] = -1
@@ -79,7 +60,15 @@ class Copy:
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Copy, times share**power."""
         x = self.channels.select(x.unsqueeze(self.dim) if self.inserts else x, self.dim)
-        return x.mul_(_along(self.channels.shares**power, self.dim, x))
+        return x.mul_(along(self.channels.shares**power, self.dim, x))
+
+    def factors(self, factors: Factors) -> Factors:
+        """Gradients times share. None for an inserted dimension: which expert gets how much, tokens decide."""
+        if self.inserts:
+            new = DimFactors.ones(self.channels.new_size)
+            return (*factors[: self.dim], new, *factors[self.dim :])
+        new = factors[self.dim].selected(self.channels, gradient_shares=True)
+        return replaced(factors, self.dim, new)
 
 
 @dataclass(frozen=True)
@@ -92,11 +81,16 @@ class Split:
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy, times share."""
         x = self.channels.select(x, self.dim)
-        return x.mul_(_along(self.channels.shares, self.dim, x))
+        return x.mul_(along(self.channels.shares, self.dim, x))
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Copy."""
         return self.channels.select(x, self.dim)
+
+    def factors(self, factors: Factors) -> Factors:
+        """Weights times share."""
+        new = factors[self.dim].selected(self.channels, weight_shares=True)
+        return replaced(factors, self.dim, new)
 
 
 @dataclass(frozen=True)
@@ -141,6 +135,10 @@ class Fill:
             return x.index_fill_(self.dim, fillers, 0.0)
         return self._put_mean(x, fillers)
 
+    def factors(self, factors: Factors) -> Factors:
+        """Fillers have none already."""
+        return factors
+
     def _fillers(self, x: Tensor) -> Tensor:
         return self.channels.is_filler.nonzero().squeeze(1).to(x.device)
 
@@ -169,6 +167,10 @@ class FillWhole:
         """Zero."""
         return x.new_zeros(self.shape)
 
+    def factors(self, factors: Factors) -> Factors:
+        """None."""
+        return no_factors(self.shape)
+
 
 @dataclass(frozen=True)
 class Forget:
@@ -181,6 +183,10 @@ class Forget:
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Zero."""
         return torch.zeros_like(x)
+
+    def factors(self, factors: Factors) -> Factors:
+        """None: what has no past trains as if it had always been so large."""
+        return no_factors([len(factor.weight) for factor in factors])
 
 
 @dataclass(frozen=True)
@@ -197,49 +203,9 @@ class Scale:
         """Divide."""
         return x / self.factor**power
 
-
-@dataclass(frozen=True)
-class Noise:
-    """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
-
-    The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
-    standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
-    differences between copies, layer after layer.
-
-    Args:
-        dim: The dimension that reads the grown axis.
-        channels: The axis's map.
-        std: Standard deviation before the cap; without effect with `snr_db`.
-        snr_db: Signal to noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
-            (HyperCloning, Samragh et al. 2024, arXiv 2409.12903, section 3.2).
-        key: (operator index, new tensor name).
-    """
-
-    dim: int
-    channels: ChannelMap
-    std: float
-    snr_db: float | None
-    key: tuple[int, str]
-
-    def weight(self, x: Tensor, draws: Draws) -> Tensor:
-        """Add the noise."""
-        own = matrix_std(x)
-        below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
-        sigma = own.clamp(max=self.std) if below is None else own * below
-        draws.noise[self.key] = {
-            "sigma": float(sigma.max()),
-            "capped": self.snr_db is None and bool((own < self.std).any()),
-        }
-        noise = draws.normal(tuple(x.shape), "noise", self.key).to(x).mul_(sigma.to(x))
-        copies = self.channels.copies().clamp(min=1)
-        mean = self.channels.sum_copies(noise, self.dim)
-        noise.sub_(self.channels.select(mean, self.dim).div_(_along(copies, self.dim, x)))
-        noise.mul_(_along((copies > 1).to(x.dtype), self.dim, x))
-        return x.add_(noise)
-
-    def moment(self, x: Tensor, power: int) -> Tensor:
-        """Nothing: the gradient is as it was."""
-        return x
+    def factors(self, factors: Factors) -> Factors:
+        """The factor, and one over it."""
+        return replaced(factors, 0, factors[0].scaled(self.factor))
 
 
 def matrix_std(x: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ class Widen:
     """In place of `noise_std`: signal to noise ratio of each matrix, in decibels."""
     filler: str = field(default="random", metadata=limits(choices=("random", "zeros")))
     """What columns that read a filler channel hold: free new directions, or nothing."""
+    split: str = field(default="equal", metadata=limits(choices=("equal", "1:2")))
+    """How the columns of a channel's copies share its old column: in equal parts, or the first copy one part, the
+    second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
+    2602.02472, table 7)."""
 
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.
@@ -58,16 +62,15 @@ class Widen:
         ratio = full_copies * config.d_model / new.d_model
         axes = {
             "residual": AxisGrowth(
-                residual,
+                self._split(residual),
                 # LayerNorm subtracts the mean, so a channel that holds it is exactly zero behind the norm.
                 written_filler="mean" if config.norm == "layernorm" else "zero",
                 read_filler="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
-                undivided_factor=1 / full_copies,
             ),
-            "query_heads": AxisGrowth(query_heads.repeated(config.head_dim)),
+            "query_heads": AxisGrowth(self._split(query_heads).repeated(config.head_dim)),
             "key_value_heads": AxisGrowth(kv_heads.repeated(config.head_dim)),
-            "hidden": AxisGrowth(ChannelMap.round_robin(config.d_ff, new.d_ff)),
+            "hidden": AxisGrowth(self._split(ChannelMap.round_robin(config.d_ff, new.d_ff))),
         }
         noisy = self.noise_snr_db is not None or self.noise_std > 0
         return Change(
@@ -78,6 +81,11 @@ class Widen:
             },
             noise=NoiseLevel(self.noise_std, self.noise_snr_db) if noisy else None,
         )
+
+    def _split(self, channels: ChannelMap) -> ChannelMap:
+        if self.split == "equal":
+            return channels
+        return ChannelMap.rising_shares(channels.old_size, channels.source)
 
     def _new_config(self, config: ModelConfig) -> ModelConfig:
         d_ff = self.d_ff
@@ -132,6 +140,7 @@ class Widen:
             f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}"
             + (f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else "")
             + f", hidden units {old.d_ff} → {new.d_ff}; cancelling noise: {noise}"
+            + ("" if self.split == "equal" else f"; columns split {self.split}")
         ]
 
 

@@ -65,6 +65,11 @@ class Label:
     stacked_from: str | None = None
     read_undivided: bool = False
 
+    @property
+    def scores_members(self) -> bool:
+        """Whether the parameter is a router: a row for each member, that reads and writes no channels."""
+        return self.has(Role.INDEX) and self.has(Role.READS) and not self.has(Role.WRITES)
+
     def has(self, role: Role, axis: str | None = None) -> bool:
         """Whether any dimension has this role (with this axis)."""
         return any(dim.role is role and axis in (None, dim.axis) for dim in self.dims)

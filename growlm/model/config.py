@@ -48,6 +48,11 @@ class ModelConfig:
     """Weight of the balancing loss (Fedus et al. 2021, arXiv 2101.03961, eq. 4) in the training loss."""
     router_z_weight: float = field(default=0.0, metadata=limits(minimum=0.0))
     """Weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5) in the training loss."""
+    router_bias_step: float = field(default=0.0, metadata=limits(minimum=0.0, maximum=1.0))
+    """Loss-free balancing (Wang et al. 2024, arXiv 2408.15664): after each step the selection bias of every expert
+    moves by this, up if it got fewer tokens than the mean, down if more. The bias is added to the logits in the
+    selection only. 0 for none; 1e-2 is to logits about what the paper's 1e-3 is to probabilities. An alternative
+    to the balancing loss (set its weight to 0), or beside it."""
     router_tie_breaking: bool = False
     """Break equal router logits by a fixed pseudo-random order, in the selection of experts only."""
 

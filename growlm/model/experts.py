@@ -150,7 +150,13 @@ class MixtureOfExperts(nn.Module):
         self.break_ties = config.router_tie_breaking
         self.router = linear(config, read="residual", write="experts", bias=False)
         label(self.router, weight=Label((index("experts"), reads("residual"))))
+        bias = torch.zeros(config.num_experts) if config.router_bias_step else None
+        self.register_buffer("selection_bias", bias)
+        if bias is not None:
+            label(self, selection_bias=Label((index("experts"),)))
         self.experts = Experts(config)
+
+    selection_bias: Tensor | None
 
     def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """Normalised residual stream (B, T, D) -> what to add to it (B, T, D).
@@ -162,7 +168,7 @@ class MixtureOfExperts(nn.Module):
         tokens = x.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
-        routing = route(logits, self.top_k, self.break_ties)
+        routing = route(logits, self.top_k, self.break_ties, self.selection_bias)
         if routings is not None:
             routings.append(routing)
         return self.experts(tokens, routing).unflatten(0, x.shape[:2])

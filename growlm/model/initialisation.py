@@ -22,11 +22,11 @@ STD = 0.02
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill all parameters in place. Each depends on (seed, its name) alone."""
+    """Fill all parameters and buffers in place. Each depends on (seed, its name) alone."""
     table = axes_table(model)
     n_layers: int = model.config.n_layers  # type: ignore[union-attr, assignment]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.state_dict(keep_vars=True).items():
             axes = table[name].label
             if axes.has(Role.GAIN):
                 parameter.fill_(1.0)

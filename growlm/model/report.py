@@ -44,7 +44,8 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
             model = TransformerLM(model)
     config = model.config
     total = active = multiplied = 0
-    for row in axes_table(model).values():
+    table = axes_table(model)
+    for row in (table[name] for name, _ in model.named_parameters()):
         size = torch.Size(row.shape).numel()
         is_expert = row.label.stacked_from is not None
         used = size // config.num_experts * config.top_k if is_expert else size

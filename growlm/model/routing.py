@@ -23,6 +23,8 @@ class Routing:
     """(N, K) expert indices, best first."""
     gates: Tensor
     """(N, K), summing to one over K."""
+    scores: Tensor
+    """(N, E), what the choice was made by: the logits plus the selection bias, if there is one."""
 
     @property
     def num_experts(self) -> int:
@@ -47,15 +49,22 @@ class Routing:
         return self.logits.logsumexp(dim=-1).square().mean()
 
     def margin(self) -> Tensor:
-        """Logit distance between the last chosen and the best expert left out, (N,); inf if none is."""
+        """Score distance between the last chosen and the best expert left out, (N,); inf if none is."""
         top_k = self.chosen.shape[-1]
         if top_k == self.num_experts:
-            return torch.full_like(self.logits[:, 0], torch.inf)
-        best = self.logits.topk(top_k + 1, dim=-1).values
+            return torch.full_like(self.scores[:, 0], torch.inf)
+        best = self.scores.topk(top_k + 1, dim=-1).values
         return best[:, -2] - best[:, -1]
 
+    def tied(self) -> Tensor:
+        """Whether equal scores decided what a token got: two of the chosen, or the last and the next, (N,)."""
+        best = self.scores.topk(min(self.chosen.shape[-1] + 1, self.num_experts), dim=-1).values
+        return (best[:, 1:] == best[:, :-1]).any(dim=-1)
 
-def route(logits: Tensor, top_k: int, break_ties: bool) -> Routing:
+
+def route(
+    logits: Tensor, top_k: int, break_ties: bool, selection_bias: Tensor | None = None
+) -> Routing:
     """Softmax, choose the top K, renormalise their gates to sum to one.
 
     Args:
@@ -63,14 +72,18 @@ def route(logits: Tensor, top_k: int, break_ties: bool) -> Routing:
         top_k: K.
         break_ties: Order experts of equal logits pseudo-randomly, token by token. Only the choice sees it,
             and it is the same at every call.
+        selection_bias: (E,), added to the logits. Only the choice sees it.
     """
     scores = logits.detach()
+    if selection_bias is not None:
+        scores = scores + selection_bias.to(scores)
+    ordered = scores
     if break_ties:
         order = torch.rand(logits.shape, generator=generator_for("router ties"))
-        scores = scores + 1e-6 * order.to(logits)
-    chosen = scores.topk(top_k, dim=-1).indices
+        ordered = scores + 1e-6 * order.to(logits)
+    chosen = ordered.topk(top_k, dim=-1).indices
     # The softmax over the chosen logits is the renormalised top-k of the full softmax.
-    return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1))
+    return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1), scores)
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from growlm.model.report import ParameterReport
+from growlm.reporting.checks import plain_console, print_checks
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
-from growlm.verification.report import Status
-
-MARKS = {
-    Status.PASSED: "[green]passed[/]",
-    Status.FINDING: "[yellow]finding[/]",
-    Status.FAILED: "[bold red]FAILED[/]",
-    Status.NOT_APPLICABLE: "[dim]does not apply[/]",
-}
-PLAIN_WIDTH = 100
-"""Columns where there is no terminal to ask."""
-CHECKS = {
-    "rope": "RoPE integrity",
-    "router": "router scaling",
-    "symmetry": "symmetry breaking",
-    "functional": "functional identity",
-}
 
 
 def millions(count: int) -> str:
@@ -42,9 +27,7 @@ class ConsoleReporter(RunListener):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = PLAIN_WIDTH
+        self.console = console or plain_console()
         self.progress: Progress | None = None
         self.task_name = ""
 
@@ -68,10 +51,8 @@ class ConsoleReporter(RunListener):
                 f"  Noise on {noise['matrices']} matrices, σ {noise['sigma_min']:.1e} to "
                 f"{noise['sigma_max']:.1e}, capped on {noise['capped']}"
             )
-        table = Table.grid(padding=(0, 2))
-        for name, check in boundary.report.checks.items():
-            table.add_row(f"  {CHECKS[name]}", MARKS[check.status], Text(check.summary))
-        say(table)
+        say(f"  Optimizer state: {_state_note(boundary)}", markup=False)
+        print_checks(self.console, boundary.report.checks)
         report = boundary.report
         say(
             f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, "
@@ -126,6 +107,13 @@ class ConsoleReporter(RunListener):
             f"{summary.tokens_per_second:,.0f} tokens/s, "
             f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
         )
+        if summary.router_check is not None:
+            print_checks(self.console, {"router_lock": summary.router_check})
+
+    def warned(self, row: Row, text: str) -> None:
+        """A line."""
+        where = escape(f"{row['phase']} step {row['step']}: {text}")
+        (self.progress or self).console.print(f"  [bold yellow]warning[/] {where}")
 
     def run_finished(self, summary: RunSummary) -> None:
         """The boundary summary."""
@@ -203,6 +191,12 @@ class ConsoleReporter(RunListener):
         if self.progress is not None:
             self.progress.stop()
         self.progress, self.task_name = None, ""
+
+
+def _state_note(boundary: BoundaryRecord) -> str:
+    if not boundary.inexact_because:
+        return boundary.optimizer_state
+    return f"scaled, not exact: {'; '.join(boundary.inexact_because)}"
 
 
 def _active_note(parameters: ParameterReport) -> str:

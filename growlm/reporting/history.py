@@ -45,6 +45,10 @@ class HistoryFiles(RunListener):
         """An event line."""
         self._write({"event": "validation", **row})
 
+    def warned(self, row: Row, text: str) -> None:
+        """An event line."""
+        self._write({"event": "warning", **row, "text": text})
+
     def phase_finished(self, summary: PhaseSummary) -> None:
         """An event line with the sample."""
         self._write(

@@ -28,6 +28,9 @@ class RunListener:
     def validated(self, row: Row) -> None:
         """A validation loss, with the same counters as a row."""
 
+    def warned(self, row: Row, text: str) -> None:
+        """Something goes wrong, in words; with the same counters as a row."""
+
     def phase_finished(self, summary: PhaseSummary) -> None:
         """After a phase's validation and sample."""
 

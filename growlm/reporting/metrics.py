@@ -25,6 +25,10 @@ KEYS = {
     "load_entropy": "moe/load_entropy",
     "max_load": "moe/max_load",
     "aux_loss": "moe/aux_loss",
+    "tied_choices": "moe/tied_choices",
+    "expert_similarity": "moe/expert_similarity",
+    "router_distance": "moe/router_distance",
+    "router_grad_norm": "moe/router_grad_norm",
 }
 """Field of a history row -> metric."""
 PROGRESS = ("tokens", "flops", "time_s", "phase_index")
@@ -98,7 +102,7 @@ class MetricLogger(RunListener):
             f"phase/{phase.name}/{key}": value
             for phase in summary.phases
             for key, value in asdict(phase).items()
-            if key not in ("name", "sample")
+            if key not in ("name", "sample", "router_check")
         }
         for b in summary.boundaries:
             figures[f"growth/{b.from_phase}-{b.to_phase}/jump"] = b.report.jump

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from growlm.model.report import ParameterReport
-from growlm.verification.report import GrowthReport, Status
+from growlm.verification.report import CheckReport, GrowthReport, Status
 
 Row = dict[str, Any]
 """A line of training_history.jsonl."""
@@ -40,7 +40,9 @@ class BoundaryRecord:
     noise: dict[str, Any]
     """Of the cancelling noise: number of `matrices`, smallest and largest `sigma`, how many were `capped`."""
     optimizer_state: str
-    """`carry` or `reset`."""
+    """The mode."""
+    inexact_because: list[str]
+    """In mode `exact`: why training cannot go on exactly as without the growth; empty if it does."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class BoundaryRecord:
             "checks": {name: asdict(check) for name, check in report.checks.items()},
             "noise": self.noise,
             "optimizer_state": self.optimizer_state,
+            "inexact_because": self.inexact_because,
             "seconds": self.seconds,
         }
 
@@ -101,6 +104,8 @@ class PhaseSummary:
     """Largest resident memory of the process during the phase, growth included."""
     sample: str
     """Prompt and continuation by the trained model."""
+    router_check: CheckReport | None
+    """Check 5 on the phase; None for a dense model."""
 
 
 @dataclass

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from growlm.checkpoint.artefact import save_model
 from growlm.config.schema import CallbacksConfig
 from growlm.data.tokenizers import Tokenizer
+from growlm.growth.operators import operators_as_data
+from growlm.growth.optimizer_state import State
 from growlm.model.sampling import sample_tokens
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
@@ -24,6 +26,8 @@ class ArtefactCallback(Callback):
         phase: The phase.
         folder: Of all artefacts.
         record: What to write beside the config.
+        seed: Of the run, and so of the growth.
+        keeps_optimizer: Whether `save_as` keeps the optimizer's state too.
         tell: Called with an artefact's name before it is written.
     """
 
@@ -32,26 +36,46 @@ class ArtefactCallback(Callback):
         phase: PlannedPhase,
         folder: Path,
         record: dict[str, Any],
+        seed: int,
+        keeps_optimizer: bool,
         tell: Callable[[str], None],
     ) -> None:
         self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
+        self.seed, self.keeps_optimizer = seed, keeps_optimizer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`save_initial_as`."""
-        self._save(pl_module, self.phase.settings.save_initial_as, self.phase.first_step)
+        grown_from = {
+            "operators": operators_as_data(self.phase.operators),
+            "seed": self.seed,
+            "boundary_index": self.phase.index,
+        }
+        record = {"grown_from": grown_from} if self.phase.operators else {}
+        self._save(pl_module, self.phase.settings.save_initial_as, self.phase.first_step, record)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`save_as`."""
         last_step = self.phase.first_step + self.phase.steps
-        self._save(pl_module, self.phase.settings.save_as, last_step)
+        states = None
+        if self.keeps_optimizer:
+            assert isinstance(pl_module, PhaseStage)
+            states = pl_module.final_states(trainer.optimizers[0])
+        self._save(pl_module, self.phase.settings.save_as, last_step, {}, states)
 
-    def _save(self, pl_module: LightningModule, name: str | None, step: int) -> None:
+    def _save(
+        self,
+        pl_module: LightningModule,
+        name: str | None,
+        step: int,
+        record: dict[str, Any],
+        states: dict[str, State] | None = None,
+    ) -> None:
         assert isinstance(pl_module, PhaseStage)
         if name is None:
             return
         self.tell(name)
-        record = {"phase": self.phase.name, "global_step": step, **self.record}
-        save_model(pl_module.model, self.folder / name, record)
+        record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
+        save_model(pl_module.model, self.folder / name, record, states)
 
 
 class SampleCallback(Callback):

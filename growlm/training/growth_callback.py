@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from growlm.config.schema import VerificationConfig
+from growlm.config.schema import OptimizerConfig, VerificationConfig
+from growlm.growth.draws import Draws
+from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import apply_growth, plan_growth
-from growlm.growth.optimizer_state import grow_moments
-from growlm.growth.pieces import Draws
+from growlm.growth.operators import operators_as_data
+from growlm.growth.optimizer_state import grow_moments, inexact_because
 from growlm.reporting.records import BoundaryRecord
 from growlm.training.hand_off import HandOff
 from growlm.training.hardware import release_memory
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
+from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.verification.growth_check import detailed_growth_check
 
 
@@ -42,6 +44,7 @@ class GrowthCallback(Callback):
         phase: The phase to grow for.
         probe: Frozen tokens for the checks, (sequences, time).
         settings: Of the checks.
+        optimizer_settings: Of the optimizer.
         seed: Of the run.
         tell: Called with the boundary's record, also when a check failed.
     """
@@ -52,11 +55,13 @@ class GrowthCallback(Callback):
         phase: PlannedPhase,
         probe: Tensor,
         settings: VerificationConfig,
+        optimizer_settings: OptimizerConfig,
         seed: int,
         tell: Callable[[BoundaryRecord], None],
     ) -> None:
         self.hand_off, self.phase = hand_off, phase
         self.probe, self.settings = probe, settings
+        self.optimizer_settings = optimizer_settings
         self.seed, self.tell = seed, tell
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,6 +72,7 @@ class GrowthCallback(Callback):
         """
         assert isinstance(pl_module, PhaseStage)
         start = time.perf_counter()
+        mode = self.phase.settings.optimizer_state
         old_model = self.hand_off.model
         assert old_model is not None
         growth_map = plan_growth(old_model.config, self.phase.operators)
@@ -85,13 +91,11 @@ class GrowthCallback(Callback):
             from_phase=self.hand_off.phase,
             to_phase=self.phase.name,
             growth=growth_map.description,
-            operators=[
-                {type(operator).__name__.lower(): asdict(operator)}  # type: ignore[call-overload]
-                for operator in self.phase.operators
-            ],
+            operators=operators_as_data(self.phase.operators),
             report=report,
             noise=summarise_noise(draws),
-            optimizer_state=self.phase.settings.optimizer_state,
+            optimizer_state=mode,
+            inexact_because=inexact_because(growth_map) if mode == "exact" else [],
             seconds=time.perf_counter() - start,
         )
         self.tell(record)
@@ -104,10 +108,22 @@ class GrowthCallback(Callback):
         self.hand_off.model = old_model = None
         release_memory()
         with torch.no_grad():
-            pl_module.starting_states = grow_moments(
-                growth_map, self.hand_off.states, self.phase.settings.optimizer_state
-            )
+            pl_module.starting_states = grow_moments(growth_map, self.hand_off.states, mode)
+        pl_module.scaling = self._scaling(growth_map)
         pl_module.model = model
+
+    def _scaling(self, growth_map: GrowthMap) -> StepScaling:
+        settings = self.optimizer_settings
+        mode = self.phase.settings.optimizer_state
+        if mode == "exact":
+            return ExactScaling(growth_map.factors(self.hand_off.factors))
+        if mode == "asymmetric":
+            beta1, beta2 = settings.beta1, settings.beta2
+            betas = None if beta1 is None or beta2 is None else (beta1, beta2)
+            return AsymmetricScaling(
+                growth_map.factors(), settings.rewarm_peak, settings.rewarm_steps, betas
+            )
+        return StepScaling()
 
 
 def summarise_noise(draws: Draws) -> dict[str, Any]:

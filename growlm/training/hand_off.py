@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from growlm.growth.factors import Factors
 from growlm.growth.optimizer_state import State
 from growlm.model.transformer import TransformerLM
 
@@ -16,3 +17,6 @@ class HandOff:
     model: TransformerLM | None
     states: dict[str, State]
     """By parameter name."""
+    factors: dict[str, Factors] = field(default_factory=dict)
+    """By parameter name, after a phase with `optimizer_state: exact`: the scales that the next such phase goes on
+    from."""

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from growlm.model.routing import router_health
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import Row
 from growlm.training.plan import PlannedPhase
-from growlm.training.stage import PhaseStage
+from growlm.training.router_monitor import EARLY_STEPS, RouterMonitor
+from growlm.training.stage import PhaseStage, StepFigures
+from growlm.verification.report import CheckReport
 
 
 class ProgressCallback(Callback):
@@ -53,9 +54,12 @@ class ProgressCallback(Callback):
         self.first_loss = self.final_loss = self.initial_val_loss = self.val_loss = float("nan")
         self.training_seconds = 0.0
         self._mark, self._mark_step = 0.0, 0
+        self._routers: RouterMonitor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate what the phase begins with, and start the clock."""
+        assert isinstance(pl_module, PhaseStage)
+        self._routers = RouterMonitor(pl_module) if self.phase.model.is_moe else None
         self.initial_val_loss = self._validate(trainer, pl_module)
         self._mark = time.perf_counter()
 
@@ -74,6 +78,7 @@ class ProgressCallback(Callback):
         self.step += 1
         figures = pl_module.take_figures()
         logs = self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
+        router_measures = self._look_at_routers(figures, logs)
         loss = float(figures.loss / figures.passes) if logs else None
         if loss is not None:
             now = time.perf_counter()
@@ -92,7 +97,7 @@ class ProgressCallback(Callback):
                 row["mfu"] = rate * self.phase.flops_per_step / self.peak_flops
             if figures.loads is not None:
                 row["aux_loss"] = float(figures.aux_loss / figures.passes)
-                row |= vars(router_health(figures.loads / figures.passes))
+                row |= router_measures
             self.first_loss = loss if self.step == 1 else self.first_loss
             self.final_loss = loss
             self.listener.row_logged(row)
@@ -104,6 +109,21 @@ class ProgressCallback(Callback):
         """Validate what the phase ends with."""
         if self._validated_step != self.step:
             self._validate(trainer, pl_module)
+
+    def router_check(self) -> CheckReport | None:
+        """Check 5 on the phase; None for a dense model."""
+        return None if self._routers is None else self._routers.report()
+
+    def _look_at_routers(self, figures: StepFigures, logs: bool) -> dict[str, float]:
+        if self._routers is None:
+            return {}
+        self._routers.collect(figures)
+        if not logs and self.step not in EARLY_STEPS:
+            return {}
+        measures, warnings = self._routers.look(self.step)
+        for warning in warnings:
+            self.listener.warned(self._counters(), warning)
+        return measures
 
     def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
         # Not Lightning's validation loop: it cannot be had before the first step and after the last alike.

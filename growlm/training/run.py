@@ -44,11 +44,11 @@ from growlm.training.hardware import (
     reset_peak_memory,
 )
 from growlm.training.loggers import build_logger, check_logger
-from growlm.training.optimizer import states_by_name
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.run_dir import make_run_dir
 from growlm.training.stage import PhaseStage
+from growlm.training.step_scaling import ExactScaling
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,9 @@ class _Run:
                 f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
                 "callbacks.extra stopped it, and the phases after it would be wrong"
             )
-        self.hand_off = HandOff(
-            phase.name, stage.model, states_by_name(stage.model, trainer.optimizers[0])
-        )
+        factors = dict(stage.scaling.factors) if isinstance(stage.scaling, ExactScaling) else {}
+        states = stage.final_states(trainer.optimizers[0])
+        self.hand_off = HandOff(phase.name, stage.model, states, factors)
         self.tokens += phase.steps * phase.tokens_per_step
         self.flops += phase.steps * phase.flops_per_step
         self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
@@ -260,6 +260,7 @@ class _Run:
             tokens_per_second=tokens / progress.training_seconds,
             peak_memory_bytes=peak_memory_bytes(),
             sample=sample,
+            router_check=progress.router_check(),
         )
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
@@ -310,6 +311,7 @@ class _Run:
             phase,
             self.prepared.probe(),
             self.config.verification,
+            self.config.optimizer,
             self.config.seed,
             self._tell_boundary,
         )
@@ -332,6 +334,8 @@ class _Run:
             phase,
             self.run_dir / "checkpoints",
             {"tokenizer": self.config.tokenizer.name, "run": self.config.name},
+            self.config.seed,
+            self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),
         )
 

@@ -15,11 +15,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from growlm.config.schema import OptimizerConfig, ScheduleConfig
 from growlm.growth.optimizer_state import State
+from growlm.model.experts import MixtureOfExperts
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
-from growlm.training.optimizer import build_optimizer, load_states
+from growlm.training.optimizer import (
+    audit_optimizer,
+    build_optimizer,
+    load_states,
+    states_by_name,
+)
 from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.schedule import schedule_factor
+from growlm.training.step_scaling import StepScaling
+from growlm.verification.router_lock import router_parameters
 
 
 @dataclass
@@ -31,6 +39,19 @@ class StepFigures:
     aux_loss: Tensor
     loads: Tensor | None
     """(layers, experts), shares of assignments."""
+    tied: Tensor | None
+    """Share of the tokens whose experts have equal scores."""
+
+    def __add__(self, other: StepFigures) -> StepFigures:
+        """The sums over the passes of both."""
+        both = self.loads is not None and other.loads is not None
+        return StepFigures(
+            self.passes + other.passes,
+            self.loss + other.loss,
+            self.aux_loss + other.aux_loss,
+            self.loads + other.loads if both else None,  # type: ignore[operator]
+            self.tied + other.tied if both else None,  # type: ignore[operator]
+        )
 
 
 class PhaseStage(LightningModule):
@@ -42,7 +63,7 @@ class PhaseStage(LightningModule):
     Args:
         plan: The whole plan, for the schedule.
         phase: This phase.
-        optimizer_settings: Of AdamW.
+        optimizer_settings: Of the optimizer.
         schedule: Of the learning rate.
         seed: Of initial weights.
     """
@@ -62,7 +83,10 @@ class PhaseStage(LightningModule):
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
         self.starting_states: dict[str, State] = {}
+        self.scaling = StepScaling()
+        self._settled = False
         self.gradient_norm: Tensor | None = None
+        self.router_gradient_norm: Tensor | None = None
         self.figures: StepFigures | None = None
 
     def configure_model(self) -> None:
@@ -90,9 +114,16 @@ class PhaseStage(LightningModule):
         return float(total / sequences)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, started from what the last phase's moments grew to."""
-        optimizer = build_optimizer(self.model, self.optimizer_settings, self.phase.settings.lr)
+        """The optimizer, started from what the last phase's state grew to, and audited."""
+        optimizer = build_optimizer(
+            self.model,
+            self.optimizer_settings,
+            self.phase.settings.lr,
+            self.scaling.lr_factor,
+        )
+        self.scaling.start(self.starting_states)
         load_states(self.model, optimizer, self.starting_states)
+        audit_optimizer(self.model, optimizer)
         self.starting_states = {}
 
         def factor(step: int) -> float:
@@ -109,6 +140,8 @@ class PhaseStage(LightningModule):
     ) -> None:
         """Step, and drop the gradients at once: Lightning keeps them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.scaling.after_update()
+        self._balance_by_bias()
         self.zero_grad(set_to_none=True)
 
     def configure_gradient_clipping(
@@ -119,7 +152,17 @@ class PhaseStage(LightningModule):
     ) -> None:
         """Clip by our own setting and keep the norm: Lightning refuses clipping with a fused AdamW."""
         limit = self.optimizer_settings.gradient_clip or float("inf")
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        gradients = [p.grad for p in router_parameters(self.model) if p.grad is not None]
+        self.router_gradient_norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        self.gradient_norm = self.scaling.before_update(self.model, optimizer, limit)
+
+    def final_states(self, optimizer: Optimizer) -> dict[str, State]:
+        """The optimizer's state by parameter name, as plain moments: no step may follow."""
+        states = states_by_name(self.model, optimizer)
+        if not self._settled:
+            self.scaling.settle(states)
+            self._settled = True
+        return states
 
     def take_figures(self) -> StepFigures:
         """The figures of the step just done."""
@@ -137,17 +180,22 @@ class PhaseStage(LightningModule):
         return loss
 
     def _collect(self, loss: Tensor, aux_loss: Tensor, routings: list[Routing]) -> None:
-        loads = torch.stack([routing.load() for routing in routings]) if routings else None
-        new = StepFigures(1, loss.detach(), aux_loss.detach(), loads)
-        old = self.figures
-        if old is not None:
-            new = StepFigures(
-                old.passes + 1,
-                old.loss + new.loss,
-                old.aux_loss + new.aux_loss,
-                None if old.loads is None or loads is None else old.loads + loads,
-            )
-        self.figures = new
+        new = StepFigures(1, loss.detach(), aux_loss.detach(), None, None)
+        if routings:
+            new.loads = torch.stack([routing.load() for routing in routings])
+            new.tied = torch.stack([r.tied().to(loss.dtype).mean() for r in routings]).mean()
+        self.figures = new if self.figures is None else self.figures + new
+
+    @torch.no_grad()
+    def _balance_by_bias(self) -> None:
+        """Wang et al. 2024 (arXiv 2408.15664), algorithm 1: b_i += step · sign(mean load − load of i)."""
+        step = self.phase.model.router_bias_step
+        if not step or self.figures is None or self.figures.loads is None:
+            return
+        mixtures = [m for m in self.model.modules() if isinstance(m, MixtureOfExperts)]
+        for mixture, load in zip(mixtures, self.figures.loads, strict=True):
+            assert mixture.selection_bias is not None
+            mixture.selection_bias += step * (load.mean() - load).sign().to(mixture.selection_bias)
 
 
 def next_token_loss(logits: Tensor, batch: Tensor) -> Tensor:

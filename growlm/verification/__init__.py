@@ -7,6 +7,7 @@ from growlm.verification.growth_check import detailed_growth_check
 from growlm.verification.report import CheckReport, GrowthReport, Status
 from growlm.verification.rope import check_rope_integrity
 from growlm.verification.router import check_router_scaling
+from growlm.verification.router_lock import check_router_lock
 from growlm.verification.sanity import SanityReport, quick_sanity_check
 from growlm.verification.symmetry import check_symmetry_breaking
 
@@ -19,6 +20,7 @@ __all__ = [
     "Status",
     "check_functional_identity_layerwise",
     "check_rope_integrity",
+    "check_router_lock",
     "check_router_scaling",
     "check_symmetry_breaking",
     "detailed_growth_check",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from growlm.growth.deepen import Deepen
 from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import Operator, plan_growth
+from growlm.growth.multiply_experts import MultiplyExperts
 from growlm.growth.upcycle import Upcycle
 from growlm.growth.widen import Widen
 from growlm.model.config import ModelConfig
@@ -160,10 +161,9 @@ class Comparison:
         reached = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
         masks, near_ties, hard = [], 0, 0
         for block in range(len(self.growth_map.blocks)):
-            if block in pairs and pairs[block][0].num_experts == pairs[block][1].num_experts:
+            if block in pairs:
                 old, new = pairs[block]
-                changed = (old.chosen.sort().values != new.chosen.sort().values).any(dim=-1)
-                changed = changed.view_as(reached) & ~reached
+                changed = self._choices_differ(old, new).view_as(reached) & ~reached
                 near = changed & (old.margin().view_as(reached) < NEAR_TIE)
                 near_ties += int(near.sum())
                 hard += int((changed & ~near).sum())
@@ -171,6 +171,22 @@ class Comparison:
                 reached = reached | near.cummax(dim=1).values
             masks.append(reached)
         return ChangedChoices(masks, near_ties, hard)
+
+    @cached_property
+    def expert_sources(self) -> Tensor:
+        """(new experts,), the old expert that each copies, where both models have some."""
+        experts = self.growth_map.axes.get("experts")
+        count = self.new_model.config.num_experts
+        source = torch.arange(count) if experts is None else experts.source
+        return source.to(self.probe.device)
+
+    def _choices_differ(self, old: Routing, new: Routing) -> Tensor:
+        """(N,), whether a token uses copies of other experts than it used."""
+        copies_chosen, rest = divmod(new.chosen.shape[-1], old.chosen.shape[-1])
+        if rest:
+            return torch.ones_like(old.chosen[:, 0], dtype=torch.bool)
+        used = self.expert_sources[new.chosen].sort().values
+        return (old.chosen.repeat(1, copies_chosen).sort().values != used).any(dim=-1)
 
     @cached_property
     def logit_differences(self) -> Tensor:
@@ -186,7 +202,7 @@ class Comparison:
 
 
 def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
-    """The growth between two configs: upcycled, widened and deepened (appended), as far as they differ.
+    """The growth between two configs: upcycled or experts multiplied, widened, deepened (appended), as needed.
 
     Raises:
         ValueError: If the operators cannot make one of the other.
@@ -194,6 +210,10 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
         operators.append(Upcycle(num_experts=new.num_experts, top_k=new.top_k))
+    elif old.is_moe and new.num_experts > old.num_experts:
+        factor = new.num_experts // old.num_experts
+        top_k = None if new.top_k == old.top_k * factor else new.top_k
+        operators.append(MultiplyExperts(factor, top_k))
     if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, old.d_ff):
         operators.append(Widen(d_model=new.d_model, n_heads=new.n_heads, d_ff=new.d_ff))
     if new.n_layers != old.n_layers:

@@ -46,7 +46,9 @@ def router_scaling(comparison: Comparison) -> CheckReport:
         # A router sees its own block's attention: positions reached before the block are excused.
         reached = choices.reached[block - 1] if block else choices.reached[0].new_zeros(1)
         excused = reached.expand(comparison.probe.shape).reshape(-1, 1)
-        difference = (new.logits - old.logits).abs().masked_fill(excused, 0.0)
+        difference = (
+            (new.logits - old.logits[:, comparison.expert_sources]).abs().masked_fill(excused, 0.0)
+        )
         worst = max(worst, float(difference.max()))
     tolerance = comparison.relative_tolerance * max(1.0, largest)
     figures = {

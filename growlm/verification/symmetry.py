@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from growlm.growth.channels import ChannelMap
+from growlm.growth.draws import Draws
 from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.pieces import Copy, Draws, Noise, Split
+from growlm.growth.noise import Noise, TieBreak
+from growlm.growth.pieces import Copy, Split
+from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
@@ -97,9 +101,10 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
     old, new = comparison.old_model.state_dict(), comparison.new_model.state_dict()
     worst, where = 0.0, ""
     for name, tensor_map in comparison.growth_map.tensors.items():
-        splits = [piece for piece in tensor_map.pieces if isinstance(piece, Split)]
+        copies = _summed_copies(tensor_map)
         source = tensor_map.source
-        if not splits or tensor_map.forgets or source is None:
+        redrawn = any(isinstance(piece, Redraw | TieBreak) for piece in tensor_map.pieces)
+        if not copies or redrawn or tensor_map.forgets or source is None:
             continue
         if tuple(new[name].shape) != tensor_map.shape:
             return float("inf"), name
@@ -108,19 +113,31 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
             tensor_map.shape,
             tuple(piece for piece in tensor_map.pieces if not isinstance(piece, Noise)),
         )
-        difference = new[name] - clean_map.weight(old[source], Draws(seed=0))
-        # Several widenings in one growth: the sum over all copies is what must vanish.
-        channels = splits[0].channels
-        for split in splits[1:]:
-            channels = channels.then(split.channels)
-        later = tensor_map.pieces[tensor_map.pieces.index(splits[-1]) + 1 :]
-        dim = splits[-1].dim + sum(isinstance(piece, Copy) and piece.inserts for piece in later)
-        residue = channels.sum_copies(difference, dim).abs().max()
+        residue = new[name] - clean_map.weight(old[source], Draws(seed=0))
+        for dim, channels in copies.items():
+            residue = channels.sum_copies(residue, dim)
         spread = float(old[source].std(correction=0))
-        relative = float(residue) / spread if spread else float(residue)
+        relative = float(residue.abs().max()) / (spread or 1.0)
         if not relative <= worst:
             worst, where = relative, name
     return worst, where
+
+
+def _summed_copies(tensor_map: TensorMap) -> dict[int, ChannelMap]:
+    """By dimension of the new tensor, the copies over which its noise must sum to zero."""
+    found: dict[int, ChannelMap] = {}
+    split = [piece.channels for piece in tensor_map.pieces if isinstance(piece, Split)]
+    for place, piece in enumerate(tensor_map.pieces):
+        if not isinstance(piece, Split | Noise):
+            continue
+        if isinstance(piece, Noise) and any(piece.channels is channels for channels in split):
+            continue  # its Split is counted
+        later = tensor_map.pieces[place + 1 :]
+        dim = piece.dim + sum(
+            isinstance(p, Cut) or (isinstance(p, Copy) and p.inserts) for p in later
+        )
+        found[dim] = found[dim].then(piece.channels) if dim in found else piece.channels
+    return found
 
 
 def _count_twins(comparison: Comparison) -> dict[str, TwinCounts]:

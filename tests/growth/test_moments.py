@@ -190,9 +190,9 @@ def test_reset_forgets_everything():
 def test_unknown_entry_is_refused():
     config = tiny_config()
     states = trained_states(config)
-    states["embedding.weight"]["momentum_buffer"] = torch.zeros(29, 16)
+    states["embedding.weight"]["max_exp_avg_sq"] = torch.zeros(29, 16)
 
-    with pytest.raises(ValueError, match=r"momentum_buffer.*embedding\.weight"):
+    with pytest.raises(ValueError, match=r"max_exp_avg_sq.*embedding\.weight"):
         grow_moments(plan_growth(config, [Widen(scale_factor=2)]), states, "carry")
 
 

@@ -6,7 +6,7 @@ from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens
 
 from growlm.growth import Draws, Widen, apply_growth, plan_growth
 from growlm.growth.channels import ChannelMap
-from growlm.growth.pieces import Noise
+from growlm.growth.noise import Noise
 from growlm.model.axes import Role, axes_table
 
 MODEL = pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_load_counts_assignments(seed, num_experts):
 
 def test_balance_loss_is_one_when_probabilities_are_uniform():
     chosen = torch.tensor([[0, 1], [0, 1], [0, 2]])  # whatever the load
-    routing = Routing(torch.zeros(3, 4), chosen, torch.full((3, 2), 0.5))
+    routing = Routing(torch.zeros(3, 4), chosen, torch.full((3, 2), 0.5), torch.zeros(3, 4))
 
     assert routing.balance_loss().item() == pytest.approx(1.0)
 
@@ -54,7 +54,7 @@ def test_balance_loss_worked_by_hand():
     # Two tokens, two experts, top-1. Probabilities (3/4, 1/4) and (1/2, 1/2); both choose expert 0.
     # f = (1, 0), P = (5/8, 3/8): 2 · 5/8.
     logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
-    routing = Routing(logits, torch.tensor([[0], [0]]), torch.ones(2, 1))
+    routing = Routing(logits, torch.tensor([[0], [0]]), torch.ones(2, 1), logits)
 
     assert routing.balance_loss().item() == pytest.approx(1.25)
 

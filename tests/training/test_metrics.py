@@ -24,6 +24,10 @@ KEYS = {
     "moe/load_entropy",
     "moe/max_load",
     "moe/aux_loss",
+    "moe/tied_choices",
+    "moe/expert_similarity",
+    "moe/router_distance",
+    "moe/router_grad_norm",
 }
 
 

@@ -1,0 +1,145 @@
+"""Growing a checkpoint on disk, tensor by tensor: memory for about one tensor, however large the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from growlm.checkpoint.artefact import (
+    OPTIMIZER,
+    WEIGHTS,
+    check_shapes,
+    new_folder,
+    read_config,
+    write_config,
+)
+from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
+from growlm.errors import UserError
+from growlm.growth.draws import Draws
+from growlm.growth.engine import GrowthMap, TensorMap
+from growlm.growth.grow import Operator, plan_growth
+from growlm.growth.operators import operators_as_data
+from growlm.growth.optimizer_state import FACTORED, grow_state, state_shapes
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes written and the bytes to write."""
+
+
+def grow_checkpoint(
+    source: Path,
+    target: Path,
+    operators: Sequence[Operator],
+    *,
+    seed: int = 0,
+    boundary_index: int = 0,
+    optimizer_state: str = "carry",
+    progress: Progress = lambda done, total: None,
+) -> GrowthMap:
+    """Write the grown model of a checkpoint, the same to the bit as `grow` makes it in memory.
+
+    Args:
+        source: A checkpoint folder.
+        target: The new one; must not exist.
+        operators: Applied in order.
+        seed: Of noise, routers and filler columns.
+        boundary_index: Which growth of a run this is; part of the seed.
+        optimizer_state: `carry` the moments that the source has, or `reset` them: leave them out.
+        progress: Called after every tensor.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: If the source is no checkpoint, an operator cannot be applied, the target exists, or the disk
+            has no room for it. Nothing is left behind then.
+    """
+    config, record = read_config(source)
+    growth_map = plan_growth(config, operators)
+    weights = TensorFiles(source, WEIGHTS)
+    check_shapes(weights, growth_map.old_shapes, "checkpoint")
+    if target.exists():
+        raise UserError("out", target, "exists already")
+    states = None
+    if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER):
+        states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
+    entries = _weight_entries(growth_map, weights)
+    total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
+    _check_room(target, total)
+
+    done = 0
+
+    def count(written: int) -> None:
+        nonlocal done
+        done += written
+        progress(done, total)
+
+    draws = Draws(seed, boundary_index)
+    with new_folder(target) as partial, torch.no_grad():
+
+        def make(name: str) -> Tensor:
+            tensor_map = growth_map.tensors[name]
+            return tensor_map.weight(weights.read(tensor_map.source or weights.names[0]), draws)
+
+        write_tensors(partial, WEIGHTS, entries, make, count)
+        if states is not None:
+            write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
+        grown_from = {"operators": operators_as_data(operators), "seed": seed}
+        grown_from["boundary_index"] = boundary_index
+        write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
+    return growth_map
+
+
+def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
+    types = {name: weights.entry(name).dtype for name in weights.names}
+    some = next(iter(types.values()))
+    return [
+        Entry(name, types.get(t.source or "", some), t.shape)
+        for name, t in growth_map.tensors.items()
+    ]
+
+
+def _check_room(target: Path, needed: int) -> None:
+    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
+        raise UserError("out", target, allowed)
+
+
+class _GrownStates:
+    """The optimizer's state of the grown model, made one tensor at a time."""
+
+    def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
+        self.files = files
+        self.parts: dict[str, list[str]] = defaultdict(list)
+        for full_name in files.names:
+            name, _, entry = full_name.rpartition(".")
+            self.parts[name].append(entry)
+        self.maps: dict[str, TensorMap] = {
+            name: tensor_map
+            for name, tensor_map in growth_map.tensors.items()
+            if tensor_map.source in self.parts and not tensor_map.forgets
+        }
+        self.entries = [
+            Entry(f"{name}.{entry}", self._dtype(t), shape)
+            for name, t in self.maps.items()
+            for entry, shape in state_shapes(self.parts[t.source or ""], t.shape).items()
+        ]
+
+    def make(self, full_name: str) -> Tensor:
+        name, _, entry = full_name.rpartition(".")
+        tensor_map = self.maps[name]
+        source = tensor_map.source or ""
+        alone = entry in self.parts[source] and entry not in FACTORED
+        wanted = [entry] if alone else self.parts[source]
+        state = {part: self.files.read(f"{source}.{part}") for part in wanted}
+        return grow_state(tensor_map, state)[entry]
+
+    def _dtype(self, tensor_map: TensorMap) -> torch.dtype:
+        source = tensor_map.source or ""
+        return self.files.entry(f"{source}.{self.parts[source][-1]}").dtype

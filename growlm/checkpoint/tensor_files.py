@@ -1,0 +1,207 @@
+"""Named tensors in safetensors files, one tensor in memory at a time: `stem.safetensors`, or shards and an index.
+
+The format is eight bytes of length, a JSON header with every tensor's type, shape and place, and the bytes. All of
+the header is known before the first tensor is made, so files are written as the tensors come.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from growlm.errors import UserError
+
+SHARD_BYTES = 5 * 10**9
+TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    folder: Path,
+    stem: str,
+    entries: Sequence[Entry],
+    make: Callable[[str], Tensor],
+    progress: Callable[[int], None] = lambda written: None,
+) -> None:
+    """Write tensors, each made when its turn comes and written while the next one is made.
+
+    Args:
+        folder: Exists.
+        stem: Of the files' names.
+        entries: In the order of writing.
+        make: The tensor of a name, of the entry's type and shape.
+        progress: Called with the bytes of each tensor that has been handed over.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    shards = _into_shards(entries)
+    names = [
+        f"{stem}.safetensors"
+        if len(shards) == 1
+        else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
+    for file_name, shard in zip(names, shards, strict=True):
+        with (folder / file_name).open("wb") as file, ThreadPoolExecutor(1) as writer:
+            _write_header(file, shard)
+            pending = None
+            for entry in shard:
+                tensor = _checked(make(entry.name), entry)
+                if pending is not None:
+                    pending.result()
+                pending = writer.submit(_write_bytes, file, tensor)
+                del tensor
+                progress(entry.nbytes)
+            if pending is not None:
+                pending.result()
+    if len(shards) > 1:
+        places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
+        total = sum(entry.nbytes for entry in entries)
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    return shards
+
+
+def _write_header(file: BinaryIO, entries: Sequence[Entry]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for entry in entries:
+        end = start + entry.nbytes
+        header[entry.name] = {
+            "dtype": TYPE_NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+
+
+def _write_bytes(file: BinaryIO, tensor: Tensor) -> None:
+    file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _checked(tensor: Tensor, entry: Entry) -> Tensor:
+    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+        raise AssertionError(f"{entry.name} was made as {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.detach().cpu().contiguous()
+
+
+class TensorFiles:
+    """Tensors on disk, read one at a time; nothing stays mapped between two reads.
+
+    Args:
+        folder: Of the files.
+        stem: Of their names.
+
+    Raises:
+        UserError: If the files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder, self.stem = folder, stem
+        self._file_of: dict[str, Path] = {}
+        for file in self._files():
+            with self._open(file) as opened:
+                self._file_of |= dict.fromkeys(opened.keys(), file)
+
+    @staticmethod
+    def exist(folder: Path, stem: str) -> bool:
+        """Whether there are any."""
+        return any((folder / f"{stem}{end}").is_file() for end in (".safetensors", _INDEX))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._file_of)
+
+    def entry(self, name: str) -> Entry:
+        """Type and shape of a tensor."""
+        with self._open(self._file_of[name]) as opened:
+            view = opened.get_slice(name)
+            dtype = next(t for t, text in TYPE_NAMES.items() if text == view.get_dtype())
+            return Entry(name, dtype, tuple(view.get_shape()))
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, mapped from its file for as long as it lives."""
+        with self._open(self._file_of[name]) as opened:
+            return opened.get_tensor(name)
+
+    def _files(self) -> list[Path]:
+        single, index = (
+            self.folder / f"{self.stem}.safetensors",
+            self.folder / f"{self.stem}{_INDEX}",
+        )
+        if single.is_file():
+            return [single]
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            allowed = f"neither {single.name} nor a readable {index.name} there"
+            raise UserError("checkpoint", self.folder, allowed) from error
+        return [self.folder / name for name in sorted(names)]
+
+    @contextmanager
+    def _open(self, file: Path) -> Iterator[safe_open]:
+        try:
+            opened = safe_open(file, framework="pt")
+        except Exception as error:  # the library raises its own type for a damaged file
+            raise UserError("checkpoint", file, f"cannot be read: {error}") from error
+        with opened as tensors:
+            yield tensors
+
+
+_INDEX = ".safetensors.index.json"
+
+
+def flush(path: Path) -> None:
+    """Make what was written to a file survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""`python -m growlm.grow`: a checkpoint on disk to a grown checkpoint, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from growlm.checkpoint.artefact import read_config
+from growlm.checkpoint.growing import grow_checkpoint
+from growlm.command import run_small_command
+from growlm.config.checks import applied_operators
+from growlm.config.load import load_command
+from growlm.config.schema import GrowCommand
+from growlm.errors import UserError
+from growlm.reporting.bars import ByteBar
+from growlm.reporting.checks import plain_console
+
+USAGE = """
+python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'
+
+  checkpoint       folder with config.json and model.safetensors (or shards)
+  out              folder to write; must not exist; written whole or not at all
+  grow             operators, in order: upcycle, multiply_experts, widen, deepen, with their settings
+  seed             of noise, routers and filler columns (0)
+  boundary_index   which growth of a run this is; part of the seed (0)
+  optimizer_state  carry (default): moments that the checkpoint has are grown along; reset: left out
+"""
+
+
+def main() -> None:
+    """The command."""
+    sys.exit(run_small_command(USAGE, grow))
+
+
+def grow(arguments: list[str]) -> int:
+    """Grow the checkpoint; the exit code."""
+    command = load_command("grow", GrowCommand, arguments)
+    if not command.grow:
+        raise UserError("grow", "[]", "needs at least one operator")
+    config, _ = read_config(Path(command.checkpoint))
+    operators, _ = applied_operators(command.grow, "grow", config)
+    console = plain_console()
+    start = time.perf_counter()
+    with ByteBar(console, "writing") as bar:
+        growth_map = grow_checkpoint(
+            Path(command.checkpoint),
+            Path(command.out),
+            operators,
+            seed=command.seed,
+            boundary_index=command.boundary_index,
+            optimizer_state=command.optimizer_state,
+            progress=bar.update,
+        )
+    for line in growth_map.description:
+        console.print(f"  {line}", markup=False)
+    console.print(
+        f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    main()

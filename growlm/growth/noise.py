@@ -1,0 +1,98 @@
+"""Noise that makes copies differ and leaves the function as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from growlm.growth.channels import ChannelMap
+from growlm.growth.draws import Draws
+from growlm.growth.factors import Factors
+from growlm.growth.pieces import along, matrix_std
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
+
+    The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
+    standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
+    differences between copies, layer after layer.
+
+    Args:
+        dim: The dimension that reads the grown axis.
+        channels: The axis's map.
+        std: Standard deviation before the cap; without effect with `snr_db`.
+        snr_db: Signal to noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
+            (HyperCloning, Samragh et al. 2024, arXiv 2409.12903, section 3.2).
+        key: (operator index, new tensor name).
+    """
+
+    dim: int
+    channels: ChannelMap
+    std: float
+    snr_db: float | None
+    key: tuple[int, str]
+
+    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+        """Add the noise."""
+        own = matrix_std(x)
+        below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
+        sigma = own.clamp(max=self.std) if below is None else own * below
+        draws.noise[self.key] = {
+            "sigma": float(sigma.max()),
+            "capped": self.snr_db is None and bool((own < self.std).any()),
+        }
+        if x.ndim < 3 or self.dim == 0:
+            noise = draws.normal(tuple(x.shape), "noise", self.key)
+            self._add(x, noise.to(x).mul_(sigma.to(x)), self.dim)
+            return x
+        for member, matrix in enumerate(x):  # one at a time: memory for one
+            noise = draws.member(tuple(matrix.shape), "noise", self.key, member)
+            self._add(matrix, noise.to(x).mul_(sigma[member].to(x)), self.dim - 1)
+        return x
+
+    def _add(self, x: Tensor, noise: Tensor, dim: int) -> None:
+        copies = self.channels.copies()
+        mean = self.channels.sum_copies(noise, dim)
+        noise.sub_(self.channels.select(mean, dim).div_(along(copies.clamp(min=1), dim, x)))
+        noise.mul_(along((copies > 1).to(x.dtype), dim, x))
+        x.add_(noise)
+
+    def moment(self, x: Tensor, power: int) -> Tensor:
+        """Nothing: the gradient is as it was."""
+        return x
+
+    def factors(self, factors: Factors) -> Factors:
+        """As they were."""
+        return factors
+
+
+@dataclass(frozen=True)
+class TieBreak:
+    """Noise on all copies but the first of each member: copies of a router's row stop tying. Not lossless.
+
+    Args:
+        channels: The axis of the members, along dimension 0.
+        std: Standard deviation.
+        key: (operator index, new tensor name).
+    """
+
+    channels: ChannelMap
+    std: float
+    key: tuple[int, str]
+
+    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+        """Add the noise."""
+        noise = draws.normal(tuple(x.shape), "ties", self.key).to(x).mul_(self.std)
+        noise.mul_(along((~self.channels.is_first_copy).to(x.dtype), 0, x))
+        return x.add_(noise)
+
+    def moment(self, x: Tensor, power: int) -> Tensor:
+        """Nothing."""
+        return x
+
+    def factors(self, factors: Factors) -> Factors:
+        """As they were."""
+        return factors

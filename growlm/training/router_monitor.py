@@ -1,0 +1,79 @@
+"""What the routers of a phase do, gathered from its steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from growlm.model.routing import router_health
+from growlm.training.stage import PhaseStage, StepFigures
+from growlm.verification.report import CheckReport
+from growlm.verification.router_lock import (
+    RouterState,
+    RouterWatch,
+    expert_similarity,
+    router_parameters,
+)
+
+EARLY_STEPS = (2, 20)
+"""Looked at whether or not they make a row: a lock is there from the beginning."""
+
+
+class RouterMonitor:
+    """Watches the mixture-of-experts layers of one phase.
+
+    Args:
+        stage: The phase's module, with its model.
+    """
+
+    def __init__(self, stage: PhaseStage) -> None:
+        self.stage = stage
+        self.watch = RouterWatch()
+        self._routers = router_parameters(stage.model)
+        self._start = [router.detach().clone() for router in self._routers]
+        self._loads: Tensor | None = None
+        self._tied: Tensor | None = None
+        self._passes = 0
+
+    def collect(self, figures: StepFigures) -> None:
+        """Add a step's figures; nothing waits for the device."""
+        if figures.loads is None or figures.tied is None:
+            return
+        self._loads = figures.loads if self._loads is None else self._loads + figures.loads
+        self._tied = figures.tied if self._tied is None else self._tied + figures.tied
+        self._passes += figures.passes
+
+    def look(self, step: int) -> tuple[dict[str, float], list[str]]:
+        """Measures of the steps since the last look, for a row, and new warnings in words."""
+        assert self._loads is not None
+        assert self._tied is not None
+        gradient = self.stage.router_gradient_norm
+        state = RouterState(
+            step=step,
+            gradient_norm=0.0 if gradient is None else float(gradient),
+            tied_choices=float(self._tied / self._passes),
+            dead_experts=router_health(self._loads).dead_experts,
+            load_entropy=router_health(self._loads / self._passes).load_entropy,
+            expert_similarity=expert_similarity(self.stage.model),
+            router_distance=self._distance(),
+        )
+        measures = vars(router_health(self._loads / self._passes)) | {
+            "tied_choices": state.tied_choices,
+            "expert_similarity": state.expert_similarity,
+            "router_distance": state.router_distance,
+            "router_grad_norm": state.gradient_norm,
+        }
+        self._loads = self._tied = None
+        self._passes = 0
+        return measures, self.watch.observe(state)
+
+    def report(self) -> CheckReport:
+        """Check 5 on the phase."""
+        return self.watch.report()
+
+    @torch.no_grad()
+    def _distance(self) -> float:
+        pairs = list(zip(self._routers, self._start, strict=True))
+        moved = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
+        size = torch.stack([start.square().sum() for _, start in pairs]).sum()
+        return float((moved / size.clamp(min=1e-30)).sqrt())

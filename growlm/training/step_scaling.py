@@ -1,0 +1,234 @@
+"""What a grown model's steps are scaled by: nothing, or what its `optimizer_state` asks for.
+
+`exact`: an entry that growth multiplied by a, and its gradient by b, is stepped with the rate times a and with
+its gradient divided by b, and the gradient's norm counts every source once. The grown model then trains as the old
+one would have (μP upscaling, 2026, arXiv 2602.10545; Staged Training, Shen et al. 2022, arXiv 2203.06211).
+Dividing the gradient is the same as multiplying Adam's eps by b, and works entry by entry.
+
+`asymmetric`: entries of a tensor's new block begin without moments and their rate is warmed up anew (SPARKLING, Yu
+et al. 2026, arXiv 2602.02472). PyTorch keeps one step count per tensor, so the bias correction that the new block
+misses is made up for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from growlm.growth.factors import Factors, common_value, original_entries, product
+from growlm.growth.optimizer_state import State, bias_correction, moment_entries
+
+
+class StepScaling:
+    """Nothing is scaled: `carry` and `reset`."""
+
+    def lr_factor(self, name: str) -> float:
+        """What the parameter's rate is multiplied with."""
+        return 1.0
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Change plain states, in place, into what the optimizer should begin with."""
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Change the optimizer's states, in place, back into plain ones."""
+
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """After the backward pass: clip the gradients.
+
+        Args:
+            model: With gradients.
+            optimizer: About to step.
+            clip: Largest norm; infinite for none.
+
+        Returns:
+            The norm before clipping.
+        """
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+
+    def after_update(self) -> None:
+        """After the optimizer's step."""
+
+
+class _EntrywiseUpdates:
+    """Scales the update that an optimizer made, entry by entry: what decays is left alone.
+
+    Holds one more copy of the parameters it scales, between the backward pass and the end of the step.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+
+    def remember(self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Tensor]) -> None:
+        """Before the update.
+
+        Args:
+            optimizer: About to step.
+            scales: What to multiply each parameter's update with.
+        """
+        decoupled = not isinstance(optimizer, SGD)
+        for group in optimizer.param_groups:
+            kept = 1.0 - group["lr"] * group["weight_decay"] if decoupled else 1.0
+            for parameter in group["params"]:
+                if parameter in scales:
+                    old = parameter.detach() * kept
+                    self._before.append((parameter, old, scales[parameter]))
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """After the update."""
+        for parameter, old, scale in self._before:
+            parameter.copy_(torch.lerp(old, parameter, scale))
+        self._before.clear()
+
+
+class ExactScaling(StepScaling):
+    """The grown model trains as the old one would have.
+
+    Args:
+        factors: By parameter name, since the first boundary of this mode in a row.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors]) -> None:
+        self.factors = factors
+        self._updates = _EntrywiseUpdates()
+
+    def lr_factor(self, name: str) -> float:
+        """a, where all entries of the parameter have the same; else its updates are scaled one by one."""
+        return self._weight_factor(name) or 1.0
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Moments of the gradient as the old model would see it."""
+        self._scale_moments(states, -1)
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Moments of the gradient as it is."""
+        self._scale_moments(states, 1)
+
+    @torch.no_grad()
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """Gradients as the old model would see them, clipped by the norm that it would see."""
+        trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+        squares = []
+        for name, parameter in trained:
+            factors, gradient = self.factors[name], parameter.grad
+            assert gradient is not None
+            if common_value([f.gradient for f in factors]) != 1.0:
+                gradient.div_(product([f.gradient for f in factors], gradient))
+            share = product([f.norm_share for f in factors], gradient)
+            squares.append((gradient.square() * share).sum())
+        norm = torch.stack(squares).sum().sqrt()
+        shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
+        for _, parameter in trained:
+            assert parameter.grad is not None
+            parameter.grad.mul_(shrink)
+        self._remember_uneven(dict(trained), optimizer)
+        return norm
+
+    def after_update(self) -> None:
+        """Scale what could not be scaled by a group's rate."""
+        self._updates.apply()
+
+    def _weight_factor(self, name: str) -> float | None:
+        return common_value([f.weight for f in self.factors[name]])
+
+    def _remember_uneven(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+        scales = {
+            parameter: product([f.weight for f in self.factors[name]], parameter)
+            for name, parameter in trained.items()
+            if self._weight_factor(name) is None
+        }
+        if isinstance(
+            optimizer, SGD
+        ):  # its decay is part of the gradient, and so of what is scaled
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if p in scales and group["weight_decay"]:
+                        p.grad.add_(p / scales[p] - p, alpha=group["weight_decay"])
+        self._updates.remember(optimizer, scales)
+
+    def _scale_moments(self, states: Mapping[str, State], direction: int) -> None:
+        for name, state in states.items():
+            vectors = [f.gradient for f in self.factors[name]]
+            if common_value(vectors) == 1.0:
+                continue
+            for moment, power in moment_entries(state):
+                moment.mul_(product([v ** (direction * power) for v in vectors], moment))
+
+
+class AsymmetricScaling(StepScaling):
+    """Old and new entries of a tensor have rates, and bias corrections, of their own.
+
+    Args:
+        factors: By parameter name, of the last boundary.
+        peak: What the new block's rate reaches, in units of the common one.
+        warmup_steps: Steps to the peak; as many lead back.
+        betas: Adam's; None for an optimizer without bias correction.
+    """
+
+    def __init__(
+        self,
+        factors: Mapping[str, Factors],
+        peak: float,
+        warmup_steps: int,
+        betas: tuple[float, float] | None,
+    ) -> None:
+        self.factors = {
+            name: f for name, f in factors.items() if not all(bool(d.original.all()) for d in f)
+        }
+        self.peak, self.warmup_steps, self.betas = peak, warmup_steps, betas
+        self.age = 0
+        self._old_steps: dict[str, float] = {}
+        self._updates = _EntrywiseUpdates()
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Note how many steps the old entries have behind them; tensors without a past need no scaling."""
+        self.factors = {name: f for name, f in self.factors.items() if name in states}
+        for name in self.factors:
+            step = states[name].get("step")
+            self._old_steps[name] = 0.0 if step is None else float(step)
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Moments of the new entries as if they were as old as the others."""
+        if self.betas is None or not self.age:
+            return
+        for name, factors in self.factors.items():
+            total = self._old_steps[name] + self.age
+            for moment, power in moment_entries(states[name]):
+                beta = self.betas[power - 1]
+                ratio = bias_correction(beta, total) / bias_correction(beta, self.age)
+                original = original_entries(factors, moment)
+                moment.mul_(original + ratio * (1.0 - original))
+
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """Clip, and remember what the new entries were."""
+        norm = super().before_update(model, optimizer, clip)
+        self.age += 1
+        scales = {}
+        for name, parameter in model.named_parameters():
+            if name not in self.factors or parameter.grad is None:
+                continue
+            scale = self.new_block_scale(name)
+            if abs(scale - 1.0) > 1e-6:
+                original = original_entries(self.factors[name], parameter)
+                scales[parameter] = original + scale * (1.0 - original)
+        self._updates.remember(optimizer, scales)
+        return norm
+
+    def after_update(self) -> None:
+        """Scale the new entries' updates."""
+        self._updates.apply()
+
+    def new_block_scale(self, name: str) -> float:
+        """What the update of the parameter's new entries is multiplied with at the present step."""
+        climb = min(self.age, 2 * self.warmup_steps - self.age) / max(1, self.warmup_steps)
+        warmed = 1.0 + (self.peak - 1.0) * max(0.0, climb)
+        if self.betas is None:
+            return warmed
+        total = self._old_steps[name] + self.age
+        first, second = (
+            bias_correction(beta, total) / bias_correction(beta, self.age) for beta in self.betas
+        )
+        return warmed * first / second**0.5

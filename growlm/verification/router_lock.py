@@ -1,0 +1,164 @@
+"""Check 5, router lock: routers learn, every expert is used, and experts grow apart.
+
+A router whose rows are equal sends every token to the same experts and learns nothing; one that favours few
+experts starves the others. Both happen in training, so the check watches a phase and does not compare two models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from growlm.model.axes import Role, axes_table
+from growlm.model.routing import Routing
+from growlm.model.transformer import TransformerLM
+from growlm.verification.comparison import exact_arithmetic
+from growlm.verification.report import CheckReport, Status
+
+FIRST_STEP = 2
+"""Experts that are equal give their router a gradient of zero rightly, in the first step."""
+SETTLED_STEPS = 100
+"""Steps after which no expert should be unused, and experts should have begun to part."""
+TIED_SHARE = 0.5
+COLLAPSED_ENTROPY = 0.5
+
+
+@dataclass(frozen=True)
+class RouterState:
+    """What all routers of a model did in the steps up to one."""
+
+    step: int
+    gradient_norm: float
+    """Of all routers together."""
+    tied_choices: float
+    """Share of the tokens whose experts were chosen among equal scores."""
+    dead_experts: int
+    load_entropy: float
+    expert_similarity: float
+    router_distance: float
+    """How far the routers are from where the phase began, relative to their norm there."""
+
+
+@torch.no_grad()
+def expert_similarity(model: nn.Module) -> float:
+    """Mean cosine between two experts of a layer, over the matrices that write hidden units; 1 for equal ones."""
+    cosines = []
+    table = axes_table(model)
+    for name, parameter in model.named_parameters():
+        label = table[name].label
+        if label.stacked_from and label.has(Role.READS) and label.has(Role.WRITES, "hidden"):
+            flat = parameter.flatten(1).float()
+            gram = flat @ flat.T
+            norms = gram.diagonal().clamp(min=1e-30).sqrt()
+            cosine = gram / torch.outer(norms, norms)
+            count = len(flat)
+            cosines.append((cosine.sum() - cosine.diagonal().sum()) / (count * (count - 1)))
+    return float(torch.stack(cosines).mean()) if cosines else float("nan")
+
+
+def router_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of all routers: what scores the experts it is indexed by."""
+    table = axes_table(model)
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if table[name].label.scores_members
+    ]
+
+
+def check_router_lock(model: TransformerLM, probe: Tensor) -> CheckReport:
+    """What can be seen of a lock without training: routers that choose among equal scores.
+
+    Args:
+        model: Any.
+        probe: Tokens, (batch, time).
+    """
+    routings: list[Routing] = []
+    with exact_arithmetic(model), torch.no_grad():
+        model(probe, routings)
+    return router_lock(model, routings)
+
+
+def router_lock(model: TransformerLM, routings: Sequence[Routing]) -> CheckReport:
+    """The check on a model that was run already."""
+    if not routings:
+        return CheckReport("router_lock", Status.NOT_APPLICABLE, "the model has no router")
+    tied = float(torch.stack([r.tied().double().mean() for r in routings]).mean())
+    similarity = expert_similarity(model)
+    figures = {"tied_choices": tied, "expert_similarity": similarity}
+    summary = f"{tied:.0%} of the choices tied, expert similarity {similarity:.4f}"
+    if tied < TIED_SHARE:
+        return CheckReport("router_lock", Status.PASSED, summary, figures)
+    summary += "; equal router rows: if experts are equal too, they will never part"
+    return CheckReport("router_lock", Status.FINDING, summary, figures)
+
+
+class RouterWatch:
+    """Watches a phase. Feed it states; it says in words, once each, what goes wrong."""
+
+    def __init__(self) -> None:
+        self.first: RouterState | None = None
+        self.last: RouterState | None = None
+        self._said: set[str] = set()
+
+    def observe(self, state: RouterState) -> list[str]:
+        """Take note of a state.
+
+        Returns:
+            Warnings that were not given before.
+        """
+        self.first = self.first or state
+        self.last = state
+        problems = self._problems(state)
+        new = [text for kind, text in problems.items() if kind not in self._said]
+        self._said |= problems.keys()
+        return new
+
+    def report(self) -> CheckReport:
+        """The check, on what was seen last."""
+        first, last = self.first, self.last
+        if first is None or last is None or last.step < FIRST_STEP:
+            summary = "no router was watched for two steps"
+            return CheckReport("router_lock", Status.NOT_APPLICABLE, summary)
+        figures = {"first": asdict(first), "last": asdict(last)}
+        problems = self._problems(last)
+        if problems:
+            locked = "locked" in problems
+            status = Status.FAILED if locked else Status.FINDING
+            return CheckReport("router_lock", status, "; ".join(problems.values()), figures)
+        summary = (
+            f"routers moved by {last.router_distance:.2g}, {last.dead_experts} dead experts, load entropy "
+            f"{last.load_entropy:.2f}, expert similarity {first.expert_similarity:.4f} → "
+            f"{last.expert_similarity:.4f}"
+        )
+        return CheckReport("router_lock", Status.PASSED, summary, figures)
+
+    def _problems(self, state: RouterState) -> dict[str, str]:
+        if state.step < FIRST_STEP:
+            return {}
+        problems = {}
+        if state.gradient_norm == 0.0:
+            problems["locked"] = (
+                "router locked: no gradient reaches the routers, so they choose the same experts for ever; "
+                "likely cause: equal router rows (router_init=zeros); start them at normal"
+            )
+        elif state.tied_choices >= TIED_SHARE:
+            problems["locked"] = (
+                f"router locked: {state.tied_choices:.0%} of the tokens choose among experts of equal score, "
+                "which then learn the same; likely cause: equal router rows (router_init=zeros, or copies without "
+                "noise); start them at normal"
+            )
+        if state.load_entropy < COLLAPSED_ENTROPY:
+            problems["collapse"] = (
+                f"routing collapses onto few experts (load entropy {state.load_entropy:.2f} of 1); raise "
+                "model.router_balance_weight, or set model.router_bias_step"
+            )
+        if state.step >= SETTLED_STEPS and state.dead_experts:
+            problems["dead"] = (
+                f"{state.dead_experts} experts got no token lately; raise model.router_balance_weight, or set "
+                "model.router_bias_step"
+            )
+        return problems

@@ -1,0 +1,117 @@
+"""The standalone suite: growths of small models with what the checks must say about each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from growlm.growth.deepen import Deepen
+from growlm.growth.grow import Operator, grow, plan_growth
+from growlm.growth.multiply_experts import MultiplyExperts
+from growlm.growth.upcycle import Upcycle
+from growlm.growth.widen import Widen
+from growlm.model.config import ModelConfig
+from growlm.model.draws import generator_for, normal
+from growlm.model.transformer import TransformerLM
+from growlm.verification.growth_check import detailed_growth_check
+from growlm.verification.report import GrowthReport, Status
+
+DEFAULT = ModelConfig(
+    vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=256
+)
+LLAMA = replace(DEFAULT, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=2)
+NOISE_LEVELS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
+CASES = 21
+"""How many there are."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A growth, and the statuses that its checks must have."""
+
+    section: str
+    name: str
+    wanted: dict[str, Status]
+    """By check; the others must not fail."""
+    report: GrowthReport
+
+    def __bool__(self) -> bool:
+        statuses = {name: check.status for name, check in self.report.checks.items()}
+        as_wanted = all(statuses[name] is status for name, status in self.wanted.items())
+        rest = [s for name, s in statuses.items() if name not in self.wanted]
+        return as_wanted and Status.FAILED not in rest
+
+
+FAMILIES = {"LayerNorm": DEFAULT, "RMSNorm": LLAMA}
+
+
+def cases() -> Iterator[Case]:
+    """Run the suite, case by case; some seconds in all."""
+    models = {family: _model(config) for family, config in FAMILIES.items()}
+    mixtures = {family: grow(model, [Upcycle(num_experts=4)]) for family, model in models.items()}
+    for family, model in models.items():
+        section = "dense to mixture of experts"
+        yield _case(section, f"{family}, 4 experts", model, [Upcycle(num_experts=4)])
+        fine = Upcycle(num_experts=4, granularity=2)
+        yield _case(section, f"{family}, 4 × 2 finer experts", model, [fine])
+    for family, mixture in mixtures.items():
+        yield _case("more experts", f"{family}, 4 → 8", mixture, [MultiplyExperts(2)])
+    for family, mixture in mixtures.items():
+        for factor in (1.5, 2.0, 3.0):
+            name = f"{family}, ×{factor:g} and 2 layers"
+            both: list[Operator] = [Widen(scale_factor=factor), Deepen(extra_layers=2)]
+            yield _case("bilateral growth of a mixture", name, mixture, both)
+    for noise in NOISE_LEVELS:
+        widen = Widen(scale_factor=2, noise_std=noise)
+        parted = Status.FINDING if noise == 0 else Status.PASSED
+        name = f"standard deviation {noise:g}"
+        yield _case("noise", name, mixtures["LayerNorm"], [widen], symmetry=parted)
+    yield from _rope_cases(models)
+
+
+def _rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[Case]:
+    section, model = "RoPE", models["LayerNorm"]
+    yield _case(section, "more heads of the same size: keeps", model, [Widen(scale_factor=2)])
+    yield _case(section, "more hidden units only: keeps", model, [Widen(d_ff=512)])
+    grouped = models["RMSNorm"]
+    yield _case(section, "more query heads in a group: keeps", grouped, [Widen(n_heads=8)])
+    larger_heads = replace(DEFAULT, d_model=128, head_dim=32, d_ff=512)
+    report = detailed_growth_check(
+        old_model=model, new_model=TransformerLM(larger_heads), probe=_probe(), device="cpu"
+    )
+    wanted = {"rope": Status.FAILED, "symmetry": Status.FAILED, "functional": Status.FAILED}
+    yield Case(section, "larger heads: breaks", wanted, report)
+
+
+def _case(
+    section: str,
+    name: str,
+    model: TransformerLM,
+    operators: Sequence[Operator],
+    **wanted: Status,
+) -> Case:
+    report = detailed_growth_check(
+        old_model=model,
+        new_model=grow(model, operators),
+        probe=_probe(),
+        device="cpu",
+        growth_map=plan_growth(model.config, operators),
+    )
+    statuses = {"rope": Status.PASSED, "functional": Status.PASSED}
+    statuses.update(wanted)
+    return Case(section, name, statuses, report)
+
+
+def _model(config: ModelConfig) -> TransformerLM:
+    """Every parameter is moved from its initial value, so that none is right by being 0 or 1."""
+    model = TransformerLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(normal(tuple(parameter.shape), "suite", name), alpha=0.05)
+    return model
+
+
+def _probe() -> torch.Tensor:
+    return torch.randint(DEFAULT.vocab_size, (2, 32), generator=generator_for("suite probe"))

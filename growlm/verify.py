@@ -1,0 +1,137 @@
+"""`python -m growlm.verify`: did a growth lose anything? Two checkpoints, or the standalone suite."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from rich.table import Table
+
+from growlm.checkpoint.artefact import load_model
+from growlm.command import run_small_command
+from growlm.config.load import load_command
+from growlm.config.schema import VerifyCommand
+from growlm.errors import UserError
+from growlm.growth import operators_from_data
+from growlm.growth.engine import GrowthMap
+from growlm.growth.grow import plan_growth
+from growlm.model.config import ModelConfig
+from growlm.model.draws import generator_for
+from growlm.reporting.checks import MARKS, plain_console, print_checks
+from growlm.verification import check_router_lock, detailed_growth_check, infer_growth
+from growlm.verification.report import Status
+from growlm.verification.suite import CASES, Case, cases
+
+USAGE = """
+python -m growlm.verify old=DIR new=DIR     the checks of a growth, on two checkpoints
+python -m growlm.verify                     the standalone suite, on small models
+
+  tolerance                  logits may differ by this times max(1, largest logit) (1e-4)
+  probe_sequences            sequences of random tokens to compare on (2)
+  probe_length               tokens of each (32)
+  seed                       of the probe (0)
+  require_symmetry_breaking  fail where copies stay equal (false)
+
+Exit code 0: nothing failed; 1: a check failed.
+"""
+
+CHECKS_SHOWN = ("rope", "router", "symmetry", "functional")
+
+
+def main() -> None:
+    """The command."""
+    sys.exit(run_small_command(USAGE, verify))
+
+
+def verify(arguments: list[str]) -> int:
+    """Check; the exit code."""
+    command = load_command("verify", VerifyCommand, arguments)
+    if command.old is None and command.new is None:
+        return run_suite()
+    for key in ("old", "new"):
+        if getattr(command, key) is None:
+            raise UserError(key, None, "give both old and new, or neither for the standalone suite")
+    return compare(command, str(command.old), str(command.new))
+
+
+def compare(command: VerifyCommand, old: str, new: str) -> int:
+    """The checks on two checkpoints; the exit code."""
+    old_model, _ = load_model(Path(old), "old")
+    new_model, record = load_model(Path(new), "new")
+    growth_map = _growth_between(old_model.config, new_model.config, record, new)
+    shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
+    probe = torch.randint(
+        old_model.config.vocab_size, shape, generator=generator_for("verify", command.seed)
+    )
+    report = detailed_growth_check(
+        old_model=old_model,
+        new_model=new_model,
+        probe=probe,
+        device="cpu",
+        tolerance=command.tolerance,
+        growth_map=growth_map,
+        require_symmetry_breaking=command.require_symmetry_breaking,
+    )
+    console = plain_console()
+    for line in growth_map.description:
+        console.print(f"  {line}", markup=False)
+    print_checks(console, report.checks | {"router_lock": check_router_lock(new_model, probe)})
+    console.print(
+        f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, jump {report.jump:+.1e}"
+    )
+    failed = [name for name, check in report.checks.items() if not check]
+    console.print(f"[bold red]failed[/]: {', '.join(failed)}" if failed else "[green]passed[/]")
+    return int(bool(failed))
+
+
+def _growth_between(
+    old: ModelConfig, new: ModelConfig, record: dict[str, Any], path: str
+) -> GrowthMap:
+    """As the grown checkpoint says, if it was grown from a model of the old shape; else inferred."""
+    try:
+        if grown_from := record.get("grown_from"):
+            growth_map = plan_growth(old, operators_from_data(grown_from["operators"]))
+            if growth_map.new_config == new:
+                return growth_map
+        return infer_growth(old, new)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("new", path, f"is not grown from old: {error}") from error
+
+
+def run_suite() -> int:
+    """The standalone suite; the exit code."""
+    console = plain_console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("growth", "logits", "loss", *CHECKS_SHOWN, "as wanted"):
+        table.add_column(name, no_wrap=True)
+    section, wrong = "", 0
+    for case in track(cases(), "growing", total=CASES, console=console, transient=True):
+        if case.section != section:
+            section = case.section
+            table.add_row(f"[bold]{section}")
+        table.add_row(*_suite_row(case))
+        wrong += not case
+    console.print(table)
+    console.print(
+        f"\n[bold red]{wrong} not as expected[/]" if wrong else "\n[green]all as expected[/]"
+    )
+    return int(bool(wrong))
+
+
+def _suite_row(case: Case) -> list[str]:
+    report = case.report
+    marks = {**MARKS, Status.NOT_APPLICABLE: "[dim]–[/]"}
+    return [
+        f"  {case.name}",
+        f"{report.max_logit_difference:.1e}",
+        f"{report.jump:+.1e}",
+        *(marks[report.checks[check].status] for check in CHECKS_SHOWN),
+        "[green]yes[/]" if case else "[bold red]NO[/]",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Growing a checkpoint on disk: peak memory, and time beside a plain copy of a file of the result's size.
+
+    python scripts/bench_disk_growth.py                  (371.6 M to 2.156 B parameters: 10 GB of disk, some minutes)
+    python scripts/bench_disk_growth.py --small          (the same at a hundredth of the size)
+    python scripts/bench_disk_growth.py --json FILE      (writes the figures too)
+    python scripts/bench_disk_growth.py --folder DIR     (where the checkpoints go; they are removed at the end)
+
+Also compares the result with the same growth in memory, and with `growlm.verify`, and kills a growth half way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from growlm.checkpoint import load_model, save_model
+
+from growlm.growth import Deepen, Widen, grow
+from growlm.model import ModelConfig, TransformerLM
+from growlm.model.draws import generator_for
+
+GROW = "grow=[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]"
+OPERATORS = [Widen(scale_factor=2), Deepen(extra_layers=4)]
+LARGE = ModelConfig(
+    d_model=832, n_layers=7, n_heads=8, n_kv_heads=8, head_dim=104, d_ff=3328, num_experts=8
+)
+SMALL = ModelConfig(
+    d_model=96, n_layers=7, n_heads=8, n_kv_heads=8, head_dim=12, d_ff=384, num_experts=8
+)
+ROUNDS = 3
+
+
+def peak_bytes(command: list[str]) -> tuple[int, float]:
+    """Largest resident memory, and seconds, of a command that must succeed."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss * 1024, time.perf_counter() - start
+
+
+def copy_seconds(source: Path, target: Path) -> float:
+    """Copy the files of a checkpoint and flush them, as growing does."""
+    start = time.perf_counter()
+    target.mkdir()
+    for file in source.glob("*.safetensors"):
+        shutil.copyfile(file, target / file.name)
+        with (target / file.name).open("rb") as copied:
+            os.fsync(copied.fileno())
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
+
+
+def killed_growth_leaves_nothing(small: Path, folder: Path) -> bool:
+    """Kill a growth when it has written about half, and see that nothing loads."""
+    out = folder / "killed"
+    command = [sys.executable, "-m", "growlm.grow", f"checkpoint={small}", f"out={out}", GROW]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().startswith("writing"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = [path for path in folder.iterdir() if "killed" in path.name]
+    loads = []
+    for path in left:
+        try:
+            load_model(path)
+            loads.append(path)
+        except ValueError:
+            shutil.rmtree(path)
+    return not loads and not out.exists()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="growlm-", dir=arguments.folder))
+    try:
+        figures = measure(folder, SMALL if arguments.small else LARGE)
+    finally:
+        shutil.rmtree(folder)
+    table = Table("figure", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.3g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure(folder: Path, config: ModelConfig) -> dict[str, object]:
+    """All figures, by name."""
+    small, large = folder / "small", folder / "large"
+    model = TransformerLM(config)
+    save_model(model, small, {})
+    baseline, _ = peak_bytes(["-c", "import growlm.grow"])
+    command = ["-m", "growlm.grow", f"checkpoint={small}", f"out={large}", GROW]
+    peak, growing, copying = 0, [], []
+    for round_ in range(ROUNDS):
+        if round_:
+            shutil.rmtree(large)
+        used, seconds = peak_bytes(command)
+        peak = max(peak, used)
+        growing.append(seconds)
+        copying.append(copy_seconds(large, folder / "copy"))
+    size = sum(file.stat().st_size for file in large.glob("*.safetensors"))
+    killed = killed_growth_leaves_nothing(small, folder)
+    _, verifying = peak_bytes(["-m", "growlm.verify", f"old={small}", f"new={large}"])
+    on_disk, _ = load_model(large)
+    in_memory = grow(model, OPERATORS)
+    tokens = torch.randint(config.vocab_size, (1, 16), generator=generator_for("bench"))
+    with torch.no_grad():
+        difference = (on_disk.eval()(tokens) - in_memory.eval()(tokens)).abs().max().item()
+    return {
+        "parameters": sum(p.numel() for p in on_disk.parameters()),
+        "bytes": size,
+        "peak above import baseline, GB": (peak - baseline) / 1e9,
+        "import baseline, GB": baseline / 1e9,
+        "growing, s, best": min(growing),
+        "copying, s, best": min(copying),
+        "growing / copying, best": min(growing) / min(copying),
+        "growing / copying, each round": ", ".join(
+            f"{g / c:.2f}" for g, c in zip(growing, copying, strict=True)
+        ),
+        "logits on disk − in memory": difference,
+        "killed half way leaves nothing that loads": killed,
+        "growlm.verify passes, s": verifying,
+        "peak of this script, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()

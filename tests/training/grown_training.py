@@ -1,0 +1,82 @@
+"""A training loop in double precision that grows the model on the way, as a run does at its boundaries."""
+
+import torch
+from tiny_models import random_tokens
+
+from growlm.config.schema import OptimizerConfig
+from growlm.growth import Draws, apply_growth, grow_moments, plan_growth
+from growlm.training.optimizer import (
+    audit_optimizer,
+    build_optimizer,
+    load_states,
+    states_by_name,
+)
+from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
+
+LR = 1e-2
+OPTIMIZERS = {
+    "adamw": OptimizerConfig(),
+    "sgd": OptimizerConfig(
+        name="sgd", momentum=0.9, beta1=None, beta2=None, eps=None, weight_decay=0.05
+    ),
+    "adafactor": OptimizerConfig(
+        name="adafactor", beta2_decay=-0.8, beta1=None, beta2=None, eps=None
+    ),
+    "muon": OptimizerConfig(name="muon", momentum=0.95),
+}
+
+
+class Training:
+    """A model, its optimizer, and what scales its steps."""
+
+    def __init__(self, model, settings=OPTIMIZERS["adamw"], clip=1.0, lr=LR):
+        self.model, self.settings, self.clip, self.lr = model, settings, clip, lr
+        self.scaling, self.factors, self.done, self.norms = StepScaling(), {}, 0, []
+        self._begin({})
+
+    def _begin(self, states):
+        self.optimizer = build_optimizer(self.model, self.settings, self.lr, self.scaling.lr_factor)
+        self.scaling.start(states)
+        load_states(self.model, self.optimizer, states)
+        audit_optimizer(self.model, self.optimizer)
+
+    def steps(self, count):
+        for _ in range(count):
+            batch = random_tokens(self.model.config, batch=4, time=9, seed=100 + self.done)
+            routings = []
+            loss = next_token_loss_fp64(self.model(batch[:, :-1], routings), batch)
+            if routings:
+                loss = loss + 0.01 * torch.stack([r.balance_loss() for r in routings]).mean()
+            loss.backward()
+            self.norms.append(
+                float(self.scaling.before_update(self.model, self.optimizer, self.clip))
+            )
+            self.optimizer.step()
+            self.scaling.after_update()
+            self.model.zero_grad(set_to_none=True)
+            self.done += 1
+        return self
+
+    def grow(self, operators, mode, peak=1.3, warmup=5):
+        growth_map = plan_growth(self.model.config, operators)
+        states = states_by_name(self.model, self.optimizer)
+        self.model = apply_growth(self.model, growth_map, Draws(0))
+        self.scaling.settle(states)
+        with torch.no_grad():
+            states = grow_moments(growth_map, states, mode)
+        if mode == "exact":
+            self.factors = growth_map.factors(self.factors)
+            self.scaling = ExactScaling(self.factors)
+        elif mode == "asymmetric":
+            betas = None if self.settings.beta1 is None else (0.9, 0.95)
+            self.factors = {}
+            self.scaling = AsymmetricScaling(growth_map.factors(), peak, warmup, betas)
+        else:
+            self.factors, self.scaling = {}, StepScaling()
+        self._begin(states)
+        return self
+
+
+def next_token_loss_fp64(logits, batch):
+    """As `next_token_loss`, which rounds to fp32."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
