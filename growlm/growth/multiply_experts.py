@@ -42,6 +42,9 @@ class MultiplyExperts:
         if not config.is_moe:
             allowed = "the model has no experts to multiply; upcycle it first"
             raise UserError("factor", self.factor, allowed)
+        if config.router_tie_breaking and self.noise_std:
+            allowed = "must be 0: ties of a router that began at zeros are broken at random, between copies too"
+            raise UserError("noise_std", self.noise_std, allowed)
         num_experts = config.num_experts * self.factor
         top_k = config.top_k * self.factor if self.top_k is None else self.top_k
         check_routing(num_experts, top_k)

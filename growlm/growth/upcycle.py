@@ -61,6 +61,11 @@ class Upcycle:
             allowed = f"must divide d_ff={config.d_ff}, the hidden units that are cut"
             raise UserError("granularity", self.granularity, allowed)
         zeros = self.router_init == "zeros"
+        if zeros and self.break_ties and self.granularity > 1:
+            allowed = (
+                "must be 1 with router_init=zeros: ties broken at random would split the copies"
+            )
+            raise UserError("granularity", self.granularity, allowed)
         experts = self.num_experts * self.granularity
         shards = ChannelMap.round_robin(self.granularity, experts)
         group = torch.arange(experts) // self.granularity

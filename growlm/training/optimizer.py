@@ -57,7 +57,8 @@ def _adamw(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -
 
 def _sgd(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
     assert settings.momentum is not None
-    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
+    # Not fused: torch's fused step wants momentum of all parameters or of none, and new ones have none.
+    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
 
 
 def _adafactor(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:

@@ -210,7 +210,7 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
         operators.append(Upcycle(num_experts=new.num_experts, top_k=new.top_k))
-    elif old.is_moe and new.num_experts > old.num_experts:
+    elif old.is_moe and new.num_experts >= 2 * old.num_experts:
         factor = new.num_experts // old.num_experts
         top_k = None if new.top_k == old.top_k * factor else new.top_k
         operators.append(MultiplyExperts(factor, top_k))

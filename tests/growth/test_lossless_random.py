@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from losslessness import before_near_ties
 from tiny_models import build, logits_of, max_difference, random_tokens
 
 from growlm.errors import UserError
-from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, plan_growth
 from growlm.model import ModelConfig
 
-LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8}
+LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8, "num_experts": 30}
 
 
 @st.composite
@@ -41,6 +42,7 @@ def configs(draw):
 def widenings(draw, config):
     """By a factor, or every axis to a size of its own."""
     noise = draw(st.sampled_from([{"noise_std": 0.0}, {"noise_std": 0.02}, {"noise_snr_db": 10.0}]))
+    noise["split"] = draw(st.sampled_from(["equal", "1:2"]))
     filler = draw(st.sampled_from(["random", "zeros"]))
     if draw(st.booleans()):
         factor = draw(st.sampled_from([1.25, 1.5, 2, 2.25, 3]))
@@ -57,12 +59,20 @@ def widenings(draw, config):
 
 
 @st.composite
-def upcyclings(draw):
+def upcyclings(draw, config):
     num_experts = draw(st.integers(2, 5))
+    finer = [parts for parts in (1, 2, 3) if config.d_ff % parts == 0]
     return Upcycle(
         num_experts=num_experts,
         top_k=draw(st.integers(2, num_experts)),
         router_init=draw(st.sampled_from(["normal", "zeros"])),
+        granularity=draw(st.sampled_from(finer)),
+    )
+
+
+def multiplications():
+    return st.builds(
+        MultiplyExperts, factor=st.integers(2, 3), noise_std=st.sampled_from([0.0, 0.02])
     )
 
 
@@ -81,7 +91,9 @@ def growths(draw):
     operators = []
     grown = config
     for _ in range(draw(st.integers(1, 4))):
-        kinds = [widenings(grown), deepenings()] + ([] if grown.is_moe else [upcyclings()])
+        kinds = [widenings(grown), deepenings()] + (
+            [multiplications()] if grown.is_moe else [upcyclings(grown)]
+        )
         operator = draw(st.one_of(kinds))
         try:
             after = plan_growth(grown, [operator]).new_config
@@ -103,10 +115,24 @@ def check_lossless(config, operators, seed, std):
 
     scale = max(1.0, expected.abs().max().item())
     assert max_difference(logits_of(grown, tokens), expected) <= 1e-10 * scale
+    check_single_precision(model.float(), operators, seed, tokens)
     table = plan_growth(config, operators)
     assert table.lossless
     assert table.new_config == grown.config
     assert all(parameter.dtype == torch.float64 for parameter in grown.parameters())
+
+
+def check_single_precision(model, operators, seed, tokens):
+    routings = []
+    with torch.no_grad():
+        expected = model(tokens, routings)
+    clear = before_near_ties(routings, tokens.shape)
+
+    actual = logits_of(grow(model, operators, seed=seed), tokens)
+
+    scale = max(1.0, expected.abs().max().item())
+    differences = (actual - expected).abs()[clear]
+    assert differences.numel() == 0 or differences.max().item() <= 2e-5 * scale
 
 
 @hypothesis.settings(max_examples=40)

@@ -1,0 +1,180 @@
+"""Growing on disk is growing in memory, to the bit, moments included; and whole or not at all."""
+
+import json
+
+import pytest
+import torch
+from grown_training import OPTIMIZERS, Training
+from tiny_models import EXPERTS, assert_same_state, build, tiny_config
+
+from growlm.checkpoint import artefact, load_model, load_states, save_model, tensor_files
+from growlm.checkpoint.growing import grow_checkpoint
+from growlm.errors import UserError
+from growlm.growth import (
+    Deepen,
+    MultiplyExperts,
+    Upcycle,
+    Widen,
+    grow,
+    grow_moments,
+    operators_from_data,
+    plan_growth,
+)
+from growlm.training.optimizer import states_by_name
+
+SEQUENCES = {
+    "widen and deepen": [Widen(scale_factor=1.5), Deepen(extra_layers=3, placement="interleave")],
+    "experts": [MultiplyExperts(2), Widen(scale_factor=2, split="1:2")],
+    "copies": [Deepen(extra_layers=2, placement="stack", init="copy")],
+}
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float64])
+def model(request):
+    return build(tiny_config(**EXPERTS, router_bias_step=0.01), dtype=request.param)
+
+
+@pytest.mark.parametrize("operators", SEQUENCES.values(), ids=SEQUENCES)
+def test_as_in_memory(tmp_path, model, operators):
+    save_model(model, tmp_path / "small", {"phase": "moe"})
+    progress = []
+
+    grow_checkpoint(
+        tmp_path / "small",
+        tmp_path / "large",
+        operators,
+        seed=3,
+        boundary_index=2,
+        progress=lambda done, total: progress.append((done, total)),
+    )
+
+    large, record = load_model(tmp_path / "large")
+    expected = grow(model, operators, seed=3, boundary_index=2)
+    assert_same_state(large.state_dict(), expected.state_dict())
+    assert large.config == expected.config
+    assert record["phase"] == "moe"
+    assert operators_from_data(record["grown_from"]["operators"]) == operators
+    sizes = sum(t.nbytes for t in expected.state_dict().values())
+    assert progress[-1] == (sizes, sizes)
+    assert progress == sorted(progress)
+
+
+def test_upcycled_on_disk(tmp_path):
+    dense = build(tiny_config(), dtype=torch.float32)
+    save_model(dense, tmp_path / "dense", {})
+    operators = [Upcycle(4, granularity=2, drop_fraction=0.25)]
+    grow_checkpoint(tmp_path / "dense", tmp_path / "moe", operators)
+    assert_same_state(
+        load_model(tmp_path / "moe")[0].state_dict(), grow(dense, operators).state_dict()
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_as_in_memory(tmp_path, name):
+    training = Training(build(tiny_config(), dtype=torch.float32), OPTIMIZERS[name]).steps(2)
+    states = states_by_name(training.model, training.optimizer)
+    save_model(training.model, tmp_path / "small", {}, states)
+    operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
+
+    grow_checkpoint(tmp_path / "small", tmp_path / "large", operators)
+    grow_checkpoint(tmp_path / "small", tmp_path / "bare", operators, optimizer_state="reset")
+
+    growth_map = plan_growth(training.model.config, operators)
+    expected = grow_moments(growth_map, states, "carry")
+    found = load_states(tmp_path / "large")
+    assert found.keys() == expected.keys()
+    for parameter, state in expected.items():
+        assert found[parameter].keys() == state.keys()
+        assert all(torch.equal(found[parameter][entry], state[entry]) for entry in state)
+    assert load_states(tmp_path / "bare") == {}
+
+
+def test_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 10_000)
+    small = build(tiny_config(), dtype=torch.float32)
+    save_model(small, tmp_path / "small", {})
+    assert len(list((tmp_path / "small").glob("model-*-of-*.safetensors"))) > 1
+    operators = [Widen(scale_factor=2)]
+    grow_checkpoint(tmp_path / "small", tmp_path / "large", operators)
+    index = json.loads((tmp_path / "large" / "model.safetensors.index.json").read_text())
+    grown = grow(small, operators).state_dict()
+    assert index["weight_map"].keys() == grown.keys()
+    assert_same_state(load_model(tmp_path / "large")[0].state_dict(), grown)
+
+
+def test_transformers_own_reader_reads_the_files(tmp_path):
+    from safetensors.torch import load_file
+
+    model = build(tiny_config(), dtype=torch.bfloat16)
+    save_model(model, tmp_path / "model", {})
+    assert_same_state(load_file(tmp_path / "model" / "model.safetensors"), model.state_dict())
+
+
+def test_nothing_is_left_of_a_growth_that_fails(tmp_path, monkeypatch):
+    save_model(build(tiny_config()), tmp_path / "small", {})
+
+    def full_disk(file, tensor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "_write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_target_that_exists_is_left_alone(tmp_path):
+    save_model(build(tiny_config()), tmp_path / "small", {})
+    (tmp_path / "large").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert not list((tmp_path / "large").iterdir())
+
+
+def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
+    save_model(build(tiny_config()), tmp_path / "small", {})
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("growlm.checkpoint.growing.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="GB left"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert not (tmp_path / "large").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no readable config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "no readable config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"format": "x"}'), "not of format"),
+        (lambda folder: rewrite(folder, d_model=17), "config says"),
+        (lambda folder: rewrite(folder, n_layers=3), "the weights lack blocks.2"),
+        (lambda folder: rewrite(folder, n_layers=1), "unknown to the config"),
+        (lambda folder: rewrite(folder, top_k=1, num_experts=4), "describes no model"),
+        (lambda folder: rewrite(folder, colour="red"), "describes no model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors"),
+        (lambda folder: cut_in_half(folder / "model.safetensors"), "cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "cannot be read"),
+    ],
+)
+def test_a_damaged_source_is_named(tmp_path, spoil, message):
+    folder = tmp_path / "small"
+    save_model(build(tiny_config()), folder, {})
+    spoil(folder)
+    for read in (
+        lambda: grow_checkpoint(folder, tmp_path / "large", [Deepen()]),
+        lambda: load_model(folder),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    assert not (tmp_path / "large").exists()
+
+
+def rewrite(folder, **changes):
+    path = folder / artefact.CONFIG_NAME
+    record = json.loads(path.read_text())
+    record["model"] |= changes
+    path.write_text(json.dumps(record))
+
+
+def cut_in_half(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])

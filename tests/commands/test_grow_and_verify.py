@@ -1,0 +1,184 @@
+"""`growlm.grow` and `growlm.verify` as commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_models import EXPERTS, build, tiny_config
+
+from growlm import grow as grow_command
+from growlm import verify as verify_command
+from growlm.checkpoint import load_model, save_model
+
+WIDEN = "grow=[{widen: {scale_factor: 2}}]"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: exit code, output, errors."""
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        out = capsys.readouterr()
+        return ended.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def small(tmp_path):
+    folder = tmp_path / "small, 'old'"
+    save_model(build(tiny_config(**EXPERTS), dtype=torch.float32), folder, {})
+    return folder
+
+
+def test_grown_and_verified(run, small, tmp_path):
+    large = tmp_path / "large"
+    growth = "grow=[{widen: {scale_factor: 1.5}}, {deepen: {extra_layers: 2, placement: stack}}]"
+    code, out, _ = run(grow_command, f"checkpoint={small}", f"out={large}", growth)
+    assert code == 0
+    assert "Layer 2 from layer 0" in out
+    assert f"Wrote {large}" in out
+
+    code, out, _ = run(verify_command, f"old={small}", f"new={large}")
+
+    assert code == 0
+    assert out.splitlines()[-1] == "passed"
+    for check in ("RoPE integrity", "router scaling", "symmetry breaking", "functional identity"):
+        assert any(check in line and "passed" in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("feed_forward.router.weight", "router"),
+        ("attention.output.weight", "functional"),
+        ("feed_forward.experts.down", "functional"),
+        ("feed_forward_norm.weight", "functional"),
+    ],
+)
+def test_a_tampered_tensor_fails_the_check_that_guards_it(run, small, tmp_path, name, check):
+    run(grow_command, f"checkpoint={small}", f"out={tmp_path / 'large'}", WIDEN)
+    model, record = load_model(tmp_path / "large")
+    with torch.no_grad():
+        model.get_parameter(f"blocks.1.{name}").mul_(1.5)
+    save_model(model, tmp_path / "tampered", record)
+
+    code, out, _ = run(verify_command, f"old={small}", f"new={tmp_path / 'tampered'}")
+
+    assert code == 1
+    assert out.splitlines()[-1].startswith("failed:")
+    assert check in out.splitlines()[-1]
+    assert "likely cause" in out
+
+
+def test_undeclared_growth_is_inferred(run, small, tmp_path):
+    run(grow_command, f"checkpoint={small}", f"out={tmp_path / 'large'}", WIDEN)
+    model, _ = load_model(tmp_path / "large")
+    save_model(model, tmp_path / "nameless", {})
+    assert run(verify_command, f"old={small}", f"new={tmp_path / 'nameless'}")[0] == 0
+
+
+def test_the_standalone_suite(run):
+    start = time.perf_counter()
+    code, out, _ = run(verify_command)
+    assert code == 0
+    assert "all as expected" in out
+    assert "larger heads: breaks" in out
+    assert time.perf_counter() - start < 120
+
+
+def test_the_standalone_suite_notices(run, monkeypatch):
+    from growlm.growth.pieces import Split
+
+    monkeypatch.setattr(Split, "weight", lambda self, x, draws: self.channels.select(x, self.dim))
+    code, out, _ = run(verify_command)
+    assert code == 1
+    assert "not as expected" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "checkpoint=???: must be given"),
+        (["checkpoint=nowhere", "out=x", WIDEN], "checkpoint=nowhere"),
+        (["checkpoint={small}", "out=x", "grow=[]"], "at least one operator"),
+        (["checkpoint={small}", "out=x", "grow=[{wide: {}}]"], "did you mean widen"),
+        (["checkpoint={small}", "out=x", "grow=[{widen: {scale: 2}}]"], "no such key"),
+        (
+            ["checkpoint={small}", "out=x", "grow=[{widen: {scale_factor: 1.3}}]"],
+            "grow.0.widen.scale_factor=1.3",
+        ),
+        (["checkpoint={small}", "out=x", "grow=[{upcycle: {}}]"], "grow.0.upcycle.num_experts"),
+        (["checkpoint={small}", "out=x", WIDEN, "optimizer_state=exact"], "must be one of carry"),
+        (["checkpoint={small}", "out=x", WIDEN, "seed=-1"], "seed=-1"),
+        (["checkpoint={small}", "out={small}", WIDEN], "exists already"),
+        (["checkpoint={small}", "outt=x", WIDEN], "outt"),
+        (["--grow"], "must be key=value"),
+    ],
+)
+def test_bad_input_to_grow(run, small, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(grow_command, *(a.replace("{small}", str(small)) for a in arguments))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["old={small}"], "give both old and new"),
+        (["old=nowhere", "new={small}"], "old=nowhere"),
+        (["old={small}", "new={other}"], "is not grown from old"),
+        (["tolerance=0"], "tolerance=0"),
+    ],
+)
+def test_bad_input_to_verify(run, small, tmp_path, arguments, message):
+    other = tmp_path / "other"
+    save_model(build(tiny_config(d_ff=8)), other, {})
+    places = {"{small}": str(small), "{other}": str(other)}
+    for place, path in places.items():
+        arguments = [argument.replace(place, path) for argument in arguments]
+    code, _, err = run(verify_command, *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_help(run):
+    for module in (grow_command, verify_command):
+        code, out, _ = run(module, "--help")
+        assert code == 0
+        assert "python -m growlm." in out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_half_way_it_leaves_nothing_that_loads(tmp_path, sent):
+    config = tiny_config(d_model=256, n_heads=16, n_kv_heads=16, head_dim=16, d_ff=2048, n_layers=6)
+    save_model(build(config, dtype=torch.float32), tmp_path / "small", {})
+    out = tmp_path / "large"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "growlm.grow", f"checkpoint={tmp_path / 'small'}", f"out={out}",
+         "grow=[{widen: {scale_factor: 4}}]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "writing" in process.stdout.readline()
+    process.send_signal(sent)
+    process.wait(30)
+    process.stdout.close()
+    assert process.returncode != 0
+    assert not out.exists()
+    for left in set(tmp_path.iterdir()) - {tmp_path / "small"}:
+        with pytest.raises(ValueError, match=r"no readable config\.json"):
+            load_model(left)
