@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
 from growlm.checkpoint import load_model, save_model
 from growlm.growth import Deepen, Widen, grow
@@ -94,6 +96,22 @@ def killed_growth_leaves_nothing(small: Path, folder: Path) -> bool:
     return not loads and not out.exists()
 
 
+def tampering_is_noticed(small: Path, large: Path) -> str:
+    """Change one router in the file itself; what `growlm.verify` says last, and its exit code."""
+    name = "blocks.1.feed_forward.router.weight"
+    (file,) = [f for f in large.glob("*.safetensors") if name in safe_open(f, "pt").keys()]  # noqa: SIM118
+    with file.open("r+b") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        start, end = json.loads(opened.read(length))[name]["data_offsets"]
+        opened.seek(8 + length + start)
+        values = torch.frombuffer(bytearray(opened.read(end - start)), dtype=torch.float32)
+        opened.seek(8 + length + start)
+        opened.write((values * 1.5).numpy().tobytes())
+    command = [sys.executable, "-m", "growlm.verify", f"old={small}", f"new={large}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"exit {result.returncode}, {result.stdout.splitlines()[-1]}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,8 +156,11 @@ def measure(folder: Path, config: ModelConfig, rounds: int) -> dict[str, object]
     tokens = torch.randint(config.vocab_size, (1, 16), generator=generator_for("bench"))
     with torch.no_grad():
         difference = (on_disk.eval()(tokens) - in_memory.eval()(tokens)).abs().max().item()
+    parameters = sum(p.numel() for p in on_disk.parameters())
+    del on_disk, in_memory, model
+    noticed = tampering_is_noticed(small, large)
     return {
-        "parameters": sum(p.numel() for p in on_disk.parameters()),
+        "parameters": parameters,
         "bytes": size,
         "peak above import baseline, GB": (peak - baseline) / 1e9,
         "import baseline, GB": baseline / 1e9,
@@ -152,6 +173,7 @@ def measure(folder: Path, config: ModelConfig, rounds: int) -> dict[str, object]
         "logits on disk − in memory": difference,
         "killed half way leaves nothing that loads": killed,
         "growlm.verify passes, s": verifying,
+        "growlm.verify on a tampered router": noticed,
     }
 
 

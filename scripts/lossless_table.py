@@ -1,6 +1,6 @@
 """How far each growth moves the function: largest difference of logits, in fp64 and fp32.
 
-    python scripts/lossless_table.py                    (about a minute on two cores)
+    python scripts/lossless_table.py                    (half a minute on two cores)
     python scripts/lossless_table.py outputs/lossless.json
 
 Models of 128 channels and 4 layers, every parameter moved away from its initial value; both families, tied and

@@ -92,11 +92,10 @@ class Upcycle:
         router = (
             "at zero"
             if self.router_init == "zeros"
-            else f"normal with standard deviation {self.router_std:g}"
+            else f"normal, standard deviation {self.router_std:g}"
         )
         lines = [
-            f"Feed-forward block of every layer copied to {self.num_experts} experts, "
-            f"top-{self.top_k}, router {router}"
+            f"Feed-forward blocks copied to {self.num_experts} experts, top-{self.top_k}; router {router}"
         ]
         if self.granularity > 1:
             lines.append(

@@ -129,18 +129,18 @@ class Widen:
         )
 
     def _describe(self, old: ModelConfig, new: ModelConfig) -> list[str]:
-        noise = (
-            f"{self.noise_snr_db:g} dB below each matrix"
-            if self.noise_snr_db is not None
-            else f"standard deviation {self.noise_std:g}, capped at each matrix's own"
-        )
-        if self.noise_snr_db is None and self.noise_std == 0:
+        groups = f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else ""
+        if self.noise_snr_db is not None:
+            noise = f"{self.noise_snr_db:g} dB below each matrix"
+        elif self.noise_std:
+            noise = f"standard deviation {self.noise_std:g}, capped at each matrix's own"
+        else:
             noise = "none"
+        split = "" if self.split == "equal" else f"; columns split {self.split}"
         return [
-            f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}"
-            + (f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else "")
-            + f", hidden units {old.d_ff} → {new.d_ff}; cancelling noise: {noise}"
-            + ("" if self.split == "equal" else f"; columns split {self.split}")
+            f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
+            f"hidden units {old.d_ff} → {new.d_ff}",
+            f"Cancelling noise: {noise}{split}",
         ]
 
 

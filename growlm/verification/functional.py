@@ -65,7 +65,10 @@ def functional_identity(comparison: Comparison) -> CheckReport:
         summary += "; expected, this growth is not lossless"
         return CheckReport("functional", Status.FINDING, summary, figures)
     if embedding:
-        summary += f"; the embeddings are off by {embedding:.1e} already"
+        summary += (
+            f"; the embeddings are off by {embedding:.1e} already; likely cause: columns that are no "
+            "plain copies"
+        )
     elif drifted:
         summary += (
             f"; drift begins in layer {drifted[0].layer} ({drifted[0].max_difference:.1e}); likely cause: "

@@ -44,10 +44,15 @@ def rope_integrity(comparison: Comparison) -> CheckReport:
             f"head_dim changed from {old.head_dim} to {new.head_dim}: scale n_heads with the width instead"
         )
     if old.rope_theta != new.rope_theta:
-        problems.append(f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}")
+        problems.append(
+            f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}: keep it through a growth"
+        )
     strayed = _strayed_heads(comparison)
     if strayed:
-        problems.append(f"{strayed} query heads read another key/value head than their source")
+        problems.append(
+            f"{strayed} query heads read another key/value head than their source: copy whole groups, or query "
+            "heads inside their group"
+        )
     wanted = comparison.scale_factor
     if wanted is not None and round(old.d_model * wanted) != new.d_model:
         problems.append(
