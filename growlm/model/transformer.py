@@ -17,6 +17,7 @@ from growlm.model.experts import MixtureOfExperts
 from growlm.model.feed_forward import FeedForward
 from growlm.model.initialisation import initialise
 from growlm.model.layers import linear, norm
+from growlm.model.loss import linear_cross_entropy
 from growlm.model.routing import Routing
 
 
@@ -91,6 +92,25 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: If the sequence is too long.
         """
+        return F.linear(self.final_stream(tokens, routings), self.head_weight)
+
+    def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Mean next-token cross-entropy, in at least fp32; the logits are never held all at once.
+
+        Args:
+            batch: (B, T + 1) tokens.
+            routings: As for `forward`.
+        """
+        hidden = self.final_stream(batch[:, :-1], routings).flatten(0, 1)
+        return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), what the final stream is multiplied with."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def final_stream(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """The normalised residual stream after the last block, (B, T) -> (B, T, D); see `forward`."""
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
@@ -98,5 +118,4 @@ class TransformerLM(nn.Module):
         cos, sin = rotary_tables(length, self.config, x)
         for block in self.blocks:
             x = block(x, cos, sin, routings)
-        head = self.embedding if self.head is None else self.head
-        return F.linear(self.final_norm(x), head.weight)
+        return self.final_norm(x)
