@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -92,6 +93,9 @@ def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             return complain(UserError("argument", argument, "must be key=value; see --help"))
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exception, so that files are cleaned up
     return run_command(lambda: body([quote_free_text(argument) for argument in arguments]))
 
 

@@ -1,12 +1,12 @@
-"""Tokens per second: ours through Lightning, a bare loop on our model, Hugging Face transformers of the same shape.
+"""Tokens per second: a bare loop on our model, and on Hugging Face transformers of the same shape.
 
     python scripts/bench_throughput.py                         (every case; about 15 minutes on two cores)
     python scripts/bench_throughput.py dense-bf16 moe-bf16     (some)
     python scripts/bench_throughput.py --json FILE --rounds 7
 
-Same shape, batch, dtype and optimizer (AdamW, fused) on all sides, taken in turns; medians over the rounds. GPT-NeoX
-with sequential residual stands for the LayerNorm family, Mixtral for the mixture of experts, with the fastest of its
-own experts implementations.
+Same shape, batch, dtype and optimizer (AdamW, fused) on all sides, taken in turns; medians over the rounds.
+GPT-NeoX with sequential residual stands for the LayerNorm family, Mixtral for the mixture of experts, with the
+faster of its own experts implementations.
 """
 
 from __future__ import annotations
@@ -136,7 +136,6 @@ def sides_of(case: Case) -> dict[str, Step]:
         "growlm": ours(case),
         "transformers": theirs(case, "grouped_mm"),
         "transformers (eager)": theirs(case, "eager"),
-        "transformers (batched_mm)": theirs(case, "batched_mm"),
     }
 
 

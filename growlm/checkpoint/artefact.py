@@ -70,6 +70,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise FileExistsError(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    made = [parent for parent in partial.parents if not parent.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -78,6 +79,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            parent.rmdir()
         raise
 
 
@@ -125,7 +128,7 @@ def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, di
     config, record = read_config(folder, key)
     with torch.device("meta"):
         model = TransformerLM(config)
-    files = TensorFiles(folder, WEIGHTS)
+    files = TensorFiles(folder, WEIGHTS, key)
     check_shapes(files, {n: tuple(t.shape) for n, t in model.state_dict().items()}, key)
     model.load_state_dict({name: files.read(name) for name in files.names}, assign=True)
     return model, record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from growlm.growth.draws import Draws
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.grow import Operator, plan_growth
 from growlm.growth.operators import operators_as_data
-from growlm.growth.optimizer_state import FACTORED, grow_state, state_shapes
+from growlm.growth.optimizer_state import FACTORED, MOMENT_POWERS, grow_state, state_shapes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written and the bytes to write."""
@@ -62,14 +63,12 @@ def grow_checkpoint(
     growth_map = plan_growth(config, operators)
     weights = TensorFiles(source, WEIGHTS)
     check_shapes(weights, growth_map.old_shapes, "checkpoint")
-    if target.exists():
-        raise UserError("out", target, "exists already")
     states = None
     if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER):
         states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
     entries = _weight_entries(growth_map, weights)
     total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
-    _check_room(target, total)
+    _check_target(target, total)
 
     done = 0
 
@@ -103,8 +102,12 @@ def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
     ]
 
 
-def _check_room(target: Path, needed: int) -> None:
-    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+def _check_target(target: Path, needed: int) -> None:
+    if target.exists():
+        raise UserError("out", target, "exists already")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError("out", target, f"{folder} is no folder that can be written to")
     free = shutil.disk_usage(folder).free
     if needed > free:
         allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
@@ -112,34 +115,58 @@ def _check_room(target: Path, needed: int) -> None:
 
 
 class _GrownStates:
-    """The optimizer's state of the grown model, made one tensor at a time."""
+    """The optimizer's state of the grown model, made one tensor at a time.
+
+    Raises:
+        UserError: If the files hold a state that fits no parameter, or one that is not known how to grow.
+    """
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
         self.files = files
-        self.parts: dict[str, list[str]] = defaultdict(list)
+        self.old: dict[str, dict[str, Entry]] = defaultdict(dict)
         for full_name in files.names:
             name, _, entry = full_name.rpartition(".")
-            self.parts[name].append(entry)
+            self.old[name][entry] = files.entry(full_name)
+        for name, state in self.old.items():
+            self._check(name, state, growth_map.old_shapes.get(name))
         self.maps: dict[str, TensorMap] = {
             name: tensor_map
             for name, tensor_map in growth_map.tensors.items()
-            if tensor_map.source in self.parts and not tensor_map.forgets
+            if tensor_map.source in self.old and not tensor_map.forgets
         }
         self.entries = [
-            Entry(f"{name}.{entry}", self._dtype(t), shape)
+            Entry(f"{name}.{entry}", self._dtype(t.source or "", entry), shape)
             for name, t in self.maps.items()
-            for entry, shape in state_shapes(self.parts[t.source or ""], t.shape).items()
+            for entry, shape in state_shapes(self.old[t.source or ""], t.shape).items()
         ]
 
     def make(self, full_name: str) -> Tensor:
+        """The tensor of an entry."""
         name, _, entry = full_name.rpartition(".")
         tensor_map = self.maps[name]
         source = tensor_map.source or ""
-        alone = entry in self.parts[source] and entry not in FACTORED
-        wanted = [entry] if alone else self.parts[source]
+        alone = entry in self.old[source] and entry not in FACTORED
+        wanted = [entry] if alone else self.old[source]
         state = {part: self.files.read(f"{source}.{part}") for part in wanted}
         return grow_state(tensor_map, state)[entry]
 
-    def _dtype(self, tensor_map: TensorMap) -> torch.dtype:
-        source = tensor_map.source or ""
-        return self.files.entry(f"{source}.{self.parts[source][-1]}").dtype
+    def _dtype(self, source: str, entry: str) -> torch.dtype:
+        state = self.old[source]
+        part = entry if entry in state else next(e for e in state if e in (*FACTORED, "variance"))
+        return state[part].dtype
+
+    def _check(self, name: str, state: dict[str, Entry], shape: tuple[int, ...] | None) -> None:
+        if shape is None:
+            raise self._error(f"the optimizer's state of {name} belongs to no parameter")
+        known = {"step", *FACTORED, *MOMENT_POWERS}
+        if unknown := state.keys() - known:
+            raise self._error(f"no rule for the optimizer's state {min(unknown)!r} of {name}")
+        expected = state_shapes(state, shape)
+        for entry, found in state.items():
+            if found.shape != expected.get(entry):
+                raise self._error(
+                    f"optimizer state {entry} of {name} is {found.shape}, must be {expected.get(entry)}"
+                )
+
+    def _error(self, allowed: str) -> UserError:
+        return UserError("checkpoint", self.files.folder, allowed)

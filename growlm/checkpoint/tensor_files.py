@@ -137,13 +137,14 @@ class TensorFiles:
     Args:
         folder: Of the files.
         stem: Of their names.
+        key: What the user calls the folder, for messages.
 
     Raises:
         UserError: If the files are missing or damaged.
     """
 
-    def __init__(self, folder: Path, stem: str) -> None:
-        self.folder, self.stem = folder, stem
+    def __init__(self, folder: Path, stem: str, key: str = "checkpoint") -> None:
+        self.folder, self.stem, self.key = folder, stem, key
         self._file_of: dict[str, Path] = {}
         for file in self._files():
             with self._open(file) as opened:
@@ -182,7 +183,7 @@ class TensorFiles:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as error:
             allowed = f"neither {single.name} nor a readable {index.name} there"
-            raise UserError("checkpoint", self.folder, allowed) from error
+            raise UserError(self.key, self.folder, allowed) from error
         return [self.folder / name for name in sorted(names)]
 
     @contextmanager
@@ -190,7 +191,7 @@ class TensorFiles:
         try:
             opened = safe_open(file, framework="pt")
         except Exception as error:  # the library raises its own type for a damaged file
-            raise UserError("checkpoint", file, f"cannot be read: {error}") from error
+            raise UserError(self.key, file, f"cannot be read: {error}") from error
         with opened as tensors:
             yield tensors
 

@@ -94,6 +94,7 @@ def applied_operators(
         key, operator = chosen_operator(spec, f"{path}.{index}")
         try:
             model = operator.change(model).config
+            model.validate()
         except UserError as error:
             raise error.under(key) from error
         operators.append(operator)

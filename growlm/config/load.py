@@ -10,7 +10,7 @@ from typing import TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.checks import check_config
@@ -68,7 +68,9 @@ def load_command(root: str, schema: type[Command], overrides: Sequence[str]) -> 
     ConfigStore.instance().store(name=f"{root}_schema", node=schema)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = OmegaConf.to_object(compose(root, overrides=list(overrides)))
+            composed = compose(root, overrides=list(overrides))
+            refuse_unknown_keys(composed)
+            config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         raise UserError(str(error.full_key), "???", "must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -85,6 +87,7 @@ def typed_config(composed: DictConfig) -> RunConfig:
         UserError: Naming the key that was set; where a plan's key refers to another, as in
             `${growth.scale_factor}`, the one referred to.
     """
+    refuse_unknown_keys(composed)
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
@@ -99,6 +102,31 @@ def typed_config(composed: DictConfig) -> RunConfig:
     except UserError as error:
         raise trace_interpolation(error, composed) from error
     return config
+
+
+def refuse_unknown_keys(node: DictConfig, path: str = "") -> None:
+    """Keys that `+key=value` added beside the schema would be carried along and do nothing.
+
+    Raises:
+        UserError: Naming the first one, and the nearest key that exists.
+    """
+    schema = OmegaConf.get_type(node)
+    known = list(getattr(schema, "__dataclass_fields__", {}))
+    for key in node:
+        full = f"{path}.{key!s}" if path else str(key)
+        if known and key not in known and full != "hydra":
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(full, node[key], f"there is no such key; {hint}")
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+            continue
+        child = node[key]
+        if isinstance(child, DictConfig):
+            refuse_unknown_keys(child, full)
+        if isinstance(child, ListConfig):
+            for index, item in enumerate(child):
+                if isinstance(item, DictConfig):
+                    refuse_unknown_keys(item, f"{full}.{index}")
 
 
 def trace_interpolation(error: UserError, composed: DictConfig) -> UserError:

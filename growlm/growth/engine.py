@@ -179,6 +179,10 @@ class GrowthMap:
         axes = dict(self.axes)
         for axis, channels in later.axes.items():
             axes[axis] = axes[axis].then(channels) if axis in axes else channels
+        sizes = (
+            later.new_config.axis_sizes()
+        )  # a cut block has another map of hidden units in every expert
+        axes = {a: channels for a, channels in axes.items() if channels.new_size == sizes.get(a)}
         return GrowthMap(
             self.old_config,
             later.new_config,

@@ -21,7 +21,7 @@ from torch import Tensor
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.factors import as_originals, no_factors, original_entries
 from growlm.growth.noise import Noise
-from growlm.growth.pieces import Fill, Split
+from growlm.growth.pieces import Fill
 from growlm.growth.upcycle_pieces import Redraw
 
 MODES = ("carry", "reset", "exact", "asymmetric")
@@ -133,8 +133,11 @@ def inexact_because(growth_map: GrowthMap) -> list[str]:
     pieces = [piece for t in growth_map.tensors.values() for piece in t.pieces]
     if any(isinstance(piece, Noise | Redraw) for piece in pieces):
         reasons.append("noise makes copies differ")
-    if any(isinstance(piece, Split) and not piece.channels.is_even for piece in pieces):
-        reasons.append("columns are split unevenly")
+    residual, experts = (growth_map.axes.get(axis) for axis in ("residual", "experts"))
+    if residual is not None and not residual.is_even:
+        reasons.append("columns that read the residual stream are split unevenly")
+    if experts is not None and growth_map.old_config.router_z_weight:
+        reasons.append("the router's z-loss sees more experts")
     fills = {piece.kind for piece in pieces if isinstance(piece, Fill)}
     if growth_map.old_config.norm == "layernorm" and fills:
         reasons.append("filler channels of LayerNorm learn apart from the mean they hold")

@@ -1,4 +1,6 @@
-"""The closed set of things growth does to a tensor: copy, split, fill, scale, noise.
+"""What growth does to a tensor: copy, split, fill, scale.
+
+Noise is in `noise.py`, what only experts need in `upcycle_pieces.py`.
 
 Each piece knows what it does to a weight and what that does to the weight's gradient, so the optimizer's
 moments follow from the same chain: `moment(x, power)` maps a running mean of gradient**power. The rule behind

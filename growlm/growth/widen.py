@@ -69,7 +69,7 @@ class Widen:
                 gain_factor=math.sqrt(ratio),
             ),
             "query_heads": AxisGrowth(self._split(query_heads).repeated(config.head_dim)),
-            "key_value_heads": AxisGrowth(kv_heads.repeated(config.head_dim)),
+            "key_value_heads": AxisGrowth(self._split(kv_heads).repeated(config.head_dim)),
             "hidden": AxisGrowth(self._split(ChannelMap.round_robin(config.d_ff, new.d_ff))),
         }
         noisy = self.noise_snr_db is not None or self.noise_std > 0

@@ -86,6 +86,7 @@ class GrowthCallback(Callback):
             tolerance=self.settings.tolerance,
             growth_map=growth_map,
             require_symmetry_breaking=self.settings.require_symmetry_breaking,
+            unequal_moments=mode == "asymmetric" and bool(self.hand_off.states),
         )
         record = BoundaryRecord(
             from_phase=self.hand_off.phase,

@@ -48,16 +48,17 @@ class RouterMonitor:
         assert self._loads is not None
         assert self._tied is not None
         gradient = self.stage.router_gradient_norm
+        health = router_health(self._loads / self._passes)
         state = RouterState(
             step=step,
             gradient_norm=0.0 if gradient is None else float(gradient),
             tied_choices=float(self._tied / self._passes),
-            dead_experts=router_health(self._loads).dead_experts,
-            load_entropy=router_health(self._loads / self._passes).load_entropy,
+            dead_experts=health.dead_experts,
+            load_entropy=health.load_entropy,
             expert_similarity=expert_similarity(self.stage.model),
             router_distance=self._distance(),
         )
-        measures = vars(router_health(self._loads / self._passes)) | {
+        measures = vars(health) | {
             "tied_choices": state.tied_choices,
             "expert_similarity": state.expert_similarity,
             "router_distance": state.router_distance,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -97,7 +96,7 @@ class PhaseStage(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""
         routings: list[Routing] = []
-        loss = next_token_loss(self.model(batch[:, :-1], routings), batch)
+        loss = self.model.loss(batch, routings)
         aux_loss = self._router_loss(routings) if routings else torch.zeros_like(loss)
         self._collect(loss, aux_loss, routings)
         return loss + aux_loss
@@ -108,7 +107,7 @@ class PhaseStage(LightningModule):
         self.model.eval()
         for batch in batches:
             batch = batch.to(self.device)
-            total += next_token_loss(self.model(batch[:, :-1]), batch) * len(batch)
+            total += self.model.loss(batch) * len(batch)
             sequences += len(batch)
         self.model.train()
         return float(total / sequences)
@@ -196,8 +195,3 @@ class PhaseStage(LightningModule):
         for mixture, load in zip(mixtures, self.figures.loads, strict=True):
             assert mixture.selection_bias is not None
             mixture.selection_bias += step * (load.mean() - load).sign().to(mixture.selection_bias)
-
-
-def next_token_loss(logits: Tensor, batch: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32; logits (B, T, V) of batch[:, :-1], batch (B, T + 1)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())

@@ -12,7 +12,8 @@ misses is made up for here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +60,16 @@ class _EntrywiseUpdates:
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._before: list[tuple[nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
 
-    def remember(self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Tensor]) -> None:
+    def remember(
+        self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
+    ) -> None:
         """Before the update.
 
         Args:
             optimizer: About to step.
-            scales: What to multiply each parameter's update with.
+            scales: For each parameter, a function that makes what its update is multiplied with, like a tensor.
         """
         decoupled = not isinstance(optimizer, SGD)
         for group in optimizer.param_groups:
@@ -80,8 +83,14 @@ class _EntrywiseUpdates:
     def apply(self) -> None:
         """After the update."""
         for parameter, old, scale in self._before:
-            parameter.copy_(torch.lerp(old, parameter, scale))
+            parameter.copy_(torch.lerp(old, parameter, scale(old)))
         self._before.clear()
+
+
+def _for_new_entries(factors: Factors, scale: float, like: Tensor) -> Tensor:
+    """`scale` for entries outside the original block, 1 inside it."""
+    original = original_entries(factors, like)
+    return original + scale * (1.0 - original)
 
 
 class ExactScaling(StepScaling):
@@ -136,7 +145,7 @@ class ExactScaling(StepScaling):
 
     def _remember_uneven(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
         scales = {
-            parameter: product([f.weight for f in self.factors[name]], parameter)
+            parameter: partial(product, [f.weight for f in self.factors[name]])
             for name, parameter in trained.items()
             if self._weight_factor(name) is None
         }
@@ -146,7 +155,7 @@ class ExactScaling(StepScaling):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p in scales and group["weight_decay"]:
-                        p.grad.add_(p / scales[p] - p, alpha=group["weight_decay"])
+                        p.grad.add_(p / scales[p](p) - p, alpha=group["weight_decay"])
         self._updates.remember(optimizer, scales)
 
     def _scale_moments(self, states: Mapping[str, State], direction: int) -> None:
@@ -185,22 +194,23 @@ class AsymmetricScaling(StepScaling):
 
     def start(self, states: Mapping[str, State]) -> None:
         """Note how many steps the old entries have behind them; tensors without a past need no scaling."""
+        if self.betas is None:
+            return
         self.factors = {name: f for name, f in self.factors.items() if name in states}
-        for name in self.factors:
-            step = states[name].get("step")
-            self._old_steps[name] = 0.0 if step is None else float(step)
+        steps = {name: states[name].get("step") for name in self.factors}
+        self._old_steps = {name: float(step) for name, step in steps.items() if step is not None}
 
     def settle(self, states: Mapping[str, State]) -> None:
         """Moments of the new entries as if they were as old as the others."""
         if self.betas is None or not self.age:
             return
-        for name, factors in self.factors.items():
-            total = self._old_steps[name] + self.age
+        for name, old_steps in self._old_steps.items():
             for moment, power in moment_entries(states[name]):
                 beta = self.betas[power - 1]
-                ratio = bias_correction(beta, total) / bias_correction(beta, self.age)
-                original = original_entries(factors, moment)
-                moment.mul_(original + ratio * (1.0 - original))
+                ratio = bias_correction(beta, old_steps + self.age) / bias_correction(
+                    beta, self.age
+                )
+                moment.mul_(_for_new_entries(self.factors[name], ratio, moment))
 
     def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
         """Clip, and remember what the new entries were."""
@@ -212,8 +222,7 @@ class AsymmetricScaling(StepScaling):
                 continue
             scale = self.new_block_scale(name)
             if abs(scale - 1.0) > 1e-6:
-                original = original_entries(self.factors[name], parameter)
-                scales[parameter] = original + scale * (1.0 - original)
+                scales[parameter] = partial(_for_new_entries, self.factors[name], scale)
         self._updates.remember(optimizer, scales)
         return norm
 
@@ -225,7 +234,7 @@ class AsymmetricScaling(StepScaling):
         """What the update of the parameter's new entries is multiplied with at the present step."""
         climb = min(self.age, 2 * self.warmup_steps - self.age) / max(1, self.warmup_steps)
         warmed = 1.0 + (self.peak - 1.0) * max(0.0, climb)
-        if self.betas is None:
+        if self.betas is None or name not in self._old_steps:  # SGD, and what Muon steps
             return warmed
         total = self._old_steps[name] + self.age
         first, second = (

@@ -96,7 +96,12 @@ class ChangedChoices:
     near_ties: int
     """Changed choices with a margin below `NEAR_TIE`."""
     hard: int
-    """Changed choices with a larger margin: the router is wrong."""
+    """Changed choices with a larger margin, or between copies of tied experts: something is lost."""
+
+    @property
+    def compared(self) -> float:
+        """Share of the positions that no near tie reaches."""
+        return 1.0 - float(self.reached[-1].float().mean())
 
 
 class Comparison:
@@ -110,6 +115,7 @@ class Comparison:
             that new blocks were appended.
         tolerance: Relative: differences up to tolerance · max(1, max |logit|) are rounding.
         scale_factor: If given, what the width is expected to have grown by.
+        stored_as: The precision that the weights were grown in, where they have been brought to another since.
 
     Raises:
         ValueError: If no growth leads from one config to the other.
@@ -124,7 +130,9 @@ class Comparison:
         growth_map: GrowthMap | None = None,
         tolerance: float = 1e-4,
         scale_factor: float | None = None,
+        stored_as: torch.dtype | None = None,
     ) -> None:
+        self.stored_as = stored_as or next(new_model.parameters()).dtype
         self.old_model, self.new_model = old_model, new_model
         self.probe = probe.to(next(new_model.parameters()).device)
         self.growth_map = growth_map or infer_growth(old_model.config, new_model.config)
@@ -164,7 +172,10 @@ class Comparison:
             if block in pairs:
                 old, new = pairs[block]
                 changed = self._choices_differ(old, new).view_as(reached) & ~reached
-                near = changed & (old.margin().view_as(reached) < NEAR_TIE)
+                margin = old.margin().view_as(reached)
+                near = changed & (margin < NEAR_TIE)
+                if old.num_experts != new.num_experts:
+                    near &= margin > 0  # copies have equal scores: only true ties can part them
                 near_ties += int(near.sum())
                 hard += int((changed & ~near).sum())
                 # Attention carries a difference to all later positions of the sequence.
@@ -209,12 +220,17 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     """
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
-        operators.append(Upcycle(num_experts=new.num_experts, top_k=new.top_k))
+        finer = max(1, old.d_ff // new.d_ff)
+        operators.append(Upcycle(new.num_experts // finer, new.top_k // finer, granularity=finer))
     elif old.is_moe and new.num_experts >= 2 * old.num_experts:
         factor = new.num_experts // old.num_experts
         top_k = None if new.top_k == old.top_k * factor else new.top_k
-        operators.append(MultiplyExperts(factor, top_k))
-    if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, old.d_ff):
+        noise_std = 0.0 if old.router_tie_breaking else 1e-2
+        operators.append(MultiplyExperts(factor, top_k, noise_std))
+    d_ff = old.d_ff
+    if operators:
+        d_ff = plan_growth(old, operators).new_config.d_ff
+    if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, d_ff):
         operators.append(Widen(d_model=new.d_model, n_heads=new.n_heads, d_ff=new.d_ff))
     if new.n_layers != old.n_layers:
         operators.append(Deepen(extra_layers=new.n_layers - old.n_layers))

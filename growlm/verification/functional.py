@@ -15,6 +15,9 @@ from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import Comparison
 from growlm.verification.report import CheckReport, Status
 
+MOST = 0.5
+"""Share of the positions that must have been compared for the check to pass."""
+
 
 def check_functional_identity_layerwise(
     old_model: TransformerLM,
@@ -52,6 +55,12 @@ def functional_identity(comparison: Comparison) -> CheckReport:
     allowed = comparison.relative_tolerance
     drifted = [d for d in layers if not d.max_difference <= allowed * max(1.0, d.scale)]
     same = worst <= comparison.tolerance and not drifted and embedding == 0.0
+    if same and choices.compared < MOST:
+        summary = (
+            f"only {choices.compared:.0%} of the positions could be compared: near ties between experts reach the "
+            "others; routers that do not tell experts apart"
+        )
+        return CheckReport("functional", Status.FINDING, summary, figures)
     if same:
         summary = f"logits within {worst:.1e} of tolerance {comparison.tolerance:.1e}"
         if layers:

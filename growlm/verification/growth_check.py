@@ -25,6 +25,8 @@ def detailed_growth_check(
     tolerance: float = 1e-4,
     growth_map: GrowthMap | None = None,
     require_symmetry_breaking: bool = False,
+    unequal_moments: bool = False,
+    stored_as: torch.dtype | None = None,
 ) -> GrowthReport:
     """RoPE integrity, router scaling, symmetry breaking and functional identity.
 
@@ -37,6 +39,8 @@ def detailed_growth_check(
         tolerance: Differences of logits up to tolerance · max(1, max |logit|) are rounding.
         growth_map: How one became the other; inferred from the configs if not given.
         require_symmetry_breaking: Fail where twins stay equal, in place of a finding.
+        unequal_moments: The optimizer's state parts equal twins (`optimizer_state: asymmetric`).
+        stored_as: As for `Comparison`.
 
     Returns:
         The report; it is true if no check failed.
@@ -51,8 +55,9 @@ def detailed_growth_check(
         growth_map=growth_map,
         tolerance=tolerance,
         scale_factor=scale_factor,
+        stored_as=stored_as,
     )
-    symmetry = symmetry_breaking(comparison)
+    symmetry = symmetry_breaking(comparison, unequal_moments)
     if require_symmetry_breaking and symmetry.status is Status.FINDING:
         symmetry = CheckReport("symmetry", Status.FAILED, symmetry.summary, symmetry.figures)
     return GrowthReport(

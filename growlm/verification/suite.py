@@ -23,8 +23,6 @@ DEFAULT = ModelConfig(
 )
 LLAMA = replace(DEFAULT, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=2)
 NOISE_LEVELS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
-CASES = 21
-"""How many there are."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ def cases() -> Iterator[Case]:
 
 def _rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[Case]:
     section, model = "RoPE", models["LayerNorm"]
-    yield _case(section, "more heads of the same size: keeps", model, [Widen(scale_factor=2)])
+    yield _case(section, "more heads, same size: keeps", model, [Widen(scale_factor=2)])
     yield _case(section, "more hidden units only: keeps", model, [Widen(d_ff=512)])
     grouped = models["RMSNorm"]
-    yield _case(section, "more query heads in a group: keeps", grouped, [Widen(n_heads=8)])
+    yield _case(section, "more heads in a group: keeps", grouped, [Widen(n_heads=8)])
     larger_heads = replace(DEFAULT, d_model=128, head_dim=32, d_ff=512)
     report = detailed_growth_check(
         old_model=model, new_model=TransformerLM(larger_heads), probe=_probe(), device="cpu"

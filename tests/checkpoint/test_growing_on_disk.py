@@ -178,3 +178,52 @@ def rewrite(folder, **changes):
 def cut_in_half(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
+
+
+def saved_with_optimizer(folder, dtype=torch.float32):
+    training = Training(build(tiny_config(), dtype=dtype)).steps(1)
+    states = states_by_name(training.model, training.optimizer)
+    save_model(training.model, folder, {}, states)
+    return training.model, states
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_moments_keep_the_precision_they_have(tmp_path, dtype):
+    """The step count is single precision whatever the moments are."""
+    _, states = saved_with_optimizer(tmp_path / "small", dtype)
+    grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    found = load_states(tmp_path / "large")["embedding.weight"]
+    assert found["exp_avg"].dtype == states["embedding.weight"]["exp_avg"].dtype == dtype
+    assert found["step"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s["embedding.weight"].update(max_exp_avg_sq=torch.ones(29, 16)), "no rule"),
+        (lambda s: s["embedding.weight"].update(exp_avg=torch.ones(3)), r"is \(3,\), must be"),
+        (lambda s: s.update(other={"exp_avg": torch.ones(3)}), "belongs to no parameter"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_named(tmp_path, spoil, message):
+    model, states = saved_with_optimizer(tmp_path / "first")
+    spoil(states)
+    save_model(model, tmp_path / "small", {}, states)
+    with pytest.raises(UserError, match=message):
+        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert not (tmp_path / "large").exists()
+
+
+def test_a_target_inside_a_file_is_refused(tmp_path):
+    save_model(build(tiny_config()), tmp_path / "small", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no folder that can be written to"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "file" / "x", [Widen(scale_factor=2)])
+
+
+def test_parents_that_were_made_go_too(tmp_path, monkeypatch):
+    save_model(build(tiny_config()), tmp_path / "small", {})
+    monkeypatch.setattr(tensor_files, "_write_bytes", lambda file, tensor: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grow_checkpoint(tmp_path / "small", tmp_path / "a" / "b" / "c", [Widen(scale_factor=2)])
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]

@@ -85,6 +85,24 @@ def test_undeclared_growth_is_inferred(run, small, tmp_path):
     assert run(verify_command, f"old={small}", f"new={tmp_path / 'nameless'}")[0] == 0
 
 
+@pytest.mark.parametrize("noise", ["0", "1e-2"])
+def test_half_precision_is_checked_with_its_own_rounding(run, tmp_path, noise):
+    save_model(build(tiny_config(**EXPERTS), dtype=torch.bfloat16), tmp_path / "small", {})
+    growth = f"grow=[{{widen: {{scale_factor: 1.5, noise_std: {noise}}}}}]"
+    assert (
+        run(grow_command, f"checkpoint={tmp_path / 'small'}", f"out={tmp_path / 'l'}", growth)[0]
+        == 0
+    )
+    code, out, _ = run(verify_command, f"old={tmp_path / 'small'}", f"new={tmp_path / 'l'}")
+    assert "half precision" in out
+    assert code == 0
+    model, record = load_model(tmp_path / "l")
+    with torch.no_grad():
+        model.blocks[0].attention.output.weight.mul_(2)
+    save_model(model, tmp_path / "tampered", record)
+    assert run(verify_command, f"old={tmp_path / 'small'}", f"new={tmp_path / 'tampered'}")[0] == 1
+
+
 def test_the_standalone_suite(run):
     start = time.perf_counter()
     code, out, _ = run(verify_command)
@@ -120,6 +138,15 @@ def test_the_standalone_suite_notices(run, monkeypatch):
         (["checkpoint={small}", "out=x", WIDEN, "seed=-1"], "seed=-1"),
         (["checkpoint={small}", "out={small}", WIDEN], "exists already"),
         (["checkpoint={small}", "outt=x", WIDEN], "outt"),
+        (["checkpoint={small}", "out=x", WIDEN, "+foo=1"], "foo=1: there is no such key"),
+        (
+            [
+                "checkpoint={small}",
+                "out=x",
+                "grow=[{multiply_experts: {factor: 256}}, {multiply_experts: {factor: 9}}]",
+            ],
+            "grow.1.multiply_experts",
+        ),
         (["--grow"], "must be key=value"),
     ],
 )
@@ -139,14 +166,21 @@ def test_bad_input_to_grow(run, small, tmp_path, monkeypatch, arguments, message
         (["old=nowhere", "new={small}"], "old=nowhere"),
         (["old={small}", "new={other}"], "is not grown from old"),
         (["tolerance=0"], "tolerance=0"),
+        (["tolerance=1e-3"], "the suite has no settings"),
+        (["old={small}", "new={damaged}"], "new={damaged}"),
+        (["old={small}", "new={small}", "+foo=1"], "foo=1: there is no such key"),
     ],
 )
 def test_bad_input_to_verify(run, small, tmp_path, arguments, message):
     other = tmp_path / "other"
     save_model(build(tiny_config(d_ff=8)), other, {})
-    places = {"{small}": str(small), "{other}": str(other)}
+    damaged = tmp_path / "damaged"
+    save_model(build(tiny_config()), damaged, {"grown_from": {"operators": ["widen"]}})
+    (damaged / "model.safetensors").unlink()
+    places = {"{small}": str(small), "{other}": str(other), "{damaged}": str(damaged)}
     for place, path in places.items():
         arguments = [argument.replace(place, path) for argument in arguments]
+        message = message.replace(place, path)
     code, _, err = run(verify_command, *arguments)
     assert code == 2
     assert message in err
@@ -177,8 +211,10 @@ def test_killed_half_way_it_leaves_nothing_that_loads(tmp_path, sent):
     process.send_signal(sent)
     process.wait(30)
     process.stdout.close()
-    assert process.returncode != 0
     assert not out.exists()
+    expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[sent]
+    assert process.returncode == expected
+    assert sent == signal.SIGKILL or {p.name for p in tmp_path.iterdir()} == {"small"}
     for left in set(tmp_path.iterdir()) - {tmp_path / "small"}:
         with pytest.raises(ValueError, match=r"no readable config\.json"):
             load_model(left)

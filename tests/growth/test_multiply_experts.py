@@ -1,12 +1,14 @@
 """More experts: exact where top_k grows alike, and said to be lossy where it does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.errors import UserError
 from growlm.growth import MultiplyExperts, Upcycle, Widen, grow, plan_growth
-from growlm.verification import Status, detailed_growth_check
+from growlm.verification import Status, detailed_growth_check, infer_growth
 
 
 def check(old, new, operators):
@@ -112,3 +114,22 @@ def test_noise_is_refused_where_ties_are_broken_at_random():
     with pytest.raises(UserError, match=r"noise_std=0\.01"):
         plan_growth(tiny_config(), [zeros, MultiplyExperts(2)])
     assert plan_growth(tiny_config(), [zeros, MultiplyExperts(2, noise_std=0.0)]).lossless
+
+
+@pytest.mark.parametrize("tie_breaking", [True, False])
+def test_tied_routers_of_different_experts_are_found_out(tie_breaking):
+    """The copies of tied experts cannot be chosen as the experts were; every position is a tie."""
+    old = build(tiny_config(**EXPERTS, router_tie_breaking=tie_breaking), std=0.3)
+    with torch.no_grad():
+        for block in old.blocks:
+            block.feed_forward.router.weight.zero_()
+    operators = [MultiplyExperts(2, noise_std=0.0)]
+    report = check(old, grow(old, operators), operators)
+    assert report.checks["router"].status is Status.FAILED
+    assert not report
+
+
+def test_inferred_for_a_mixture_that_breaks_ties():
+    old = build(tiny_config(), dtype=torch.float32)
+    mixture = grow(old, [Upcycle(4, router_init="zeros")])
+    assert infer_growth(mixture.config, replace(mixture.config, num_experts=8, top_k=4)).lossless

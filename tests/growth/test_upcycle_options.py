@@ -5,7 +5,8 @@ import torch
 from tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.errors import UserError
-from growlm.growth import Upcycle, grow, plan_growth
+from growlm.growth import Upcycle, Widen, grow, plan_growth
+from growlm.verification import detailed_growth_check, infer_growth
 
 
 @pytest.mark.parametrize("granularity", [2, 3, 4])
@@ -91,3 +92,29 @@ def test_redrawn_values_have_the_mean_and_spread_of_the_old():
     assert len(drawn) == 128
     assert drawn.mean().item() == pytest.approx(0.3, abs=0.05)
     assert drawn.std().item() == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [
+        [Widen(scale_factor=2), Upcycle(4, granularity=2)],
+        [Upcycle(4, granularity=3), Widen(scale_factor=1.5)],
+        [Widen(scale_factor=1.5), Upcycle(4, granularity=2), Widen(scale_factor=1.5)],
+    ],
+)
+def test_checks_of_finer_experts_together_with_a_widening(operators):
+    old = build(tiny_config(), dtype=torch.float32)
+    report = detailed_growth_check(
+        old_model=old,
+        new_model=grow(old, operators),
+        probe=random_tokens(old.config),
+        device="cpu",
+        growth_map=plan_growth(old.config, operators),
+    )
+    assert report, [c.summary for c in report.checks.values()]
+
+
+def test_finer_experts_are_inferred():
+    config = tiny_config()
+    finer = plan_growth(config, [Upcycle(4, granularity=2)]).new_config
+    assert infer_growth(config, finer).new_config.axis_sizes() == finer.axis_sizes()

@@ -44,7 +44,7 @@ class Training:
         for _ in range(count):
             batch = random_tokens(self.model.config, batch=4, time=9, seed=100 + self.done)
             routings = []
-            loss = next_token_loss_fp64(self.model(batch[:, :-1], routings), batch)
+            loss = self.model.loss(batch, routings)
             if routings:
                 loss = loss + 0.01 * torch.stack([r.balance_loss() for r in routings]).mean()
             loss.backward()
@@ -75,8 +75,3 @@ class Training:
             self.factors, self.scaling = {}, StepScaling()
         self._begin(states)
         return self
-
-
-def next_token_loss_fp64(logits, batch):
-    """As `next_token_loss`, which rounds to fp32."""
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())

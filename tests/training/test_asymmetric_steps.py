@@ -101,6 +101,25 @@ def test_moments_handed_on_are_those_of_one_age():
     assert torch.allclose(settled[:, 16:], raw[:, 16:] * ratio)
 
 
+def test_an_optimizer_without_state_is_rewarmed_too():
+    settings = type(OPTIMIZERS["sgd"])(**{**vars(OPTIMIZERS["sgd"]), "momentum": 0.0})
+    training = Training(build(tiny_config()), settings).steps(2).grow(WIDEN, "asymmetric")
+    assert training.scaling.factors
+    training.steps(3)
+
+
+def test_memory_is_one_more_copy_of_what_is_scaled():
+    training = Training(build(tiny_config())).steps(2).grow(WIDEN, "asymmetric")
+    for parameter in training.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    training.scaling.before_update(training.model, training.optimizer, 1.0)
+    held = [tensor for entry in training.scaling._updates._before for tensor in entry[1:2]]
+    assert held
+    assert not any(
+        isinstance(part, torch.Tensor) for e in training.scaling._updates._before for part in e[2:]
+    )
+
+
 def test_a_scaling_of_one_costs_nothing():
     training = Training(build(tiny_config()), OPTIMIZERS["sgd"]).steps(2)
     training.grow(WIDEN, "asymmetric", 1.3, 2).steps(5)

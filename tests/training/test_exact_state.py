@@ -75,6 +75,15 @@ def test_rmsnorm_at_one_and_a_half_agrees_with_zero_fillers(shape, tied):
     assert drift(config, {10: [widen]}) <= 1e-8
 
 
+@pytest.mark.parametrize("shape", [{}, {"n_kv_heads": 2}], ids=["plain", "grouped"])
+@pytest.mark.parametrize("width", [{"n_heads": 8}, {"d_ff": 48}, {"n_heads": 6}])
+def test_uneven_splits_inside_a_block_agree(width, shape):
+    widen = Widen(split="1:2", **width, **PLAIN)
+    config = tiny_config("llama", **shape)
+    assert drift(config, {10: [widen]}) <= 1e-8
+    assert not inexact_because(plan_growth(config, [widen]))
+
+
 @pytest.mark.parametrize("family", ["default", "llama"])
 def test_multiplied_experts_agree(family):
     config = tiny_config(family, **EXPERTS)
@@ -159,6 +168,12 @@ def test_plain_moments_come_back():
 )
 def test_says_where_it_is_not_exact(family, operators, reason):
     assert reason in "; ".join(inexact_because(plan_growth(tiny_config(family), operators)))
+
+
+def test_says_that_a_z_loss_sees_more_experts():
+    config = tiny_config(**EXPERTS, router_z_weight=0.01)
+    growth_map = plan_growth(config, [MultiplyExperts(2, noise_std=0.0)])
+    assert "z-loss" in "; ".join(inexact_because(growth_map))
 
 
 @pytest.mark.parametrize(

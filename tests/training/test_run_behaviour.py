@@ -90,6 +90,23 @@ def test_equal_twins_are_a_finding_or_stop_the_run(tmp_path):
         )
 
 
+def test_unequal_moments_part_twins_without_noise(tmp_path):
+    run = tiny_run(
+        tmp_path / "run",
+        *NO_WIDE_NOISE,
+        "phases.wide.optimizer_state=asymmetric",
+        "verification.require_symmetry_breaking=true",
+    )
+    assert "unequal moments" in run.summary.boundaries[1].report.checks["symmetry"].summary
+
+
+def test_what_an_exact_growth_is_not_is_said(tmp_path, capsys):
+    run = tiny_run(tmp_path / "run", "phases.wide.optimizer_state=exact")
+    assert "scaled, not exact: noise makes copies differ" in capsys.readouterr().out
+    boundaries = json.loads((run.run_dir / "boundaries.json").read_text())
+    assert [bool(b["inexact_because"]) for b in boundaries] == [False, True, False]
+
+
 def test_copied_layers_are_reported_and_the_run_goes_on(tmp_path):
     run = tiny_run(tmp_path / "run", "phases.deep.grow.0.deepen.init=copy")
     last = run.summary.boundaries[-1]

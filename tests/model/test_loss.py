@@ -1,0 +1,69 @@
+"""The chunked loss against torch's own, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import build, random_tokens, tiny_config
+
+from growlm.model import loss as loss_module
+from growlm.model.loss import linear_cross_entropy
+
+
+@pytest.fixture(params=[1, 3, 1000], ids="{} rows a chunk".format)
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 29 * request.param)
+
+
+def inputs(dtype):
+    hidden = torch.randn(10, 16, dtype=dtype, requires_grad=True)
+    weight = torch.randn(29, 16, dtype=dtype, requires_grad=True)
+    return hidden, weight, torch.randint(29, (10,))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_value_and_gradients(dtype, tolerance):
+    hidden, weight, targets = inputs(dtype)
+    expected = F.cross_entropy(hidden @ weight.T, targets)
+    wanted = torch.autograd.grad(3 * expected, (hidden, weight))
+
+    actual = linear_cross_entropy(hidden, weight, targets)
+
+    found = torch.autograd.grad(3 * actual, (hidden, weight))
+    assert abs(actual - expected) <= tolerance
+    assert all((f - w).abs().max() <= 10 * tolerance for f, w in zip(found, wanted, strict=True))
+
+
+@pytest.mark.usefixtures("chunk")
+def test_under_autocast_products_are_bf16_and_the_rest_is_fp32():
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = F.linear(hidden, weight)
+        actual = linear_cross_entropy(hidden, weight, targets)
+    expected = F.cross_entropy(logits.float(), targets)
+    assert actual.dtype == torch.float32
+    assert abs(actual - expected) <= 1e-6
+    actual.backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_without_gradients_none_are_made():
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.no_grad():
+        value = linear_cross_entropy(hidden, weight, targets)
+    assert not value.requires_grad
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_models_loss_is_that_of_its_logits(tied):
+    model = build(tiny_config(tie_embeddings=tied))
+    batch = random_tokens(model.config)
+    expected = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    actual = model.loss(batch)
+    found = torch.autograd.grad(actual, list(model.parameters()))
+    assert abs(actual - expected) <= 1e-14
+    assert all((f - w).abs().max() <= 1e-12 for f, w in zip(found, wanted, strict=True))
