@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from growlm.model import ModelConfig, TransformerLM
+from growlm.training.hardware import keep_freed_memory
 
 BATCH, TIME = 8, 256
 DENSE = ModelConfig(
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()  # for all sides
     table = Table("case", "side", "tokens/s", "ours / theirs", "aim")
     results = {}
     for name in arguments.cases:

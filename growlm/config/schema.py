@@ -109,6 +109,12 @@ class TrainerConfig:
         default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true"))
     )
     """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true."""
+    memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
+    """Memory that the run may take, above what importing the libraries takes; a plan that needs more is refused.
+    None for what is free."""
+    keep_freed_memory: bool = True
+    """On a CPU: keep freed memory for the next tensor instead of giving it back to the system each time, which
+    takes page faults, and with them time, for a little more resident memory."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))

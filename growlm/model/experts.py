@@ -1,8 +1,8 @@
 """Mixture of experts: a router and a stack of feed-forward experts.
 
 Tokens are sorted by expert so that every expert multiplies one contiguous slice (`grouped_mm`), then put
-back. Sorting and un-sorting are permutations whose backward pass is the inverse permutation: the backward of
-advanced indexing adds atomically and would make two runs differ.
+back. Both go to rows that are all different, and so does their backward pass: that of advanced indexing adds
+atomically and would make two runs differ.
 
 Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residual, F hidden channels.
 """
@@ -23,23 +23,46 @@ from growlm.model.routing import Routing, route
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
+CPU_ROWS = 64
+"""See `Experts._slots`."""
 
 
-class _Permute(torch.autograd.Function):
+class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x.index_select(0, order)
+    def forward(ctx: Any, x: Tensor, slots: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(slots)
+        return x.new_zeros(size, x.shape[1]).index_copy_(0, slots, x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        order, inverse = ctx.saved_tensors
-        return _Permute.apply(grads[0], inverse, order), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Take.apply(grads[0], ctx.saved_tensors[0]), None, None
 
 
-def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Rows of x in `order`, a permutation of them with the given inverse; deterministic backward."""
-    return _Permute.apply(x, order, inverse)
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.size = len(x)
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Place.apply(grads[0], ctx.saved_tensors[0], ctx.size), None
+
+
+def place(x: Tensor, slots: Tensor, size: int) -> Tensor:
+    """Row i of x at row `slots[i]` of a tensor of `size` rows, zeros elsewhere; deterministic backward."""
+    return _Place.apply(x, slots, size)
+
+
+def take(x: Tensor, slots: Tensor) -> Tensor:
+    """Rows `slots` of x, all different; deterministic backward."""
+    return _Take.apply(x, slots)
+
+
+def num_rows(slots: Tensor, ends: Tensor) -> int:
+    """How many rows hold all slots; only a CPU, where padding makes it differ from their number, is asked."""
+    return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
 
 class Experts(nn.Module):
@@ -84,24 +107,46 @@ class Experts(nn.Module):
         if not self._can_group(x):
             return self.loop(x, routing)
         num_tokens, top_k = routing.chosen.shape
-        assigned = routing.chosen.flatten()  # (M,)
-        order = assigned.argsort(stable=True)
-        inverse = order.argsort()
-        expert_of_row = F.one_hot(assigned[order], self.num_experts)  # (M, E)
-        offsets = expert_of_row.sum(dim=0).cumsum(0).to(torch.int32)
-        one_hot = expert_of_row.to(x.dtype)
-
+        slots, ends = self._slots(routing.chosen.flatten())
+        size = num_rows(slots, ends)
         repeated = x.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
-        rows = permute(repeated, order, inverse)  # (M, D), sorted by expert
-        up = self._grouped(rows, self.up, self.up_bias, offsets, one_hot)
+        rows = place(repeated, slots, size)  # sorted by expert
+        one_hot = self._one_hot(ends, size, x.dtype)
+        up = self._grouped(rows, self.up, self.up_bias, ends, one_hot)
         gate = (
             None
             if self.gate is None
-            else self._grouped(rows, self.gate, self.gate_bias, offsets, one_hot)
+            else self._grouped(rows, self.gate, self.gate_bias, ends, one_hot)
         )
-        out = self._grouped(activate(up, gate), self.down, self.down_bias, offsets, one_hot)
-        out = permute(out, inverse, order).unflatten(0, (num_tokens, top_k))  # (N, K, D)
+        out = self._grouped(activate(up, gate), self.down, self.down_bias, ends, one_hot)
+        out = take(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
         return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
+
+    def _slots(self, assigned: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each assignment's row goes, (M,), and where each expert's rows end, (E,).
+
+        On a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library makes and keeps a
+        kernel for every number of rows that it meets, which would be new ones at every step.
+        """
+        counts = F.one_hot(assigned, self.num_experts).sum(dim=0)
+        multiple = 1
+        while assigned.device.type == "cpu" and multiple < min(
+            CPU_ROWS, len(assigned) // (4 * self.num_experts)
+        ):
+            multiple *= 2
+        room = (counts + (multiple - 1)) // multiple * multiple
+        ends = room.cumsum(0)
+        shift = (ends - room) - (counts.cumsum(0) - counts)  # rows of padding before each expert
+        in_order = assigned.argsort(stable=True).argsort()
+        return in_order + shift[assigned], ends.to(torch.int32)
+
+    def _one_hot(self, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
+        """(rows, E), whose row it is; None without biases."""
+        if self.up_bias is None:
+            return None
+        rows = torch.arange(size, device=ends.device)
+        owner = torch.searchsorted(ends, rows.to(ends.dtype), right=True)
+        return F.one_hot(owner, self.num_experts).to(dtype)
 
     def loop(self, x: Tensor, routing: Routing) -> Tensor:
         """The same, expert by expert: the reference, and the path for fp64 and unaligned widths."""
@@ -128,11 +173,18 @@ class Experts(nn.Module):
         return out
 
     def _grouped(
-        self, rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, one_hot: Tensor
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ends: Tensor,
+        one_hot: Tensor | None,
     ) -> Tensor:
-        out = F.grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=offsets)
+        out = F.grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+        if bias is None or one_hot is None:
+            return out
         # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
-        return out if bias is None else out + one_hot @ bias.to(rows.dtype)
+        return torch.addmm(out, one_hot, bias.to(rows.dtype))
 
     def _can_group(self, x: Tensor) -> bool:
         aligned = all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import re
 import resource
 import sys
@@ -80,6 +81,41 @@ def peak_flops(accelerator: str, precision: str) -> float | None:
     return 2 * size**3 / best
 
 
+def memory_limit(settings: TrainerConfig, accelerator: str) -> int:
+    """Bytes that a run may take: the setting, or what is free."""
+    if settings.memory_gb is not None:
+        return round(settings.memory_gb * 1e9)
+    return free_memory(accelerator)
+
+
+def free_memory(accelerator: str) -> int:
+    """Bytes that this process may still take: of the GPU, or of the machine and its control group."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    free = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free.append(int(line.split()[1]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        figures = [line for path in (limit, used) for line in _lines(path)[:1]]
+        if len(figures) == 2 and all(figure.isdigit() for figure in figures):
+            free.append(int(figures[0]) - int(figures[1]))
+    return min(free, default=2**62)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
 def reset_peak_memory() -> None:
     """Start a new high-water mark of resident memory, where the system allows it."""
     try:
@@ -98,6 +134,22 @@ def peak_memory_bytes() -> int:
         pass
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed: asking the system anew for every large tensor costs page faults.
+
+    For glibc, process-wide; `release_memory` still gives everything back.
+    """
+    if sys.platform != "linux" or not platform.libc_ver()[0].startswith("glibc"):
+        return
+    library = ctypes.CDLL(None)
+    for setting, value in ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        library.mallopt(setting, value)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+"""Names and numbers of malloc.h."""
 
 
 def release_memory() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from growlm.config.checks import grown_models
 from growlm.config.schema import PhaseConfig, RunConfig
@@ -51,22 +50,6 @@ class Plan:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return sum(phase.steps for phase in self.phases)
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """As in plan.json."""
-        return [
-            {
-                "name": phase.name,
-                "model": asdict(phase.model),
-                "total_parameters": phase.parameters.total,
-                "active_parameters": phase.parameters.active,
-                "steps": phase.steps,
-                "tokens": phase.steps * phase.tokens_per_step,
-                "flops": phase.steps * phase.flops_per_step,
-                "lr": phase.settings.lr,
-            }
-            for phase in self.phases
-        ]
 
 
 def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:

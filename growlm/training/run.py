@@ -31,6 +31,7 @@ from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.listener import Broadcast, RunListener
 from growlm.reporting.metrics import MetricLogger
+from growlm.reporting.plan_table import print_plan
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training.end_callback import ArtefactCallback, SampleCallback
 from growlm.training.growth_callback import GrowthCallback
@@ -38,6 +39,8 @@ from growlm.training.hand_off import HandOff
 from growlm.training.hardware import (
     choose_accelerator,
     choose_precision,
+    keep_freed_memory,
+    memory_limit,
     peak_flops,
     peak_memory_bytes,
     release_memory,
@@ -45,6 +48,7 @@ from growlm.training.hardware import (
 )
 from growlm.training.loggers import build_logger, check_logger
 from growlm.training.plan import Plan, PlannedPhase, make_plan
+from growlm.training.planner import Forecast, check_fits, forecast
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.run_dir import make_run_dir
 from growlm.training.stage import PhaseStage
@@ -82,6 +86,7 @@ class Prepared:
     validation: PackedSamples
     accelerator: str
     precision: str
+    forecast: Forecast
 
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
@@ -103,11 +108,15 @@ def run_plan(config: RunConfig) -> RunResult:
     """
     console = ConsoleReporter()
     try:
+        if config.trainer.keep_freed_memory:
+            keep_freed_memory()
         prepared = prepare(config, console)
         run_dir = make_run_dir(config)
+        table = prepared.forecast
+        print_plan(console.console, table.to_json()["phases"], table.limit)
         console.console.print(f"Run directory {run_dir}", markup=False, soft_wrap=True)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        write_json(run_dir / "plan.json", prepared.plan.to_json())
+        write_json(run_dir / "plan.json", prepared.forecast.to_json()["phases"])
         listeners: list[RunListener] = [HistoryFiles(run_dir), console]
         logger = build_logger(config, run_dir)
         if logger is not None:
@@ -139,6 +148,10 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     _extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name)
     plan = make_plan(config, tokenizer.vocab_size)
+    precision = choose_precision(config.trainer, accelerator)
+    bf16 = precision == "bf16-mixed"
+    table = forecast(config, plan, bf16, memory_limit(config.trainer, accelerator))
+    check_fits(config, tokenizer.vocab_size, bf16, table)
     corpus = _read(config, tokenizer, listener)
     length, seed = config.sequence_length, config.seed
     return Prepared(
@@ -148,7 +161,8 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         train=PackedSamples(corpus.train, length, seed),
         validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
         accelerator=accelerator,
-        precision=choose_precision(config.trainer, accelerator),
+        precision=precision,
+        forecast=table,
     )
 
 

@@ -1,0 +1,242 @@
+"""The planner: what every phase costs, whether it fits, and which changes would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from growlm.config.checks import check_config
+from growlm.config.load import config_folder
+from growlm.config.schema import OptimizerConfig, PhaseConfig, RunConfig
+from growlm.errors import UserError
+from growlm.training.footprint import Footprint, least_bytes, plan_footprints
+from growlm.training.plan import Plan, PlannedPhase, make_plan
+
+OFFERS = 3
+
+
+class DoesNotFitError(UserError):
+    """A phase needs more memory than there is.
+
+    Args:
+        forecast: The planner's table.
+        changes: What would fit.
+    """
+
+    def __init__(self, forecast: Forecast, changes: list[Change]) -> None:
+        cost = forecast.refused[0]
+        needed, limit = cost.footprint.peak / 1e9, forecast.limit / 1e9
+        offers = "; or ".join(" ".join(change.overrides) for change in changes)
+        super().__init__(
+            f"phases.{cost.phase.name}",
+            f"{cost.phase.parameters.total:,} parameters",
+            f"needs {needed:.1f} GB, there are {limit:.1f} GB (trainer.memory_gb). "
+            + (f"These fit: {offers}" if offers else "No change that the planner knows fits"),
+        )
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """A phase of the planner's table."""
+
+    phase: PlannedPhase
+    footprint: Footprint
+    fits: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `plan.json`."""
+        phase = self.phase
+        return {
+            "name": phase.name,
+            "total_parameters": phase.parameters.total,
+            "active_parameters": phase.parameters.active,
+            "steps": phase.steps,
+            "tokens": phase.steps * phase.tokens_per_step,
+            "flops": phase.steps * phase.flops_per_step,
+            "lr": phase.settings.lr,
+            "model": asdict(phase.model),
+            "memory": {**asdict(self.footprint), "peak": self.footprint.peak},
+            "fits": self.fits,
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The planner's table."""
+
+    costs: list[PhaseCost]
+    limit: int
+    """Bytes that the run may take."""
+
+    @property
+    def refused(self) -> list[PhaseCost]:
+        """Phases that do not fit."""
+        return [cost for cost in self.costs if not cost.fits]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `growlm.plan format=json` prints it."""
+        return {"memory_limit": self.limit, "phases": [cost.to_json() for cost in self.costs]}
+
+
+def forecast(config: RunConfig, plan: Plan, bf16: bool, limit: int) -> Forecast:
+    """Cost every phase.
+
+    Args:
+        config: The run.
+        plan: Made from it.
+        bf16: Whether products are in half precision.
+        limit: Bytes that the run may take.
+    """
+    footprints = plan_footprints(config, plan, bf16)
+    return Forecast(
+        [
+            PhaseCost(phase, footprint, footprint.peak <= limit)
+            for phase, footprint in zip(plan.phases, footprints, strict=True)
+        ],
+        limit,
+    )
+
+
+def check_fits(config: RunConfig, vocab_size: int, bf16: bool, table: Forecast) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        DoesNotFitError: With the changes that would.
+    """
+    if refused := table.refused:
+        changes = changes_that_fit(config, vocab_size, bf16, refused, table.limit)
+        raise DoesNotFitError(table, changes)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change to a run, and the overrides that make it."""
+
+    overrides: tuple[str, ...]
+    apply: Callable[[RunConfig], RunConfig]
+
+    @property
+    def settings(self) -> set[str]:
+        """The keys that it sets."""
+        return {override.partition("=")[0] for override in self.overrides}
+
+    def __add__(self, other: Change) -> Change:
+        """Both."""
+        return Change(
+            self.overrides + other.overrides, lambda config: other.apply(self.apply(config))
+        )
+
+
+def changes_that_fit(
+    config: RunConfig, vocab_size: int, bf16: bool, refused: list[PhaseCost], limit: int
+) -> list[Change]:
+    """The cheapest changes under which every phase fits, each tried; at most `OFFERS`.
+
+    Args:
+        config: The run.
+        vocab_size: Of the tokenizer.
+        bf16: Whether products are in half precision.
+        refused: The phases that do not fit.
+        limit: Bytes that the run may take.
+    """
+    single = list(_changes(config, [cost.phase for cost in refused]))
+    found: list[Change] = []
+    for change in single + [a + b for a, b in combinations(single, 2)]:
+        if any(known.settings <= change.settings for known in found):
+            continue  # more of what is enough already
+        if _fits(change.apply(config), vocab_size, bf16, limit):
+            found.append(change)
+        if len(found) == OFFERS:
+            break
+    return found
+
+
+def _fits(config: RunConfig, vocab_size: int, bf16: bool, limit: int) -> bool:
+    try:
+        check_config(config)
+        plan = make_plan(config, vocab_size)
+    except UserError:
+        return False
+    if any(least_bytes(config, phase) > limit for phase in plan.phases):
+        return False
+    return not forecast(config, plan, bf16, limit).refused
+
+
+def _changes(config: RunConfig, phases: list[PlannedPhase]) -> Iterator[Change]:
+    """Single changes, those first that change the run least."""
+    smaller = [_smaller_batch(phase) for phase in phases if phase.settings.batch_size > 1]
+    if smaller:
+        yield _all_of(smaller)
+    for name in ("muon", "adafactor"):
+        if name != config.optimizer.name:
+            yield _other_optimizer(name)
+    yield from _less_growth(config)
+
+
+def _all_of(changes: list[Change]) -> Change:
+    whole = changes[0]
+    for change in changes[1:]:
+        whole = whole + change
+    return whole
+
+
+def _smaller_batch(phase: PlannedPhase) -> Change:
+    """One sequence a pass, as many passes more: the same steps, slower."""
+    accumulate = phase.settings.accumulate * phase.settings.batch_size
+    path = f"phases.{phase.name}"
+    return Change(
+        (f"{path}.batch_size=1", f"{path}.accumulate={accumulate}"),
+        lambda config: _with_phase(
+            config, phase.name, lambda p: replace(p, batch_size=1, accumulate=accumulate)
+        ),
+    )
+
+
+def _other_optimizer(name: str) -> Change:
+    file = OmegaConf.load(config_folder() / "optimizer" / f"{name}.yaml")
+    settings = OptimizerConfig(**OmegaConf.to_container(file))  # type: ignore[arg-type]
+    return Change((f"optimizer={name}",), lambda config: replace(config, optimizer=settings))
+
+
+def _less_growth(config: RunConfig) -> Iterator[Change]:
+    """Fewer extra layers, then smaller scale factors, the largest first."""
+    for name, phase in config.phases.items():
+        for place, spec in enumerate(phase.grow):
+            path = f"phases.{name}.grow.{place}"
+            if spec.deepen is not None:
+                for layers in range(spec.deepen.extra_layers - 1, 0, -1):
+                    yield _grow_change(
+                        f"{path}.deepen", name, place, "deepen", "extra_layers", layers
+                    )
+    for name, phase in config.phases.items():
+        for place, spec in enumerate(phase.grow):
+            path = f"phases.{name}.grow.{place}"
+            if spec.widen is not None and spec.widen.scale_factor is not None:
+                for eighths in range(round(spec.widen.scale_factor * 8) - 1, 8, -1):
+                    factor = eighths / 8
+                    yield _grow_change(
+                        f"{path}.widen", name, place, "widen", "scale_factor", factor
+                    )
+
+
+def _grow_change(
+    path: str, phase: str, place: int, operator: str, setting: str, value: float
+) -> Change:
+    def change(settings: PhaseConfig) -> PhaseConfig:
+        grow = list(settings.grow)
+        changed = replace(getattr(grow[place], operator), **{setting: value})
+        grow[place] = replace(grow[place], **{operator: changed})
+        return replace(settings, grow=grow)
+
+    override = f"{path}.{setting}={value:g}"
+    return Change((override,), lambda config: _with_phase(config, phase, change))
+
+
+def _with_phase(
+    config: RunConfig, name: str, change: Callable[[PhaseConfig], PhaseConfig]
+) -> RunConfig:
+    return replace(config, phases=config.phases | {name: change(config.phases[name])})
