@@ -114,7 +114,7 @@ class TrainerConfig:
     None for what is free."""
     keep_freed_memory: bool = True
     """On a CPU: keep freed memory for the next tensor instead of giving it back to the system each time, which
-    takes page faults, and with them time, for a little more resident memory."""
+    takes page faults, and with them time."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))

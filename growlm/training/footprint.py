@@ -18,6 +18,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from growlm.config.schema import RunConfig
 from growlm.growth.engine import table_of
+from growlm.growth.grow import plan_growth
 from growlm.growth.optimizer_state import FACTORED, state_shapes
 from growlm.model import experts
 from growlm.model.config import ModelConfig
@@ -86,8 +87,9 @@ def _footprint(
         old = BYTES * before.parameters.total
         old_states = optimizer_bytes(before.model, config.optimizer.name)
         probe = (config.verification.probe_sequences, config.verification.probe_length)
-        probe_peak = dry_run(phase.model, *probe, False)[1]
-        growth_peak = old + old_states + weights + probe_peak
+        growth_peak = old + old_states + weights
+        if _has_twins(phase, before):  # the symmetry check takes a gradient then
+            growth_peak += dry_run(phase.model, *probe, False)[1]
     names = (phase.settings.save_as, phase.settings.save_initial_as)
     disk = weights * sum(name is not None for name in names)
     if config.checkpoint.save_optimizer and phase.settings.save_as:
@@ -101,6 +103,11 @@ def _footprint(
         growth_peak=growth_peak,
         disk=disk,
     )
+
+
+def _has_twins(phase: PlannedPhase, before: PlannedPhase) -> bool:
+    axes = plan_growth(before.model, phase.operators).axes
+    return any(len(channels.twins()) for channels in axes.values())
 
 
 def least_bytes(config: RunConfig, phase: PlannedPhase) -> int:
@@ -169,7 +176,7 @@ def _dry_run_of(fields: tuple[object, ...], batch: int, time: int, bf16: bool) -
             tracker,
             mock.patch.object(F, "grouped_mm", _grouped_shape),
             mock.patch.object(experts, "num_rows", lambda slots, ends: len(slots)),
-            mock.patch.object(experts.Experts, "_can_group", lambda self, x: True),
+            mock.patch.object(experts.Experts, "_can_group", return_value=True),
         ):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 loss = model.loss(tokens, [])

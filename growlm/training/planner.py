@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from omegaconf import OmegaConf
+from rich.filesize import decimal
 
 from growlm.config.checks import check_config
 from growlm.config.load import config_folder
@@ -29,12 +30,12 @@ class DoesNotFitError(UserError):
 
     def __init__(self, forecast: Forecast, changes: list[Change]) -> None:
         cost = forecast.refused[0]
-        needed, limit = cost.footprint.peak / 1e9, forecast.limit / 1e9
+        needed, limit = decimal(cost.footprint.peak), decimal(forecast.limit)
         offers = "; or ".join(" ".join(change.overrides) for change in changes)
         super().__init__(
             f"phases.{cost.phase.name}",
             f"{cost.phase.parameters.total:,} parameters",
-            f"needs {needed:.1f} GB, there are {limit:.1f} GB (trainer.memory_gb). "
+            f"needs {needed}, there are {limit} (trainer.memory_gb). "
             + (f"These fit: {offers}" if offers else "No change that the planner knows fits"),
         )
 
@@ -134,7 +135,7 @@ class Change:
 def changes_that_fit(
     config: RunConfig, vocab_size: int, bf16: bool, refused: list[PhaseCost], limit: int
 ) -> list[Change]:
-    """The cheapest changes under which every phase fits, each tried; at most `OFFERS`.
+    """The cheapest changes under which every phase fits, each tried; pairs where none is enough; at most `OFFERS`.
 
     Args:
         config: The run.
@@ -144,8 +145,17 @@ def changes_that_fit(
         limit: Bytes that the run may take.
     """
     single = list(_changes(config, [cost.phase for cost in refused]))
+    pairs = (a + b for a, b in combinations(single, 2))
+    return _first_that_fit(single, config, vocab_size, bf16, limit) or _first_that_fit(
+        pairs, config, vocab_size, bf16, limit
+    )
+
+
+def _first_that_fit(
+    changes: Iterable[Change], config: RunConfig, vocab_size: int, bf16: bool, limit: int
+) -> list[Change]:
     found: list[Change] = []
-    for change in single + [a + b for a, b in combinations(single, 2)]:
+    for change in changes:
         if any(known.settings <= change.settings for known in found):
             continue  # more of what is enough already
         if _fits(change.apply(config), vocab_size, bf16, limit):

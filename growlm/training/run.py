@@ -108,9 +108,9 @@ def run_plan(config: RunConfig) -> RunResult:
     """
     console = ConsoleReporter()
     try:
+        prepared = prepare(config, console)
         if config.trainer.keep_freed_memory:
             keep_freed_memory()
-        prepared = prepare(config, console)
         run_dir = make_run_dir(config)
         table = prepared.forecast
         print_plan(console.console, table.to_json()["phases"], table.limit)

@@ -43,7 +43,7 @@ def test_under_autocast_products_are_bf16_and_the_rest_is_fp32():
         actual = linear_cross_entropy(hidden, weight, targets)
     expected = F.cross_entropy(logits.float(), targets)
     assert actual.dtype == torch.float32
-    assert float(actual) == pytest.approx(float(expected), rel=1e-6)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
     actual.backward()
     assert hidden.grad.dtype == weight.grad.dtype == torch.float32
 
