@@ -6,6 +6,7 @@ and with two layers, since every further layer adds the same. Everything else is
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from unittest import mock
@@ -86,10 +87,10 @@ def _footprint(
     if before is not None:
         old = BYTES * before.parameters.total
         old_states = optimizer_bytes(before.model, config.optimizer.name)
-        probe = (config.verification.probe_sequences, config.verification.probe_length)
         growth_peak = old + old_states + weights
-        if _has_twins(phase, before):  # the symmetry check takes a gradient then
-            growth_peak += dry_run(phase.model, *probe, False)[1]
+        if _has_twins(phase, before):  # the symmetry check takes a gradient then, in fp32
+            probe = config.verification.probe_sequences * config.verification.probe_length
+            growth_peak += weights + 2 * activations * probe // math.prod(shape)
     names = (phase.settings.save_as, phase.settings.save_initial_as)
     disk = weights * sum(name is not None for name in names)
     if config.checkpoint.save_optimizer and phase.settings.save_as:

@@ -59,6 +59,7 @@ def test_a_run_moves_it_against_the_load(tmp_path):
         assert torch.allclose(bias / 0.05, (bias / 0.05).round(), atol=1e-4), "whole steps"
 
 
+@pytest.mark.slow
 def test_it_evens_the_load(tmp_path):
     """From a router that favours few experts, without any balancing loss."""
     skewed = (

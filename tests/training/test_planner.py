@@ -91,7 +91,7 @@ def test_nothing_is_offered_where_nothing_fits():
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"phases\.wide=.*needs .* MB, there are 1\.0 MB"):
+    with pytest.raises(UserError, match=r"phases\.moe=.*needs .* MB, there are 1\.0 MB"):
         tiny_run(tmp_path / "run", "trainer.memory_gb=0.001")
     assert not (tmp_path / "run").exists()
 
