@@ -23,6 +23,7 @@ from growlm.growth.grow import plan_growth
 from growlm.growth.optimizer_state import FACTORED, state_shapes
 from growlm.model import experts
 from growlm.model.config import ModelConfig
+from growlm.model.report import parameter_report
 from growlm.model.transformer import TransformerLM
 from growlm.training.optimizer import maps_inside
 from growlm.training.plan import Plan, PlannedPhase
@@ -145,11 +146,7 @@ def dry_run(config: ModelConfig, batch: int, time: int, bf16: bool) -> tuple[int
         return one
     two = _dry_run(replace(config, n_layers=2), batch, time, bf16)
     activations, both = (a + (config.n_layers - 1) * (b - a) for a, b in zip(one, two, strict=True))
-    return activations, max(both, BYTES * _parameters(config))
-
-
-def _parameters(config: ModelConfig) -> int:
-    return sum(torch.Size(row.shape).numel() for row in table_of(config, TransformerLM).values())
+    return activations, max(both, BYTES * parameter_report(config).total)
 
 
 def _dry_run(config: ModelConfig, batch: int, time: int, bf16: bool) -> tuple[int, int]:
