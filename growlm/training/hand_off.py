@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from growlm.growth.factors import Factors
@@ -17,6 +18,6 @@ class HandOff:
     model: TransformerLM | None
     states: dict[str, State]
     """By parameter name."""
-    factors: dict[str, Factors] = field(default_factory=dict)
+    factors: Mapping[str, Factors] = field(default_factory=dict)
     """By parameter name, after a phase with `optimizer_state: exact`: the scales that the next such phase goes on
     from."""

@@ -52,7 +52,6 @@ from growlm.training.planner import Forecast, check_fits, forecast
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.run_dir import make_run_dir
 from growlm.training.stage import PhaseStage
-from growlm.training.step_scaling import ExactScaling
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ class _Run:
                 f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
                 "callbacks.extra stopped it, and the phases after it would be wrong"
             )
-        factors = dict(stage.scaling.factors) if isinstance(stage.scaling, ExactScaling) else {}
+        factors = stage.scaling.lasting_factors
         states = stage.final_states(trainer.optimizers[0])
         self.hand_off = HandOff(phase.name, stage.model, states, factors)
         self.tokens += phase.steps * phase.tokens_per_step

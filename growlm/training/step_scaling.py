@@ -26,6 +26,9 @@ from growlm.growth.optimizer_state import State, bias_correction, moment_entries
 class StepScaling:
     """Nothing is scaled: `carry` and `reset`."""
 
+    lasting_factors: Mapping[str, Factors] = {}
+    """What the next phase of the same mode goes on from."""
+
     def lr_factor(self, name: str) -> float:
         """What the parameter's rate is multiplied with."""
         return 1.0
@@ -101,7 +104,7 @@ class ExactScaling(StepScaling):
     """
 
     def __init__(self, factors: Mapping[str, Factors]) -> None:
-        self.factors = factors
+        self.factors = self.lasting_factors = factors
         self._updates = _EntrywiseUpdates()
 
     def lr_factor(self, name: str) -> float:
