@@ -11,7 +11,8 @@ from growlm.data import load_tokenizer
 from growlm.errors import UserError
 from growlm.reporting.checks import plain_console
 from growlm.reporting.plan_table import print_plan
-from growlm.training.hardware import choose_accelerator, choose_precision, memory_limit
+from growlm.training.hardware import choose_accelerator, choose_precision
+from growlm.training.memory import memory_limit
 from growlm.training.plan import make_plan
 from growlm.training.planner import DoesNotFitError, check_fits, forecast
 

@@ -1,30 +1,30 @@
-"""Tokens per second: a bare loop on our model, and on Hugging Face transformers of the same shape.
+"""Tokens per second of a bare training loop: our model, and Hugging Face transformers of the same shape.
 
     python scripts/bench_throughput.py                         (every case; about 15 minutes on two cores)
     python scripts/bench_throughput.py dense-bf16 moe-bf16     (some)
     python scripts/bench_throughput.py --json FILE --rounds 7
 
-Same shape, batch, dtype and optimizer (AdamW, fused) on all sides, taken in turns; medians over the rounds.
-GPT-NeoX with sequential residual stands for the LayerNorm family, Mixtral for the mixture of experts, with the
-faster of its own experts implementations.
+Same shape, batch, dtype and optimizer (AdamW, fused), every side in a process of its own, in turns; medians over
+the rounds. GPT-NeoX with sequential residual stands for the LayerNorm family, Mixtral for the mixture of experts,
+with each of its own experts implementations; the best counts.
+
+growlm trains with freed memory kept (`trainer.keep_freed_memory`), transformers leaves the allocator alone; every
+side is also shown the other way. Two cases compare growlm with itself: bf16 with fp32, and a mixture of experts
+with a dense model of equal active FLOPs.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
-
-import growlm  # noqa: F401 - before torch: it sets how threads wait
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from turns import Step, Steps, take_turns  # isort: skip - imports growlm before torch
 
 import torch
 import transformers
@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from growlm.model import ModelConfig, TransformerLM, experts
-from growlm.training.hardware import keep_freed_memory
+from growlm.model import ModelConfig, TransformerLM
+from growlm.training.memory import keep_freed_memory
 
-BATCH, TIME = 8, 256
+TIME = 256
 DENSE = ModelConfig(
     vocab_size=2048, d_model=512, n_layers=5, n_heads=8, n_kv_heads=8, head_dim=64, d_ff=2048,
     max_seq_len=TIME,
@@ -43,35 +43,79 @@ DENSE = ModelConfig(
 MIXTURE = replace(
     DENSE, norm="rmsnorm", feed_forward="swiglu", bias=False, tie_embeddings=False, num_experts=8
 )
-Step = Callable[[], None]
+MIXTRAL_EXPERTS = ("eager", "batched_mm", "grouped_mm")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is trained in one process."""
+
+    config: ModelConfig
+    bf16: bool = True
+    sequences: int = 8
+    library: str = "growlm"
+    experts: str | None = None
+    """Mixtral's implementation."""
+    keeps: bool = True
+    """Whether freed memory is kept."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared, and what our bare loop should reach of transformers' rate."""
+    """The first side's rate should be `aim` times the best of those it is held to."""
 
-    config: ModelConfig
-    bf16: bool
+    sides: dict[str, Side]
     aim: float
+    against: str
+    """Beginning of the names of those."""
+
+
+def against_transformers(config: ModelConfig, bf16: bool, aim: float) -> Case:
+    """Ours and theirs."""
+    ours = Side(config, bf16)
+    sides = {"growlm": ours, "growlm, memory not kept": replace(ours, keeps=False)}
+    for experts in MIXTRAL_EXPERTS if config.is_moe else (None,):
+        name = f" {experts}" if experts else ""
+        theirs = replace(ours, library="transformers", experts=experts)
+        sides[f"transformers{name}"] = replace(theirs, keeps=False)
+        sides[f"with memory kept, transformers{name}"] = theirs
+    return Case(sides, aim, "transformers")
+
+
+def against_fp32() -> Case:
+    """What half precision gains."""
+    return Case({"bf16": Side(DENSE), "fp32": Side(DENSE, bf16=False)}, 2.5, "fp32")
+
+
+def against_dense() -> Case:
+    """A mixture, and a dense model of as many FLOPs a token (but for the router's)."""
+    dense = replace(MIXTURE, num_experts=0, d_ff=MIXTURE.top_k * MIXTURE.d_ff)
+    sides = {"mixture": Side(MIXTURE, sequences=16), "dense": Side(dense, sequences=16)}
+    return Case(sides, 0.7, "dense")
 
 
 CASES = {
-    "dense-bf16-gpt2": Case(replace(DENSE, vocab_size=50257), True, 1.5),
-    "dense-bf16": Case(DENSE, True, 1.1),
-    "moe-bf16": Case(MIXTURE, True, 1.5),
-    "dense-fp32": Case(DENSE, False, 1.0),
-    "moe-fp32": Case(MIXTURE, False, 1.15),
+    "dense-bf16-gpt2": against_transformers(replace(DENSE, vocab_size=50257), True, 1.5),
+    "dense-bf16": against_transformers(DENSE, True, 1.1),
+    "moe-bf16": against_transformers(MIXTURE, True, 1.5),
+    "dense-fp32": against_transformers(DENSE, False, 1.0),
+    "moe-fp32": against_transformers(MIXTURE, False, 1.15),
+    "bf16-fp32": against_fp32(),
+    "moe-dense": against_dense(),
 }
 
 
-def training_step(model: nn.Module, loss_of: Callable[[Tensor], Tensor], bf16: bool) -> Step:
+def training_step(side: Side) -> Step:
     """One optimizer step on random tokens."""
+    if side.keeps:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    model, loss_of = ours(side) if side.library == "growlm" else theirs(side)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    vocabulary = next(model.parameters()).shape[0]
-    batch = torch.randint(vocabulary, (BATCH, TIME + 1))
+    batch = torch.randint(side.config.vocab_size, (side.sequences, TIME + 1))
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=side.bf16):
             loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -81,19 +125,9 @@ def training_step(model: nn.Module, loss_of: Callable[[Tensor], Tensor], bf16: b
     return step
 
 
-def unpadded(step: Step) -> Step:
-    """The step with as many rows for each expert as it has tokens."""
-
-    def without_padding() -> None:
-        with mock.patch.object(experts, "CPU_ROWS", 1):
-            step()
-
-    return without_padding
-
-
-def ours(case: Case) -> Step:
-    """Our model in a bare loop."""
-    model = TransformerLM(case.config)
+def ours(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Our model, and its loss."""
+    model = TransformerLM(side.config)
 
     def loss_of(batch: Tensor) -> Tensor:
         routings: list = []
@@ -102,12 +136,12 @@ def ours(case: Case) -> Step:
             loss = loss + 1e-2 * torch.stack([r.balance_loss() for r in routings]).mean()
         return loss
 
-    return training_step(model, loss_of, case.bf16)
+    return model, loss_of
 
 
-def theirs(case: Case, experts: str = "grouped_mm") -> Step:
+def theirs(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The same shape in transformers."""
-    c = case.config
+    c = side.config
     shape = {
         "vocab_size": c.vocab_size,
         "hidden_size": c.d_model,
@@ -118,52 +152,24 @@ def theirs(case: Case, experts: str = "grouped_mm") -> Step:
         "tie_word_embeddings": c.tie_embeddings,
         "use_cache": False,
         "attn_implementation": "sdpa",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
     }
     if c.is_moe:
         config = transformers.MixtralConfig(
             **shape, num_key_value_heads=c.n_kv_heads, num_local_experts=c.num_experts,
             num_experts_per_tok=c.top_k, output_router_logits=True, router_aux_loss_coef=1e-2,
-            experts_implementation=experts, bos_token_id=0, eos_token_id=0,
+            experts_implementation=side.experts,
         )  # fmt: skip
         model: nn.Module = transformers.MixtralForCausalLM(config)
     else:
         config = transformers.GPTNeoXConfig(
             **shape, rotary_pct=1.0, use_parallel_residual=False, hidden_act="gelu",
-            attention_dropout=0.0, hidden_dropout=0.0, bos_token_id=0, eos_token_id=0,
+            attention_dropout=0.0, hidden_dropout=0.0,
         )  # fmt: skip
         model = transformers.GPTNeoXForCausalLM(config)
     model.train()
-
-    def loss_of(batch: Tensor) -> Tensor:
-        return model(input_ids=batch[:, :-1], labels=batch[:, :-1]).loss
-
-    return training_step(model, loss_of, case.bf16)
-
-
-def sides_of(case: Case) -> dict[str, Step]:
-    """All that take turns."""
-    if not case.config.is_moe:
-        return {"growlm": ours(case), "transformers": theirs(case)}
-    return {
-        "growlm": ours(case),
-        "growlm (rows not padded)": unpadded(ours(case)),
-        "transformers": theirs(case, "grouped_mm"),
-        "transformers (eager)": theirs(case, "eager"),
-    }
-
-
-def seconds_per_step(sides: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Each round every side takes its turn of a few steps."""
-    for step in sides.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, step in sides.items():
-            start = time.perf_counter()
-            for _ in range(steps):
-                step()
-            seconds[name].append((time.perf_counter() - start) / steps)
-    return seconds
+    return model, lambda batch: model(input_ids=batch[:, :-1], labels=batch[:, :-1]).loss
 
 
 def main() -> None:
@@ -174,23 +180,34 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()  # for all sides
-    table = Table("case", "side", "tokens/s", "ours / theirs", "aim")
+    console = Console()
     results = {}
     for name in arguments.cases:
         case = CASES[name]
-        seconds = seconds_per_step(sides_of(case), arguments.rounds, arguments.steps)
-        rates = {side: BATCH * TIME / statistics.median(s) for side, s in seconds.items()}
-        best = max(rate for side, rate in rates.items() if side.startswith("transformers"))
-        ratio = rates["growlm"] / best
-        results[name] = {"tokens_per_second": rates, "ratio": ratio, "seconds": seconds}
+        measured = take_turns(
+            {side: Steps(training_step, (settings,)) for side, settings in case.sides.items()},
+            arguments.rounds,
+            arguments.steps,
+        )
+        rates = {side: case.sides[side].sequences * TIME / m.median for side, m in measured.items()}
+        first = next(iter(rates))
+        ratio = rates[first] / max(r for side, r in rates.items() if side.startswith(case.against))
+        results[name] = {
+            "ratio": ratio,
+            "aim": case.aim,
+            "sides": {
+                side: m.to_json() | {"tokens_per_second": rates[side]}
+                for side, m in measured.items()
+            },
+        }
+        table = Table("side", "tokens/s", "of the first", "peak memory", title=name, min_width=72)
         for side, rate in rates.items():
-            last = (f"{ratio:.2f}", f"{case.aim:.2f}") if side == "growlm" else ("", "")
-            table.add_row(name, side, f"{rate:,.0f}", *last)
-        gc.collect()
-    Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+            share, memory = f"{rate / rates[first]:.2f}", measured[side].peak_memory / 1e9
+            table.add_row(side, f"{rate:,.0f}", share, f"{memory:.2f} GB")
+        table.caption = f"{first} against {case.against}: {ratio:.2f} (aim {case.aim})"
+        console.print(table)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

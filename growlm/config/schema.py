@@ -113,8 +113,8 @@ class TrainerConfig:
     """Memory that the run may take, above what importing the libraries takes; a plan that needs more is refused.
     None for what is free."""
     keep_freed_memory: bool = True
-    """On a CPU: keep freed memory for the next tensor instead of giving it back to the system each time, which
-    takes page faults, and with them time."""
+    """On a CPU: while training, keep freed memory for the next tensor instead of giving it back to the system each
+    time, which takes page faults, and with them time. The price is memory that lies between tensors."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))

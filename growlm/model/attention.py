@@ -6,9 +6,9 @@ Shapes: B batch, T time, H query heads, K key/value heads, C channels of a head,
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growlm.model.causal_attention import causal_attention
 from growlm.model.config import ModelConfig
 from growlm.model.layers import linear
 
@@ -41,7 +41,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.n_kv_heads != config.n_heads
         self.query = linear(config, read="residual", write="query_heads", bias=config.bias)
         self.key = linear(config, read="residual", write="key_value_heads", bias=config.bias)
         self.value = linear(config, read="residual", write="key_value_heads", bias=config.bias)
@@ -61,9 +60,7 @@ class Attention(nn.Module):
         query = rotate(self._heads(self.query(x)), cos, sin)  # (B, H, T, C)
         key = rotate(self._heads(self.key(x)), cos, sin)  # (B, K, T, C)
         value = self._heads(self.value(x))  # (B, K, T, C)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=self.grouped
-        )
+        mixed = causal_attention(query, key, value)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import grow_moments, inexact_because
 from growlm.reporting.records import BoundaryRecord
 from growlm.training.hand_off import HandOff
-from growlm.training.hardware import release_memory
+from growlm.training.memory import release_memory
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
 from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling

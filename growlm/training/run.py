@@ -39,14 +39,16 @@ from growlm.training.hand_off import HandOff
 from growlm.training.hardware import (
     choose_accelerator,
     choose_precision,
-    keep_freed_memory,
-    memory_limit,
     peak_flops,
+)
+from growlm.training.loggers import build_logger, check_logger
+from growlm.training.memory import (
+    KeepFreedMemory,
+    memory_limit,
     peak_memory_bytes,
     release_memory,
     reset_peak_memory,
 )
-from growlm.training.loggers import build_logger, check_logger
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 from growlm.training.planner import Forecast, check_fits, forecast
 from growlm.training.progress_callback import ProgressCallback
@@ -108,8 +110,6 @@ def run_plan(config: RunConfig) -> RunResult:
     console = ConsoleReporter()
     try:
         prepared = prepare(config, console)
-        if config.trainer.keep_freed_memory:
-            keep_freed_memory()
         run_dir = make_run_dir(config)
         table = prepared.forecast
         print_plan(console.console, table.to_json()["phases"], table.limit)
@@ -229,6 +229,7 @@ class _Run:
         trainer = self._trainer(
             phase,
             [
+                *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
                 *growth,
                 _Announce(self._phase_start(phase), self.listener),
                 self._artefact_callback(phase),  # before the clock of `progress` starts

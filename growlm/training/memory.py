@@ -1,0 +1,132 @@
+"""Memory: how much there is, how much was taken, and what becomes of what is freed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from growlm.config.schema import TrainerConfig
+
+
+def memory_limit(settings: TrainerConfig, accelerator: str) -> int:
+    """Bytes that a run may take: the setting, or what is free."""
+    if settings.memory_gb is not None:
+        return round(settings.memory_gb * 1e9)
+    return free_memory(accelerator)
+
+
+def free_memory(accelerator: str) -> int:
+    """Bytes that this process may still take: of the GPU, or of the machine and its control group."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    free = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free.append(int(line.split()[1]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        figures = [line for path in (limit, used) for line in _lines(path)[:1]]
+        if len(figures) == 2 and all(figure.isdigit() for figure in figures):
+            free.append(int(figures[0]) - int(figures[1]))
+    return min(free, default=2**62)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def reset_peak_memory() -> None:
+    """Start a new high-water mark of resident memory, where the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_bytes() -> int:
+    """The high-water mark of resident memory since the last reset (else since the process began)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+class KeepFreedMemory(Callback):
+    """Lets the C library keep what a step frees for the next one.
+
+    Asking the system anew for every tensor costs page faults, which can take as long as the arithmetic. Only from
+    the second step of a phase to its last: weights and moments are there by then, lie in mappings of their own and
+    go back to the system one by one, so that a boundary needs no more memory for it. For glibc only.
+    """
+
+    def __init__(self) -> None:
+        self._keeps = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """From here on, large tensors have mappings of their own."""
+        _mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep, once the optimizer has made its state."""
+        if not self._keeps and trainer.global_step:
+            keep_freed_memory()
+            self._keeps = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give back, now and from now on."""
+        _mallopt(_M_MMAP_MAX, _GLIBC_MMAP_MAX)
+        release_memory()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Likewise: a sweep may go on."""
+        self.on_train_end(trainer, pl_module)
+
+
+def keep_freed_memory() -> None:
+    """Take tensors of every size from the heap, which does not shrink but in `release_memory`."""
+    _mallopt(_M_MMAP_MAX, 0)
+    _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Give back what nobody refers to any more, to the system too: the next model needs it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _mallopt(option: int, value: int) -> None:
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(option, value)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+"""Names and numbers of malloc.h."""
+_GLIBC_MMAP_MAX = 65536
+"""What it is until somebody sets it."""
