@@ -11,20 +11,22 @@ from growlm.data import load_tokenizer
 from growlm.errors import UserError
 from growlm.reporting.checks import plain_console
 from growlm.reporting.plan_table import print_plan
-from growlm.training.hardware import choose_accelerator, choose_precision
-from growlm.training.memory import memory_limit
+from growlm.training.calibration import calibration
+from growlm.training.hardware import find_machine
 from growlm.training.plan import make_plan
 from growlm.training.planner import DoesNotFitError, check_fits, forecast
 
 USAGE = """
-python -m growlm.plan [the overrides of growlm.train] [format=json]
+python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true]
 
   phase_plan=four_stage model=... phases.wide.batch_size=4 ...   as for growlm.train
   format                 table (default) or json
+  calibrate              true: measure this machine's speed anew, some seconds; else it is done once
 
 Exit code 0: the plan fits this machine's free memory; 2: it does not, and the message says which changes would.
 """
-FORMATS = ("table", "json")
+OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
+"""The first of each is the default."""
 
 
 def main() -> None:
@@ -34,23 +36,27 @@ def main() -> None:
 
 def plan(arguments: list[str]) -> int:
     """Print the planner's table; the exit code."""
-    formats = [a.removeprefix("format=") for a in arguments if a.startswith("format=")]
-    chosen = formats[-1] if formats else "table"
-    if chosen not in FORMATS:
-        raise UserError("format", chosen, f"must be one of {', '.join(FORMATS)}")
-    config = load_config(*(a for a in arguments if not a.startswith("format=")))
-    accelerator = choose_accelerator(config.trainer)
-    bf16 = choose_precision(config.trainer, accelerator) == "bf16-mixed"
+    own = {key: allowed[0] for key, allowed in OWN_KEYS.items()}
+    for key, _, value in (a.partition("=") for a in arguments if a.partition("=")[0] in own):
+        if value not in OWN_KEYS[key]:
+            raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
+        own[key] = value
+    config = load_config(*(a for a in arguments if a.partition("=")[0] not in own))
+    machine = find_machine(config.trainer)
     vocab_size = load_tokenizer(config.tokenizer.name).vocab_size
-    table = forecast(
-        config, make_plan(config, vocab_size), bf16, memory_limit(config.trainer, accelerator)
+    table = forecast(config, make_plan(config, vocab_size), machine)
+    speed = calibration(
+        machine,
+        lambda: print("measuring this machine ...", file=sys.stderr),
+        anew=own["calibrate"] == "true",
     )
-    if chosen == "json":
-        print(json.dumps(table.to_json(), indent=2))
+    figures = table.to_json(speed)
+    if own["format"] == "json":
+        print(json.dumps(figures, indent=2))
     else:
-        print_plan(plain_console(), table.to_json()["phases"], table.limit)
+        print_plan(plain_console(), figures)
     try:
-        check_fits(config, vocab_size, bf16, table)
+        check_fits(config, vocab_size, table)
     except DoesNotFitError as error:
         return complain(error)
     return 0

@@ -115,6 +115,12 @@ class TrainerConfig:
     keep_freed_memory: bool = True
     """On a CPU: while training, keep freed memory for the next tensor instead of giving it back to the system each
     time, which takes page faults, and with them time. The price is memory that lies between tensors."""
+    activation_checkpointing: bool = False
+    """Compute every block again in the backward pass instead of keeping what it needs: a third more arithmetic, a
+    fraction of the activations' memory."""
+    compile: bool = False
+    """Compile the blocks of every phase's model (`torch.compile`) at its first step, which takes from seconds to
+    minutes, and on a CPU a C++ compiler. Validation, checks and samples run uncompiled."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))

@@ -8,7 +8,9 @@ models, optimizer moments, files and the verification all use that map.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -360,6 +362,11 @@ def _fresh(row: LabelledShape, growth: DenseToExperts, key: tuple[int, str]) -> 
 
 
 def table_of(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
-    """The axes table of the model that a config describes; nothing is allocated."""
+    """The axes table of the model that a config describes; nothing is allocated, and the table is shared."""
+    return _table_of(astuple(config), model_class)  # type: ignore[arg-type] # a class is hashable
+
+
+@lru_cache(maxsize=64)
+def _table_of(shape: tuple[Any, ...], model_class: type[torch.nn.Module]) -> AxesTable:
     with torch.device("meta"):
-        return axes_table(model_class(config))
+        return axes_table(model_class(ModelConfig(*shape)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import torch
 
@@ -40,8 +41,7 @@ class ParameterReport:
 def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
     """Count the parameters of a model, or of the model a config describes (nothing is allocated)."""
     if isinstance(model, ModelConfig):
-        with torch.device("meta"):
-            model = TransformerLM(model)
+        return _report_of(astuple(model))
     config = model.config
     total = active = multiplied = 0
     table = axes_table(model)
@@ -62,6 +62,12 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
         top_k=config.top_k if config.is_moe else 0,
         flops_per_token_forward=2 * multiplied,
     )
+
+
+@lru_cache(maxsize=64)
+def _report_of(shape: tuple[object, ...]) -> ParameterReport:
+    with torch.device("meta"):
+        return parameter_report(TransformerLM(ModelConfig(*shape)))  # type: ignore[arg-type]
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> int:

@@ -5,9 +5,12 @@ Shapes: B batch, T time, D residual channels, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from growlm.errors import UserError
 from growlm.model.attention import Attention, rotary_tables
@@ -49,6 +52,11 @@ class TransformerLM(nn.Module):
         config: Its shape.
         seed: Of the initial weights, which depend on nothing else (see `initialisation.py`).
 
+    Attributes:
+        recompute_blocks: Whether the backward pass computes every block again, which then keeps its input only
+            (activation checkpointing, Chen et al. 2016, arXiv 1604.06174). In training only.
+        compile_blocks: Whether blocks are compiled, at the first training step. In training only.
+
     Raises:
         UserError: If the config cannot be.
     """
@@ -59,6 +67,8 @@ class TransformerLM(nn.Module):
         if config.vocab_size < 1:
             raise UserError("vocab_size", config.vocab_size, "must be at least 1")
         self.config = config
+        self.recompute_blocks = self.compile_blocks = False
+        self._compiled: list[Callable[..., Tensor]] = []
         with torch.device(
             "meta"
         ):  # torch's own initial values would cost time and the global generator
@@ -116,6 +126,30 @@ class TransformerLM(nn.Module):
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
         x = self.embedding(tokens)
         cos, sin = rotary_tables(length, self.config, x)
-        for block in self.blocks:
-            x = block(x, cos, sin, routings)
+        trains = self.training and torch.is_grad_enabled()
+        for block in self._compiled_blocks() if trains and self.compile_blocks else self.blocks:
+            if trains and self.recompute_blocks:
+                x = _recomputed(block, x, cos, sin, routings)
+            else:
+                x = block(x, cos, sin, routings)
         return self.final_norm(x)
+
+    def _compiled_blocks(self) -> list[Callable[..., Tensor]]:
+        if not self._compiled:
+            self._compiled = [torch.compile(block) for block in self.blocks]
+        return self._compiled
+
+
+def _recomputed(
+    block: Callable[..., Tensor],
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    routings: list[Routing] | None,
+) -> Tensor:
+    """The block's output; the backward pass computes the block again."""
+    mine: list[Routing] | None = None if routings is None else []
+    x = checkpoint(block, x, cos, sin, mine, use_reentrant=False, preserve_rng_state=False)
+    if routings is not None and mine is not None:
+        routings.extend(mine)  # not the list itself: computing again appends again
+    return x

@@ -12,23 +12,18 @@ from rich.table import Table
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
 
 
-def print_plan(console: Console, phases: Sequence[Mapping[str, Any]], limit: int) -> None:
-    """Parameters, work and memory of every phase.
+def print_plan(console: Console, table: Mapping[str, Any]) -> None:
+    """Parameters, work, time and memory of every phase.
 
     Args:
         console: Where to.
-        phases: As in `plan.json`.
-        limit: Bytes that the run may take.
+        table: `Forecast.to_json`, with times.
     """
-    work = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    work.add_column("phase")
-    for name in ("params", "active", "steps", "tokens", "FLOPs"):
-        work.add_column(name, justify="right", no_wrap=True)
-    memory = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    memory.add_column("memory")
-    for name in COLUMNS:
-        memory.add_column(name.replace("_peak", ""), justify="right", no_wrap=True)
+    phases = table["phases"]
+    work = _table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "in all"))
+    memory = _table("memory", [name.replace("_peak", "") for name in COLUMNS])
     for phase in phases:
+        seconds = phase["seconds"]
         work.add_row(
             phase["name"],
             f"{phase['total_parameters'] / 1e6:,.2f} M",
@@ -36,13 +31,36 @@ def print_plan(console: Console, phases: Sequence[Mapping[str, Any]], limit: int
             f"{phase['steps']:,}",
             f"{phase['tokens']:,}",
             f"{phase['flops']:.2e}",
+            duration(seconds["step"]),
+            duration(seconds["training"] + seconds["validation"] + seconds["growth"]),
         )
-        sizes = {**phase["memory"], "disk": phase["memory"]["disk"]}
-        row = [decimal(sizes[name]) for name in COLUMNS]
+        row = [decimal(phase["memory"][name]) for name in COLUMNS]
         if not phase["fits"]:
             row[COLUMNS.index("peak")] = f"[bold red]{row[COLUMNS.index('peak')]}[/]"
         memory.add_row(phase["name"], *row)
     console.print(work)
     console.print()
     console.print(memory)
-    console.print(f"Memory for the run: {decimal(limit)}")
+    console.print(f"Memory for the run: {decimal(table['memory_limit'])}")
+
+
+def _table(first: str, others: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Two figures, in the unit that suits: `85 ms`, `4.2 s`, `3 min 20 s`, `7 h 05 min`."""
+    if seconds < 0.995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

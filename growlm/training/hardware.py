@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 
 import torch
 
 from growlm.config.schema import TrainerConfig
 from growlm.errors import UserError
+from growlm.training.memory import memory_limit
 
 DENSE_PEAK_FLOPS = {
     # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
@@ -22,6 +24,40 @@ DENSE_PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes."""
+
+    accelerator: str
+    """`cpu` or `gpu`."""
+    precision: str
+    """`bf16-mixed` or `32-true`."""
+    memory: int
+    """Bytes that the run may take."""
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether products are in half precision."""
+        return self.precision == "bf16-mixed"
+
+    @property
+    def device(self) -> torch.device:
+        """The first device of its kind."""
+        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+
+
+def find_machine(settings: TrainerConfig) -> Machine:
+    """What the settings choose of this machine.
+
+    Raises:
+        UserError: If a GPU is asked for and there is none.
+    """
+    accelerator = choose_accelerator(settings)
+    return Machine(
+        accelerator, choose_precision(settings, accelerator), memory_limit(settings, accelerator)
+    )
 
 
 def choose_accelerator(settings: TrainerConfig) -> str:
@@ -51,20 +87,20 @@ def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def peak_flops(accelerator: str, precision: str) -> float | None:
+def peak_flops(machine: Machine) -> float | None:
     """Multiply-adds per second, times two, that matrix products can reach; None where it is not known.
 
     A GPU's is looked up. A CPU's is measured: the best of a few square products, some 50 ms in all.
     """
-    if accelerator == "gpu":
-        if precision != "bf16-mixed":
+    if machine.accelerator == "gpu":
+        if not machine.half_precision:
             return None
         name = torch.cuda.get_device_name()
         return next(
             (peak for part, peak in DENSE_PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)),
             None,
         )
-    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if machine.half_precision else torch.float32
     size = 1024
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")

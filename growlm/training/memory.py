@@ -96,8 +96,7 @@ class KeepFreedMemory(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give back, now and from now on."""
-        _mallopt(_M_MMAP_MAX, _GLIBC_MMAP_MAX)
-        release_memory()
+        stop_keeping_freed_memory()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -110,6 +109,12 @@ def keep_freed_memory() -> None:
     """Take tensors of every size from the heap, which does not shrink but in `release_memory`."""
     _mallopt(_M_MMAP_MAX, 0)
     _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def stop_keeping_freed_memory() -> None:
+    """Give everything back that is free, and from now on what gets free."""
+    _mallopt(_M_MMAP_MAX, _GLIBC_MMAP_MAX)
+    release_memory()
 
 
 def release_memory() -> None:

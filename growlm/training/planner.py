@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,7 +14,10 @@ from growlm.config.checks import check_config
 from growlm.config.load import config_folder
 from growlm.config.schema import OptimizerConfig, PhaseConfig, RunConfig
 from growlm.errors import UserError
-from growlm.training.footprint import Footprint, least_bytes, plan_footprints
+from growlm.training.calibration import Calibration
+from growlm.training.footprint import Footprint, footprint, least_bytes, pass_work
+from growlm.training.hardware import Machine, choose_precision
+from growlm.training.phase_work import PhaseWork, phase_work
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 
 OFFERS = 3
@@ -30,7 +33,7 @@ class DoesNotFitError(UserError):
 
     def __init__(self, forecast: Forecast, changes: list[Change]) -> None:
         cost = forecast.refused[0]
-        needed, limit = decimal(cost.footprint.peak), decimal(forecast.limit)
+        needed, limit = decimal(cost.footprint.peak), decimal(forecast.machine.memory)
         offers = "; or ".join(" ".join(change.overrides) for change in changes)
         super().__init__(
             f"phases.{cost.phase.name}",
@@ -46,6 +49,7 @@ class PhaseCost:
 
     phase: PlannedPhase
     footprint: Footprint
+    work: PhaseWork
     fits: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -70,47 +74,49 @@ class Forecast:
     """The planner's table."""
 
     costs: list[PhaseCost]
-    limit: int
-    """Bytes that the run may take."""
+    machine: Machine
 
     @property
     def refused(self) -> list[PhaseCost]:
         """Phases that do not fit."""
         return [cost for cost in self.costs if not cost.fits]
 
-    def to_json(self) -> dict[str, Any]:
-        """As `growlm.plan format=json` prints it."""
-        return {"memory_limit": self.limit, "phases": [cost.to_json() for cost in self.costs]}
+    def to_json(self, calibration: Calibration | None = None) -> dict[str, Any]:
+        """As `growlm.plan format=json` prints it; with times where the machine's speed is given."""
+        phases = [cost.to_json() for cost in self.costs]
+        if calibration is not None:
+            for phase, cost in zip(phases, self.costs, strict=True):
+                phase["seconds"] = cost.work.seconds(calibration)
+        return {"memory_limit": self.machine.memory, "phases": phases}
 
 
-def forecast(config: RunConfig, plan: Plan, bf16: bool, limit: int) -> Forecast:
+def forecast(config: RunConfig, plan: Plan, machine: Machine) -> Forecast:
     """Cost every phase.
 
     Args:
         config: The run.
         plan: Made from it.
-        bf16: Whether products are in half precision.
-        limit: Bytes that the run may take.
+        machine: Where it runs.
     """
-    footprints = plan_footprints(config, plan, bf16)
-    return Forecast(
-        [
-            PhaseCost(phase, footprint, footprint.peak <= limit)
-            for phase, footprint in zip(plan.phases, footprints, strict=True)
-        ],
-        limit,
-    )
+    keeps = config.trainer.keep_freed_memory and machine.accelerator == "cpu"
+    costs: list[PhaseCost] = []
+    for phase in plan.phases:
+        before = costs[-1].phase if costs else None
+        work = pass_work(config, plan, phase, machine)
+        memory = footprint(config, phase, before, work, keeps)
+        time = phase_work(config, phase, before, work, memory)
+        costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
+    return Forecast(costs, machine)
 
 
-def check_fits(config: RunConfig, vocab_size: int, bf16: bool, table: Forecast) -> None:
+def check_fits(config: RunConfig, vocab_size: int, table: Forecast) -> None:
     """Refuse a plan that does not fit.
 
     Raises:
         DoesNotFitError: With the changes that would.
     """
-    if refused := table.refused:
-        changes = changes_that_fit(config, vocab_size, bf16, refused, table.limit)
-        raise DoesNotFitError(table, changes)
+    if table.refused:
+        raise DoesNotFitError(table, changes_that_fit(config, vocab_size, table))
 
 
 @dataclass(frozen=True)
@@ -132,59 +138,63 @@ class Change:
         )
 
 
-def changes_that_fit(
-    config: RunConfig, vocab_size: int, bf16: bool, refused: list[PhaseCost], limit: int
-) -> list[Change]:
-    """The cheapest changes under which every phase fits, each tried; pairs where none is enough; at most `OFFERS`.
+def changes_that_fit(config: RunConfig, vocab_size: int, table: Forecast) -> list[Change]:
+    """The cheapest changes under which every phase fits, each tried; at most `OFFERS`, single ones before pairs.
 
     Args:
         config: The run.
         vocab_size: Of the tokenizer.
-        bf16: Whether products are in half precision.
-        refused: The phases that do not fit.
-        limit: Bytes that the run may take.
+        table: Its forecast, with phases that do not fit.
     """
-    single = list(_changes(config, [cost.phase for cost in refused]))
-    pairs = (a + b for a, b in combinations(single, 2))
-    return _first_that_fit(single, config, vocab_size, bf16, limit) or _first_that_fit(
-        pairs, config, vocab_size, bf16, limit
-    )
-
-
-def _first_that_fit(
-    changes: Iterable[Change], config: RunConfig, vocab_size: int, bf16: bool, limit: int
-) -> list[Change]:
+    single = list(_changes(config, [cost.phase for cost in table.refused], table.machine))
     found: list[Change] = []
-    for change in changes:
+    for change in chain(single, (a + b for a, b in combinations(single, 2))):
         if any(known.settings <= change.settings for known in found):
             continue  # more of what is enough already
-        if _fits(change.apply(config), vocab_size, bf16, limit):
+        if _fits(change.apply(config), vocab_size, table.machine):
             found.append(change)
         if len(found) == OFFERS:
             break
     return found
 
 
-def _fits(config: RunConfig, vocab_size: int, bf16: bool, limit: int) -> bool:
+def _fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
     try:
         check_config(config)
         plan = make_plan(config, vocab_size)
     except UserError:
         return False
-    if any(least_bytes(config, phase) > limit for phase in plan.phases):
+    if any(least_bytes(config, phase) > machine.memory for phase in plan.phases):
         return False
-    return not forecast(config, plan, bf16, limit).refused
+    precision = choose_precision(config.trainer, machine.accelerator)
+    return not forecast(config, plan, replace(machine, precision=precision)).refused
 
 
-def _changes(config: RunConfig, phases: list[PlannedPhase]) -> Iterator[Change]:
-    """Single changes, those first that change the run least."""
+def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) -> Iterator[Change]:
+    """Single changes, those first that change the run least: only its time, then its numbers, then its models."""
+    if config.trainer.keep_freed_memory and machine.accelerator == "cpu":
+        yield _trainer_change("keep_freed_memory", False)
+    if not config.trainer.activation_checkpointing:
+        yield _trainer_change("activation_checkpointing", True)
     smaller = [_smaller_batch(phase) for phase in phases if phase.settings.batch_size > 1]
     if smaller:
         yield _all_of(smaller)
+    if not machine.half_precision and config.trainer.precision == "32-true":
+        yield _trainer_change("precision", "bf16-mixed")
     for name in ("muon", "adafactor"):
         if name != config.optimizer.name:
             yield _other_optimizer(name)
     yield from _less_growth(config)
+
+
+def _trainer_change(setting: str, value: bool | str) -> Change:
+    return Change(
+        (f"trainer.{setting}={str(value).lower()}",),
+        lambda config: replace(
+            config,
+            trainer=replace(config.trainer, **{setting: value}),  # type: ignore[arg-type]
+        ),
+    )
 
 
 def _all_of(changes: list[Change]) -> Change:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +34,14 @@ from growlm.reporting.listener import Broadcast, RunListener
 from growlm.reporting.metrics import MetricLogger
 from growlm.reporting.plan_table import print_plan
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.training.calibration import Calibration, calibration
 from growlm.training.end_callback import ArtefactCallback, SampleCallback
 from growlm.training.growth_callback import GrowthCallback
 from growlm.training.hand_off import HandOff
-from growlm.training.hardware import (
-    choose_accelerator,
-    choose_precision,
-    peak_flops,
-)
+from growlm.training.hardware import Machine, find_machine, peak_flops
 from growlm.training.loggers import build_logger, check_logger
 from growlm.training.memory import (
     KeepFreedMemory,
-    memory_limit,
     peak_memory_bytes,
     release_memory,
     reset_peak_memory,
@@ -85,9 +82,13 @@ class Prepared:
     tokenizer: Tokenizer
     train: PackedSamples
     validation: PackedSamples
-    accelerator: str
-    precision: str
     forecast: Forecast
+    speed: Calibration
+
+    @property
+    def machine(self) -> Machine:
+        """Where it runs."""
+        return self.forecast.machine
 
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
@@ -97,11 +98,12 @@ class Prepared:
         return torch.stack([self.validation[i][:length] for i in range(count)])
 
 
-def run_plan(config: RunConfig) -> RunResult:
+def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Run a plan, as the command does: prints to the console, leaves the files of a run.
 
     Args:
         config: From `growlm.config.load_config`, or built by hand.
+        callbacks: More Lightning callbacks, the same in every phase.
 
     Raises:
         UserError: If something asked for is wrong; nothing was written.
@@ -111,11 +113,11 @@ def run_plan(config: RunConfig) -> RunResult:
     try:
         prepared = prepare(config, console)
         run_dir = make_run_dir(config)
-        table = prepared.forecast
-        print_plan(console.console, table.to_json()["phases"], table.limit)
+        table = prepared.forecast.to_json(prepared.speed)
+        print_plan(console.console, table)
         console.console.print(f"Run directory {run_dir}", markup=False, soft_wrap=True)
         (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        write_json(run_dir / "plan.json", prepared.forecast.to_json()["phases"])
+        write_json(run_dir / "plan.json", table["phases"])
         listeners: list[RunListener] = [HistoryFiles(run_dir), console]
         logger = build_logger(config, run_dir)
         if logger is not None:
@@ -126,7 +128,7 @@ def run_plan(config: RunConfig) -> RunResult:
         raise
     failed = True
     try:
-        result = RunResult(run_dir, _Run(prepared, run_dir, everyone).run())
+        result = RunResult(run_dir, _Run(prepared, run_dir, everyone, callbacks).run())
         failed = False
         return result
     finally:
@@ -142,15 +144,14 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     check_config(config)
     if config.data.source == "text":
         find_text_files(config.data.path or "")
-    accelerator = choose_accelerator(config.trainer)
+    machine = find_machine(config.trainer)
     check_logger(config.logger)
     _extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name)
     plan = make_plan(config, tokenizer.vocab_size)
-    precision = choose_precision(config.trainer, accelerator)
-    bf16 = precision == "bf16-mixed"
-    table = forecast(config, plan, bf16, memory_limit(config.trainer, accelerator))
-    check_fits(config, tokenizer.vocab_size, bf16, table)
+    table = forecast(config, plan, machine)
+    check_fits(config, tokenizer.vocab_size, table)
+    speed = calibration(machine, lambda: listener.task_progress("measuring this machine", 0, None))
     corpus = _read(config, tokenizer, listener)
     length, seed = config.sequence_length, config.seed
     return Prepared(
@@ -159,9 +160,8 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         tokenizer=tokenizer,
         train=PackedSamples(corpus.train, length, seed),
         validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
-        accelerator=accelerator,
-        precision=precision,
         forecast=table,
+        speed=speed,
     )
 
 
@@ -193,18 +193,25 @@ def _extra_callbacks(config: RunConfig) -> list[Callback]:
 class _Run:
     """The state that phases hand on: the model, and where the run's counters stand."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, listener: RunListener) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        run_dir: Path,
+        listener: RunListener,
+        callbacks: Sequence[Callback],
+    ) -> None:
         self.prepared, self.run_dir, self.listener = prepared, run_dir, listener
+        self.callbacks = callbacks
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
         self.tokens = self.flops = 0
         self.start = time.perf_counter()
-        self.peak_flops = peak_flops(prepared.accelerator, prepared.precision)
+        self.peak_flops = peak_flops(prepared.machine)
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
-            device=prepared.accelerator,
-            precision=prepared.precision,
+            device=prepared.machine.accelerator,
+            precision=prepared.machine.precision,
         )
 
     def run(self) -> RunSummary:
@@ -220,7 +227,12 @@ class _Run:
         release_memory()
         reset_peak_memory()
         stage = PhaseStage(
-            self.plan, phase, self.config.optimizer, self.config.schedule, self.config.seed
+            self.plan,
+            phase,
+            self.config.optimizer,
+            self.config.schedule,
+            self.config.seed,
+            self.config.trainer,
         )
         data = self._data(phase)
         progress = self._progress_callback(phase, data)
@@ -236,6 +248,7 @@ class _Run:
                 progress,
                 sample,
                 *_extra_callbacks(self.config),
+                *self.callbacks,
             ],
         )
         _fit(trainer, stage, data)
@@ -281,9 +294,9 @@ class _Run:
 
     def _trainer(self, phase: PlannedPhase, callbacks: list[Callback]) -> Trainer:
         return Trainer(
-            accelerator=self.prepared.accelerator,
+            accelerator=self.prepared.machine.accelerator,
             devices=1,
-            precision=self.prepared.precision,  # type: ignore[arg-type]
+            precision=self.prepared.machine.precision,  # type: ignore[arg-type]
             max_steps=phase.steps,
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
@@ -314,8 +327,8 @@ class _Run:
             num_phases=len(self.plan.phases),
             steps=phase.steps,
             lr=phase.settings.lr,
-            device=self.prepared.accelerator,
-            precision=self.prepared.precision,
+            device=self.prepared.machine.accelerator,
+            precision=self.prepared.machine.precision,
             parameters=phase.parameters,
         )
 

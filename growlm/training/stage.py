@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from growlm.config.schema import OptimizerConfig, ScheduleConfig
+from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.growth.optimizer_state import State
 from growlm.model.experts import MixtureOfExperts
 from growlm.model.routing import Routing
@@ -65,6 +65,7 @@ class PhaseStage(LightningModule):
         optimizer_settings: Of the optimizer.
         schedule: Of the learning rate.
         seed: Of initial weights.
+        trainer_settings: How blocks run.
     """
 
     model: TransformerLM
@@ -76,11 +77,13 @@ class PhaseStage(LightningModule):
         optimizer_settings: OptimizerConfig,
         schedule: ScheduleConfig,
         seed: int,
+        trainer_settings: TrainerConfig,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
+        self.trainer_settings = trainer_settings
         self.starting_states: dict[str, State] = {}
         self.scaling = StepScaling()
         self._settled = False
@@ -92,6 +95,8 @@ class PhaseStage(LightningModule):
         """Draw initial weights, unless a grown model is there."""
         if "model" not in dict(self.named_children()):
             self.model = TransformerLM(self.phase.model, self.seed)
+        self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
+        self.model.compile_blocks = self.trainer_settings.compile
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -14,8 +14,11 @@ from tiny_run import tiny_run
 from growlm import plan as plan_command
 from growlm.config import load_config
 from growlm.errors import UserError
-from growlm.model import TransformerLM
-from growlm.training.footprint import dry_run, optimizer_bytes
+from growlm.model import TransformerLM, training_flops_per_token
+from growlm.training import planner
+from growlm.training.dry_run import _dry_run, dry_run
+from growlm.training.footprint import optimizer_bytes
+from growlm.training.hardware import Machine
 from growlm.training.optimizer import build_optimizer
 from growlm.training.plan import make_plan
 from growlm.training.planner import changes_that_fit, forecast
@@ -23,21 +26,47 @@ from growlm.training.planner import changes_that_fit, forecast
 GB = 10**9
 
 
+def on(memory, precision="bf16-mixed"):
+    return Machine("cpu", precision, memory)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("bf16", [True, False])
 @pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
 @pytest.mark.parametrize("family", ["default", "llama"])
-def test_two_layers_tell_what_five_take(family, shape, bf16):
+def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
     """Extrapolated from one and two layers, against all five."""
-    from growlm.training.footprint import _dry_run
-
     config = tiny_config(family, n_layers=5, d_model=64, d_ff=128, **shape)
-    assert dry_run(config, 2, 32, bf16)[0] == _dry_run(config, 2, 32, bf16)[0]
+    whole = _dry_run(astuple(config), 2, 32, bf16, checkpointing)
+    found = dry_run(config, 2, 32, bf16, checkpointing)
+    assert found.activations == whole.activations
+    assert found.half_flops == whole.half_flops
+    assert found.single_flops == whole.single_flops
+    assert found.other_bytes == pytest.approx(whole.other_bytes, rel=0.01)
+    assert found.calls == pytest.approx(whole.calls, rel=0.01)
+    assert found.peak == pytest.approx(whole.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
+def test_products_of_the_dry_run_are_those_of_the_formula(shape):
+    """The formula's figures are compared with a real run in test_flops.py."""
+    config = tiny_config("llama", d_model=64, d_ff=128, vocab_size=512, **shape)
+    work = dry_run(config, 2, 32, bf16=True)
+    formula = training_flops_per_token(config, 32) * 2 * 32
+    assert work.half_flops + work.single_flops == pytest.approx(formula, rel=0.01)
 
 
 def test_activations_grow_with_the_tokens():
     config = tiny_config(d_model=64)
-    one, four = (dry_run(config, batch, 64, True)[0] for batch in (1, 4))
+    one, four = (dry_run(config, batch, 64, True).activations for batch in (1, 4))
     assert 3.5 * one < four < 4.5 * one
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks():
+    config = tiny_config(d_model=64, d_ff=256, n_layers=12)
+    kept, again = (dry_run(config, 8, 64, True, c) for c in (False, True))
+    assert again.activations < 0.3 * kept.activations
+    assert 1.1 * kept.half_flops < again.half_flops < 1.4 * kept.half_flops
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "muon"])
@@ -63,31 +92,46 @@ def test_the_optimizers_state_is_counted_to_the_byte(name, shape):
 def test_three_stage_is_refused_on_24_gb_with_changes_that_fit():
     config = load_config("phase_plan=three_stage")
     plan = make_plan(config, 50257)
-    table = forecast(config, plan, True, 23 * GB)
+    table = forecast(config, plan, on(23 * GB))
     assert [cost.phase.name for cost in table.refused] == ["large_moe"]
 
-    changes = changes_that_fit(config, 50257, True, table.refused, 23 * GB)
+    changes = changes_that_fit(config, 50257, table)
 
     assert changes
     for change in changes:
         changed = load_config("phase_plan=three_stage", *change.overrides)
-        assert not forecast(changed, make_plan(changed, 50257), True, 23 * GB).refused
+        assert not forecast(changed, make_plan(changed, 50257), on(23 * GB)).refused
         assert changed == change.apply(config), "the overrides do what was tried"
 
 
 def test_a_smaller_batch_is_offered_where_it_is_enough():
     config = load_config("phase_plan=dense", "phases.dense.batch_size=64")
-    table = forecast(config, make_plan(config, 1024), True, 2**62)
-    limit = table.costs[0].footprint.peak // 2
-    refused = forecast(config, make_plan(config, 1024), True, limit).refused
-    first = changes_that_fit(config, 1024, True, refused, limit)[0]
-    assert first.overrides == ("phases.dense.batch_size=1", "phases.dense.accumulate=64")
+    plan = make_plan(config, 1024)
+    limit = forecast(config, plan, on(2**62)).costs[0].footprint.peak // 8
+    changes = changes_that_fit(config, 1024, forecast(config, plan, on(limit)))
+    assert changes[0].overrides == ("phases.dense.batch_size=1", "phases.dense.accumulate=64")
+
+
+def test_what_costs_time_only_is_offered_first():
+    config = load_config("phase_plan=dense", "phases.dense.batch_size=64")
+    plan = make_plan(config, 1024)
+    table = forecast(config, plan, on(2**62))
+    limit = round(0.7 * table.costs[0].footprint.peak)
+    changes = changes_that_fit(config, 1024, forecast(config, plan, on(limit)))
+    assert changes[0].overrides == ("trainer.activation_checkpointing=true",)
+
+
+def test_half_precision_is_offered_where_it_was_not_wanted(monkeypatch):
+    monkeypatch.setattr(planner, "_less_growth", lambda config: iter(()))
+    config = load_config("phase_plan=dense", "trainer.precision=32-true")
+    changes = list(planner._changes(config, make_plan(config, 1024).phases, on(GB, "32-true")))
+    assert ("trainer.precision=bf16-mixed",) in [change.overrides for change in changes]
 
 
 def test_nothing_is_offered_where_nothing_fits():
     config = load_config("phase_plan=three_stage")
-    table = forecast(config, make_plan(config, 50257), True, 1000)
-    assert changes_that_fit(config, 50257, True, table.refused, 1000) == []
+    table = forecast(config, make_plan(config, 50257), on(1000))
+    assert changes_that_fit(config, 50257, table) == []
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
@@ -107,10 +151,15 @@ def test_the_table_is_printed_and_kept(tmp_path, capsys):
 
 def test_accumulation_keeps_gradients_through_the_next_pass(tmp_path):
     whole, parts = (
-        run_config(tmp_path, f"phases.dense.batch_size={b}", f"phases.dense.accumulate={a}")
+        run_config(
+            tmp_path,
+            "trainer.keep_freed_memory=false",
+            f"phases.dense.batch_size={b}",
+            f"phases.dense.accumulate={a}",
+        )
         for b, a in ((4, 1), (4, 2))
     )
-    peaks = [forecast(c, make_plan(c, 257), True, GB).costs[0].footprint for c in (whole, parts)]
+    peaks = [forecast(c, make_plan(c, 257), on(GB)).costs[0].footprint for c in (whole, parts)]
     assert peaks[1].training_peak > peaks[0].training_peak
     assert replace(peaks[1], training_peak=0) == replace(peaks[0], training_peak=0)
 

@@ -1,0 +1,171 @@
+"""How fast this machine is, measured once and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from growlm.model.config import ModelConfig
+from growlm.model.transformer import TransformerLM
+from growlm.training.dry_run import PassWork, dry_run
+from growlm.training.hardware import Machine
+from growlm.training.memory import keep_freed_memory, stop_keeping_freed_memory
+
+TINY = ModelConfig(
+    vocab_size=64, d_model=16, n_layers=8, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32
+)
+"""Its step is all calls."""
+SMALL = ModelConfig(
+    vocab_size=1024, d_model=256, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=1024
+)
+"""Much of its step is moving bytes."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a second of this machine holds."""
+
+    half_flops: float
+    """Of products in half precision, per second."""
+    single_flops: float
+    """Of products in fp32, per second."""
+    other_bytes: float
+    """Read and written by everything that is no product, per second, in memory that is there."""
+    fresh_bytes: float
+    """Written to memory that the system has to give first, per second."""
+    adamw_entries: float
+    """Parameters that AdamW steps, per second."""
+    call: float
+    """Seconds that an operation takes beside its work."""
+
+    def pass_seconds(self, work: PassWork) -> float:
+        """Of a forward and backward pass."""
+        return (
+            work.half_flops / self.half_flops
+            + work.single_flops / self.single_flops
+            + work.other_bytes / self.other_bytes
+            + work.calls * self.call
+        )
+
+
+def calibration(machine: Machine, tell: Callable[[], None], anew: bool = False) -> Calibration:
+    """How fast the machine is: as remembered, else measured, some seconds.
+
+    Args:
+        machine: The machine.
+        tell: Called before measuring.
+        anew: Measure in any case.
+    """
+    path = _cache_folder() / f"calibration-{_fingerprint(machine)}.json"
+    if not anew:
+        try:
+            return Calibration(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            pass  # never measured, or written by another version
+    tell()
+    found = measure(machine)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(asdict(found), indent=2))
+        unfinished.replace(path)
+    except OSError:
+        pass  # it is measured again next time
+    return found
+
+
+def measure(machine: Machine) -> Calibration:
+    """Measure, as training would find it: with freed memory kept."""
+    keep_freed_memory()
+    try:
+        half = _product_rate(machine, torch.bfloat16)
+        single = _product_rate(machine, torch.float32)
+        adamw = _adamw_rate(machine)
+        tiny, tiny_seconds = _pass(machine, TINY, 1, 16)
+        call = tiny_seconds / tiny.calls
+        small, small_seconds = _pass(machine, SMALL, 8, 256)
+        products = small.half_flops / half + small.single_flops / single
+        rest = max(small_seconds - products - small.calls * call, 0.1 * small_seconds)
+        other = small.other_bytes / rest
+    finally:
+        stop_keeping_freed_memory()
+    return Calibration(half, single, other, _fresh_rate(machine), adamw, call)
+
+
+def _best_seconds(machine: Machine, action: Callable[[], object], times: int = 6) -> float:
+    """The median of a few, after one to warm up."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        action()
+        if machine.accelerator == "gpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[len(seconds[1:]) // 2]
+
+
+def _product_rate(machine: Machine, dtype: torch.dtype) -> float:
+    size = 8192 if machine.accelerator == "gpu" else 1024
+    a = torch.ones(size, size, dtype=dtype, device=machine.device)
+    return 2 * size**3 / _best_seconds(machine, lambda: torch.mm(a, a))
+
+
+def _adamw_rate(machine: Machine) -> float:
+    size = 2**24
+    parameter = torch.zeros(size, device=machine.device, requires_grad=True)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    return size / _best_seconds(machine, optimizer.step)
+
+
+def _fresh_rate(machine: Machine) -> float:
+    size = 2**26
+    return size / _best_seconds(
+        machine, lambda: torch.ones(size, dtype=torch.uint8, device=machine.device)
+    )
+
+
+def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tuple[PassWork, float]:
+    with machine.device:
+        model = TransformerLM(shape)
+        tokens = torch.zeros(batch, length + 1, dtype=torch.long)
+
+    def step() -> None:
+        with torch.autocast(
+            machine.device.type, dtype=torch.bfloat16, enabled=machine.half_precision
+        ):
+            loss = model.loss(tokens)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return dry_run(shape, batch, length, machine.half_precision), _best_seconds(machine, step)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "growlm"
+
+
+def _fingerprint(machine: Machine) -> str:
+    """Of everything that the figures depend on."""
+    if machine.accelerator == "gpu":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.node()} {_processor()} {torch.get_num_threads()}"
+    text = f"{name} {machine.precision} {torch.__version__}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("model name")), "")

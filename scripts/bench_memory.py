@@ -1,0 +1,113 @@
+"""The planner against reality: peak memory and time of every phase of some plans, said before and seen after.
+
+    python scripts/bench_memory.py                         (about 10 minutes on two cores; up to 20 GB)
+    python scripts/bench_memory.py quickstart wide         (some)
+    python scripts/bench_memory.py --json FILE
+
+Every plan runs in a process of its own. Memory is what is resident above what importing the libraries takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+import growlm  # noqa: F401 - before torch: it sets how threads wait
+from growlm.config import load_config
+from growlm.reporting.plan_table import duration
+from growlm.training import run_plan
+from growlm.training.memory import peak_memory_bytes, release_memory, reset_peak_memory
+
+
+def _steps(*phases: str, steps: int) -> tuple[str, ...]:
+    return tuple(f"phases.{phase}.steps={steps}" for phase in phases)
+
+
+PLANS: dict[str, tuple[str, ...]] = {
+    "quickstart": _steps("dense", "moe", "wide", "deep", steps=20),
+    "wide": (
+        "phase_plan=three_stage",
+        "tokenizer=bytes",
+        "phases.large_moe.grow.0.widen.scale_factor=1.25",
+        *_steps("dense", "moe", "large_moe", steps=6),
+    ),
+    "checkpointing": (
+        "phase_plan=four_stage",
+        "tokenizer=bytes",
+        "trainer.activation_checkpointing=true",
+        "trainer.keep_freed_memory=false",
+        *_steps("dense", "moe", "medium_moe", "large_moe", steps=4),
+    ),
+    "four_stage": ("phase_plan=four_stage", *_steps("dense", "moe", "medium_moe", "large_moe", steps=4)),
+}  # fmt: skip
+
+
+def run(connection: Connection, overrides: tuple[str, ...]) -> None:
+    """One plan: what was planned, and what came of it."""
+    release_memory()
+    reset_peak_memory()
+    baseline = peak_memory_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(*overrides, f"run_dir='{folder}/run'", "callbacks.sample_tokens=0")
+        result = run_plan(config)
+        planned = json.loads((result.run_dir / "plan.json").read_text())
+    boundaries = {b.to_phase: b.seconds for b in result.summary.boundaries}
+    seen = [
+        {
+            "memory": phase.peak_memory_bytes - baseline,
+            "training": phase.tokens / phase.tokens_per_second,
+            "growth": boundaries.get(phase.name, 0.0),
+        }
+        for phase in result.summary.phases
+    ]
+    connection.send([{"planned": p, "seen": s} for p, s in zip(planned, seen, strict=True)])
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plans", nargs="*", default=list(PLANS), metavar="plan")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    table = Table(
+        "plan", "phase", "memory planned", "seen", "ratio", "training planned", "seen", "ratio",
+        "growth planned", "seen",
+    )  # fmt: skip
+    results: dict[str, Any] = {}
+    for name in arguments.plans:
+        here, there = context.Pipe()
+        process = context.Process(target=run, args=(there, PLANS[name]))
+        process.start()
+        there.close()
+        results[name] = here.recv()
+        process.join()
+        for phase in results[name]:
+            planned, seen = phase["planned"], phase["seen"]
+            memory, training = planned["memory"]["peak"], planned["seconds"]["training"]
+            table.add_row(
+                name, planned["name"],
+                decimal(memory), decimal(seen["memory"]), f"{memory / seen['memory']:.2f}",
+                duration(training), duration(seen["training"]), f"{training / seen['training']:.2f}",
+                duration(planned["seconds"]["growth"]), duration(seen["growth"]),
+            )  # fmt: skip
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What Lightning, the progress callback, the history and the logger cost over a bare loop on the same model.
+
+    python scripts/bench_stage.py                  (about 3 minutes on two cores)
+    python scripts/bench_stage.py --json FILE
+
+Both sides take turns, each in a process of its own. The stage is `growlm.training.run_plan` itself, W&B offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+from turns import Step, Steps, Turns, take_turns  # isort: skip - imports growlm before torch
+
+import torch
+from lightning.pytorch import Callback
+from rich.console import Console
+from rich.table import Table
+
+from growlm.config import load_config
+from growlm.model import TransformerLM
+from growlm.training import run_plan
+from growlm.training.memory import keep_freed_memory
+
+WARMUP = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and the largest share of a step that the stage may add."""
+
+    overrides: tuple[str, ...]
+    aim: float
+
+    def config(self) -> Any:
+        """The run's config: more steps than anybody waits for."""
+        return load_config(
+            "phase_plan=dense", "phases.dense.steps=1000000", "phases.dense.tokens=null",
+            "logger.mode=offline", *self.overrides,
+        )  # fmt: skip
+
+
+CASES = {
+    "20 ms": Case(
+        ("model.n_layers=2", "model.d_model=128", "model.d_ff=512", "phases.dense.batch_size=4"), 0.08
+    ),
+    "100 ms": Case(
+        ("model.n_layers=4", "model.d_model=256", "model.d_ff=1024", "phases.dense.batch_size=8"), 0.03
+    ),
+}  # fmt: skip
+
+
+def bare(overrides: tuple[str, ...]) -> Step:
+    """The loop one would write by hand."""
+    config = Case(overrides, 0.0).config()
+    keep_freed_memory()
+    shape = config.model
+    shape.vocab_size = 1024
+    model = TransformerLM(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    batch = torch.randint(
+        shape.vocab_size, (config.phases["dense"].batch_size, config.sequence_length + 1)
+    )
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The side that runs a plan."""
+
+    overrides: tuple[str, ...]
+
+    def __call__(self, turns: Turns) -> None:
+        """Play."""
+        with tempfile.TemporaryDirectory() as folder:
+            config = Case((*self.overrides, f"run_dir='{folder}/run'"), 0.0).config()
+            try:
+                run_plan(config, [_TakeTurns(turns)])
+            except _Done:
+                return
+
+
+class _Done(Exception):  # noqa: N818 - no error
+    pass
+
+
+class _TakeTurns(Callback):
+    """Measures from the beginning of a step to the beginning of a later one: all that lies between counts."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.steps, self.left, self.start = 0, WARMUP, 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Report a turn that is over, and wait for the next."""
+        if self.left == 0:
+            if self.steps:
+                self.turns.report(time.perf_counter() - self.start)
+            self.left = self.steps = self.turns.await_turn()
+            if not self.steps:
+                raise _Done
+            self.start = time.perf_counter()
+        self.left -= 1
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    table = Table("steps of", "bare loop", "stage", "costs", "aim")
+    results = {}
+    for name, case in CASES.items():
+        measured = take_turns(
+            {
+                "bare loop": Steps(bare, (case.overrides,), WARMUP),
+                "stage": Stage(case.overrides),
+            },
+            arguments.rounds,
+            steps=40,
+        )
+        loop, stage = measured["bare loop"].median, measured["stage"].median
+        table.add_row(
+            name, f"{loop * 1e3:.1f} ms", f"{stage * 1e3:.1f} ms", f"{stage / loop - 1:.1%}",
+            f"{case.aim:.0%}",
+        )  # fmt: skip
+        results[name] = {
+            "cost": stage / loop - 1,
+            "sides": {side: m.to_json() for side, m in measured.items()},
+        }
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Where the time of a training step goes, and what each of growlm's own measures gives.
+
+    python scripts/profile_step.py                         (every case; about 4 minutes on two cores)
+    python scripts/profile_step.py dense-bf16 --rounds 9
+
+Cases are those of bench_throughput.py. The first table is the profiler's time by kind of operation, the second the
+step with each measure switched off, every variant in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from turns import Step, Steps, take_turns  # isort: skip - imports growlm before torch
+
+import torch
+from bench_throughput import CASES, Side, training_step
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from growlm.model import causal_attention, experts, loss
+
+KINDS = {
+    "products": ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"),
+    "fused attention": ("_scaled_dot_product",),
+    "casts and copies": ("copy_", "cat", "index_select", "index_copy_"),
+    "activations, softmax": ("gelu", "silu", "softmax", "exp_"),
+    "norms": ("layer_norm", "rms_norm", "rsqrt", "native_layer_norm"),
+    "optimizer, clipping": ("_fused_adamw_", "linalg_vector_norm", "mul_"),
+}
+MEASURES = ("memory", "attention", "loss", "rows")
+PROFILED = 5
+
+
+@dataclass(frozen=True)
+class Without:
+    """A case's step, with one measure switched off."""
+
+    side: Side
+    measure: str | None = None
+
+    def __call__(self) -> Step:
+        """Switch it off in this process, and make the step."""
+        side = self.side
+        match self.measure:
+            case "memory":  # the system takes freed memory back
+                side = replace(side, keeps=False)
+            case "attention":  # torch's fused kernel for every length
+                causal_attention.LONGEST_BY_PRODUCTS = 0
+            case "loss":  # smaller chunks, each through the softmax at once, rows not aligned
+                loss.CHUNK_BYTES, loss.BLOCK_BYTES, loss.PADDING = 32 * 2**20, 2**40, 1
+            case "rows":  # as many rows for each expert as it has tokens
+                experts.CPU_ROWS = 1
+        return training_step(side)
+
+
+def shares(side: Side) -> dict[str, float]:
+    """Milliseconds of a step by kind of operation, as the profiler sees them."""
+    step = training_step(side)
+    for _ in range(6):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED):
+            step()
+    found: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((k for k, names in KINDS.items() if name.startswith(names)), "other")
+        found[kind] += event.self_cpu_time_total / 1e3 / PROFILED
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "cases", nargs="*", default=["dense-bf16", "dense-bf16-gpt2", "moe-bf16"], metavar="case"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console()
+    kinds = Table("ms a step", *[*KINDS, "other"])
+    measures = Table("case", "without", "ms a step", "times as long")
+    results = {}
+    for name in arguments.cases:
+        side = CASES[name].sides["growlm"]
+        variants = {None: Without(side)} | {
+            m: Without(side, m) for m in MEASURES if m != "rows" or side.config.is_moe
+        }
+        measured = take_turns(
+            {str(m): Steps(variant) for m, variant in variants.items()}, arguments.rounds, 2
+        )
+        base = measured["None"].median
+        for measure, m in measured.items():
+            what = "nothing: as it is" if measure == "None" else measure
+            measures.add_row(name, what, f"{m.median * 1e3:,.0f}", f"{m.median / base:.2f}")
+        found = shares(side)
+        kinds.add_row(name, *(f"{found[kind]:,.0f}" for kind in [*KINDS, "other"]))
+        results[name] = {
+            "kinds": dict(found),
+            "without": {measure: m.to_json() for measure, m in measured.items()},
+        }
+    console.print(kinds)
+    console.print(measures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
