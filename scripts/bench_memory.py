@@ -4,7 +4,8 @@
     python scripts/bench_memory.py quickstart wide         (some)
     python scripts/bench_memory.py --json FILE
 
-Every plan runs in a process of its own. Memory is what is resident above what importing the libraries takes.
+Every plan runs in a process of its own. Memory is what is resident above what the process holds when its first
+phase begins.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
 from growlm.reporting.plan_table import duration
 from growlm.training import run_plan
-from growlm.training.memory import peak_memory_bytes, release_memory, reset_peak_memory
 
 
 def _steps(*phases: str, steps: int) -> tuple[str, ...]:
@@ -57,9 +57,6 @@ PLANS: dict[str, tuple[str, ...]] = {
 
 def run(connection: Connection, overrides: tuple[str, ...]) -> None:
     """One plan: what was planned, and what came of it."""
-    release_memory()
-    reset_peak_memory()
-    baseline = peak_memory_bytes()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(*overrides, f"run_dir='{folder}/run'", "callbacks.sample_tokens=0")
         result = run_plan(config)
@@ -67,7 +64,7 @@ def run(connection: Connection, overrides: tuple[str, ...]) -> None:
     boundaries = {b.to_phase: b.seconds for b in result.summary.boundaries}
     seen = [
         {
-            "memory": phase.peak_memory_bytes - baseline,
+            "memory": phase.peak_memory_bytes - result.summary.initial_memory_bytes,
             "training": phase.tokens / phase.tokens_per_second,
             "growth": boundaries.get(phase.name, 0.0),
         }

@@ -100,6 +100,21 @@ class ChannelMap:
         source = torch.where(later.is_filler, FILLER, self.source[before])
         return ChannelMap(self.old_size, source, self.shares[before] * later.shares)
 
+    @cached_property
+    def most_copies(self) -> int:
+        """Of any channel."""
+        return int(self.copies().max())
+
+    @cached_property
+    def source_shares(self) -> Tensor | None:
+        """(old size,), the share of each copy of a channel where all its copies have the same; else None."""
+        if not self.is_even:
+            return None
+        shares = torch.zeros(self.old_size, dtype=self.shares.dtype)
+        copied = ~self.is_filler
+        shares[self.source[copied]] = self.shares[copied]
+        return shares
+
     def twins(self) -> Tensor:
         """(pairs, 2): every further copy of a channel beside its first copy."""
         first = torch.full((self.old_size,), FILLER)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.growth.draws import Draws
+from growlm.growth.draws import BLOCK, Draws
 from growlm.growth.factors import Factors
 from growlm.growth.pieces import along, matrix_std
 
@@ -45,15 +46,37 @@ class Noise:
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }
         if x.ndim < 3 or self.dim == 0:
-            noise = draws.normal(tuple(x.shape), "noise", self.key)
-            self._add(x, noise.to(x).mul_(sigma.to(x)), self.dim)
-            return x
-        for member, matrix in enumerate(x):  # one at a time: memory for one
-            noise = draws.member(tuple(matrix.shape), "noise", self.key, member)
-            self._add(matrix, noise.to(x).mul_(sigma[member].to(x)), self.dim - 1)
+            self._add(x, self.dim, sigma.to(x), draws, 0)
+        else:
+            for member, matrix in enumerate(x):
+                self._add(matrix, self.dim - 1, sigma[member].squeeze().to(x), draws, member)
         return x
 
-    def _add(self, x: Tensor, noise: Tensor, dim: int) -> None:
+    def _add(self, x: Tensor, dim: int, sigma: Tensor, draws: Draws, member: int) -> None:
+        """Add noise to a matrix, or over the members of a stack (`dim` 0), block by block."""
+        pairs = self.channels.twins() if self.channels.most_copies == 2 else None
+        count = x.shape[dim] if pairs is None else len(pairs)
+        across = 1 if dim == 0 else 0
+        per_row = x.numel() // (x.shape[dim] * x.shape[across]) * count
+        parts = x.split(max(1, BLOCK // per_row), dim=across)
+        shapes = [(*part.shape[:dim], count, *part.shape[dim + 1 :]) for part in parts]
+        for part, drawn in zip(parts, draws.blocks(shapes, "noise", self.key, member), strict=True):
+            if pairs is None:
+                self._add_balanced(part, drawn.to(x).mul_(sigma), dim)
+            else:
+                shared = sigma[pairs[:, 0]] if sigma.ndim else sigma
+                self._add_opposite(part, drawn.to(x).mul_(shared * 0.5**0.5), dim, pairs)
+
+    def _add_opposite(self, x: Tensor, noise: Tensor, dim: int, pairs: Tensor) -> None:
+        """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
+        for channels, sign in zip(pairs.T, (1.0, -1.0), strict=True):
+            start, size = int(channels[0]), len(channels)
+            if torch.equal(channels, torch.arange(start, start + size)):
+                x.narrow(dim, start, size).add_(noise, alpha=sign)
+            else:
+                x.index_add_(dim, channels.to(x.device), noise, alpha=sign)
+
+    def _add_balanced(self, x: Tensor, noise: Tensor, dim: int) -> None:
         copies = self.channels.copies()
         mean = self.channels.sum_copies(noise, dim)
         noise.sub_(self.channels.select(mean, dim).div_(along(copies.clamp(min=1), dim, x)))

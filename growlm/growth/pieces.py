@@ -82,6 +82,9 @@ class Split:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy, times share."""
+        shares = self.channels.source_shares
+        if shares is not None:  # the smaller tensor is multiplied
+            return self.channels.select(x * along(shares, self.dim, x), self.dim)
         x = self.channels.select(x, self.dim)
         return x.mul_(along(self.channels.shares, self.dim, x))
 

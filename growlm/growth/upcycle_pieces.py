@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.growth.draws import Draws
+from growlm.growth.draws import BLOCK, Draws
 from growlm.growth.factors import DimFactors, Factors
 
 
@@ -45,7 +45,8 @@ class Cut:
         return (experts, *factors[: self.dim], units, *factors[self.dim + 1 :])
 
     def _shards(self, x: Tensor) -> Tensor:
-        return x.unflatten(self.dim, (self.channels.old_size, -1)).movedim(self.dim, 0)
+        # Made contiguous: copying what is scattered, once for every expert, takes much longer.
+        return x.unflatten(self.dim, (self.channels.old_size, -1)).movedim(self.dim, 0).contiguous()
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,20 @@ class Redraw:
         """Re-draw."""
         for member, expert in enumerate(x):
             units = self._units(expert, member, draws)
-            old = expert.index_select(self.dim - 1, units)
-            new = draws.member(tuple(old.shape), "redrawn", self.key, member).to(x)
-            new = new.mul_(old.std(correction=0)).add_(old.mean())
-            expert.index_copy_(self.dim - 1, units, new)
+            if len(units):
+                self._redraw(expert, units, draws, member)
         return x
+
+    def _redraw(self, expert: Tensor, units: Tensor, draws: Draws, member: int) -> None:
+        dim = self.dim - 1
+        old = expert.index_select(dim, units)
+        std, mean = old.std(correction=0), old.mean()
+        is_bias = expert.ndim == 1
+        parts = [expert] if is_bias else expert.split(max(1, BLOCK // len(units)), dim=1 - dim)
+        shapes = [(*part.shape[:dim], len(units), *part.shape[dim + 1 :]) for part in parts]
+        blocks = draws.blocks(shapes, "redrawn", self.key, member)
+        for part, drawn in zip(parts, blocks, strict=True):
+            part.index_copy_(dim, units, drawn.to(part).mul_(std).add_(mean))
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """As it was: the second moment of a re-drawn unit is a better guess than none."""

@@ -119,6 +119,8 @@ class RunSummary:
     phases: list[PhaseSummary] = field(default_factory=list)
     boundaries: list[BoundaryRecord] = field(default_factory=list)
     wall_time_s: float = 0.0
+    initial_memory_bytes: int = 0
+    """Resident when the first phase begins: interpreter, libraries, data."""
 
     def to_json(self) -> dict[str, Any]:
         """As in summary.json."""
@@ -128,6 +130,7 @@ class RunSummary:
             "device": self.device,
             "precision": self.precision,
             "wall_time_s": self.wall_time_s,
+            "initial_memory_bytes": self.initial_memory_bytes,
             "tokens": sum(phase.tokens for phase in self.phases),
             "flops": sum(phase.flops for phase in self.phases),
             "phases": [asdict(phase) for phase in self.phases],

@@ -19,6 +19,9 @@ from growlm.training.plan import Plan, PlannedPhase
 
 BYTES = 4
 """Of a weight, a gradient and a moment: fp32. Half precision is used in products only."""
+LIBRARY_BYTES = {False: 60_000_000, True: 180_000_000}
+"""Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
+libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
 OPTIMIZER_ENTRIES = {
     "adamw": ("exp_avg", "exp_avg_sq"),
     "sgd": ("momentum_buffer",),
@@ -28,7 +31,7 @@ OPTIMIZER_ENTRIES = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a phase, above what importing the libraries takes."""
+    """Bytes of a phase, above what the process holds when the first one begins."""
 
     weights: int
     gradients: int
@@ -40,11 +43,13 @@ class Footprint:
     """While the model grows and is checked; 0 in the first phase."""
     disk: int
     """Artefacts that the phase leaves."""
+    libraries: int
+    """Not tensors."""
 
     @property
     def peak(self) -> int:
         """The most memory that the phase takes."""
-        return max(self.training_peak, self.growth_peak)
+        return max(self.training_peak, self.growth_peak) + self.libraries
 
 
 def pass_work(config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machine) -> PassWork:
@@ -66,7 +71,11 @@ def pass_work(config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machi
 
 
 def footprint(
-    config: RunConfig, phase: PlannedPhase, before: PlannedPhase | None, work: PassWork, keeps: bool
+    config: RunConfig,
+    phase: PlannedPhase,
+    before: PlannedPhase | None,
+    work: PassWork,
+    machine: Machine,
 ) -> Footprint:
     """The footprint of a phase.
 
@@ -75,13 +84,14 @@ def footprint(
         phase: One of its phases.
         before: The one before it.
         work: From `pass_work`.
-        keeps: Whether freed memory is kept, see `KeepFreedMemory`.
+        machine: Where it runs.
     """
     weights = BYTES * phase.parameters.total
     optimizer = optimizer_bytes(phase.model, config.optimizer.name)
+    on_cpu = machine.accelerator == "cpu"
     # Kept memory is full of the activations' holes, into which gradients do not fit. With accumulation, the
     # gradients of earlier passes are there all the time.
-    apart = keeps or phase.settings.accumulate > 1
+    apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
     passes = max(work.peak, weights, work.activations + weights if apart else 0)
     scaled = weights if phase.settings.optimizer_state == "asymmetric" and before else 0
     growth_peak = 0
@@ -103,6 +113,7 @@ def footprint(
         training_peak=weights + optimizer + max(passes, weights + scaled),
         growth_peak=growth_peak,
         disk=disk,
+        libraries=LIBRARY_BYTES[phase.model.is_moe] if on_cpu else 0,
     )
 
 

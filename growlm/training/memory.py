@@ -51,8 +51,17 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def resident_memory_bytes() -> int:
+    """What the process holds now; on a GPU, what its tensors take there."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmRSS") or peak_memory_bytes()
+
+
 def reset_peak_memory() -> None:
-    """Start a new high-water mark of resident memory, where the system allows it."""
+    """Start a new high-water mark of memory, where the system allows it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -60,15 +69,19 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The high-water mark of resident memory since the last reset (else since the process began)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    """The high-water mark of `resident_memory_bytes` since the last reset (else since the process began)."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if peak := _status_bytes("VmHWM"):
+        return peak
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _status_bytes(name: str) -> int:
+    """A line of the kernel's account of this process; 0 where there is none."""
+    found = [line for line in _lines("/proc/self/status") if line.startswith(name)]
+    return int(found[0].split()[1]) * 1024 if found else 0
 
 
 class KeepFreedMemory(Callback):

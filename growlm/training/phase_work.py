@@ -8,8 +8,8 @@ from growlm.config.schema import RunConfig
 from growlm.model.report import training_flops_per_token
 from growlm.training.calibration import Calibration
 from growlm.training.dry_run import PassWork
-from growlm.training.footprint import BYTES, Footprint, has_twins
-from growlm.training.plan import PlannedPhase
+from growlm.training.footprint import BYTES, Footprint, has_twins, probe_share
+from growlm.training.plan import Plan, PlannedPhase
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,14 @@ class PhaseWork:
     parameters: int
     validation_passes: float
     """In units of a training pass; a forward pass is a third of one."""
-    fresh_bytes: int
-    """Written by the growth: weights, moments, and the gradients of its checks."""
+    training_memory: int
+    """Bytes that the first steps ask the system for."""
+    growth_memory: int
+    """Bytes that the growth and its checks ask the system for."""
     check_flops: int
     """Of the checks at the boundary, in fp32."""
+    twin_bytes: int
+    """Read by the check that copies differ."""
 
     def seconds(self, speed: Calibration) -> dict[str, float]:
         """Of a step, all steps, all validations, and of growing."""
@@ -35,18 +39,23 @@ class PhaseWork:
         step = self.passes * one_pass + update + self.parameters / speed.adamw_entries
         return {
             "step": step,
-            "training": step * self.steps,
+            "training": step * self.steps + self.training_memory / speed.fresh_bytes,
             "validation": one_pass * self.validation_passes,
-            "growth": self.fresh_bytes / speed.fresh_bytes + self.check_flops / speed.single_flops,
+            "growth": self.growth_memory / speed.fresh_bytes
+            + self.check_flops / speed.single_flops
+            + self.twin_bytes / speed.other_bytes,
         }
 
 
 CLIP_TRAFFIC = 3
 """Times that clipping reads or writes every gradient."""
+TWIN_TRAFFIC = 12
+"""Times that the symmetry check reads or writes every weight and gradient."""
 
 
 def phase_work(
     config: RunConfig,
+    plan: Plan,
     phase: PlannedPhase,
     before: PlannedPhase | None,
     work: PassWork,
@@ -56,6 +65,7 @@ def phase_work(
 
     Args:
         config: The run.
+        plan: Made from it.
         phase: One of its phases.
         before: The one before it.
         work: Of one of its passes.
@@ -64,21 +74,27 @@ def phase_work(
     trainer = config.trainer
     often = phase.steps // trainer.validate_every if trainer.validate_every else 0
     share = trainer.validation_sequences / phase.settings.batch_size / 3
-    fresh = check_flops = 0
+    growth_memory = check_flops = twin_bytes = 0
     if before is not None:
-        twins = has_twins(phase, before)
-        fresh = memory.weights * (2 if twins else 1) + memory.optimizer
-        tokens = config.verification.probe_sequences * config.verification.probe_length
         forward = [
-            training_flops_per_token(p.model, config.sequence_length) // 3 for p in (before, phase)
+            training_flops_per_token(p.model, plan.sequence_length) // 3 for p in (before, phase)
         ]
-        check_flops = tokens * (forward[0] + forward[1] * (4 if twins else 1))
+        passes = probe_share(config, phase)
+        tokens = round(passes * phase.settings.batch_size * plan.sequence_length)
+        check_flops = tokens * sum(forward)
+        growth_memory = memory.weights + memory.optimizer
+        if has_twins(phase, before):
+            check_flops += 3 * tokens * forward[1]
+            growth_memory += memory.gradients + round(4 * passes * memory.activations)
+            twin_bytes = TWIN_TRAFFIC * (memory.weights + memory.gradients)
     return PhaseWork(
         step=work,
         passes=phase.settings.accumulate,
         steps=phase.steps,
         parameters=phase.parameters.total,
         validation_passes=(2 + often) * share,
-        fresh_bytes=fresh,
+        training_memory=memory.training_peak,
+        growth_memory=growth_memory,
         check_flops=check_flops,
+        twin_bytes=twin_bytes,
     )

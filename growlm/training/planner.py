@@ -21,6 +21,8 @@ from growlm.training.phase_work import PhaseWork, phase_work
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 
 OFFERS = 3
+MARGIN = 0.98
+"""Of the memory that an offer may need: a little less may be free when it is tried."""
 
 
 class DoesNotFitError(UserError):
@@ -98,13 +100,12 @@ def forecast(config: RunConfig, plan: Plan, machine: Machine) -> Forecast:
         plan: Made from it.
         machine: Where it runs.
     """
-    keeps = config.trainer.keep_freed_memory and machine.accelerator == "cpu"
     costs: list[PhaseCost] = []
     for phase in plan.phases:
         before = costs[-1].phase if costs else None
         work = pass_work(config, plan, phase, machine)
-        memory = footprint(config, phase, before, work, keeps)
-        time = phase_work(config, phase, before, work, memory)
+        memory = footprint(config, phase, before, work, machine)
+        time = phase_work(config, plan, phase, before, work, memory)
         costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
     return Forecast(costs, machine)
 
@@ -166,8 +167,12 @@ def _fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
         return False
     if any(least_bytes(config, phase) > machine.memory for phase in plan.phases):
         return False
-    precision = choose_precision(config.trainer, machine.accelerator)
-    return not forecast(config, plan, replace(machine, precision=precision)).refused
+    machine = replace(
+        machine,
+        precision=choose_precision(config.trainer, machine.accelerator),
+        memory=round(MARGIN * machine.memory),
+    )
+    return not forecast(config, plan, machine).refused
 
 
 def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) -> Iterator[Change]:

@@ -45,6 +45,7 @@ from growlm.training.memory import (
     peak_memory_bytes,
     release_memory,
     reset_peak_memory,
+    resident_memory_bytes,
 )
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 from growlm.training.planner import Forecast, check_fits, forecast
@@ -215,6 +216,8 @@ class _Run:
         )
 
     def run(self) -> RunSummary:
+        release_memory()
+        self.summary.initial_memory_bytes = resident_memory_bytes()
         with _quiet_lightning():
             for phase in self.plan.phases:
                 self._run_phase(phase)

@@ -128,6 +128,19 @@ def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
     assert len({tuple(member.flatten().tolist()) for member in five}) == 5
 
 
+def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
+    def drawn(threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        shapes = [(3, 4)] * 7 + [(2, 4)]
+        return torch.cat([block.clone() for block in Draws(0).blocks(shapes, "noise", (0, "up"))])
+
+    one = drawn(1)
+    assert one.shape == (23, 4)
+    assert len(one.unique()) == one.numel()
+    assert torch.equal(one, drawn(2))
+    assert torch.equal(one, drawn(5))
+
+
 @SEQUENCE
 def test_global_random_state_and_old_model_are_untouched(operators):
     model = build(tiny_config())
