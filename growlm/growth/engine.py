@@ -19,7 +19,17 @@ from growlm.growth.channels import ChannelMap
 from growlm.growth.draws import Draws
 from growlm.growth.factors import Factors, as_originals, no_factors
 from growlm.growth.noise import Noise, TieBreak
-from growlm.growth.pieces import Copy, Fill, FillWhole, Forget, Piece, Scale, Split
+from growlm.growth.pieces import (
+    Copy,
+    Fill,
+    FillWhole,
+    Forget,
+    Piece,
+    Scale,
+    Split,
+    chain_moment,
+    chain_weight,
+)
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Dim, Label, LabelledShape, Role, axes_table, split_block_name
 from growlm.model.config import ModelConfig
@@ -116,17 +126,11 @@ class TensorMap:
             source: The old weight. Where there is none, any tensor of the precision wanted.
             draws: Random entries.
         """
-        x = source
-        for piece in self.pieces:
-            x = piece.weight(x, draws)
-        return self._own(x, source)
+        return self._own(chain_weight(self.pieces, source, draws), source)
 
     def moment(self, source: Tensor, power: int) -> Tensor:
         """The running mean of gradient**power that the new weight starts with."""
-        x = source
-        for piece in self.pieces:
-            x = piece.moment(x, power)
-        return self._own(x, source)
+        return self._own(chain_moment(self.pieces, source, power), source)
 
     def factors(self, start: Factors) -> Factors:
         """The factors of each entry after the chain, from those of the source."""
@@ -342,9 +346,9 @@ def _to_experts(
         whole = ChannelMap.equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
         pieces: list[Piece] = [Copy(0, whole, inserts=True)]
     else:
-        pieces = [Cut(hidden[0] - 1, shards)]
-        if row.label.has(Role.READS, "hidden"):
-            pieces.append(Scale(shards.old_size))  # each shard has its part of the gate
+        scaled = row.label.has(Role.READS, "hidden")  # each shard has its part of the gate
+        pieces = [Scale(shards.old_size)] if scaled else []
+        pieces.append(Cut(hidden[0] - 1, shards))
     if growth.redrawn_fraction and hidden:
         pieces.append(Redraw(hidden[0], growth.redrawn_fraction, (key[0], block), key))
     return pieces

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.growth.channels import ChannelMap
+from growlm.growth.channels import ChannelMap, runs_of
 from growlm.growth.draws import BLOCK, Draws
 from growlm.growth.factors import Factors
 from growlm.growth.pieces import along, matrix_std
@@ -15,7 +15,7 @@ from growlm.growth.pieces import along, matrix_std
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
+    """Uniform noise in the columns of copies that sums to zero over the copies of each source, row by row.
 
     The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
     standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
@@ -54,27 +54,36 @@ class Noise:
 
     def _add(self, x: Tensor, dim: int, sigma: Tensor, draws: Draws, member: int) -> None:
         """Add noise to a matrix, or over the members of a stack (`dim` 0), block by block."""
-        pairs = self.channels.twins() if self.channels.most_copies == 2 else None
+        pairs = self.channels.twins() if self.channels.most_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
+        if not count:
+            return
         across = 1 if dim == 0 else 0
         per_row = x.numel() // (x.shape[dim] * x.shape[across]) * count
         parts = x.split(max(1, BLOCK // per_row), dim=across)
+        runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
         shapes = [(*part.shape[:dim], count, *part.shape[dim + 1 :]) for part in parts]
-        for part, drawn in zip(parts, draws.blocks(shapes, "noise", self.key, member), strict=True):
-            if pairs is None:
-                self._add_balanced(part, drawn.to(x).mul_(sigma), dim)
-            else:
-                shared = sigma[pairs[:, 0]] if sigma.ndim else sigma
-                self._add_opposite(part, drawn.to(x).mul_(shared * 0.5**0.5), dim, pairs)
+        scale = 0.5**0.5 * (1.0 if sigma.ndim else float(sigma))
 
-    def _add_opposite(self, x: Tensor, noise: Tensor, dim: int, pairs: Tensor) -> None:
+        def add(index: int, numbers: Tensor) -> None:
+            part, noise = parts[index], numbers.to(x)
+            if pairs is None:
+                self._add_balanced(part, noise.mul_(sigma), dim)
+                return
+            if sigma.ndim:  # of each member of a stack
+                noise.mul_(sigma[pairs[:, 0]])
+            self._add_opposite(part, noise, dim, scale, runs)
+
+        draws.blocks(shapes, "noise", self.key, member, add, uniform=True)
+
+    def _add_opposite(
+        self, x: Tensor, noise: Tensor, dim: int, scale: float, runs: list[tuple[int, ...]]
+    ) -> None:
         """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
-        for channels, sign in zip(pairs.T, (1.0, -1.0), strict=True):
-            start, size = int(channels[0]), len(channels)
-            if torch.equal(channels, torch.arange(start, start + size)):
-                x.narrow(dim, start, size).add_(noise, alpha=sign)
-            else:
-                x.index_add_(dim, channels.to(x.device), noise, alpha=sign)
+        for start, first, second, size in runs:
+            values = noise.narrow(dim, start, size)
+            x.narrow(dim, first, size).add_(values, alpha=scale)
+            x.narrow(dim, second, size).add_(values, alpha=-scale)
 
     def _add_balanced(self, x: Tensor, noise: Tensor, dim: int) -> None:
         copies = self.channels.copies()

@@ -10,14 +10,16 @@ multiplied by s / a (LEMON, Wang et al. 2023, arXiv 2310.07999; Staged Training,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from growlm.growth.channels import ChannelMap
-from growlm.growth.draws import Draws
+from growlm.growth.channels import ChannelMap, select_along
+from growlm.growth.draws import BLOCK, Draws
 from growlm.growth.factors import DimFactors, Factors, no_factors, replaced
 
 
@@ -32,6 +34,46 @@ class Piece(Protocol):
 
     def factors(self, factors: Factors) -> Factors:
         """The factors of each entry after it."""
+
+
+def chain_weight(pieces: Sequence[Piece], x: Tensor, draws: Draws) -> Tensor:
+    """What a chain of pieces does to a weight."""
+    for group in _groups(pieces):
+        if isinstance(group, dict):
+            for piece in group.values():
+                x = piece.scale_weight(x)
+            x = select_along(x, {dim: piece.channels for dim, piece in group.items()})
+        else:
+            x = group.weight(x, draws)
+    return x
+
+
+def chain_moment(pieces: Sequence[Piece], x: Tensor, power: int) -> Tensor:
+    """What a chain of pieces does to a running mean of gradient**power."""
+    for group in _groups(pieces):
+        if isinstance(group, dict):
+            for piece in group.values():
+                x = piece.scale_moment(x, power)
+            x = select_along(x, {dim: piece.channels for dim, piece in group.items()})
+        else:
+            x = group.moment(x, power)
+    return x
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[Piece | dict[int, Copy | Split]]:
+    """Neighbours that select along different dimensions, by dimension, to be done in one pass; others alone."""
+    group: dict[int, Copy | Split] = {}
+    for piece in pieces:
+        selects = isinstance(piece, Copy | Split) and piece.scales_sources
+        if group and (not selects or piece.dim in group):  # type: ignore[attr-defined]
+            yield group
+            group = {}
+        if selects:
+            group[piece.dim] = piece  # type: ignore[attr-defined,assignment]
+        else:
+            yield piece
+    if group:
+        yield group
 
 
 def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
@@ -54,6 +96,21 @@ class Copy:
     dim: int
     channels: ChannelMap
     inserts: bool = False
+
+    @property
+    def scales_sources(self) -> bool:
+        """Whether sources can be scaled before they are copied, which are fewer."""
+        return not self.inserts and self.channels.source_shares is not None
+
+    def scale_weight(self, x: Tensor) -> Tensor:
+        """What happens to the sources of a weight."""
+        return x
+
+    def scale_moment(self, x: Tensor, power: int) -> Tensor:
+        """Likewise of a moment."""
+        shares = self.channels.source_shares
+        assert shares is not None
+        return x * along(shares**power, self.dim, x)
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy."""
@@ -80,11 +137,23 @@ class Split:
     dim: int
     channels: ChannelMap
 
+    @property
+    def scales_sources(self) -> bool:
+        """Whether sources can be scaled before they are copied, which are fewer."""
+        return self.channels.source_shares is not None
+
+    def scale_weight(self, x: Tensor) -> Tensor:
+        """What happens to the sources of a weight."""
+        shares = self.channels.source_shares
+        assert shares is not None
+        return x * along(shares, self.dim, x)
+
+    def scale_moment(self, x: Tensor, power: int) -> Tensor:
+        """Likewise of a moment."""
+        return x
+
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Copy, times share."""
-        shares = self.channels.source_shares
-        if shares is not None:  # the smaller tensor is multiplied
-            return self.channels.select(x * along(shares, self.dim, x), self.dim)
         x = self.channels.select(x, self.dim)
         return x.mul_(along(self.channels.shares, self.dim, x))
 
@@ -122,12 +191,13 @@ class Fill:
             return x.index_fill_(self.dim, fillers, 0.0)
         if self.kind == "mean":
             return self._put_mean(x, fillers)
-        shape = list(x.shape)
-        shape[self.dim] = len(fillers)
-        drawn = draws.normal(tuple(shape), "filler", self.key).to(x)
-        kept = x.narrow(self.dim, 0, self.channels.old_size)
-        drawn.mul_(matrix_std(kept).to(x))
-        return x.index_copy_(self.dim, fillers, drawn)
+        std = matrix_std(x.narrow(self.dim, 0, self.channels.old_size)).to(x)
+        if x.ndim < 3:
+            self._draw(x, self.dim, fillers, std, draws, 0)
+        else:
+            for member, matrix in enumerate(x):
+                self._draw(matrix, self.dim - 1, fillers, std[member].squeeze(), draws, member)
+        return x
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Zero for the first moment, the mean of the other entries for the second.
@@ -143,6 +213,17 @@ class Fill:
     def factors(self, factors: Factors) -> Factors:
         """Fillers have none already."""
         return factors
+
+    def _draw(
+        self, x: Tensor, dim: int, fillers: Tensor, std: Tensor, draws: Draws, member: int
+    ) -> None:
+        parts = [x] if x.ndim == 1 else x.split(max(1, BLOCK // len(fillers)), dim=1 - dim)
+        shapes = [(*part.shape[:dim], len(fillers), *part.shape[dim + 1 :]) for part in parts]
+
+        def put(index: int, numbers: Tensor) -> None:
+            parts[index].index_copy_(dim, fillers, numbers.to(x).mul_(std))
+
+        draws.blocks(shapes, "filler", self.key, member, put)
 
     def _fillers(self, x: Tensor) -> Tensor:
         return self.channels.is_filler.nonzero().squeeze(1).to(x.device)
@@ -215,6 +296,9 @@ class Scale:
 
 def matrix_std(x: Tensor) -> Tensor:
     """Standard deviation of each matrix of a stack, shaped to multiply it; of all entries below 3 dimensions."""
-    if x.ndim < 3:
-        return x.std(correction=0)
-    return x.flatten(1).std(dim=1, correction=0).view(-1, *[1] * (x.ndim - 1))
+    dims = tuple(range(0 if x.ndim < 3 else 1, x.ndim))
+    size = math.prod(x.shape[dim] for dim in dims)
+    # Not `Tensor.std`, which takes ten times as long.
+    mean_square = torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim >= 3).square() / size
+    mean = x.mean(dim=dims, keepdim=x.ndim >= 3)
+    return (mean_square - mean.square()).clamp(min=0).sqrt()

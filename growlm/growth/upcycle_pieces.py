@@ -82,9 +82,12 @@ class Redraw:
         is_bias = expert.ndim == 1
         parts = [expert] if is_bias else expert.split(max(1, BLOCK // len(units)), dim=1 - dim)
         shapes = [(*part.shape[:dim], len(units), *part.shape[dim + 1 :]) for part in parts]
-        blocks = draws.blocks(shapes, "redrawn", self.key, member)
-        for part, drawn in zip(parts, blocks, strict=True):
-            part.index_copy_(dim, units, drawn.to(part).mul_(std).add_(mean))
+
+        def put(index: int, numbers: Tensor) -> None:
+            new = numbers.to(expert).mul_(std).add_(mean)
+            parts[index].index_copy_(dim, units, new)
+
+        draws.blocks(shapes, "redrawn", self.key, member, put)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """As it was: the second moment of a re-drawn unit is a better guess than none."""

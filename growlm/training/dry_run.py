@@ -32,6 +32,8 @@ class PassWork:
 
     activations: int
     """Bytes kept for the backward pass when the forward pass ends."""
+    forward_peak: int
+    """The most bytes held at once in the forward pass."""
     peak: int
     """The most bytes held at once, gradients included."""
     half_flops: int
@@ -91,10 +93,11 @@ def _dry_run(
         ):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 mean = model.loss(tokens, [])
-            activations = account.held
+            activations, forward_peak = account.held, account.peak
             mean.backward()
     return PassWork(
         activations=activations,
+        forward_peak=forward_peak,
         peak=account.peak,
         half_flops=account.half_flops,
         single_flops=account.single_flops,

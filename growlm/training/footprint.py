@@ -92,7 +92,7 @@ def footprint(
     # Kept memory is full of the activations' holes, into which gradients do not fit. With accumulation, the
     # gradients of earlier passes are there all the time.
     apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
-    passes = max(work.peak, weights, work.activations + weights if apart else 0)
+    passes = max(work.peak, weights, work.forward_peak + weights if apart else 0)
     scaled = weights if phase.settings.optimizer_state == "asymmetric" and before else 0
     growth_peak = 0
     if before is not None:

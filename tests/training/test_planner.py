@@ -107,8 +107,9 @@ def test_three_stage_is_refused_on_24_gb_with_changes_that_fit():
 def test_a_smaller_batch_is_offered_where_it_is_enough():
     config = load_config("phase_plan=dense", "phases.dense.batch_size=64")
     plan = make_plan(config, 1024)
-    limit = forecast(config, plan, on(2**62)).costs[0].footprint.peak // 8
-    changes = changes_that_fit(config, 1024, forecast(config, plan, on(limit)))
+    one = load_config("phase_plan=dense", "phases.dense.batch_size=1")
+    needed = forecast(one, make_plan(one, 1024), on(2**62)).costs[0].footprint.peak
+    changes = changes_that_fit(config, 1024, forecast(config, plan, on(round(1.1 * needed))))
     assert changes[0].overrides == ("phases.dense.batch_size=1", "phases.dense.accumulate=64")
 
 
@@ -135,7 +136,7 @@ def test_nothing_is_offered_where_nothing_fits():
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"phases\.moe=.*needs .* MB, there are 1\.0 MB"):
+    with pytest.raises(UserError, match=r"phases\.dense=.*needs .* MB, there are 1\.0 MB"):
         tiny_run(tmp_path / "run", "trainer.memory_gb=0.001")
     assert not (tmp_path / "run").exists()
 
