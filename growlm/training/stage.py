@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -87,6 +87,7 @@ class PhaseStage(LightningModule):
         self.starting_states: dict[str, State] = {}
         self.scaling = StepScaling()
         self._settled = False
+        self._routers: list[nn.Parameter] = []
         self.gradient_norm: Tensor | None = None
         self.router_gradient_norm: Tensor | None = None
         self.figures: StepFigures | None = None
@@ -97,6 +98,10 @@ class PhaseStage(LightningModule):
             self.model = TransformerLM(self.phase.model, self.seed)
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
+
+    def on_fit_start(self) -> None:
+        """Look once for what every step asks for."""
+        self._routers = router_parameters(self.model)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""
@@ -148,6 +153,9 @@ class PhaseStage(LightningModule):
         self._balance_by_bias()
         self.zero_grad(set_to_none=True)
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: `optimizer_step` has dropped them."""
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -156,7 +164,7 @@ class PhaseStage(LightningModule):
     ) -> None:
         """Clip by our own setting and keep the norm: Lightning refuses clipping with a fused AdamW."""
         limit = self.optimizer_settings.gradient_clip or float("inf")
-        gradients = [p.grad for p in router_parameters(self.model) if p.grad is not None]
+        gradients = [p.grad for p in self._routers if p.grad is not None]
         self.router_gradient_norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.gradient_norm = self.scaling.before_update(self.model, optimizer, limit)
 
