@@ -45,11 +45,11 @@ PLANS: dict[str, tuple[str, ...]] = {
         *_steps("dense", "moe", "large_moe", steps=6),
     ),
     "checkpointing": (
-        "phase_plan=four_stage",
-        "tokenizer=bytes",
+        "phase_plan=dense",
+        "model=dense_512",
         "trainer.activation_checkpointing=true",
         "trainer.keep_freed_memory=false",
-        *_steps("dense", "moe", "medium_moe", "large_moe", steps=4),
+        *_steps("dense", steps=6),
     ),
     "four_stage": ("phase_plan=four_stage", *_steps("dense", "moe", "medium_moe", "large_moe", steps=4)),
 }  # fmt: skip

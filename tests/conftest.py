@@ -1,6 +1,9 @@
 """What all tests share: one thread, how hypothesis reports, the tiny models of tests/model."""
 
+import os
+
 import hypothesis
+import pytest
 import torch
 
 # Tiny products gain nothing from a second thread, and where cores are shared its waiting costs minutes.
@@ -9,3 +12,9 @@ torch.set_num_threads(1)
 # No deadline: the first example of a test pays for torch's own start.
 hypothesis.settings.register_profile("growlm", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("growlm")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """The machine's speed is measured once for all tests, also those that start processes."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ class Draws:
     boundary_index: int = 0
     noise: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
     """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
+    _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
@@ -77,7 +77,19 @@ class Draws:
             numbers = _uniform(size, generator) if uniform else _normal(size, generator)
             use(index, numbers.view(shapes[index]))
 
-        list(_pool(torch.get_num_threads()).map(draw, range(len(shapes))))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(torch.get_num_threads())
+        list(self._pool.map(draw, range(len(shapes))))
+
+    def end_threads(self) -> None:
+        """End the threads that drew; they begin again when needed.
+
+        While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two
+        operations: a step takes up to twice as long.
+        """
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def choice(self, size: int, count: int, *key: object) -> Tensor:
         """`count` different numbers below `size`, in random order."""
@@ -86,11 +98,6 @@ class Draws:
 
     def _seeds(self, purpose: str, key: tuple[int, str]) -> tuple[object, ...]:
         return (self.seed, self.boundary_index, *key, purpose)
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
 
 
 _memory = threading.local()

@@ -70,6 +70,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
             )
             for name, tensor_map in growth_map.tensors.items()
         }
+    draws.end_threads()
     grown.load_state_dict(new, assign=True)
     return grown.train(model.training)
 

@@ -63,27 +63,26 @@ class Noise:
         parts = x.split(max(1, BLOCK // per_row), dim=across)
         runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
         shapes = [(*part.shape[:dim], count, *part.shape[dim + 1 :]) for part in parts]
-        scale = 0.5**0.5 * (1.0 if sigma.ndim else float(sigma))
+        if pairs is not None and sigma.ndim:  # of each member of a stack
+            sigma = sigma[pairs[:, 0]]
 
         def add(index: int, numbers: Tensor) -> None:
-            part, noise = parts[index], numbers.to(x)
+            noise = numbers.to(x).mul_(sigma)
             if pairs is None:
-                self._add_balanced(part, noise.mul_(sigma), dim)
-                return
-            if sigma.ndim:  # of each member of a stack
-                noise.mul_(sigma[pairs[:, 0]])
-            self._add_opposite(part, noise, dim, scale, runs)
+                self._add_balanced(parts[index], noise, dim)
+            else:
+                self._add_opposite(parts[index], noise.mul_(0.5**0.5), dim, runs)
 
         draws.blocks(shapes, "noise", self.key, member, add, uniform=True)
 
     def _add_opposite(
-        self, x: Tensor, noise: Tensor, dim: int, scale: float, runs: list[tuple[int, ...]]
+        self, x: Tensor, noise: Tensor, dim: int, runs: list[tuple[int, ...]]
     ) -> None:
         """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
         for start, first, second, size in runs:
             values = noise.narrow(dim, start, size)
-            x.narrow(dim, first, size).add_(values, alpha=scale)
-            x.narrow(dim, second, size).add_(values, alpha=-scale)
+            x.narrow(dim, first, size).add_(values)
+            x.narrow(dim, second, size).sub_(values)
 
     def _add_balanced(self, x: Tensor, noise: Tensor, dim: int) -> None:
         copies = self.channels.copies()

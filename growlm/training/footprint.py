@@ -19,7 +19,7 @@ from growlm.training.plan import Plan, PlannedPhase
 
 BYTES = 4
 """Of a weight, a gradient and a moment: fp32. Half precision is used in products only."""
-LIBRARY_BYTES = {False: 60_000_000, True: 180_000_000}
+LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
 """Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
 libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
 OPTIMIZER_ENTRIES = {

@@ -1,5 +1,7 @@
 """A sequence of operators is one map, repeatable to the bit, that touches nothing but the new model."""
 
+import threading
+
 import pytest
 import torch
 from tiny_models import assert_same_state, build, state_copy, tiny_config
@@ -137,7 +139,9 @@ def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
         def keep(index, numbers):
             parts[index] = numbers.clone()
 
-        Draws(0).blocks(shapes, "noise", (0, "up"), 0, keep)
+        draws = Draws(0)
+        draws.blocks(shapes, "noise", (0, "up"), 0, keep)
+        draws.end_threads()
         return torch.cat(parts)
 
     one = drawn(1)
@@ -145,6 +149,13 @@ def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
     assert len(one.unique()) == one.numel()
     assert torch.equal(one, drawn(2))
     assert torch.equal(one, drawn(5))
+
+
+def test_a_growth_leaves_no_threads():
+    """They would slow the training down, see `Draws.end_threads`."""
+    before = threading.active_count()
+    grow(build(tiny_config()), [Widen(scale_factor=2)])
+    assert threading.active_count() == before
 
 
 @SEQUENCE

@@ -1,0 +1,90 @@
+"""The machine's speed: measured, remembered, used."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from tiny_run import tiny_config as run_config
+from tiny_run import tiny_run
+
+from growlm.training import calibration as module
+from growlm.training.calibration import Calibration, calibration
+from growlm.training.dry_run import PassWork
+from growlm.training.hardware import Machine
+from growlm.training.plan import make_plan
+from growlm.training.planner import forecast
+
+MACHINE = Machine("cpu", "bf16-mixed", 10**9)
+SPEED = Calibration(
+    half_flops=1e9, single_flops=1e8, other_bytes=1e7, fresh_bytes=1e6, adamw_entries=1e5, call=1e-3
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "growlm"
+
+
+def test_every_rate_is_measured():
+    found = module.measure(MACHINE)
+    assert all(value > 0 for value in asdict(found).values())
+    assert found.half_flops > 1e8
+    assert found.call < 1e-2
+
+
+def test_it_is_measured_once(cache, monkeypatch):
+    measured = []
+    monkeypatch.setattr(module, "measure", lambda machine: measured.append(machine) or SPEED)
+    told = []
+    assert [calibration(MACHINE, lambda: told.append(1)) for _ in range(3)] == [SPEED] * 3
+    assert measured == [MACHINE]
+    assert len(told) == 1
+    calibration(MACHINE, lambda: None, anew=True)
+    calibration(replace(MACHINE, precision="32-true"), lambda: None)
+    assert len(measured) == 3
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"half_flops": 1}', "no json"])
+def test_a_damaged_file_is_measured_again(cache, monkeypatch, text):
+    monkeypatch.setattr(module, "measure", lambda machine: SPEED)
+    calibration(MACHINE, lambda: None)
+    (file,) = cache.iterdir()
+    file.write_text(text)
+    assert calibration(MACHINE, lambda: None) == SPEED
+    assert json.loads(file.read_text()) == asdict(SPEED)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda machine: SPEED)
+    (tmp_path / "growlm").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert calibration(MACHINE, lambda: None) == SPEED
+
+
+def test_seconds_are_work_over_rates():
+    work = PassWork(0, 0, 0, half_flops=10**9, single_flops=10**8, other_bytes=10**7, calls=1000)
+    assert SPEED.pass_seconds(work) == pytest.approx(4.0)
+
+
+def test_twice_the_steps_take_twice_as_long(tmp_path):
+    def seconds(*overrides):
+        config = run_config(tmp_path, *overrides)
+        table = forecast(config, make_plan(config, 257), MACHINE)
+        return [phase["seconds"] for phase in table.to_json(SPEED)["phases"]]
+
+    once, twice = seconds("phases.wide.steps=10"), seconds("phases.wide.steps=20")
+    longer = twice[2]["training"] - once[2]["training"]
+    assert longer == pytest.approx(10 * once[2]["step"])
+    assert once[0]["growth"] == 0
+    assert all(phase["growth"] > 0 for phase in once[1:])
+    accumulated = seconds("phases.wide.steps=10", "phases.wide.accumulate=3")[2]["step"]
+    assert 2 < accumulated / once[2]["step"] < 3
+
+
+def test_a_run_keeps_what_was_said_of_its_time(tmp_path):
+    run = tiny_run(tmp_path / "run")
+    phases = json.loads((run.run_dir / "plan.json").read_text())
+    assert all(phase["seconds"]["step"] > 0 for phase in phases)
+    assert run.summary.initial_memory_bytes > 10**8
