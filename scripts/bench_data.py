@@ -24,6 +24,7 @@ import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
 from growlm.data import PackedDataModule, PackedSamples, load_tokenizer, prepare_data
 from growlm.data.corpora import embedded_documents, text_documents
+from growlm.errors import UserError
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
 from growlm.training.plan import make_plan
@@ -114,7 +115,11 @@ def main() -> None:
             alone = reading(source, path, arguments.rounds)
             for name in TOKENIZERS:
                 console.print(f"{source}, {name} ...")
-                found = tokenising(source, path, name, arguments.rounds)
+                try:
+                    found = tokenising(source, path, name, arguments.rounds)
+                except UserError as error:
+                    console.print(f"left out: {error}")
+                    continue
                 results[f"{source}, {name}"] = found | {"documents_alone": alone}
                 table.add_row(
                     source, name, f"{found['tokens_per_second']:,.0f}",
