@@ -153,27 +153,17 @@ class ChannelMap:
 
     def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
         """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
-        full, rest = divmod(self.new_size, self.old_size)
-        if self._is_round_robin:
-            body = tensor.narrow(dim, 0, full * self.old_size)
-            out = body.unflatten(dim, (full, self.old_size)).sum(dim=dim)
-            if rest and not self.has_fillers:
-                out.narrow(dim, 0, rest).add_(tensor.narrow(dim, full * self.old_size, rest))
-            return out
-        kept = (~self.is_filler).nonzero().squeeze(1).to(tensor.device)
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
-        sources = self.source.to(tensor.device)[kept]
-        return out.index_add_(dim, sources, tensor.index_select(dim, kept))
+        for new, old, size in self._copied_runs:
+            out.narrow(dim, old, size).add_(tensor.narrow(dim, new, size))
+        return out
 
     @cached_property
-    def _is_round_robin(self) -> bool:
-        full = self.new_size // self.old_size * self.old_size
-        cycle = torch.arange(self.new_size) % self.old_size
-        tail = self.source[full:]
-        tail_known = bool((tail == cycle[full:]).all()) or bool((tail == FILLER).all())
-        return bool((self.source[:full] == cycle[:full]).all()) and tail_known
+    def _copied_runs(self) -> list[tuple[int, ...]]:
+        copied = (~self.is_filler).nonzero().squeeze(1)
+        return runs_of(copied, self.source[copied])
 
 
 def runs_of(*columns: Tensor) -> list[tuple[int, ...]]:

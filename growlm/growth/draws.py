@@ -35,51 +35,57 @@ class Draws:
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
+        seeds = self._seeds(purpose, key)
         if len(shape) < 3:
-            return normal(shape, *self._seeds(purpose, key))
+            return normal(shape, *seeds)
         out = torch.empty(shape)
         for member in range(shape[0]):
-            out[member] = self.member(shape[1:], purpose, key, member)
+            out[member] = normal(shape[1:], *seeds, member)
         return out
-
-    def member(
-        self, shape: tuple[int, ...], purpose: str, key: tuple[int, str], member: int
-    ) -> Tensor:
-        """One matrix of a stack's draw, of `shape`."""
-        return normal(shape, *self._seeds(purpose, key), member)
 
     def blocks(
         self,
-        shapes: Sequence[tuple[int, ...]],
+        x: Tensor,
+        dim: int,
+        count: int,
         purpose: str,
         key: tuple[int, str],
         member: int,
-        use: Callable[[int, Tensor], None],
+        use: Callable[[Tensor, Tensor], None],
         uniform: bool = False,
     ) -> None:
-        """Draw numbers of mean 0 and variance 1 in fp32, block by block, and use them, in all of torch's threads.
+        """Draw numbers of mean 0 and variance 1 for a tensor and use them, by blocks, in all torch threads.
 
         Drawing is the slowest part of a growth. Every block has a seed of its own, so that the numbers do not
         depend on the threads.
 
         Args:
-            shapes: Of the blocks.
+            x: The tensor; blocks are parts of it across another dimension than `dim`.
+            dim: The dimension along which `count` numbers are wanted, in place of the size of x.
+            count: Their number.
             purpose: What for.
             key: (operator index, new tensor name).
             member: Of a stack.
-            use: Called with a block's index and its numbers, which may be changed; several at once.
+            use: Called with each part of x and its numbers, like x, which may be changed; several at once.
             uniform: Uniform numbers of 16 bits in place of normal ones, in a third of the time; never 0.
         """
+        parts: Sequence[Tensor] = [x]
+        if x.ndim > 1:
+            across = 1 if dim == 0 else 0
+            per_row = x.numel() // (x.shape[dim] * x.shape[across]) * count
+            parts = x.split(max(1, BLOCK // per_row), dim=across)
         seeds = (*self._seeds(purpose, key), member)
 
         def draw(index: int) -> None:
-            generator, size = generator_for(*seeds, index), math.prod(shapes[index])
+            part = parts[index]
+            shape = (*part.shape[:dim], count, *part.shape[dim + 1 :])
+            generator, size = generator_for(*seeds, index), math.prod(shape)
             numbers = _uniform(size, generator) if uniform else _normal(size, generator)
-            use(index, numbers.view(shapes[index]))
+            use(part, numbers.view(shape).to(x))
 
         if self._pool is None:
             self._pool = ThreadPoolExecutor(torch.get_num_threads())
-        list(self._pool.map(draw, range(len(shapes))))
+        list(self._pool.map(draw, range(len(parts))))
 
     def end_threads(self) -> None:
         """End the threads that drew; they begin again when needed.

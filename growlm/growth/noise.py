@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap, runs_of
-from growlm.growth.draws import BLOCK, Draws
+from growlm.growth.draws import Draws
 from growlm.growth.factors import Factors
 from growlm.growth.pieces import along, matrix_std
 
@@ -58,22 +58,18 @@ class Noise:
         count = x.shape[dim] if pairs is None else len(pairs)
         if not count:
             return
-        across = 1 if dim == 0 else 0
-        per_row = x.numel() // (x.shape[dim] * x.shape[across]) * count
-        parts = x.split(max(1, BLOCK // per_row), dim=across)
         runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
-        shapes = [(*part.shape[:dim], count, *part.shape[dim + 1 :]) for part in parts]
         if pairs is not None and sigma.ndim:  # of each member of a stack
             sigma = sigma[pairs[:, 0]]
 
-        def add(index: int, numbers: Tensor) -> None:
-            noise = numbers.to(x).mul_(sigma)
+        def add(part: Tensor, numbers: Tensor) -> None:
+            noise = numbers.mul_(sigma)
             if pairs is None:
-                self._add_balanced(parts[index], noise, dim)
+                self._add_balanced(part, noise, dim)
             else:
-                self._add_opposite(parts[index], noise.mul_(0.5**0.5), dim, runs)
+                self._add_opposite(part, noise.mul_(0.5**0.5), dim, runs)
 
-        draws.blocks(shapes, "noise", self.key, member, add, uniform=True)
+        draws.blocks(x, dim, count, "noise", self.key, member, add, uniform=True)
 
     def _add_opposite(
         self, x: Tensor, noise: Tensor, dim: int, runs: list[tuple[int, ...]]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap, select_along
-from growlm.growth.draws import BLOCK, Draws
+from growlm.growth.draws import Draws
 from growlm.growth.factors import DimFactors, Factors, no_factors, replaced
 
 
@@ -39,41 +39,50 @@ class Piece(Protocol):
 def chain_weight(pieces: Sequence[Piece], x: Tensor, draws: Draws) -> Tensor:
     """What a chain of pieces does to a weight."""
     for group in _groups(pieces):
-        if isinstance(group, dict):
-            for piece in group.values():
-                x = piece.scale_weight(x)
-            x = select_along(x, {dim: piece.channels for dim, piece in group.items()})
-        else:
-            x = group.weight(x, draws)
+        x = _select(group, x, 0) if isinstance(group, list) else group.weight(x, draws)
     return x
 
 
 def chain_moment(pieces: Sequence[Piece], x: Tensor, power: int) -> Tensor:
     """What a chain of pieces does to a running mean of gradient**power."""
     for group in _groups(pieces):
-        if isinstance(group, dict):
-            for piece in group.values():
-                x = piece.scale_moment(x, power)
-            x = select_along(x, {dim: piece.channels for dim, piece in group.items()})
-        else:
-            x = group.moment(x, power)
+        x = _select(group, x, power) if isinstance(group, list) else group.moment(x, power)
     return x
 
 
-def _groups(pieces: Sequence[Piece]) -> Iterator[Piece | dict[int, Copy | Split]]:
-    """Neighbours that select along different dimensions, by dimension, to be done in one pass; others alone."""
-    group: dict[int, Copy | Split] = {}
+def _groups(pieces: Sequence[Piece]) -> Iterator[Piece | list[Selection]]:
+    """Neighbours that select along different dimensions together, to be done in one pass; others alone."""
+    group: list[Selection] = []
     for piece in pieces:
-        selects = isinstance(piece, Copy | Split) and piece.scales_sources
-        if group and (not selects or piece.dim in group):  # type: ignore[attr-defined]
+        if isinstance(piece, Selection) and not piece.inserts:
+            if piece.dim in [other.dim for other in group]:
+                yield group
+                group = []
+            group.append(piece)
+            continue
+        if group:
             yield group
-            group = {}
-        if selects:
-            group[piece.dim] = piece  # type: ignore[attr-defined,assignment]
-        else:
-            yield piece
+            group = []
+        yield piece
     if group:
         yield group
+
+
+def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
+    """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0)."""
+    uneven: list[tuple[Selection, int]] = []
+    for piece in pieces:
+        x = x.unsqueeze(piece.dim) if piece.inserts else x
+        exponent = piece.share_exponent(power)
+        shares = piece.channels.source_shares
+        if exponent and shares is None:
+            uneven.append((piece, exponent))
+        elif exponent and shares is not None:  # before copying there are fewer entries to multiply
+            x = x * along(shares**exponent, piece.dim, x)
+    x = select_along(x, {piece.dim: piece.channels for piece in pieces})
+    for piece, exponent in uneven:
+        x.mul_(along(piece.channels.shares**exponent, piece.dim, x))
+    return x
 
 
 def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
@@ -84,8 +93,8 @@ def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """New entry j along `dim` is old entry s(j); each copy's gradient is its share of the source's.
+class Selection:
+    """New entry j along `dim` is old entry s(j), times a power of its share.
 
     Args:
         dim: Dimension.
@@ -97,29 +106,29 @@ class Copy:
     channels: ChannelMap
     inserts: bool = False
 
-    @property
-    def scales_sources(self) -> bool:
-        """Whether sources can be scaled before they are copied, which are fewer."""
-        return not self.inserts and self.channels.source_shares is not None
-
-    def scale_weight(self, x: Tensor) -> Tensor:
-        """What happens to the sources of a weight."""
-        return x
-
-    def scale_moment(self, x: Tensor, power: int) -> Tensor:
-        """Likewise of a moment."""
-        shares = self.channels.source_shares
-        assert shares is not None
-        return x * along(shares**power, self.dim, x)
+    def share_exponent(self, power: int) -> int:
+        """The power of the share: in a moment of `power`, or in the weight itself (0)."""
+        raise NotImplementedError
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
-        """Copy."""
-        return self.channels.select(x.unsqueeze(self.dim) if self.inserts else x, self.dim)
+        """Select."""
+        return _select([self], x, 0)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
-        """Copy, times share**power."""
-        x = self.channels.select(x.unsqueeze(self.dim) if self.inserts else x, self.dim)
-        return x.mul_(along(self.channels.shares**power, self.dim, x))
+        """Select."""
+        return _select([self], x, power)
+
+    def factors(self, factors: Factors) -> Factors:
+        """See the kinds of selection."""
+        raise NotImplementedError
+
+
+class Copy(Selection):
+    """The weight is copied; each copy's gradient is its share of the source's."""
+
+    def share_exponent(self, power: int) -> int:
+        """A moment's own."""
+        return power
 
     def factors(self, factors: Factors) -> Factors:
         """Gradients times share. None for an inserted dimension: which expert gets how much, tokens decide."""
@@ -130,36 +139,12 @@ class Copy:
         return replaced(factors, self.dim, new)
 
 
-@dataclass(frozen=True)
-class Split:
-    """New column j is old column s(j) times its share; the copies read equal inputs, so gradients are whole."""
+class Split(Selection):
+    """The weight is divided among the copies; they read equal inputs, so gradients are whole."""
 
-    dim: int
-    channels: ChannelMap
-
-    @property
-    def scales_sources(self) -> bool:
-        """Whether sources can be scaled before they are copied, which are fewer."""
-        return self.channels.source_shares is not None
-
-    def scale_weight(self, x: Tensor) -> Tensor:
-        """What happens to the sources of a weight."""
-        shares = self.channels.source_shares
-        assert shares is not None
-        return x * along(shares, self.dim, x)
-
-    def scale_moment(self, x: Tensor, power: int) -> Tensor:
-        """Likewise of a moment."""
-        return x
-
-    def weight(self, x: Tensor, draws: Draws) -> Tensor:
-        """Copy, times share."""
-        x = self.channels.select(x, self.dim)
-        return x.mul_(along(self.channels.shares, self.dim, x))
-
-    def moment(self, x: Tensor, power: int) -> Tensor:
-        """Copy."""
-        return self.channels.select(x, self.dim)
+    def share_exponent(self, power: int) -> int:
+        """1 in the weight, none in moments."""
+        return int(power == 0)
 
     def factors(self, factors: Factors) -> Factors:
         """Weights times share."""
@@ -217,13 +202,10 @@ class Fill:
     def _draw(
         self, x: Tensor, dim: int, fillers: Tensor, std: Tensor, draws: Draws, member: int
     ) -> None:
-        parts = [x] if x.ndim == 1 else x.split(max(1, BLOCK // len(fillers)), dim=1 - dim)
-        shapes = [(*part.shape[:dim], len(fillers), *part.shape[dim + 1 :]) for part in parts]
+        def put(part: Tensor, numbers: Tensor) -> None:
+            part.index_copy_(dim, fillers, numbers.mul_(std))
 
-        def put(index: int, numbers: Tensor) -> None:
-            parts[index].index_copy_(dim, fillers, numbers.to(x).mul_(std))
-
-        draws.blocks(shapes, "filler", self.key, member, put)
+        draws.blocks(x, dim, len(fillers), "filler", self.key, member, put)
 
     def _fillers(self, x: Tensor) -> Tensor:
         return self.channels.is_filler.nonzero().squeeze(1).to(x.device)

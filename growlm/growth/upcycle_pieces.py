@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
-from growlm.growth.draws import BLOCK, Draws
+from growlm.growth.draws import Draws
 from growlm.growth.factors import DimFactors, Factors
 
 
@@ -79,15 +79,11 @@ class Redraw:
         dim = self.dim - 1
         old = expert.index_select(dim, units)
         std, mean = old.std(correction=0), old.mean()
-        is_bias = expert.ndim == 1
-        parts = [expert] if is_bias else expert.split(max(1, BLOCK // len(units)), dim=1 - dim)
-        shapes = [(*part.shape[:dim], len(units), *part.shape[dim + 1 :]) for part in parts]
 
-        def put(index: int, numbers: Tensor) -> None:
-            new = numbers.to(expert).mul_(std).add_(mean)
-            parts[index].index_copy_(dim, units, new)
+        def put(part: Tensor, numbers: Tensor) -> None:
+            part.index_copy_(dim, units, numbers.mul_(std).add_(mean))
 
-        draws.blocks(shapes, "redrawn", self.key, member, put)
+        draws.blocks(expert, dim, len(units), "redrawn", self.key, member, put)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """As it was: the second moment of a re-drawn unit is a better guess than none."""

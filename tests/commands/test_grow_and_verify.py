@@ -116,7 +116,7 @@ def test_the_standalone_suite(run):
 def test_the_standalone_suite_notices(run, monkeypatch):
     from growlm.growth.pieces import Split
 
-    monkeypatch.setattr(Split, "scale_weight", lambda self, x: x)
+    monkeypatch.setattr(Split, "share_exponent", lambda self, power: 0)
     code, out, _ = run(verify_command)
     assert code == 1
     assert "not as expected" in out

@@ -16,6 +16,7 @@ from growlm.growth import (
     grow,
     plan_growth,
 )
+from growlm.growth import draws as draws_module
 from growlm.growth.engine import derive, table_of
 from growlm.model import TransformerLM
 
@@ -133,16 +134,12 @@ def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
 def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
     def drawn(threads):
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        shapes = [(3, 4)] * 7 + [(2, 4)]
-        parts = [None] * len(shapes)
-
-        def keep(index, numbers):
-            parts[index] = numbers.clone()
-
+        monkeypatch.setattr(draws_module, "BLOCK", 12)
+        out = torch.zeros(23, 4)
         draws = Draws(0)
-        draws.blocks(shapes, "noise", (0, "up"), 0, keep)
+        draws.blocks(out, 1, 4, "noise", (0, "up"), 0, lambda part, numbers: part.copy_(numbers))
         draws.end_threads()
-        return torch.cat(parts)
+        return out
 
     one = drawn(1)
     assert one.shape == (23, 4)

@@ -68,7 +68,7 @@ def test_accumulated_passes_are_one_step(tmp_path):
 
 
 def test_a_growth_that_loses_something_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(Split, "scale_weight", lambda self, x: x)
+    monkeypatch.setattr(Split, "share_exponent", lambda self, power: 0)
     with pytest.raises(GrowthError, match="functional"):
         tiny_run(tmp_path / "run")
     boundaries = json.loads((tmp_path / "run" / "boundaries.json").read_text())
