@@ -108,16 +108,6 @@ class ChannelMap:
         """Of any channel."""
         return int(self.copies().max())
 
-    @cached_property
-    def source_shares(self) -> Tensor | None:
-        """(old size,), the share of each copy of a channel where all its copies have the same; else None."""
-        if not self.is_even:
-            return None
-        shares = torch.zeros(self.old_size, dtype=self.shares.dtype)
-        copied = ~self.is_filler
-        shares[self.source[copied]] = self.shares[copied]
-        return shares
-
     def twins(self) -> Tensor:
         """(pairs, 2): every further copy of a channel beside its first copy."""
         first = torch.full((self.old_size,), FILLER)
@@ -161,6 +151,12 @@ class ChannelMap:
         return out
 
     @cached_property
+    def filler_runs(self) -> list[tuple[int, ...]]:
+        """(first, how many before it, how many) of neighbouring fillers."""
+        fillers = self.is_filler.nonzero().squeeze(1)
+        return runs_of(fillers, torch.arange(len(fillers)))
+
+    @cached_property
     def _copied_runs(self) -> list[tuple[int, ...]]:
         copied = (~self.is_filler).nonzero().squeeze(1)
         return runs_of(copied, self.source[copied])
@@ -185,19 +181,43 @@ MOST_RUNS = 256
 """Copying run by run is several times faster than gathering, unless there are very many."""
 
 
-def select_along(tensor: Tensor, maps: Mapping[int, ChannelMap]) -> Tensor:
-    """`ChannelMap.select` along several dimensions at once, which writes every entry once. A new tensor."""
+def select_along(
+    tensor: Tensor, maps: Mapping[int, ChannelMap], factors: Mapping[int, Tensor] | None = None
+) -> Tensor:
+    """`ChannelMap.select` along several dimensions at once, which writes every entry once. A new tensor.
+
+    Args:
+        tensor: The old one.
+        maps: By dimension.
+        factors: By dimension, each (new size,): what the new entries are multiplied by.
+    """
+    factors = {dim: along(vector, dim, tensor) for dim, vector in (factors or {}).items()}
     if math.prod(len(channels.runs) for channels in maps.values()) > MOST_RUNS:
         for dim, channels in maps.items():
             tensor = tensor.index_select(dim, channels.source.clamp(min=0).to(tensor.device))
+        for factor in factors.values():
+            tensor.mul_(factor)
         return tensor
     shape = list(tensor.shape)
     for dim, channels in maps.items():
         shape[dim] = channels.new_size
     out = tensor.new_empty(shape)
     for runs in product(*(channels.runs for channels in maps.values())):
-        to, of = out, tensor
+        to, of, times = out, tensor, []
         for dim, (new, old, size) in zip(maps, runs, strict=True):
             to, of = to.narrow(dim, new, size), of.narrow(dim, old, size)
-        to.copy_(of)
+            times += [factors[dim].narrow(dim, new, size)] if dim in factors else []
+        if times:
+            torch.mul(of, times[0], out=to)
+        else:
+            to.copy_(of)
+        for factor in times[1:]:
+            to.mul_(factor)
     return out
+
+
+def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
+    """`vector` shaped to multiply `x` along `dim`, in x's precision."""
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    return vector.to(device=x.device, dtype=x.dtype).view(shape)

@@ -180,7 +180,9 @@ class GrowthMap:
         for name, step in later.tensors.items():
             if step.source is not None:
                 before = self.tensors[step.source]
-                step = TensorMap(before.source, step.shape, before.pieces + step.pieces)
+                begins_anew = any(isinstance(piece, FillWhole) for piece in step.pieces)
+                pieces = step.pieces if begins_anew else before.pieces + step.pieces
+                step = TensorMap(before.source, step.shape, pieces)
             tensors[name] = step
         axes = dict(self.axes)
         for axis, channels in later.axes.items():

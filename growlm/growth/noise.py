@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.growth.channels import ChannelMap, runs_of
+from growlm.growth.channels import ChannelMap, along, runs_of
 from growlm.growth.draws import Draws
 from growlm.growth.factors import Factors
-from growlm.growth.pieces import along, matrix_std
+from growlm.growth.pieces import matrix_std
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Noise:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Add the noise."""
+        if self.channels.most_copies < 2:
+            return x
         own = matrix_std(x)
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
@@ -56,8 +58,6 @@ class Noise:
         """Add noise to a matrix, or over the members of a stack (`dim` 0), block by block."""
         pairs = self.channels.twins() if self.channels.most_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
-        if not count:
-            return
         runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
         if pairs is not None and sigma.ndim:  # of each member of a stack
             sigma = sigma[pairs[:, 0]]

@@ -51,45 +51,39 @@ def chain_moment(pieces: Sequence[Piece], x: Tensor, power: int) -> Tensor:
 
 
 def _groups(pieces: Sequence[Piece]) -> Iterator[Piece | list[Selection]]:
-    """Neighbours that select along different dimensions together, to be done in one pass; others alone."""
+    """The pieces in order, but selections along different dimensions together, to be done in one pass.
+
+    Zeros and means along one dimension are the same after a selection along another, so they wait for it.
+    """
     group: list[Selection] = []
+    fills: list[Fill] = []
     for piece in pieces:
-        if isinstance(piece, Selection) and not piece.inserts:
-            if piece.dim in [other.dim for other in group]:
-                yield group
-                group = []
-            group.append(piece)
+        selection = piece if isinstance(piece, Selection) and not piece.inserts else None
+        if group and isinstance(piece, Fill) and piece.kind != "random":
+            fills.append(piece)
             continue
-        if group:
+        dims = {other.dim for other in group} | {other.dim for other in fills}
+        if group and (selection is None or selection.dim in dims):
             yield group
-            group = []
-        yield piece
+            yield from fills
+            group, fills = [], []
+        if selection is None:
+            yield piece
+        else:
+            group.append(selection)
     if group:
         yield group
+        yield from fills
 
 
 def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
     """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0)."""
-    uneven: list[tuple[Selection, int]] = []
+    factors = {}
     for piece in pieces:
         x = x.unsqueeze(piece.dim) if piece.inserts else x
-        exponent = piece.share_exponent(power)
-        shares = piece.channels.source_shares
-        if exponent and shares is None:
-            uneven.append((piece, exponent))
-        elif exponent and shares is not None:  # before copying there are fewer entries to multiply
-            x = x * along(shares**exponent, piece.dim, x)
-    x = select_along(x, {piece.dim: piece.channels for piece in pieces})
-    for piece, exponent in uneven:
-        x.mul_(along(piece.channels.shares**exponent, piece.dim, x))
-    return x
-
-
-def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
-    """`vector` shaped to multiply `x` along `dim`, in x's precision."""
-    shape = [1] * x.ndim
-    shape[dim] = -1
-    return vector.to(device=x.device, dtype=x.dtype).view(shape)
+        if exponent := piece.share_exponent(power):
+            factors[piece.dim] = piece.channels.shares**exponent
+    return select_along(x, {piece.dim: piece.channels for piece in pieces}, factors)
 
 
 @dataclass(frozen=True)
@@ -171,17 +165,14 @@ class Fill:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Fill."""
-        fillers = self._fillers(x)
-        if self.kind == "zero":
-            return x.index_fill_(self.dim, fillers, 0.0)
-        if self.kind == "mean":
-            return self._put_mean(x, fillers)
+        if self.kind != "random":
+            return self._put(x, None if self.kind == "zero" else self._mean(x))
         std = matrix_std(x.narrow(self.dim, 0, self.channels.old_size)).to(x)
         if x.ndim < 3:
-            self._draw(x, self.dim, fillers, std, draws, 0)
+            self._draw(x, self.dim, std, draws, 0)
         else:
             for member, matrix in enumerate(x):
-                self._draw(matrix, self.dim - 1, fillers, std[member].squeeze(), draws, member)
+                self._draw(matrix, self.dim - 1, std[member].squeeze(), draws, member)
         return x
 
     def moment(self, x: Tensor, power: int) -> Tensor:
@@ -190,31 +181,30 @@ class Fill:
         PyTorch keeps one step count per tensor, so a second moment of zero in a tensor with a past gets no
         bias correction and its first updates reach several times the learning rate.
         """
-        fillers = self._fillers(x)
-        if power == 1:
-            return x.index_fill_(self.dim, fillers, 0.0)
-        return self._put_mean(x, fillers)
+        return self._put(x, None if power == 1 else self._mean(x))
 
     def factors(self, factors: Factors) -> Factors:
         """Fillers have none already."""
         return factors
 
-    def _draw(
-        self, x: Tensor, dim: int, fillers: Tensor, std: Tensor, draws: Draws, member: int
-    ) -> None:
+    def _draw(self, x: Tensor, dim: int, std: Tensor, draws: Draws, member: int) -> None:
+        runs = self.channels.filler_runs
+
         def put(part: Tensor, numbers: Tensor) -> None:
-            part.index_copy_(dim, fillers, numbers.mul_(std))
+            for new, start, size in runs:
+                torch.mul(numbers.narrow(dim, start, size), std, out=part.narrow(dim, new, size))
 
-        draws.blocks(x, dim, len(fillers), "filler", self.key, member, put)
+        count = sum(size for *_, size in runs)
+        draws.blocks(x, dim, count, "filler", self.key, member, put)
 
-    def _fillers(self, x: Tensor) -> Tensor:
-        return self.channels.is_filler.nonzero().squeeze(1).to(x.device)
+    def _put(self, x: Tensor, value: Tensor | None) -> Tensor:
+        for new, _, size in self.channels.filler_runs:
+            fillers = x.narrow(self.dim, new, size)
+            fillers.zero_() if value is None else fillers.copy_(value)
+        return x
 
-    def _put_mean(self, x: Tensor, fillers: Tensor) -> Tensor:
-        mean = x.narrow(self.dim, 0, self.channels.old_size).mean(dim=self.dim, keepdim=True)
-        shape = list(x.shape)
-        shape[self.dim] = len(fillers)
-        return x.index_copy_(self.dim, fillers, mean.expand(shape).contiguous())
+    def _mean(self, x: Tensor) -> Tensor:
+        return x.narrow(self.dim, 0, self.channels.old_size).mean(dim=self.dim, keepdim=True)
 
 
 @dataclass(frozen=True)
