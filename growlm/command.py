@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm.config.load import explain
-from growlm.errors import UserError
+from growlm.errors import RunError, UserError
 
 FREE_TEXT = (
     "callbacks.sample_prompt",
@@ -27,6 +27,7 @@ FREE_TEXT = (
     "new",
     "old",
     "out",
+    "resume",
     "run_dir",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
@@ -71,6 +72,9 @@ def run_command(body: Callable[[], int]) -> int:
         return complain(error)
     except (HydraException, OmegaConfBaseException) as error:
         return complain(explain(error))
+    except RunError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

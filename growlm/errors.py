@@ -1,7 +1,9 @@
-"""The one error that is the user's to mend."""
+"""Errors that are told in words: what the user asked for, and what the machine could not do."""
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import Any
 
 
@@ -21,3 +23,23 @@ class UserError(ValueError):
     def under(self, prefix: str) -> UserError:
         """The same error with `prefix` before its key."""
         return UserError(f"{prefix}.{self.key}", self.value, self.allowed)
+
+
+class RunError(RuntimeError):
+    """The run cannot go on, and it is nothing that was asked for. Commands print it and exit with 1."""
+
+
+class DiskError(RunError):
+    """A file or folder could not be written.
+
+    Args:
+        path: Which.
+        error: The system's.
+        missing: Bytes that were still to be written, where that is known.
+    """
+
+    def __init__(self, path: Path, error: OSError, missing: int | None = None) -> None:
+        self.path, self.missing = path, missing
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        still = f", {missing:,} bytes were still to be written" if is_full and missing else ""
+        super().__init__(f"cannot write {path}: {error.strerror or error}{still}")

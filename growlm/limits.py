@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from growlm.errors import UserError
 
@@ -38,6 +38,19 @@ def check_limits(instance: Any, prefix: str = "") -> None:
         if "limits" in field.metadata:
             _check_value(path, value, *field.metadata["limits"])
         _descend(path, value)
+
+
+def check_types(instance: Any) -> None:
+    """Check that every field of a flat dataclass, read from a file, has the type that it declares.
+
+    Raises:
+        UserError: For the first one that has not.
+    """
+    for name, declared in get_type_hints(type(instance)).items():
+        value = getattr(instance, name)
+        fits = type(value) is declared or (declared is float and type(value) is int)
+        if not fits:
+            raise UserError(name, repr(value), f"must be of type {declared.__name__}")
 
 
 def _descend(path: str, value: Any) -> None:

@@ -75,20 +75,19 @@ def _compose_first_job() -> None:
 def run_job(composed: DictConfig, sweep_folder: Path | None) -> int:
     """Check one composed config and run it, in a sweep inside the sweep's folder."""
     config = typed_config(composed)
-    from growlm.training import (
-        GrowthError,
-        Interrupted,
-        run_plan,
-    )  # Lightning takes seconds to import
+    if sweep_folder is not None and config.resume is not None:
+        raise UserError("resume", config.resume, "is for a single run, not for a sweep")
+    # Lightning takes seconds to import.
+    from growlm.training import Interrupted, run_plan
+    from growlm.training.resuming import settings_of
 
     try:
-        run_plan(_placed(config, HydraConfig.get(), sweep_folder))
-    except GrowthError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as signal:
-        print(signal, file=sys.stderr)
-        return signal.code
+        settings = HydraConfig.get()
+        config = settings_of(config, settings.overrides.task)
+        run_plan(_placed(config, settings, sweep_folder))
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.code
     return 0
 
 

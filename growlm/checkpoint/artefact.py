@@ -1,7 +1,7 @@
-"""A model's folder: `config.json`, `model.safetensors`, and `optimizer.safetensors` where it is kept.
+"""A model's folder: `config.json`, `model.safetensors`, `optimizer.safetensors` where it is kept, `manifest.json`.
 
-Written beside its place and renamed into it, so that a folder of that name is always whole; `config.json` comes
-last, so that what is beside its place never loads.
+Written beside its place and renamed into it, so that a folder of that name is always whole; the manifest has
+every file's checksum, and what disagrees with it does not load.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, flush, write_tensors
-from growlm.errors import UserError
+from growlm.errors import DiskError, UserError
 from growlm.growth.optimizer_state import State
+from growlm.limits import check_types
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
@@ -44,43 +47,58 @@ def save_model(
 
     Raises:
         FileExistsError: If the folder exists.
-        OSError: If it cannot be written; nothing is left behind.
+        DiskError: If it cannot be written; nothing is left behind.
     """
-    with new_folder(folder) as partial:
-        weights = dict(model.state_dict())
-        entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in weights.items()]
-        write_tensors(partial, WEIGHTS, entries, weights.__getitem__)
+    with new_folder(folder) as (partial, digests):
+        digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
         if states is not None:
-            flat = {
-                f"{name}.{key}": t for name, state in states.items() for key, t in state.items()
-            }
-            entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in flat.items()]
-            write_tensors(partial, OPTIMIZER, entries, flat.__getitem__)
+            digests |= write_named(partial, OPTIMIZER, flat_states(states))
         write_config(partial, model.config, record)
 
 
+def write_named(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """`write_tensors` for tensors that are there already."""
+    entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    return write_tensors(folder, stem, entries, tensors.__getitem__)
+
+
+def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
+    """The optimizer's state as it is named in files: `parameter.entry`."""
+    return {f"{name}.{entry}": t for name, state in states.items() for entry, t in state.items()}
+
+
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
+
+    Yields:
+        The folder while it has another name, and the checksums of its files, for those who know some.
 
     Raises:
         FileExistsError: If the name is taken.
+        DiskError: If something cannot be written.
     """
     if folder.exists():
         raise FileExistsError(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     made = [parent for parent in partial.parents if not parent.exists()]
-    partial.mkdir(parents=True)
+    digests: dict[str, str] = {}
     try:
-        yield partial
+        partial.mkdir(parents=True)
+        yield partial, digests
+        write_manifest(partial, digests)
         for path in partial.iterdir():
             flush(path)
         partial.rename(folder)
-    except BaseException:
+        flush(folder.parent)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
-            parent.rmdir()
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise DiskError(folder, error) from error
         raise
 
 
@@ -101,14 +119,17 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
         UserError: If the folder is no checkpoint of ours.
     """
     path = folder / CONFIG_NAME
+    if path.exists() and (folder / MANIFEST).exists():
+        check_manifest(folder, key, [CONFIG_NAME])
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(key, folder, f"no readable {CONFIG_NAME} there") from error
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise UserError(key, folder, f"{CONFIG_NAME} is not of format {FORMAT}")
     try:
         config = ModelConfig(**record.pop("model"))
+        check_types(config)
         config.validate()
     except (KeyError, TypeError, UserError) as error:
         raise UserError(key, folder, f"{CONFIG_NAME} describes no model: {error}") from error
@@ -126,19 +147,39 @@ def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, di
         UserError: If the folder is no checkpoint of ours, or weights and config do not agree.
     """
     config, record = read_config(folder, key)
+    return read_model(config, TensorFiles(folder, WEIGHTS, key)), record
+
+
+def read_model(config: ModelConfig, files: TensorFiles, in_memory: bool = False) -> TransformerLM:
+    """A model of this config with these weights.
+
+    Args:
+        config: Checked.
+        files: Of the weights.
+        in_memory: Copy the weights at once, so that nothing stays mapped from the files.
+
+    Raises:
+        UserError: If weights and config do not agree.
+    """
     with torch.device("meta"):
         model = TransformerLM(config)
-    files = TensorFiles(folder, WEIGHTS, key)
-    check_shapes(files, {n: tuple(t.shape) for n, t in model.state_dict().items()}, key)
-    model.load_state_dict({name: files.read(name) for name in files.names}, assign=True)
-    return model, record
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    check_shapes(files, shapes, files.key)
+    read = {name: files.read(name) for name in files.names}
+    weights = {name: t.clone() if in_memory else t for name, t in read.items()}
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def load_states(folder: Path) -> dict[str, State]:
     """The optimizer's state by parameter name; empty if it was not kept."""
     if not TensorFiles.exist(folder, OPTIMIZER):
         return {}
-    files = TensorFiles(folder, OPTIMIZER)
+    return read_states(TensorFiles(folder, OPTIMIZER))
+
+
+def read_states(files: TensorFiles) -> dict[str, State]:
+    """The optimizer's state by parameter name."""
     states: dict[str, State] = {}
     for full_name in files.names:
         name, _, entry = full_name.rpartition(".")

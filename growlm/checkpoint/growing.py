@@ -78,15 +78,15 @@ def grow_checkpoint(
         progress(done, total)
 
     draws = Draws(seed, boundary_index)
-    with new_folder(target) as partial, torch.no_grad():
+    with new_folder(target) as (partial, digests), torch.no_grad():
 
         def make(name: str) -> Tensor:
             tensor_map = growth_map.tensors[name]
             return tensor_map.weight(weights.read(tensor_map.source or weights.names[0]), draws)
 
-        write_tensors(partial, WEIGHTS, entries, make, count)
+        digests |= write_tensors(partial, WEIGHTS, entries, make, count)
         if states is not None:
-            write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
+            digests |= write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
         grown_from = {"operators": operators_as_data(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})

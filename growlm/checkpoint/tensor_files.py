@@ -6,6 +6,7 @@ the header is known before the first tensor is made, so files are written as the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,21 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from growlm.errors import UserError
+from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json
+from growlm.errors import DiskError, UserError
 
 SHARD_BYTES = 5 * 10**9
+_INDEX = ".safetensors.index.json"
 TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
+    torch.uint8: "U8",
 }
 
 
@@ -53,7 +56,7 @@ def write_tensors(
     entries: Sequence[Entry],
     make: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda written: None,
-) -> None:
+) -> dict[str, str]:
     """Write tensors, each made when its turn comes and written while the next one is made.
 
     Args:
@@ -63,10 +66,14 @@ def write_tensors(
         make: The tensor of a name, of the entry's type and shape.
         progress: Called with the bytes of each tensor that has been handed over.
 
+    Returns:
+        The SHA-256 of every file of tensors, by its name.
+
     Raises:
-        OSError: If a file cannot be written.
+        DiskError: If a file cannot be written.
     """
     shards = _into_shards(entries)
+    digests = {}
     names = [
         f"{stem}.safetensors"
         if len(shards) == 1
@@ -74,23 +81,24 @@ def write_tensors(
         for number in range(1, len(shards) + 1)
     ]
     for file_name, shard in zip(names, shards, strict=True):
-        with (folder / file_name).open("wb") as file, ThreadPoolExecutor(1) as writer:
-            _write_header(file, shard)
-            pending = None
+        header = _header(shard)
+        size = len(header) + sum(entry.nbytes for entry in shard)
+        with _DigestedFile(folder / file_name, size) as file, ThreadPoolExecutor(1) as writer:
+            pending = writer.submit(file.write, header)
             for entry in shard:
                 tensor = _checked(make(entry.name), entry)
-                if pending is not None:
-                    pending.result()
-                pending = writer.submit(_write_bytes, file, tensor)
+                pending.result()
+                pending = writer.submit(file.write, _bytes_of(tensor))
                 del tensor
                 progress(entry.nbytes)
-            if pending is not None:
-                pending.result()
+            pending.result()
+        digests[file_name] = file.digest.hexdigest()
     if len(shards) > 1:
         places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
         total = sum(entry.nbytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}{_INDEX}").write_text(json.dumps(index, indent=2) + "\n")
+    return digests
 
 
 def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -105,7 +113,50 @@ def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
     return shards
 
 
-def _write_header(file: BinaryIO, entries: Sequence[Entry]) -> None:
+class _DigestedFile:
+    """A file that is written once, from its beginning to its end, and its checksum.
+
+    Args:
+        path: Of the file.
+        size: Bytes that will be written.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self.digest = hashlib.sha256()
+        self._written = 0
+
+    def __enter__(self) -> _DigestedFile:
+        with self._explained():
+            self._file = self.path.open("wb", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Append.
+
+        Raises:
+            DiskError: If not all of it could be written.
+        """
+        self.digest.update(data)
+        rest = memoryview(data)
+        while len(rest):
+            with self._explained():
+                written = self._file.write(rest)
+            self._written += written
+            rest = rest[written:]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DiskError(self.path, error, self.size - self._written) from error
+
+
+def _header(entries: Sequence[Entry]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
@@ -118,11 +169,11 @@ def _write_header(file: BinaryIO, entries: Sequence[Entry]) -> None:
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    return struct.pack("<Q", len(text)) + text
 
 
-def _write_bytes(file: BinaryIO, tensor: Tensor) -> None:
-    file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _checked(tensor: Tensor, entry: Entry) -> Tensor:
@@ -140,13 +191,16 @@ class TensorFiles:
         key: What the user calls the folder, for messages.
 
     Raises:
-        UserError: If the files are missing or damaged.
+        UserError: If the files are missing, or damaged: compared with the folder's manifest, if it has one.
     """
 
     def __init__(self, folder: Path, stem: str, key: str = "checkpoint") -> None:
         self.folder, self.stem, self.key = folder, stem, key
         self._file_of: dict[str, Path] = {}
-        for file in self._files():
+        files = self._files()
+        if (folder / MANIFEST).exists():
+            check_manifest(folder, key, [file.name for file in files])
+        for file in files:
             with self._open(file) as opened:
                 self._file_of |= dict.fromkeys(opened.keys(), file)
 
@@ -164,8 +218,13 @@ class TensorFiles:
         """Type and shape of a tensor."""
         with self._open(self._file_of[name]) as opened:
             view = opened.get_slice(name)
-            dtype = next(t for t, text in TYPE_NAMES.items() if text == view.get_dtype())
-            return Entry(name, dtype, tuple(view.get_shape()))
+            dtypes = [t for t, text in TYPE_NAMES.items() if text == view.get_dtype()]
+            if not dtypes:
+                allowed = (
+                    f"{name} is of type {view.get_dtype()}, known: {', '.join(TYPE_NAMES.values())}"
+                )
+                raise UserError(self.key, self._file_of[name], allowed)
+            return Entry(name, dtypes[0], tuple(view.get_shape()))
 
     def read(self, name: str) -> Tensor:
         """A tensor, mapped from its file for as long as it lives."""
@@ -180,11 +239,14 @@ class TensorFiles:
         if single.is_file():
             return [single]
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             allowed = f"neither {single.name} nor a readable {index.name} there"
             raise UserError(self.key, self.folder, allowed) from error
-        return [self.folder / name for name in sorted(names)]
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise UserError(self.key, index, f"names {name!r}, which is no file of its folder")
+        return [self.folder / name for name in names]
 
     @contextmanager
     def _open(self, file: Path) -> Iterator[safe_open]:
@@ -194,9 +256,6 @@ class TensorFiles:
             raise UserError(self.key, file, f"cannot be read: {error}") from error
         with opened as tensors:
             yield tensors
-
-
-_INDEX = ".safetensors.index.json"
 
 
 def flush(path: Path) -> None:

@@ -18,6 +18,7 @@ from growlm.growth.grow import Operator
 from growlm.limits import check_limits
 from growlm.model.config import ModelConfig
 
+MAX_TIME = re.compile(r"\d{1,4}(:\d{1,4}){3}")
 ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -39,6 +40,7 @@ def check_config(config: RunConfig) -> None:
     if config.data.source == "text" and not config.data.path:
         raise UserError("data.path", config.data.path, "data=text needs a file, a folder or a glob")
     _check_optimizer(config.optimizer)
+    _check_max_time(config.trainer.max_time)
     if not config.phases:
         raise UserError("phases", "{}", "a plan needs at least one phase")
     names: dict[str, str] = {}
@@ -112,6 +114,11 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
         )
     for index, spec in enumerate(phase.grow):
         chosen_operator(spec, f"{path}.grow.{index}")
+
+
+def _check_max_time(max_time: str | None) -> None:
+    if max_time is not None and not MAX_TIME.fullmatch(max_time):
+        raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, as 00:11:30:00")
 
 
 def _check_optimizer(settings: OptimizerConfig) -> None:

@@ -121,6 +121,12 @@ class TrainerConfig:
     compile: bool = False
     """Compile the blocks of every phase's model (`torch.compile`) at its first step, which takes from seconds to
     minutes, and on a CPU a C++ compiler. Validation, checks and samples run uncompiled."""
+    on_nonfinite: str = field(default="stop", metadata=limits(choices=("stop", "skip")))
+    """Where the loss or a gradient is NaN or infinite: `stop` the run, which can be resumed from before, or `skip`
+    the step, at most ten in a row; the history tells of each. A weight that is not finite always stops it."""
+    max_time: str | None = None
+    """`DD:HH:MM:SS` from the run's start, or from its resuming, after which it writes its state and ends with exit
+    code 0; None for no limit."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))
@@ -184,6 +190,10 @@ class CheckpointConfig:
     save_optimizer: bool = False
     """Artefacts of finished phases keep the optimizer's state, which `growlm.grow` then grows along; with AdamW
     that is twice the model's size more."""
+    every_minutes: float = field(default=10.0, metadata=limits(minimum=0.0))
+    """Minutes between states that the run can be resumed from; one more at every boundary. 0 for none by time."""
+    every_steps: int = field(default=0, metadata=limits(minimum=0))
+    """Likewise steps of the run; 0 for none by steps."""
 
 
 @dataclass
@@ -254,6 +264,9 @@ class RunConfig:
     """Tokens of a training sequence."""
     run_dir: str | None = None
     """Where the run leaves its files; None for outputs/<date>/<time>_<name>_<seed>."""
+    resume: str | None = None
+    """Folder of a stopped run to go on with. `auto`: the newest unfinished run with these settings, in `run_dir`
+    or below outputs/, or a new run if there is none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The first phase's model."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -78,6 +78,11 @@ class ConsoleReporter(RunListener):
             say(f"  Inactive parameters  {millions(parameters.inactive):>12}  {idle}")
             say(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
 
+    def run_resumed(self, phase: str, step: int, steps: int) -> None:
+        """A line."""
+        where = f"[bold]{escape(phase)}[/] after step {step:,} of {steps:,}"
+        self.console.print(f"Going on with {where}")
+
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """Move the bar."""
         if self.console.is_terminal:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+from growlm.errors import DiskError, UserError
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
 
@@ -15,14 +20,35 @@ class HistoryFiles(RunListener):
 
     Args:
         run_dir: Exists.
+        position: Of the history, from `position`, to go on from: what was written after it is cut off.
+        boundaries: That were passed before it.
+
+    Raises:
+        UserError: If the history up to there is not what was written.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        position: dict[str, Any] | None = None,
+        boundaries: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.run_dir = run_dir
-        self.boundaries: list[dict[str, Any]] = []
+        self.boundaries = list(boundaries)
         folder = run_dir / "checkpoints"
         folder.mkdir(exist_ok=True)
-        self.history: TextIO = (folder / "training_history.jsonl").open("a", buffering=1)
+        self.path = folder / "training_history.jsonl"
+        self._digest = hashlib.sha256()
+        if position is None:
+            (run_dir / "boundaries.json").unlink(missing_ok=True)
+        else:
+            self._cut_back_to(position)
+        self.history: BinaryIO = self.path.open("ab" if position else "wb")
+
+    def position(self) -> dict[str, Any]:
+        """Where the history stands: bytes on disk, and their checksum."""
+        os.fsync(self.history.fileno())
+        return {"bytes": self.history.tell(), "sha256": self._digest.hexdigest()}
 
     def phase_started(self, start: PhaseStart) -> None:
         """An event line."""
@@ -69,12 +95,35 @@ class HistoryFiles(RunListener):
         """Close the history."""
         self.history.close()
 
+    def _cut_back_to(self, position: dict[str, Any]) -> None:
+        size, text = position["bytes"], b""
+        with suppress(OSError):
+            text = self.path.read_bytes()[:size]
+        self._digest.update(text)
+        if len(text) != size or self._digest.hexdigest() != position["sha256"]:
+            raise UserError(
+                "resume", self.path, f"its first {size:,} bytes are not what was written"
+            )
+        os.truncate(self.path, size)
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+
     def _write(self, record: dict[str, Any]) -> None:
-        self.history.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            self.history.write(line)
+            self.history.flush()
+        except OSError as error:
+            raise DiskError(self.path, error, len(line)) from error
+        self._digest.update(line)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole: beside its place, then renamed."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.rename(path)
+    text = json.dumps(value, indent=2) + "\n"
+    try:
+        partial.write_text(text)
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DiskError(path, error, len(text)) from error

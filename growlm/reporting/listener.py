@@ -16,6 +16,9 @@ class RunListener:
     def phase_started(self, start: PhaseStart) -> None:
         """Before the first step of a phase, after its boundary."""
 
+    def run_resumed(self, phase: str, step: int, steps: int) -> None:
+        """The run goes on after so many steps of a phase."""
+
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """A model has grown and was checked; it may have failed (`boundary.report`)."""
 

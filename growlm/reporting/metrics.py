@@ -39,10 +39,12 @@ class MetricLogger(RunListener):
 
     Args:
         logger: Any of Lightning's.
+        rows: How many rows it has had, where a run goes on.
     """
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(self, logger: Logger, rows: int = 0) -> None:
         self.logger = logger
+        self.rows = rows
         self.last: Row = {
             "global_step": 0,
             "tokens": 0,
@@ -115,4 +117,10 @@ class MetricLogger(RunListener):
             self.logger.experiment.finish(exit_code=int(failed))
 
     def _log(self, metrics: dict[str, float]) -> None:
-        self.logger.log_metrics(metrics, step=int(self.last["global_step"]))
+        step = int(self.last["global_step"])
+        if isinstance(self.logger, WandbLogger):
+            # With W&B's own step, so that it drops what a run logged before it was killed and logs again.
+            self.logger.experiment.log({**metrics, "trainer/global_step": step}, step=self.rows)
+        else:
+            self.logger.log_metrics(metrics, step=step)
+        self.rows += 1

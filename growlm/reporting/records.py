@@ -67,6 +67,13 @@ class BoundaryRecord:
             "seconds": self.seconds,
         }
 
+    @staticmethod
+    def from_saved(saved: dict[str, Any]) -> BoundaryRecord:
+        """From `dataclasses.asdict`, through JSON."""
+        report = dict(saved["report"])
+        report["checks"] = {name: _check(check) for name, check in report["checks"].items()}
+        return BoundaryRecord(**{**saved, "report": GrowthReport(**report)})
+
     @property
     def findings(self) -> list[str]:
         """What the checks want known though nothing failed."""
@@ -107,6 +114,12 @@ class PhaseSummary:
     router_check: CheckReport | None
     """Check 5 on the phase; None for a dense model."""
 
+    @staticmethod
+    def from_saved(saved: dict[str, Any]) -> PhaseSummary:
+        """From `dataclasses.asdict`, through JSON."""
+        check = saved["router_check"]
+        return PhaseSummary(**{**saved, "router_check": None if check is None else _check(check)})
+
 
 @dataclass
 class RunSummary:
@@ -136,3 +149,7 @@ class RunSummary:
             "phases": [asdict(phase) for phase in self.phases],
             "boundaries": [boundary.to_json() for boundary in self.boundaries],
         }
+
+
+def _check(saved: dict[str, Any]) -> CheckReport:
+    return CheckReport(**{**saved, "status": Status(saved["status"])})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ class ArtefactCallback(Callback):
         self.seed, self.keeps_optimizer = seed, keeps_optimizer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`save_initial_as`."""
+        """`save_initial_as`, unless the phase is under way."""
+        assert isinstance(pl_module, PhaseStage)
+        if pl_module.first_step:
+            return
         grown_from = {
             "operators": operators_as_data(self.phase.operators),
             "seed": self.seed,
@@ -76,6 +80,24 @@ class ArtefactCallback(Callback):
         self.tell(name)
         record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
         save_model(pl_module.model, self.folder / name, record, states)
+
+
+def forget_artefacts(
+    folder: Path, phases: Sequence[PlannedPhase], unfinished: PlannedPhase | None = None
+) -> None:
+    """Remove what a run wrote after the state that it goes on from: it will write it again.
+
+    Args:
+        folder: Of all artefacts.
+        phases: That have not begun.
+        unfinished: The one that has begun, if any.
+    """
+    settings = [phase.settings for phase in phases]
+    names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
+    names += [] if unfinished is None else [unfinished.settings.save_as]
+    for name in names:
+        if name is not None:
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class SampleCallback(Callback):

@@ -7,7 +7,7 @@ grown model, and nothing private of Lightning is needed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,21 +15,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from growlm.config.schema import OptimizerConfig, VerificationConfig
+from growlm.errors import RunError
 from growlm.growth.draws import Draws
 from growlm.growth.engine import GrowthMap
+from growlm.growth.factors import Factors
 from growlm.growth.grow import apply_growth, plan_growth
 from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import grow_moments, inexact_because
 from growlm.reporting.records import BoundaryRecord
 from growlm.training.hand_off import HandOff
 from growlm.training.memory import release_memory
-from growlm.training.plan import PlannedPhase
+from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.stage import PhaseStage
 from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.verification.growth_check import detailed_growth_check
 
 
-class GrowthError(RuntimeError):
+class GrowthError(RunError):
     """A growth that claims to be lossless was not, or another check failed."""
 
 
@@ -110,21 +112,46 @@ class GrowthCallback(Callback):
         release_memory()
         with torch.no_grad():
             pl_module.starting_states = grow_moments(growth_map, self.hand_off.states, mode)
-        pl_module.scaling = self._scaling(growth_map)
+        pl_module.scaling = step_scaling(
+            self.phase, growth_map, self.hand_off.factors, self.optimizer_settings
+        )
         pl_module.model = model
 
-    def _scaling(self, growth_map: GrowthMap) -> StepScaling:
-        settings = self.optimizer_settings
-        mode = self.phase.settings.optimizer_state
-        if mode == "exact":
-            return ExactScaling(growth_map.factors(self.hand_off.factors))
-        if mode == "asymmetric":
-            beta1, beta2 = settings.beta1, settings.beta2
-            betas = None if beta1 is None or beta2 is None else (beta1, beta2)
-            return AsymmetricScaling(
-                growth_map.factors(), settings.rewarm_peak, settings.rewarm_steps, betas
-            )
+
+def scaling_of(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
+    """How the steps of a plan's phase are scaled, from the plan alone, as the phase begins with it."""
+    phase = plan.phases[index]
+    if index == 0 or phase.settings.optimizer_state not in ("exact", "asymmetric"):
         return StepScaling()
+    growth_map = plan_growth(plan.phases[index - 1].model, phase.operators)
+    factors = scaling_of(plan, index - 1, settings).lasting_factors
+    return step_scaling(phase, growth_map, factors, settings)
+
+
+def step_scaling(
+    phase: PlannedPhase,
+    growth_map: GrowthMap,
+    factors: Mapping[str, Factors],
+    settings: OptimizerConfig,
+) -> StepScaling:
+    """How a phase's steps are scaled.
+
+    Args:
+        phase: The phase.
+        growth_map: Of the boundary before it.
+        factors: The lasting ones of the phase before.
+        settings: Of the optimizer.
+    """
+    mode = phase.settings.optimizer_state
+    if mode == "exact":
+        return ExactScaling(growth_map.factors(factors))
+    if mode == "asymmetric":
+        beta1, beta2 = settings.beta1, settings.beta2
+        betas = None if beta1 is None or beta2 is None else (beta1, beta2)
+        return AsymmetricScaling(
+            growth_map.factors(), settings.rewarm_peak, settings.rewarm_steps, betas
+        )
+    return StepScaling()
 
 
 def summarise_noise(draws: Draws) -> dict[str, Any]:

@@ -15,15 +15,28 @@ from growlm.config.schema import LoggerConfig, RunConfig
 from growlm.errors import UserError
 
 
-def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
-    """One of Lightning's loggers, writing into the run's folder; None for `none`."""
+def build_logger(
+    config: RunConfig, run_dir: Path, run_id: str, first_step: int | None = None
+) -> Logger | None:
+    """One of Lightning's loggers, writing into the run's folder; None for `none`.
+
+    Args:
+        config: Of the run.
+        run_dir: Its folder.
+        run_id: W&B's name for it.
+        first_step: Of a resumed run: the step it goes on after. W&B goes on with the same run, TensorBoard hides
+            what it has of later steps, the CSV logger begins another folder.
+    """
     settings = config.logger
+    resumed = "" if first_step is None else f"_from_step_{first_step}"
     if settings.name == "wandb":
         import wandb
 
         run = wandb.init(
             project=settings.project,
             entity=settings.entity,
+            id=run_id,
+            resume="allow" if resumed else None,
             name=run_dir.name,
             group=settings.group,
             tags=[config.name, *settings.tags],
@@ -34,9 +47,10 @@ def build_logger(config: RunConfig, run_dir: Path) -> Logger | None:
         )
         return WandbLogger(experiment=run)
     if settings.name == "csv":
-        return CSVLogger(run_dir, name="", version="csv")
+        return CSVLogger(run_dir, name="", version=f"csv{resumed}")
     if settings.name == "tensorboard":
-        return TensorBoardLogger(run_dir, name="", version="tensorboard")
+        purge_step = None if first_step is None else first_step + 1
+        return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=purge_step)
     return None
 
 

@@ -56,9 +56,43 @@ class ProgressCallback(Callback):
         self._mark, self._mark_step = 0.0, 0
         self._routers: RouterMonitor | None = None
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Where the phase stands: JSON, and tensors."""
+        record = {
+            "step": self.step,
+            "validated_step": self._validated_step,
+            "first_loss": self.first_loss,
+            "final_loss": self.final_loss,
+            "initial_val_loss": self.initial_val_loss,
+            "val_loss": self.val_loss,
+            "training_seconds": self.training_seconds,
+            "seconds_since_row": time.perf_counter() - self._mark,
+            "row_step": self._mark_step,
+        }
+        if self._routers is None:
+            return record, {}
+        watch, tensors = self._routers.state()
+        return record | {"routers": watch}, tensors
+
+    def restore(
+        self, stage: PhaseStage, record: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        """Go on from what `state` gave, in place of validating what the phase begins with."""
+        self.step, self._validated_step = record["step"], record["validated_step"]
+        self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
+        self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
+        self.training_seconds = record["training_seconds"]
+        self._mark = time.perf_counter() - record["seconds_since_row"]
+        self._mark_step = record["row_step"]
+        if self.phase.model.is_moe:
+            self._routers = RouterMonitor(stage)
+            self._routers.restore(record["routers"], tensors)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate what the phase begins with, and start the clock."""
         assert isinstance(pl_module, PhaseStage)
+        if self.step:
+            return
         self._routers = RouterMonitor(pl_module) if self.phase.model.is_moe else None
         self.initial_val_loss = self._validate(trainer, pl_module)
         self._mark = time.perf_counter()
@@ -89,7 +123,8 @@ class ProgressCallback(Callback):
             rate = steps / elapsed
             row = self._counters() | {
                 "loss": loss,
-                "lr": self._lr(trainer),
+                # Not the optimizer's own: the scheduler has moved on to the next step already.
+                "lr": self.phase.settings.lr * pl_module.lr_factor(self.step - 1),
                 "grad_norm": float(pl_module.gradient_norm),  # type: ignore[arg-type]
                 "tokens_per_second": rate * self.phase.tokens_per_step,
             }
@@ -101,6 +136,8 @@ class ProgressCallback(Callback):
             self.first_loss = loss if self.step == 1 else self.first_loss
             self.final_loss = loss
             self.listener.row_logged(row)
+        if pl_module.skipped is not None:
+            self.listener.warned(self._counters(), f"step skipped: {pl_module.skipped}")
         self.listener.step_finished(self.phase.name, self.step, self.phase.steps, loss)
         if self.validate_every and self.step % self.validate_every == 0:
             self._validate(trainer, pl_module)
@@ -146,9 +183,3 @@ class ProgressCallback(Callback):
             "flops": self.flops_before + self.step * self.phase.flops_per_step,
             "time_s": time.perf_counter() - self.run_start,
         }
-
-    def _lr(self, trainer: Trainer) -> float:
-        # The scheduler has moved on to the next step already; the rate it replaced is what was used.
-        scheduler = trainer.lr_scheduler_configs[0].scheduler
-        factor = scheduler.lr_lambdas[0](self.step - 1)  # type: ignore[union-attr]
-        return self.phase.settings.lr * factor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,26 @@ class RouterMonitor:
         self._loads: Tensor | None = None
         self._tied: Tensor | None = None
         self._passes = 0
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What has been seen: JSON, and tensors."""
+        tensors = {f"routers.start.{i}": start for i, start in enumerate(self._start)}
+        sums = {"routers.loads": self._loads, "routers.tied": self._tied}
+        tensors |= {name: value for name, value in sums.items() if value is not None}
+        return {"watch": self.watch.state(), "passes": self._passes}, tensors
+
+    def restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.watch.restore(record["watch"])
+        self._passes = record["passes"]
+        device = self._start[0].device
+        self._start = [
+            tensors[f"routers.start.{i}"].to(device) for i, _ in enumerate(self._routers)
+        ]
+        self._loads, self._tied = (
+            tensors[name].to(device) if name in tensors else None
+            for name in ("routers.loads", "routers.tied")
+        )
 
     def collect(self, figures: StepFigures) -> None:
         """Add a step's figures; nothing waits for the device."""

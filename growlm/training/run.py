@@ -6,40 +6,32 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from growlm.config.build import build
-from growlm.config.checks import check_config
+from growlm.checkpoint.run_state import RunState, write_state
 from growlm.config.schema import RunConfig
-from growlm.data import (
-    PackedDataModule,
-    PackedSamples,
-    TokenizedCorpus,
-    Tokenizer,
-    find_text_files,
-    load_tokenizer,
-    prepare_data,
-)
-from growlm.errors import UserError
+from growlm.data import PackedDataModule
+from growlm.errors import RunError
+from growlm.growth.optimizer_state import State
+from growlm.model.transformer import TransformerLM
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.listener import Broadcast, RunListener
 from growlm.reporting.metrics import MetricLogger
 from growlm.reporting.plan_table import print_plan
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
-from growlm.training.calibration import Calibration, calibration
-from growlm.training.end_callback import ArtefactCallback, SampleCallback
-from growlm.training.growth_callback import GrowthCallback
+from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
+from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
-from growlm.training.hardware import Machine, find_machine, peak_flops
-from growlm.training.loggers import build_logger, check_logger
+from growlm.training.hardware import peak_flops
+from growlm.training.loggers import build_logger
 from growlm.training.memory import (
     KeepFreedMemory,
     peak_memory_bytes,
@@ -47,11 +39,14 @@ from growlm.training.memory import (
     reset_peak_memory,
     resident_memory_bytes,
 )
-from growlm.training.plan import Plan, PlannedPhase, make_plan
-from growlm.training.planner import Forecast, check_fits, forecast
+from growlm.training.plan import PlannedPhase
+from growlm.training.prepare import Prepared, extra_callbacks, prepare
 from growlm.training.progress_callback import ProgressCallback
-from growlm.training.run_dir import make_run_dir
+from growlm.training.resuming import check_circumstances, run_to_resume
+from growlm.training.run_dir import RunFolder, make_run_folder, open_run_folder
 from growlm.training.stage import PhaseStage
+from growlm.training.state_callback import RestoreCallback, StateCallback
+from growlm.training.stop import Interrupted, StopRequests
 
 
 @dataclass(frozen=True)
@@ -62,45 +57,8 @@ class RunResult:
     summary: RunSummary
 
 
-class Interrupted(Exception):  # noqa: N818 - no error
-    """A signal stopped the run.
-
-    Args:
-        code: The exit code for it: 130 after SIGINT, 143 after SIGTERM.
-    """
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-        super().__init__(f"stopped by {'SIGINT' if code == 130 else 'SIGTERM'}")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that could be known to be wrong has been looked at; nothing is written yet."""
-
-    config: RunConfig
-    plan: Plan
-    tokenizer: Tokenizer
-    train: PackedSamples
-    validation: PackedSamples
-    forecast: Forecast
-    speed: Calibration
-
-    @property
-    def machine(self) -> Machine:
-        """Where it runs."""
-        return self.forecast.machine
-
-    def probe(self) -> Tensor:
-        """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
-        settings = self.config.verification
-        count = min(settings.probe_sequences, self.validation.num_windows)
-        length = min(settings.probe_length, self.config.sequence_length)
-        return torch.stack([self.validation[i][:length] for i in range(count)])
-
-
 def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Run a plan, as the command does: prints to the console, leaves the files of a run.
+    """Run a plan, or go on with one that stopped: what the command does. Prints, and leaves the files of a run.
 
     Args:
         config: From `growlm.config.load_config`, or built by hand.
@@ -109,86 +67,62 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
     Raises:
         UserError: If something asked for is wrong; nothing was written.
         GrowthError: If a growth lost something.
+        NonFiniteError: If training met NaN or infinity.
+        DiskError: If something could not be written.
+        Interrupted: If the run was asked to stop.
     """
     console = ConsoleReporter()
-    try:
+    with ExitStack() as stack:
+        stack.callback(console.close, failed=True)
+        stopped = run_to_resume(config)
+        begun = None if stopped is None else stack.enter_context(open_run_folder(stopped))
         prepared = prepare(config, console)
-        run_dir = make_run_dir(config)
-        table = prepared.forecast.to_json(prepared.speed)
-        print_plan(console.console, table)
-        console.console.print(f"Run directory {run_dir}", markup=False, soft_wrap=True)
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        write_json(run_dir / "plan.json", table["phases"])
-        listeners: list[RunListener] = [HistoryFiles(run_dir), console]
-        logger = build_logger(config, run_dir)
-        if logger is not None:
-            listeners.append(MetricLogger(logger))
-        everyone = Broadcast(listeners)
-    except BaseException:
-        console.close(failed=True)
-        raise
+        if begun is not None:
+            check_circumstances(config, begun, prepared.circumstances)
+        elif config.resume is not None:
+            console.console.print("No unfinished run with these settings: a new one begins")
+        folder = begun or stack.enter_context(make_run_folder(config, prepared.circumstances))
+        requests = stack.enter_context(StopRequests(config.trainer.max_time))
+        try:
+            return RunResult(folder.path, _run_in(folder, prepared, callbacks, console, requests))
+        except (Interrupted, RunError):
+            how = f"python -m growlm.train resume={folder.path}"
+            console.console.print(f"To go on: {how}", markup=False, soft_wrap=True)
+            raise
+
+
+def _run_in(
+    folder: RunFolder,
+    prepared: Prepared,
+    callbacks: Sequence[Callback],
+    console: ConsoleReporter,
+    requests: StopRequests,
+) -> RunSummary:
+    config = prepared.config
+    state, damaged = folder.newest_state()
+    table = prepared.forecast.to_json(prepared.speed)
+    print_plan(console.console, table)
+    console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
+    for error in damaged:
+        text = f"warning: {error}; going on from the state before it"
+        console.console.print(text, markup=False, soft_wrap=True)
+    write_json(folder.path / "plan.json", table["phases"])
+    saved = {} if state is None else state.record["run"]
+    boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
+    history = HistoryFiles(folder.path, saved.get("history"), [b.to_json() for b in boundaries])
+    everyone = Broadcast([history, console])
     failed = True
     try:
-        result = RunResult(run_dir, _Run(prepared, run_dir, everyone, callbacks).run())
+        first_step = None if state is None else saved["global_step"]
+        logger = build_logger(config, folder.path, folder.run_id, first_step)
+        metrics = None if logger is None else MetricLogger(logger, saved.get("logged_rows", 0))
+        everyone.listeners += [] if metrics is None else [metrics]
+        run = _Run(prepared, folder, everyone, history, metrics, callbacks, requests)
+        summary = run.run(state)
         failed = False
-        return result
+        return summary
     finally:
         everyone.close(failed)
-
-
-def prepare(config: RunConfig, listener: RunListener) -> Prepared:
-    """Check everything, then read and tokenize the data.
-
-    Raises:
-        UserError: If something asked for is wrong.
-    """
-    check_config(config)
-    if config.data.source == "text":
-        find_text_files(config.data.path or "")
-    machine = find_machine(config.trainer)
-    check_logger(config.logger)
-    _extra_callbacks(config)
-    tokenizer = load_tokenizer(config.tokenizer.name)
-    plan = make_plan(config, tokenizer.vocab_size)
-    table = forecast(config, plan, machine)
-    check_fits(config, tokenizer.vocab_size, table)
-    speed = calibration(machine, lambda: listener.task_progress("measuring this machine", 0, None))
-    corpus = _read(config, tokenizer, listener)
-    length, seed = config.sequence_length, config.seed
-    return Prepared(
-        config=config,
-        plan=plan,
-        tokenizer=tokenizer,
-        train=PackedSamples(corpus.train, length, seed),
-        validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
-        forecast=table,
-        speed=speed,
-    )
-
-
-def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> TokenizedCorpus:
-    data = config.data
-    total = data.documents if data.source == "embedded" else None
-    return prepare_data(
-        source=data.source,
-        path=data.path,
-        sample_by=data.sample_by,
-        documents=data.documents,
-        seed=config.seed,
-        validation_every=data.validation_every,
-        tokenizer=tokenizer,
-        progress=lambda done: listener.task_progress("reading documents", done, total),
-    )
-
-
-def _extra_callbacks(config: RunConfig) -> list[Callback]:
-    callbacks = []
-    for name, spec in config.callbacks.extra.items():
-        callback = build(f"callbacks.extra.{name}", spec)
-        if not isinstance(callback, Callback):
-            raise UserError(f"callbacks.extra.{name}", spec["_target_"], "is no Lightning callback")
-        callbacks.append(callback)
-    return callbacks
 
 
 class _Run:
@@ -197,15 +131,18 @@ class _Run:
     def __init__(
         self,
         prepared: Prepared,
-        run_dir: Path,
+        folder: RunFolder,
         listener: RunListener,
+        history: HistoryFiles,
+        metrics: MetricLogger | None,
         callbacks: Sequence[Callback],
+        requests: StopRequests,
     ) -> None:
-        self.prepared, self.run_dir, self.listener = prepared, run_dir, listener
-        self.callbacks = callbacks
+        self.prepared, self.folder, self.listener = prepared, folder, listener
+        self.history, self.metrics = history, metrics
+        self.callbacks, self.requests = callbacks, requests
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
-        self.tokens = self.flops = 0
         self.start = time.perf_counter()
         self.peak_flops = peak_flops(prepared.machine)
         self.summary = RunSummary(
@@ -215,18 +152,44 @@ class _Run:
             precision=prepared.machine.precision,
         )
 
-    def run(self) -> RunSummary:
+    def run(self, state: RunState | None) -> RunSummary:
+        """Run every phase, or from a state on the rest of them."""
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
+        first = 0 if state is None else self._go_on_from(state)
+        if state is None:
+            forget_artefacts(self._checkpoints, self.plan.phases)
         with _quiet_lightning():
-            for phase in self.plan.phases:
-                self._run_phase(phase)
+            for phase in self.plan.phases[first:]:
+                self._run_phase(phase, state if self.hand_off is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start
         self.listener.run_finished(self.summary)
+        self.folder.remove_states()
         return self.summary
 
-    def _run_phase(self, phase: PlannedPhase) -> None:
-        phase_start = time.perf_counter()
+    def _go_on_from(self, state: RunState) -> int:
+        """Take over what is saved of the run; the phase to go on with."""
+        record, saved = state.record, state.record["run"]
+        self.start -= saved["seconds"]
+        self.summary.phases = [PhaseSummary.from_saved(p) for p in saved["phases"]]
+        self.summary.boundaries = [BoundaryRecord.from_saved(b) for b in saved["boundaries"]]
+        phase = next(p for p in self.plan.phases if p.name == record["phase"])
+        self.listener.run_resumed(phase.name, record["step"], phase.steps)
+        later = self.plan.phases[phase.index + 1 :]
+        if record["step"] < phase.steps:
+            forget_artefacts(self._checkpoints, later, unfinished=phase)
+            return phase.index
+        forget_artefacts(self._checkpoints, later)
+        scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
+        self.hand_off = HandOff(
+            phase.name, state.model(), state.optimizer_states(), scaling.lasting_factors
+        )
+        return phase.index + 1
+
+    def _run_phase(self, phase: PlannedPhase, state: RunState | None) -> None:
+        """Train a phase, from its beginning or from a state of it."""
+        saved = {"step": 0} if state is None else state.record
+        phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
         release_memory()
         reset_peak_memory()
         stage = PhaseStage(
@@ -237,24 +200,25 @@ class _Run:
             self.config.seed,
             self.config.trainer,
         )
-        data = self._data(phase)
+        data = self._data(phase, saved["step"])
         progress = self._progress_callback(phase, data)
         sample = SampleCallback(self.config.callbacks, self.prepared.tokenizer, self.config.seed)
-        growth = [self._growth_callback(phase, self.hand_off)] if self.hand_off is not None else []
+        users = extra_callbacks(self.config)
+        users |= {f"given {index}": callback for index, callback in enumerate(self.callbacks)}
         trainer = self._trainer(
             phase,
+            phase.steps - saved["step"],
             [
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
-                *growth,
-                _Announce(self._phase_start(phase), self.listener),
+                *self._beginning(phase, state, progress, users),
                 self._artefact_callback(phase),  # before the clock of `progress` starts
                 progress,
                 sample,
-                *_extra_callbacks(self.config),
-                *self.callbacks,
+                *users.values(),
+                self._state_callback(phase, progress, users, phase_start),
             ],
         )
-        _fit(trainer, stage, data)
+        trainer.fit(stage, train_dataloaders=data.train_dataloader())
         if progress.step != phase.steps:
             raise RuntimeError(
                 f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
@@ -263,9 +227,54 @@ class _Run:
         factors = stage.scaling.lasting_factors
         states = stage.final_states(trainer.optimizers[0])
         self.hand_off = HandOff(phase.name, stage.model, states, factors)
-        self.tokens += phase.steps * phase.tokens_per_step
-        self.flops += phase.steps * phase.flops_per_step
         self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
+        if phase is not self.plan.phases[-1]:
+            record = {"phase": phase.name, "step": phase.steps}
+            self._write_state(phase, phase_start, stage.model, states, record, {}, {})
+            self.requests.deferring = False
+            if (code := self.requests.asked) is not None:
+                raise Interrupted(code, f"after {phase.name}")
+
+    def _beginning(
+        self,
+        phase: PlannedPhase,
+        state: RunState | None,
+        progress: ProgressCallback,
+        users: dict[str, Callback],
+    ) -> list[Callback]:
+        """Where the phase's model comes from: a state, the phase before, or nowhere."""
+        if state is not None:
+            scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
+            return [RestoreCallback(state, scaling, progress, users)]
+        growth = [] if self.hand_off is None else [self._growth_callback(phase, self.hand_off)]
+        return [*growth, _Announce(self._phase_start(phase), self.listener)]
+
+    def _write_state(
+        self,
+        phase: PlannedPhase,
+        phase_start: float,
+        model: TransformerLM,
+        states: dict[str, State],
+        record: dict[str, Any],
+        tensors: dict[str, Tensor],
+        kept: dict[str, Any],
+    ) -> None:
+        global_step = phase.first_step + record["step"]
+        record["phase_seconds"] = time.perf_counter() - phase_start
+        record["run"] = {
+            "global_step": global_step,
+            "seconds": time.perf_counter() - self.start,
+            "phases": [asdict(summary) for summary in self.summary.phases],
+            "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
+            "history": self.history.position(),
+            "logged_rows": 0 if self.metrics is None else self.metrics.rows,
+        }
+        self.listener.task_progress("writing the state to resume from", 0, None)
+        write_state(self.folder.resume_dir, global_step, model, states, tensors, record, kept)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder.path / "checkpoints"
 
     def _finish_phase(
         self, phase: PlannedPhase, progress: ProgressCallback, sample: str, seconds: float
@@ -295,16 +304,16 @@ class _Run:
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
 
-    def _trainer(self, phase: PlannedPhase, callbacks: list[Callback]) -> Trainer:
+    def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             accelerator=self.prepared.machine.accelerator,
             devices=1,
             precision=self.prepared.machine.precision,  # type: ignore[arg-type]
-            max_steps=phase.steps,
+            max_steps=steps,
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
             callbacks=callbacks,
-            default_root_dir=self.run_dir,
+            default_root_dir=self.folder.path,
             logger=False,
             limit_val_batches=0,
             enable_checkpointing=False,  # it would hold a second copy of everything in memory
@@ -312,14 +321,14 @@ class _Run:
             enable_model_summary=False,
         )
 
-    def _data(self, phase: PlannedPhase) -> PackedDataModule:
-        batch_size = phase.settings.batch_size
+    def _data(self, phase: PlannedPhase, done: int) -> PackedDataModule:
+        """What the phase reads after `done` steps."""
         return PackedDataModule(
             self.prepared.train,
             self.prepared.validation,
-            first_sample=phase.first_sample,
-            num_batches=phase.steps * phase.settings.accumulate,
-            batch_size=batch_size,
+            first_sample=phase.first_sample + done * phase.samples_per_step,
+            num_batches=(phase.steps - done) * phase.settings.accumulate,
+            batch_size=phase.settings.batch_size,
             validation_sequences=self.config.trainer.validation_sequences,
         )
 
@@ -351,18 +360,31 @@ class _Run:
             phase,
             self.config.callbacks.log_every,
             self.listener,
-            self.tokens,
-            self.flops,
+            sum(before.steps * before.tokens_per_step for before in self._before(phase)),
+            sum(before.steps * before.flops_per_step for before in self._before(phase)),
             self.start,
             self.peak_flops,
             data.val_dataloader(),
             self.config.trainer.validate_every,
         )
 
+    def _before(self, phase: PlannedPhase) -> list[PlannedPhase]:
+        return self.plan.phases[: phase.index]
+
+    def _state_callback(
+        self,
+        phase: PlannedPhase,
+        progress: ProgressCallback,
+        users: dict[str, Callback],
+        phase_start: float,
+    ) -> StateCallback:
+        write = partial(self._write_state, phase, phase_start)
+        return StateCallback(phase, self.config.checkpoint, self.requests, progress, users, write)
+
     def _artefact_callback(self, phase: PlannedPhase) -> ArtefactCallback:
         return ArtefactCallback(
             phase,
-            self.run_dir / "checkpoints",
+            self._checkpoints,
             {"tokenizer": self.config.tokenizer.name, "run": self.config.name},
             self.config.seed,
             self.config.checkpoint.save_optimizer,
@@ -372,16 +394,6 @@ class _Run:
     def _tell_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_passed(record)
-
-
-def _fit(trainer: Trainer, stage: PhaseStage, data: PackedDataModule) -> None:
-    """Train; a signal ends in `Interrupted` (Lightning turns it into an exit of its own)."""
-    try:
-        trainer.fit(stage, train_dataloaders=data.train_dataloader())
-    except SIGTERMException as error:
-        raise Interrupted(143) from error
-    except SystemExit as error:
-        raise Interrupted(130) from error
 
 
 class _Announce(Callback):

@@ -1,22 +1,170 @@
-"""The folder of a run: made once, by one run."""
+"""The folder of a run: made once, worked on by one process at a time, found again."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import itertools
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from omegaconf import OmegaConf
+
+from growlm.checkpoint.run_state import KEY, RunState, state_folders
+from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 
+CONFIG = "config.yaml"
+RECORD = "run.json"
+SUMMARY = "summary.json"
 
-def make_run_dir(config: RunConfig) -> Path:
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run depends on beside its config, and must find again to go on exactly."""
+
+    data: str
+    """Checksum of all tokens."""
+    accelerator: str
+    precision: str
+
+
+@dataclass
+class RunFolder:
+    """A run's folder, locked for this process for as long as this lives."""
+
+    path: Path
+    run_id: str
+    circumstances: Circumstances
+    lock: BinaryIO
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
+
+    @property
+    def resume_dir(self) -> Path:
+        """Where its states are."""
+        return self.path / "resume"
+
+    def newest_state(self) -> tuple[RunState | None, list[UserError]]:
+        """The newest whole state, and why newer ones are none; they are removed.
+
+        Raises:
+            UserError: If there are states, and none is whole.
+        """
+        damaged: list[UserError] = []
+        folders = state_folders(self.resume_dir)
+        for folder in reversed(folders):
+            try:
+                state = RunState.open(folder)
+            except UserError as error:
+                damaged.append(error)
+                continue
+            for worse in folders[folders.index(folder) + 1 :]:
+                shutil.rmtree(worse)
+            return state, damaged
+        if damaged:
+            raise damaged[0]
+        return None, []
+
+    def remove_states(self) -> None:
+        """The run is finished."""
+        for folder in state_folders(self.resume_dir):
+            shutil.rmtree(folder)
+
+
+def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolder:
     """Make the folder that the config names, or the default one; a taken name gets a suffix.
 
     Raises:
         UserError: If it cannot be made.
     """
+    path = _make_dir(config)
+    try:
+        (path / "resume").mkdir()
+        lock = lock_run(path)
+        whole = OmegaConf.to_yaml(OmegaConf.structured(replace(config, resume=None)))
+        (path / CONFIG).write_text(whole)
+        run_id = secrets.token_hex(4)
+        record = {
+            "id": run_id,
+            "config": hashlib.sha256(whole.encode()).hexdigest(),
+            **asdict(circumstances),
+        }
+        _write_whole(path / "resume" / RECORD, sealed(record))
+    except OSError as error:
+        raise UserError("run_dir", path, f"cannot be written: {error.strerror}") from error
+    return RunFolder(path, run_id, circumstances, lock)
+
+
+def open_run_folder(path: Path) -> RunFolder:
+    """The folder of a run that has stopped.
+
+    Raises:
+        UserError: If there is none, its files are damaged, it has finished, or another process works on it.
+    """
+    record = read_record(path)
+    if (path / SUMMARY).exists():
+        raise UserError(KEY, path, "has finished; there is nothing to go on with")
+    circumstances = Circumstances(record["data"], record["accelerator"], record["precision"])
+    return RunFolder(path, record["id"], circumstances, lock_run(path))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a run noted down when it began, its config file being what it was then.
+
+    Raises:
+        UserError: If no run began there, or the files are damaged.
+    """
+    if not (path / "resume" / RECORD).is_file():
+        raise UserError(KEY, path, f"no run began there: it has no resume/{RECORD}")
+    record = read_sealed(path / "resume" / RECORD, KEY)
+    try:
+        digest = file_digest(path / CONFIG)
+    except OSError as error:
+        raise UserError(KEY, path / CONFIG, f"cannot be read: {error.strerror}") from error
+    if digest != record["config"]:
+        raise UserError(KEY, path / CONFIG, "is damaged: it is not what was written")
+    return record
+
+
+def lock_run(path: Path) -> BinaryIO:
+    """A lock on a run that ends with this process, however it ends.
+
+    Raises:
+        UserError: If another process has it.
+    """
+    file = (path / "resume" / "lock").open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().decode(errors="replace")
+        file.close()
+        raise UserError(KEY, path, f"another process works on it ({owner})") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+    file.flush()
+    return file
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def _make_dir(config: RunConfig) -> Path:
     if config.run_dir is not None:
         wanted = Path(config.run_dir).expanduser().absolute()
     else:

@@ -17,6 +17,12 @@ from growlm.growth.optimizer_state import State
 from growlm.model.experts import MixtureOfExperts
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
+from growlm.training.nonfinite import (
+    MOST_SKIPPED,
+    NonFiniteError,
+    nonfinite_gradient,
+    nonfinite_weight,
+)
 from growlm.training.optimizer import (
     audit_optimizer,
     build_optimizer,
@@ -86,6 +92,10 @@ class PhaseStage(LightningModule):
         self.trainer_settings = trainer_settings
         self.starting_states: dict[str, State] = {}
         self.scaling = StepScaling()
+        self.first_step = 0
+        self.skipped: str | None = None
+        """Why the step just done changed nothing, in words."""
+        self._skipped_in_a_row = 0
         self._settled = False
         self._routers: list[nn.Parameter] = []
         self.gradient_norm: Tensor | None = None
@@ -98,6 +108,10 @@ class PhaseStage(LightningModule):
             self.model = TransformerLM(self.phase.model, self.seed)
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
+
+    def go_on(self, step: int, scaling: StepScaling, states: dict[str, State]) -> None:
+        """Begin after `step` steps of the phase, with the optimizer's states as they were then."""
+        self.first_step, self.scaling, self.starting_states = step, scaling, states
 
     def on_fit_start(self) -> None:
         """Look once for what every step asks for."""
@@ -130,15 +144,20 @@ class PhaseStage(LightningModule):
             self.phase.settings.lr,
             self.scaling.lr_factor,
         )
-        self.scaling.start(self.starting_states)
+        if not self.first_step:
+            self.scaling.start(self.starting_states)
         load_states(self.model, optimizer, self.starting_states)
         audit_optimizer(self.model, optimizer)
         self.starting_states = {}
 
-        def factor(step: int) -> float:
-            return schedule_factor(self.schedule, self.plan, self.phase, step)
+        def factor(steps_of_this_fit: int) -> float:
+            return self.lr_factor(self.first_step + steps_of_this_fit)
 
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+    def lr_factor(self, step: int) -> float:
+        """The schedule's, after so many steps of the phase."""
+        return schedule_factor(self.schedule, self.plan, self.phase, step)
 
     def optimizer_step(
         self,
@@ -147,10 +166,15 @@ class PhaseStage(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, and drop the gradients at once: Lightning keeps them through the next forward pass."""
+        """Step, and drop the gradients at once: Lightning keeps them through the next forward pass.
+
+        Raises:
+            NonFiniteError: If loss, weights or gradients are not finite, and the step may not be skipped.
+        """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.scaling.after_update()
-        self._balance_by_bias()
+        if self.skipped is None:
+            self.scaling.after_update()
+            self._balance_by_bias()
         self.zero_grad(set_to_none=True)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -167,6 +191,26 @@ class PhaseStage(LightningModule):
         gradients = [p.grad for p in self._routers if p.grad is not None]
         self.router_gradient_norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.gradient_norm = self.scaling.before_update(self.model, optimizer, limit)
+        self.skipped = None
+        assert self.figures is not None
+        if not torch.isfinite(self.gradient_norm + self.figures.loss):
+            self._refuse_step()
+        else:
+            self._skipped_in_a_row = 0
+
+    def _refuse_step(self) -> None:
+        """Skip the step, if that is allowed and may help; no gradient, no update."""
+        assert self.figures is not None
+        weight = nonfinite_weight(self.model)
+        loss = float(self.figures.loss / self.figures.passes)
+        what = weight or nonfinite_gradient(self.model) or f"the loss is {loss}"
+        self._skipped_in_a_row += 1
+        may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
+        if not may_skip or self._skipped_in_a_row > MOST_SKIPPED:
+            raise NonFiniteError(what)
+        self.skipped = what
+        self.scaling.abandon()
+        self.zero_grad(set_to_none=True)
 
     def final_states(self, optimizer: Optimizer) -> dict[str, State]:
         """The optimizer's state by parameter name, as plain moments: no step may follow."""

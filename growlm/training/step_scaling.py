@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,13 @@ class StepScaling:
     def settle(self, states: Mapping[str, State]) -> None:
         """Change the optimizer's states, in place, back into plain ones."""
 
+    def state(self) -> dict[str, Any]:
+        """What has changed since the phase began, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in place of `start`."""
+
     def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
         """After the backward pass: clip the gradients.
 
@@ -54,6 +62,9 @@ class StepScaling:
 
     def after_update(self) -> None:
         """After the optimizer's step."""
+
+    def abandon(self) -> None:
+        """After `before_update`: there will be no step."""
 
 
 class _EntrywiseUpdates:
@@ -87,6 +98,10 @@ class _EntrywiseUpdates:
         """After the update."""
         for parameter, old, scale in self._before:
             parameter.copy_(torch.lerp(old, parameter, scale(old)))
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was remembered."""
         self._before.clear()
 
 
@@ -142,6 +157,10 @@ class ExactScaling(StepScaling):
     def after_update(self) -> None:
         """Scale what could not be scaled by a group's rate."""
         self._updates.apply()
+
+    def abandon(self) -> None:
+        """Forget what the weights were."""
+        self._updates.forget()
 
     def _weight_factor(self, name: str) -> float | None:
         return common_value([f.weight for f in self.factors[name]])
@@ -232,6 +251,20 @@ class AsymmetricScaling(StepScaling):
     def after_update(self) -> None:
         """Scale the new entries' updates."""
         self._updates.apply()
+
+    def abandon(self) -> None:
+        """Forget what the weights were; the entries are no older."""
+        self._updates.forget()
+        self.age -= 1
+
+    def state(self) -> dict[str, Any]:
+        """How old the new entries are, which tensors have some, and how old the others in them were."""
+        return {"age": self.age, "scaled": list(self.factors), "old_steps": self._old_steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on."""
+        self.age, self._old_steps = state["age"], state["old_steps"]
+        self.factors = {name: self.factors[name] for name in state["scaled"]}
 
     def new_block_scale(self, name: str) -> float:
         """What the update of the parameter's new entries is multiplied with at the present step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,18 @@ class RouterWatch:
         new = [text for kind, text in problems.items() if kind not in self._said]
         self._said |= problems.keys()
         return new
+
+    def state(self) -> dict[str, Any]:
+        """What was seen and said, as JSON."""
+        seen = [None if s is None else asdict(s) for s in (self.first, self.last)]
+        return {"first": seen[0], "last": seen[1], "said": sorted(self._said)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.first, self.last = (
+            None if state[key] is None else RouterState(**state[key]) for key in ("first", "last")
+        )
+        self._said = set(state["said"])
 
     def report(self) -> CheckReport:
         """The check, on what was seen last."""

@@ -1,6 +1,8 @@
 """Growing on disk is growing in memory, to the bit, moments included; and whole or not at all."""
 
 import json
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 
 from growlm.checkpoint import artefact, load_model, load_states, save_model, tensor_files
 from growlm.checkpoint.growing import grow_checkpoint
-from growlm.errors import UserError
+from growlm.errors import DiskError, UserError
 from growlm.growth import (
     Deepen,
     MultiplyExperts,
@@ -110,15 +112,14 @@ def test_transformers_own_reader_reads_the_files(tmp_path):
     assert_same_state(load_file(tmp_path / "model" / "model.safetensors"), model.state_dict())
 
 
-def test_nothing_is_left_of_a_growth_that_fails(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_growth_that_fails(tmp_path):
     save_model(build(tiny_config()), tmp_path / "small", {})
-
-    def full_disk(file, tensor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tensor_files, "_write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with (
+        largest_file(20_000),
+        pytest.raises(DiskError, match=r"small|large.*bytes were still to be written") as failed,
+    ):
         grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert failed.value.missing > 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -155,9 +156,14 @@ def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "cannot be read"),
     ],
 )
-def test_a_damaged_source_is_named(tmp_path, spoil, message):
+@pytest.mark.parametrize("has_manifest", [False, True])
+def test_a_damaged_source_is_named(tmp_path, spoil, message, has_manifest):
     folder = tmp_path / "small"
     save_model(build(tiny_config()), folder, {})
+    if has_manifest:
+        message = f"{message}|is damaged"
+    else:
+        (folder / "manifest.json").unlink()
     spoil(folder)
     for read in (
         lambda: grow_checkpoint(folder, tmp_path / "large", [Deepen()]),
@@ -173,6 +179,17 @@ def rewrite(folder, **changes):
     record = json.loads(path.read_text())
     record["model"] |= changes
     path.write_text(json.dumps(record))
+
+
+@contextmanager
+def largest_file(size):
+    """No file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def cut_in_half(path):
@@ -223,7 +240,7 @@ def test_a_target_inside_a_file_is_refused(tmp_path):
 
 def test_parents_that_were_made_go_too(tmp_path, monkeypatch):
     save_model(build(tiny_config()), tmp_path / "small", {})
-    monkeypatch.setattr(tensor_files, "_write_bytes", lambda file, tensor: 1 / 0)
+    monkeypatch.setattr(tensor_files, "_bytes_of", lambda tensor: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         grow_checkpoint(tmp_path / "small", tmp_path / "a" / "b" / "c", [Widen(scale_factor=2)])
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

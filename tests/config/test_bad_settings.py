@@ -5,7 +5,7 @@ import pytest
 from growlm.config import load_config
 from growlm.errors import UserError
 from growlm.reporting import RunListener
-from growlm.training.run import prepare
+from growlm.training.prepare import prepare
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),

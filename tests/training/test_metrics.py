@@ -44,7 +44,7 @@ class Recorder(CSVLogger):
 
 def test_every_key_is_logged_on_one_step_axis(tmp_path, monkeypatch):
     recorder = Recorder(tmp_path / "log")
-    monkeypatch.setattr(run, "build_logger", lambda config, run_dir: recorder)
+    monkeypatch.setattr(run, "build_logger", lambda *_: recorder)
     run_plan(tiny_config(tmp_path / "run"))
     assert set().union(*(metrics for _, metrics in recorder.calls)) == KEYS
     steps = [step for step, _ in recorder.calls]

@@ -23,8 +23,10 @@ def test_the_files_of_a_run(run):
         "checkpoints",
         "config.yaml",
         "plan.json",
+        "resume",
         "summary.json",
     }
+    assert {path.name for path in (run.run_dir / "resume").iterdir()} == {"lock", "run.json"}
     assert {path.name for path in (run.run_dir / "checkpoints").iterdir()} == {
         "dense_model",
         "moe_model_init",

@@ -1,0 +1,124 @@
+"""Before a run: everything that can be known to be wrong is looked at, then the data is read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from growlm.config.build import build
+from growlm.config.checks import check_config
+from growlm.config.schema import RunConfig
+from growlm.data import (
+    PackedSamples,
+    TokenizedCorpus,
+    Tokenizer,
+    find_text_files,
+    load_tokenizer,
+    prepare_data,
+)
+from growlm.errors import UserError
+from growlm.reporting.listener import RunListener
+from growlm.training.calibration import Calibration, calibration
+from growlm.training.hardware import Machine, find_machine
+from growlm.training.loggers import check_logger
+from growlm.training.plan import Plan, make_plan
+from growlm.training.planner import Forecast, check_fits, forecast
+from growlm.training.run_dir import Circumstances
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that could be known to be wrong has been looked at; nothing is written yet."""
+
+    config: RunConfig
+    plan: Plan
+    tokenizer: Tokenizer
+    train: PackedSamples
+    validation: PackedSamples
+    forecast: Forecast
+    speed: Calibration
+
+    @property
+    def machine(self) -> Machine:
+        """Where it runs."""
+        return self.forecast.machine
+
+    @property
+    def circumstances(self) -> Circumstances:
+        """What must be found again for the run to go on exactly."""
+        digest = hashlib.sha256()
+        for samples in (self.train, self.validation):
+            digest.update(np.ascontiguousarray(samples.tokens).data)
+        return Circumstances(digest.hexdigest(), self.machine.accelerator, self.machine.precision)
+
+    def probe(self) -> Tensor:
+        """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
+        settings = self.config.verification
+        count = min(settings.probe_sequences, self.validation.num_windows)
+        length = min(settings.probe_length, self.config.sequence_length)
+        return torch.stack([self.validation[i][:length] for i in range(count)])
+
+
+def prepare(config: RunConfig, listener: RunListener) -> Prepared:
+    """Check everything, then read and tokenize the data.
+
+    Raises:
+        UserError: If something asked for is wrong.
+    """
+    check_config(config)
+    if config.data.source == "text":
+        find_text_files(config.data.path or "")
+    machine = find_machine(config.trainer)
+    check_logger(config.logger)
+    extra_callbacks(config)
+    tokenizer = load_tokenizer(config.tokenizer.name)
+    plan = make_plan(config, tokenizer.vocab_size)
+    table = forecast(config, plan, machine)
+    check_fits(config, tokenizer.vocab_size, table)
+    speed = calibration(machine, lambda: listener.task_progress("measuring this machine", 0, None))
+    corpus = _read(config, tokenizer, listener)
+    length, seed = config.sequence_length, config.seed
+    return Prepared(
+        config=config,
+        plan=plan,
+        tokenizer=tokenizer,
+        train=PackedSamples(corpus.train, length, seed),
+        validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
+        forecast=table,
+        speed=speed,
+    )
+
+
+def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> TokenizedCorpus:
+    data = config.data
+    total = data.documents if data.source == "embedded" else None
+    return prepare_data(
+        source=data.source,
+        path=data.path,
+        sample_by=data.sample_by,
+        documents=data.documents,
+        seed=config.seed,
+        validation_every=data.validation_every,
+        tokenizer=tokenizer,
+        progress=lambda done: listener.task_progress("reading documents", done, total),
+    )
+
+
+def extra_callbacks(config: RunConfig) -> dict[str, Callback]:
+    """The callbacks of `callbacks.extra`, new ones, by name.
+
+    Raises:
+        UserError: If one cannot be built.
+    """
+    callbacks = {}
+    for name, spec in config.callbacks.extra.items():
+        callback = build(f"callbacks.extra.{name}", spec)
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks.extra.{name}", spec["_target_"], "is no Lightning callback")
+        callbacks[name] = callback
+    return callbacks

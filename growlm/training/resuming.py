@@ -1,0 +1,150 @@
+"""Which run `resume=` means, and whether it may go on with these settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+from growlm.config.load import config_folder, typed_config
+from growlm.config.schema import RunConfig
+from growlm.errors import UserError
+from growlm.training.run_dir import (
+    CONFIG,
+    RECORD,
+    SUMMARY,
+    Circumstances,
+    RunFolder,
+    lock_run,
+    read_record,
+)
+
+AUTO = "auto"
+HARMLESS = (
+    "callbacks.sample_",
+    "checkpoint.",
+    "data.path",  # the text itself is compared
+    "logger.",
+    "resume",
+    "run_dir",
+    "trainer.keep_freed_memory",
+    "trainer.max_time",
+    "trainer.memory_gb",
+    "trainer.on_nonfinite",
+)
+"""What may differ when a run goes on: how these keys begin. They change no weight and no row of the history."""
+
+
+def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """What `resume=RUN_DIR` on a command line asks for: the run's own settings, and the keys given beside it.
+
+    Args:
+        config: As Hydra composed it.
+        overrides: From the command line. With a choice of a group among them, as `phase_plan=four_stage`, the
+            composed config is meant as it stands.
+
+    Raises:
+        UserError: If there is no such run.
+    """
+    if config.resume in (None, AUTO):
+        return config
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    groups = {path.name for path in config_folder().iterdir() if path.is_dir()}
+    if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
+        return config
+    saved = OmegaConf.structured(saved_config(Path(config.resume)))
+    for override in parsed:
+        if not override.key_or_group.startswith("hydra."):
+            _set(saved, override)
+    return typed_config(saved)
+
+
+def run_to_resume(config: RunConfig) -> Path | None:
+    """The folder of the run to go on with; None for a new one.
+
+    Raises:
+        UserError: If it began with other settings.
+    """
+    if config.resume is None:
+        return None
+    if config.resume == AUTO:
+        return newest_unfinished(config)
+    path = Path(config.resume).expanduser().absolute()
+    if changed := "; ".join(differences(saved_config(path), config)):
+        allowed = f"it began with other settings ({changed}); leave these, or begin a new run"
+        raise UserError("resume", config.resume, allowed)
+    return path
+
+
+def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances) -> None:
+    """Check that a run finds what it began with.
+
+    Raises:
+        UserError: If it reads other data, or would compute otherwise.
+    """
+    begun = folder.circumstances
+    if now.data != begun.data:
+        source = config.data.path or config.data.source
+        raise UserError("data.path", source, "holds other text than when the run began")
+    for key in ("accelerator", "precision"):
+        if (old := getattr(begun, key)) != (new := getattr(now, key)):
+            allowed = f"it began with trainer.{key}={old}, and would go on with {new}"
+            raise UserError("resume", folder.path, allowed)
+
+
+def saved_config(path: Path) -> RunConfig:
+    """The config that a run began with.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    read_record(path)
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path / CONFIG))
+    return typed_config(cast(DictConfig, merged))
+
+
+def newest_unfinished(config: RunConfig) -> Path | None:
+    """For `resume=auto`: the newest run with these settings that has stopped before its end."""
+    if config.run_dir is not None:
+        wanted = Path(config.run_dir).expanduser().absolute()
+        candidates = [wanted, *wanted.parent.glob(f"{wanted.name}_*")]
+    else:
+        candidates = list(Path("outputs").glob("*/*"))
+    begun = [path for path in candidates if (path / "resume" / RECORD).is_file()]
+    for path in sorted(begun, key=lambda p: (p / "resume" / RECORD).stat().st_mtime, reverse=True):
+        if (path / SUMMARY).exists():
+            continue
+        with contextlib.suppress(UserError):
+            if not differences(saved_config(path), config):
+                lock_run(path).close()
+                return path
+    return None
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The settings that differ and matter, as `key=old -> new`."""
+    before, after = dict(_flat(asdict(old))), dict(_flat(asdict(new)))
+    keys = [key for key in before | after if not key.startswith(HARMLESS)]
+    return [
+        f"{key}={before.get(key)} -> {after.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    OmegaConf.update(config, override.key_or_group, override.value(), force_add=False)

@@ -1,0 +1,146 @@
+"""Going on from a state, and writing states on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from growlm.checkpoint.run_state import RunState
+from growlm.config.schema import CheckpointConfig
+from growlm.growth.optimizer_state import State
+from growlm.model.transformer import TransformerLM
+from growlm.training.optimizer import states_by_name
+from growlm.training.plan import PlannedPhase
+from growlm.training.progress_callback import ProgressCallback
+from growlm.training.random_state import random_states, restore_random_states
+from growlm.training.stage import PhaseStage
+from growlm.training.step_scaling import StepScaling
+from growlm.training.stop import Interrupted, StopRequests
+
+WriteState = Callable[
+    [TransformerLM, dict[str, State], dict[str, Any], dict[str, Tensor], dict[str, Any]], None
+]
+"""Takes the model, the optimizer's state, the record, other tensors, and what callbacks keep."""
+
+
+class RestoreCallback(Callback):
+    """Puts the model, the optimizer's state and all counters back; in place of `GrowthCallback`.
+
+    Args:
+        state: Of a step in the middle of this phase.
+        scaling: As the phase began with.
+        progress: Of the same phase.
+        callbacks: The user's, by name.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        scaling: StepScaling,
+        progress: ProgressCallback,
+        callbacks: dict[str, Callback],
+    ) -> None:
+        self.state, self.scaling, self.progress, self.callbacks = (
+            state,
+            scaling,
+            progress,
+            callbacks,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before anything is built from the model."""
+        assert isinstance(pl_module, PhaseStage)
+        record = self.state.record
+        pl_module.model = self.state.model()
+        self.scaling.restore(record["scaling"])
+        pl_module.go_on(record["step"], self.scaling, self.state.optimizer_states())
+        for name, kept in self.state.callbacks().items():
+            self.callbacks[name].load_state_dict(kept)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the progress callback's own, and after everything that might draw."""
+        assert isinstance(pl_module, PhaseStage)
+        tensors = self.state.tensors()
+        self.progress.restore(pl_module, self.state.record["progress"], tensors)
+        restore_random_states(self.state.record["random"], tensors)
+
+
+class StateCallback(Callback):
+    """Writes states when it is time, and stops the run when it is asked to. The last of a phase's callbacks.
+
+    Args:
+        phase: The phase.
+        settings: When it is time.
+        requests: Who asks.
+        progress: Counts the steps.
+        callbacks: The user's, by name.
+        write: Called with what is to be written.
+    """
+
+    def __init__(
+        self,
+        phase: PlannedPhase,
+        settings: CheckpointConfig,
+        requests: StopRequests,
+        progress: ProgressCallback,
+        callbacks: dict[str, Callback],
+        write: WriteState,
+    ) -> None:
+        self.phase, self.settings, self.requests = phase, settings, requests
+        self.progress, self.callbacks, self.write = progress, callbacks, write
+        self._written = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, steps are finished before the run stops."""
+        self.requests.take_signals()
+        self.requests.deferring = True
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After a whole step but the last, whose state is written with the phase's end.
+
+        Raises:
+            Interrupted: If the run was asked to stop.
+        """
+        step = self.progress.step
+        if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.steps:
+            return
+        code = self.requests.asked
+        if code is not None or self._is_time(self.phase.first_step + step):
+            assert isinstance(pl_module, PhaseStage)
+            self._write(trainer, pl_module)
+            self._written = time.monotonic()
+        if code is not None:
+            raise Interrupted(code, f"after step {step} of {self.phase.steps} of {self.phase.name}")
+
+    def _is_time(self, global_step: int) -> bool:
+        every, minutes = self.settings.every_steps, self.settings.every_minutes
+        by_steps = bool(every) and global_step % every == 0
+        return by_steps or (bool(minutes) and time.monotonic() - self._written >= 60 * minutes)
+
+    def _write(self, trainer: Trainer, stage: PhaseStage) -> None:
+        progress, tensors = self.progress.state()
+        random, random_tensors = random_states()
+        record = {
+            "phase": self.phase.name,
+            "step": self.progress.step,
+            "progress": progress,
+            "scaling": stage.scaling.state(),
+            "random": random,
+        }
+        kept = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        with torch.no_grad():
+            self.write(
+                stage.model,
+                states_by_name(stage.model, trainer.optimizers[0]),
+                record,
+                tensors | random_tensors,
+                {name: state for name, state in kept.items() if state},
+            )
