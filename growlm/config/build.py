@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from growlm.errors import UserError
 
@@ -34,11 +34,23 @@ def _check_targets(path: str, spec: Any, must_have: bool = False) -> None:
         target = spec.get("_target_")
         if must_have and target is None:
             raise UserError(path, spec, "needs a _target_, the class to build")
-        if target is not None and not str(target).startswith(ALLOWED):
-            allowed = f"must begin with one of {', '.join(ALLOWED)}"
-            raise UserError(f"{path}._target_", target, allowed)
+        if target is not None:
+            _check_class(f"{path}._target_", str(target))
         for key, value in spec.items():
             _check_targets(f"{path}.{key}", value)
     elif isinstance(spec, list | tuple):
         for index, value in enumerate(spec):
             _check_targets(f"{path}.{index}", value)
+
+
+def _check_class(key: str, target: str) -> None:
+    """A class that one of the allowed packages defines: through a module's own imports a path leads anywhere."""
+    allowed = f"must be a class of {', '.join(package.rstrip('.') for package in ALLOWED)}"
+    if not target.startswith(ALLOWED):
+        raise UserError(key, target, allowed)
+    try:
+        found = get_object(target)
+    except Exception as error:  # Hydra and the module it imports raise what they like
+        raise UserError(key, target, f"there is no such class; {allowed}") from error
+    if not isinstance(found, type) or not found.__module__.startswith(ALLOWED):
+        raise UserError(key, target, allowed)

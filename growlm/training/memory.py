@@ -51,6 +51,12 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, of Python's or torch's, on any device."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def resident_memory_bytes() -> int:
     """What the process holds now; on a GPU, what its tensors take there."""
     if torch.cuda.is_initialized():

@@ -139,6 +139,24 @@ class Change:
         )
 
 
+def less_memory(config: RunConfig, vocab_size: int, table: Forecast, phase: PlannedPhase) -> str:
+    """What the planner offers where a phase ran out of memory against its forecast, in words.
+
+    Args:
+        config: The run.
+        vocab_size: Of the tokenizer.
+        table: Its forecast.
+        phase: The phase.
+    """
+    peak = table.costs[phase.index].footprint.peak
+    machine = replace(table.machine, memory=round(0.9 * min(peak, table.machine.memory)))
+    tighter = forecast(config, make_plan(config, vocab_size), machine)
+    offers = [" ".join(c.overrides) for c in changes_that_fit(config, vocab_size, tighter)]
+    if not offers:
+        return "No change that the planner knows needs less"
+    return f"A new run with one of these needs less: {'; or '.join(offers)}"
+
+
 def changes_that_fit(config: RunConfig, vocab_size: int, table: Forecast) -> list[Change]:
     """The cheapest changes under which every phase fits, each tried; at most `OFFERS`, single ones before pairs.
 

@@ -33,6 +33,7 @@ HARMLESS = (
     "logger.",
     "resume",
     "run_dir",
+    "trainer.activation_checkpointing",  # the same numbers, computed again
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ from growlm.training.hardware import peak_flops
 from growlm.training.loggers import build_logger
 from growlm.training.memory import (
     KeepFreedMemory,
+    is_out_of_memory,
     peak_memory_bytes,
     release_memory,
     reset_peak_memory,
     resident_memory_bytes,
 )
 from growlm.training.plan import PlannedPhase
+from growlm.training.planner import less_memory
 from growlm.training.prepare import Prepared, extra_callbacks, prepare
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.resuming import check_circumstances, run_to_resume
@@ -161,7 +163,8 @@ class _Run:
             forget_artefacts(self._checkpoints, self.plan.phases)
         with _quiet_lightning():
             for phase in self.plan.phases[first:]:
-                self._run_phase(phase, state if self.hand_off is None else None)
+                with _advising_on_memory(self.prepared, phase):
+                    self._run_phase(phase, state if self.hand_off is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start
         self.listener.run_finished(self.summary)
         self.folder.remove_states()
@@ -394,6 +397,21 @@ class _Run:
     def _tell_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_passed(record)
+
+
+@contextmanager
+def _advising_on_memory(prepared: Prepared, phase: PlannedPhase) -> Iterator[None]:
+    """Say what would need less memory, where there was not enough."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = str(error).strip().splitlines()[0]
+        advice = less_memory(
+            prepared.config, prepared.tokenizer.vocab_size, prepared.forecast, phase
+        )
+        raise RunError(f"phase {phase.name}: out of memory ({what}). {advice}") from error
 
 
 class _Announce(Callback):

@@ -1,0 +1,139 @@
+"""Runs that are killed at any instant, as real processes, and go on as if nothing had happened.
+
+    python -m pytest -m slow tests/slow/test_killed_runs.py        (about 15 minutes)
+
+Some kills fall inside the writing of a state, some inside a growth, some at a boundary, the others anywhere.
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from stopping import assert_same_run
+from tiny_run import TINY
+
+pytestmark = pytest.mark.slow
+SETTINGS = (*TINY, "logger=none", "checkpoint.every_steps=2", "optimizer=adamw")
+KINDS = ["write"] * 9 + ["growth"] * 7 + ["boundary"] * 6 + ["anywhere"] * 10
+
+
+def start(*overrides):
+    return subprocess.Popen(
+        [sys.executable, "-m", "growlm.train", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(*SETTINGS, f"run_dir={run_dir}"))
+    rows = [json.loads(line) for line in history_path(run_dir).read_text().splitlines()]
+    return run_dir, max(row.get("time_s", 0.0) for row in rows)
+
+
+def history_path(run_dir):
+    return run_dir / "checkpoints" / "training_history.jsonl"
+
+
+def events(run_dir, name):
+    try:
+        return history_path(run_dir).read_text().count(f'"event": "{name}"')
+    except OSError:
+        return 0
+
+
+def partial_states(run_dir):
+    return sorted(path.name for path in (run_dir / "resume").glob(".0*.partial"))
+
+
+def wait_for(condition, process):
+    while not condition():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def kill_instant(kind, draw, run_dir, process, seconds):
+    """Wait for an instant of this kind; what was seen there, in words."""
+    number = draw.randrange(1, 4)
+    if kind == "write":
+        seen = set()
+
+        def in_another_write():
+            seen.update(partial_states(run_dir))
+            return len(seen) >= 2 * number and bool(partial_states(run_dir))
+
+        wait_for(in_another_write, process)
+        return f"in the writing of {sorted(seen)[-1]}"
+    if kind == "growth":
+        wait_for(lambda: events(run_dir, "phase_finished") >= number, process)
+        wait_for(lambda: not partial_states(run_dir), process)
+        time.sleep(draw.uniform(0.05, 0.15))
+        return f"in growth {number}"
+    if kind == "boundary":
+        wait_for(lambda: events(run_dir, "boundary") >= number, process)
+        return f"at boundary {number}"
+    wait_for((run_dir / "resume" / "run.json").exists, process)
+    delay = draw.uniform(0.0, seconds)
+    time.sleep(delay)
+    return f"{delay:.3f} s after the beginning"
+
+
+@pytest.mark.parametrize(("index", "kind"), list(enumerate(KINDS)), ids=lambda value: str(value))
+def test_killed_and_resumed(index, kind, whole, tmp_path, record_property):
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS, f"run_dir={run_dir}")
+    where = kill_instant(kind, random.Random(index), run_dir, process, whole[1])
+    alive = process.poll() is None
+    process.kill()
+    process.communicate()
+    assert alive, "the run had ended before it was killed"
+    record_property("killed", where)
+    finish(start(f"resume={run_dir}"))
+    assert_same_run(whole[0], run_dir)
+    assert not list(run_dir.glob("**/*.partial"))
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_terminated_and_resumed(index, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(*SETTINGS, f"run_dir={run_dir}")
+    wait_for((run_dir / "resume" / "run.json").exists, process)
+    time.sleep(random.Random(index).uniform(0.0, whole[1]))
+    process.send_signal(signal.SIGTERM)
+    assert f"To go on: python -m growlm.train resume={run_dir}" in finish(process, 143)
+    finish(start(f"resume={run_dir}"))
+    assert_same_run(whole[0], run_dir)
+
+
+def test_killed_again_and_again(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    draw = random.Random(7)
+    for attempt in itertools.count():
+        resume = [f"resume={run_dir}"] if (run_dir / "resume" / "run.json").exists() else []
+        process = start(*(resume or (*SETTINGS, f"run_dir={run_dir}")))
+        if attempt == 5:
+            finish(process)
+            break
+        wait_for((run_dir / "resume" / "lock").exists, process)
+        time.sleep(draw.uniform(0.5, 0.7) * whole[1] + 3 * bool(resume))
+        process.kill()
+        process.communicate()
+    assert_same_run(whole[0], run_dir)
