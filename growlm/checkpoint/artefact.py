@@ -161,6 +161,9 @@ def read_model(config: ModelConfig, files: TensorFiles, in_memory: bool = False)
     Raises:
         UserError: If weights and config do not agree.
     """
+    if len(files.names) < config.n_layers:  # before building thousands of layers that are not there
+        allowed = f"{len(files.names)} tensors are no {config.n_layers} layers, as the config says"
+        raise UserError(files.key, files.folder, allowed)
     with torch.device("meta"):
         model = TransformerLM(config)
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,11 @@ class RunState:
         )
         has_callbacks = (folder / CALLBACKS).exists()
         check_manifest(folder, KEY, [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])])
-        return RunState(folder, read_json(folder / RECORD), weights, optimizer, progress)
+        try:
+            record = dict(read_json(folder / RECORD))
+        except (ValueError, TypeError) as error:
+            raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error
+        return RunState(folder, record, weights, optimizer, progress)
 
     def model(self) -> TransformerLM:
         """The model, in memory of its own."""
@@ -135,7 +140,8 @@ class RunState:
         if not path.exists():
             return {}
         try:
-            return dict(torch.load(path, weights_only=True))
+            with warnings.catch_warnings(action="ignore"):  # what it would say is said below
+                return dict(torch.load(path, weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
             allowed = "holds more than tensors and plain values, and is not read"
             raise UserError(KEY, path, allowed) from error

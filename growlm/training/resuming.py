@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,7 +63,7 @@ def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
             _set(saved, override)
-    return typed_config(saved)
+    return replace(typed_config(saved), resume=config.resume)
 
 
 def run_to_resume(config: RunConfig) -> Path | None:

@@ -204,10 +204,11 @@ class PhaseStage(LightningModule):
         weight = nonfinite_weight(self.model)
         loss = float(self.figures.loss / self.figures.passes)
         what = weight or nonfinite_gradient(self.model) or f"the loss is {loss}"
+        step = self.first_step + self.trainer.global_step + 1
         self._skipped_in_a_row += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
         if not may_skip or self._skipped_in_a_row > MOST_SKIPPED:
-            raise NonFiniteError(what)
+            raise NonFiniteError(f"phase {self.phase.name}, step {step}: {what}")
         self.skipped = what
         self.scaling.abandon()
         self.zero_grad(set_to_none=True)

@@ -56,9 +56,14 @@ class StepScaling:
             clip: Largest norm; infinite for none.
 
         Returns:
-            The norm before clipping.
+            The norm before clipping. If it is not finite, gradients are left as they are: clipping would spread
+            NaN from one to all.
         """
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+        return norm
 
     def after_update(self) -> None:
         """After the optimizer's step."""
@@ -147,6 +152,8 @@ class ExactScaling(StepScaling):
             share = product([f.norm_share for f in factors], gradient)
             squares.append((gradient.square() * share).sum())
         norm = torch.stack(squares).sum().sqrt()
+        if not torch.isfinite(norm):
+            return norm
         shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
         for _, parameter in trained:
             assert parameter.grad is not None

@@ -53,9 +53,62 @@ BAD = [
     (["trainer.accelerator=tpu"], "trainer.accelerator=tpu", "auto, cpu, gpu"),
     (["logger.name=mlflow"], "logger.name=mlflow", "wandb, csv"),
     (["callbacks.log_every=0"], "callbacks.log_every=0", "at least 1"),
-    (["+callbacks.extra.x._target_=os.system"], "callbacks.extra.x._target_=os.system", "growlm."),
+    (
+        ["+callbacks.extra.x._target_=os.system"],
+        "callbacks.extra.x._target_=os.system",
+        "class of growlm",
+    ),
     (["+callbacks.extra.x.y=1"], "callbacks.extra.x", "_target_"),
     (["+callbacks.extra.x._target_=growlm.model.ModelConfig"], "callbacks.extra.x", "no Lightning"),
+    (
+        ["+callbacks.extra.x._target_=growlm.nothing.Here"],
+        "callbacks.extra.x._target_",
+        "no such class",
+    ),
+    # Through a module's own imports a path would lead anywhere.
+    (
+        ["+callbacks.extra.x._target_=growlm.checkpoint.artefact.shutil.rmtree"],
+        "callbacks.extra.x._target_",
+        "must be a class of growlm",
+    ),
+    (
+        [
+            "+callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, duration: {_target_: os.system}}"
+        ],
+        "callbacks.extra.x.duration._target_",
+        "must be a class of growlm",
+    ),
+    (
+        ["+callbacks.extra.x._target_=lightning.pytorch.callbacks.lambda_function.pl.Trainer"],
+        "callbacks.extra.x._target_",
+        "must be a class",
+    ),
+    (["trainer.max_time=90"], "trainer.max_time=90", "DD:HH:MM:SS"),
+    (["trainer.max_time=00:01:30"], "trainer.max_time", "DD:HH:MM:SS"),
+    (["trainer.on_nonfinite=ignore"], "trainer.on_nonfinite=ignore", "stop, skip"),
+    (["trainer.memory_gb=0"], "trainer.memory_gb=0.0", "greater than 0"),
+    (["trainer.memory_gb=1e-3"], "phases.dense", "trainer.memory_gb"),
+    (["trainer.validate_every=-1"], "trainer.validate_every=-1", "at least 0"),
+    (["trainer.precision=16-mixed"], "trainer.precision=16-mixed", "bf16-mixed, 32-true"),
+    (["checkpoint.every_minutes=-1"], "checkpoint.every_minutes=-1.0", "at least 0"),
+    (["checkpoint.every_steps=-2"], "checkpoint.every_steps=-2", "at least 0"),
+    (["checkpoint.every_step=2"], "checkpoint.every_step", "did you mean every_steps"),
+    (["sequence_length=1"], "sequence_length=1", "at least 2"),
+    (["name=a/b"], "name=a/b", "letters, digits"),
+    (
+        ["optimizer=sgd", "phases.moe.optimizer_state=asymmetric", "optimizer.beta1=0.9"],
+        "optimizer.beta1",
+        "no such setting",
+    ),
+    (
+        ["optimizer=adafactor", "phases.moe.optimizer_state=exact"],
+        "phases.moe.optimizer_state=exact",
+        "adafactor",
+    ),
+    (["phases.dense.optimizer_state=reset"], "phases.dense.optimizer_state=reset", "first phase"),
+    (["model.n_layers=5000"], "model.n_layers=5000", "at most 4096"),
+    (["model.rope_theta=inf"], "model.rope_theta=inf", "finite"),
+    (["logger.mode=online"], "logger.mode=online", "not logged in"),
     (["verification.probe_length=1"], "verification.probe_length=1", "at least 2"),
     (["seed=-1"], "seed=-1", "at least 0"),
     (["phases.dense.steps=["], "", "no viable alternative"),
@@ -67,6 +120,8 @@ BAD = [
 )
 def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login in a netrc file
     with pytest.raises(UserError) as caught:
         prepare(load_config(*overrides), RunListener())
     message = str(caught.value)

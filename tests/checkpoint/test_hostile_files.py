@@ -1,0 +1,149 @@
+"""Files from elsewhere cannot run code, read outside their folder or take the machine down."""
+
+import json
+import os
+import pickle
+import struct
+import time
+
+import pytest
+import torch
+from tiny_models import build, tiny_config
+
+from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint.run_state import RunState, write_state
+from growlm.checkpoint.sealed import write_manifest
+from growlm.errors import UserError
+
+
+class Malicious:
+    """Unpickling it leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    save_model(build(tiny_config()), folder, {})
+    (folder / "manifest.json").unlink()  # as from elsewhere
+    return folder
+
+
+@pytest.fixture
+def state(tmp_path):
+    model = build(tiny_config())
+    write_state(
+        tmp_path / "resume", 3, model, {}, {"x": torch.ones(2)}, {"step": 3}, {"a": {"n": 1}}
+    )
+    return tmp_path / "resume" / "000000003"
+
+
+def read_all(folder):
+    opened = RunState.open(folder)
+    return opened.callbacks(), opened.model(), opened.optimizer_states(), opened.tensors()
+
+
+def resealed(folder):
+    """Whoever can write the files can write their checksums too."""
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, {})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.safetensors"])
+def test_a_pickle_in_place_of_an_artefacts_file(name, checkpoint, tmp_path):
+    (checkpoint / name).write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    read = load_states if name.startswith("optimizer") else load_model
+    with pytest.raises(UserError, match=name):
+        read(checkpoint)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["callbacks.pt", "state.json", "progress.safetensors", "model.safetensors", "config.json"],
+)
+@pytest.mark.parametrize("write", [pickle.dump, torch.save])
+def test_a_pickle_in_place_of_a_states_file(name, write, state, tmp_path):
+    with (state / name).open("wb") as file:
+        write({"a": Malicious(tmp_path / "ran")}, file)
+    resealed(state)
+    with pytest.raises(UserError, match=name):
+        read_all(state)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_callbacks_keep_comes_back(state):
+    assert RunState.open(state).callbacks() == {"a": {"n": 1}}
+
+
+def test_a_header_of_a_gigabyte(checkpoint):
+    with (checkpoint / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 10**9) + b"{")
+        file.truncate(10**9 + 100)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(checkpoint)
+    assert time.monotonic() - start < 1.0
+
+
+def test_a_config_of_a_gigabyte(checkpoint):
+    os.truncate(checkpoint / "config.json", 10**9)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(checkpoint)
+    assert time.monotonic() - start < 1.0
+
+
+def test_json_of_great_depth(checkpoint):
+    (checkpoint / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_model", 2**17),
+        ("n_layers", 4096),
+        ("n_layers", 10**9),
+        ("vocab_size", 2**22),
+        ("max_seq_len", 2**60),
+        ("d_ff", -1),
+        ("d_model", "16"),
+        ("d_model", 16.0),
+        ("bias", "yes"),
+        ("norm", {"_target_": "os.system"}),
+    ],
+)
+def test_absurd_shapes(field, value, checkpoint):
+    path = checkpoint / "config.json"
+    record = json.loads(path.read_text())
+    record["model"][field] = value
+    path.write_text(json.dumps(record))
+    start = time.monotonic()
+    with pytest.raises(UserError):
+        load_model(checkpoint)
+    assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", 7])
+def test_an_index_that_leads_outside(name, checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = {"weight_map": {"embedding.weight": name}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"no file of its folder"):
+        load_model(checkpoint)
+
+
+def test_a_target_in_a_checkpoint_is_no_key_of_ours(checkpoint, tmp_path):
+    path = checkpoint / "config.json"
+    record = json.loads(path.read_text())
+    record["model"]["_target_"] = "os.system"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="_target_"):
+        load_model(checkpoint)
