@@ -37,3 +37,11 @@ def wandb_run(folder):
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     runs = [r.run for r in wandb_records(file) if r.WhichOneof("record_type") == "run"]
     return runs[0]
+
+
+def wandb_history(file):
+    """(W&B's step, metrics by name) of every row of a file."""
+    for record in wandb_records(file):
+        if record.WhichOneof("record_type") == "history":
+            items = {i.key or ".".join(i.nested_key): i.value_json for i in record.history.item}
+            yield record.history.step.num, items

@@ -23,13 +23,26 @@ SETTINGS = (*TINY, "logger=none", "checkpoint.every_steps=2", "optimizer=adamw")
 KINDS = ["write"] * 9 + ["growth"] * 7 + ["boundary"] * 6 + ["anywhere"] * 10
 
 
-def start(*overrides):
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "growlm",
+    "SLURM_NTASKS": "1",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_NODELIST": "localhost",
+}
+
+
+def start(*overrides, environment=()):
     return subprocess.Popen(
         [sys.executable, "-m", "growlm.train", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment),
     )
 
 
@@ -113,13 +126,15 @@ def test_killed_and_resumed(index, kind, whole, tmp_path, record_property):
 
 @pytest.mark.parametrize("index", range(5))
 def test_terminated_and_resumed(index, whole, tmp_path):
+    """The last as a SLURM job, for which Lightning would have a way of its own."""
     run_dir = tmp_path / "run"
-    process = start(*SETTINGS, f"run_dir={run_dir}")
+    environment = SLURM if index == 4 else {}
+    process = start(*SETTINGS, f"run_dir={run_dir}", "resume=auto", environment=environment)
     wait_for((run_dir / "resume" / "run.json").exists, process)
     time.sleep(random.Random(index).uniform(0.0, whole[1]))
     process.send_signal(signal.SIGTERM)
     assert f"To go on: python -m growlm.train resume={run_dir}" in finish(process, 143)
-    finish(start(f"resume={run_dir}"))
+    finish(start(*SETTINGS, f"run_dir={run_dir}", "resume=auto", environment=environment))
     assert_same_run(whole[0], run_dir)
 
 

@@ -1,15 +1,14 @@
 """A run that was stopped goes on as if nothing had happened."""
 
+import shutil
 import signal
 
 import pytest
 from stopping import SignalAt, assert_same_run
 from tiny_run import tiny_config
+from wandb_file import wandb_history
 
 from growlm.training import Interrupted, run_plan
-
-STEPS = 4
-"""Of each of the four phases."""
 
 
 def stopped_and_resumed(run_dir, overrides, *stops, number=signal.SIGTERM):
@@ -81,3 +80,52 @@ def test_a_resume_of_a_resume(whole, tmp_path):
 def test_with_every_kind_of_state(overrides, whole, tmp_path):
     resumed = stopped_and_resumed(tmp_path / "run", overrides, 6, 8, 10)
     assert_same_run(whole(*overrides), resumed.run_dir)
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path):
+    class Twice(SignalAt):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            super().on_train_batch_end(*arguments)
+
+    run_dir = tmp_path / "run"
+    with pytest.raises(Interrupted) as stopped:
+        run_plan(tiny_config(run_dir), [Twice(6, signal.SIGINT)])
+    assert stopped.value.code == 130
+    assert [path.name for path in (run_dir / "resume").glob("0*")] == ["000000004"]
+
+
+def test_the_wandb_run_goes_on(tmp_path):
+    run_dir = tmp_path / "run"
+    settings = ("logger=wandb", "logger.mode=offline")
+    with pytest.raises(Interrupted):
+        run_plan(tiny_config(run_dir, *settings), [SignalAt(6)])
+    run_plan(tiny_config(run_dir, *settings, f"resume='{run_dir}'"))
+    whole = run_plan(tiny_config(tmp_path / "whole", *settings)).run_dir
+    files = sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len({file.name for file in files}) == 1  # one id, two folders
+    assert len(files) == 2
+    (whole_file,) = (whole / "wandb").glob("offline-run-*/run-*.wandb")
+    parts = [row for file in files for row in losses(file)]
+    assert parts == losses(whole_file)
+
+
+def losses(file):
+    return [
+        (step, row["trainer/global_step"], row.get("train/loss"), row.get("growth/jump"))
+        for step, row in wandb_history(file)
+        if "trainer/global_step" in row
+    ]
+
+
+def test_tensorboard_hides_what_was_written_after_the_state(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run_plan(tiny_config(run_dir, "logger=tensorboard", "callbacks.log_every=1"), [SignalAt(6)])
+    shutil.rmtree(run_dir / "resume" / "000000006")  # as if killed before it was written
+    resume = f"resume='{run_dir}'"
+    run_plan(tiny_config(run_dir, "logger=tensorboard", "callbacks.log_every=1", resume))
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == list(range(1, 17))
