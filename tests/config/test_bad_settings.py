@@ -1,10 +1,15 @@
 """Every wrong setting: one message that names the key, before anything is written."""
 
-import pytest
+import dataclasses
+from typing import get_args, get_type_hints
 
-from growlm.config import load_config
+import pytest
+import torch
+
+from growlm.config import load_config, schema
 from growlm.errors import UserError
 from growlm.reporting import RunListener
+from growlm.training import run_plan
 from growlm.training.prepare import prepare
 
 BAD = [
@@ -128,4 +133,29 @@ def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
     assert key in message or caught.value.key.endswith(key.partition("=")[0])
     assert reason in message
     assert "\n" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_number_has_limits():
+    groups = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+    for group in groups:
+        types = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            if {int, float} & {types[field.name], *get_args(types[field.name])}:
+                assert "limits" in field.metadata, f"{group.__name__}.{field.name}"
+
+
+def test_a_device_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = load_config("trainer=gpu")
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu"):
+        prepare(config, RunListener())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"resume=.*nowhere: no run began there"):
+        run_plan(load_config("resume=nowhere"))
     assert not list(tmp_path.iterdir())
