@@ -39,12 +39,12 @@ class MetricLogger(RunListener):
 
     Args:
         logger: Any of Lightning's.
-        rows: How many rows it has had, where a run goes on.
+        position: From `position`, where a run goes on.
     """
 
-    def __init__(self, logger: Logger, rows: int = 0) -> None:
+    def __init__(self, logger: Logger, position: dict[str, Any] | None = None) -> None:
         self.logger = logger
-        self.rows = rows
+        self.rows = 0
         self.last: Row = {
             "global_step": 0,
             "tokens": 0,
@@ -52,6 +52,12 @@ class MetricLogger(RunListener):
             "time_s": 0.0,
             "phase_index": 0,
         }
+        if position is not None:
+            self.rows, self.last = position["rows"], position["last"]
+
+    def position(self) -> dict[str, Any]:
+        """How many rows the logger has had, and the last one."""
+        return {"rows": self.rows, "last": self.last}
 
     def row_logged(self, row: Row) -> None:
         """A step's metrics."""

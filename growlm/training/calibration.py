@@ -101,7 +101,7 @@ def measure(machine: Machine) -> Calibration:
     return Calibration(half, single, other, _fresh_rate(machine), adamw, call)
 
 
-def _best_seconds(machine: Machine, action: Callable[[], object], times: int = 6) -> float:
+def _median_seconds(machine: Machine, action: Callable[[], object], times: int = 6) -> float:
     """The median of a few, after one to warm up."""
     seconds = []
     for _ in range(times):
@@ -116,7 +116,7 @@ def _best_seconds(machine: Machine, action: Callable[[], object], times: int = 6
 def _product_rate(machine: Machine, dtype: torch.dtype) -> float:
     size = 8192 if machine.accelerator == "gpu" else 1024
     a = torch.ones(size, size, dtype=dtype, device=machine.device)
-    return 2 * size**3 / _best_seconds(machine, lambda: torch.mm(a, a))
+    return 2 * size**3 / _median_seconds(machine, lambda: torch.mm(a, a))
 
 
 def _adamw_rate(machine: Machine) -> float:
@@ -124,7 +124,7 @@ def _adamw_rate(machine: Machine) -> float:
     parameter = torch.zeros(size, device=machine.device, requires_grad=True)
     parameter.grad = torch.ones_like(parameter)
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    return size / _best_seconds(machine, optimizer.step)
+    return size / _median_seconds(machine, optimizer.step)
 
 
 def _fresh_rate(machine: Machine) -> float:
@@ -150,7 +150,7 @@ def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tupl
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    return dry_run(shape, batch, length, machine.half_precision), _best_seconds(machine, step)
+    return dry_run(shape, batch, length, machine.half_precision), _median_seconds(machine, step)
 
 
 def _cache_folder() -> Path:

@@ -117,7 +117,7 @@ def _run_in(
     try:
         first_step = None if state is None else saved["global_step"]
         logger = build_logger(config, folder.path, folder.run_id, first_step)
-        metrics = None if logger is None else MetricLogger(logger, saved.get("logged_rows", 0))
+        metrics = None if logger is None else MetricLogger(logger, saved.get("logged"))
         everyone.listeners += [] if metrics is None else [metrics]
         run = _Run(prepared, folder, everyone, history, metrics, callbacks, requests)
         summary = run.run(state)
@@ -270,7 +270,7 @@ class _Run:
             "phases": [asdict(summary) for summary in self.summary.phases],
             "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
             "history": self.history.position(),
-            "logged_rows": 0 if self.metrics is None else self.metrics.rows,
+            "logged": None if self.metrics is None else self.metrics.position(),
         }
         self.listener.task_progress("writing the state to resume from", 0, None)
         write_state(self.folder.resume_dir, global_step, model, states, tensors, record, kept)

@@ -117,7 +117,10 @@ def open_run_folder(path: Path) -> RunFolder:
     if (path / SUMMARY).exists():
         raise UserError(KEY, path, "has finished; there is nothing to go on with")
     circumstances = Circumstances(record["data"], record["accelerator"], record["precision"])
-    return RunFolder(path, record["id"], circumstances, lock_run(path))
+    folder = RunFolder(path, record["id"], circumstances, lock_run(path))
+    for half_written in (*path.glob("resume/.*.partial"), *path.glob("checkpoints/.*.partial")):
+        shutil.rmtree(half_written, ignore_errors=True)
+    return folder
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -72,7 +72,14 @@ def test_infinity_in_a_gradient_is_named(tmp_path):
         run_plan(tiny_config(tmp_path / "run"), [AtStep(7, spoil_gradient, "on_after_backward")])
 
 
-@pytest.mark.parametrize("mode", ["carry", "exact", "asymmetric"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("carry", marks=pytest.mark.slow),
+        "exact",
+        pytest.param("asymmetric", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_skipped_where_that_is_allowed(mode, tmp_path):
     states = [f"phases.{name}.optimizer_state={mode}" for name in ("moe", "wide", "deep")]
     before, after = [], []
