@@ -1,6 +1,6 @@
 """Runs that are killed at any instant, as real processes, and go on as if nothing had happened.
 
-    python -m pytest -m slow tests/slow/test_killed_runs.py        (about 15 minutes)
+    python -m pytest -n 0 -s -m slow tests/slow/test_killed_runs.py        (about 15 minutes)
 
 Some kills fall inside the writing of a state, some inside a growth, some at a boundary, the others anywhere.
 """
