@@ -76,6 +76,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
     console = ConsoleReporter()
     with ExitStack() as stack:
         stack.callback(console.close, failed=True)
+        requests = stack.enter_context(StopRequests(config.trainer.max_time))
         stopped = run_to_resume(config)
         begun = None if stopped is None else stack.enter_context(open_run_folder(stopped))
         prepared = prepare(config, console)
@@ -84,7 +85,6 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         elif config.resume is not None:
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or stack.enter_context(make_run_folder(config, prepared.circumstances))
-        requests = stack.enter_context(StopRequests(config.trainer.max_time))
         try:
             return RunResult(folder.path, _run_in(folder, prepared, callbacks, console, requests))
         except (Interrupted, RunError):
