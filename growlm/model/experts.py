@@ -65,6 +65,10 @@ def num_rows(slots: Tensor, ends: Tensor) -> int:
     return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
 
+_uncompiled_grouped_mm = torch.compiler.disable(F.grouped_mm)
+"""`torch.compile` (PyTorch 2.13) refuses all types but bf16 in it; the function itself does not."""
+
+
 class Experts(nn.Module):
     """E feed-forward blocks of equal shape, stored stacked along the first dimension."""
 
@@ -180,7 +184,8 @@ class Experts(nn.Module):
         ends: Tensor,
         one_hot: Tensor | None,
     ) -> Tensor:
-        out = F.grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+        product = F.grouped_mm if rows.dtype is torch.bfloat16 else _uncompiled_grouped_mm
+        out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
         if bias is None or one_hot is None:
             return out
         # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
