@@ -65,8 +65,10 @@ def num_rows(slots: Tensor, ends: Tensor) -> int:
     return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
 
-_uncompiled_grouped_mm = torch.compiler.disable(F.grouped_mm)
-"""`torch.compile` (PyTorch 2.13) refuses all types but bf16 in it; the function itself does not."""
+@torch.compiler.disable
+def _uncompiled_grouped_mm(rows: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+    """`torch.compile` (PyTorch 2.13) refuses all types but bf16 in it; the function itself does not."""
+    return F.grouped_mm(rows, weight, offs=offs)
 
 
 class Experts(nn.Module):
