@@ -11,6 +11,7 @@ multiplied by s / a (LEMON, Wang et al. 2023, arXiv 2310.07999; Staged Training,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -87,7 +88,7 @@ def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(ABC):
     """New entry j along `dim` is old entry s(j), times a power of its share.
 
     Args:
@@ -100,9 +101,9 @@ class Selection:
     channels: ChannelMap
     inserts: bool = False
 
+    @abstractmethod
     def share_exponent(self, power: int) -> int:
         """The power of the share: in a moment of `power`, or in the weight itself (0)."""
-        raise NotImplementedError
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Select."""
@@ -112,9 +113,9 @@ class Selection:
         """Select."""
         return _select([self], x, power)
 
+    @abstractmethod
     def factors(self, factors: Factors) -> Factors:
-        """See the kinds of selection."""
-        raise NotImplementedError
+        """As in `Piece`."""
 
 
 class Copy(Selection):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.checkpoint.sealed import write_whole
 from growlm.errors import DiskError, UserError
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
@@ -118,12 +119,5 @@ class HistoryFiles(RunListener):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file whole: beside its place, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    text = json.dumps(value, indent=2) + "\n"
-    try:
-        partial.write_text(text)
-        partial.rename(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DiskError(path, error, len(text)) from error
+    """Write a file of JSON whole."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -134,6 +134,10 @@ class RunSummary:
     wall_time_s: float = 0.0
     initial_memory_bytes: int = 0
     """Resident when the first phase begins: interpreter, libraries, data."""
+    states_written: int = 0
+    """States to resume from, since the run was started or resumed."""
+    states_s: float = 0.0
+    """Seconds that writing them took."""
 
     def to_json(self) -> dict[str, Any]:
         """As in summary.json."""
@@ -144,6 +148,8 @@ class RunSummary:
             "precision": self.precision,
             "wall_time_s": self.wall_time_s,
             "initial_memory_bytes": self.initial_memory_bytes,
+            "states_written": self.states_written,
+            "states_s": self.states_s,
             "tokens": sum(phase.tokens for phase in self.phases),
             "flops": sum(phase.flops for phase in self.phases),
             "phases": [asdict(phase) for phase in self.phases],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from growlm.config.load import config_folder, typed_config
@@ -62,7 +62,7 @@ def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     saved = OmegaConf.structured(saved_config(Path(config.resume)))
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
-            _set(saved, override)
+            OmegaConf.update(saved, override.key_or_group, override.value(), force_add=False)
     return replace(typed_config(saved), resume=config.resume)
 
 
@@ -145,7 +145,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
-
-
-def _set(config: DictConfig, override: Override) -> None:
-    OmegaConf.update(config, override.key_or_group, override.value(), force_add=False)

@@ -273,7 +273,10 @@ class _Run:
             "logged": None if self.metrics is None else self.metrics.position(),
         }
         self.listener.task_progress("writing the state to resume from", 0, None)
+        start = time.perf_counter()
         write_state(self.folder.resume_dir, global_step, model, states, tensors, record, kept)
+        self.summary.states_written += 1
+        self.summary.states_s += time.perf_counter() - start
 
     @property
     def _checkpoints(self) -> Path:

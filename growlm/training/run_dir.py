@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from omegaconf import OmegaConf
 
 from growlm.checkpoint.run_state import KEY, RunState, state_folders
-from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
+from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 
@@ -88,22 +88,21 @@ def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolde
 
     Raises:
         UserError: If it cannot be made.
+        DiskError: If it cannot be written; nothing is left.
     """
     path = _make_dir(config)
+    text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, resume=None)))
+    run_id = secrets.token_hex(4)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    record = {"id": run_id, "config": digest, **asdict(circumstances)}
     try:
         (path / "resume").mkdir()
+        write_whole(path / CONFIG, text)
+        write_whole(path / "resume" / RECORD, sealed(record))
         lock = lock_run(path)
-        whole = OmegaConf.to_yaml(OmegaConf.structured(replace(config, resume=None)))
-        (path / CONFIG).write_text(whole)
-        run_id = secrets.token_hex(4)
-        record = {
-            "id": run_id,
-            "config": hashlib.sha256(whole.encode()).hexdigest(),
-            **asdict(circumstances),
-        }
-        _write_whole(path / "resume" / RECORD, sealed(record))
-    except OSError as error:
-        raise UserError("run_dir", path, f"cannot be written: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(path)
+        raise
     return RunFolder(path, run_id, circumstances, lock)
 
 
@@ -145,9 +144,12 @@ def lock_run(path: Path) -> BinaryIO:
     """A lock on a run that ends with this process, however it ends.
 
     Raises:
-        UserError: If another process has it.
+        UserError: If another process has it, or the folder cannot be written to.
     """
-    file = (path / "resume" / "lock").open("a+b")
+    try:
+        file = (path / "resume" / "lock").open("a+b")
+    except OSError as error:
+        raise UserError(KEY, path, f"cannot be written to: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -159,12 +161,6 @@ def lock_run(path: Path) -> BinaryIO:
     file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
     file.flush()
     return file
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.rename(path)
 
 
 def _make_dir(config: RunConfig) -> Path:

@@ -45,12 +45,8 @@ class RestoreCallback(Callback):
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
     ) -> None:
-        self.state, self.scaling, self.progress, self.callbacks = (
-            state,
-            scaling,
-            progress,
-            callbacks,
-        )
+        self.state, self.scaling = state, scaling
+        self.progress, self.callbacks = progress, callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before anything is built from the model."""

@@ -61,8 +61,7 @@ class StepScaling:
         """
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, _or_zero(norm))
         return norm
 
     def after_update(self) -> None:
@@ -70,6 +69,11 @@ class StepScaling:
 
     def abandon(self) -> None:
         """After `before_update`: there will be no step."""
+
+
+def _or_zero(norm: Tensor) -> Tensor:
+    """A norm that clips nothing where it is not finite; nobody waits for the device to know."""
+    return torch.where(torch.isfinite(norm), norm, 0.0)
 
 
 class _EntrywiseUpdates:
@@ -152,9 +156,7 @@ class ExactScaling(StepScaling):
             share = product([f.norm_share for f in factors], gradient)
             squares.append((gradient.square() * share).sum())
         norm = torch.stack(squares).sum().sqrt()
-        if not torch.isfinite(norm):
-            return norm
-        shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
+        shrink = (clip / (_or_zero(norm) + 1e-6)).clamp(max=1.0)
         for _, parameter in trained:
             assert parameter.grad is not None
             parameter.grad.mul_(shrink)

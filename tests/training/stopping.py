@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
@@ -23,6 +24,11 @@ class SignalAt(Callback):
         is_whole = (batch_idx + 1) % phase.settings.accumulate == 0
         if is_whole and phase.first_step + done == self.global_step:
             os.kill(os.getpid(), self.number)
+
+
+def slow(*values):
+    """Parameters that run with `-m slow` only."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def history(run_dir):

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 from lightning.pytorch import Callback
-from stopping import SignalAt, assert_same_run
+from stopping import SignalAt, assert_same_run, slow
 from tiny_run import TINY, events, tiny_config
 
 from growlm.checkpoint import load_model, load_states
-from growlm.errors import DiskError, UserError
+from growlm.errors import DiskError, RunError, UserError
 from growlm.training import Interrupted, run_plan
 from growlm.training.nonfinite import NonFiniteError
 from growlm.training.resuming import settings_of
@@ -72,14 +72,7 @@ def test_infinity_in_a_gradient_is_named(tmp_path):
         run_plan(tiny_config(tmp_path / "run"), [AtStep(7, spoil_gradient, "on_after_backward")])
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param("carry", marks=pytest.mark.slow),
-        "exact",
-        pytest.param("asymmetric", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("mode", ["exact", *slow("carry", "asymmetric")])
 def test_a_step_is_skipped_where_that_is_allowed(mode, tmp_path):
     states = [f"phases.{name}.optimizer_state={mode}" for name in ("moe", "wide", "deep")]
     before, after = [], []
@@ -108,6 +101,22 @@ def test_a_run_that_skips_every_step_stops(tmp_path):
     settings = ("trainer.on_nonfinite=skip", "phases.dense.steps=20")
     with pytest.raises(NonFiniteError, match="step 11"):
         run_plan(tiny_config(tmp_path / "run", *settings), [Always()])
+
+
+def test_out_of_memory_comes_with_advice(tmp_path):
+    config = tiny_config(tmp_path / "run", "phases.wide.batch_size=2048")
+    with pytest.raises(RunError, match=r"phase wide: out of memory .*allocate.* needs less: \w+"):
+        run_plan(config, [AtStep(9, lambda _: torch.empty(2**46))])
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path):
+    limit_files(100)
+    try:
+        with pytest.raises(DiskError, match=r"config\.yaml"):
+            run_plan(tiny_config(tmp_path / "run"))
+    finally:
+        limit_files(resource.RLIM_INFINITY)
+    assert not list(tmp_path.iterdir())
 
 
 def limit_files(size):

@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from stopping import SignalAt, assert_same_run
+from stopping import SignalAt, assert_same_run, slow
 from tiny_run import tiny_config
 from wandb_file import wandb_history
 
@@ -33,11 +33,6 @@ def whole(tmp_path_factory):
         return made[overrides]
 
     return run
-
-
-def slow(*values):
-    """Run with `-m slow` only."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.mark.parametrize("step", [7, 8, *slow(1, 3, 4, 5, 9, 11, 12, 13, 15)])
