@@ -80,8 +80,9 @@ class ConsoleReporter(RunListener):
 
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
         """A line."""
-        where = f"[bold]{escape(phase)}[/] after step {step:,} of {steps:,}"
-        self.console.print(f"Going on with {where}")
+        name = f"[bold]{escape(phase)}[/]"
+        where = f"with {name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
+        self.console.print(f"Going on {where}")
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """Move the bar."""

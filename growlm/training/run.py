@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         try:
             return RunResult(folder.path, _run_in(folder, prepared, callbacks, console, requests))
         except (Interrupted, RunError):
-            how = f"python -m growlm.train resume={folder.path}"
+            how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
             console.console.print(f"To go on: {how}", markup=False, soft_wrap=True)
             raise
 
