@@ -151,7 +151,7 @@ class ProgressCallback(Callback):
         """Check 5 on the phase; None for a dense model."""
         return None if self._routers is None else self._routers.report()
 
-    def _look_at_routers(self, figures: StepFigures, logs: bool) -> dict[str, float]:
+    def _look_at_routers(self, figures: StepFigures, logs: bool) -> Row:
         if self._routers is None:
             return {}
         self._routers.collect(figures)

@@ -65,12 +65,13 @@ class RouterMonitor:
         self._tied = figures.tied if self._tied is None else self._tied + figures.tied
         self._passes += figures.passes
 
-    def look(self, step: int) -> tuple[dict[str, float], list[str]]:
+    def look(self, step: int) -> tuple[dict[str, Any], list[str]]:
         """Measures of the steps since the last look, for a row, and new warnings in words."""
         assert self._loads is not None
         assert self._tied is not None
         gradient = self.stage.router_gradient_norm
-        health = router_health(self._loads / self._passes)
+        loads = self._loads / self._passes
+        health = router_health(loads)
         state = RouterState(
             step=step,
             gradient_norm=0.0 if gradient is None else float(gradient),
@@ -85,6 +86,7 @@ class RouterMonitor:
             "expert_similarity": state.expert_similarity,
             "router_distance": state.router_distance,
             "router_grad_norm": state.gradient_norm,
+            "expert_loads": [[round(load, 4) for load in layer] for layer in loads.tolist()],
         }
         self._loads = self._tied = None
         self._passes = 0

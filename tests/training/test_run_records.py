@@ -63,6 +63,10 @@ def test_history_is_one_continuous_axis(run):
     assert needed <= set(history[0])
     assert {"dead_experts", "load_entropy", "max_load", "aux_loss"} <= set(history[-1])
     assert [e["to"] for e in events(run.run_dir, "boundary")] == PHASES[1:]
+    assert "expert_loads" not in history[0]
+    loads = history[-1]["expert_loads"]
+    assert [len(layer) for layer in loads] == [8, 8, 8]  # layers of the last phase, experts
+    assert all(sum(layer) == pytest.approx(1.0, abs=1e-3) for layer in loads)
 
 
 def test_summary_agrees_with_history_and_plan(run):
