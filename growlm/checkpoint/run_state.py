@@ -71,7 +71,7 @@ def write_state(
     Raises:
         DiskError: If it cannot be written; the states before it stay.
     """
-    with new_folder(resume_dir / f"{global_step:09d}") as (partial, digests):
+    with new_folder(state_folder(resume_dir, global_step)) as (partial, digests):
         digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
         digests |= write_named(partial, OPTIMIZER, flat_states(states))
         digests |= write_named(partial, PROGRESS, tensors)
@@ -81,6 +81,11 @@ def write_state(
         write_config(partial, model.config, {"global_step": global_step})
     for old in state_folders(resume_dir)[:-KEPT]:
         shutil.rmtree(old)
+
+
+def state_folder(resume_dir: Path, global_step: int) -> Path:
+    """The state after so many steps of the run."""
+    return resume_dir / f"{global_step:09d}"
 
 
 def state_folders(resume_dir: Path) -> list[Path]:

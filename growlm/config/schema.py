@@ -197,6 +197,19 @@ class CheckpointConfig:
 
 
 @dataclass
+class ReuseConfig:
+    """Root key `reuse`: phases that another run has trained, to the bit as this one would."""
+
+    phases: str = field(default="sweep", metadata=limits(choices=("sweep", "always", "never")))
+    """Who keeps the state after each phase but the last, and begins after the phases that are kept: the jobs of a
+    `sweep`, every run (`always`), or none (`never`)."""
+    folder: str = "outputs/.phases"
+    """Where states are kept. Runs that share it share phases, also while they run."""
+    max_gb: float = field(default=20.0, metadata=limits(above=0.0))
+    """What is kept at most; what was used longest ago goes first."""
+
+
+@dataclass
 class GrowthDials:
     """Root key `growth`: what a sweep turns. Plans refer to them as `${growth.noise_std}`."""
 
@@ -278,6 +291,7 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
     growth: GrowthDials = field(default_factory=GrowthDials)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """In order, by name."""

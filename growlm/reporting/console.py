@@ -11,7 +11,15 @@ from rich.text import Text
 from growlm.model.report import ParameterReport
 from growlm.reporting.checks import plain_console, print_checks
 from growlm.reporting.listener import RunListener
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+from growlm.reporting.plan_table import duration
+from growlm.reporting.records import (
+    BoundaryRecord,
+    PhaseStart,
+    PhaseSummary,
+    Reused,
+    Row,
+    RunSummary,
+)
 
 
 def millions(count: int) -> str:
@@ -83,6 +91,18 @@ class ConsoleReporter(RunListener):
         name = f"[bold]{escape(phase)}[/]"
         where = f"with {name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
         self.console.print(f"Going on {where}")
+
+    def phases_reused(self, reused: Reused) -> None:
+        """A line."""
+        self._stop_bar()
+        names = ", ".join(reused.phases)
+        text = f"reused from {reused.run}: {names} ({duration(reused.seconds)} saved)"
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def noted(self, text: str) -> None:
+        """A line."""
+        self._stop_bar()
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """Move the bar."""

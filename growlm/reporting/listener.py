@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+from growlm.reporting.records import (
+    BoundaryRecord,
+    PhaseStart,
+    PhaseSummary,
+    Reused,
+    Row,
+    RunSummary,
+)
 
 
 class RunListener:
@@ -18,6 +25,12 @@ class RunListener:
 
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
         """The run goes on after so many steps of a phase."""
+
+    def phases_reused(self, reused: Reused) -> None:
+        """The run begins after phases that another one has trained."""
+
+    def noted(self, text: str) -> None:
+        """Something that a person may want to know."""
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """A model has grown and was checked; it may have failed (`boundary.report`)."""

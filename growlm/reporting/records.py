@@ -121,6 +121,17 @@ class PhaseSummary:
         return PhaseSummary(**{**saved, "router_check": None if check is None else _check(check)})
 
 
+@dataclass(frozen=True)
+class Reused:
+    """Phases that another run has trained, to the bit as this one would have."""
+
+    phases: list[str]
+    run: str
+    """Folder of the run that trained the last of them."""
+    seconds: float
+    """That training them took there."""
+
+
 @dataclass
 class RunSummary:
     """The whole run: summary.json."""
@@ -132,8 +143,10 @@ class RunSummary:
     phases: list[PhaseSummary] = field(default_factory=list)
     boundaries: list[BoundaryRecord] = field(default_factory=list)
     wall_time_s: float = 0.0
+    """With the seconds of phases that are reused."""
     initial_memory_bytes: int = 0
     """Resident when the first phase begins: interpreter, libraries, data."""
+    reused: Reused | None = None
     states_written: int = 0
     """States to resume from, since the run was started or resumed."""
     states_s: float = 0.0
@@ -148,6 +161,7 @@ class RunSummary:
             "precision": self.precision,
             "wall_time_s": self.wall_time_s,
             "initial_memory_bytes": self.initial_memory_bytes,
+            "reused": None if self.reused is None else asdict(self.reused),
             "states_written": self.states_written,
             "states_s": self.states_s,
             "tokens": sum(phase.tokens for phase in self.phases),

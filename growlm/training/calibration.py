@@ -16,7 +16,7 @@ import torch
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.training.dry_run import PassWork, dry_run
-from growlm.training.hardware import Machine
+from growlm.training.hardware import Machine, processor
 from growlm.training.memory import keep_freed_memory, stop_keeping_freed_memory
 
 TINY = ModelConfig(
@@ -159,17 +159,6 @@ def _cache_folder() -> Path:
 
 def _fingerprint(machine: Machine) -> str:
     """Of everything that the figures depend on."""
-    if machine.accelerator == "gpu":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{platform.node()} {_processor()} {torch.get_num_threads()}"
-    text = f"{name} {machine.precision} {torch.__version__}"
+    node = "" if machine.accelerator == "gpu" else platform.node()
+    text = f"{node} {processor(machine)} {machine.precision} {torch.__version__}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("model name")), "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -85,6 +87,19 @@ def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
         features = torch.cpu.get_capabilities()
         fast = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
     return "bf16-mixed" if fast else "32-true"
+
+
+def processor(machine: Machine) -> str:
+    """What computes: equal words, equal results to the bit (with equal libraries)."""
+    if machine.accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line for line in lines if line.startswith("model name")), "")
+    except OSError:
+        model = platform.processor()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model} {capability} {torch.get_num_threads()} threads"
 
 
 def peak_flops(machine: Machine) -> float | None:

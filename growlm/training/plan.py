@@ -46,6 +46,10 @@ class Plan:
     sequence_length: int
     phases: list[PlannedPhase]
 
+    def phase(self, name: str) -> PlannedPhase:
+        """By its name."""
+        return next(phase for phase in self.phases if phase.name == name)
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
+from growlm.config.flat import flat
 from growlm.config.load import config_folder, typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
@@ -32,6 +33,7 @@ HARMLESS = (
     "data.path",  # the text itself is compared
     "logger.",
     "resume",
+    "reuse.",
     "run_dir",
     "trainer.activation_checkpointing",  # the same numbers, computed again
     "trainer.keep_freed_memory",
@@ -130,18 +132,10 @@ def newest_unfinished(config: RunConfig) -> Path | None:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """The settings that differ and matter, as `key=old -> new`."""
-    before, after = dict(_flat(asdict(old))), dict(_flat(asdict(new)))
+    before, after = dict(flat(asdict(old))), dict(flat(asdict(new)))
     keys = [key for key in before | after if not key.startswith(HARMLESS)]
     return [
         f"{key}={before.get(key)} -> {after.get(key)}"
         for key in keys
         if before.get(key) != after.get(key)
     ]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

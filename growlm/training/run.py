@@ -41,11 +41,13 @@ from growlm.training.memory import (
     reset_peak_memory,
     resident_memory_bytes,
 )
+from growlm.training.phase_keys import phase_keys
 from growlm.training.plan import PlannedPhase
 from growlm.training.planner import less_memory
 from growlm.training.prepare import Prepared, extra_callbacks, prepare
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.resuming import check_circumstances, run_to_resume
+from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import RunFolder, make_run_folder, open_run_folder
 from growlm.training.stage import PhaseStage
 from growlm.training.state_callback import RestoreCallback, StateCallback
@@ -102,7 +104,7 @@ def _run_in(
     requests: StopRequests,
 ) -> RunSummary:
     config = prepared.config
-    state, damaged = folder.newest_state()
+    own_state, damaged = folder.newest_state()
     table = prepared.forecast.to_json(prepared.speed)
     print_plan(console.console, table)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
@@ -110,22 +112,39 @@ def _run_in(
         text = f"warning: {error}; going on from the state before it"
         console.console.print(text, markup=False, soft_wrap=True)
     write_json(folder.path / "plan.json", table["phases"])
-    saved = {} if state is None else state.record["run"]
-    boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
-    history = HistoryFiles(folder.path, saved.get("history"), [b.to_json() for b in boundaries])
-    everyone = Broadcast([history, console])
+    keys = [] if callbacks else _keys_to_reuse(prepared)
+    everyone = Broadcast([console])
     failed = True
-    try:
-        first_step = None if state is None else saved["global_step"]
-        logger = build_logger(config, folder.path, folder.run_id, first_step)
-        metrics = None if logger is None else MetricLogger(logger, saved.get("logged"))
-        everyone.listeners += [] if metrics is None else [metrics]
-        run = _Run(prepared, folder, everyone, history, metrics, callbacks, requests)
-        summary = run.run(state)
-        failed = False
-        return summary
-    finally:
-        everyone.close(failed)
+    with PhaseReuse(config.reuse, keys, prepared.plan, folder, everyone) as reuse:
+        state = reuse.begin(own_state, requests)
+        saved = {} if state is None else state.record["run"]
+        boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
+        history = HistoryFiles(folder.path, saved.get("history"), [b.to_json() for b in boundaries])
+        everyone.listeners.insert(0, history)
+        try:
+            first_step = None if own_state is None else saved["global_step"]
+            logger = build_logger(config, folder.path, folder.run_id, first_step)
+            metrics = None if logger is None else MetricLogger(logger, saved.get("logged"))
+            everyone.listeners += [] if metrics is None else [metrics]
+            run = _Run(prepared, folder, everyone, history, metrics, callbacks, requests, reuse)
+            if own_state is not None:
+                phase, step = own_state.record["phase"], own_state.record["step"]
+                everyone.run_resumed(phase, step, prepared.plan.phase(phase).steps)
+            elif run.summary.reused is not None:
+                everyone.phases_reused(run.summary.reused)
+            summary = run.run(state)
+            failed = False
+            return summary
+        finally:
+            everyone.close(failed)
+
+
+def _keys_to_reuse(prepared: Prepared) -> list[str]:
+    """None for a run with callbacks of the user's: they would miss what is not trained."""
+    config = prepared.config
+    if config.reuse.phases != "always" or config.callbacks.extra:
+        return []
+    return phase_keys(config, prepared.plan, prepared.machine, prepared.circumstances)
 
 
 class _Run:
@@ -140,10 +159,11 @@ class _Run:
         metrics: MetricLogger | None,
         callbacks: Sequence[Callback],
         requests: StopRequests,
+        reuse: PhaseReuse,
     ) -> None:
         self.prepared, self.folder, self.listener = prepared, folder, listener
         self.history, self.metrics = history, metrics
-        self.callbacks, self.requests = callbacks, requests
+        self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
         self.start = time.perf_counter()
@@ -153,6 +173,7 @@ class _Run:
             seed=self.config.seed,
             device=prepared.machine.accelerator,
             precision=prepared.machine.precision,
+            reused=reuse.reused,
         )
 
     def run(self, state: RunState | None) -> RunSummary:
@@ -177,8 +198,7 @@ class _Run:
         self.start -= saved["seconds"]
         self.summary.phases = [PhaseSummary.from_saved(p) for p in saved["phases"]]
         self.summary.boundaries = [BoundaryRecord.from_saved(b) for b in saved["boundaries"]]
-        phase = next(p for p in self.plan.phases if p.name == record["phase"])
-        self.listener.run_resumed(phase.name, record["step"], phase.steps)
+        phase = self.plan.phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
         if record["step"] < phase.steps:
             forget_artefacts(self._checkpoints, later, unfinished=phase)
@@ -235,6 +255,7 @@ class _Run:
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": phase.steps}
             self._write_state(phase, phase_start, stage.model, states, record, {}, {})
+            self.reuse.phase_ended(phase, self.history.path)
             self.requests.deferring = False
             if (code := self.requests.asked) is not None:
                 raise Interrupted(code, f"after {phase.name}")
@@ -392,7 +413,7 @@ class _Run:
         return ArtefactCallback(
             phase,
             self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name, "run": self.config.name},
+            {"tokenizer": self.config.tokenizer.name},
             self.config.seed,
             self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
-import os
 import secrets
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +14,7 @@ from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
 
+from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folders
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
 from growlm.config.schema import RunConfig
@@ -147,20 +146,11 @@ def lock_run(path: Path) -> BinaryIO:
         UserError: If another process has it, or the folder cannot be written to.
     """
     try:
-        file = (path / "resume" / "lock").open("a+b")
+        return take_lock(path / "resume" / "lock")
+    except LockedError as error:
+        raise UserError(KEY, path, f"another process works on it ({error.owner})") from error
     except OSError as error:
         raise UserError(KEY, path, f"cannot be written to: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read().decode(errors="replace")
-        file.close()
-        raise UserError(KEY, path, f"another process works on it ({owner})") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
-    file.flush()
-    return file
 
 
 def _make_dir(config: RunConfig) -> Path:

@@ -1,0 +1,175 @@
+"""States after whole phases, kept under a key of all that they depend on, for other runs to begin with.
+
+`<folder>/<key>/` holds
+
+    state/                      as in a run's `resume/` (`run_state.py`)
+    artefacts/<name>/           what the phases so far have left
+    training_history.jsonl      of the phases so far
+    origin.json                 the run that trained the last of them
+
+Files are hard links to those of the run where the file system allows it. An entry is whole or not there; one that
+is damaged is let go of. `<folder>/locks/<key>` is held by the process that trains towards an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from growlm.checkpoint.locks import take_lock
+from growlm.checkpoint.sealed import read_sealed, sealed
+
+HISTORY = "training_history.jsonl"
+ORIGIN = "origin.json"
+KEY = "reuse.folder"
+FORGOTTEN = 3600.0
+"""Seconds after which nobody writes a half-written entry any more."""
+
+
+@dataclass(frozen=True)
+class PhaseCache:
+    """The folder, made when something is first written.
+
+    Args:
+        folder: Where.
+        max_bytes: What is kept at most.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an entry."""
+        return (self.folder / key).is_dir()
+
+    def lock(self, key: str) -> BinaryIO:
+        """Take the lock for training towards an entry.
+
+        Raises:
+            LockedError: If another process has it.
+            OSError: If the folder cannot be written to.
+        """
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return take_lock(locks / key)
+
+    def put(
+        self, key: str, state: Path, artefacts: Sequence[Path], history: bytes, origin: Path
+    ) -> bool:
+        """Keep a state; others go if it gets too much.
+
+        Args:
+            key: Of the entry.
+            state: Its folder, whole.
+            artefacts: Their folders, whole.
+            history: All lines up to the state.
+            origin: The run's folder.
+
+        Returns:
+            Whether it is kept: nothing is that is larger than all that may be.
+
+        Raises:
+            OSError: If it cannot be written; nothing is left.
+        """
+        size = sum(_size(folder) for folder in (state, *artefacts)) + len(history)
+        if size > self.max_bytes:
+            return False
+        partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
+        try:
+            _link_folder(state, partial / "state")
+            for artefact in artefacts:
+                _link_folder(artefact, partial / "artefacts" / artefact.name)
+            (partial / HISTORY).write_bytes(history)
+            (partial / ORIGIN).write_text(sealed({"run": str(origin)}))
+            partial.rename(self.folder / key)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            if self.has(key):
+                return True
+            raise
+        self._keep_within_bounds(newest=key)
+        return True
+
+    def take(self, key: str, state: Path, artefacts: Path, history: Path) -> Path:
+        """Put an entry's files into a run.
+
+        Args:
+            key: Of the entry.
+            state: Where its state goes; must not exist.
+            artefacts: The folder that its artefacts go into.
+            history: The file that its history goes into.
+
+        Returns:
+            The run that trained the entry's last phase.
+
+        Raises:
+            OSError: If it cannot be written, or the entry has gone meanwhile.
+            UserError: If its origin is damaged.
+        """
+        entry = self.folder / key
+        os.utime(entry)  # used now
+        origin = read_sealed(entry / ORIGIN, KEY)["run"]
+        artefacts.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(entry / HISTORY, history)
+        for artefact in sorted((entry / "artefacts").glob("*")):
+            shutil.rmtree(artefacts / artefact.name, ignore_errors=True)
+            _link_folder(artefact, artefacts / artefact.name)
+        partial = state.with_name(f".{state.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _link_folder(entry / "state", partial)
+        partial.rename(state)  # last: with it the run can go on
+        return Path(origin)
+
+    def drop(self, key: str) -> None:
+        """Let go of an entry at once, whoever reads it."""
+        trash = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
+        with suppress(OSError):
+            (self.folder / key).rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _keep_within_bounds(self, newest: str) -> None:
+        entries = [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir()]
+        used = {path: _last_used(path) for path in entries}
+        total = 0
+        for path in sorted(entries, key=lambda p: (p.name == newest, used[p]), reverse=True):
+            total += _size(path)
+            if total > self.max_bytes:
+                self.drop(path.name)
+        for path in self.folder.glob(".*.partial"):  # of processes that were killed
+            if time.time() - _last_used(path) > FORGOTTEN:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

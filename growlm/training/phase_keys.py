@@ -1,0 +1,101 @@
+"""What a run's state after a phase depends on, as one key: equal keys, equal states to the bit."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import growlm
+from growlm.config.flat import flat
+from growlm.config.schema import RunConfig
+from growlm.growth.operators import operators_as_data
+from growlm.training.hardware import Machine, processor
+from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.run_dir import Circumstances
+from growlm.training.schedule import schedule_factor
+
+WITHOUT_INFLUENCE = (
+    "baseline.",  # has made the phases
+    "checkpoint.every_",
+    "data.path",  # the tokens themselves are in the key
+    "growth.",  # has gone into the phases
+    "logger.",
+    "model.",  # likewise
+    "name",
+    "phases.",  # those up to the state are in the key, resolved
+    "resume",
+    "reuse.",
+    "run_dir",
+    "schedule.",  # the rates themselves are in the key
+    "trainer.keep_freed_memory",
+    "trainer.max_time",
+    "trainer.memory_gb",
+)
+"""How settings begin that are not in a key as they stand."""
+LIBRARIES = ("torch", "lightning", "numpy")
+
+
+def phase_keys(
+    config: RunConfig, plan: Plan, machine: Machine, circumstances: Circumstances
+) -> list[str]:
+    """A key for the state after each phase but the last, in order.
+
+    A key covers all phases up to its own (models, operators, lengths, the rate of every step), every setting that
+    is not known to be without influence, the tokens, this code, the libraries and the processor.
+
+    Args:
+        config: The run.
+        plan: Made from it.
+        machine: Where it runs.
+        circumstances: The tokens' checksum.
+    """
+    settings = {
+        key: value for key, value in flat(asdict(config)) if not key.startswith(WITHOUT_INFLUENCE)
+    }
+    digest = hashlib.sha256()
+    start = {
+        "code": code_digest(),
+        "libraries": [version(name) for name in LIBRARIES],
+        "processor": processor(machine),
+        "circumstances": asdict(circumstances),
+        "settings": settings,
+    }
+    digest.update(_text(start))
+    keys = []
+    for phase in plan.phases[:-1]:
+        digest.update(_text(_phase(config, plan, phase)))
+        keys.append(digest.hexdigest()[:32])
+    return keys
+
+
+def _phase(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[str, Any]:
+    rates = [schedule_factor(config.schedule, plan, phase, step) for step in range(phase.steps)]
+    return {
+        "name": phase.name,
+        "settings": asdict(phase.settings),
+        "model": asdict(phase.model),
+        "operators": operators_as_data(phase.operators),
+        "steps": phase.steps,
+        "rates": hashlib.sha256(_text(rates)).hexdigest(),
+    }
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of this package's source, as it was when first asked for, but for what only reports."""
+    package = Path(growlm.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith("reporting/"):
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value).encode()

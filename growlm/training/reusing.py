@@ -1,0 +1,183 @@
+"""Beginning after phases that another run has trained, and keeping one's own for others.
+
+What is reused goes into the run's own folder, and the run goes on from there as it would after a kill.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from growlm.checkpoint.locks import LockedError
+from growlm.checkpoint.phase_cache import HISTORY, PhaseCache
+from growlm.checkpoint.run_state import RunState, state_folder
+from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
+from growlm.config.schema import ReuseConfig
+from growlm.errors import UserError
+from growlm.reporting.listener import RunListener
+from growlm.reporting.records import Reused
+from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.run_dir import RunFolder
+from growlm.training.stop import Interrupted, StopRequests
+
+KEY = "reuse.folder"
+RECORD = "reused.json"
+WAIT = 0.3
+"""Seconds between looks at whether another process has finished."""
+
+
+class PhaseReuse:
+    """A run's dealings with the phases that are kept. Use as a context: its lock ends with it.
+
+    Args:
+        settings: Where they are kept.
+        keys: Of the states after each phase but the last; empty for a run that does without.
+        plan: Of the run.
+        folder: Of the run.
+        listener: Is told.
+    """
+
+    def __init__(
+        self,
+        settings: ReuseConfig,
+        keys: Sequence[str],
+        plan: Plan,
+        folder: RunFolder,
+        listener: RunListener,
+    ) -> None:
+        cache_folder = Path(settings.folder).expanduser().absolute()
+        self.cache = PhaseCache(cache_folder, round(settings.max_gb * 1e9))
+        self.keys, self.plan, self.folder, self.listener = keys, plan, folder, listener
+        self._lock: BinaryIO | None = None
+
+    def __enter__(self) -> PhaseReuse:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    def begin(self, state: RunState | None, requests: StopRequests) -> RunState | None:
+        """Where the run begins: after as many phases as are kept, or as will be by a process that is at it.
+
+        Args:
+            state: Of the run's own, if it has one; it is then gone on with.
+            requests: Who may stop the waiting.
+
+        Returns:
+            The state to go on from; None to begin with the first phase.
+
+        Raises:
+            UserError: If the folder cannot be used.
+            Interrupted: If the run was asked to stop.
+        """
+        if state is not None:
+            phase = self.plan.phase(state.record["phase"])
+            self._lock = self._try_lock(phase.index + (state.record["step"] == phase.steps))
+            return state
+        (self.folder.resume_dir / RECORD).unlink(missing_ok=True)
+        try:
+            while True:
+                done = self._await_next(requests)
+                if done == 0:
+                    return None
+                if (state := self._take(self.plan.phases[done - 1])) is not None:
+                    return state
+        except OSError as error:
+            allowed = f"cannot be used ({error.strerror}); reuse.phases=never does without"
+            raise UserError(KEY, self.cache.folder, allowed) from error
+
+    @property
+    def reused(self) -> Reused | None:
+        """What this run began after, now or before it was resumed."""
+        path = self.folder.resume_dir / RECORD
+        return Reused(**read_sealed(path, "resume")) if path.exists() else None
+
+    def phase_ended(self, phase: PlannedPhase, history: Path) -> None:
+        """Keep a phase's state, which has just been written, and let those go on who wait for it."""
+        if phase.index >= len(self.keys):
+            return
+        following = self._try_lock(phase.index + 1)  # before anybody who waits can
+        key = self.keys[phase.index]
+        try:
+            if not self.cache.has(key) and not self._put(key, phase, history):
+                limit = f"reuse.max_gb={self.cache.max_bytes / 1e9:g}"
+                self.listener.noted(f"{phase.name} is larger than {limit}, and not kept for reuse")
+        except OSError as error:
+            self.listener.noted(f"warning: {phase.name} cannot be kept for reuse: {error.strerror}")
+        self._let_go()
+        self._lock = following
+
+    def _await_next(self, requests: StopRequests) -> int:
+        """How many phases are kept, once nobody else trains the one after them."""
+        while True:
+            kept = [i + 1 for i, key in enumerate(self.keys) if self.cache.has(key)]
+            done = max(kept, default=0)
+            if done == len(self.keys):
+                return done
+            try:
+                self._lock = self.cache.lock(self.keys[done])
+            except LockedError as error:
+                name = self.plan.phases[done].name
+                self.listener.task_progress(
+                    f"waiting for {name}, which {error.owner} trains", 0, None
+                )
+                if (code := requests.asked) is not None:
+                    raise Interrupted(code, f"while waiting for {name}") from None
+                time.sleep(WAIT)
+                continue
+            if not self.cache.has(self.keys[done]):
+                return done
+            self._let_go()  # it was finished between the two looks
+
+    def _take(self, last: PlannedPhase) -> RunState | None:
+        """Begin after a phase; None if its entry has gone or is damaged."""
+        key = self.keys[last.index]
+        target = state_folder(self.folder.resume_dir, last.first_step + last.steps)
+        checkpoints = self.folder.path / "checkpoints"
+        try:
+            origin = self.cache.take(key, target, checkpoints, checkpoints / HISTORY)
+            state = RunState.open(target)
+            if file_digest(checkpoints / HISTORY) != state.record["run"]["history"]["sha256"]:
+                raise UserError(KEY, self.cache.folder / key / HISTORY, "is damaged")
+        except (OSError, UserError) as error:
+            self._let_go()
+            shutil.rmtree(target, ignore_errors=True)
+            if isinstance(error, UserError):
+                self.listener.noted(f"warning: {error}; trained again")
+                self.cache.drop(key)
+            elif self.cache.has(key):
+                raise
+            return None
+        names = [phase.name for phase in self.plan.phases[: last.index + 1]]
+        reused = Reused(names, _shown(origin), state.record["run"]["seconds"])
+        write_whole(self.folder.resume_dir / RECORD, sealed(vars(reused)))
+        return state
+
+    def _put(self, key: str, phase: PlannedPhase, history: Path) -> bool:
+        settings = [p.settings for p in self.plan.phases[: phase.index + 1]]
+        names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
+        artefacts = [self.folder.path / "checkpoints" / name for name in names if name is not None]
+        state = state_folder(self.folder.resume_dir, phase.first_step + phase.steps)
+        return self.cache.put(key, state, artefacts, history.read_bytes(), self.folder.path)
+
+    def _try_lock(self, index: int) -> BinaryIO | None:
+        if index >= len(self.keys):
+            return None
+        try:
+            return self.cache.lock(self.keys[index])
+        except (LockedError, OSError):
+            return None  # another process is at the same phase: both train it
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None
+
+
+def _shown(path: Path) -> str:
+    """As short as it is unambiguous from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

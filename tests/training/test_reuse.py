@@ -1,0 +1,209 @@
+"""Phases that another run has trained: the same to the bit, and one process trains while the others wait."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from lightning.pytorch import Callback
+from stopping import SignalAt, assert_same_run
+from tiny_run import TINY, rows, tiny_config, tiny_run
+
+from growlm.config import load_config
+from growlm.errors import UserError
+from growlm.training import Interrupted, run, run_plan
+from growlm.training.hardware import Machine
+from growlm.training.phase_keys import phase_keys
+from growlm.training.plan import make_plan
+from growlm.training.run_dir import Circumstances
+
+OTHER_NOISE = "growth.noise_std=3e-2"
+MACHINE = Machine("cpu", "32-true", 0)
+
+
+def sharing(folder, *overrides):
+    return (f"reuse.folder='{folder}'", "reuse.phases=always", *overrides)
+
+
+def reused(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())["reused"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("plain") / "run", OTHER_NOISE).run_dir
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    return tiny_run(folder / "run", *sharing(folder / "cache")).run_dir
+
+
+@pytest.fixture
+def cache(tmp_path, first):
+    return shutil.copytree(first.with_name("cache"), tmp_path / "cache")
+
+
+def test_what_is_reused_ends_in_the_same_run(tmp_path, first, cache, plain):
+    assert reused(first) is None
+    second = tiny_run(tmp_path / "second", *sharing(cache), OTHER_NOISE).run_dir
+    record = reused(second)
+    assert record["phases"] == ["dense", "moe"]
+    assert record["run"] == str(first)
+    assert record["seconds"] > 0
+    assert_same_run(second, plain)
+    times = [row["time_s"] for row in rows(second)]
+    assert times == sorted(times)
+
+
+def test_without_it_nothing_is_kept(tmp_path):
+    tiny_run(tmp_path / "run", f"reuse.folder='{tmp_path / 'cache'}'")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_that_reused_is_stopped_and_goes_on(tmp_path, cache, plain, monkeypatch):
+    config = tiny_config(tmp_path / "second", *sharing(cache), OTHER_NOISE)
+    # A callback given to the run would keep it from reusing anything.
+    monkeypatch.setattr(run, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=10)})
+    with pytest.raises(Interrupted):
+        run_plan(config)
+    monkeypatch.undo()
+    assert (tmp_path / "second" / "resume" / "000000010").is_dir()
+    second = run_plan(replace(config, resume=str(tmp_path / "second"))).run_dir
+    assert reused(second)["phases"] == ["dense", "moe"]
+    assert_same_run(second, plain)
+    # It has gone on to train, and to keep, what follows.
+    third = tiny_run(tmp_path / "third", *sharing(cache), OTHER_NOISE, "growth.extra_layers=2")
+    assert reused(third.run_dir)["phases"] == ["dense", "moe", "wide"]
+
+
+def test_a_users_callback_misses_nothing(tmp_path, cache):
+    second = run_plan(tiny_config(tmp_path / "second", *sharing(cache)), callbacks=[Callback()])
+    assert reused(second.run_dir) is None
+
+
+@pytest.mark.parametrize(
+    "victim", ["state/model.safetensors", "training_history.jsonl", "origin.json"]
+)
+def test_a_damaged_entry_is_trained_again(tmp_path, cache, plain, victim, capsys):
+    for path in cache.glob(f"*/{victim}"):
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.unlink()  # it is linked
+        path.write_bytes(damaged)
+    second = tiny_run(tmp_path / "second", *sharing(cache), OTHER_NOISE).run_dir
+    assert reused(second) is None
+    assert "is damaged" in capsys.readouterr().out
+    assert_same_run(second, plain)
+    third = tiny_run(tmp_path / "third", *sharing(cache), OTHER_NOISE).run_dir
+    assert reused(third)["phases"] == ["dense", "moe", "wide"]
+    assert_same_run(third, plain)
+
+
+def test_what_is_kept_is_bounded(tmp_path, cache, capsys):
+    def entries():
+        return {path.name for path in cache.glob("[0-9a-f]*")}
+
+    def size(folder):
+        return sum(path.stat().st_size for path in folder.rglob("*"))
+
+    before = entries()
+    assert len(before) == 3
+    bound = sum(size(cache / name) for name in before) * 1.2
+    tiny_run(tmp_path / "second", *sharing(cache), "seed=1", f"reuse.max_gb={bound / 1e9}")
+    assert len(entries() - before) >= 2
+    assert sum(size(cache / name) for name in entries()) <= bound
+    tiny_run(tmp_path / "third", *sharing(tmp_path / "small"), "reuse.max_gb=1e-6")
+    assert "not kept for reuse" in capsys.readouterr().out
+    assert not list((tmp_path / "small").glob("[0-9a-f]*"))
+
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"reuse\.folder"):
+        tiny_run(tmp_path / "run", *sharing(tmp_path / "file"))
+
+
+def keys(*overrides):
+    config = load_config(*TINY, *overrides)
+    circumstances = Circumstances("tokens", "cpu", "32-true")
+    return phase_keys(config, make_plan(config, 257), MACHINE, circumstances)
+
+
+@pytest.mark.parametrize(
+    ("override", "shared"),
+    [
+        ("growth.noise_std=1e-3", 2),
+        ("growth.extra_layers=2", 3),
+        ("phases.deep.lr=1e-5", 3),
+        ("phases.wide.optimizer_state=reset", 2),
+        ("logger.project=other", 3),
+        ("run_dir=elsewhere", 3),
+        ("checkpoint.every_steps=2", 3),
+        ("phases.deep.steps=5", 3),  # the rate falls in the last phase only
+        ("phases.deep.steps=1", 2),  # now in the one before, too
+        ("schedule.final_fraction=0.2", 3),
+        ("schedule.warmup_steps=3", 0),
+        ("seed=1", 0),
+        ("phases.dense.lr=1e-5", 0),
+        ("optimizer.weight_decay=0", 0),
+        ("callbacks.log_every=1", 0),
+        ("model.n_layers=3", 0),
+        ("checkpoint.save_optimizer=true", 0),
+        ("sequence_length=16", 0),
+    ],
+)
+def test_a_key_covers_what_came_before(override, shared):
+    one, other = keys(), keys(override)
+    assert len(one) == 3
+    assert len(set(one)) == 3
+    equal = [a == b for a, b in zip(one, other, strict=True)]
+    assert sum(equal) == shared, equal
+    assert equal == sorted(equal, reverse=True)
+
+
+def start(folder, name, cache, *overrides):
+    command = [sys.executable, "-m", "growlm.train", *TINY, "logger=none", f"run_dir={name}"]
+    return subprocess.Popen(
+        [*command, *sharing(cache), *overrides],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_one_trains_while_others_wait_also_when_it_is_killed(tmp_path):
+    longer = ["phases.dense.steps=400", "callbacks.log_every=100"]
+    first = start(tmp_path, "first", "cache", *longer)
+    history = tmp_path / "first" / "checkpoints" / "training_history.jsonl"
+    deadline = time.monotonic() + 120
+    while not history.exists() or '"step": 100' not in history.read_text():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)  # so that it is still at it when the others come
+    noises = ("1e-3", "2e-3")
+    others = [
+        start(tmp_path, f"noise{noise}", "cache", *longer, f"growth.noise_std={noise}")
+        for noise in noises
+    ]
+    while not all((tmp_path / f"noise{noise}" / "plan.json").exists() for noise in noises):
+        assert all(other.poll() is None for other in others)
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    outs = [other.communicate(timeout=300) for other in others]
+    assert [other.returncode for other in others] == [0, 0], outs
+    assert any("waiting for dense, which process" in out for out, _ in outs)
+    records = [reused(tmp_path / f"noise{noise}") for noise in noises]
+    trained, taken = sorted(records, key=lambda record: record is not None)
+    assert trained is None
+    assert taken["phases"] == ["dense", "moe"]
