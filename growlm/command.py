@@ -9,9 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,41 +43,33 @@ def quote_free_text(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def swept_keys(arguments: Sequence[str]) -> list[str]:
-    """The keys that take several values in these overrides."""
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+def run_command(
+    body: Callable[[], int], tell: Callable[[str], object] = lambda message: None
+) -> int:
+    """Run the body of a command and turn what it raises into words and an exit code.
 
-
-def first_values(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a sweep's first job."""
-    first = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_sweep_override():
-            value = next(override.sweep_string_iterator())
-            first.append(f"{override.get_key_element()}={value}")
-        else:
-            first.append(str(override.input_line))
-    return first
-
-
-def run_command(body: Callable[[], int]) -> int:
-    """Run the body of a command and turn what it raises into words and an exit code."""
+    Args:
+        body: Returns the exit code.
+        tell: Called with what went wrong, besides its being printed.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
     try:
         return body()
     except UserError as error:
+        tell(str(error))
         return complain(error)
     except (HydraException, OmegaConfBaseException) as error:
+        tell(str(explain(error)))
         return complain(explain(error))
     except RunError as error:
+        tell(str(error))
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        tell(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
 

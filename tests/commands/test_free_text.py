@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.command import quote_free_text, swept_keys
+from growlm.command import quote_free_text
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1).filter(
     lambda text: text == text.strip() and "${" not in text and text not in ("null", "''", '""')
@@ -31,7 +31,3 @@ def test_any_text_arrives_as_it_is(text):
 )
 def test_other_arguments_are_left_alone(argument):
     assert quote_free_text(argument) == argument
-
-
-def test_swept_keys():
-    assert swept_keys(["-m", "a.b=1,2", "c=3", "d=range(1,4)", "e=[1,2]"]) == ["a.b", "d"]

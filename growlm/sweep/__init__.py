@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one command, which can be repeated until all of them have finished."""

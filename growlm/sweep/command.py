@@ -1,0 +1,208 @@
+"""`python -m growlm.train -m`: find or make the sweep's folder, let Hydra launch the jobs, tell how they ended."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from growlm.checkpoint.locks import LockedError
+from growlm.command import quote_free_text
+from growlm.config.load import ROOT_NAME, config_folder
+from growlm.errors import UserError
+from growlm.sweep.folder import FINISHED, RECORD, Sweep, SweepFolder, make_job
+from growlm.sweep.job import sweep_job
+
+PLACE = "hydra.sweep.dir"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def run_sweep(arguments: Sequence[str]) -> int:
+    """Run the jobs of a sweep that are missing or failed.
+
+    Args:
+        arguments: Of the command, `-m` among them, free text quoted.
+
+    Returns:
+        The exit code: 130 or 143 after a signal, else 1 if any job failed, else 2 if any asked for something
+        wrong, else 0.
+
+    Raises:
+        UserError: If something asked for is wrong; nothing was written.
+        HydraException: And its like, if the first job cannot be composed.
+    """
+    _refuse_several_devices()
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    first = _compose_jobs(arguments, parsed)
+    wanted = _describe(first, parsed)
+    folder, is_new = _choose_folder(first, parsed, wanted)
+    made = _make(folder.path)
+    try:
+        lock = folder.lock()
+    except LockedError as error:
+        allowed = f"another process runs this sweep ({error.owner})"
+        raise UserError(PLACE, folder.path, allowed) from error
+    with lock:
+        if is_new:
+            folder.write(wanted)
+        else:
+            _tell_what_is_left(folder)
+        code = _launch(arguments, folder)
+    if not any(path.is_dir() for path in folder.path.iterdir()) and code == 2:
+        _remove(folder.path, made)
+    return code
+
+
+def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
+    """Let Hydra run all jobs; the exit code."""
+    others = [a for a in arguments if a.partition("=")[0] != PLACE]
+    sys.argv[1:] = [*others, quote_free_text(f"{PLACE}={folder.path}")]
+    main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT_NAME)
+    default = 0
+    try:
+        main(sweep_job)()
+    except KeyboardInterrupt:
+        default = 130
+    except Exception as error:  # a launcher's: one of its processes was killed, say
+        print(f"the launcher failed: {error}", file=sys.stderr)
+        default = 1
+    folder.close_running("interrupted" if default == 130 else "failed")
+    codes = [job.code for job in folder.read().jobs if job.code]
+    if default == 130:
+        return max((code for code in codes if code > 128), default=130)
+    return min(codes, default=default)
+
+
+def _compose_jobs(arguments: Sequence[str], parsed: Sequence[Override]) -> DictConfig:
+    """Compose every job, so that a misspelt key or group is found before the first one begins.
+
+    Returns:
+        The first job's config, with Hydra's own.
+    """
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config-dir", "-cd")
+    known.add_argument("--config-name", "-cn", default=ROOT_NAME)
+    options, _ = known.parse_known_args(list(arguments))
+    folder = options.config_dir and Path(options.config_dir).absolute()
+    more = [f"hydra.searchpath=['file://{folder}']"] if folder else []
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        jobs = [
+            compose(options.config_name, overrides=[*job, *more], return_hydra_config=True)
+            for job in product(*_values(parsed))
+        ]
+    return jobs[0]
+
+
+def _describe(first: DictConfig, parsed: Sequence[Override]) -> Sweep:
+    """The sweep, none of whose jobs has begun; without jobs where its sweeper is not Hydra's own."""
+    command = [str(o.input_line) for o in parsed if not _is_for_hydra(o)]
+    content = OmegaConf.to_container(first, resolve=False)
+    assert isinstance(content, dict)
+    content.pop("hydra")
+    text = OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True)
+    sweep = Sweep(str(first.name), command, hashlib.sha256(text.encode()).hexdigest())
+    sweeper = first.hydra.sweeper
+    if sweeper._target_ == BASIC_SWEEPER and not sweeper.params:
+        jobs = product(*_values([o for o in parsed if not _is_for_hydra(o)]))
+        sweep.jobs = [make_job(number, job, command) for number, job in enumerate(jobs)]
+    return sweep
+
+
+def _choose_folder(
+    first: DictConfig, parsed: Sequence[Override], wanted: Sweep
+) -> tuple[SweepFolder, bool]:
+    """The folder that the command names, or that of the newest unfinished sweep of the same command, or a new one.
+
+    Returns:
+        The folder, and whether it is new.
+    """
+    place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
+    if any(o.key_or_group == PLACE for o in parsed):
+        if not (place / RECORD).exists():
+            return SweepFolder(place), True
+        try:
+            there = SweepFolder(place).read()
+        except ValueError as error:
+            raise UserError(PLACE, place, f"its {RECORD} cannot be read: {error}") from error
+        if not there.same_as(wanted):
+            command = " ".join(there.command)
+            allowed = f"holds another sweep ({command}, or other config files); use another folder"
+            raise UserError(PLACE, place, allowed)
+        return SweepFolder(place), False
+    earlier = place.parents[1].glob(f"*/*/{RECORD}")
+    for path in sorted(earlier, key=lambda p: p.parent.name, reverse=True):
+        folder = SweepFolder(path.parent)
+        try:
+            there = folder.read()
+            folder.lock().close()
+        except (OSError, ValueError, LockedError):
+            continue
+        if there.same_as(wanted) and any(job.status != FINISHED for job in there.jobs):
+            return folder, False
+    suffix = 1
+    while (free := place if suffix == 1 else place.with_name(f"{place.name}_{suffix}")).exists():
+        suffix += 1
+    return SweepFolder(free), True
+
+
+def _values(parsed: Sequence[Override]) -> list[list[str]]:
+    """What each override says in turn, as Hydra's own sweeper has it."""
+    return [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [str(o.input_line)]
+        for o in parsed
+    ]
+
+
+def _is_for_hydra(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+def _tell_what_is_left(folder: SweepFolder) -> None:
+    jobs = folder.read().jobs
+    done = sum(job.status == FINISHED for job in jobs)
+    print(f"Going on with {folder.path}: {done} of {len(jobs)} jobs have finished")
+
+
+def _refuse_several_devices() -> None:
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            "-m",
+            f"(WORLD_SIZE={size})",
+            "every process would run the whole sweep; run the jobs on one device each, as `python -m growlm.train "
+            "-m ...` (several at once: hydra/launcher=joblib or submitit_slurm), or run one after another with "
+            "`torchrun -m growlm.train ...`, without -m",
+        )
+
+
+def _make(path: Path) -> list[Path]:
+    """Make the folder; those that were made for it, innermost first."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(PLACE, path, f"cannot be made: {error.strerror}") from error
+    return made
+
+
+def _remove(path: Path, made: Sequence[Path]) -> None:
+    """No job began: nothing should remain."""
+    for file in path.iterdir():
+        file.unlink()
+    for folder in made:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty
+            return

@@ -1,0 +1,146 @@
+"""The folder of a sweep, and `sweep.json` in it: which jobs there are, and how far each has come.
+
+Several processes may write it: the sweep's own, and one for each job where a launcher runs them side by side.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from growlm.checkpoint.locks import take_lock
+from growlm.checkpoint.sealed import read_json, write_whole
+
+RECORD = "sweep.json"
+PENDING, RUNNING, FINISHED = "pending", "running", "finished"
+STATUS = {0: FINISHED, 1: "failed", 2: "wrong", 130: "interrupted", 143: "interrupted"}
+"""Of a job, by its exit code."""
+
+
+@dataclass
+class Job:
+    """A run of a sweep."""
+
+    number: int
+    overrides: list[str]
+    dials: dict[str, str]
+    """What this job sets in its own way, by key."""
+    folder: str
+    """In the sweep's folder."""
+    status: str = PENDING
+    code: int | None = None
+    message: str | None = None
+    """Why it failed."""
+
+
+@dataclass
+class Sweep:
+    """The contents of sweep.json."""
+
+    name: str
+    """Of the plan."""
+    command: list[str]
+    """The overrides, as they were given, without those for Hydra."""
+    config: str
+    """Checksum of the first job's config."""
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def dials(self) -> list[str]:
+        """The keys in which jobs differ."""
+        return list(dict.fromkeys(key for job in self.jobs for key in job.dials))
+
+    def same_as(self, other: Sweep) -> bool:
+        """Whether both are made by the same command with the same configuration files."""
+        return (sorted(self.command), self.config) == (sorted(other.command), other.config)
+
+
+class SweepFolder:
+    """Reads and changes `sweep.json`.
+
+    Args:
+        path: Of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lock(self) -> BinaryIO:
+        """For the process that runs the sweep.
+
+        Raises:
+            LockedError: If another one does.
+        """
+        return take_lock(self.path / ".lock")
+
+    def read(self) -> Sweep:
+        """What sweep.json says.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is no record of a sweep.
+        """
+        record: dict[str, Any] = dict(read_json(self.path / RECORD))
+        record.pop("dials", None)
+        try:
+            jobs = [Job(**job) for job in record.pop("jobs")]
+            return Sweep(**record, jobs=jobs)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no record of a sweep: {error}") from error
+
+    def write(self, sweep: Sweep) -> None:
+        """Write sweep.json whole."""
+        record = {**asdict(sweep), "dials": sweep.dials}
+        write_whole(self.path / RECORD, json.dumps(record, indent=2) + "\n")
+
+    def job(self, number: int, overrides: Sequence[str]) -> Job:
+        """A job by its number; entered where it is new, or has other settings than were known."""
+        with self._changing() as sweep:
+            known = {job.number: job for job in sweep.jobs}
+            if number not in known or known[number].overrides != list(overrides):
+                known[number] = make_job(number, overrides, sweep.command)
+                sweep.jobs = [known[number] for number in sorted(known)]
+            return known[number]
+
+    def update(self, number: int, **changes: Any) -> None:
+        """Change fields of a job."""
+        with self._changing() as sweep:
+            job = next(job for job in sweep.jobs if job.number == number)
+            for name, value in changes.items():
+                setattr(job, name, value)
+
+    def close_running(self, status: str) -> None:
+        """Enter the end of jobs whose processes have ended without a word."""
+        with self._changing() as sweep:
+            for job in sweep.jobs:
+                if job.status == RUNNING:
+                    job.status, job.code, job.message = status, 1, "its process ended"
+
+    @contextmanager
+    def _changing(self) -> Iterator[Sweep]:
+        with (self.path / ".sweep.json.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sweep = self.read()
+            yield sweep
+            self.write(sweep)
+
+
+def make_job(number: int, overrides: Sequence[str], command: Sequence[str]) -> Job:
+    """A job that has not begun.
+
+    Args:
+        number: Of the job, from 0.
+        overrides: Its own.
+        command: Those of the sweep; what is not among them as it stands is a dial.
+    """
+    own = [o for o in overrides if o not in command]
+    dials = {key: value for key, _, value in (o.partition("=") for o in own)}
+    shown = [f"{key.rpartition('.')[2]}={value}" for key, value in dials.items()]
+    folder = re.sub(r"[^\w.=-]", "-", "_".join([str(number), *shown]))
+    return Job(number, list(overrides), dials, folder)

@@ -1,0 +1,95 @@
+"""What a job of a sweep does: nothing if it has finished, go on if it has begun, else begin."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from growlm.command import run_command
+from growlm.config.load import typed_config
+from growlm.config.schema import RunConfig
+from growlm.errors import UserError
+from growlm.sweep.folder import FINISHED, RUNNING, STATUS, Job, SweepFolder
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def sweep_job(composed: DictConfig) -> None:
+    """Run one job and enter how it ended; called by Hydra's launcher, maybe in a process of its own.
+
+    Raises:
+        KeyboardInterrupt: After a signal, where the jobs run in one process: it is meant for the sweep.
+    """
+    settings = HydraConfig.get()
+    is_alone = settings.launcher._target_ == BASIC_LAUNCHER
+    folder = SweepFolder(Path(settings.sweep.dir))
+    job = folder.job(settings.job.num, settings.overrides.task)
+    path = folder.path / job.folder
+    if (path / "summary.json").exists():
+        folder.update(job.number, status=FINISHED, code=0, message=None)
+        return
+    folder.update(job.number, status=RUNNING)
+    messages: list[str] = []
+    with _output(None if is_alone else path.with_name(f"{job.folder}.log")):
+        code = run_command(lambda: _run(composed, folder, job), messages.append)
+    message = " ".join(messages) or None
+    folder.update(job.number, status=STATUS.get(code, "failed"), code=code, message=message)
+    if not is_alone:
+        print(f"{job.folder}: {STATUS.get(code, 'failed')}", flush=True)
+    elif code > 128:
+        raise KeyboardInterrupt
+
+
+def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
+    config = _placed(typed_config(composed), folder, job)
+    from growlm.training import Interrupted, run_plan  # Lightning takes seconds to import
+
+    try:
+        result = run_plan(config)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.code
+    folder.update(job.number, folder=result.run_dir.name)
+    return 0
+
+
+def _placed(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
+    """The job's config with what the sweep settles.
+
+    Raises:
+        UserError: If the command settles it already.
+    """
+    if config.resume is not None:
+        raise UserError("resume", config.resume, "is for a single run; repeat the sweep's command")
+    if config.run_dir is not None:
+        allowed = "a sweep names its runs itself; use hydra.sweep.dir"
+        raise UserError("run_dir", config.run_dir, allowed)
+    path = folder.path / job.folder
+    has_begun = (path / "resume" / "run.json").is_file()
+    if not has_begun:
+        shutil.rmtree(path, ignore_errors=True)  # killed before there was anything to go on with
+    shares = config.reuse.phases == "sweep"
+    return replace(
+        config,
+        run_dir=str(path),
+        resume=str(path) if has_begun else None,
+        logger=replace(config.logger, group=config.logger.group or folder.path.name),
+        reuse=replace(config.reuse, phases="always") if shares else config.reuse,
+    )
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[None]:
+    """Into a file, where several jobs would write over each other."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        yield
