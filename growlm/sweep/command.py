@@ -56,9 +56,11 @@ def run_sweep(arguments: Sequence[str]) -> int:
     with lock:
         if is_new:
             folder.write(wanted)
-        else:
-            _tell_what_is_left(folder)
-        code = _launch(arguments, folder)
+        jobs = folder.read().jobs
+        left = [job for job in jobs if job.status != FINISHED]
+        if not is_new:
+            print(f"{folder.path}: {len(jobs) - len(left)} of {len(jobs)} jobs have finished")
+        code = _launch(arguments, folder) if left or not jobs else 0
     if not any(path.is_dir() for path in folder.path.iterdir()) and code == 2:
         _remove(folder.path, made)
     return code
@@ -168,12 +170,6 @@ def _values(parsed: Sequence[Override]) -> list[list[str]]:
 
 def _is_for_hydra(override: Override) -> bool:
     return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
-
-
-def _tell_what_is_left(folder: SweepFolder) -> None:
-    jobs = folder.read().jobs
-    done = sum(job.status == FINISHED for job in jobs)
-    print(f"Going on with {folder.path}: {done} of {len(jobs)} jobs have finished")
 
 
 def _refuse_several_devices() -> None:

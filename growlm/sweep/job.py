@@ -36,6 +36,9 @@ def sweep_job(composed: DictConfig) -> None:
         folder.update(job.number, status=FINISHED, code=0, message=None)
         return
     folder.update(job.number, status=RUNNING)
+    if is_alone:
+        dials = "  ".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.dials.items())
+        print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}: {dials}\n", flush=True)
     messages: list[str] = []
     with _output(None if is_alone else path.with_name(f"{job.folder}.log")):
         code = run_command(lambda: _run(composed, folder, job), messages.append)
