@@ -11,6 +11,7 @@ from growlm.data import load_tokenizer
 from growlm.errors import UserError
 from growlm.reporting.checks import plain_console
 from growlm.reporting.plan_table import print_plan
+from growlm.training.baseline import with_baseline
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
 from growlm.training.plan import make_plan
@@ -42,14 +43,15 @@ def plan(arguments: list[str]) -> int:
             raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
         own[key] = value
     config = load_config(*(a for a in arguments if a.partition("=")[0] not in own))
+
+    def tell() -> None:
+        print("measuring this machine ...", file=sys.stderr)
+
+    config = with_baseline(config, tell)
     machine = find_machine(config.trainer)
     vocab_size = load_tokenizer(config.tokenizer.name).vocab_size
     table = forecast(config, make_plan(config, vocab_size), machine)
-    speed = calibration(
-        machine,
-        lambda: print("measuring this machine ...", file=sys.stderr),
-        anew=own["calibrate"] == "true",
-    )
+    speed = calibration(machine, tell, anew=own["calibrate"] == "true")
     figures = table.to_json(speed)
     if own["format"] == "json":
         print(json.dumps(figures, indent=2))

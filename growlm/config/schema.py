@@ -197,6 +197,19 @@ class CheckpointConfig:
 
 
 @dataclass
+class BaselineConfig:
+    """Group `baseline`: in place of the plan, a run to compare it with, for the same price."""
+
+    kind: str = field(default="none", metadata=limits(choices=("none", "scratch", "continue")))
+    """`scratch`: the last phase's model from the first step on; `continue`: the first phase's model to the end.
+    Learning rate, batch and warm-up are that phase's."""
+    equal: str = field(default="flops", metadata=limits(choices=("flops", "tokens", "seconds")))
+    """What the baseline takes as much of as the plan; seconds are the planner's."""
+    of: str | None = None
+    """Set by growlm: the plan that the run was made from."""
+
+
+@dataclass
 class ReuseConfig:
     """Root key `reuse`: phases that another run has trained, to the bit as this one would."""
 
@@ -291,6 +304,7 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
     growth: GrowthDials = field(default_factory=GrowthDials)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)

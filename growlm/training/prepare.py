@@ -80,7 +80,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
     check_fits(config, tokenizer.vocab_size, table)
-    speed = calibration(machine, lambda: listener.task_progress("measuring this machine", 0, None))
+    speed = calibration(machine, lambda: tell_measuring(listener))
     corpus = _read(config, tokenizer, listener)
     length, seed = config.sequence_length, config.seed
     return Prepared(
@@ -92,6 +92,11 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         forecast=table,
         speed=speed,
     )
+
+
+def tell_measuring(listener: RunListener) -> None:
+    """It takes some seconds."""
+    listener.task_progress("measuring this machine", 0, None)
 
 
 def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> TokenizedCorpus:

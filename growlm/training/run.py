@@ -28,6 +28,7 @@ from growlm.reporting.listener import Broadcast, RunListener
 from growlm.reporting.metrics import MetricLogger
 from growlm.reporting.plan_table import print_plan
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.training.baseline import with_baseline
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -44,7 +45,7 @@ from growlm.training.memory import (
 from growlm.training.phase_keys import phase_keys
 from growlm.training.plan import PlannedPhase
 from growlm.training.planner import less_memory
-from growlm.training.prepare import Prepared, extra_callbacks, prepare
+from growlm.training.prepare import Prepared, extra_callbacks, prepare, tell_measuring
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.resuming import check_circumstances, run_to_resume
 from growlm.training.reusing import PhaseReuse
@@ -80,6 +81,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
     with ExitStack() as stack:
         stack.callback(console.close, failed=True)
         requests = stack.enter_context(StopRequests(config.trainer.max_time))
+        config = with_baseline(config, lambda: tell_measuring(console))
         stopped = run_to_resume(config)
         begun = None if stopped is None else stack.enter_context(open_run_folder(stopped))
         prepared = prepare(config, console)

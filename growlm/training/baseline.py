@@ -1,0 +1,67 @@
+"""Runs to compare a plan with, made from the plan itself: the same price, one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from growlm.config.checks import check_config
+from growlm.config.schema import RunConfig
+from growlm.data import load_tokenizer
+from growlm.training.calibration import calibration
+from growlm.training.hardware import find_machine
+from growlm.training.plan import Plan, PlannedPhase, make_plan
+from growlm.training.planner import forecast
+
+
+def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
+    """The run that `baseline` asks for: one phase, of the plan's last model or its first.
+
+    Its learning rate, batch and warm-up are that phase's; the schedule runs over the whole. Its length is the
+    plan's in FLOPs, tokens or seconds, to the nearest step.
+
+    Args:
+        config: With a plan; returned as it is where no baseline is asked for, or it is one already.
+        tell: Called before the machine's speed is measured.
+
+    Raises:
+        UserError: If something asked for is wrong.
+    """
+    kind = config.baseline.kind
+    if kind == "none" or config.baseline.of is not None:
+        return config
+    check_config(config)
+    plan = make_plan(config, load_tokenizer(config.tokenizer.name).vocab_size)
+    phase = plan.phases[-1 if kind == "scratch" else 0]
+    settings = replace(
+        phase.settings,
+        steps=max(1, round(_price_in_steps(config, plan, phase, tell))),
+        tokens=None,
+        flops=None,
+        grow=[],
+        optimizer_state="carry",
+        save_initial_as=None,
+    )
+    return replace(
+        config,
+        name=f"{config.name}_{kind}",
+        model=phase.model,
+        phases={phase.name: settings},
+        baseline=replace(config.baseline, of=config.name),
+    )
+
+
+def _price_in_steps(
+    config: RunConfig, plan: Plan, phase: PlannedPhase, tell: Callable[[], None]
+) -> float:
+    """What the whole plan costs, in steps of one of its phases."""
+    if config.baseline.equal == "flops":
+        return sum(p.steps * p.flops_per_step for p in plan.phases) / phase.flops_per_step
+    if config.baseline.equal == "tokens":
+        return sum(p.steps * p.tokens_per_step for p in plan.phases) / phase.tokens_per_step
+    # Both sides as the planner has them: where a machine is slower than it thinks, it is so for both.
+    machine = find_machine(config.trainer)
+    speed = calibration(machine, tell)
+    seconds = [cost.work.seconds(speed) for cost in forecast(config, plan, machine).costs]
+    price = sum(s["training"] + s["growth"] for s in seconds)
+    return price / seconds[phase.index]["step"]
