@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from growlm.model.report import ParameterReport
 from growlm.reporting.checks import plain_console, print_checks
 from growlm.reporting.listener import RunListener
-from growlm.reporting.plan_table import duration
+from growlm.reporting.plan_table import duration, print_plan
+from growlm.reporting.progress import ProgressDisplay
 from growlm.reporting.records import (
     BoundaryRecord,
     PhaseStart,
@@ -36,16 +39,21 @@ class ConsoleReporter(RunListener):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or plain_console()
-        self.progress: Progress | None = None
-        self.task_name = ""
+        self.progress = ProgressDisplay(self.console)
+        self._row: Row | None = None
+
+    def run_planned(self, table: Mapping[str, Any]) -> None:
+        """The planner's table, which the time left is then told by."""
+        print_plan(self.console, table)
+        self.progress.expect(table["phases"])
 
     def task_progress(self, task: str, done: int, total: int | None) -> None:
         """Move the bar; without a terminal, one line when a task begins."""
-        self._advance(task, done, total, f"{task} ...")
+        self.progress.task(task, done, total)
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """What was grown from what, and the four checks."""
-        self._stop_bar()
+        self.progress.stop()
         say = self.console.print
         say()
         self.console.rule(
@@ -69,7 +77,7 @@ class ConsoleReporter(RunListener):
 
     def phase_started(self, start: PhaseStart) -> None:
         """The banner."""
-        self._stop_bar()
+        self.progress.stop()
         say, parameters = self.console.print, start.parameters
         say()
         self.console.rule(
@@ -94,40 +102,35 @@ class ConsoleReporter(RunListener):
 
     def phases_reused(self, reused: Reused) -> None:
         """A line."""
-        self._stop_bar()
+        self.progress.stop()
         names = ", ".join(reused.phases)
         text = f"reused from {reused.run}: {names} ({duration(reused.seconds)} saved)"
         self.console.print(text, markup=False, soft_wrap=True)
 
     def noted(self, text: str) -> None:
         """A line."""
-        self._stop_bar()
+        self.progress.stop()
         self.console.print(text, markup=False, soft_wrap=True)
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
-        """Move the bar."""
-        if self.console.is_terminal:
-            shown = "" if loss is None else f"  loss {loss:.4f}"
-            self._advance(f"{phase}{shown}", step, steps, "")
+        """Move the bars."""
+        self.progress.step(phase, step, steps, loss)
+        if self._row is not None:
+            self.progress.row(self._row, steps)
+            self._row = None
 
     def row_logged(self, row: Row) -> None:
-        """A line, where there is no bar."""
-        if not self.console.is_terminal:
-            self.console.print(
-                f"  {row['phase']} step {row['step']:>5}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-                f"{row['tokens_per_second']:,.0f} tokens/s",
-                markup=False,
-            )
+        """A line now and then, where there are no bars; told with its step."""
+        self._row = row
 
     def validated(self, row: Row) -> None:
         """A line."""
-        self._say_above_bar(
-            f"  {row['phase']} step {row['step']:>5}  validation loss {row['val_loss']:.4f}"
-        )
+        where = f"{escape(row['phase'])} step {row['step']:>5}"
+        self.progress.say(f"  {where}  validation loss {row['val_loss']:.4f}")
 
     def phase_finished(self, summary: PhaseSummary) -> None:
         """The sample."""
-        self._stop_bar()
+        self.progress.stop()
         self.console.print(
             f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
             f"{summary.tokens_per_second:,.0f} tokens/s, "
@@ -139,11 +142,11 @@ class ConsoleReporter(RunListener):
     def warned(self, row: Row, text: str) -> None:
         """A line."""
         where = escape(f"{row['phase']} step {row['step']}: {text}")
-        (self.progress or self).console.print(f"  [bold yellow]warning[/] {where}")
+        self.progress.say(f"  [bold yellow]warning[/] {where}")
 
     def run_finished(self, summary: RunSummary) -> None:
         """The boundary summary."""
-        self._stop_bar()
+        self.progress.stop()
         self.console.print()
         self.console.rule("[bold]Boundary summary", align="left")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -174,7 +177,7 @@ class ConsoleReporter(RunListener):
 
     def close(self, failed: bool) -> None:
         """Leave the terminal in order."""
-        self._stop_bar()
+        self.progress.stop()
 
     def _samples(self, summary: RunSummary) -> None:
         samples = [phase for phase in summary.phases if phase.sample]
@@ -186,37 +189,6 @@ class ConsoleReporter(RunListener):
         for phase in samples:
             grid.add_row(Text(phase.name, style="bold"), Text(" ".join(phase.sample.split())))
         self.console.print(grid)
-
-    def _advance(self, task: str, done: int, total: int | None, plain_line: str) -> None:
-        kind = task.split("  ")[0]
-        if not self.console.is_terminal:
-            if plain_line and kind != self.task_name:
-                self.console.print(f"  {plain_line}")
-            self.task_name = kind
-            return
-        if kind != self.task_name:
-            self._stop_bar()
-        if self.progress is None:
-            self.progress = Progress(
-                TextColumn("  {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self.progress.add_task(task, total=total, completed=done)
-            self.progress.start()
-            self.task_name = kind
-        self.progress.update(self.progress.task_ids[0], completed=done, description=task)
-
-    def _say_above_bar(self, line: str) -> None:
-        (self.progress.console if self.progress else self.console).print(line, markup=False)
-
-    def _stop_bar(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-        self.progress, self.task_name = None, ""
 
 
 def _state_note(boundary: BoundaryRecord) -> str:

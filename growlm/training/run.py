@@ -26,7 +26,6 @@ from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.listener import Broadcast, RunListener
 from growlm.reporting.metrics import MetricLogger
-from growlm.reporting.plan_table import print_plan
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training.baseline import with_baseline
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
@@ -108,7 +107,7 @@ def _run_in(
     config = prepared.config
     own_state, damaged = folder.newest_state()
     table = prepared.forecast.to_json(prepared.speed)
-    print_plan(console.console, table)
+    console.run_planned(table)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
     for error in damaged:
         text = f"warning: {error}; going on from the state before it"

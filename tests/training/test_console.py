@@ -1,11 +1,18 @@
 """What a person reads."""
 
 import io
+import re
 
 from rich.console import Console
 from tiny_run import tiny_run
 
 from growlm.reporting.console import ConsoleReporter
+
+PHASE = {
+    "name": "dense",
+    "steps": 10,
+    "seconds": {"step": 1.0, "training": 10.0, "validation": 0.0, "growth": 0.0},
+}
 
 
 def test_plain_output_fits_100_columns_and_says_what_matters(tmp_path, capsys):
@@ -37,7 +44,31 @@ def test_a_terminal_gets_a_bar():
     reporter = ConsoleReporter(Console(file=out, force_terminal=True, width=100))
     reporter.task_progress("reading documents", 1000, 20000)
     reporter.task_progress("reading documents", 20000, 20000)
+    reporter.progress.expect([PHASE])
     reporter.step_finished("dense", 1, 10, 5.0)
+    reporter.step_finished("dense", 2, 10, None)
+    reporter.validated({"phase": "dense", "step": 2, "val_loss": 4.0})
     reporter.close(failed=False)
-    assert "1000/20000" in out.getvalue()
-    assert "loss 5.0000" in out.getvalue()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert "1000/20000" in text
+    assert "loss 5.0000" in text
+    assert "plan" in text
+    assert "20 %, " in text
+    assert "s left" in text
+    assert "validation loss 4.0000" in text
+
+
+def test_elsewhere_it_is_quiet():
+    out = io.StringIO()
+    reporter = ConsoleReporter(Console(file=out, width=100))
+    reporter.progress.expect([{**PHASE, "steps": 1000}])
+    for step in range(1, 1001):
+        row = {"phase": "dense", "step": step, "loss": 1.0, "lr": 1e-3, "tokens_per_second": 1e3}
+        reporter.row_logged(row)
+        reporter.step_finished("dense", step, 1000, 1.0)
+    lines = out.getvalue().splitlines()
+    assert 2 <= len(lines) <= 5  # the first, the last, and one each ten seconds
+    assert "step     1" in lines[0]
+    assert "left" in lines[0]
+    assert "step  1000" in lines[-1]
+    assert "100 %" in lines[-1]
