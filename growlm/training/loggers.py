@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -39,15 +39,16 @@ def build_logger(
             resume="allow" if resumed else None,
             name=run_dir.name,
             group=settings.group,
-            tags=[config.name, *settings.tags],
-            config=asdict(config),
+            tags=list(dict.fromkeys([config.name, *settings.tags])),
+            config=asdict(replace(config, resume=None)),
             dir=run_dir,
             mode=_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
     if settings.name == "csv":
-        return CSVLogger(run_dir, name="", version=f"csv{resumed}")
+        # Written row by row: of a run that is killed, all that it knew is there.
+        return CSVLogger(run_dir, name="", version=f"csv{resumed}", flush_logs_every_n_steps=1)
     if settings.name == "tensorboard":
         purge_step = None if first_step is None else first_step + 1
         return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=purge_step)
