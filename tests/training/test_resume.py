@@ -7,6 +7,7 @@ import pytest
 from stopping import SignalAt, assert_same_run, slow
 from tiny_run import tiny_config
 from wandb_file import wandb_file, wandb_history, wandb_rows, wandb_table
+from wandb_server import sync
 
 from growlm.training import Interrupted, run_plan
 
@@ -105,6 +106,9 @@ def test_the_wandb_run_goes_on(step, tmp_path):
     whole_file = wandb_file(whole)
     parts = [row for file in files for row in losses(file)]
     assert parts == losses(whole_file)
+    received = sync(*(file.parent for file in files))  # what docs/resume.md says: it joins them
+    assert [row["_step"] for row in received.history] == list(range(len(parts)))
+    assert {run["name"] for run in received.runs} == {files[0].stem.removeprefix("run-")}
 
 
 def test_a_run_goes_on_with_another_logger(tmp_path):

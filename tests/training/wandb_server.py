@@ -1,16 +1,18 @@
-"""A stand-in for W&B's server: so much of its interface as `wandb sync` needs, on this machine's own address.
+"""A stand-in for W&B's server, on this machine's own address: so much of its interface as the tests need.
 
-W&B's reader of offline files is inside its compiled core, and this is the way to have it read one. What the real
-server makes of the same requests cannot be seen from here.
+W&B's reader of offline files is inside its compiled core; `wandb sync` to this server has it read one. What the
+real server makes of the same requests cannot be seen from here.
 """
 
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections import defaultdict
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -24,39 +26,47 @@ class Received:
         """Of files that are sent line by line, in order: history, system metrics, console."""
         self.files = {}
         """Contents by name."""
+        self.views = []
+        """Variables of each request to save a workspace."""
 
     @property
     def history(self):
         return [json.loads(line) for line in self.lines["wandb-history.jsonl"]]
 
 
-def sync(folder):
-    """Let `wandb sync` upload an offline run's folder; what came."""
+@contextmanager
+def wandb_server():
+    """A server's environment variables for a process that is to use it, and what it will have received."""
     received = Received()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(received))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        own = {
-            "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
-            "WANDB_API_KEY": "0" * 40,
-            "NO_PROXY": "127.0.0.1",
-        }
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
+        address = f"http://127.0.0.1:{server.server_port}"
+        yield (
+            {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "NO_PROXY": "127.0.0.1"},
+            received,
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def sync(*folders):
+    """Let `wandb sync` upload offline runs' folders; what came."""
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+    with wandb_server() as (environment, received):
         done = subprocess.run(
             command,
-            env=os.environ | own,
-            cwd=folder,
+            env=os.environ | environment,
+            cwd=folders[0],
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     return received
 
 
@@ -98,12 +108,19 @@ def _handler(received):
 
 def _graphql(received, request, host):
     variables = request.get("variables") or {}
-    match request["operationName"]:
+    match re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]:
+        case "Viewer" | "GetDefaultEntity":
+            return {"viewer": {"id": "u", "entity": "someone", "username": "someone"}}
+        case "UpsertView2":
+            received.views.append(variables)
+            view = {"id": "v", "name": "nw-growth-v"}
+            return {"upsertView": {"view": view, "inserted": True}}
         case "UpsertBucket":
             received.runs.append(variables)
             project = {"id": "p", "name": "growlm", "entity": {"id": "e", "name": "someone"}}
             names = {"id": "r", "name": variables["name"], "displayName": variables["displayName"]}
-            bucket = {**names, "config": "{}", "historyLineCount": 0, "project": project}
+            sent = len(received.lines["wandb-history.jsonl"])
+            bucket = {**names, "config": "{}", "historyLineCount": sent, "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         case "CreateRunFiles":
             files = [
