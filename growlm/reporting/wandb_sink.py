@@ -36,9 +36,15 @@ class WandbSink(MetricSink):
             layer_name(layer): load_histogram(loads) for layer, loads in enumerate(entry.loads)
         }
         tables = {t.name: wandb.Table(columns=[*t.columns], data=t.rows) for t in entry.tables}
-        values = {STEP: entry.step, **entry.progress, **entry.metrics, **histograms, **tables}
+        values = {STEP: entry.step, **entry.progress, **entry.metrics, **histograms}
         # With W&B's own step, so that it drops what a run logged before it was killed and logs again.
-        self.run.log(values, step=entry.index)
+        try:
+            self.run.log(values | tables, step=entry.index)
+        except wandb.Error as error:
+            # Online, it asks its server about a table first. A run outlives its network, and the next table of
+            # this name has these rows too.
+            wandb.termwarn(f"{', '.join(tables)} not logged: {error}")
+            self.run.log(values, step=entry.index)
 
     def summarize(self, figures: dict[str, Any]) -> None:
         """Into the run's summary: the columns of the table of runs."""

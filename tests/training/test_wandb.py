@@ -6,13 +6,16 @@ from itertools import pairwise
 
 import pytest
 import wandb
+from stopping import SignalAt
 from test_metrics import KEYS
 from tiny_run import rows, tiny_config
 from wandb_file import records_of, wandb_file, wandb_rows, wandb_run, wandb_table
-from wandb_server import sync
+from wandb_server import sync, wandb_server
 
-from growlm.reporting.wandb_sink import load_histogram
-from growlm.training import run_plan
+from growlm.reporting.metric_sinks import Entry
+from growlm.reporting.tables import Table
+from growlm.reporting.wandb_sink import WandbSink, load_histogram
+from growlm.training import Interrupted, run_plan
 from growlm.training.growth_callback import GrowthError
 
 OFFLINE = ("logger=wandb", "logger.mode=offline")
@@ -95,6 +98,44 @@ def test_more_experts_than_bins_share_them():
     assert len(histogram.histogram) == 400 <= wandb.Histogram.MAX_LENGTH
     assert sum(histogram.histogram) == pytest.approx(1)
     assert (histogram.bins[0], histogram.bins[1], histogram.bins[-1]) == (0, 3, 1200)
+
+
+def test_a_network_that_fails_costs_a_table_and_nothing_else():
+    class Run:
+        """W&B asks its server about a table before it takes the row."""
+
+        def __init__(self):
+            self.rows = []
+
+        def define_metric(self, *arguments, **settings):
+            pass
+
+        def log(self, values, step):
+            if any(isinstance(value, wandb.Table) for value in values.values()):
+                raise wandb.errors.CommError("no route to W&B")
+            self.rows.append((step, values))
+
+    run = Run()
+    table = Table("samples", ["phase", "text"], [["dense", "Once"]])
+    WandbSink(run).log(Entry(3, 40, {"phase/index": 1}, {"val/loss": 2.0}, tables=(table,)))
+    assert run.rows == [(3, {"trainer/global_step": 40, "phase/index": 1, "val/loss": 2.0})]
+
+
+@pytest.mark.slow
+def test_an_online_run_goes_on(tmp_path):
+    run_dir = tmp_path / "run"
+    with wandb_server() as (environment, received), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        online = ("logger=wandb", "logger.mode=online")
+        with pytest.raises(Interrupted):
+            run_plan(tiny_config(run_dir, *online), [SignalAt(8)])
+        before = len(received.history)
+        run_plan(tiny_config(run_dir, *online, f"resume='{run_dir}'"))
+        wandb.teardown()
+    assert 0 < before < len(received.history)
+    assert [row["_step"] for row in received.history] == list(range(len(received.history)))
+    assert len({run["name"] for run in received.runs}) == 1
 
 
 def test_name_group_tags_and_config(run_dir):

@@ -111,6 +111,8 @@ def _graphql(received, request, host):
     match re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]:
         case "Viewer" | "GetDefaultEntity":
             return {"viewer": {"id": "u", "entity": "someone", "username": "someone"}}
+        case "ArtifactType":  # whether there is one of another type by that name
+            return {"project": None}
         case "UpsertView2":
             received.views.append(variables)
             view = {"id": "v", "name": "nw-growth-v"}
