@@ -1,50 +1,29 @@
-"""Events to any Lightning logger, under the names that dashboards rely on."""
+"""The events of a run as metrics: one logger run, one step axis over all phases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from growlm.reporting.listener import RunListener
-from growlm.reporting.records import BoundaryRecord, Row, RunSummary
-
-KEYS = {
-    "loss": "train/loss",
-    "val_loss": "val/loss",
-    "lr": "optim/lr",
-    "grad_norm": "optim/grad_norm",
-    "tokens_per_second": "perf/tokens_per_second",
-    "mfu": "perf/mfu",
-    "tokens": "progress/tokens",
-    "flops": "progress/flops",
-    "time_s": "progress/time_s",
-    "phase_index": "phase/index",
-    "dead_experts": "moe/dead_experts",
-    "load_entropy": "moe/load_entropy",
-    "max_load": "moe/max_load",
-    "aux_loss": "moe/aux_loss",
-    "tied_choices": "moe/tied_choices",
-    "expert_similarity": "moe/expert_similarity",
-    "router_distance": "moe/router_distance",
-    "router_grad_norm": "moe/router_grad_norm",
-}
-"""Field of a history row -> metric."""
-PROGRESS = ("tokens", "flops", "time_s", "phase_index")
+from growlm.reporting.metric_names import boundary_metrics, progress_metrics, row_metrics
+from growlm.reporting.metric_sinks import Entry, LoggerSink, MetricSink, TensorBoardSink
+from growlm.reporting.records import BoundaryRecord, PhaseSummary, Reused, Row, RunSummary
+from growlm.reporting.tables import Table, boundary_table, sample_table
 
 
 class MetricLogger(RunListener):
-    """One logger run with one step axis over all phases.
+    """Rows, validations, boundaries and ends of phases are an entry of the logger each.
 
     Args:
         logger: Any of Lightning's.
-        position: From `position`, where a run goes on.
     """
 
-    def __init__(self, logger: Logger, position: dict[str, Any] | None = None) -> None:
-        self.logger = logger
-        self.rows = 0
+    def __init__(self, logger: Logger) -> None:
+        self.sink = _sink_for(logger)
+        self.entries = 0
         self.last: Row = {
             "global_step": 0,
             "tokens": 0,
@@ -52,81 +31,105 @@ class MetricLogger(RunListener):
             "time_s": 0.0,
             "phase_index": 0,
         }
-        if position is not None:
-            self.rows, self.last = position["rows"], position["last"]
+        self.training_loss: float | None = None
+        self.boundaries: list[BoundaryRecord] = []
+        self.samples: list[tuple[str, str]] = []
 
-    def position(self) -> dict[str, Any]:
-        """How many rows the logger has had, and the last one."""
-        return {"rows": self.rows, "last": self.last}
+    def replay(
+        self, lines: Iterable[Row], boundaries: Sequence[BoundaryRecord], tell: bool
+    ) -> None:
+        """Take up what a run has done so far, whichever logger it had then.
+
+        Args:
+            lines: Of its history, parsed.
+            boundaries: That it passed, one for each that the history tells of.
+            tell: Whether the logger is to hear all of it; if not, it has had it already.
+        """
+        records = iter(boundaries)
+        sink = self.sink
+        self.sink = sink if tell else MetricSink()
+        for line in lines:
+            match line.get("event"):
+                case None:
+                    self.row_logged(line)
+                case "validation":
+                    self.validated(line)
+                case "boundary":
+                    self.boundary_passed(next(records))
+                case "phase_finished":
+                    self._phase_sampled(line["phase"], line["sample"])
+        self.sink = sink
 
     def row_logged(self, row: Row) -> None:
         """A step's metrics."""
-        self.last = row
-        self._log({KEYS[key]: value for key, value in row.items() if key in KEYS})
+        self.last, self.training_loss = row, row["loss"]
+        self._log(row_metrics(row), loads=tuple(row.get("expert_loads", ())))
 
     def validated(self, row: Row) -> None:
         """The validation loss at its step."""
         self.last = row
-        self._log({KEYS[key]: value for key, value in row.items() if key in KEYS})
+        self._log(row_metrics(row))
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """The growth, at the step where it happened."""
-        report = boundary.report
-        progress = {KEYS[key]: self.last[key] for key in PROGRESS}
-        self._log(
-            {
-                **progress,
-                "phase/index": self.last["phase_index"] + 1,
-                "growth/loss_before": report.loss_before,
-                "growth/loss_after": report.loss_after,
-                "growth/jump": report.jump,
-                "growth/max_logit_difference": report.max_logit_difference,
-            }
-        )
+        """The growth, at the step where it happened, with the table so far: the run may fail on it."""
+        self.last = self.last | {"phase_index": self.last["phase_index"] + 1}
+        self.boundaries.append(boundary)
+        table = boundary_table(self.boundaries)
+        self._log(boundary_metrics(boundary, self.training_loss), tables=(table,))
+        self.sink.summarize(_boundary_figures(boundary))
+
+    def phases_reused(self, reused: Reused) -> None:
+        """Which, and from where."""
+        self.sink.summarize({f"reused/{key}": value for key, value in asdict(reused).items()})
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """The sample, and the phase's figures."""
+        self._phase_sampled(summary.name, summary.sample)
+        self.sink.summarize(_phase_figures(summary))
 
     def run_finished(self, summary: RunSummary) -> None:
-        """W&B: boundaries and samples as tables, the figures of each phase in the run's summary."""
-        if not isinstance(self.logger, WandbLogger):
-            return
-        names = ["from", "to", "growth", "loss_before", "loss_after", "jump", "checks"]
-        boundaries = [
-            [
-                b.from_phase,
-                b.to_phase,
-                "; ".join(b.growth),
-                b.report.loss_before,
-                b.report.loss_after,
-                b.report.jump,
-                ", ".join(f"{name} {check.status}" for name, check in b.report.checks.items()),
-            ]
-            for b in summary.boundaries
-        ]
-        step = self.last["global_step"]
-        if boundaries:
-            self.logger.log_table("growth/boundaries", columns=names, data=boundaries, step=step)
-        samples = [[phase.name, phase.sample] for phase in summary.phases]
-        self.logger.log_table("samples", columns=["phase", "text"], data=samples, step=step)
-        figures: dict[str, Any] = {
-            f"phase/{phase.name}/{key}": value
-            for phase in summary.phases
-            for key, value in asdict(phase).items()
-            if key not in ("name", "sample", "router_check")
-        }
-        for b in summary.boundaries:
-            figures[f"growth/{b.from_phase}-{b.to_phase}/jump"] = b.report.jump
-        self.logger.experiment.summary.update(figures)
+        """All figures once more: of a resumed run, the logger may not have had the first."""
+        for phase in summary.phases:
+            self.sink.summarize(_phase_figures(phase))
+        for boundary in summary.boundaries:
+            self.sink.summarize(_boundary_figures(boundary))
 
     def close(self, failed: bool) -> None:
-        """End the logger's run, so that the next one in this process is one of its own."""
-        self.logger.finalize("failed" if failed else "success")
-        if isinstance(self.logger, WandbLogger):
-            self.logger.experiment.finish(exit_code=int(failed))
+        """End the logger's run."""
+        self.sink.close(failed)
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        step = int(self.last["global_step"])
-        if isinstance(self.logger, WandbLogger):
-            # With W&B's own step, so that it drops what a run logged before it was killed and logs again.
-            self.logger.experiment.log({**metrics, "trainer/global_step": step}, step=self.rows)
-        else:
-            self.logger.log_metrics(metrics, step=step)
-        self.rows += 1
+    def _phase_sampled(self, phase: str, text: str) -> None:
+        self.samples.append((phase, text))
+        self._log({}, tables=(sample_table(self.samples),))
+
+    def _log(
+        self,
+        metrics: dict[str, float],
+        loads: tuple[list[float], ...] = (),
+        tables: tuple[Table, ...] = (),
+    ) -> None:
+        step, progress = int(self.last["global_step"]), progress_metrics(self.last)
+        self.sink.log(Entry(self.entries, step, progress, metrics, loads, tables))
+        self.entries += 1
+
+
+def _sink_for(logger: Logger) -> MetricSink:
+    if isinstance(logger, WandbLogger):
+        from growlm.reporting.wandb_sink import WandbSink  # wandb takes its time to import
+
+        return WandbSink(logger.experiment)
+    if isinstance(logger, TensorBoardLogger):
+        return TensorBoardSink(logger)
+    return LoggerSink(logger)
+
+
+def _phase_figures(phase: PhaseSummary) -> dict[str, object]:
+    return {
+        f"phase/{phase.name}/{key}": value
+        for key, value in asdict(phase).items()
+        if key not in ("name", "sample", "router_check")
+    }
+
+
+def _boundary_figures(boundary: BoundaryRecord) -> dict[str, object]:
+    return {f"growth/{boundary.from_phase}-{boundary.to_phase}/jump": boundary.report.jump}

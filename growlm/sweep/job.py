@@ -83,7 +83,11 @@ def _placed(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
         config,
         run_dir=str(path),
         resume=str(path) if has_begun else None,
-        logger=replace(config.logger, group=config.logger.group or folder.path.name),
+        logger=replace(
+            config.logger,
+            group=config.logger.group or folder.path.name,
+            tags=[*config.logger.tags, "sweep"],
+        ),
         reuse=replace(config.reuse, phases="always") if shares else config.reuse,
     )
 

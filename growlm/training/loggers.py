@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import netrc
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from growlm.config.schema import LoggerConfig, RunConfig
 from growlm.errors import UserError
+from growlm.reporting.wandb_login import has_login
 
 
 def build_logger(
@@ -39,15 +38,16 @@ def build_logger(
             resume="allow" if resumed else None,
             name=run_dir.name,
             group=settings.group,
-            tags=[config.name, *settings.tags],
-            config=asdict(config),
+            tags=list(dict.fromkeys([config.name, *settings.tags])),
+            config=asdict(replace(config, resume=None)),
             dir=run_dir,
             mode=_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
     if settings.name == "csv":
-        return CSVLogger(run_dir, name="", version=f"csv{resumed}")
+        # Written row by row: of a run that is killed, all that it knew is there.
+        return CSVLogger(run_dir, name="", version=f"csv{resumed}", flush_logs_every_n_steps=1)
     if settings.name == "tensorboard":
         purge_step = None if first_step is None else first_step + 1
         return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=purge_step)
@@ -60,7 +60,7 @@ def check_logger(settings: LoggerConfig) -> None:
     Raises:
         UserError: If W&B is to be online without a login, or a package is missing.
     """
-    if settings.name == "wandb" and settings.mode == "online" and not _has_login():
+    if settings.name == "wandb" and settings.mode == "online" and not has_login():
         raise UserError(
             "logger.mode",
             "online",
@@ -76,15 +76,4 @@ def check_logger(settings: LoggerConfig) -> None:
 def _mode(settings: LoggerConfig) -> Any:
     if settings.mode != "auto":
         return settings.mode
-    return os.environ.get("WANDB_MODE") or ("online" if _has_login() else "offline")
-
-
-def _has_login() -> bool:
-    """Whether W&B finds a key without asking: in the environment, or in the netrc file `wandb login` writes."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return host is not None and netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")

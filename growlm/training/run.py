@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import time
@@ -125,9 +126,12 @@ def _run_in(
         try:
             first_step = None if own_state is None else saved["global_step"]
             logger = build_logger(config, folder.path, folder.run_id, first_step)
-            metrics = None if logger is None else MetricLogger(logger, saved.get("logged"))
-            everyone.listeners += [] if metrics is None else [metrics]
-            run = _Run(prepared, folder, everyone, history, metrics, callbacks, requests, reuse)
+            if logger is not None:
+                metrics = MetricLogger(logger)
+                everyone.listeners.append(metrics)
+                with history.path.open() as lines:
+                    metrics.replay(map(json.loads, lines), boundaries, tell=own_state is None)
+            run = _Run(prepared, folder, everyone, history, callbacks, requests, reuse)
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]
                 everyone.run_resumed(phase, step, prepared.plan.phase(phase).steps)
@@ -157,13 +161,12 @@ class _Run:
         folder: RunFolder,
         listener: RunListener,
         history: HistoryFiles,
-        metrics: MetricLogger | None,
         callbacks: Sequence[Callback],
         requests: StopRequests,
         reuse: PhaseReuse,
     ) -> None:
         self.prepared, self.folder, self.listener = prepared, folder, listener
-        self.history, self.metrics = history, metrics
+        self.history = history
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
@@ -293,7 +296,6 @@ class _Run:
             "phases": [asdict(summary) for summary in self.summary.phases],
             "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
             "history": self.history.position(),
-            "logged": None if self.metrics is None else self.metrics.position(),
         }
         self.listener.task_progress("writing the state to resume from", 0, None)
         start = time.perf_counter()

@@ -52,7 +52,7 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, 
 
 def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
     short = [o.replace("steps=4", "steps=2") for o in TINY]
-    dials = ["growth.noise_std=1e-5,2e-2", "growth.scale_factor=1.5,2"]
+    dials = ["growth.noise_std=1e-5,1e-3,2e-2", "growth.scale_factor=1.5,2"]
     done = train(tmp_path, "-m", *short, *dials)
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
@@ -60,15 +60,19 @@ def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
     assert [folder.name for folder in folders] == [
         "0_noise_std=1e-05_scale_factor=1.5",
         "1_noise_std=1e-05_scale_factor=2",
-        "2_noise_std=0.02_scale_factor=1.5",
-        "3_noise_std=0.02_scale_factor=2",
+        "2_noise_std=0.001_scale_factor=1.5",
+        "3_noise_std=0.001_scale_factor=2",
+        "4_noise_std=0.02_scale_factor=1.5",
+        "5_noise_std=0.02_scale_factor=2",
     ]
     runs = [wandb_run(folder) for folder in folders]
-    assert len({run.run_id for run in runs}) == 4
+    assert len({run.run_id for run in runs}) == 6
     assert {run.run_group for run in runs} == {sweep.name}
-    for folder, (noise, scale) in zip(
-        folders, [(1e-5, 1.5), (1e-5, 2), (2e-2, 1.5), (2e-2, 2)], strict=True
-    ):
+    assert [run.display_name for run in runs] == [folder.name for folder in folders]
+    settings = [(noise, scale) for noise in (1e-5, 1e-3, 2e-2) for scale in (1.5, 2)]
+    for folder, run, (noise, scale) in zip(folders, runs, settings, strict=True):
+        sent = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert (sent["growth"]["noise_std"], sent["growth"]["scale_factor"]) == (noise, scale)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert float(config["growth"]["noise_std"]) == noise
         assert config["growth"]["scale_factor"] == scale

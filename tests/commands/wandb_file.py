@@ -3,8 +3,10 @@
 W&B's own reader went into its compiled core, so the container is read here and the records by W&B's protobufs.
 """
 
+import json
 import struct
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 BLOCK = 32768
@@ -32,11 +34,32 @@ def wandb_records(path):
             yield record
 
 
+def wandb_file(folder):
+    """The one offline W&B file of a run."""
+    wandb.teardown()  # a run of this very process: its file is whole once W&B's own process has ended
+    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return file
+
+
 def wandb_run(folder):
     """The run of the one offline W&B folder somewhere below `folder`."""
-    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    runs = [r.run for r in wandb_records(file) if r.WhichOneof("record_type") == "run"]
-    return runs[0]
+    return records_of(wandb_file(folder), "run")[0]
+
+
+def records_of(file, kind):
+    """The records of one kind."""
+    return [getattr(r, kind) for r in wandb_records(file) if r.WhichOneof("record_type") == kind]
+
+
+def wandb_rows(file):
+    """Every row as a dictionary, nested keys joined by dots, values decoded."""
+    return [{k: json.loads(v) for k, v in row.items()} for _, row in wandb_history(file)]
+
+
+def wandb_table(file, row, key):
+    """Columns and rows of the table that a row refers to."""
+    table = json.loads((file.parent / "files" / row[f"{key}.path"]).read_text())
+    return table["columns"], table["data"]
 
 
 def wandb_history(file):

@@ -6,7 +6,8 @@ import signal
 import pytest
 from stopping import SignalAt, assert_same_run, slow
 from tiny_run import tiny_config
-from wandb_file import wandb_history
+from wandb_file import wandb_file, wandb_history, wandb_rows, wandb_table
+from wandb_server import sync
 
 from growlm.training import Interrupted, run_plan
 
@@ -102,9 +103,26 @@ def test_the_wandb_run_goes_on(step, tmp_path):
     files = sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1  # one id, two folders
     assert len(files) == 2
-    (whole_file,) = (whole / "wandb").glob("offline-run-*/run-*.wandb")
+    whole_file = wandb_file(whole)
     parts = [row for file in files for row in losses(file)]
     assert parts == losses(whole_file)
+    received = sync(*(file.parent for file in files))  # what docs/resume.md says: it joins them
+    assert [row["_step"] for row in received.history] == list(range(len(parts)))
+    assert {run["name"] for run in received.runs} == {files[0].stem.removeprefix("run-")}
+
+
+def test_a_run_goes_on_with_another_logger(tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run_plan(tiny_config(run_dir, "logger=csv"), [SignalAt(10)])
+    told = len((run_dir / "csv" / "metrics.csv").read_text().splitlines()) - 1
+    settings = ("logger=wandb", "logger.mode=offline", f"resume='{run_dir}'")
+    run_plan(tiny_config(run_dir, *settings))
+    file = wandb_file(run_dir)
+    assert losses(file)[0][0] == told + 2  # the ends of two phases have no numbers
+    *_, grown = [row for row in wandb_rows(file) if "growth/boundaries.path" in row]
+    _, table = wandb_table(file, grown, "growth/boundaries")
+    assert [line[:2] for line in table] == [["dense", "moe"], ["moe", "wide"], ["wide", "deep"]]
 
 
 def losses(file):

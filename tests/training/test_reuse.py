@@ -1,5 +1,6 @@
 """Phases that another run has trained: the same to the bit, and one process trains while the others wait."""
 
+import csv
 import json
 import os
 import shutil
@@ -207,3 +208,18 @@ def test_one_trains_while_others_wait_also_when_it_is_killed(tmp_path):
     trained, taken = sorted(records, key=lambda record: record is not None)
     assert trained is None
     assert taken["phases"] == ["dense", "moe"]
+
+
+def test_another_logger_hears_what_was_trained_before_it(tmp_path, cache):
+    second = tiny_run(tmp_path / "second", *sharing(cache), OTHER_NOISE, "logger=csv").run_dir
+    alone = tiny_run(tmp_path / "alone", OTHER_NOISE, "logger=csv").run_dir
+    tables = []
+    for run_dir in (second, alone):
+        with (run_dir / "csv" / "metrics.csv").open() as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == len(tables[1]) > 12
+    for row, expected in zip(*tables, strict=True):
+        timed = {key for key in expected if key.startswith("perf/") or key == "progress/time_s"}
+        assert {k: row[k] for k in expected if k not in timed} == {
+            k: expected[k] for k in expected if k not in timed
+        }

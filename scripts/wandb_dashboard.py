@@ -1,0 +1,196 @@
+"""Makes the dashboard of docs/dashboard.md in W&B: a workspace in your project, beside those that are there.
+
+    python scripts/wandb_dashboard.py outputs/2026-01-31/12-00-00_quickstart_0
+    python scripts/wandb_dashboard.py --project growlm --entity my_team outputs/2026-01-31/*_sweep/*/
+    python scripts/wandb_dashboard.py --dry-run          (prints what it would save, and talks to nobody)
+
+Takes seconds; needs `pip install -e '.[dashboard]'` and `wandb login`. W&B keeps colours by run and line, so it
+is the runs whose folders are given that get a colour for each phase, and growths as points. Every call saves a
+new workspace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
+
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+from omegaconf import OmegaConf
+from wandb.errors import Error
+
+from growlm.reporting.metric_names import (
+    BOUNDARY_TABLE,
+    LOSS_BY_PHASE,
+    ON_LOSS_CURVE,
+    SAMPLE_TABLE,
+    STEP,
+    layer_name,
+)
+from growlm.reporting.wandb_login import has_login
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of phases, in order: apart from each other also for the colour-blind."""
+GROWTHS = f"{ON_LOSS_CURVE}.*"
+LOSS_AND_GROWTHS = f"^(train/loss|{GROWTHS})$"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A line plot."""
+
+    title: str
+    y: str
+    """A metric, or if it begins with ^ a regular expression for several."""
+    x: str = STEP
+
+
+@dataclass(frozen=True)
+class LastTable:
+    """The newest table that was logged under a name; its name is its title."""
+
+    title: str
+
+
+Panel = Lines | LastTable
+
+SECTIONS: dict[str, list[Panel]] = {
+    "Boundaries": [
+        Lines("Loss, a colour for each phase", f"^({LOSS_BY_PHASE}.*|{GROWTHS})$"),
+        Lines("Loss and growths, a colour for each run", LOSS_AND_GROWTHS),
+        Lines("Validation loss", "val/loss"),
+        Lines("Phase", "phase/index"),
+        Lines("Jump at each growth", "growth/jump"),
+        LastTable(BOUNDARY_TABLE),
+        LastTable(SAMPLE_TABLE),
+    ],
+    "Loss over other axes": [
+        Lines("Loss over tokens", LOSS_AND_GROWTHS, "progress/tokens"),
+        Lines("Loss over FLOPs", LOSS_AND_GROWTHS, "progress/flops"),
+        Lines("Loss over seconds", LOSS_AND_GROWTHS, "progress/time_s"),
+    ],
+    "Routers": [
+        Lines("Load of the first layer, a bin for each expert", layer_name(0)),
+        Lines("Evenness of the load", "moe/load_entropy"),
+        Lines("Largest load", "moe/max_load"),
+        Lines("Dead experts", "moe/dead_experts"),
+    ],
+}
+"""What docs/dashboard.md describes; W&B makes panels for all other keys by itself below these."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in W&B."""
+
+    wandb_id: str
+    phases: list[str]
+
+    @staticmethod
+    def of(folder: Path) -> Run:
+        """The run whose folder that is.
+
+        Raises:
+            ValueError: If it is none, or was not logged to W&B.
+        """
+        files = sorted(folder.glob("wandb/*run-*/run-*.wandb"))
+        if not files or not (folder / "config.yaml").is_file():
+            raise ValueError(f"{folder} is not the folder of a run with logger=wandb")
+        config = OmegaConf.load(folder / "config.yaml")
+        return Run(files[0].stem.removeprefix("run-"), list(config.phases))
+
+    def colours(self) -> dict[str, str]:
+        """A colour for each phase's line."""
+        return {
+            f"{self.wandb_id}:{LOSS_BY_PHASE}{phase}": colour
+            for phase, colour in zip(self.phases, cycle(COLOURS), strict=False)
+        }
+
+    def marks(self) -> dict[str, str]:
+        """Points for the growths."""
+        return {
+            f"{self.wandb_id}:{ON_LOSS_CURVE}{before}-{after}": "points"
+            for before, after in pairwise(self.phases)
+        }
+
+
+def main() -> int:
+    """Save the workspace, or print it.
+
+    Returns:
+        The exit code: 0 done, 2 if not logged in or a folder is not a run's, 1 if W&B did not take it.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="of runs to colour by phase")
+    parser.add_argument("--project", default="growlm", help="as in logger.project")
+    parser.add_argument("--entity", help="as in logger.entity; else your default")
+    parser.add_argument("--dry-run", action="store_true", help="print the workspace as JSON")
+    arguments = parser.parse_args()
+    try:
+        runs = [Run.of(folder) for folder in arguments.folders]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        made = workspace("nobody", arguments.project, runs)
+        print(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        return 0
+    if not has_login():
+        print("Not logged in to W&B: `wandb login` first, or see --dry-run", file=sys.stderr)
+        return 2
+    try:
+        entity = arguments.entity or default_entity()
+        workspace(entity, arguments.project, runs).save()  # prints its address
+    except (Error, ValueError) as error:
+        print(f"W&B did not take the workspace: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def workspace(entity: str, project: str, runs: Sequence[Run]) -> workspaces.Workspace:
+    """The panels as a workspace of W&B's."""
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name="Growth boundaries",
+        sections=[
+            workspaces.Section(name=name, panels=[as_panel(p, runs) for p in panels], is_open=True)
+            for name, panels in SECTIONS.items()
+        ],
+        settings=workspaces.WorkspaceSettings(x_axis=STEP),
+        auto_generate_panels=True,
+    )
+
+
+def as_panel(
+    panel: Panel, runs: Sequence[Run]
+) -> reports.LinePlot | reports.WeavePanelSummaryTable:
+    """A panel as W&B's library has it."""
+    match panel:
+        case LastTable(title):
+            return reports.WeavePanelSummaryTable(table_name=title)
+        case Lines(title, y, x) if y.startswith("^"):
+            return reports.LinePlot(
+                title=title,
+                x=x,
+                metric_regex=y,
+                line_colors={key: colour for run in runs for key, colour in run.colours().items()},
+                line_marks={key: mark for run in runs for key, mark in run.marks().items()},
+            )
+        case Lines(title, y, x):
+            return reports.LinePlot(title=title, x=x, y=[y])
+
+
+def default_entity() -> str:
+    """Where W&B puts the runs of whoever is logged in."""
+    import wandb
+
+    return wandb.Api().default_entity
+
+
+if __name__ == "__main__":
+    sys.exit(main())
