@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     jobs = [
-        f"growth.noise_std={noise} growth.scale_factor={scale}"
+        f"growth.noise_std={noise:g} growth.scale_factor={scale}"
         for noise, scale in product(NOISES, SCALES)
     ]
     seconds: dict[str, list[float]] = {"always": [], "never": []}

@@ -20,7 +20,7 @@ from growlm.checkpoint.locks import LockedError
 from growlm.command import quote_free_text
 from growlm.config.load import ROOT_NAME, config_folder
 from growlm.errors import UserError
-from growlm.sweep.folder import FINISHED, RECORD, Sweep, SweepFolder, make_job
+from growlm.sweep.folder import FINISHED, LOCKS, RECORD, Sweep, SweepFolder, make_job
 from growlm.sweep.job import sweep_job
 
 PLACE = "hydra.sweep.dir"
@@ -61,7 +61,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
         if not is_new:
             print(f"{folder.path}: {len(jobs) - len(left)} of {len(jobs)} jobs have finished")
         code = _launch(arguments, folder) if left or not jobs else 0
-    if not any(path.is_dir() for path in folder.path.iterdir()) and code == 2:
+    if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
         _remove(folder.path, made)
     return code
 
@@ -195,8 +195,9 @@ def _make(path: Path) -> list[Path]:
 
 def _remove(path: Path, made: Sequence[Path]) -> None:
     """No job began: nothing should remain."""
-    for file in path.iterdir():
-        file.unlink()
+    ours = [path / name for name in (RECORD, *LOCKS, "multirun.yaml")]
+    for file in (*ours, *path.glob("[0-9]*.log")):
+        file.unlink(missing_ok=True)
     for folder in made:
         try:
             folder.rmdir()

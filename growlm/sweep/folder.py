@@ -18,6 +18,8 @@ from growlm.checkpoint.locks import take_lock
 from growlm.checkpoint.sealed import read_json, write_whole
 
 RECORD = "sweep.json"
+LOCKS = (".lock", ".sweep.json.lock")
+"""Of the process that runs the sweep, and of whoever changes sweep.json."""
 PENDING, RUNNING, FINISHED = "pending", "running", "finished"
 STATUS = {0: FINISHED, 1: "failed", 2: "wrong", 130: "interrupted", 143: "interrupted"}
 """Of a job, by its exit code."""
@@ -77,7 +79,7 @@ class SweepFolder:
         Raises:
             LockedError: If another one does.
         """
-        return take_lock(self.path / ".lock")
+        return take_lock(self.path / LOCKS[0])
 
     def read(self) -> Sweep:
         """What sweep.json says.
@@ -124,7 +126,7 @@ class SweepFolder:
 
     @contextmanager
     def _changing(self) -> Iterator[Sweep]:
-        with (self.path / ".sweep.json.lock").open("ab") as lock:
+        with (self.path / LOCKS[1]).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             sweep = self.read()
             yield sweep
