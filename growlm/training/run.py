@@ -1,57 +1,31 @@
-"""Running a plan: check, read, then train phase after phase, each grown from the one before."""
+"""Running a plan: check, read, find where to begin, then let the phases run."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from lightning.pytorch import Callback
 
-from growlm.checkpoint.run_state import RunState, write_state
 from growlm.config.schema import RunConfig
-from growlm.data import PackedDataModule
 from growlm.errors import RunError
-from growlm.growth.optimizer_state import State
-from growlm.model.transformer import TransformerLM
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
-from growlm.reporting.listener import Broadcast, RunListener
+from growlm.reporting.listener import Broadcast
 from growlm.reporting.metrics import MetricLogger
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.training.baseline import with_baseline
-from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
-from growlm.training.growth_callback import GrowthCallback, scaling_of
-from growlm.training.hand_off import HandOff
-from growlm.training.hardware import peak_flops
 from growlm.training.loggers import build_logger
-from growlm.training.memory import (
-    KeepFreedMemory,
-    is_out_of_memory,
-    peak_memory_bytes,
-    release_memory,
-    reset_peak_memory,
-    resident_memory_bytes,
-)
 from growlm.training.phase_keys import phase_keys
-from growlm.training.plan import PlannedPhase
-from growlm.training.planner import less_memory
-from growlm.training.prepare import Prepared, extra_callbacks, prepare, tell_measuring
-from growlm.training.progress_callback import ProgressCallback
+from growlm.training.phase_runner import PhaseRunner
+from growlm.training.prepare import Prepared, prepare, tell_measuring
 from growlm.training.resuming import check_circumstances, run_to_resume
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import RunFolder, make_run_folder, open_run_folder
-from growlm.training.stage import PhaseStage
-from growlm.training.state_callback import RestoreCallback, StateCallback
 from growlm.training.stop import Interrupted, StopRequests
 
 
@@ -131,7 +105,7 @@ def _run_in(
                 everyone.listeners.append(metrics)
                 with history.path.open() as lines:
                     metrics.replay(map(json.loads, lines), boundaries, tell=own_state is None)
-            run = _Run(prepared, folder, everyone, history, callbacks, requests, reuse)
+            run = PhaseRunner(prepared, folder, everyone, history, callbacks, requests, reuse)
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]
                 everyone.run_resumed(phase, step, prepared.plan.phase(phase).steps)
@@ -150,317 +124,3 @@ def _keys_to_reuse(prepared: Prepared) -> list[str]:
     if config.reuse.phases != "always" or config.callbacks.extra:
         return []
     return phase_keys(config, prepared.plan, prepared.machine, prepared.circumstances)
-
-
-class _Run:
-    """The state that phases hand on: the model, and where the run's counters stand."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        folder: RunFolder,
-        listener: RunListener,
-        history: HistoryFiles,
-        callbacks: Sequence[Callback],
-        requests: StopRequests,
-        reuse: PhaseReuse,
-    ) -> None:
-        self.prepared, self.folder, self.listener = prepared, folder, listener
-        self.history = history
-        self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
-        self.config, self.plan = prepared.config, prepared.plan
-        self.hand_off: HandOff | None = None
-        self.start = time.perf_counter()
-        self.peak_flops = peak_flops(prepared.machine)
-        self.summary = RunSummary(
-            name=self.config.name,
-            seed=self.config.seed,
-            device=prepared.machine.accelerator,
-            precision=prepared.machine.precision,
-            reused=reuse.reused,
-        )
-
-    def run(self, state: RunState | None) -> RunSummary:
-        """Run every phase, or from a state on the rest of them."""
-        release_memory()
-        self.summary.initial_memory_bytes = resident_memory_bytes()
-        first = 0 if state is None else self._go_on_from(state)
-        if state is None:
-            forget_artefacts(self._checkpoints, self.plan.phases)
-        with _quiet_lightning():
-            for phase in self.plan.phases[first:]:
-                with _advising_on_memory(self.prepared, phase):
-                    self._run_phase(phase, state if self.hand_off is None else None)
-        self.summary.wall_time_s = time.perf_counter() - self.start
-        self.listener.run_finished(self.summary)
-        self.folder.remove_states()
-        return self.summary
-
-    def _go_on_from(self, state: RunState) -> int:
-        """Take over what is saved of the run; the phase to go on with."""
-        record, saved = state.record, state.record["run"]
-        self.start -= saved["seconds"]
-        self.summary.phases = [PhaseSummary.from_saved(p) for p in saved["phases"]]
-        self.summary.boundaries = [BoundaryRecord.from_saved(b) for b in saved["boundaries"]]
-        phase = self.plan.phase(record["phase"])
-        later = self.plan.phases[phase.index + 1 :]
-        if record["step"] < phase.steps:
-            forget_artefacts(self._checkpoints, later, unfinished=phase)
-            return phase.index
-        forget_artefacts(self._checkpoints, later)
-        scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
-        self.hand_off = HandOff(
-            phase.name, state.model(), state.optimizer_states(), scaling.lasting_factors
-        )
-        return phase.index + 1
-
-    def _run_phase(self, phase: PlannedPhase, state: RunState | None) -> None:
-        """Train a phase, from its beginning or from a state of it."""
-        saved = {"step": 0} if state is None else state.record
-        phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
-        release_memory()
-        reset_peak_memory()
-        stage = PhaseStage(
-            self.plan,
-            phase,
-            self.config.optimizer,
-            self.config.schedule,
-            self.config.seed,
-            self.config.trainer,
-        )
-        data = self._data(phase, saved["step"])
-        progress = self._progress_callback(phase, data)
-        sample = SampleCallback(self.config.callbacks, self.prepared.tokenizer, self.config.seed)
-        users = extra_callbacks(self.config)
-        users |= {f"given {index}": callback for index, callback in enumerate(self.callbacks)}
-        trainer = self._trainer(
-            phase,
-            phase.steps - saved["step"],
-            [
-                *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
-                *self._beginning(phase, state, progress, users),
-                self._artefact_callback(phase),  # before the clock of `progress` starts
-                progress,
-                sample,
-                *users.values(),
-                self._state_callback(phase, progress, users, phase_start),
-            ],
-        )
-        trainer.fit(stage, train_dataloaders=data.train_dataloader())
-        if progress.step != phase.steps:
-            raise RuntimeError(
-                f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
-                "callbacks.extra stopped it, and the phases after it would be wrong"
-            )
-        factors = stage.scaling.lasting_factors
-        states = stage.final_states(trainer.optimizers[0])
-        self.hand_off = HandOff(phase.name, stage.model, states, factors)
-        self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
-        if phase is not self.plan.phases[-1]:
-            record = {"phase": phase.name, "step": phase.steps}
-            self._write_state(phase, phase_start, stage.model, states, record, {}, {})
-            self.reuse.phase_ended(phase, self.history.path)
-            self.requests.deferring = False
-            if (code := self.requests.asked) is not None:
-                raise Interrupted(code, f"after {phase.name}")
-
-    def _beginning(
-        self,
-        phase: PlannedPhase,
-        state: RunState | None,
-        progress: ProgressCallback,
-        users: dict[str, Callback],
-    ) -> list[Callback]:
-        """Where the phase's model comes from: a state, the phase before, or nowhere."""
-        if state is not None:
-            scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
-            return [RestoreCallback(state, scaling, progress, users)]
-        growth = [] if self.hand_off is None else [self._growth_callback(phase, self.hand_off)]
-        return [*growth, _Announce(self._phase_start(phase), self.listener)]
-
-    def _write_state(
-        self,
-        phase: PlannedPhase,
-        phase_start: float,
-        model: TransformerLM,
-        states: dict[str, State],
-        record: dict[str, Any],
-        tensors: dict[str, Tensor],
-        kept: dict[str, Any],
-    ) -> None:
-        global_step = phase.first_step + record["step"]
-        record["phase_seconds"] = time.perf_counter() - phase_start
-        record["run"] = {
-            "global_step": global_step,
-            "seconds": time.perf_counter() - self.start,
-            "phases": [asdict(summary) for summary in self.summary.phases],
-            "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
-            "history": self.history.position(),
-        }
-        self.listener.task_progress("writing the state to resume from", 0, None)
-        start = time.perf_counter()
-        write_state(self.folder.resume_dir, global_step, model, states, tensors, record, kept)
-        self.summary.states_written += 1
-        self.summary.states_s += time.perf_counter() - start
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder.path / "checkpoints"
-
-    def _finish_phase(
-        self, phase: PlannedPhase, progress: ProgressCallback, sample: str, seconds: float
-    ) -> None:
-        parameters = phase.parameters
-        tokens = phase.steps * phase.tokens_per_step
-        summary = PhaseSummary(
-            name=phase.name,
-            total_parameters=parameters.total,
-            active_parameters=parameters.active,
-            inactive_parameters=parameters.inactive,
-            idle_experts=parameters.idle_experts,
-            efficiency=parameters.efficiency,
-            steps=phase.steps,
-            tokens=tokens,
-            flops=phase.steps * phase.flops_per_step,
-            first_loss=progress.first_loss,
-            final_loss=progress.final_loss,
-            initial_val_loss=progress.initial_val_loss,
-            val_loss=progress.val_loss,
-            wall_time_s=seconds,
-            tokens_per_second=tokens / progress.training_seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-            sample=sample,
-            router_check=progress.router_check(),
-        )
-        self.summary.phases.append(summary)
-        self.listener.phase_finished(summary)
-
-    def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
-        return Trainer(
-            accelerator=self.prepared.machine.accelerator,
-            devices=1,
-            precision=self.prepared.machine.precision,  # type: ignore[arg-type]
-            max_steps=steps,
-            max_epochs=1,
-            accumulate_grad_batches=phase.settings.accumulate,
-            callbacks=callbacks,
-            default_root_dir=self.folder.path,
-            logger=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,  # it would hold a second copy of everything in memory
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-
-    def _data(self, phase: PlannedPhase, done: int) -> PackedDataModule:
-        """What the phase reads after `done` steps."""
-        return PackedDataModule(
-            self.prepared.train,
-            self.prepared.validation,
-            first_sample=phase.first_sample + done * phase.samples_per_step,
-            num_batches=(phase.steps - done) * phase.settings.accumulate,
-            batch_size=phase.settings.batch_size,
-            validation_sequences=self.config.trainer.validation_sequences,
-        )
-
-    def _phase_start(self, phase: PlannedPhase) -> PhaseStart:
-        return PhaseStart(
-            name=phase.name,
-            index=phase.index,
-            num_phases=len(self.plan.phases),
-            steps=phase.steps,
-            lr=phase.settings.lr,
-            device=self.prepared.machine.accelerator,
-            precision=self.prepared.machine.precision,
-            parameters=phase.parameters,
-        )
-
-    def _growth_callback(self, phase: PlannedPhase, hand_off: HandOff) -> GrowthCallback:
-        return GrowthCallback(
-            hand_off,
-            phase,
-            self.prepared.probe(),
-            self.config.verification,
-            self.config.optimizer,
-            self.config.seed,
-            self._tell_boundary,
-        )
-
-    def _progress_callback(self, phase: PlannedPhase, data: PackedDataModule) -> ProgressCallback:
-        return ProgressCallback(
-            phase,
-            self.config.callbacks.log_every,
-            self.listener,
-            sum(before.steps * before.tokens_per_step for before in self._before(phase)),
-            sum(before.steps * before.flops_per_step for before in self._before(phase)),
-            self.start,
-            self.peak_flops,
-            data.val_dataloader(),
-            self.config.trainer.validate_every,
-        )
-
-    def _before(self, phase: PlannedPhase) -> list[PlannedPhase]:
-        return self.plan.phases[: phase.index]
-
-    def _state_callback(
-        self,
-        phase: PlannedPhase,
-        progress: ProgressCallback,
-        users: dict[str, Callback],
-        phase_start: float,
-    ) -> StateCallback:
-        write = partial(self._write_state, phase, phase_start)
-        return StateCallback(phase, self.config.checkpoint, self.requests, progress, users, write)
-
-    def _artefact_callback(self, phase: PlannedPhase) -> ArtefactCallback:
-        return ArtefactCallback(
-            phase,
-            self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name},
-            self.config.seed,
-            self.config.checkpoint.save_optimizer,
-            lambda name: self.listener.task_progress(f"writing {name}", 0, None),
-        )
-
-    def _tell_boundary(self, record: BoundaryRecord) -> None:
-        self.summary.boundaries.append(record)
-        self.listener.boundary_passed(record)
-
-
-@contextmanager
-def _advising_on_memory(prepared: Prepared, phase: PlannedPhase) -> Iterator[None]:
-    """Say what would need less memory, where there was not enough."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        what = str(error).strip().splitlines()[0]
-        advice = less_memory(
-            prepared.config, prepared.tokenizer.vocab_size, prepared.forecast, phase
-        )
-        raise RunError(f"phase {phase.name}: out of memory ({what}). {advice}") from error
-
-
-class _Announce(Callback):
-    """The banner of a phase comes after its boundary and before its first step."""
-
-    def __init__(self, start: PhaseStart, listener: RunListener) -> None:
-        self.start, self.listener = start, listener
-
-    def on_fit_start(self, trainer: object, pl_module: object) -> None:
-        self.listener.phase_started(self.start)
-
-
-class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager
-    """Lightning's hints about settings that are chosen here on purpose."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        for hint in (
-            ".*does not have many workers.*",
-            ".*GPU available but not used.*",
-            ".*treespec, LeafSpec.*",  # its own call of a function that torch has deprecated
-        ):
-            warnings.filterwarnings("ignore", hint)

@@ -17,7 +17,7 @@ from tiny_run import TINY, rows, tiny_config, tiny_run
 
 from growlm.config import load_config
 from growlm.errors import UserError
-from growlm.training import Interrupted, run, run_plan
+from growlm.training import Interrupted, phase_runner, run_plan
 from growlm.training.hardware import Machine
 from growlm.training.phase_keys import phase_keys
 from growlm.training.plan import make_plan
@@ -71,7 +71,9 @@ def test_without_it_nothing_is_kept(tmp_path):
 def test_a_run_that_reused_is_stopped_and_goes_on(tmp_path, cache, plain, monkeypatch):
     config = tiny_config(tmp_path / "second", *sharing(cache), OTHER_NOISE)
     # A callback given to the run would keep it from reusing anything.
-    monkeypatch.setattr(run, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=10)})
+    monkeypatch.setattr(
+        phase_runner, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=10)}
+    )
     with pytest.raises(Interrupted):
         run_plan(config)
     monkeypatch.undo()
