@@ -30,6 +30,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
         self._task = ""
+        self._loss: float | None = None
         self._last_line = -QUIET
 
     def expect(self, phases: Sequence[Mapping[str, Any]]) -> None:
@@ -50,7 +51,9 @@ class ProgressDisplay:
             self._clock.step_finished(phase, step)
         if not self.console.is_terminal:
             return
-        shown = "" if loss is None else f"  loss {loss:.4f}"
+        if loss is not None or step == 1:
+            self._loss = loss
+        shown = "" if self._loss is None else f"  loss {self._loss:.4f}"
         if self._clock is not None:
             self._bar("plan", "plan", round(1000 * self._clock.share), 1000, self._left())
         self._show("phase", f"{phase}{shown}", step, steps)
