@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError
 from growlm.command import quote_free_text
 from growlm.config.load import ROOT_NAME, config_folder
@@ -46,8 +47,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
     parsed = OverridesParser.create().parse_overrides(overrides)
     first = _compose_jobs(arguments, parsed)
     wanted = _describe(first, parsed)
-    folder, is_new = _choose_folder(first, parsed, wanted)
-    made = _make(folder.path)
+    place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
+    is_named = any(o.key_or_group == PLACE for o in parsed)
+    folder = _sweep_in(place, wanted) if is_named else _unfinished(place.parents[1], wanted)
+    is_new = folder is None
+    made: list[Path] = []
+    if folder is None:
+        folder, made = _make(place, is_named)
     try:
         lock = folder.lock()
     except LockedError as error:
@@ -121,41 +127,39 @@ def _describe(first: DictConfig, parsed: Sequence[Override]) -> Sweep:
     return sweep
 
 
-def _choose_folder(
-    first: DictConfig, parsed: Sequence[Override], wanted: Sweep
-) -> tuple[SweepFolder, bool]:
-    """The folder that the command names, or that of the newest unfinished sweep of the same command, or a new one.
+def _sweep_in(place: Path, wanted: Sweep) -> SweepFolder | None:
+    """The sweep in the folder that the command names; None if there is none.
 
-    Returns:
-        The folder, and whether it is new.
+    Raises:
+        UserError: If it is another one.
     """
-    place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
-    if any(o.key_or_group == PLACE for o in parsed):
-        if not (place / RECORD).exists():
-            return SweepFolder(place), True
-        try:
-            there = SweepFolder(place).read()
-        except ValueError as error:
-            raise UserError(PLACE, place, f"its {RECORD} cannot be read: {error}") from error
-        if not there.same_as(wanted):
-            command = " ".join(there.command)
-            allowed = f"holds another sweep ({command}, or other config files); use another folder"
-            raise UserError(PLACE, place, allowed)
-        return SweepFolder(place), False
-    earlier = place.parents[1].glob(f"*/*/{RECORD}")
-    for path in sorted(earlier, key=lambda p: p.parent.name, reverse=True):
+    folder = SweepFolder(place)
+    if not (place / RECORD).exists():
+        return None
+    try:
+        there = folder.read()
+    except (OSError, ValueError) as error:
+        raise UserError(PLACE, place, f"its {RECORD} cannot be read: {error}") from error
+    if not there.same_as(wanted):
+        command = " ".join(there.command)
+        allowed = f"holds another sweep ({command}, or other config files); use another folder"
+        raise UserError(PLACE, place, allowed)
+    return folder
+
+
+def _unfinished(outputs: Path, wanted: Sweep) -> SweepFolder | None:
+    """The newest sweep of the same command that no process works on, if jobs of it are left."""
+    earlier = outputs.glob(f"*/*/{RECORD}")
+    for path in sorted(earlier, key=lambda p: p.stat().st_mtime, reverse=True):
         folder = SweepFolder(path.parent)
         try:
             there = folder.read()
             folder.lock().close()
         except (OSError, ValueError, LockedError):
             continue
-        if there.same_as(wanted) and any(job.status != FINISHED for job in there.jobs):
-            return folder, False
-    suffix = 1
-    while (free := place if suffix == 1 else place.with_name(f"{place.name}_{suffix}")).exists():
-        suffix += 1
-    return SweepFolder(free), True
+        if there.same_as(wanted):
+            return folder if any(job.status != FINISHED for job in there.jobs) else None
+    return None
 
 
 def _values(parsed: Sequence[Override]) -> list[list[str]]:
@@ -183,14 +187,21 @@ def _refuse_several_devices() -> None:
         )
 
 
-def _make(path: Path) -> list[Path]:
-    """Make the folder; those that were made for it, innermost first."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+def _make(place: Path, may_exist: bool) -> tuple[SweepFolder, list[Path]]:
+    """Make the folder, under a name with a suffix if it is taken and may not be.
+
+    Returns:
+        The folder, and those that were made for it, innermost first.
+    """
+    made = [folder for folder in place.parents if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if may_exist and place.is_dir():
+            return SweepFolder(place), made
+        path = make_free(place)
     except OSError as error:
-        raise UserError(PLACE, path, f"cannot be made: {error.strerror}") from error
-    return made
+        raise UserError(PLACE, place, f"cannot be made: {error.strerror}") from error
+    return SweepFolder(path), [path, *made]
 
 
 def _remove(path: Path, made: Sequence[Path]) -> None:

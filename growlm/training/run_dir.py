@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import secrets
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
 
+from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folders
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
@@ -161,15 +160,6 @@ def _make_dir(config: RunConfig) -> Path:
         wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{config.name}_{config.seed}")
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in itertools.count(1):
-            path = wanted if suffix == 1 else wanted.with_name(f"{wanted.name}_{suffix}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return path
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: the root of the file system has no name to suffix
-        reason = getattr(error, "strerror", None) or error
-        raise UserError("run_dir", wanted, f"cannot be made: {reason}") from error
-    raise AssertionError("unreachable: the suffixes do not end")
+        return make_free(wanted)
+    except OSError as error:
+        raise UserError("run_dir", wanted, f"cannot be made: {error.strerror}") from error
