@@ -8,7 +8,7 @@ from typing import Any
 from growlm.reporting.html.curves import finite
 from growlm.reporting.html.run_files import Run
 
-SWEPT_OPERATORS = ("upcycle", "multiply_experts", "widen", "deepen")
+OPERATORS = ("upcycle", "multiply_experts", "widen", "deepen")
 
 
 def phases(run: Run) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def what_grew(boundary: dict[str, Any], config: dict[str, Any]) -> str:
         _words(name, operator[name])
         for operator in operators
         if isinstance(operator, dict)
-        for name in SWEPT_OPERATORS
+        for name in OPERATORS
         if isinstance(operator.get(name), dict)
     ]
     return ", ".join(words)
@@ -127,7 +127,8 @@ def _words(name: str, settings: dict[str, Any]) -> str:
         return f"×{settings.get('factor')} experts"
     if name == "deepen":
         copies = ", copied" if settings.get("init") == "copy" else ""
-        return f"+{settings.get('extra_layers')} layers{copies}"
+        layers = settings.get("extra_layers")
+        return f"+{layers} {'layer' if layers == 1 else 'layers'}{copies}"
     if settings.get("scale_factor") is not None:
         return f"×{settings['scale_factor']:g} wider"
     sizes = [

@@ -37,7 +37,7 @@ def run_page(run: Run, title: str) -> dict[str, Any]:
     return {
         "kind": "run",
         "title": title,
-        "subtitle": f"{run.plan_name}, seed {run.config.get('seed', '?')}",
+        "subtitle": _circumstances(run),
         "status": run.status,
         "notes": notes(run),
         "strip": _strip(run),
@@ -111,20 +111,25 @@ def notes(run: Run) -> list[str]:
     return found
 
 
+def _circumstances(run: Run) -> str:
+    told = [(run.summary or {}).get(key) for key in ("device", "precision")]
+    known = ", ".join(str(word) for word in told if word)
+    return f"A growlm run on {known}" if known else "A growlm run"
+
+
 def _strip(run: Run) -> list[dict[str, str]]:
     phases = outcome.phases(run)
     sizes = [phase.get("total_parameters") for phase in phases]
-    summary = run.summary or {}
     grown = f"{figures.scaled(sizes[0])} → {figures.scaled(sizes[-1])}" if sizes else figures.NONE
     values = [
+        ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
         ("validation loss", figures.loss(outcome.final_val_loss(run)), "at the end"),
         ("training loss", figures.loss(outcome.final_loss(run)), "last step"),
         ("parameters", grown if len(sizes) != 1 else figures.scaled(sizes[0]), "first → last"),
         ("largest |jump|", figures.jump(outcome.largest_jump(run)).lstrip("+-"), "of the loss"),
         ("tokens", figures.scaled(outcome.cost(run, "tokens")), ""),
         ("compute", figures.scaled(outcome.cost(run, "flops"), "FLOP"), ""),
-        ("time", figures.seconds(outcome.cost(run, "seconds")), str(summary.get("device", ""))),
-        ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
+        ("time", figures.seconds(outcome.cost(run, "seconds")), ""),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
 

@@ -23,6 +23,16 @@ WRITERS: dict[str, Callable[[float | None], str]] = {
     "seconds": figures.seconds,
 }
 
+OUTCOMES = (
+    "training loss",
+    "validation loss",
+    "largest jump",
+    "time",
+    "FLOPs",
+    "tokens",
+    "parameters",
+)
+
 
 @dataclass
 class Table:
@@ -122,12 +132,11 @@ def run_table(runs: Sequence[Run], dials: Sequence[str], beside: Path | None = N
     table = Table(
         _columns("run", "status", words=2)
         + [{"title": names[dial], "numeric": True, "help": dial} for dial in dials]
-        + _columns("training loss", "validation loss", words=0)
+        + _columns(*OUTCOMES, words=0)
         + [
             {"title": f"jump {name}", "numeric": True, "help": "change of loss as the model grew"}
             for name in boundaries
         ]
-        + _columns("largest jump", "parameters", "tokens", "FLOPs", "time", words=0)
     )
     for run in runs:
         jumps = {outcome.boundary_name(b): finite(b.get("jump")) for b in run.boundaries}
@@ -140,12 +149,12 @@ def run_table(runs: Sequence[Run], dials: Sequence[str], beside: Path | None = N
                 *(word(run.dials.get(dial, figures.NONE)) for dial in dials),
                 number(outcome.final_loss(run), figures.loss),
                 number(outcome.final_val_loss(run), figures.loss),
-                *(number(jumps.get(name), figures.jump) for name in boundaries),
                 number(outcome.largest_jump(run), figures.jump),
-                number(parameters, figures.scaled),
-                number(outcome.cost(run, "tokens"), figures.scaled),
-                number(outcome.cost(run, "flops"), WRITERS["flops"]),
                 number(outcome.cost(run, "seconds"), figures.seconds),
+                number(outcome.cost(run, "flops"), WRITERS["flops"]),
+                number(outcome.cost(run, "tokens"), figures.scaled),
+                number(parameters, figures.scaled),
+                *(number(jumps.get(name), figures.jump) for name in boundaries),
             ]
         )
     return table

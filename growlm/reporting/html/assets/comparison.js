@@ -10,14 +10,12 @@ function comparisonPage(data) {
   const look = (index) => appearance(data, chosen.dial, index);
 
   function fillLegend() {
-    legend.replaceChildren(...data.runs.map((run, index) => {
-      const button = element(
-        "button",
-        { type: "button", "aria-pressed": String(!chosen.hidden.has(index)), onclick: () => toggle(index) },
-        swatch(look(index)), caption(data, run),
-      );
-      return button;
-    }));
+    const buttons = data.runs.map((run, index) => element(
+      "button",
+      { type: "button", "aria-pressed": String(!chosen.hidden.has(index)), onclick: () => toggle(index) },
+      swatch(look(index)), caption(data, run),
+    ));
+    legend.replaceChildren(...buttons.filter((_, index) => data.runs[index].training.loss.length));
   }
   function toggle(index) {
     if (!chosen.hidden.delete(index)) chosen.hidden.add(index);
@@ -194,7 +192,7 @@ function detailSection({ texts }) {
     holder.replaceChildren(
       ...commandList(commands),
       text ? sample("Sample of the last finished phase", text) : "",
-      element("h3", { style: "margin-top: 14px" }, "config.yaml"),
+      element("h3", {}, "config.yaml"),
       element("pre", { class: "config", tabindex: "0" }, config || "in the run's folder"),
     );
   };

@@ -50,8 +50,8 @@ function scale(colours, settings = {}) {
 }
 
 function lossScale(colours, title) {
-  const ticks = shown.scale === "log" ? { dtick: "D2", minor: { dtick: "D1", ticklen: 3, tickcolor: colours.grid } } : {};
-  return scale(colours, { title, type: shown.scale, ...ticks });
+  // With a format of its own, a logarithmic axis labels 0.9 as 0.9 and not as a small 9.
+  return scale(colours, { title, type: shown.scale, tickformat: "~g" });
 }
 
 function progress(colours, end, start = 0) {

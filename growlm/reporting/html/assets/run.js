@@ -77,12 +77,12 @@ function lossPlot(data, colours, width) {
     ],
     layout: {
       ...marks,
-      margin: { l: 56, r: 14, t: marks.top, b: 70 },
+      margin: { l: 56, r: 14, t: marks.top, b: 72 },
       xaxis: progress(colours, end),
       yaxis: lossScale(colours, "loss"),
       hovermode: "x unified",
       showlegend: true,
-      legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", font: { color: colours.text } },
+      legend: { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom", font: { color: colours.text } },
     },
   };
 }
@@ -110,7 +110,6 @@ function boundaryCard(boundary, index) {
     element("ul", { class: "lines" }, ...boundary.lines.map((line) => element("li", {}, line))),
     element("p", { class: "jump" }, boundary.jump, " ", element("small", {}, boundary.lossless ? "jump of a lossless growth" : "jump; this growth is not lossless")),
     element("dl", { class: "facts" }, ...facts),
-    element("ul", { class: "checks" }, ...checks),
   );
   const zoom = boundary.zoom.step.length
     ? figure("Around the boundary", "training loss, validation", plot(`zoom-${index}`, "small", (colours) => zoomPlot(boundary, colours)))
@@ -118,7 +117,7 @@ function boundaryCard(boundary, index) {
   const drift = boundary.drift.length
     ? figure("Drift per layer", "largest and mean difference", plot(`drift-${index}`, "small", (colours) => driftPlot(boundary, colours)))
     : null;
-  return element("div", { class: "boundary" }, told, zoom, drift);
+  return element("div", { class: "boundary" }, told, zoom, drift, element("ul", { class: "checks" }, ...checks));
 }
 
 function zoomPlot({ zoom, at }, colours) {
