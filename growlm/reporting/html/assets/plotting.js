@@ -100,9 +100,16 @@ function markLines(marks, end, width, colours) {
   return { shapes, annotations, top: 14 + 17 * ends.length };
 }
 
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let index = 0; index < bytes.length; index += 1) bytes[index] = letters.charCodeAt(index);
+  return bytes;
+}
+
 async function unpackLibrary() {
-  const packed = atob(document.getElementById("plotly").textContent.trim());
-  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+  const bytes = fromBase64(document.getElementById("plotly").textContent);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const code = document.createElement("script");
   code.textContent = await new Response(stream).text();
