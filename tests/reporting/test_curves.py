@@ -1,14 +1,26 @@
 """Smoothing and thinning of long histories."""
 
+import pytest
+
 from growlm.reporting.html.curves import finite, short, smooth, thin
 
 
-def test_smoothing_is_the_mean_of_the_last_rows():
-    assert smooth([4.0, 2.0, 6.0, 0.0], 2) == [4.0, 3.0, 4.0, 3.0]
+def test_smoothing_is_the_mean_of_both_sides():
+    assert smooth([4.0, 2.0, 6.0, 1.0, 7.0], 1) == [4.0, 4.0, 3.0, pytest.approx(14 / 3), 7.0]
+    assert smooth([4.0, 2.0, 6.0, 1.0, 7.0], 9)[2] == 4.0
+
+
+def test_smoothing_does_not_lag():
+    falling = [float(-index) for index in range(50)]
+    assert smooth(falling, 7) == pytest.approx(falling)
 
 
 def test_smoothing_leaves_out_what_is_not_finite():
-    assert smooth([1.0, None, 3.0, None, None], 2) == [1.0, 1.0, 3.0, 3.0, None]
+    assert smooth([1.0, None, 3.0, None, None], 1) == [1.0, 2.0, 3.0, 3.0, None]
+
+
+def test_smoothing_recovers_from_a_huge_loss():
+    assert smooth([1.0, 1e30, 1.0, 1.0, 1.0, 1.0], 1)[-2] == 1.0
 
 
 def test_thinning_keeps_ends_extremes_and_boundaries():

@@ -62,7 +62,7 @@ def test_an_unfinished_run_shows_how_far_it_came(tmp_path):
     (folder / "resume" / "run.json").write_text("{}")
     data = report(folder)
     assert data["status"] == "unfinished"
-    assert any("1 lines" in note for note in data["notes"])
+    assert any(note.startswith("1 line of") for note in data["notes"])
     assert [row[0]["text"] for row in data["phases"]["rows"]] == ["dense", "moe"]
     assert "of 40" in data["phases"]["rows"][1][3]["text"]
     assert data["commands"][0]["command"] == f"python -m growlm.train resume={folder}"

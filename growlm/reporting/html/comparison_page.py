@@ -8,7 +8,7 @@ from typing import Any
 
 from growlm.reporting.html import figures, outcome
 from growlm.reporting.html.commands import commands, sweep_command
-from growlm.reporting.html.curves import finite, short, smooth, thin, window
+from growlm.reporting.html.curves import finite, reach, short, smooth, thin
 from growlm.reporting.html.dials import short_names
 from growlm.reporting.html.run_files import Run
 from growlm.reporting.html.run_page import counters, phase_starts, place
@@ -36,7 +36,7 @@ def comparison_page(
         sweep: That the runs are the jobs of; None for none.
     """
     found = savings(runs)
-    rows = window(min((len(run.history.rows) for run in runs if run.history.rows), default=0))
+    rows = reach(min((len(run.history.rows) for run in runs if run.history.rows), default=0))
     return {
         "kind": "comparison",
         "title": title,
@@ -100,9 +100,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _curve(run: Run, window_rows: int, num_runs: int) -> dict[str, Any]:
+def _curve(run: Run, smoothed_over: int, num_runs: int) -> dict[str, Any]:
     rows = run.history.rows
-    smoothed = smooth([finite(row["loss"]) for row in rows], window_rows)
+    smoothed = smooth([finite(row["loss"]) for row in rows], smoothed_over)
     drawn = thin(smoothed, phase_starts(rows), min(MOST_OF_ONE, POINTS // num_runs), 10)
     return {
         "name": run.name,

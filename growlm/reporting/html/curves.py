@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 Loss = float | None
 
-SMALLEST_WINDOW = 5
-SMOOTHED_SHARE = 50
-"""The window is the 50th part of the rows."""
+SMALLEST_REACH = 2
+SMOOTHED_SHARE = 100
+"""A smoothed loss reaches as far to either side as the 100th part of the rows."""
 
 
 def finite(value: object) -> float | None:
@@ -19,30 +20,32 @@ def finite(value: object) -> float | None:
     return value
 
 
-def window(num_rows: int) -> int:
-    """Rows that a smoothed loss is the mean of."""
-    return max(SMALLEST_WINDOW, num_rows // SMOOTHED_SHARE)
+def reach(num_rows: int) -> int:
+    """Rows on either side that a smoothed loss is the mean of, beside its own."""
+    return max(SMALLEST_REACH, num_rows // SMOOTHED_SHARE)
 
 
 def smooth(losses: Sequence[Loss], rows: int) -> list[Loss]:
-    """The mean of each loss and those before it, `rows` in all; fewer at the beginning.
+    """The mean of each loss and its neighbours; at the ends of fewer, as many on either side.
+
+    Means of what came before alone would lag behind a falling loss.
 
     Args:
         losses: None where there is no finite one; these are left out of the means.
-        rows: Of the window.
+        rows: On either side.
 
     Returns:
-        As many; None where the window has no finite loss.
+        As many; None where the neighbourhood has no finite loss.
     """
+    known = [loss or 0.0 for loss in losses]
+    counts = [0, *accumulate(loss is not None for loss in losses)]
     smoothed: list[Loss] = []
-    total, count = 0.0, 0
-    for index, loss in enumerate(losses):
-        if loss is not None:
-            total, count = total + loss, count + 1
-        gone = losses[index - rows] if index >= rows else None
-        if gone is not None:
-            total, count = total - gone, count - 1
-        smoothed.append(total / count if count else None)
+    for index in range(len(losses)):
+        half = min(rows, index, len(losses) - 1 - index)
+        first, end = index - half, index + half + 1
+        count = counts[end] - counts[first]
+        # Summed anew each time: a difference of running sums never recovers from one huge loss.
+        smoothed.append(sum(known[first:end]) / count if count else None)
     return smoothed
 
 

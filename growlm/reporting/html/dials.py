@@ -7,7 +7,7 @@ from typing import Any
 
 from growlm.reporting.html.run_files import Run
 
-LEFT_OUT = ("run_dir", "resume", "logger")
+LEFT_OUT = ("run_dir", "resume", "logger", "baseline.of")
 """Keys that change nothing in the run's figures."""
 MOST = 8
 """Dials that are shown of runs that are no sweep."""
@@ -39,15 +39,18 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
         return {path: config}
     flat: dict[str, Any] = {}
     for key, value in items:
-        if path or key not in LEFT_OUT:
-            flat |= flatten(value, f"{path}.{key}" if path else key)
+        full = f"{path}.{key}" if path else key
+        if full not in LEFT_OUT:
+            flat |= flatten(value, full)
     return flat
 
 
 def _telling(keys: list[str], configs: Sequence[dict[str, Any]]) -> list[str]:
     """Keys that split the runs in the same way say one thing: the first in the config tells it."""
     splits: dict[tuple[int, ...], str] = {}
-    for key in sorted(keys, key=lambda key: (key.startswith("phases."), keys.index(key))):
+    # The plan's name differs too where the kind of baseline does, and says less.
+    ranks = {key: (not key.startswith("baseline."), key.startswith("phases.")) for key in keys}
+    for key in sorted(keys, key=lambda key: (*ranks[key], keys.index(key))):
         values = [_shown(config.get(key)) for config in configs]
         splits.setdefault(tuple(values.index(value) for value in values), key)
     return sorted(splits.values(), key=keys.index)[:MOST]
@@ -58,9 +61,9 @@ def _shown(value: Any) -> str:
 
 
 def short_names(dials: Sequence[str]) -> dict[str, str]:
-    """The last part of each key; the whole key where two end alike."""
+    """The last part of each key; the whole key where two end alike, and of baselines."""
     last = [dial.rpartition(".")[2] for dial in dials]
     return {
-        dial: name if last.count(name) == 1 else dial
+        dial: name if last.count(name) == 1 and not dial.startswith("baseline.") else dial
         for dial, name in zip(dials, last, strict=True)
     }

@@ -48,4 +48,4 @@ def seconds(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share of one, with its sign."""
-    return NONE if value is None or not math.isfinite(value) else f"{100 * value:+.0f} %"
+    return NONE if value is None or not math.isfinite(value) else f"{round(100 * value) or 0:+d} %"

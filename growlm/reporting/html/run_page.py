@@ -7,7 +7,7 @@ from typing import Any
 
 from growlm.reporting.html import figures, outcome
 from growlm.reporting.html.commands import commands
-from growlm.reporting.html.curves import finite, short, smooth, thin, window
+from growlm.reporting.html.curves import finite, reach, short, smooth, thin
 from growlm.reporting.html.history import COUNTERS, Line
 from growlm.reporting.html.router_load import router_load
 from growlm.reporting.html.run_files import Run
@@ -30,7 +30,7 @@ def run_page(run: Run, title: str) -> dict[str, Any]:
     """Everything the page needs, ready for JSON."""
     rows = run.history.rows
     losses = [finite(row["loss"]) for row in rows]
-    smoothed_over = window(len(rows))
+    smoothed_over = reach(len(rows))
     smoothed = smooth(losses, smoothed_over)
     starts = phase_starts(rows)
     drawn = thin(losses, starts, POINTS, ZOOM)
@@ -105,7 +105,8 @@ def notes(run: Run) -> list[str]:
     if run.message:
         found.append(run.message)
     if run.history.unreadable:
-        found.append(f"{run.history.unreadable} lines of the history could not be read.")
+        lines = "line" if run.history.unreadable == 1 else "lines"
+        found.append(f"{run.history.unreadable} {lines} of the history could not be read.")
     if lost := sum(finite(row["loss"]) is None for row in run.history.rows):
         found.append(f"The loss of {lost} logged steps is not finite; these are gaps in the plots.")
     return found
@@ -123,8 +124,8 @@ def _strip(run: Run) -> list[dict[str, str]]:
     grown = f"{figures.scaled(sizes[0])} → {figures.scaled(sizes[-1])}" if sizes else figures.NONE
     values = [
         ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
-        ("validation loss", figures.loss(outcome.final_val_loss(run)), "at the end"),
-        ("training loss", figures.loss(outcome.final_loss(run)), "last step"),
+        ("validation loss", figures.loss(outcome.final_val_loss(run)), "the last"),
+        ("training loss", figures.loss(outcome.final_loss(run)), "the last"),
         ("parameters", grown if len(sizes) != 1 else figures.scaled(sizes[0]), "first → last"),
         ("largest |jump|", figures.jump(outcome.largest_jump(run)).lstrip("+-"), "of the loss"),
         ("tokens", figures.scaled(outcome.cost(run, "tokens")), ""),

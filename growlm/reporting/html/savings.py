@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growlm.reporting.html.curves import finite, smooth, window
+from growlm.reporting.html.curves import finite, reach, smooth
 from growlm.reporting.html.dials import flatten
 from growlm.reporting.html.history import COUNTERS
 from growlm.reporting.html.run_files import Run
@@ -102,18 +102,15 @@ def _curves(runs: Sequence[Run]) -> tuple[dict[int, list[Point]], str]:
             for run in runs
         }
         return curves, "validation loss; between two validations, on a straight line"
-    rows = window(min(len(run.history.rows) for run in runs))
+    rows = reach(min(len(run.history.rows) for run in runs))
     curves = {}
     for run in runs:
         smoothed = smooth([finite(row["loss"]) for row in run.history.rows], rows)
-        # A mean of fewer rows than the window would reach a loss by luck.
-        points = [
-            (loss if index + 1 >= rows else None, _counters(row))
-            for index, (loss, row) in enumerate(zip(smoothed, run.history.rows, strict=True))
-        ]
-        curves[id(run)] = points
+        # At the ends, means of few rows would reach a loss by luck.
+        inside = range(rows, len(smoothed) - rows)
+        curves[id(run)] = [(smoothed[i], _counters(run.history.rows[i])) for i in inside]
     return curves, (
-        f"training loss, the mean of a logged step and the {rows - 1} before it "
+        f"training loss, the mean of a logged step and {rows} on either side "
         f"(validations at fewer than {FREQUENT} steps)"
     )
 

@@ -51,7 +51,7 @@ function comparisonPage(data) {
     section(
       "loss", "Loss", null,
       element("div", { class: "controls" }, ...controls), lossBox, legend, sharedBoundaryList(data),
-      element("p", { class: "hint" }, `Smoothed: the mean of a logged step and the ${Math.max(0, data.smoothedOver - 1)} before it. ${lookHint(data)}`),
+      element("p", { class: "hint" }, `Smoothed: the mean of a logged step and ${data.smoothedOver} on either side. ${lookHint(data)}`),
     ),
     section("runs", "Runs", "Click a header to sort.", table("run-table", data.table)),
   ];
@@ -69,7 +69,7 @@ function comparisonPage(data) {
 
 function caption(data, run) {
   const words = data.dials.map(({ key, name }) => `${name} ${run.dials[key] ?? "-"}`);
-  if (run.baseline) words.unshift(run.baseline);
+  if (run.baseline && !("baseline.kind" in run.dials)) words.unshift(run.baseline);
   return words.length ? words.join(", ") : run.name;
 }
 

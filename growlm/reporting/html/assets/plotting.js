@@ -51,7 +51,7 @@ function scale(colours, settings = {}) {
 
 function lossScale(colours, title) {
   // With a format of its own, a logarithmic axis labels 0.9 as 0.9 and not as a small 9.
-  return scale(colours, { title, type: shown.scale, tickformat: "~g" });
+  return scale(colours, { title, type: shown.scale, tickformat: "~g", nticks: 10 });
 }
 
 function progress(colours, end, start = 0) {

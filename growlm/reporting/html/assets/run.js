@@ -9,7 +9,7 @@ function runPage(data) {
       boundaryList(data.boundaries),
       element(
         "p", { class: "hint" },
-        `Smoothed: the mean of a logged step and the ${data.smoothedOver - 1} before it. The switch sets the axis of every plot over time on this page. `,
+        `Smoothed: the mean of a logged step and ${data.smoothedOver} on either side. The switch sets the axis of every plot over time on this page. `,
         "Drag to zoom, double-click to see all again.",
       ),
     ),
