@@ -174,3 +174,21 @@ def test_the_console_tells_of_the_sweep(tmp_path, capsys):
     assert "noise_std" in out
     assert "Saved against: the most expensive" in out
     assert (tmp_path / "report.html").is_file()
+
+
+def test_what_follows_from_the_kind_of_baseline_is_no_dial(tmp_path):
+    write_run(tmp_path / "grown", baseline={"kind": "none", "of": None}, model={"d_model": 8})
+    other = {"baseline": {"kind": "none", "of": None}, "model": {"d_model": 8}, "seed": 1}
+    write_run(tmp_path / "again", **other)
+    write_run(tmp_path / "scratch", name="scratch", baseline=SCRATCH, model={"d_model": 16})
+    report = read_report([tmp_path / name for name in ("grown", "again", "scratch")])
+    assert report.dials == ["baseline.kind", "seed"]
+
+
+def test_all_keys_that_differ_are_told(tmp_path):
+    write_run(tmp_path / "a", optimizer={"name": "adamw"}, schedule={"name": "wsd"})
+    write_run(tmp_path / "b", optimizer={"name": "sgd"}, schedule={"name": "cosine"})
+    assert read_report([tmp_path / "a", tmp_path / "b"]).dials == [
+        "optimizer.name",
+        "schedule.name",
+    ]

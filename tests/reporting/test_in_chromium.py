@@ -93,6 +93,23 @@ def test_the_switch_works_from_the_keyboard(browser, run_page):
     assert browser.texts("#axis legend") == ["against"]
 
 
+def test_ticks_are_round_and_never_crowd(browser, run_page):
+    for width in (360, 1280):
+        browser.open(run_page, width=width)
+        tops = "#loss-plot .ytick text"
+        places = browser.run(
+            "return [...document.querySelectorAll(arguments[0])].map((t) => t.getBoundingClientRect().y)",
+            tops,
+        )
+        assert len(places) > 2
+        gaps = [abs(one - two) for one, two in itertools.pairwise(sorted(places))]
+        assert min(gaps) > 18
+    before = browser.texts("#loss-plot .ytick text")
+    browser.run("Plotly.relayout('loss-plot', {'yaxis.range': [0.70, 0.72]})")
+    browser.wait("return document.querySelectorAll('#loss-plot .ytick').length > 2")
+    assert browser.texts("#loss-plot .ytick text") != before
+
+
 def test_the_sweeps_table_sorts(browser, sweep_page):
     browser.open(sweep_page)
     titles = browser.texts("#run-table th")

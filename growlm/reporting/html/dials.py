@@ -9,6 +9,7 @@ from growlm.reporting.html.run_files import Run
 
 LEFT_OUT = ("run_dir", "resume", "logger", "baseline.of")
 """Keys that change nothing in the run's figures."""
+KIND = "baseline.kind"
 MOST = 8
 """Dials that are shown of runs that are no sweep."""
 
@@ -21,11 +22,9 @@ def find_dials(runs: Sequence[Run]) -> list[str]:
     """
     if not all(run.dials for run in runs):
         configs = [flatten(run.config) for run in runs]
-        keys = list(dict.fromkeys(key for config in configs for key in config))
-        differing = [k for k in keys if len({_shown(c.get(k)) for c in configs}) > 1]
+        told = _telling(configs)
         for run, config in zip(runs, configs, strict=True):
-            if not run.dials:
-                run.dials = {key: _shown(config.get(key)) for key in _telling(differing, configs)}
+            run.dials = run.dials or {key: _shown(config.get(key)) for key in told}
     return list(dict.fromkeys(key for run in runs for key in run.dials))
 
 
@@ -45,15 +44,24 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _telling(keys: list[str], configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys that split the runs in the same way say one thing: the first in the config tells it."""
-    splits: dict[tuple[int, ...], str] = {}
-    # The plan's name differs too where the kind of baseline does, and says less.
-    ranks = {key: (not key.startswith("baseline."), key.startswith("phases.")) for key in keys}
-    for key in sorted(keys, key=lambda key: (*ranks[key], keys.index(key))):
-        values = [_shown(config.get(key)) for config in configs]
-        splits.setdefault(tuple(values.index(value) for value in values), key)
-    return sorted(splits.values(), key=keys.index)[:MOST]
+def _telling(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that differ, without those that only repeat what others say."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: tuple(_shown(config.get(key)) for config in configs) for key in keys}
+    # A phase's field often is a dial of the root, which is the better name.
+    ordered = sorted(keys, key=lambda key: (key != KIND, key.startswith("phases.")))
+    kinds = values.get(KIND, ())
+    told: dict[tuple[str, ...], str] = {}
+    for key in ordered:
+        if len(set(values[key])) < 2 or (key != KIND and _follows(values[key], kinds)):
+            continue
+        told.setdefault(values[key], key)
+    return list(told.values())[:MOST]
+
+
+def _follows(values: Sequence[str], kinds: Sequence[str]) -> bool:
+    """Whether the kind of baseline, where it differs, decides the value."""
+    return len(set(kinds)) > 1 and len(set(zip(kinds, values, strict=True))) == len(set(kinds))
 
 
 def _shown(value: Any) -> str:

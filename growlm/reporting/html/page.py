@@ -17,6 +17,7 @@ SCRIPTS = (
     "elements.js",
     "theme.js",
     "plotting.js",
+    "ticks.js",
     "tables.js",
     "run.js",
     "comparison.js",

@@ -154,7 +154,7 @@ function comparisonPlot(data, chosen, look, colours, width) {
       ...marks,
       margin: { l: 56, r: 14, t: marks.top, b: 44 },
       xaxis: progress(colours, end),
-      yaxis: lossScale(colours, `${chosen.kind} loss`),
+      yaxis: lossScale(colours, `${chosen.kind} loss`, curves.flatMap(({ loss }) => loss), boxHeight("loss-plot") - marks.top - 44),
       hovermode: "closest",
     },
   };

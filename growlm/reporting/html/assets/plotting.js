@@ -19,8 +19,11 @@ function draw(entry) {
   library.react(entry.box, data, { ...common(theme()), ...layout, width, height: entry.box.clientHeight }, {
     displayModeBar: false,
   });
+  if (!entry.done && entry.box.id === "loss-plot") entry.box.on("plotly_relayout", () => renewTicks(entry.box));
   entry.done = true;
 }
+
+const boxHeight = (id) => document.getElementById(id).clientHeight;
 
 function redraw(only = () => true) {
   for (const entry of plots) if (entry.done && only(entry.box)) draw(entry);
@@ -47,11 +50,6 @@ function scale(colours, settings = {}) {
     ...settings,
     title: { text: settings.title ?? "", font: { size: 12, color: colours.muted }, standoff: 8 },
   };
-}
-
-function lossScale(colours, title) {
-  // With a format of its own, a logarithmic axis labels 0.9 as 0.9 and not as a small 9.
-  return scale(colours, { title, type: shown.scale, tickformat: "~g", nticks: 10 });
 }
 
 function progress(colours, end, start = 0) {

@@ -79,7 +79,7 @@ function lossPlot(data, colours, width) {
       ...marks,
       margin: { l: 56, r: 14, t: marks.top, b: 72 },
       xaxis: progress(colours, end),
-      yaxis: lossScale(colours, "loss"),
+      yaxis: lossScale(colours, "loss", [...rows.loss, ...validation.loss], boxHeight("loss-plot") - marks.top - 72),
       hovermode: "x unified",
       showlegend: true,
       legend: { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom", font: { color: colours.text } },
@@ -114,7 +114,10 @@ function boundaryCard(boundary, index) {
   const zoom = boundary.zoom.step.length
     ? figure("Around the boundary", "training loss, validation", plot(`zoom-${index}`, "small", (colours) => zoomPlot(boundary, colours)))
     : null;
-  const drift = boundary.drift.length
+  const hasMoved = boundary.drift.some(({ largest: most }) => most !== 0);
+  const drift = boundary.drift.length && !hasMoved
+    ? figure("Drift per layer", "", element("p", { class: "hint" }, `0 after each of the ${boundary.drift.length} layers: they agree to the last bit.`))
+    : boundary.drift.length
     ? figure("Drift per layer", "largest and mean difference", plot(`drift-${index}`, "small", (colours) => driftPlot(boundary, colours)))
     : null;
   return element("div", { class: "boundary" }, told, zoom, drift, element("ul", { class: "checks" }, ...checks));
@@ -144,8 +147,8 @@ function zoomPlot({ zoom, at }, colours) {
 // On a logarithmic axis nothing is at zero: what did not move at all is drawn on a line of its own below the rest.
 function driftPlot({ drift }, colours) {
   const values = drift.flatMap(({ largest, mean }) => [largest, mean]).filter((value) => value > 0);
-  const top = values.length ? Math.ceil(Math.log10(Math.max(...values))) : 0;
-  const bottom = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
+  const top = values.length ? Math.ceil(Math.log10(largest(values))) : 0;
+  const bottom = values.length ? Math.floor(Math.log10(smallest(values))) : -1;
   const zero = bottom - 1;
   const step = Math.max(1, Math.ceil((top - bottom) / 4));
   const ticks = [zero];
