@@ -93,7 +93,7 @@ function boundaryList(boundaries) {
     element(
       "li", {},
       element("b", {}, String(index + 1)),
-      `${name}${grew ? `: ${grew}` : ""}${at ? `, after step ${at.step.toLocaleString("en")}` : ""}; jump ${jump}`,
+      `${name}${grew ? `: ${grew}` : ""}${at ? `, after step ${at.step.toLocaleString("en")}` : ""}; jump\u00a0${jump}`,
     ),
   );
   return element("ol", { class: "marks" }, ...items);
