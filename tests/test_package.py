@@ -29,6 +29,8 @@ def test_the_wheel_carries_configuration_and_tokenizer(wheel):
     shipped = {path.relative_to(ROOT / "conf").as_posix() for path in ROOT.glob("conf/**/*.yaml")}
     assert {f"growlm/conf/{name}" for name in shipped} <= set(names)
     assert "growlm/data/embedded.tiktoken" in names
+    page = {path.name for path in (ROOT / "growlm/reporting/html/assets").iterdir()}
+    assert {f"growlm/reporting/html/assets/{name}" for name in page} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
 
 

@@ -8,11 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from growlm.errors import DiskError, UserError
+from growlm.errors import UserError
+from growlm.files import write_whole
+
+__all__ = [
+    "LARGEST_JSON",
+    "MANIFEST",
+    "check_manifest",
+    "file_digest",
+    "read_json",
+    "read_sealed",
+    "sealed",
+    "write_manifest",
+    "write_whole",
+]
 
 MANIFEST = "manifest.json"
 LARGEST_JSON = 2**28
@@ -27,22 +39,6 @@ def file_digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file beside its place, then rename it.
-
-    Raises:
-        DiskError: If it cannot be written; what was there before stays.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise DiskError(path, error, len(text)) from error
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from growlm.reporting.plain import plain_console
 from growlm.verification.report import CheckReport, Status
+
+__all__ = ["CHECKS", "MARKS", "plain_console", "print_checks"]
 
 MARKS = {
     Status.PASSED: "[green]passed[/]",
@@ -23,18 +26,6 @@ CHECKS = {
     "functional": "functional identity",
     "router_lock": "router lock",
 }
-
-
-PLAIN_WIDTH = 100
-"""Columns where there is no terminal to ask."""
-
-
-def plain_console() -> Console:
-    """Standard output: a terminal as wide as it is, anything else 100 columns."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
 
 
 def print_checks(console: Console, checks: Mapping[str, CheckReport]) -> None:

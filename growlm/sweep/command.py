@@ -21,6 +21,9 @@ from growlm.checkpoint.locks import LockedError
 from growlm.command import quote_free_text
 from growlm.config.load import ROOT_NAME, config_folder
 from growlm.errors import UserError
+from growlm.reporting.html import read_report, write_page
+from growlm.reporting.plain import plain_console
+from growlm.reporting.run_tables import print_report
 from growlm.sweep.folder import FINISHED, LOCKS, RECORD, Sweep, SweepFolder, make_job
 from growlm.sweep.job import sweep_job
 
@@ -69,6 +72,14 @@ def run_sweep(arguments: Sequence[str]) -> int:
         code = _launch(arguments, folder) if left or not jobs else 0
     if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
         _remove(folder.path, made)
+        return code
+    found = read_report([folder.path])
+    page = folder.path / "report.html"
+    write_page(found, page)
+    console = plain_console()
+    console.print()
+    print_report(console, found)
+    console.print(f"Report {page}", markup=False, soft_wrap=True)
     return code
 
 

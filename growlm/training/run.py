@@ -12,9 +12,10 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from growlm.config.schema import RunConfig
-from growlm.errors import RunError
+from growlm.errors import RunError, UserError
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
+from growlm.reporting.html import write_report
 from growlm.reporting.listener import Broadcast
 from growlm.reporting.metrics import MetricLogger
 from growlm.reporting.records import BoundaryRecord, RunSummary
@@ -65,8 +66,11 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or stack.enter_context(make_run_folder(config, prepared.circumstances))
         try:
-            return RunResult(folder.path, _run_in(folder, prepared, callbacks, console, requests))
+            summary = _run_in(folder, prepared, callbacks, console, requests)
+            _write_report(folder.path, console)
+            return RunResult(folder.path, summary)
         except (Interrupted, RunError):
+            _write_report(folder.path, console)
             how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
             console.console.print(f"To go on: {how}", markup=False, soft_wrap=True)
             raise
@@ -116,6 +120,17 @@ def _run_in(
             return summary
         finally:
             everyone.close(failed)
+
+
+def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
+    """The run's report.html; a run does not fail for want of it."""
+    path = run_dir / "report.html"
+    try:
+        write_report([run_dir], path)
+    except (UserError, RunError) as error:
+        console.noted(f"warning: no {path.name}: {error}")
+    else:
+        console.noted(f"Report {path}")
 
 
 def _keys_to_reuse(prepared: Prepared) -> list[str]:

@@ -1,0 +1,86 @@
+"""`python -m growlm.report`: report.html of a run, of a sweep, or of several runs side by side."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from growlm.errors import RunError, UserError
+
+USAGE = """
+python -m growlm.report RUN_DIR                  writes RUN_DIR/report.html
+python -m growlm.report SWEEP_DIR                the jobs of a sweep side by side: SWEEP_DIR/report.html
+python -m growlm.report DIR DIR... [out=FILE]    runs and sweeps side by side: comparison.html
+
+  out   the file to write
+
+Unfinished runs are shown as far as they came. Exit code 0: written; 2: what was asked for is wrong.
+"""
+
+
+def main() -> None:
+    """The command."""
+    # Not growlm.command's: Hydra and the config's schema load torch, for which a table need not wait.
+    try:
+        code = report(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except RunError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report and print its tables; the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE.strip())
+        return 0
+    folders, out = _parsed(arguments)
+
+    from growlm.reporting.html import read_report, write_page
+    from growlm.reporting.plain import plain_console
+    from growlm.reporting.run_tables import print_report
+
+    found = read_report(folders)
+    if out is None:
+        is_alone = found.is_one_run or found.sweep is not None
+        out = folders[0] / "report.html" if is_alone else Path("comparison.html")
+    write_page(found, out)
+    console = plain_console()
+    print_report(console, found)
+    console.print(f"Wrote {out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None]:
+    """Folders, and `out`."""
+    folders: list[Path] = []
+    out: Path | None = None
+    for argument in arguments:
+        if argument.startswith("out=") and not Path(argument).is_dir():
+            out = Path(argument.removeprefix("out=")).expanduser()
+            if argument == "out=" or out.is_dir() or not out.absolute().parent.is_dir():
+                raise UserError("out", out, "must be a file, in a folder that exists")
+        elif argument.startswith("-"):
+            raise UserError("argument", argument, "must be the folder of a run; see --help")
+        else:
+            folders.append(Path(argument).expanduser())
+    if not folders:
+        raise UserError("argument", "", "give the folder of a run or of a sweep; see --help")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError("argument", folder, "there is no such folder")
+    return folders, out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+// Colours of the plots; the page's own are in the style sheet. The series are Okabe and Ito's, told apart by
+// people with any colour vision.
+
+const THEMES = {
+  light: {
+    text: "#1c2330",
+    muted: "#5b6675",
+    grid: "#e6e9ee",
+    surface: "#ffffff",
+    boundary: "#6b7482",
+    series: ["#0072b2", "#d55e00", "#009e73", "#a8568a", "#b07c00", "#2f9bd6", "#444b57", "#8a6d3b"],
+    ramp: ["#440154", "#3b528b", "#21918c", "#4fae55", "#a8a800"],
+    load: [[0, "#2166ac"], [0.25, "#92c5de"], [0.5, "#f7f7f7"], [0.75, "#f4a582"], [1, "#b2451d"]],
+    most: [[0, "#f2f6fa"], [0.5, "#6aaed6"], [1, "#08306b"]],
+  },
+  dark: {
+    text: "#e4e8ee",
+    muted: "#9aa5b4",
+    grid: "#29313c",
+    surface: "#181d25",
+    boundary: "#8d98a7",
+    series: ["#56b4e9", "#f0883e", "#3ecf9f", "#dc8fc0", "#e6b422", "#9ecbff", "#c3cbd6", "#c9a66b"],
+    ramp: ["#9a7fd6", "#6f9be0", "#35b9ae", "#7fd35f", "#fde725"],
+    load: [[0, "#4393c3"], [0.25, "#2c5f86"], [0.5, "#20262f"], [0.75, "#9a4a2a"], [1, "#f4a582"]],
+    most: [[0, "#1b2430"], [0.5, "#3f86bd"], [1, "#cfe8ff"]],
+  },
+};
+
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
+let printing = false;
+
+function theme() {
+  return darkScheme.matches && !printing ? THEMES.dark : THEMES.light;
+}
+
+function mix(from, to, part) {
+  const channel = (colour, at) => parseInt(colour.slice(at, at + 2), 16);
+  const mixed = [1, 3, 5].map((at) => Math.round(channel(from, at) * (1 - part) + channel(to, at) * part));
+  return `#${mixed.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
+}
+
+// The colour of the `index`-th of `count` ordered values.
+function ordered(index, count) {
+  const stops = theme().ramp;
+  const at = count > 1 ? (index / (count - 1)) * (stops.length - 1) : 0;
+  const below = Math.min(Math.floor(at), stops.length - 2);
+  return mix(stops[below], stops[below + 1], at - below);
+}

@@ -1,0 +1,51 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+
+
+def scaled(value: float | None, unit: str = "") -> str:
+    """1234567 -> '1.23 M'; None -> a dash."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    step = 0
+    while abs(value) >= 999.5 and step < len(PREFIXES) - 1:
+        value, step = value / 1000, step + 1
+    digits = f"{value:.0f}" if step == 0 and float(value).is_integer() else f"{value:.3g}"
+    return f"{digits} {PREFIXES[step]}{unit}".strip()
+
+
+def loss(value: float | None) -> str:
+    """Four decimals."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def jump(value: float | None) -> str:
+    """A change of loss: its size matters, not its digits."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:+.1e}" if value else "0"
+
+
+def seconds(value: float | None) -> str:
+    """75 -> '1 min 15 s'."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value < 59.5:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def percent(value: float | None) -> str:
+    """A share of one, with its sign."""
+    return NONE if value is None or not math.isfinite(value) else f"{round(100 * value) or 0:+d} %"

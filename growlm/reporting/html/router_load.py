@@ -1,0 +1,85 @@
+"""How routers spread their tokens over experts, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from growlm.reporting.html.curves import finite, short
+from growlm.reporting.html.history import COUNTERS, Line
+from growlm.reporting.html.run_files import Run
+
+COLUMNS = 200
+"""Stretches of time that are drawn of a run, at most."""
+MOST_FIGURES = 150_000
+"""Figures in all: stretches x layers x experts."""
+
+
+def router_load(run: Run) -> list[dict[str, Any]]:
+    """Each phase with experts, in stretches of time, and the mean loads of each.
+
+    Returns:
+        Of each phase `phase`, `experts`, `edges` of the stretches by axis, one more than stretches, and `loads` as
+        [layer][expert][stretch] in hundredths of an even share: 100 is as many tokens as the average expert has.
+    """
+    phases: dict[str, list[Line]] = {}
+    for row in run.history.rows:
+        if _is_loads(row.get("expert_loads")):
+            phases.setdefault(str(row["phase"]), []).append(row)
+    if not phases:
+        return []
+    total = sum(len(rows) for rows in phases.values())
+    largest = max(
+        len(rows[0]["expert_loads"]) * len(rows[0]["expert_loads"][0]) for rows in phases.values()
+    )
+    columns = max(8, min(COLUMNS, MOST_FIGURES // largest))
+    starts = _starts(run.history.rows)
+    return [
+        _phase(name, rows, max(2, columns * len(rows) // total), starts[name])
+        for name, rows in phases.items()
+    ]
+
+
+def _starts(rows: Sequence[Line]) -> dict[str, Line]:
+    """Of each phase, the row before its first: where its first stretch begins."""
+    starts: dict[str, Line] = {}
+    before: Line = dict.fromkeys(COUNTERS.values(), 0)
+    for row in rows:
+        starts.setdefault(str(row["phase"]), before)
+        before = row
+    return starts
+
+
+def _is_loads(loads: object) -> bool:
+    return (
+        isinstance(loads, list)
+        and bool(loads)
+        and all(isinstance(layer, list) and len(layer) == len(loads[0]) > 0 for layer in loads)
+    )
+
+
+def _phase(name: str, rows: Sequence[Line], columns: int, start: Line) -> dict[str, Any]:
+    shape = (len(rows[0]["expert_loads"]), len(rows[0]["expert_loads"][0]))
+    rows = [row for row in rows if (len(row["expert_loads"]), len(row["expert_loads"][0])) == shape]
+    columns = min(columns, len(rows))
+    cuts = [len(rows) * column // columns for column in range(columns + 1)]
+    stretches = [rows[first:end] for first, end in pairwise(cuts)]
+    return {
+        "phase": name,
+        "experts": shape[1],
+        "edges": {
+            axis: [short(line[key], 7) for line in (start, *(s[-1] for s in stretches))]
+            for axis, key in COUNTERS.items()
+        },
+        "loads": [
+            [[_mean(s, layer, expert, shape[1]) for s in stretches] for expert in range(shape[1])]
+            for layer in range(shape[0])
+        ],
+    }
+
+
+def _mean(rows: Sequence[Line], layer: int, expert: int, experts: int) -> int | None:
+    shares = [finite(row["expert_loads"][layer][expert]) for row in rows]
+    known = [share for share in shares if share is not None]
+    return round(100 * experts * sum(known) / len(known)) if known else None

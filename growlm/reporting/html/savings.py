@@ -1,0 +1,173 @@
+"""What runs took to the same loss.
+
+The loss is the highest of the finished runs' lowest, so that each of them reached it. It is the validation loss
+where every run was validated often, between two validations on a straight line; else the training loss, smoothed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from growlm.reporting.html.curves import finite, reach, smooth
+from growlm.reporting.html.dials import flatten
+from growlm.reporting.html.history import COUNTERS
+from growlm.reporting.html.run_files import Run
+
+FREQUENT = 8
+"""Validations at so many different steps make a curve."""
+COSTS = ("flops", "tokens", "seconds")
+SAME_LOSS = ("data", "tokenizer", "sequence_length")
+"""Settings that must agree for losses to mean the same; `data.path` says only where a file was."""
+
+Point = tuple[float | None, dict[str, float]]
+"""A loss, and the counters where it was measured."""
+
+
+@dataclass
+class Reached:
+    """A run's costs until it reached the loss."""
+
+    run: Run
+    costs: dict[str, float] | None
+    """By `flops`, `tokens`, `seconds`; None if it never got there."""
+    saved: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Reference -> cost -> the share of its cost that this run did not need; below 0 if it took more."""
+
+
+@dataclass
+class Savings:
+    """The comparison at equal loss."""
+
+    loss: float
+    measured_as: str
+    """In a sentence: which loss, how smoothed."""
+    runs: list[Reached]
+    references: dict[str, str]
+    """Reference -> what it is, in words."""
+
+
+def savings(runs: Sequence[Run]) -> Savings | str:
+    """Compare what was taken to the same loss.
+
+    Returns:
+        The comparison, or in words why there is none.
+    """
+    with_rows = [run for run in runs if run.history.rows]
+    if len(with_rows) < 2:
+        return "needs at least two runs that have trained"
+    if differing := _differing(with_rows):
+        return f"the runs differ in {', '.join(differing)}, so their losses do not mean the same"
+    curves, measured_as = _curves(with_rows)
+    finished = [run for run in with_rows if run.summary is not None] or with_rows
+    lowest = [_lowest(curves[id(run)]) for run in finished]
+    known = [loss for loss in lowest if loss is not None]
+    if not known:
+        return "no run has a finite loss"
+    target = max(known)
+    reached = [Reached(run, _costs_to(curves[id(run)], target)) for run in with_rows]
+    references = _references(reached)
+    for one in reached:
+        for name, reference in references.items():
+            one.saved |= _saved(one, name, reference)
+    return Savings(
+        loss=target,
+        measured_as=measured_as,
+        runs=reached,
+        references={name: _in_words(name, one) for name, one in references.items()},
+    )
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    configs = [
+        {
+            key: value
+            for key, value in flatten(run.config).items()
+            if key.partition(".")[0] in SAME_LOSS and key != "data.path"
+        }
+        for run in runs
+    ]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+
+
+def _curves(runs: Sequence[Run]) -> tuple[dict[int, list[Point]], str]:
+    fewest = min(len({line["global_step"] for line in run.history.validations}) for run in runs)
+    if fewest >= FREQUENT:
+        curves = {
+            id(run): [
+                (finite(line["val_loss"]), _counters(line)) for line in run.history.validations
+            ]
+            for run in runs
+        }
+        return curves, "validation loss; between two validations, on a straight line"
+    rows = reach(min(len(run.history.rows) for run in runs))
+    curves = {}
+    for run in runs:
+        smoothed = smooth([finite(row["loss"]) for row in run.history.rows], rows)
+        # At the ends, means of few rows would reach a loss by luck.
+        inside = range(rows, len(smoothed) - rows)
+        curves[id(run)] = [(smoothed[i], _counters(run.history.rows[i])) for i in inside]
+    return curves, (
+        f"training loss, the mean of a logged step and {rows} on either side "
+        f"(validations at fewer than {FREQUENT} steps)"
+    )
+
+
+def _counters(line: dict[str, Any]) -> dict[str, float]:
+    return {cost: line[COUNTERS[cost]] for cost in COSTS}
+
+
+def _lowest(points: Sequence[Point]) -> float | None:
+    return min((loss for loss, _ in points if loss is not None), default=None)
+
+
+def _costs_to(points: Sequence[Point], target: float) -> dict[str, float] | None:
+    before: Point | None = None
+    for point in points:
+        loss, costs = point
+        if loss is None:
+            continue
+        if loss <= target:
+            if before is None or before[0] is None or before[0] == loss:
+                return costs
+            part = (before[0] - target) / (before[0] - loss)
+            return {key: before[1][key] + part * (costs[key] - before[1][key]) for key in COSTS}
+        before = point
+    return None
+
+
+def _references(reached: Sequence[Reached]) -> dict[str, Reached]:
+    """The cheapest baseline of each kind; without baselines, the run that took the most."""
+    there = [one for one in reached if one.costs is not None]
+    references: dict[str, Reached] = {}
+    for one in sorted(there, key=lambda one: (one.costs or {})["flops"]):
+        if one.run.baseline:
+            references.setdefault(_kind(one.run), one)
+    if not references and there:
+        references["the most expensive"] = max(there, key=lambda one: (one.costs or {})["flops"])
+    return references
+
+
+def _kind(run: Run) -> str:
+    kind, plan = run.baseline.get("kind"), run.baseline.get("of")
+    return f"{kind} ({plan})"
+
+
+def _saved(one: Reached, name: str, reference: Reached) -> dict[str, dict[str, float]]:
+    if one is reference or one.costs is None or reference.costs is None:
+        return {}
+    # A baseline is one of its own plan, and is compared with grown runs, not with other baselines.
+    if reference.run.baseline and (
+        one.run.baseline or reference.run.baseline.get("of") != one.run.plan_name
+    ):
+        return {}
+    shares = {
+        key: 1 - one.costs[key] / reference.costs[key] for key in COSTS if reference.costs[key] > 0
+    }
+    return {name: shares}
+
+
+def _in_words(name: str, reference: Reached) -> str:
+    return f"{name}: {reference.run.name}"
