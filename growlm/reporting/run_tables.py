@@ -6,8 +6,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from growlm.reporting.html.savings import savings
-from growlm.reporting.html.tables import Table, phase_table, run_table, savings_table
+from growlm.reporting.html.savings import COSTS, savings
+from growlm.reporting.html.tables import (
+    Table,
+    phase_table,
+    run_table,
+    saved_table,
+    savings_table,
+)
 from growlm.reporting.html.write import Report
 
 OF_A_RUN = ("phase", "parameters", "steps", "FLOPs", "time", "training loss", "validation loss")
@@ -29,15 +35,19 @@ def print_report(console: Console, report: Report) -> None:
     for run in report.runs:
         if run.message:
             console.print(f"{run.name}: {run.message}", markup=False)
+    if report.sweep is not None and not any(run.baseline for run in report.runs):
+        return  # jobs that differ in a dial alone are no measure for each other
     found = savings(report.runs)
     console.print()
     if isinstance(found, str):
         console.print(f"Savings at equal loss: none, {found}.", markup=False)
         return
     console.print(f"Until the loss was {found.loss:.4f} ({found.measured_as}):", markup=False)
-    of_savings = savings_table(found)
-    _print(console, of_savings, [column["title"] for column in of_savings.columns])
-    console.print(f"Saved against: {'; '.join(found.references.values())}", markup=False)
+    taken = savings_table(found)
+    _print(console, taken, [column["title"] for column in taken.columns[: 1 + len(COSTS)]])
+    saved = saved_table(found)
+    console.print()
+    _print(console, saved, [column["title"] for column in saved.columns])
 
 
 def _print(console: Console, table: Table, titles: tuple[str, ...] | list[str]) -> None:

@@ -98,9 +98,9 @@ def test_savings_against_a_baseline(tmp_path):
     assert not isinstance(found, str)
     assert "training loss" in found.measured_as
     grown, scratch = found.runs
-    assert grown.saved["scratch (quickstart)"]["flops"] == pytest.approx(0.5)
-    assert grown.saved["scratch (quickstart)"]["tokens"] == pytest.approx(0.0)
-    assert grown.saved["scratch (quickstart)"]["seconds"] == pytest.approx(0.5)
+    assert grown.saved["scratch"]["flops"] == pytest.approx(0.5)
+    assert grown.saved["scratch"]["tokens"] == pytest.approx(0.0)
+    assert grown.saved["scratch"]["seconds"] == pytest.approx(0.5)
     assert scratch.saved == {}
 
 
@@ -172,8 +172,18 @@ def test_the_console_tells_of_the_sweep(tmp_path, capsys):
     assert report([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "noise_std" in out
-    assert "Saved against: the most expensive" in out
+    assert "saved" not in out  # its jobs are no baselines of each other
     assert (tmp_path / "report.html").is_file()
+
+
+def test_the_console_tells_what_was_saved(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "grown", speed=2.0)
+    write_run(tmp_path / "scratch", name="scratch", baseline=SCRATCH)
+    assert report(["grown", "scratch"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "+50 %" in line]
+    assert line.split() == ["grown", "scratch", *["+50", "%", "+0", "%", "+50", "%"]]
+    assert (tmp_path / "comparison.html").is_file()
 
 
 def test_what_follows_from_the_kind_of_baseline_is_no_dial(tmp_path):

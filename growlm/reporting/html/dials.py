@@ -7,7 +7,7 @@ from typing import Any
 
 from growlm.reporting.html.run_files import Run
 
-LEFT_OUT = ("run_dir", "resume", "logger", "baseline.of")
+LEFT_OUT = ("run_dir", "resume", "logger", "reuse", "baseline.of")
 """Keys that change nothing in the run's figures."""
 KIND = "baseline.kind"
 MOST = 8

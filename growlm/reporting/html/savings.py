@@ -142,17 +142,18 @@ def _references(reached: Sequence[Reached]) -> dict[str, Reached]:
     """The cheapest baseline of each kind; without baselines, the run that took the most."""
     there = [one for one in reached if one.costs is not None]
     references: dict[str, Reached] = {}
+    several_plans = len({one.run.baseline.get("of") for one in there if one.run.baseline}) > 1
     for one in sorted(there, key=lambda one: (one.costs or {})["flops"]):
         if one.run.baseline:
-            references.setdefault(_kind(one.run), one)
+            references.setdefault(_kind(one.run, several_plans), one)
     if not references and there:
         references["the most expensive"] = max(there, key=lambda one: (one.costs or {})["flops"])
     return references
 
 
-def _kind(run: Run) -> str:
+def _kind(run: Run, with_plan: bool) -> str:
     kind, plan = run.baseline.get("kind"), run.baseline.get("of")
-    return f"{kind} ({plan})"
+    return f"{kind} ({plan})" if with_plan else str(kind)
 
 
 def _saved(one: Reached, name: str, reference: Reached) -> dict[str, dict[str, float]]:

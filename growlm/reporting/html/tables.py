@@ -22,7 +22,8 @@ WRITERS: dict[str, Callable[[float | None], str]] = {
     "tokens": figures.scaled,
     "seconds": figures.seconds,
 }
-
+NAMES = {"flops": "FLOPs", "tokens": "tokens", "seconds": "time"}
+"""Of costs."""
 OUTCOMES = (
     "training loss",
     "validation loss",
@@ -173,13 +174,22 @@ def _link(run: Run, beside: Path | None) -> dict[str, str]:
     return {"link": f"./{quote(relative.as_posix())}"}
 
 
+def saved_table(found: Savings) -> Table:
+    """A row for every run and reference: what the run saved."""
+    table = Table(_columns("run", "against", *(f"{NAMES[cost]} saved" for cost in COSTS), words=2))
+    for one in found.runs:
+        for reference, saved in one.saved.items():
+            cells = [number(saved.get(cost), figures.percent) for cost in COSTS]
+            table.rows.append([word(one.run.name), word(reference), *cells])
+    return table
+
+
 def savings_table(found: Savings) -> Table:
     """A row per run: what it took to the loss, and what it saved against each reference."""
-    names = {"flops": "FLOPs", "tokens": "tokens", "seconds": "time"}
-    table = Table(_columns("run", *(names[cost] for cost in COSTS)))
+    table = Table(_columns("run", *(NAMES[cost] for cost in COSTS)))
     for reference in found.references:
         table.columns += [
-            {"title": f"{names[cost]} saved vs {reference}", "numeric": True, "help": ""}
+            {"title": f"{NAMES[cost]} saved vs {reference}", "numeric": True, "help": ""}
             for cost in COSTS
         ]
     for one in found.runs:
