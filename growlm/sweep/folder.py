@@ -91,10 +91,13 @@ class SweepFolder:
         record: dict[str, Any] = dict(read_json(self.path / RECORD))
         record.pop("dials", None)
         try:
-            jobs = [Job(**job) for job in record.pop("jobs")]
-            return Sweep(**record, jobs=jobs)
+            sweep = Sweep(**{**record, "jobs": [Job(**job) for job in record["jobs"]]})
+            outside = [job.folder for job in sweep.jobs if Path(job.folder).name != job.folder]
         except (KeyError, TypeError) as error:
             raise ValueError(f"no record of a sweep: {error}") from error
+        if outside:  # folders of jobs are removed where a job begins anew
+            raise ValueError(f"{outside[0]} is no folder in it")
+        return sweep
 
     def write(self, sweep: Sweep) -> None:
         """Write sweep.json whole."""
