@@ -9,6 +9,7 @@ Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,18 +66,13 @@ def num_rows(slots: Tensor, ends: Tensor) -> int:
     return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
 
-@torch.compiler.disable
-def _uncompiled_grouped_mm(rows: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
-    """`torch.compile` (PyTorch 2.13) refuses all types but bf16 in it; the function itself does not."""
-    return F.grouped_mm(rows, weight, offs=offs)
-
-
 class Experts(nn.Module):
     """E feed-forward blocks of equal shape, stored stacked along the first dimension."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
+        self._product_in_fp32: Callable[..., Tensor] | None = None
         sizes = config.axis_sizes()
 
         def stack(name: str, write: str, read: str) -> None:
@@ -105,6 +101,11 @@ class Experts(nn.Module):
     up_bias: nn.Parameter | None
     gate_bias: nn.Parameter | None
     down_bias: nn.Parameter | None
+
+    def prepare_for_compiling(self) -> None:
+        """Keep `torch.compile` (2.13) from products in fp32: it refuses what the function itself can do."""
+        # Not at import: it loads the compiler, a second of every command.
+        self._product_in_fp32 = torch.compiler.disable(F.grouped_mm)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """Send x (N, D) through the chosen experts and sum their outputs by gate, (N, D)."""
@@ -186,7 +187,8 @@ class Experts(nn.Module):
         ends: Tensor,
         one_hot: Tensor | None,
     ) -> Tensor:
-        product = F.grouped_mm if rows.dtype is torch.bfloat16 else _uncompiled_grouped_mm
+        special = None if rows.dtype is torch.bfloat16 else self._product_in_fp32
+        product = special or F.grouped_mm
         out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
         if bias is None or one_hot is None:
             return out

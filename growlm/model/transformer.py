@@ -16,7 +16,7 @@ from growlm.errors import UserError
 from growlm.model.attention import Attention, rotary_tables
 from growlm.model.axes import Label, index, label, writes
 from growlm.model.config import ModelConfig
-from growlm.model.experts import MixtureOfExperts
+from growlm.model.experts import Experts, MixtureOfExperts
 from growlm.model.feed_forward import FeedForward
 from growlm.model.initialisation import initialise
 from growlm.model.layers import linear, norm
@@ -136,6 +136,9 @@ class TransformerLM(nn.Module):
 
     def _compiled_blocks(self) -> list[Callable[..., Tensor]]:
         if not self._compiled:
+            for module in self.modules():
+                if isinstance(module, Experts):
+                    module.prepare_for_compiling()
             self._compiled = [torch.compile(block) for block in self.blocks]
         return self._compiled
 

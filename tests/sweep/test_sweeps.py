@@ -87,16 +87,22 @@ def test_a_killed_sweep_is_repeated_and_only_the_rest_runs(tmp_path):
     out = finish(start(tmp_path, NOISES, f"hydra.sweep.dir={sweep}"))
     assert "3 of 3 jobs have finished" in out
     assert "Phase 1" not in out
-    finish(start(tmp_path, NOISES, "reuse.phases=never"))
-    first, second = sweeps(tmp_path)
-    assert reused(second) == {name: [] for name in DIALS}
-    for name in DIALS:
-        assert_same_run(first / name, second / name)
 
     # Another command is another sweep.
     out = finish(start(tmp_path, "growth.noise_std=1e-3,1e-2", f"hydra.sweep.dir={sweep}"), code=2)
     assert "hydra.sweep.dir" in out
     assert "holds another sweep" in out
+
+
+@pytest.mark.slow
+def test_a_sweep_without_reuse_ends_the_same(tmp_path):
+    finish(start(tmp_path, NOISES))
+    finish(start(tmp_path, NOISES, "reuse.phases=never"))
+    first, second = sweeps(tmp_path)
+    assert [len(phases) for phases in reused(first).values()].count(2) == 2
+    assert reused(second) == {name: [] for name in DIALS}
+    for name in DIALS:
+        assert_same_run(first / name, second / name)
 
 
 def test_two_sweeps_at_once_share_what_they_can(tmp_path):
@@ -114,6 +120,7 @@ def test_two_sweeps_at_once_share_what_they_can(tmp_path):
         assert_same_run(one / name, other / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_that_run_jobs_side_by_side(tmp_path, launcher):
     # Noise-free copies are refused here: one job fails, in a process of its own.
@@ -130,6 +137,7 @@ def test_launchers_that_run_jobs_side_by_side(tmp_path, launcher):
     assert sorted(map(len, reused(sweep).values())) in ([0], [2])
 
 
+@pytest.mark.slow
 def test_a_killed_job_of_a_launcher_is_said_to_have_failed(tmp_path):
     process = start(tmp_path, "hydra/launcher=joblib", "phases.dense.steps=100000", "seed=1,2")
     wait_for(lambda: len(list(tmp_path.rglob("training_history.jsonl"))) == 2, process)
