@@ -21,6 +21,7 @@ from growlm.reporting.metrics import MetricLogger
 from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.training.baseline import with_baseline
 from growlm.training.loggers import build_logger
+from growlm.training.memory import older_objects_left_alone
 from growlm.training.phase_keys import phase_keys
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
@@ -66,7 +67,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or stack.enter_context(make_run_folder(config, prepared.circumstances))
         try:
-            summary = _run_in(folder, prepared, callbacks, console, requests)
+            with older_objects_left_alone():
+                summary = _run_in(folder, prepared, callbacks, console, requests)
             _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):

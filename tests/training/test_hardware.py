@@ -1,13 +1,20 @@
 """What is asked of the machine."""
 
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 
 from growlm.config.schema import TrainerConfig
-from growlm.training.memory import free_memory, memory_limit
+from growlm.training.memory import (
+    free_memory,
+    memory_limit,
+    older_objects_left_alone,
+    release_memory,
+)
 
 PAGE_FAULTS = """
 import resource, sys, torch
@@ -44,3 +51,21 @@ def test_the_limit_is_the_setting_or_what_is_free():
     limit = memory_limit(TrainerConfig(), "cpu")
     assert 0 < limit < 2**50
     assert limit == pytest.approx(free_memory("cpu"), rel=0.2)
+
+
+def test_cycles_made_within_a_run_are_released_and_older_objects_looked_at_again_after_it():
+    class Node:
+        pass
+
+    def make_cycle():
+        node = Node()
+        node.self = node
+        return weakref.ref(node)
+
+    before = gc.get_freeze_count()
+    with older_objects_left_alone():
+        assert gc.get_freeze_count() > before
+        cycle = make_cycle()
+        release_memory()
+        assert cycle() is None
+    assert gc.get_freeze_count() == 0
