@@ -78,8 +78,8 @@ class PhaseCache:
         Raises:
             OSError: If it cannot be written; nothing is left.
         """
-        size = sum(_size(folder) for folder in (state, *artefacts)) + len(history)
-        if size > self.max_bytes:
+        seen: set[int] = set()
+        if sum(_size(folder, seen) for folder in (state, *artefacts)) > self.max_bytes:
             return False
         partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
         try:
@@ -137,9 +137,9 @@ class PhaseCache:
     def _keep_within_bounds(self, newest: str) -> None:
         entries = [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir()]
         used = {path: _last_used(path) for path in entries}
-        total = 0
+        total, seen = 0, set[int]()
         for path in sorted(entries, key=lambda p: (p.name == newest, used[p]), reverse=True):
-            total += _size(path)
+            total += _size(path, seen)
             if total > self.max_bytes:
                 self.drop(path.name)
         for path in self.folder.glob(".*.partial"):  # of processes that were killed
@@ -160,11 +160,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _size(folder: Path) -> int:
+def _size(folder: Path, seen: set[int]) -> int:
+    """Bytes of files that have not been seen: several entries may have links to one."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):  # gone meanwhile
-            total += path.stat().st_size
+            file = path.stat()
+            total += 0 if file.st_ino in seen else file.st_size
+            seen.add(file.st_ino)
     return total
 
 

@@ -7,11 +7,12 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,8 @@ from growlm.sweep.job import sweep_job
 
 PLACE = "hydra.sweep.dir"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+MANY = 20
+"""Jobs that it takes seconds to compose."""
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -46,10 +49,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
         HydraException: And its like, if the first job cannot be composed.
     """
     _refuse_several_devices()
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    first = _compose_jobs(arguments, parsed)
-    wanted = _describe(first, parsed)
+    first, parsed, wanted = _compose_jobs(arguments)
     place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == PLACE for o in parsed)
     folder = _sweep_in(place, wanted) if is_named else _unfinished(place.parents[1], wanted)
@@ -71,7 +71,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
             print(f"{folder.path}: {len(jobs) - len(left)} of {len(jobs)} jobs have finished")
         code = _launch(arguments, folder) if left or not jobs else 0
     if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
-        _remove(folder.path, made)
+        _remove(folder, made)
         return code
     found = read_report([folder.path])
     page = folder.path / "report.html"
@@ -103,39 +103,57 @@ def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
     return min(codes, default=default)
 
 
-def _compose_jobs(arguments: Sequence[str], parsed: Sequence[Override]) -> DictConfig:
+def _compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], Sweep]:
     """Compose every job, so that a misspelt key or group is found before the first one begins.
 
     Returns:
-        The first job's config, with Hydra's own.
+        The first job's config with Hydra's own, the overrides, and the sweep before its first job. It has no jobs
+        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes.
     """
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config-dir", "-cd")
     known.add_argument("--config-name", "-cn", default=ROOT_NAME)
+    known.add_argument("overrides", nargs="*")
     options, _ = known.parse_known_args(list(arguments))
-    folder = options.config_dir and Path(options.config_dir).absolute()
-    more = [f"hydra.searchpath=['file://{folder}']"] if folder else []
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        jobs = [
-            compose(options.config_name, overrides=[*job, *more], return_hydra_config=True)
-            for job in product(*_values(parsed))
-        ]
-    return jobs[0]
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
+        for_hydra = [str(o.input_line) for o in parsed if _is_for_hydra(o)]
+        own = [o for o in parsed if not _is_for_hydra(o)]
+        if options.config_dir:
+            folder = Path(options.config_dir).absolute()
+            for_hydra.append(f"hydra.searchpath=['file://{folder}']")
+
+        def composed(job: Sequence[str]) -> DictConfig:
+            overrides = [*job, *for_hydra]
+            return compose(options.config_name, overrides=overrides, return_hydra_config=True)
+
+        constants = [o for o in own if not o.is_sweep_override()]
+        sweeper = composed([str(o.input_line) for o in constants]).hydra.sweeper
+        is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
+        (jobs,) = BasicSweeper.split_arguments(own if is_basic else constants, None)
+        if len(jobs) > MANY:
+            print(f"composing {len(jobs)} jobs ...")
+        configs = [composed(job) for job in jobs]
+    sweep = Sweep(
+        name=str(configs[0].name),
+        command=[str(o.input_line) for o in own],
+        constants=BasicSweeper.split_arguments(constants, None)[0][0],
+        config=_digest(configs),
+    )
+    if is_basic:
+        sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
+    return configs[0], parsed, sweep
 
 
-def _describe(first: DictConfig, parsed: Sequence[Override]) -> Sweep:
-    """The sweep, none of whose jobs has begun; without jobs where its sweeper is not Hydra's own."""
-    command = [str(o.input_line) for o in parsed if not _is_for_hydra(o)]
-    content = OmegaConf.to_container(first, resolve=False)
-    assert isinstance(content, dict)
-    content.pop("hydra")
-    text = OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True)
-    sweep = Sweep(str(first.name), command, hashlib.sha256(text.encode()).hexdigest())
-    sweeper = first.hydra.sweeper
-    if sweeper._target_ == BASIC_SWEEPER and not sweeper.params:
-        jobs = product(*_values([o for o in parsed if not _is_for_hydra(o)]))
-        sweep.jobs = [make_job(number, job, command) for number, job in enumerate(jobs)]
-    return sweep
+def _digest(configs: Sequence[DictConfig]) -> str:
+    digest = hashlib.sha256()
+    for config in configs:
+        content = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(content, dict)
+        del content["hydra"]
+        digest.update(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _sweep_in(place: Path, wanted: Sweep) -> SweepFolder | None:
@@ -173,16 +191,6 @@ def _unfinished(outputs: Path, wanted: Sweep) -> SweepFolder | None:
     return None
 
 
-def _values(parsed: Sequence[Override]) -> list[list[str]]:
-    """What each override says in turn, as Hydra's own sweeper has it."""
-    return [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [str(o.input_line)]
-        for o in parsed
-    ]
-
-
 def _is_for_hydra(override: Override) -> bool:
     return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
 
@@ -215,13 +223,18 @@ def _make(place: Path, may_exist: bool) -> tuple[SweepFolder, list[Path]]:
     return SweepFolder(path), [path, *made]
 
 
-def _remove(path: Path, made: Sequence[Path]) -> None:
-    """No job began: nothing should remain."""
-    ours = [path / name for name in (RECORD, *LOCKS, "multirun.yaml")]
-    for file in (*ours, *path.glob("[0-9]*.log")):
+def _remove(folder: SweepFolder, made: Sequence[Path]) -> None:
+    """No job began: say why, and leave nothing."""
+    jobs = folder.read().jobs
+    logs = [folder.path / f"{job.folder}.log" for job in jobs]
+    for job, log in zip(jobs, logs, strict=True):
+        if log.exists() and job.message:  # else it was printed when it happened
+            print(f"{job.folder}: error: {job.message}", file=sys.stderr)
+    ours = [folder.path / name for name in (RECORD, *LOCKS, "multirun.yaml")]
+    for file in (*ours, *logs, *folder.path.glob(".job-*.lock")):
         file.unlink(missing_ok=True)
-    for folder in made:
+    for path in made:
         try:
-            folder.rmdir()
+            path.rmdir()
         except OSError:  # not empty
             return

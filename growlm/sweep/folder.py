@@ -9,20 +9,22 @@ import fcntl
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from growlm.checkpoint.locks import take_lock
+from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.sealed import read_json, write_whole
 
 RECORD = "sweep.json"
 LOCKS = (".lock", ".sweep.json.lock")
 """Of the process that runs the sweep, and of whoever changes sweep.json."""
 PENDING, RUNNING, FINISHED = "pending", "running", "finished"
-STATUS = {0: FINISHED, 1: "failed", 2: "wrong", 130: "interrupted", 143: "interrupted"}
-"""Of a job, by its exit code."""
+INTERRUPTED = "interrupted"
+STATUS = {1: "failed", 2: "wrong", 130: INTERRUPTED, 143: INTERRUPTED}
+"""Of a job that has not finished, by its exit code."""
+JOB_FOLDER = re.compile(r"[\w=-][\w.=-]*")
 
 
 @dataclass
@@ -49,8 +51,10 @@ class Sweep:
     """Of the plan."""
     command: list[str]
     """The overrides, as they were given, without those for Hydra."""
+    constants: list[str]
+    """Those that all jobs have, as Hydra writes them."""
     config: str
-    """Checksum of the first job's config."""
+    """Checksum of all jobs' configs."""
     jobs: list[Job] = field(default_factory=list)
 
     @property
@@ -60,7 +64,7 @@ class Sweep:
 
     def same_as(self, other: Sweep) -> bool:
         """Whether both are made by the same command with the same configuration files."""
-        return (sorted(self.command), self.config) == (sorted(other.command), other.config)
+        return (self.command, self.config) == (other.command, other.config)
 
 
 class SweepFolder:
@@ -92,11 +96,11 @@ class SweepFolder:
         record.pop("dials", None)
         try:
             sweep = Sweep(**{**record, "jobs": [Job(**job) for job in record["jobs"]]})
-            outside = [job.folder for job in sweep.jobs if Path(job.folder).name != job.folder]
+            outside = [job.folder for job in sweep.jobs if not JOB_FOLDER.fullmatch(job.folder)]
         except (KeyError, TypeError) as error:
             raise ValueError(f"no record of a sweep: {error}") from error
         if outside:  # folders of jobs are removed where a job begins anew
-            raise ValueError(f"{outside[0]} is no folder in it")
+            raise ValueError(f"{outside[0]!r} is no name of a job's folder")
         return sweep
 
     def write(self, sweep: Sweep) -> None:
@@ -109,7 +113,7 @@ class SweepFolder:
         with self._changing() as sweep:
             known = {job.number: job for job in sweep.jobs}
             if number not in known or known[number].overrides != list(overrides):
-                known[number] = make_job(number, overrides, sweep.command)
+                known[number] = make_job(number, overrides, sweep.constants)
                 sweep.jobs = [known[number] for number in sorted(known)]
             return known[number]
 
@@ -120,11 +124,24 @@ class SweepFolder:
             for name, value in changes.items():
                 setattr(job, name, value)
 
+    def lock_job(self, number: int) -> BinaryIO:
+        """For the process that runs the job.
+
+        Raises:
+            LockedError: If another one does.
+        """
+        return take_lock(self.path / f".job-{number}.lock")
+
     def close_running(self, status: str) -> None:
         """Enter the end of jobs whose processes have ended without a word."""
         with self._changing() as sweep:
             for job in sweep.jobs:
-                if job.status == RUNNING:
+                if job.status != RUNNING:
+                    continue
+                with suppress(
+                    LockedError
+                ):  # it still runs: its launcher has only stopped waiting for it
+                    self.lock_job(job.number).close()
                     job.status, job.code, job.message = status, 1, "its process ended"
 
     @contextmanager
@@ -136,15 +153,15 @@ class SweepFolder:
             self.write(sweep)
 
 
-def make_job(number: int, overrides: Sequence[str], command: Sequence[str]) -> Job:
+def make_job(number: int, overrides: Sequence[str], constants: Sequence[str]) -> Job:
     """A job that has not begun.
 
     Args:
         number: Of the job, from 0.
         overrides: Its own.
-        command: Those of the sweep; what is not among them as it stands is a dial.
+        constants: Those that all jobs have; the others are dials.
     """
-    own = [o for o in overrides if o not in command]
+    own = [o for o in overrides if o not in constants]
     dials = {key: value for key, _, value in (o.partition("=") for o in own)}
     shown = [f"{key.rpartition('.')[2]}={value}" for key, value in dials.items()]
     folder = re.sub(r"[^\w.=-]", "-", "_".join([str(number), *shown]))

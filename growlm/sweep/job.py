@@ -12,11 +12,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from growlm.checkpoint.locks import LockedError
 from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
-from growlm.sweep.folder import FINISHED, RUNNING, STATUS, Job, SweepFolder
+from growlm.sweep.folder import FINISHED, INTERRUPTED, RUNNING, STATUS, Job, SweepFolder
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -31,23 +32,40 @@ def sweep_job(composed: DictConfig) -> None:
     is_alone = settings.launcher._target_ == BASIC_LAUNCHER
     folder = SweepFolder(Path(settings.sweep.dir))
     job = folder.job(settings.job.num, settings.overrides.task)
-    path = folder.path / job.folder
-    if (path / "summary.json").exists():
-        folder.update(job.number, status=FINISHED, code=0, message=None)
+    try:
+        lock = folder.lock_job(job.number)
+    except LockedError as error:
+        print(f"{job.folder}: {error.owner} is at it")
         return
-    folder.update(job.number, status=RUNNING)
-    if is_alone:
-        dials = "  ".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.dials.items())
-        print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}: {dials}\n", flush=True)
-    messages: list[str] = []
-    with _output(None if is_alone else path.with_name(f"{job.folder}.log")):
-        code = run_command(lambda: _run(composed, folder, job), messages.append)
-    message = " ".join(messages) or None
-    folder.update(job.number, status=STATUS.get(code, "failed"), code=code, message=message)
+    with lock:
+        if (folder.path / job.folder / "summary.json").exists():
+            folder.update(job.number, status=FINISHED, code=0, message=None)
+            return
+        folder.update(job.number, status=RUNNING)
+        if is_alone:
+            dials = "  ".join(f"{key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
+            print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}: {dials}\n", flush=True)
+        log = None if is_alone else folder.path / f"{job.folder}.log"
+        status, code = _run_and_tell(composed, folder, job, log)
     if not is_alone:
-        print(f"{job.folder}: {STATUS.get(code, 'failed')}", flush=True)
+        print(f"{job.folder}: {status}", flush=True)
     elif code > 128:
         raise KeyboardInterrupt
+
+
+def _run_and_tell(
+    composed: DictConfig, folder: SweepFolder, job: Job, log: Path | None
+) -> tuple[str, int]:
+    """Run the job, and enter how it ended."""
+    messages: list[str] = []
+    with _output(log):
+        code = run_command(lambda: _run(composed, folder, job), messages.append)
+    job = folder.job(job.number, job.overrides)
+    has_finished = (folder.path / job.folder / "summary.json").exists()
+    status = FINISHED if has_finished else STATUS.get(code, INTERRUPTED)
+    message = " ".join(messages) or None
+    folder.update(job.number, status=status, code=code, message=message)
+    return status, code
 
 
 def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
@@ -12,6 +13,7 @@ from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
 from growlm.training.plan import Plan, PlannedPhase, make_plan
 from growlm.training.planner import forecast
+from growlm.training.resuming import AUTO, saved_config
 
 
 def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
@@ -35,7 +37,8 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     phase = plan.phases[-1 if kind == "scratch" else 0]
     settings = replace(
         phase.settings,
-        steps=max(1, round(_price_in_steps(config, plan, phase, tell))),
+        steps=_steps_begun_with(config)
+        or max(1, round(_price_in_steps(config, plan, phase, tell))),
         tokens=None,
         flops=None,
         grow=[],
@@ -49,6 +52,17 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
         phases={phase.name: settings},
         baseline=replace(config.baseline, of=config.name),
     )
+
+
+def _steps_begun_with(config: RunConfig) -> int | None:
+    """Of a run that goes on: seconds are measured ones, and another machine's are others."""
+    if config.baseline.equal != "seconds" or config.resume in (None, AUTO):
+        return None
+    saved = saved_config(Path(config.resume))
+    if saved.baseline != replace(config.baseline, of=config.name):
+        return None
+    (phase,) = saved.phases.values()
+    return phase.steps
 
 
 def _price_in_steps(

@@ -28,6 +28,10 @@ DENSE_PEAK_FLOPS = {
 }
 
 
+CPU_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
+"""How the lines of /proc/cpuinfo begin that tell a kind of processor, on x86 and on ARM."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where a run computes."""
@@ -90,12 +94,13 @@ def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
 
 
 def processor(machine: Machine) -> str:
-    """What computes: equal words, equal results to the bit (with equal libraries)."""
+    """What computes, in all the words that the system has for it."""
     if machine.accelerator == "gpu":
-        return torch.cuda.get_device_name()
+        cudnn = torch.backends.cudnn.version()
+        return f"{torch.cuda.get_device_name()} CUDA {torch.version.cuda} cuDNN {cudnn}"
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line for line in lines if line.startswith("model name")), "")
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        model = " ".join(line for line in first if line.startswith(CPU_WORDS))
     except OSError:
         model = platform.processor()
     capability = torch.backends.cpu.get_cpu_capability()

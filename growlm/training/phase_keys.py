@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from dataclasses import asdict
@@ -59,7 +58,7 @@ def phase_keys(
     }
     digest = hashlib.sha256()
     start = {
-        "code": code_digest(),
+        "code": CODE,
         "libraries": [version(name) for name in LIBRARIES],
         "processor": processor(machine),
         "circumstances": asdict(circumstances),
@@ -85,16 +84,19 @@ def _phase(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[str, Any]
     }
 
 
-@functools.cache
-def code_digest() -> str:
-    """Of this package's source, as it was when first asked for, but for what only reports."""
+def _code_digest() -> str:
+    """Of this package's source, but for the page that only shows."""
     package = Path(growlm.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
-        if not name.startswith("reporting/"):
+        if not name.startswith("reporting/html/"):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+CODE = _code_digest()
+"""As it was when this process began."""
 
 
 def _text(value: Any) -> bytes:

@@ -25,6 +25,7 @@ from growlm.training.stop import Interrupted, StopRequests
 
 KEY = "reuse.folder"
 RECORD = "reused.json"
+KEYS = "phase_keys.json"
 WAIT = 0.3
 """Seconds between looks at whether another process has finished."""
 
@@ -35,6 +36,7 @@ class PhaseReuse:
     Args:
         settings: Where they are kept.
         keys: Of the states after each phase but the last; empty for a run that does without.
+        sizes: What keeping each of them takes, as far as the planner knows, in bytes.
         plan: Of the run.
         folder: Of the run.
         listener: Is told.
@@ -44,13 +46,18 @@ class PhaseReuse:
         self,
         settings: ReuseConfig,
         keys: Sequence[str],
+        sizes: Sequence[int],
         plan: Plan,
         folder: RunFolder,
         listener: RunListener,
     ) -> None:
         cache_folder = Path(settings.folder).expanduser().absolute()
         self.cache = PhaseCache(cache_folder, round(settings.max_gb * 1e9))
-        self.keys, self.plan, self.folder, self.listener = keys, plan, folder, listener
+        self.keys, self.plan, self.folder, self.listener = list(keys), plan, folder, listener
+        too_large = [i for i, _ in enumerate(keys) if sizes[i] > self.cache.max_bytes]
+        if too_large:  # nobody should wait for what will not be kept
+            self._note_too_large(too_large[0])
+            del self.keys[too_large[0] :]
         self._lock: BinaryIO | None = None
 
     def __enter__(self) -> PhaseReuse:
@@ -74,10 +81,15 @@ class PhaseReuse:
             Interrupted: If the run was asked to stop.
         """
         if state is not None:
+            # What it has trained so far, it has under the keys that it began with.
+            begun = self._keys_begun_with()
             phase = self.plan.phase(state.record["phase"])
+            if begun[: phase.index + 1] != self.keys[: phase.index + 1]:
+                self.keys = []
             self._lock = self._try_lock(phase.index + (state.record["step"] == phase.steps))
             return state
         (self.folder.resume_dir / RECORD).unlink(missing_ok=True)
+        write_whole(self.folder.resume_dir / KEYS, sealed({"keys": self.keys}))
         try:
             while True:
                 done = self._await_next(requests)
@@ -86,7 +98,8 @@ class PhaseReuse:
                 if (state := self._take(self.plan.phases[done - 1])) is not None:
                     return state
         except OSError as error:
-            allowed = f"cannot be used ({error.strerror}); reuse.phases=never does without"
+            reason = error.strerror or error
+            allowed = f"cannot be used ({reason}); reuse.phases=never does without"
             raise UserError(KEY, self.cache.folder, allowed) from error
 
     @property
@@ -103,10 +116,10 @@ class PhaseReuse:
         key = self.keys[phase.index]
         try:
             if not self.cache.has(key) and not self._put(key, phase, history):
-                limit = f"reuse.max_gb={self.cache.max_bytes / 1e9:g}"
-                self.listener.noted(f"{phase.name} is larger than {limit}, and not kept for reuse")
+                self._note_too_large(phase.index)
         except OSError as error:
-            self.listener.noted(f"warning: {phase.name} cannot be kept for reuse: {error.strerror}")
+            reason = error.strerror or error
+            self.listener.noted(f"warning: {phase.name} cannot be kept for reuse: {reason}")
         self._let_go()
         self._lock = following
 
@@ -162,6 +175,16 @@ class PhaseReuse:
         artefacts = [self.folder.path / "checkpoints" / name for name in names if name is not None]
         state = state_folder(self.folder.resume_dir, phase.first_step + phase.steps)
         return self.cache.put(key, state, artefacts, history.read_bytes(), self.folder.path)
+
+    def _keys_begun_with(self) -> list[str]:
+        path = self.folder.resume_dir / KEYS
+        return list(read_sealed(path, "resume")["keys"]) if path.exists() else []
+
+    def _note_too_large(self, index: int) -> None:
+        name, limit = self.plan.phases[index].name, f"reuse.max_gb={self.cache.max_bytes / 1e9:g}"
+        self.listener.noted(
+            f"the state after {name} is larger than {limit}, and not kept for reuse"
+        )
 
     def _try_lock(self, index: int) -> BinaryIO | None:
         if index >= len(self.keys):

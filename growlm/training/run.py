@@ -97,7 +97,8 @@ def _run_in(
     keys = [] if callbacks else _keys_to_reuse(prepared)
     everyone = Broadcast([console])
     failed = True
-    with PhaseReuse(config.reuse, keys, prepared.plan, folder, everyone) as reuse:
+    sizes = _sizes_to_keep(prepared)
+    with PhaseReuse(config.reuse, keys, sizes, prepared.plan, folder, everyone) as reuse:
         state = reuse.begin(own_state, requests)
         saved = {} if state is None else state.record["run"]
         boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
@@ -133,6 +134,15 @@ def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
         console.noted(f"warning: no {path.name}: {error}")
     else:
         console.noted(f"Report {path}")
+
+
+def _sizes_to_keep(prepared: Prepared) -> list[int]:
+    """Bytes of the state and the artefacts after each phase."""
+    artefacts, sizes = 0, []
+    for cost in prepared.forecast.costs:
+        artefacts += cost.footprint.disk
+        sizes.append(cost.footprint.weights + cost.footprint.optimizer + artefacts)
+    return sizes
 
 
 def _keys_to_reuse(prepared: Prepared) -> list[str]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGUSR2: 140, signal.SIGTERM: 143}
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
     """The run was asked to stop, and can go on later.
 
     Args:
-        code: The exit code: 130 after SIGINT, 143 after SIGTERM, 0 after `trainer.max_time`.
+        code: The exit code: 130 after SIGINT, 143 after SIGTERM, 140 after SIGUSR2, 0 after `trainer.max_time`.
         where: What was being done, in words.
     """
 
     def __init__(self, code: int, where: str = "") -> None:
         self.code = code
-        self.reason = {130: "SIGINT", 143: "SIGTERM"}.get(code, "trainer.max_time")
+        reasons = {code: number.name for number, code in EXIT_CODES.items()}
+        self.reason = reasons.get(code, "trainer.max_time")
         super().__init__(f"stopped by {self.reason}" + (f" {where}" if where else ""))
 
 
@@ -28,6 +30,9 @@ class StopRequests:
 
     While `deferring`, what is under way is finished first: a step, or the end of a phase and its state. Where all
     that is being done can be done again, the run stops at once, as it does on a second SIGINT.
+
+    SIGUSR2 is for whoever has a handler for it: submitit, which queues a job again before its time is up. That
+    handler is called at the end of the block, when the state is written.
 
     Args:
         max_time: `DD:HH:MM:SS` from now; None for no limit.
@@ -41,16 +46,20 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         self._before = {number: signal.getsignal(number) for number in EXIT_CODES}
+        if not callable(self._before[signal.SIGUSR2]):
+            del self._before[signal.SIGUSR2]
         self.take_signals()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             _set_handler(number, handler)
+        if self.code == EXIT_CODES[signal.SIGUSR2]:
+            os.kill(os.getpid(), signal.SIGUSR2)
 
     def take_signals(self) -> None:
         """Again: Lightning puts a handler of its own in front of them when it begins to train."""
-        for number in EXIT_CODES:
+        for number in self._before:
             _set_handler(number, self._handle)
 
     @property

@@ -11,8 +11,6 @@ import pytest
 from stopping import assert_same_run
 from tiny_run import TINY
 
-from growlm.sweep.folder import Sweep, SweepFolder, make_job
-
 NOISES = "growth.noise_std=1e-3,1e-2,2e-2"
 DIALS = ("0_noise_std=0.001", "1_noise_std=0.01", "2_noise_std=0.02")
 
@@ -163,19 +161,3 @@ def test_a_misspelt_value_of_a_later_job_is_found_before_the_first(tmp_path):
     out = finish(start(tmp_path, "optimizer=sgd,adamm"), code=2)
     assert "adamm" in out
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("text", ["{", '{"jobs": [{}]}', '{"jobs": 3}'])
-def test_a_sweep_file_that_is_none_of_ours(tmp_path, text):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "sweep.json").write_text(text)
-    with pytest.raises(ValueError, match=r"sweep|Expecting"):
-        SweepFolder(tmp_path / "here").read()
-
-
-def test_a_job_is_never_outside_its_sweep(tmp_path):
-    sweep = Sweep("plan", [], "", [make_job(0, ["seed=1"], [])])
-    sweep.jobs[0].folder = "../precious"
-    SweepFolder(tmp_path).write(sweep)
-    with pytest.raises(ValueError, match="precious"):
-        SweepFolder(tmp_path).read()

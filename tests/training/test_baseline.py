@@ -1,16 +1,17 @@
 """Baselines: one model from the first step to the last, for the price of the plan."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopping import SignalAt
 from tiny_run import TINY, rows, tiny_config
 
 from growlm.config import load_config
 from growlm.errors import UserError
-from growlm.training import Interrupted, calibration, run_plan
+from growlm.training import Interrupted, calibration, phase_runner, run_plan
 from growlm.training.baseline import with_baseline
 from growlm.training.hardware import Machine
 from growlm.training.plan import make_plan
@@ -89,3 +90,20 @@ def test_a_baseline_runs_and_can_be_resumed(tmp_path):
     assert summary["name"] == "quickstart_scratch"
     assert asdict(config)["baseline"] == {"kind": "scratch", "equal": "flops", "of": None}
     assert "of: quickstart" in (run_dir / "config.yaml").read_text()
+
+
+def test_seconds_are_those_that_the_run_began_with(tmp_path, monkeypatch):
+    settings = ("baseline=continue", "baseline.equal=seconds", "reuse.phases=never")
+    speeds = iter([SPEED, replace(SPEED, call=1e-3, half_flops=1e10)])
+    monkeypatch.setattr("growlm.training.baseline.calibration", lambda *_: next(speeds))
+    config = tiny_config(tmp_path / "run", *settings)
+    begun = with_baseline(config, lambda: None)
+    monkeypatch.setattr(phase_runner, "extra_callbacks", lambda _: {"stop": SignalAt(2)})
+    with pytest.raises(Interrupted):
+        run_plan(begun)
+    monkeypatch.undo()
+    monkeypatch.setattr("growlm.training.baseline.calibration", lambda *_: next(speeds))
+    resumed = with_baseline(replace(config, resume=str(tmp_path / "run")), lambda: None)
+    assert resumed.phases == begun.phases
+    elsewhere = with_baseline(config, lambda: None)
+    assert elsewhere.phases != begun.phases

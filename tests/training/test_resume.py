@@ -144,3 +144,24 @@ def test_tensorboard_hides_what_was_written_after_the_state(tmp_path):
     run_plan(tiny_config(run_dir, "logger=tensorboard", "callbacks.log_every=1", resume))
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars("train/loss")
     assert [event.step for event in events] == list(range(1, 17))
+
+
+def test_a_scheduler_queues_the_job_again_once_the_state_is_written(whole, tmp_path):
+    seen = []
+    states = tmp_path / "run" / "resume"
+
+    def queue_again(number, frame):  # as submitit's, which then ends the process
+        seen.append(sorted(path.name for path in states.glob("0*")))
+        raise SystemExit(255)
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with pytest.raises(SystemExit):
+            run_plan(tiny_config(tmp_path / "run"), [SignalAt(6, signal.SIGUSR2)])
+        assert signal.getsignal(signal.SIGUSR2) is queue_again
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(seen) == 1
+    assert seen[0][-1] == "000000006"
+    resumed = run_plan(tiny_config(tmp_path / "run", f"resume='{tmp_path / 'run'}'"))
+    assert_same_run(whole(), resumed.run_dir)

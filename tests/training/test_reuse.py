@@ -86,6 +86,22 @@ def test_a_run_that_reused_is_stopped_and_goes_on(tmp_path, cache, plain, monkey
     assert reused(third.run_dir)["phases"] == ["dense", "moe", "wide"]
 
 
+@pytest.mark.parametrize(("changed", "kept"), [("stop", 0), ("skip", 3)])
+def test_what_was_begun_under_other_keys_is_not_kept(tmp_path, monkeypatch, changed, kept):
+    """What may change when a run goes on may still matter to others, as skipped steps do."""
+    folder = tmp_path / "cache"
+    config = tiny_config(tmp_path / "run", *sharing(folder), "trainer.on_nonfinite=skip")
+    monkeypatch.setattr(
+        phase_runner, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=2)}
+    )
+    with pytest.raises(Interrupted):
+        run_plan(config)
+    monkeypatch.undo()
+    trainer = replace(config.trainer, on_nonfinite=changed)
+    run_plan(replace(config, resume=str(tmp_path / "run"), trainer=trainer))
+    assert len(list(folder.glob("[0-9a-f]*"))) == kept
+
+
 def test_a_users_callback_misses_nothing(tmp_path, cache):
     second = run_plan(tiny_config(tmp_path / "second", *sharing(cache)), callbacks=[Callback()])
     assert reused(second.run_dir) is None

@@ -1,0 +1,172 @@
+"""What a sweep remembers of its jobs. The runs themselves are stand-ins here; test_sweeps.py has real ones."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import growlm.training
+from growlm.checkpoint.locks import take_lock
+from growlm.errors import RunError, UserError
+from growlm.sweep.folder import Sweep, SweepFolder, make_job
+from growlm.train import train
+from growlm.training import Interrupted
+
+
+class Runs:
+    """Stands in for `run_plan`, and keeps the configs that it was asked to run."""
+
+    def __init__(self):
+        self.configs = []
+        self.ending = lambda config: None
+
+    def __call__(self, config):
+        from pathlib import Path
+
+        self.configs.append(config)
+        folder = Path(config.run_dir)
+        (folder / "resume").mkdir(parents=True, exist_ok=True)
+        (folder / "resume" / "run.json").touch()
+        if (error := self.ending(config)) is not None:
+            raise error
+        (folder / "summary.json").write_text("{}")
+        return SimpleNamespace(run_dir=folder)
+
+    def taken(self):
+        """The seeds since the last look, and which of them were gone on with."""
+        seeds = [(config.seed, config.resume is not None) for config in self.configs]
+        self.configs.clear()
+        return seeds
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    runs = Runs()
+    monkeypatch.setattr(growlm.training, "run_plan", runs)
+    monkeypatch.chdir(tmp_path)
+    return runs
+
+
+def sweep(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["growlm.train", "-m", *arguments])
+    return train()
+
+
+def jobs(folder):
+    record = json.loads((folder / "sweep.json").read_text())["jobs"]
+    return [(job["folder"], job["status"], job["code"]) for job in record]
+
+
+def test_only_what_failed_is_run_again(runs, monkeypatch, tmp_path):
+    runs.ending = lambda config: RunError("broke") if config.seed == 2 else None
+    assert sweep(monkeypatch, "seed=1,2,3") == 1
+    (folder,) = tmp_path.glob("outputs/*/*_sweep")
+    assert jobs(folder) == [
+        ("0_seed=1", "finished", 0),
+        ("1_seed=2", "failed", 1),
+        ("2_seed=3", "finished", 0),
+    ]
+    assert runs.taken() == [(1, False), (2, False), (3, False)]
+    runs.ending = lambda config: None
+    assert sweep(monkeypatch, "seed=1,2,3") == 0
+    assert runs.taken() == [(2, True)]
+    assert all(status == "finished" for _, status, _ in jobs(folder))
+    assert sweep(monkeypatch, "seed=1,2,3") == 0
+    assert len(list(tmp_path.glob("outputs/*/*_sweep*"))) == 2
+
+
+def test_a_job_that_is_out_of_time_has_not_finished(runs, monkeypatch, tmp_path):
+    runs.ending = lambda config: Interrupted(0, "after step 1")
+    assert sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here") == 0
+    assert jobs(tmp_path / "here") == [
+        ("0_seed=1", "interrupted", 0),
+        ("1_seed=2", "interrupted", 0),
+    ]
+    runs.taken()
+    runs.ending = lambda config: None
+    assert sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here") == 0
+    assert runs.taken() == [(1, True), (2, True)]
+    assert [status for _, status, _ in jobs(tmp_path / "here")] == ["finished", "finished"]
+
+
+def test_a_signal_is_for_the_whole_sweep(runs, monkeypatch, tmp_path):
+    runs.ending = lambda config: Interrupted(143)
+    assert sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here") == 143
+    assert runs.taken() == [(1, False)]
+    assert jobs(tmp_path / "here")[1] == ("1_seed=2", "pending", None)
+
+
+def test_a_job_that_another_process_is_at_is_left_alone(runs, monkeypatch, tmp_path, capsys):
+    runs.ending = lambda config: RunError("broke")
+    sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
+    runs.taken()
+    runs.ending = lambda config: None
+    with take_lock(tmp_path / "here" / ".job-0.lock"):
+        SweepFolder(tmp_path / "here").update(0, status="running")
+        sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
+    assert runs.taken() == [(2, True)]
+    assert jobs(tmp_path / "here")[0][1] == "running"
+    assert "is at it" in capsys.readouterr().out
+
+
+def test_the_last_of_two_overrides_counts_as_it_does_for_hydra(runs, monkeypatch, tmp_path):
+    assert sweep(monkeypatch, "seed=1,2", "optimizer.eps=1e-9", "seed=3", "hydra.sweep.dir=a") == 0
+    assert jobs(tmp_path / "a") == [("0", "finished", 0)]
+    assert (
+        sweep(
+            monkeypatch, "optimizer.eps=1e-9", "logger.tags=[a,b]", "seed=4,5", "hydra.sweep.dir=b"
+        )
+        == 0
+    )
+    assert [folder for folder, _, _ in jobs(tmp_path / "b")] == ["0_seed=4", "1_seed=5"]
+    assert sweep(monkeypatch, "optimizer=glob(a*)", "hydra.sweep.dir=c") == 0
+    assert [folder for folder, _, _ in jobs(tmp_path / "c")] == [
+        "0_optimizer=adafactor",
+        "1_optimizer=adamw",
+    ]
+
+
+def test_another_order_of_dials_is_another_sweep(runs, monkeypatch, tmp_path):
+    dials = ["seed=1,2", "growth.noise_std=1e-3,1e-2"]
+    runs.ending = lambda config: RunError("broke")
+    sweep(monkeypatch, *dials)
+    sweep(monkeypatch, *reversed(dials))
+    assert len(list(tmp_path.glob("outputs/*/*_sweep*"))) == 2
+
+
+def test_an_edited_config_file_of_any_job_makes_another_sweep(runs, monkeypatch, tmp_path):
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    for name in "ab":
+        (own / f"{name}.yaml").write_text("# @package _global_\nseed: 1\n")
+    command = ["-cd", str(own.parent), "experiment=a,b", "hydra.sweep.dir=here"]
+    assert sweep(monkeypatch, *command) == 0
+    (own / "b.yaml").write_text("# @package _global_\nseed: 2\n")
+    with pytest.raises(UserError, match="holds another sweep"):
+        sweep(monkeypatch, *command)
+
+
+def test_files_that_were_there_stay(runs, monkeypatch, tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "2024-01-01.log").write_text("precious")
+    code = sweep(monkeypatch, "seed=1,2", "resume=auto", "hydra.sweep.dir=logs")
+    assert code == 2
+    assert "resume=auto" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["2024-01-01.log"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"jobs": [{}]}', '{"jobs": 3}'])
+def test_a_sweep_file_that_is_none_of_ours(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(ValueError, match=r"sweep|Expecting"):
+        SweepFolder(tmp_path).read()
+
+
+@pytest.mark.parametrize("folder", ["../precious", "..", ".", "", "a/b", "/"])
+def test_a_job_is_never_outside_its_sweep(tmp_path, folder):
+    record = Sweep("plan", [], [], "", [make_job(0, ["seed=1"], [])])
+    record.jobs[0].folder = folder
+    SweepFolder(tmp_path).write(record)
+    with pytest.raises(ValueError, match="no name"):
+        SweepFolder(tmp_path).read()
