@@ -200,11 +200,11 @@ def start(folder, name, cache, *overrides):
 
 
 def test_one_trains_while_others_wait_also_when_it_is_killed(tmp_path):
-    longer = ["phases.dense.steps=400", "callbacks.log_every=100"]
+    longer = ["phases.dense.steps=120", "callbacks.log_every=50"]
     first = start(tmp_path, "first", "cache", *longer)
     history = tmp_path / "first" / "checkpoints" / "training_history.jsonl"
     deadline = time.monotonic() + 120
-    while not history.exists() or '"step": 100' not in history.read_text():
+    while not history.exists() or '"step": 50' not in history.read_text():
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
