@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
 
 from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError
@@ -25,13 +17,11 @@ from growlm.errors import UserError
 from growlm.reporting.html import read_report, write_page
 from growlm.reporting.plain import plain_console
 from growlm.reporting.run_tables import print_report
-from growlm.sweep.folder import FINISHED, LOCKS, RECORD, Sweep, SweepFolder, make_job
+from growlm.sweep.compose import compose_jobs
+from growlm.sweep.folder import FINISHED, LOCKS, RECORD, Sweep, SweepFolder
 from growlm.sweep.job import sweep_job
 
 PLACE = "hydra.sweep.dir"
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-MANY = 20
-"""Jobs that it takes seconds to compose."""
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -46,10 +36,10 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
     Raises:
         UserError: If something asked for is wrong; nothing was written.
-        HydraException: And its like, if the first job cannot be composed.
+        HydraException: And its like, if a job cannot be composed.
     """
     _refuse_several_devices()
-    first, parsed, wanted = _compose_jobs(arguments)
+    first, parsed, wanted = compose_jobs(arguments)
     place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == PLACE for o in parsed)
     folder = _sweep_in(place, wanted) if is_named else _unfinished(place.parents[1], wanted)
@@ -103,59 +93,6 @@ def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
     return min(codes, default=default)
 
 
-def _compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], Sweep]:
-    """Compose every job, so that a misspelt key or group is found before the first one begins.
-
-    Returns:
-        The first job's config with Hydra's own, the overrides, and the sweep before its first job. It has no jobs
-        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes.
-    """
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config-dir", "-cd")
-    known.add_argument("--config-name", "-cn", default=ROOT_NAME)
-    known.add_argument("overrides", nargs="*")
-    options, _ = known.parse_known_args(list(arguments))
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
-        for_hydra = [str(o.input_line) for o in parsed if _is_for_hydra(o)]
-        own = [o for o in parsed if not _is_for_hydra(o)]
-        if options.config_dir:
-            folder = Path(options.config_dir).absolute()
-            for_hydra.append(f"hydra.searchpath=['file://{folder}']")
-
-        def composed(job: Sequence[str]) -> DictConfig:
-            overrides = [*job, *for_hydra]
-            return compose(options.config_name, overrides=overrides, return_hydra_config=True)
-
-        constants = [o for o in own if not o.is_sweep_override()]
-        sweeper = composed([str(o.input_line) for o in constants]).hydra.sweeper
-        is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
-        (jobs,) = BasicSweeper.split_arguments(own if is_basic else constants, None)
-        if len(jobs) > MANY:
-            print(f"composing {len(jobs)} jobs ...")
-        configs = [composed(job) for job in jobs]
-    sweep = Sweep(
-        name=str(configs[0].name),
-        command=[str(o.input_line) for o in own],
-        constants=BasicSweeper.split_arguments(constants, None)[0][0],
-        config=_digest(configs),
-    )
-    if is_basic:
-        sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
-    return configs[0], parsed, sweep
-
-
-def _digest(configs: Sequence[DictConfig]) -> str:
-    digest = hashlib.sha256()
-    for config in configs:
-        content = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(content, dict)
-        del content["hydra"]
-        digest.update(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
 def _sweep_in(place: Path, wanted: Sweep) -> SweepFolder | None:
     """The sweep in the folder that the command names; None if there is none.
 
@@ -189,10 +126,6 @@ def _unfinished(outputs: Path, wanted: Sweep) -> SweepFolder | None:
         if there.same_as(wanted):
             return folder if any(job.status != FINISHED for job in there.jobs) else None
     return None
-
-
-def _is_for_hydra(override: Override) -> bool:
-    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
 
 
 def _refuse_several_devices() -> None:

@@ -1,0 +1,85 @@
+"""Which jobs a sweep's command makes, each composed before the first one begins."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from growlm.config.load import ROOT_NAME, config_folder
+from growlm.sweep.folder import Sweep, make_job
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+MANY = 20
+"""Jobs that it takes seconds to compose."""
+
+
+def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], Sweep]:
+    """Compose every job, so that a misspelt key or group is found before the first one begins.
+
+    Args:
+        arguments: Of the command, free text quoted.
+
+    Returns:
+        The first job's config with Hydra's own, the overrides, and the sweep before its first job. It has no jobs
+        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes.
+
+    Raises:
+        HydraException: And its like, for the first thing that is wrong.
+    """
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config-dir", "-cd")
+    known.add_argument("--config-name", "-cn", default=ROOT_NAME)
+    known.add_argument("overrides", nargs="*")
+    options, _ = known.parse_known_args(list(arguments))
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
+        for_hydra = [str(o.input_line) for o in parsed if _is_for_hydra(o)]
+        own = [o for o in parsed if not _is_for_hydra(o)]
+        if options.config_dir:
+            folder = Path(options.config_dir).absolute()
+            for_hydra.append(f"hydra.searchpath=['file://{folder}']")
+
+        def composed(job: Sequence[str]) -> DictConfig:
+            overrides = [*job, *for_hydra]
+            return compose(options.config_name, overrides=overrides, return_hydra_config=True)
+
+        constants = [o for o in own if not o.is_sweep_override()]
+        sweeper = composed([str(o.input_line) for o in constants]).hydra.sweeper
+        is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
+        (jobs,) = BasicSweeper.split_arguments(own if is_basic else constants, None)
+        if len(jobs) > MANY:
+            print(f"composing {len(jobs)} jobs ...")
+        configs = [composed(job) for job in jobs]
+    sweep = Sweep(
+        name=str(configs[0].name),
+        command=[str(o.input_line) for o in own],
+        constants=BasicSweeper.split_arguments(constants, None)[0][0],
+        config=_digest(configs),
+    )
+    if is_basic:
+        sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
+    return configs[0], parsed, sweep
+
+
+def _digest(configs: Sequence[DictConfig]) -> str:
+    digest = hashlib.sha256()
+    for config in configs:
+        content = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(content, dict)
+        del content["hydra"]
+        digest.update(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _is_for_hydra(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
