@@ -46,8 +46,9 @@ def print_report(console: Console, report: Report) -> None:
     taken = savings_table(found)
     _print(console, taken, [column["title"] for column in taken.columns[: 1 + len(COSTS)]])
     saved = saved_table(found)
-    console.print()
-    _print(console, saved, [column["title"] for column in saved.columns])
+    if saved.rows:
+        console.print()
+        _print(console, saved, [column["title"] for column in saved.columns])
 
 
 def _print(console: Console, table: Table, titles: tuple[str, ...] | list[str]) -> None:

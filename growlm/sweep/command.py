@@ -18,8 +18,8 @@ from growlm.reporting.html import read_report, write_page
 from growlm.reporting.plain import plain_console
 from growlm.reporting.run_tables import print_report
 from growlm.sweep.compose import compose_jobs
-from growlm.sweep.folder import FINISHED, LOCKS, RECORD, Sweep, SweepFolder
-from growlm.sweep.job import sweep_job
+from growlm.sweep.folder import FINISHED, LOCKS, RECORD, WRONG, Sweep, SweepFolder
+from growlm.sweep.job import BASIC_LAUNCHER, sweep_job
 
 PLACE = "hydra.sweep.dir"
 
@@ -59,6 +59,11 @@ def run_sweep(arguments: Sequence[str]) -> int:
         left = [job for job in jobs if job.status != FINISHED]
         if not is_new:
             print(f"{folder.path}: {len(jobs) - len(left)} of {len(jobs)} jobs have finished")
+        if left and first.hydra.launcher._target_ != BASIC_LAUNCHER:
+            print(f"{len(left)} jobs; what each says is in {folder.path}/*.log", flush=True)
+        for job in wanted.jobs:
+            if job.status == WRONG:
+                print(f"error: {job.message}", file=sys.stderr)
         code = _launch(arguments, folder) if left or not jobs else 0
     if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
         _remove(folder, made)
@@ -70,6 +75,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
     console.print()
     print_report(console, found)
     console.print(f"Report {page}", markup=False, soft_wrap=True)
+    if any(job.status != FINISHED for job in folder.read().jobs):
+        console.print("To go on with what is left: the same command again")
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from growlm.config.load import ROOT_NAME, config_folder
-from growlm.sweep.folder import Sweep, make_job
+from growlm.config.load import ROOT_NAME, config_folder, typed_config
+from growlm.errors import UserError
+from growlm.sweep.folder import WRONG, Sweep, make_job
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 MANY = 20
@@ -30,7 +32,8 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
 
     Returns:
         The first job's config with Hydra's own, the overrides, and the sweep before its first job. It has no jobs
-        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes.
+        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes; those that ask for
+        something wrong say so already.
 
     Raises:
         HydraException: And its like, for the first thing that is wrong.
@@ -68,6 +71,14 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     )
     if is_basic:
         sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
+        for entry, config in zip(sweep.jobs, configs, strict=True):
+            own_config = copy.deepcopy(config)
+            with open_dict(own_config):
+                del own_config["hydra"]
+            try:
+                typed_config(own_config)
+            except UserError as error:
+                entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
 
 

@@ -21,8 +21,8 @@ RECORD = "sweep.json"
 LOCKS = (".lock", ".sweep.json.lock")
 """Of the process that runs the sweep, and of whoever changes sweep.json."""
 PENDING, RUNNING, FINISHED = "pending", "running", "finished"
-INTERRUPTED = "interrupted"
-STATUS = {1: "failed", 2: "wrong", 130: INTERRUPTED, 143: INTERRUPTED}
+INTERRUPTED, WRONG = "interrupted", "wrong"
+STATUS = {1: "failed", 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
 """Of a job that has not finished, by its exit code."""
 JOB_FOLDER = re.compile(r"[\w=-][\w.=-]*")
 

@@ -17,7 +17,7 @@ from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
-from growlm.sweep.folder import FINISHED, INTERRUPTED, RUNNING, STATUS, Job, SweepFolder
+from growlm.sweep.folder import FINISHED, INTERRUPTED, RUNNING, STATUS, WRONG, Job, SweepFolder
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -41,10 +41,12 @@ def sweep_job(composed: DictConfig) -> None:
         if (folder.path / job.folder / "summary.json").exists():
             folder.update(job.number, status=FINISHED, code=0, message=None)
             return
+        if job.status == WRONG and _asks_for_something_wrong(composed):
+            return  # said before the first job began
         folder.update(job.number, status=RUNNING)
         if is_alone:
-            dials = "  ".join(f"{key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
-            print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}: {dials}\n", flush=True)
+            dials = "".join(f"  {key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
+            print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}{dials}\n", flush=True)
         log = None if is_alone else folder.path / f"{job.folder}.log"
         status, code = _run_and_tell(composed, folder, job, log)
     if not is_alone:
@@ -66,6 +68,14 @@ def _run_and_tell(
     message = " ".join(messages) or None
     folder.update(job.number, status=status, code=code, message=message)
     return status, code
+
+
+def _asks_for_something_wrong(composed: DictConfig) -> bool:
+    try:
+        typed_config(composed)
+    except UserError:
+        return True
+    return False
 
 
 def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:

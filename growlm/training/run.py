@@ -134,6 +134,8 @@ def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
         console.noted(f"warning: no {path.name}: {error}")
     else:
         console.noted(f"Report {path}")
+    if any((run_dir / "wandb").glob("offline-run-*")):
+        console.noted(f"W&B was offline; to upload: wandb sync {run_dir}/wandb/offline-run-*")
 
 
 def _sizes_to_keep(prepared: Prepared) -> list[int]:

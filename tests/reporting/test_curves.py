@@ -52,3 +52,13 @@ def test_numbers_for_json():
     ]
     assert short(0.123456789) == 0.123457
     assert short(1234567890.0) == 1234570000
+
+
+def test_a_boundary_is_no_step_where_there_is_none():
+    """Rows are dense around a boundary, and means over it would differ though the loss falls evenly."""
+    steps = [*range(0, 100, 10), 99, *range(100, 200, 10)]
+    losses = [5 - 0.01 * step for step in steps]
+    smoothed = smooth(losses, 2, [0, 11])
+    assert smoothed[10] == losses[10]
+    assert smoothed[11] == losses[11]
+    assert smooth([], 2, []) == []

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from growlm.errors import UserError
 from growlm.reporting.html import write_report
 from growlm.reporting.html.page import ASSETS
 from growlm.reporting.html.run_files import read_run
+from growlm.reporting.records import Reused
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; {{ data }} \u2028 猫"
@@ -100,7 +102,7 @@ def test_reused_phases_and_baselines_are_told(tmp_path):
         tmp_path / "run", baseline={"kind": "scratch", "equal": "flops", "of": "grown"}
     )
     summary = json.loads((folder / "summary.json").read_text())
-    summary["reused"] = {"phases": ["dense", "moe"], "from": "../0_first", "seconds": 41.2}
+    summary["reused"] = asdict(Reused(["dense", "moe"], run="../0_first", seconds=41.2))
     (folder / "summary.json").write_text(json.dumps(summary))
     notes = report(folder)["notes"]
     assert "Phases dense, moe reused from ../0_first, 41 s saved." in notes

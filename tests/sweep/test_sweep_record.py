@@ -170,3 +170,22 @@ def test_a_job_is_never_outside_its_sweep(tmp_path, folder):
     SweepFolder(tmp_path).write(record)
     with pytest.raises(ValueError, match="no name"):
         SweepFolder(tmp_path).read()
+
+
+def test_a_value_that_cannot_be_is_said_before_the_first_job_begins(
+    runs, monkeypatch, tmp_path, capsys
+):
+    said = []
+    runs.ending = lambda config: said.append(capsys.readouterr().err)
+    command = ["growth.scale_factor=1.5,0.5,2", "hydra.sweep.dir=here"]
+    for times in (2, 0):
+        assert sweep(monkeypatch, *command) == 2
+        assert len(said) == times
+        text = said[0] if said else capsys.readouterr().err
+        assert text.count("growth.scale_factor=0.5: must be at least 1.0") == 1
+        assert [status for _, status, _ in jobs(tmp_path / "here")] == [
+            "finished",
+            "wrong",
+            "finished",
+        ]
+        said.clear()

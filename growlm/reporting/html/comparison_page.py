@@ -73,12 +73,14 @@ def _strip(runs: Sequence[Run]) -> list[dict[str, str]]:
     worst = max((jump for jump in jumps if jump is not None), key=abs, default=None)
     totals = {axis: [outcome.cost(run, axis) for run in runs] for axis in ("flops", "seconds")}
     sums = {axis: sum(cost for cost in costs if cost) for axis, costs in totals.items()}
+    reused = sum(outcome.reused_seconds(run) for run in runs)
+    whose = f"all runs; {figures.seconds(reused)} more were reused" if reused else "all runs"
     values = [
         ("runs", str(len(runs)), f"{len(finished)} finished"),
         ("lowest validation loss", figures.loss(best[0]), best[1]),
         ("largest |jump|", figures.jump(worst).lstrip("+-"), "of the loss, over all runs"),
         ("compute", figures.scaled(sums["flops"], "FLOP"), "all runs"),
-        ("time", figures.seconds(sums["seconds"]), "all runs, one after another"),
+        ("time", figures.seconds(sums["seconds"] - reused), f"{whose}, one after another"),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
 
@@ -102,7 +104,7 @@ def _number(text: str) -> float | None:
 
 def _curve(run: Run, smoothed_over: int, num_runs: int) -> dict[str, Any]:
     rows = run.history.rows
-    smoothed = smooth([finite(row["loss"]) for row in rows], smoothed_over)
+    smoothed = smooth([finite(row["loss"]) for row in rows], smoothed_over, phase_starts(rows))
     drawn = thin(smoothed, phase_starts(rows), min(MOST_OF_ONE, POINTS // num_runs), 10)
     return {
         "name": run.name,

@@ -25,14 +25,16 @@ def reach(num_rows: int) -> int:
     return max(SMALLEST_REACH, num_rows // SMOOTHED_SHARE)
 
 
-def smooth(losses: Sequence[Loss], rows: int) -> list[Loss]:
-    """The mean of each loss and its neighbours; at the ends of fewer, as many on either side.
+def smooth(losses: Sequence[Loss], rows: int, starts: Sequence[int] = (0,)) -> list[Loss]:
+    """The mean of each loss and its neighbours in its phase; at its ends of fewer, as many on either side.
 
-    Means of what came before alone would lag behind a falling loss.
+    Means of what came before alone would lag behind a falling loss, and means over a boundary show a step there:
+    its two rows are neighbours in time, their neighbourhoods are not.
 
     Args:
         losses: None where there is no finite one; these are left out of the means.
         rows: On either side.
+        starts: Index of each phase's first row.
 
     Returns:
         As many; None where the neighbourhood has no finite loss.
@@ -40,12 +42,15 @@ def smooth(losses: Sequence[Loss], rows: int) -> list[Loss]:
     known = [loss or 0.0 for loss in losses]
     counts = [0, *accumulate(loss is not None for loss in losses)]
     smoothed: list[Loss] = []
-    for index in range(len(losses)):
-        half = min(rows, index, len(losses) - 1 - index)
-        first, end = index - half, index + half + 1
-        count = counts[end] - counts[first]
-        # Summed anew each time: a difference of running sums never recovers from one huge loss.
-        smoothed.append(sum(known[first:end]) / count if count else None)
+    starts = starts or (0,)
+    ends = [*starts[1:], len(losses)]
+    for begin, stop in zip(starts, ends, strict=True):
+        for index in range(begin, stop):
+            half = min(rows, index - begin, stop - 1 - index)
+            first, end = index - half, index + half + 1
+            count = counts[end] - counts[first]
+            # Summed anew each time: a difference of running sums never recovers from one huge loss.
+            smoothed.append(sum(known[first:end]) / count if count else None)
     return smoothed
 
 

@@ -91,6 +91,12 @@ def cost(run: Run, axis: str) -> float | None:
     )
 
 
+def reused_seconds(run: Run) -> float:
+    """Of what it took, that another run has spent."""
+    reused = (run.summary or {}).get("reused")
+    return (finite(reused.get("seconds")) or 0.0) if isinstance(reused, dict) else 0.0
+
+
 def largest_jump(run: Run) -> float | None:
     """The boundary jump that is furthest from zero."""
     jumps = [finite(boundary.get("jump")) for boundary in run.boundaries]

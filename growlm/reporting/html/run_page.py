@@ -31,8 +31,8 @@ def run_page(run: Run, title: str) -> dict[str, Any]:
     rows = run.history.rows
     losses = [finite(row["loss"]) for row in rows]
     smoothed_over = reach(len(rows))
-    smoothed = smooth(losses, smoothed_over)
     starts = phase_starts(rows)
+    smoothed = smooth(losses, smoothed_over, starts)
     drawn = thin(losses, starts, POINTS, ZOOM)
     return {
         "kind": "run",
@@ -92,7 +92,7 @@ def notes(run: Run) -> list[str]:
     if isinstance(reused, dict):
         names = ", ".join(str(name) for name in reused.get("phases") or [])
         saved = figures.seconds(finite(reused.get("seconds")))
-        found.append(f"Phases {names} reused from {reused.get('from')}, {saved} saved.")
+        found.append(f"Phases {names} reused from {reused.get('run')}, {saved} saved.")
     if run.baseline:
         found.append(
             f"A baseline ({run.baseline.get('kind')}) of the plan {run.baseline.get('of')}, "

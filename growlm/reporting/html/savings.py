@@ -32,6 +32,8 @@ class Reached:
     run: Run
     costs: dict[str, float] | None
     """By `flops`, `tokens`, `seconds`; None if it never got there."""
+    has_curve: bool = True
+    """False where there are too few rows to smooth."""
     saved: dict[str, dict[str, float]] = field(default_factory=dict)
     """Reference -> cost -> the share of its cost that this run did not need; below 0 if it took more."""
 
@@ -61,12 +63,15 @@ def savings(runs: Sequence[Run]) -> Savings | str:
         return f"the runs differ in {', '.join(differing)}, so their losses do not mean the same"
     curves, measured_as = _curves(with_rows)
     finished = [run for run in with_rows if run.summary is not None] or with_rows
-    lowest = [_lowest(curves[id(run)]) for run in finished]
+    # A run with too few rows to smooth takes no part.
+    lowest = [_lowest(curves[id(run)]) for run in finished if curves[id(run)]]
     known = [loss for loss in lowest if loss is not None]
     if not known:
         return "no run has a finite loss"
     target = max(known)
     reached = [Reached(run, _costs_to(curves[id(run)], target)) for run in with_rows]
+    for one in reached:
+        one.has_curve = bool(curves[id(one.run)])
     references = _references(reached)
     for one in reached:
         for name, reference in references.items():

@@ -194,7 +194,8 @@ def savings_table(found: Savings) -> Table:
         ]
     for one in found.runs:
         if one.costs is None:
-            cells: list[Cell] = [{"text": "never reached it", "sort": None}]
+            why = "never reached it" if one.has_curve else "too few logged steps"
+            cells: list[Cell] = [{"text": why, "sort": None}]
             cells += [{"text": figures.NONE, "sort": None}] * (len(COSTS) - 1)
         else:
             cells = [number(one.costs[cost], WRITERS[cost]) for cost in COSTS]
