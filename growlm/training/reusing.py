@@ -89,7 +89,8 @@ class PhaseReuse:
             self._lock = self._try_lock(phase.index + (state.record["step"] == phase.steps))
             return state
         (self.folder.resume_dir / RECORD).unlink(missing_ok=True)
-        write_whole(self.folder.resume_dir / KEYS, sealed({"keys": self.keys}))
+        if self.keys:
+            write_whole(self.folder.resume_dir / KEYS, sealed({"keys": self.keys}))
         try:
             while True:
                 done = self._await_next(requests)
