@@ -1,21 +1,18 @@
-"""What all commands share: free text before Hydra parses it, errors in words, exit codes.
-
-0 done; 2 what was asked for is wrong; 1 anything else; 130 or 143 after a signal.
-"""
+"""What the commands with a Hydra config share: free text before Hydra parses it, Hydra's errors in words."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm.config.load import explain
-from growlm.errors import RunError, UserError
+from growlm.errors import UserError
+from growlm.exit_codes import complain, exit_code_of
 
 FREE_TEXT = (
     "callbacks.sample_prompt",
@@ -46,32 +43,16 @@ def quote_free_text(argument: str) -> str:
 def run_command(
     body: Callable[[], int], tell: Callable[[str], object] = lambda message: None
 ) -> int:
-    """Run the body of a command and turn what it raises into words and an exit code.
-
-    Args:
-        body: Returns the exit code.
-        tell: Called with what went wrong, besides its being printed.
-    """
+    """`exit_code_of`, with Hydra's own errors in words too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
-    try:
-        return body()
-    except UserError as error:
-        tell(str(error))
-        return complain(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        tell(str(explain(error)))
-        return complain(explain(error))
-    except RunError as error:
-        tell(str(error))
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        tell(f"{type(error).__name__}: {error}")
-        traceback.print_exc()
-        return 1
+
+    def explained() -> int:
+        try:
+            return body()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from error
+
+    return exit_code_of(explained, tell)
 
 
 def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
@@ -92,9 +73,3 @@ def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # an exception, so that files are cleaned up
     return run_command(lambda: body([quote_free_text(argument) for argument in arguments]))
-
-
-def complain(error: UserError) -> int:
-    """Print a user's error; the exit code for it."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2

@@ -16,7 +16,7 @@ from growlm.config.load import load_command
 from growlm.config.schema import GrowCommand
 from growlm.errors import UserError
 from growlm.reporting.bars import ByteBar
-from growlm.reporting.checks import plain_console
+from growlm.reporting.plain import plain_console
 
 USAGE = """
 python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
-from growlm.command import complain, run_small_command
+from growlm.command import run_small_command
 from growlm.config.load import load_config
 from growlm.data import load_tokenizer
 from growlm.errors import UserError
-from growlm.reporting.checks import plain_console
+from growlm.exit_codes import complain
+from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan
 from growlm.training.baseline import with_baseline
 from growlm.training.calibration import calibration

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
 
-from growlm.errors import RunError, UserError
+from growlm.errors import UserError
+from growlm.exit_codes import exit_code_of
 
 USAGE = """
 python -m growlm.report RUN_DIR                  writes RUN_DIR/report.html
@@ -21,22 +21,8 @@ Unfinished runs are shown as far as they came. Exit code 0: written; 2: what was
 
 def main() -> None:
     """The command."""
-    # Not growlm.command's: Hydra and the config's schema load torch, for which a table need not wait.
-    try:
-        code = report(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except RunError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.exit(code)
+    # Not growlm.command's way: Hydra and the config's schema load torch, for which a table need not wait.
+    sys.exit(exit_code_of(lambda: report(sys.argv[1:])))
 
 
 def report(arguments: list[str]) -> int:

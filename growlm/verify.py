@@ -21,7 +21,8 @@ from growlm.growth.grow import plan_growth
 from growlm.model.config import ModelConfig
 from growlm.model.draws import generator_for
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.checks import MARKS, plain_console, print_checks
+from growlm.reporting.checks import MARKS, print_checks
+from growlm.reporting.plain import plain_console
 from growlm.verification import check_router_lock, detailed_growth_check, infer_growth
 from growlm.verification.report import Status
 from growlm.verification.suite import Case, cases

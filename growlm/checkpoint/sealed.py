@@ -12,19 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import UserError
-from growlm.files import write_whole
-
-__all__ = [
-    "LARGEST_JSON",
-    "MANIFEST",
-    "check_manifest",
-    "file_digest",
-    "read_json",
-    "read_sealed",
-    "sealed",
-    "write_manifest",
-    "write_whole",
-]
 
 MANIFEST = "manifest.json"
 LARGEST_JSON = 2**28

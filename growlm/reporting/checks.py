@@ -8,10 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from growlm.reporting.plain import plain_console
 from growlm.verification.report import CheckReport, Status
-
-__all__ = ["CHECKS", "MARKS", "plain_console", "print_checks"]
 
 MARKS = {
     Status.PASSED: "[green]passed[/]",

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from growlm.model.report import ParameterReport
-from growlm.reporting.checks import plain_console, print_checks
+from growlm.reporting.checks import print_checks
 from growlm.reporting.listener import RunListener
+from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import duration, print_plan
 from growlm.reporting.progress import ProgressDisplay
 from growlm.reporting.records import (

@@ -91,7 +91,7 @@ def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
     except KeyboardInterrupt:
         default = 130
     except Exception as error:  # a launcher's: one of its processes was killed, say
-        print(f"the launcher failed: {error}", file=sys.stderr)
+        print(f"the launcher failed: {type(error).__name__}: {error}", file=sys.stderr)
         default = 1
     folder.close_running("interrupted" if default == 130 else "failed")
     codes = [job.code for job in folder.read().jobs if job.code]

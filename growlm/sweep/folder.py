@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.checkpoint.locks import LockedError, take_lock
-from growlm.checkpoint.sealed import read_json, write_whole
+from growlm.checkpoint.sealed import read_json
+from growlm.files import write_whole
 
 RECORD = "sweep.json"
 LOCKS = (".lock", ".sweep.json.lock")

@@ -14,9 +14,10 @@ from typing import BinaryIO
 from growlm.checkpoint.locks import LockedError
 from growlm.checkpoint.phase_cache import HISTORY, PhaseCache
 from growlm.checkpoint.run_state import RunState, state_folder
-from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
+from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import ReuseConfig
 from growlm.errors import UserError
+from growlm.files import write_whole
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import Reused
 from growlm.training.plan import Plan, PlannedPhase

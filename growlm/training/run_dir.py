@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folders
-from growlm.checkpoint.sealed import file_digest, read_sealed, sealed, write_whole
+from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
+from growlm.files import write_whole
 
 CONFIG = "config.yaml"
 RECORD = "run.json"

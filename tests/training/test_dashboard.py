@@ -13,9 +13,6 @@ import pytest
 from test_metrics import KEYS, LOADS
 from wandb_server import wandb_server
 
-if importlib.util.find_spec("wandb_workspaces") is None:
-    pytest.skip("scripts/wandb_dashboard.py needs growlm[dashboard]", allow_module_level=True)
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "wandb_dashboard.py"
 PAGE = (ROOT / "docs" / "dashboard.md").read_text()
