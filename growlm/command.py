@@ -25,6 +25,7 @@ FREE_TEXT = (
     "out",
     "resume",
     "run_dir",
+    "source",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
 
