@@ -26,6 +26,7 @@ FREE_TEXT = (
     "out",
     "resume",
     "run_dir",
+    "source",
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
