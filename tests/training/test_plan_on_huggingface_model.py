@@ -78,6 +78,7 @@ def test_nothing_is_lost_from_llama_to_mixtral(llama, tmp_path):
     after.eval()
     assert not any(loading.values())
     shape = after.config
+    assert (shape.bos_token_id, shape.eos_token_id) == (None, 0)
     assert (shape.hidden_size, shape.num_hidden_layers, shape.num_local_experts) == (96, 4, 8)
     text = AutoTokenizer.from_pretrained(out)(next(embedded_documents(3, 1)), return_tensors="pt")
     tokens = text["input_ids"][:, :60]
