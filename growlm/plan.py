@@ -12,6 +12,7 @@ from growlm.errors import UserError
 from growlm.exit_codes import complain
 from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan
+from growlm.training.adamw_8bit import check_available
 from growlm.training.baseline import with_baseline
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
@@ -50,6 +51,7 @@ def plan(arguments: list[str]) -> int:
 
     config = with_baseline(config, tell)
     machine = find_machine(config.trainer)
+    check_available(config.optimizer.name, machine.accelerator)
     vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
     table = forecast(config, make_plan(config, vocab_size), machine)
     speed = calibration(machine, tell, anew=own["calibrate"] == "true")

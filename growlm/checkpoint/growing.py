@@ -24,10 +24,18 @@ from growlm.checkpoint.artefact import (
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
 from growlm.errors import UserError
 from growlm.growth.draws import Draws
+from growlm.growth.eight_bit import scale_of
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.grow import Operator, plan_growth
 from growlm.growth.operators import operators_as_data
-from growlm.growth.optimizer_state import FACTORED, MOMENT_POWERS, grow_state, state_shapes
+from growlm.growth.optimizer_state import (
+    FACTORED,
+    MOMENT_POWERS,
+    SCALES,
+    State,
+    grow_state,
+    state_shapes,
+)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written and the bytes to write."""
@@ -138,23 +146,35 @@ class _GrownStates:
             if tensor_map.source in self.old and not tensor_map.forgets
         }
         self.entries = [
-            Entry(f"{name}.{entry}", self._dtype(t.source or "", entry), shape)
+            Entry(f"{name}.{entry}", self._dtype(self.old[t.source or ""], entry, shapes), shape)
             for name, t in self.maps.items()
-            for entry, shape in state_shapes(self.old[t.source or ""], t.shape).items()
+            for shapes in [state_shapes(self.old[t.source or ""], t.shape)]
+            for entry, shape in shapes.items()
         ]
+        self._waiting: dict[str, State] = {}
 
     def make(self, full_name: str) -> Tensor:
-        """The tensor of an entry."""
+        """The tensor of an entry; one that is made with another waits for its turn."""
         name, _, entry = full_name.rpartition(".")
+        if entry in self._waiting.get(name, {}):
+            return self._waiting.pop(name)[entry]
         tensor_map = self.maps[name]
         source = tensor_map.source or ""
         alone = entry in self.old[source] and entry not in FACTORED
-        wanted = [entry] if alone else self.old[source]
-        state = {part: self.files.read(f"{source}.{part}") for part in wanted}
-        return grow_state(tensor_map, state)[entry]
+        wanted = [entry, scale_of(entry)] if alone else list(self.old[source])
+        state = {
+            part: self.files.read(f"{source}.{part}") for part in wanted if part in self.old[source]
+        }
+        grown = grow_state(tensor_map, state)
+        if scale_of(entry) in grown:
+            self._waiting[name] = {scale_of(entry): grown[scale_of(entry)]}
+        return grown[entry]
 
-    def _dtype(self, source: str, entry: str) -> torch.dtype:
-        state = self.old[source]
+    def _dtype(
+        self, state: dict[str, Entry], entry: str, shapes: dict[str, tuple[int, ...]]
+    ) -> torch.dtype:
+        if scale_of(entry) in state and scale_of(entry) not in shapes:
+            return state[scale_of(entry)].dtype  # no longer in 8 bits
         part = entry if entry in state else next(e for e in state if e in (*FACTORED, "variance"))
         return state[part].dtype
 
@@ -162,6 +182,7 @@ class _GrownStates:
         if shape is None:
             raise self._error(f"the optimizer's state of {name} belongs to no parameter")
         known = {"step", *FACTORED, *MOMENT_POWERS}
+        known |= {scale for scale, entry in SCALES.items() if entry in state}
         if unknown := state.keys() - known:
             raise self._error(f"no rule for the optimizer's state {min(unknown)!r} of {name}")
         expected = state_shapes(state, shape)
@@ -170,6 +191,8 @@ class _GrownStates:
                 raise self._error(
                     f"optimizer state {entry} of {name} is {found.shape}, must be {expected.get(entry)}"
                 )
+            if (found.dtype == torch.uint8) != (scale_of(entry) in state):
+                raise self._error(f"optimizer state {entry} of {name} is {found.dtype}")
 
     def _error(self, allowed: str) -> UserError:
         return UserError("checkpoint", self.files.folder, allowed)

@@ -147,6 +147,10 @@ def _check_optimizer_state(
         ("exact", "adafactor"): "it steps by the size of the whole tensor, not entry by entry",
         ("exact", "muon"): "it orthogonalises whole matrices, in bf16",
         (
+            "exact",
+            "adamw_8bit",
+        ): "its moments are rounded by blocks, which are others in the grown tensor",
+        (
             "asymmetric",
             "adafactor",
         ): "its second moments belong to rows and columns, old and new entries alike",

@@ -67,6 +67,7 @@ class TokenizerConfig:
 
 OPTIMIZER_SETTINGS = {
     "adamw": ("beta1", "beta2", "eps"),
+    "adamw_8bit": ("beta1", "beta2", "eps"),
     "sgd": ("momentum",),
     "adafactor": ("beta2_decay",),
     "muon": ("momentum", "beta1", "beta2", "eps"),
@@ -76,12 +77,13 @@ OPTIMIZER_SETTINGS = {
 
 @dataclass
 class OptimizerConfig:
-    """Group `optimizer`: one of torch's own. A setting that the chosen one lacks is null."""
+    """Group `optimizer`: torch's own, and one of torchao's. A setting that the chosen one lacks is null."""
 
     name: str = field(default="adamw", metadata=limits(choices=tuple(OPTIMIZER_SETTINGS)))
-    """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `sgd` with momentum, `adafactor` (Shazeer and Stern
-    2018, arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices
-    inside the model with `adamw` on everything else."""
+    """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `adamw_8bit` (its moments in 8 bits: Dettmers et al.
+    2021, arXiv 2110.02861; needs `growlm[torchao]`), `sgd` with momentum, `adafactor` (Shazeer and Stern 2018,
+    arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices inside the
+    model with `adamw` on everything else."""
     beta1: float | None = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
     """AdamW: decay of the first moment."""
     beta2: float | None = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))

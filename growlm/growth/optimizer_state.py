@@ -13,13 +13,22 @@ How `exact` and `asymmetric` scale the steps: `growlm/training/step_scaling.py`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
+from growlm.growth.eight_bit import (
+    BLOCK,
+    dequantise,
+    fits_eight_bits,
+    quantise,
+    quantise_into,
+    scale_of,
+)
 from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.factors import as_originals, no_factors, original_entries
+from growlm.growth.factors import Factors, as_originals, no_factors, original_entries
 from growlm.growth.noise import Noise
 from growlm.growth.pieces import Fill
 from growlm.growth.upcycle_pieces import Redraw
@@ -29,6 +38,9 @@ MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance"
 """The power of the gradient that each entry of an optimizer's state is a running mean of."""
 FACTORED = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
+
+SCALES = {scale_of(entry): entry for entry in MOMENT_POWERS}
+"""Which moment a name of scales belongs to (`growlm/growth/eight_bit.py`)."""
 
 State = dict[str, Tensor]
 
@@ -61,31 +73,41 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
         source = tensor_map.source
         if tensor_map.forgets or source is None or source not in states:
             continue
+        kept = None
+        if mode == "asymmetric":
+            kept = tensor_map.factors(as_originals(no_factors(growth_map.old_shapes[source])))
         try:
-            grown[name] = grow_state(tensor_map, states[source])
+            grown[name] = grow_state(tensor_map, states[source], kept)
         except ValueError as error:
             raise ValueError(f"{error} of {source}") from error
-        if mode == "asymmetric":
-            _empty_new_block(tensor_map, growth_map.old_shapes[source], grown[name])
         targets_left[source] -= 1
         if not targets_left[source]:
             del states[source]
     return grown
 
 
-def grow_state(tensor_map: TensorMap, state: State) -> State:
+def grow_state(tensor_map: TensorMap, state: State, kept: Factors | None = None) -> State:
     """One parameter's state, as `carry` has it.
+
+    What is in 8 bits stays so, where the new shape is whole blocks.
+
+    Args:
+        tensor_map: The parameter's.
+        state: Of its source.
+        kept: Entries outside their original block start without moments; None if all are carried.
 
     Raises:
         ValueError: If it has an entry that is not known how to grow.
     """
+    if kept is not None and all(bool(factor.original.all()) for factor in kept):
+        kept = None
     grown: State = {}
     for entry, value in state.items():
         if entry == "step":
             grown[entry] = value.clone()
         elif entry in MOMENT_POWERS:
-            grown[entry] = tensor_map.moment(value, MOMENT_POWERS[entry])
-        elif entry not in FACTORED:
+            grown |= _grow_moment(tensor_map, state, entry, kept)
+        elif entry not in FACTORED and SCALES.get(entry) not in state:
             raise ValueError(f"no rule for the optimizer's state {entry!r}")
     if "row_var" in state:
         whole = state["row_var"] @ state["col_var"]
@@ -99,11 +121,53 @@ def grow_state(tensor_map: TensorMap, state: State) -> State:
     return grown
 
 
+def _grow_moment(tensor_map: TensorMap, state: State, entry: str, kept: Factors | None) -> State:
+    if not tensor_map.pieces:  # 8 bits again would round again
+        return {part: state[part].clone() for part in (entry, scale_of(entry)) if part in state}
+    grown = tensor_map.moment(plain_moment(state, entry), MOMENT_POWERS[entry])
+    if kept is not None:
+        grown *= original_entries(kept, grown)
+    return _held(entry, grown, scale_of(entry) in state)
+
+
+def plain_moment(state: Mapping[str, Tensor], entry: str) -> Tensor:
+    """A moment as one tensor: itself, or a new one of what is held in 8 bits."""
+    if scale_of(entry) not in state:
+        return state[entry]
+    return dequantise(state[entry], state[scale_of(entry)], is_signed(entry))
+
+
+def is_signed(entry: str) -> bool:
+    """Whether a moment may have negative entries."""
+    return MOMENT_POWERS[entry] % 2 == 1
+
+
+def _held(entry: str, moment: Tensor, eight_bits: bool) -> State:
+    if not eight_bits or not fits_eight_bits(moment.shape):
+        return {entry: moment}
+    return dict(zip((entry, scale_of(entry)), quantise(moment, is_signed(entry)), strict=True))
+
+
+def in_form(state: State, eight_bits: bool) -> State:
+    """A state with its moments in 8 bits where that can be, or with none; what is so already is not copied."""
+    changed: State = {}
+    for entry, value in state.items():
+        if entry in SCALES:
+            continue
+        if entry not in MOMENT_POWERS:
+            changed[entry] = value
+        elif eight_bits and scale_of(entry) in state:
+            changed |= {entry: value, scale_of(entry): state[scale_of(entry)]}
+        else:
+            changed |= _held(entry, plain_moment(state, entry), eight_bits)
+    return changed
+
+
 def state_shapes(entries: Collection[str], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """What a parameter's state consists of, with shapes.
 
     Args:
-        entries: Of a state of the same optimizer, for a parameter that may have fewer dimensions.
+        entries: Of a state of the same optimizer, for a parameter that may have another shape.
         shape: The parameter's.
     """
     factored = ("row_var", (*shape[:-1], 1)), ("col_var", (*shape[:-2], 1, *shape[-1:]))
@@ -111,17 +175,11 @@ def state_shapes(entries: Collection[str], shape: tuple[int, ...]) -> dict[str, 
     for entry in entries:
         if entry in (*FACTORED, "variance"):
             found |= dict(factored) if len(shape) > 1 else {"variance": shape}
-        else:
+        elif entry not in SCALES:
             found[entry] = () if entry == "step" else shape
+            if scale_of(entry) in entries and fits_eight_bits(shape):
+                found[scale_of(entry)] = (math.prod(shape) // BLOCK,)
     return found
-
-
-def _empty_new_block(tensor_map: TensorMap, old_shape: tuple[int, ...], state: State) -> None:
-    factors = tensor_map.factors(as_originals(no_factors(old_shape)))
-    if all(bool(factor.original.all()) for factor in factors):
-        return
-    for entry in MOMENT_POWERS.keys() & state.keys():
-        state[entry] *= original_entries(factors, state[entry])
 
 
 def inexact_because(growth_map: GrowthMap) -> list[str]:
@@ -148,11 +206,19 @@ def inexact_because(growth_map: GrowthMap) -> list[str]:
     return reasons
 
 
-def moment_entries(state: State) -> list[tuple[Tensor, int]]:
-    """The moments of a state that are as large as the parameter, with the power of each."""
-    return [
-        (value, MOMENT_POWERS[entry]) for entry, value in state.items() if entry in MOMENT_POWERS
-    ]
+def change_moments(state: State, change: Callable[[Tensor, int], object]) -> None:
+    """Change, in place, the moments of a state that are as large as the parameter.
+
+    Args:
+        state: Some of its moments may be in 8 bits.
+        change: Changes a plain moment in place; the second argument is the power of the gradient that it is of.
+    """
+    for entry, value in state.items():
+        if entry in MOMENT_POWERS:
+            moment = plain_moment(state, entry)
+            change(moment, MOMENT_POWERS[entry])
+            if moment is not value:
+                quantise_into(value, state[scale_of(entry)], moment, is_signed(entry))
 
 
 def bias_correction(beta: float, steps: float) -> float:

@@ -16,7 +16,7 @@ from growlm.checkpoint.sealed import file_digest
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.data.huggingface_tokenizer import NAME, TOKENIZER_JSON
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
-from growlm.growth.optimizer_state import State
+from growlm.growth.optimizer_state import State, in_form
 from growlm.interop.config_files import is_hf_folder, read_hf_config
 from growlm.interop.tensors import HuggingFaceTensors
 from growlm.model.config import ModelConfig
@@ -81,10 +81,17 @@ class Pretrained:
             name = NAME if (self.folder / TOKENIZER_JSON).is_file() else None
         return None if name is None else load_tokenizer(name, self.folder, self.key)
 
-    def states(self) -> dict[str, State]:
-        """The optimizer's state by parameter name, in memory of its own; empty if none was kept."""
+    def states(self, eight_bits: bool) -> dict[str, State]:
+        """The optimizer's state by parameter name, in memory of its own; empty if none was kept.
+
+        Args:
+            eight_bits: Whether moments are held in 8 bits; each is brought into that form as it is read.
+        """
         states = load_states(self.folder) if self.is_ours else {}
-        return {n: {e: t.clone() for e, t in state.items()} for n, state in states.items()}
+        return {
+            name: {entry: t.clone() for entry, t in in_form(state, eight_bits).items()}
+            for name, state in states.items()
+        }
 
     def state_entries(self) -> dict[str, set[str]]:
         """Which entries `states` has, by parameter name."""

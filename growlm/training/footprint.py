@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
-
 from growlm.config.schema import RunConfig
+from growlm.growth.eight_bit import scale_of
 from growlm.growth.engine import table_of
 from growlm.growth.grow import plan_growth
 from growlm.growth.optimizer_state import state_shapes
@@ -138,5 +138,6 @@ def optimizer_bytes(config: ModelConfig, name: str) -> int:
     entries, total = state_entries(config, name), 0
     for parameter, row in table_of(config, TransformerLM).items():
         shapes = state_shapes(entries[parameter], row.shape)
-        total += BYTES * sum(torch.Size(shape).numel() for shape in shapes.values())
+        for entry, shape in shapes.items():
+            total += math.prod(shape) * (1 if scale_of(entry) in shapes else BYTES)
     return total

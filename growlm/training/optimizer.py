@@ -11,11 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growlm.config.schema import OptimizerConfig
+from growlm.growth.eight_bit import fits_eight_bits, scale_of
 from growlm.growth.engine import table_of
-from growlm.growth.optimizer_state import FACTORED, State, state_shapes
+from growlm.growth.optimizer_state import FACTORED, State, in_form, state_shapes
 from growlm.model.axes import Label, Role, axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.training import adamw_8bit
 from growlm.training.muon import MuonAdamW
 
 
@@ -68,7 +70,11 @@ def state_entries(config: ModelConfig, name: str) -> dict[str, tuple[str, ...]]:
         kind = name
         if name == "muon":
             kind = "sgd" if maps_inside(row.label) else "adamw"
+        elif name == adamw_8bit.NAME:
+            kind = "adamw"
         entries[parameter] = STATE_ENTRIES[kind]
+        if name == adamw_8bit.NAME and fits_eight_bits(row.shape):
+            entries[parameter] += tuple(scale_of(entry) for entry in STATE_ENTRIES[kind])
     return entries
 
 
@@ -92,11 +98,21 @@ def _muon(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) ->
     return MuonAdamW(groups, lr, settings.momentum, **_adam_settings(settings))
 
 
+def _adamw_8bit(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    return adamw_8bit.AdamW8bit(groups, lr, **_adam_settings(settings))
+
+
 def _adam_settings(settings: OptimizerConfig) -> dict[str, Any]:
     return {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
 
 
-_BUILDERS = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor, "muon": _muon}
+_BUILDERS = {
+    "adamw": _adamw,
+    adamw_8bit.NAME: _adamw_8bit,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
 
 
 def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, State]:
@@ -109,16 +125,17 @@ def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, State]:
 
 
 def load_states(model: nn.Module, optimizer: Optimizer, states: dict[str, State]) -> None:
-    """Start the optimizer from `states`, which it takes over.
+    """Start the optimizer from `states`, which it takes over: in 8 bits if it holds them so, else plain.
 
     Raises:
         ValueError: If a state belongs to no parameter.
     """
     parameters = dict(model.named_parameters())
+    eight_bits = isinstance(optimizer, adamw_8bit.AdamW8bit)
     for name, state in states.items():
         if name not in parameters:
             raise ValueError(f"optimizer state of {name}, which is no parameter")
-        optimizer.state[parameters[name]] = state
+        optimizer.state[parameters[name]] = in_form(state, eight_bits)
 
 
 def audit_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

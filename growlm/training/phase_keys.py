@@ -13,6 +13,7 @@ import growlm
 from growlm.config.flat import flat
 from growlm.config.schema import RunConfig
 from growlm.growth.operators import operators_as_data
+from growlm.training import adamw_8bit
 from growlm.training.hardware import Machine, processor
 from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.run_dir import Circumstances
@@ -57,10 +58,11 @@ def phase_keys(
     settings = {
         key: value for key, value in flat(asdict(config)) if not key.startswith(WITHOUT_INFLUENCE)
     }
+    more = ("torchao",) if config.optimizer.name == adamw_8bit.NAME else ()
     digest = hashlib.sha256()
     start = {
         "code": CODE,
-        "libraries": [version(name) for name in LIBRARIES],
+        "libraries": [version(name) for name in LIBRARIES + more],
         "processor": processor(machine),
         "circumstances": asdict(circumstances),
         "settings": settings,

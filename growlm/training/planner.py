@@ -14,6 +14,7 @@ from growlm.config.checks import check_config
 from growlm.config.load import config_folder
 from growlm.config.schema import OptimizerConfig, PhaseConfig, RunConfig
 from growlm.errors import UserError
+from growlm.training import adamw_8bit
 from growlm.training.calibration import Calibration
 from growlm.training.footprint import Footprint, footprint, least_bytes, pass_work
 from growlm.training.hardware import Machine, choose_precision
@@ -204,7 +205,9 @@ def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) ->
         yield _all_of(smaller)
     if not machine.half_precision and config.trainer.precision == "32-true":
         yield _trainer_change("precision", "bf16-mixed")
-    for name in ("muon", "adafactor"):
+    for name in (adamw_8bit.NAME, "muon", "adafactor"):
+        if name == adamw_8bit.NAME and adamw_8bit.why_unavailable(machine.accelerator):
+            continue
         if name != config.optimizer.name:
             yield _other_optimizer(name)
     yield from _less_growth(config)

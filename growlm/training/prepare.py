@@ -25,8 +25,10 @@ from growlm.data import (
 )
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
+from growlm.growth.optimizer_state import SCALES
 from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
+from growlm.training.adamw_8bit import check_available
 from growlm.training.calibration import Calibration, calibration
 from growlm.training.hardware import Machine, find_machine
 from growlm.training.loggers import check_logger
@@ -98,6 +100,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     if config.data.source == "text":
         find_text_files(config.data.path or "")
     machine = find_machine(config.trainer)
+    check_available(config.optimizer.name, machine.accelerator)
     check_logger(config.logger)
     extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
@@ -145,7 +148,8 @@ def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
 def _check_states(pretrained: Pretrained, optimizer: str) -> None:
     expected = state_entries(pretrained.config, optimizer)
     for name, found in pretrained.state_entries().items():
-        if found - {"step"} != set(expected[name]):
+        # In 8 bits or not: it is brought into the optimizer's form as it is read.
+        if found - {"step"} - SCALES.keys() != set(expected[name]) - SCALES.keys():
             allowed = f"the optimizer's state there is none of optimizer={optimizer}; another optimizer begins "
             allowed += "with optimizer_state=reset in the first phase"
             raise UserError("model.path", pretrained.folder, allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from growlm.interop.pretrained import Pretrained
+from growlm.training import adamw_8bit
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
 
@@ -25,4 +26,5 @@ class PretrainedCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         pl_module.model = self.pretrained.model(self.phase.model)
         if self.phase.settings.optimizer_state == "carry":
-            pl_module.starting_states = self.pretrained.states()
+            eight_bits = pl_module.optimizer_settings.name == adamw_8bit.NAME
+            pl_module.starting_states = self.pretrained.states(eight_bits)

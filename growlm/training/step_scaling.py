@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from growlm.growth.factors import Factors, common_value, original_entries, product
-from growlm.growth.optimizer_state import State, bias_correction, moment_entries
+from growlm.growth.optimizer_state import State, bias_correction, change_moments
 
 
 class StepScaling:
@@ -194,8 +194,11 @@ class ExactScaling(StepScaling):
             vectors = [f.gradient for f in self.factors[name]]
             if common_value(vectors) == 1.0:
                 continue
-            for moment, power in moment_entries(state):
+
+            def scale(moment: Tensor, power: int, vectors: list[Tensor] = vectors) -> None:
                 moment.mul_(product([v ** (direction * power) for v in vectors], moment))
+
+            change_moments(state, scale)
 
 
 class AsymmetricScaling(StepScaling):
@@ -236,12 +239,13 @@ class AsymmetricScaling(StepScaling):
         if self.betas is None or not self.age:
             return
         for name, old_steps in self._old_steps.items():
-            for moment, power in moment_entries(states[name]):
-                beta = self.betas[power - 1]
-                ratio = bias_correction(beta, old_steps + self.age) / bias_correction(
-                    beta, self.age
-                )
-                moment.mul_(_for_new_entries(self.factors[name], ratio, moment))
+            change_moments(states[name], partial(self._age, self.factors[name], old_steps))
+
+    def _age(self, factors: Factors, old_steps: float, moment: Tensor, power: int) -> None:
+        assert self.betas is not None
+        beta = self.betas[power - 1]
+        ratio = bias_correction(beta, old_steps + self.age) / bias_correction(beta, self.age)
+        moment.mul_(_for_new_entries(factors, ratio, moment))
 
     def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
         """Clip, and remember what the new entries were."""

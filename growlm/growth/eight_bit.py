@@ -1,0 +1,101 @@
+"""Moments in 8 bits: a code for every entry and a scale for every block of 256.
+
+Dettmers et al. 2021 (arXiv 2110.02861) in torchao's form and arithmetic, to the bit, so that moments can grow, in
+memory and on disk, where torchao is not installed. In an optimizer's state, codes are under the moment's own name and
+scales under `scale_of(name)`. Both are kept, never the moment alone: a block whose largest entry is negative comes back
+0.7 % smaller when it is rounded anew, since no code stands for −1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Entries that share a scale: neighbours in the flattened tensor."""
+SMALLEST = 4096
+"""Entries of the smallest tensor whose moments are held in 8 bits."""
+LEAST_SCALE = 1e-12
+"""Of a block of zeros."""
+AT_ONCE = 2**18
+"""Entries that are turned at a time: what is needed on the way stays small."""
+
+
+def fits_eight_bits(shape: Sequence[int]) -> bool:
+    """Whether a tensor's moments are held in 8 bits: it is large enough, and whole blocks."""
+    entries = math.prod(shape)
+    return entries >= SMALLEST and entries % BLOCK == 0
+
+
+def scale_of(entry: str) -> str:
+    """The name of a moment's scales."""
+    return f"{entry}_scale"
+
+
+@lru_cache
+def dynamic_map(signed: bool, device: torch.device | None = None) -> Tensor:
+    """What each of the 256 codes stands for, ascending: dynamic tree quantization.
+
+    Seven decades below 1, each divided evenly and twice as finely as the one below it; zero; and one.
+
+    Args:
+        signed: Whether it has negative values, at the price of half the steps.
+        device: Where to put it.
+    """
+    values = [torch.tensor([0.0, 1.0])]
+    for decade in range(7):
+        steps = 2**decade if signed else 2 ** (decade + 1)
+        edges = torch.linspace(0.1, 1.0, steps + 1)
+        middles = 10 ** (decade - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += [middles, -middles] if signed else [middles]
+    return torch.cat(values).sort().values.to(device)
+
+
+def quantise(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """A moment in 8 bits.
+
+    Args:
+        moment: Whole blocks, fp32.
+        signed: Whether it may have negative entries.
+
+    Returns:
+        Codes of the moment's shape (uint8), and scales, one per block (fp32).
+    """
+    codes = torch.empty(moment.shape, dtype=torch.uint8, device=moment.device)
+    scale = torch.empty(moment.numel() // BLOCK, device=moment.device)
+    quantise_into(codes, scale, moment, signed)
+    return codes, scale
+
+
+def quantise_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) -> None:
+    """As `quantise`, into tensors that exist."""
+    values = dynamic_map(signed, moment.device)
+    blocks, held, flat = codes.view(-1, BLOCK), moment.reshape(-1, BLOCK), scale.view(-1, 1)
+    for part in _parts(len(flat)):
+        largest = held[part].abs().amax(-1, keepdim=True).clip(LEAST_SCALE)
+        ratio = held[part] / largest
+        below = torch.bucketize(ratio, values, right=True, out_int32=True).sub_(1).clamp_(min=0)
+        above = (below + 1).clamp_(max=255)
+        # The same subtraction and comparison as torchao's: a midpoint computed first may round to another side.
+        goes_up = ratio - values[below] >= (values[above] - values[below]) * 0.5
+        blocks[part] = torch.where(goes_up, above, below)
+        flat[part] = largest
+
+
+def dequantise(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
+    """The moment that codes and scales stand for, fp32, in the codes' shape."""
+    values = dynamic_map(signed, codes.device)
+    moment = torch.empty(codes.shape, device=codes.device)
+    blocks, made, flat = codes.view(-1, BLOCK), moment.view(-1, BLOCK), scale.view(-1, 1)
+    for part in _parts(len(flat)):
+        torch.mul(values[blocks[part].int()], flat[part], out=made[part])
+    return moment
+
+
+def _parts(blocks: int) -> Iterator[slice]:
+    step = AT_ONCE // BLOCK
+    return (slice(start, start + step) for start in range(0, blocks, step))
