@@ -1,6 +1,6 @@
 """The planner against reality: peak memory and time of every phase of some plans, said before and seen after.
 
-    python scripts/bench_memory.py                         (about 10 minutes on two cores; up to 20 GB)
+    python scripts/bench_memory.py                         (about 12 minutes on two cores; up to 20 GB)
     python scripts/bench_memory.py quickstart wide         (some)
     python scripts/bench_memory.py --json FILE
 
@@ -49,6 +49,13 @@ PLANS: dict[str, tuple[str, ...]] = {
         "model=dense_512",
         "trainer.activation_checkpointing=true",
         "trainer.keep_freed_memory=false",
+        *_steps("dense", steps=6),
+    ),
+    "dense_512": ("phase_plan=dense", "model=dense_512", *_steps("dense", steps=6)),
+    "8bit": (
+        "phase_plan=dense",
+        "model=dense_512",
+        "optimizer=adamw_8bit",
         *_steps("dense", steps=6),
     ),
     "four_stage": ("phase_plan=four_stage", *_steps("dense", "moe", "medium_moe", "large_moe", steps=4)),

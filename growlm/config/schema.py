@@ -82,8 +82,8 @@ class OptimizerConfig:
     name: str = field(default="adamw", metadata=limits(choices=tuple(OPTIMIZER_SETTINGS)))
     """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `adamw_8bit` (its moments in 8 bits: Dettmers et al.
     2021, arXiv 2110.02861; needs `growlm[torchao]`), `sgd` with momentum, `adafactor` (Shazeer and Stern 2018,
-    arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices inside the
-    model with `adamw` on everything else."""
+    arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices inside
+    the model with `adamw` on everything else."""
     beta1: float | None = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
     """AdamW: decay of the first moment."""
     beta2: float | None = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))

@@ -1,9 +1,9 @@
 """Moments in 8 bits: a code for every entry and a scale for every block of 256.
 
 Dettmers et al. 2021 (arXiv 2110.02861) in torchao's form and arithmetic, to the bit, so that moments can grow, in
-memory and on disk, where torchao is not installed. In an optimizer's state, codes are under the moment's own name and
-scales under `scale_of(name)`. Both are kept, never the moment alone: a block whose largest entry is negative comes back
-0.7 % smaller when it is rounded anew, since no code stands for −1.
+memory and on disk, where torchao is not installed. In an optimizer's state, codes are under the moment's own name
+and scales under `scale_of(name)`. These are what is kept, never the plain moment: a block whose largest entry is
+negative comes back 0.7 % smaller each time it is rounded anew, since no code stands for −1.
 """
 
 from __future__ import annotations

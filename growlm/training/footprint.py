@@ -12,6 +12,7 @@ from growlm.growth.grow import plan_growth
 from growlm.growth.optimizer_state import state_shapes
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.training import adamw_8bit
 from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine
 from growlm.training.optimizer import state_entries
@@ -22,6 +23,8 @@ BYTES = 4
 LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
 """Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
 libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
+COMPILER_BYTES = 100_000_000
+"""Of `torch.compile`, once it has made the kernels of `optimizer=adamw_8bit`; measured likewise."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,14 @@ def footprint(
         training_peak=weights + optimizer + max(passes, weights + scaled if phase.steps else 0),
         growth_peak=growth_peak,
         disk=disk,
-        libraries=LIBRARY_BYTES[phase.model.is_moe] if on_cpu else 0,
+        libraries=library_bytes(config, phase) if on_cpu else 0,
     )
+
+
+def library_bytes(config: RunConfig, phase: PlannedPhase) -> int:
+    """What is no tensor, on a CPU."""
+    compiler = COMPILER_BYTES if config.optimizer.name == adamw_8bit.NAME else 0
+    return LIBRARY_BYTES[phase.model.is_moe] + compiler
 
 
 def probe_share(config: RunConfig, phase: PlannedPhase) -> float:

@@ -23,6 +23,7 @@ from growlm.model.transformer import TransformerLM
 from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.training import adamw_8bit
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -75,6 +76,8 @@ class PhaseRunner:
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
+        compiles = self.config.optimizer.name == adamw_8bit.NAME
+        self._compiling = [_Compiling(listener)] if compiles else []
         self.start = time.perf_counter()
         self.peak_flops = peak_flops(prepared.machine)
         self.summary = RunSummary(
@@ -147,6 +150,7 @@ class PhaseRunner:
                 *([] if phase.steps else [_Untrained()]),
                 self._artefact_callback(phase),  # before the clock of `progress` starts
                 progress,
+                *(self._compiling if phase.steps else []),
                 sample,
                 *users.values(),
                 self._state_callback(phase, progress, users, phase_start),
@@ -363,6 +367,18 @@ class _Announce(Callback):
 
     def on_fit_start(self, trainer: object, pl_module: object) -> None:
         self.listener.phase_started(self.start)
+
+
+class _Compiling(Callback):
+    """Says once what the first step waits for: half a minute, where it was never done before."""
+
+    def __init__(self, listener: RunListener) -> None:
+        self.listener, self.is_said = listener, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
+        if not self.is_said:
+            self.listener.task_progress("compiling the optimizer's step", 0, None)
+        self.is_said = True
 
 
 class _Untrained(Callback):

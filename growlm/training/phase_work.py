@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from growlm.config.schema import RunConfig
 from growlm.model.report import training_flops_per_token
+from growlm.training import adamw_8bit
 from growlm.training.calibration import Calibration
 from growlm.training.dry_run import PassWork
 from growlm.training.footprint import BYTES, Footprint, has_twins, probe_share
+from growlm.training.hardware import Machine
 from growlm.training.plan import Plan, PlannedPhase
 
 
@@ -21,6 +23,8 @@ class PhaseWork:
     passes: int
     steps: int
     parameters: int
+    adamw_entries: float
+    """Parameters that AdamW would step in the time that the optimizer takes for its own."""
     validation_passes: float
     """In units of a training pass; a forward pass is a third of one."""
     training_memory: int
@@ -36,7 +40,7 @@ class PhaseWork:
         """Of a step, all steps, all validations, and of growing."""
         one_pass = speed.pass_seconds(self.step)
         update = self.parameters * BYTES * CLIP_TRAFFIC / speed.other_bytes
-        step = self.passes * one_pass + update + self.parameters / speed.adamw_entries
+        step = self.passes * one_pass + update + self.adamw_entries / speed.adamw_entries
         return {
             "step": step,
             "training": step * self.steps + self.training_memory / speed.fresh_bytes,
@@ -49,6 +53,8 @@ class PhaseWork:
 
 CLIP_TRAFFIC = 3
 """Times that clipping reads or writes every gradient."""
+EIGHT_BIT_TIMES = 50
+"""Times that torchao's 8-bit step takes as long as AdamW's fused one on a CPU: 30 to 60 seen on one thread."""
 TWIN_TRAFFIC = 12
 """Times that the symmetry check reads or writes every weight and gradient."""
 
@@ -60,6 +66,7 @@ def phase_work(
     before: PlannedPhase | None,
     work: PassWork,
     memory: Footprint,
+    machine: Machine,
 ) -> PhaseWork:
     """The work of a phase.
 
@@ -70,8 +77,10 @@ def phase_work(
         before: The one before it.
         work: Of one of its passes.
         memory: What it takes.
+        machine: Where it runs.
     """
     trainer = config.trainer
+    is_slow = config.optimizer.name == adamw_8bit.NAME and machine.accelerator == "cpu"
     often = phase.steps // trainer.validate_every if trainer.validate_every else 0
     share = trainer.validation_sequences / phase.settings.batch_size / 3
     growth_memory = check_flops = twin_bytes = 0
@@ -92,6 +101,7 @@ def phase_work(
         passes=phase.settings.accumulate,
         steps=phase.steps,
         parameters=phase.parameters.total,
+        adamw_entries=phase.parameters.total * (EIGHT_BIT_TIMES if is_slow else 1),
         validation_passes=(2 + often) * share,
         training_memory=memory.training_peak,
         growth_memory=growth_memory,

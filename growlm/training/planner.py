@@ -106,7 +106,7 @@ def forecast(config: RunConfig, plan: Plan, machine: Machine) -> Forecast:
         before = costs[-1].phase if costs else None
         work = pass_work(config, plan, phase, machine)
         memory = footprint(config, phase, before, work, machine)
-        time = phase_work(config, plan, phase, before, work, memory)
+        time = phase_work(config, plan, phase, before, work, memory, machine)
         costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
     return Forecast(costs, machine)
 
