@@ -6,6 +6,7 @@ Everything that the table does not cover and that would change what is computed 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -123,7 +124,7 @@ def config_from(
         config.validate()
     except UserError as error:
         theirs = architecture.names.get(error.key, error.key).split()[0]
-        keys.refuse(theirs, error.value, error.allowed)
+        keys.refuse(theirs, error.value, _in_their_words(architecture, error.allowed))
     _check_window(keys, config)
     if _counts_every_choice(architecture):
         weight = config.router_balance_weight * config.top_k
@@ -192,6 +193,11 @@ def holds(architecture: Architecture, config: ModelConfig) -> bool:
 
 
 _DEFAULTS = ModelConfig()
+
+
+def _in_their_words(architecture: Architecture, text: str) -> str:
+    """A message with their names of our fields."""
+    return re.sub(r"\w+", lambda word: architecture.names.get(word[0], word[0]), text)
 
 
 def _counts_every_choice(architecture: Architecture) -> bool:

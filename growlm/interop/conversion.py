@@ -117,8 +117,8 @@ def to_huggingface(
         progress: Called after every tensor.
 
     Raises:
-        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the disk
-            has no room. Nothing is left behind.
+        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the
+            disk has no room. Nothing is left behind.
     """
     if is_hf_folder(source):
         raise UserError(KEY, source, "is a Hugging Face model already; to=growlm makes it ours")
@@ -160,14 +160,18 @@ NOT_KEPT = ("tokenizer", "huggingface")
 
 def choose(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
     """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
-    origin = record.get("huggingface", {}).get("model_type")
-    first = [each for each in ARCHITECTURES if each.model_type == origin]
+    first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
     return next(each for each in (*first, *ARCHITECTURES) if holds(each, config))
 
 
+def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record says of the Hugging Face model that the checkpoint was made of."""
+    origin = record.get("huggingface")
+    return origin if isinstance(origin, dict) else {}
+
+
 def _ids(record: Mapping[str, Any]) -> dict[str, Any]:
-    origin = record.get("huggingface", {})
-    return {name: origin.get(name) for name in TOKEN_IDS}
+    return {name: _origin(record).get(name) for name in TOKEN_IDS}
 
 
 def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def _write(
 
 def _write_modules(folder: Path) -> None:
     for module, name in ((CONFIG_MODULE, "GrowLMConfig"), (MODEL_MODULE, "GrowLMForCausalLM")):
-        text = f'"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
+        text = '"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
         text += f'from growlm.interop.transformers_model import {name}\n\n__all__ = ["{name}"]\n'
         (folder / f"{module}.py").write_text(text)
 
