@@ -20,12 +20,14 @@ FREE_TEXT = (
     "data.path",
     "hydra.run.dir",
     "hydra.sweep.dir",
+    "model.path",
     "new",
     "old",
     "out",
     "resume",
     "run_dir",
     "source",
+    "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
 

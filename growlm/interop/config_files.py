@@ -15,6 +15,8 @@ import torch
 
 from growlm.checkpoint.artefact import FORMAT
 from growlm.checkpoint.sealed import read_json
+from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
 from growlm.interop.architectures import ARCHITECTURES, GROWLM, Architecture
 from growlm.limits import check_types
@@ -67,8 +69,8 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
         key: What the user calls it, for messages.
 
     Returns:
-        The config, and a record: `huggingface` has the architecture's name and the special token ids.
-        The tokenizer is `read_tokenizer_record`'s.
+        The config, and a record: `huggingface` has the architecture's name and the special token ids, `tokenizer`
+        is there if the folder has one that ours can read.
 
     Raises:
         UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
@@ -79,8 +81,12 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     ids = {name: content.get(name) for name in TOKEN_IDS}
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS)
-    record = extras.get("record") if isinstance(extras, dict) else None
-    return config, (record if isinstance(record, dict) else {}) | {"huggingface": origin}
+    kept = extras.get("record") if isinstance(extras, dict) else None
+    record = {**(kept if isinstance(kept, dict) else {}), "huggingface": origin}
+    record.pop("tokenizer", None)
+    if tokenizer_files(folder):
+        record["tokenizer"] = HUGGINGFACE
+    return config, record
 
 
 def architecture_of(folder: Path, key: str = "source") -> Architecture:

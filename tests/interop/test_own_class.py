@@ -1,4 +1,4 @@
-"""Models that transformers has no class for: its Auto classes load growlm's own, which computes, generates and saves."""
+"""Models that transformers has no class for: its Auto classes load growlm's own, which works there."""
 
 import subprocess
 import sys

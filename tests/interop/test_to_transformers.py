@@ -1,4 +1,4 @@
-"""Models of ours, trained a little, as transformers loads them: the class that fits, no word of complaint, equal logits."""
+"""Models of ours, trained a little, as transformers loads them: no word of complaint, equal logits."""
 
 import json
 
@@ -121,7 +121,7 @@ def test_a_selection_bias_at_work_has_no_place_in_mixtral(tmp_path):
     model = build(tiny_config("llama", **EXPERTS, router_bias_step=0.01), dtype=torch.float32)
     model.blocks[1].feed_forward.selection_bias[2] = 0.5
     save_model(model, tmp_path / "ours", {})
-    with pytest.raises(UserError, match="blocks.1.feed_forward.selection_bias is not zero"):
+    with pytest.raises(UserError, match=r"blocks\.1\.feed_forward\.selection_bias is not zero"):
         to_huggingface(tmp_path / "ours", tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     assert to_huggingface(tmp_path / "ours", tmp_path / "hf", architecture="growlm")
