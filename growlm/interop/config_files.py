@@ -76,9 +76,10 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
         UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
     """
     content = _read(folder, key)
-    architecture = _architecture(_Keys(folder, content))
+    keys = _Keys(folder, content)
+    architecture = _architecture(keys)
     config = config_from(architecture, content, folder)
-    ids = {name: content.get(name) for name in TOKEN_IDS}
+    ids = {name: keys.token_ids(name) for name in TOKEN_IDS}
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS)
     kept = extras.get("record") if isinstance(extras, dict) else None
@@ -328,6 +329,14 @@ class _Keys:
             if value is None:
                 self.refuse(name, None, "must be given")
         return value
+
+    def token_ids(self, name: str) -> int | list[int] | None:
+        """The value of a key that names one token, several, or none."""
+        value = self.get(name)
+        each = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(one) is int for one in each):
+            self.refuse(name, value, "must be null, an id or a list of ids")
+        return value  # type: ignore[no-any-return]
 
     def must_be(self, name: str, allowed: tuple[Any, ...]) -> None:
         """Check a key that only some values are known of."""
