@@ -24,16 +24,16 @@ from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
-from growlm.interop.architectures import ARCHITECTURES, GROWLM, Architecture
-from growlm.interop.config_files import (
-    CONFIG_NAME,
+from growlm.interop.architecture import Architecture
+from growlm.interop.architectures import ARCHITECTURES, GROWLM
+from growlm.interop.config_keys import CONFIG_NAME
+from growlm.interop.config_reading import (
     TOKEN_IDS,
     architecture_of,
-    config_content,
-    holds,
     is_hf_folder,
     read_hf_config,
 )
+from growlm.interop.config_writing import config_content, holds
 from growlm.interop.tensors import HuggingFaceTensors, MappedTensors, in_their_names, our_shapes
 from growlm.interop.tokenizer_files import (
     check_fits,

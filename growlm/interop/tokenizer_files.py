@@ -10,7 +10,7 @@ from typing import Any
 from growlm.data.huggingface_tokenizer import TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.errors import UserError
-from growlm.interop.config_files import TOKEN_IDS
+from growlm.interop.config_reading import TOKEN_IDS
 
 GENERATION = "generation_config.json"
 

@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from growlm.interop.architectures import GROWLM
-from growlm.interop.config_files import config_from
+from growlm.interop.config_reading import config_from
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 

@@ -11,7 +11,7 @@ from growlm.checkpoint import load_model, save_model
 from growlm.errors import UserError
 from growlm.interop import to_growlm, to_huggingface
 from growlm.interop.architectures import ARCHITECTURES, GROWLM
-from growlm.interop.config_files import holds
+from growlm.interop.config_writing import holds
 
 LLAMA = {"n_kv_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}
