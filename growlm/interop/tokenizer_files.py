@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from growlm.checkpoint.artefact import copy_files
-from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.data.tokenizers import load_tokenizer
