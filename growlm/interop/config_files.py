@@ -6,6 +6,7 @@ Everything that the table does not cover and that would change what is computed 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -14,6 +15,8 @@ import torch
 
 from growlm.checkpoint.artefact import FORMAT
 from growlm.checkpoint.sealed import read_json
+from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
 from growlm.interop.architectures import ARCHITECTURES, GROWLM, Architecture
 from growlm.limits import check_types
@@ -66,8 +69,8 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
         key: What the user calls it, for messages.
 
     Returns:
-        The config, and a record: `huggingface` has the architecture's name and the special token ids.
-        The tokenizer is `read_tokenizer_record`'s.
+        The config, and a record: `huggingface` has the architecture's name and the special token ids, `tokenizer`
+        is there if the folder has one that ours can read.
 
     Raises:
         UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
@@ -78,8 +81,12 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     ids = {name: content.get(name) for name in TOKEN_IDS}
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS)
-    record = extras.get("record") if isinstance(extras, dict) else None
-    return config, (record if isinstance(record, dict) else {}) | {"huggingface": origin}
+    kept = extras.get("record") if isinstance(extras, dict) else None
+    record = {**(kept if isinstance(kept, dict) else {}), "huggingface": origin}
+    record.pop("tokenizer", None)
+    if tokenizer_files(folder):
+        record["tokenizer"] = HUGGINGFACE
+    return config, record
 
 
 def architecture_of(folder: Path, key: str = "source") -> Architecture:
@@ -123,7 +130,7 @@ def config_from(
         config.validate()
     except UserError as error:
         theirs = architecture.names.get(error.key, error.key).split()[0]
-        keys.refuse(theirs, error.value, error.allowed)
+        keys.refuse(theirs, error.value, _in_their_words(architecture, error.allowed))
     _check_window(keys, config)
     if _counts_every_choice(architecture):
         weight = config.router_balance_weight * config.top_k
@@ -192,6 +199,11 @@ def holds(architecture: Architecture, config: ModelConfig) -> bool:
 
 
 _DEFAULTS = ModelConfig()
+
+
+def _in_their_words(architecture: Architecture, text: str) -> str:
+    """A message with their names of our fields."""
+    return re.sub(r"\w+", lambda word: architecture.names.get(word[0], word[0]), text)
 
 
 def _counts_every_choice(architecture: Architecture) -> bool:

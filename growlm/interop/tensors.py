@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-COMPARED_ROWS = 4096
+PIECE = 2**22
+"""Entries of a tensor that are looked at or converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,16 @@ class MappedTensors:
     Args:
         files: What there is.
         made: What is asked for, by name, in the order of writing.
-        dtype: Of everything; None for what the files have.
 
     Raises:
         UserError: If the parts of one tensor are of different types.
     """
 
-    def __init__(
-        self, files: TensorSource, made: Mapping[str, Made], dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, files: TensorSource, made: Mapping[str, Made]) -> None:
         self.files, self.folder, self.key = files, files.folder, files.key
         self._made = dict(made)
         self._entries = {
-            name: Entry(name, dtype or self._dtype(name, each), each.shape)
+            name: Entry(name, self._dtype(name, each), each.shape)
             for name, each in self._made.items()
         }
 
@@ -66,23 +65,9 @@ class MappedTensors:
         return self._entries[name]
 
     def read(self, name: str) -> Tensor:
-        """A tensor: mapped from its file where it is there as it is, else made in memory.
-
-        Raises:
-            UserError: If finite numbers are beyond the type that was asked for.
-        """
+        """A tensor: mapped from its file where it is there as it is, else made in memory."""
         made = self._made[name]
-        tensor = made.make([partial(self.files.read, source) for source in made.sources])
-        wanted = self._entries[name].dtype
-        if tensor.dtype == wanted:
-            return tensor
-        converted = tensor.to(wanted)
-        if torch.finfo(wanted).max < torch.finfo(tensor.dtype).max and bool(
-            (converted.isinf() & tensor.isfinite()).any()
-        ):
-            largest = f"has numbers beyond {torch.finfo(wanted).max:g}"
-            raise UserError("dtype", str(wanted).removeprefix("torch."), f"{name} {largest}")
-        return converted
+        return made.make([partial(self.files.read, source) for source in made.sources])
 
     def _dtype(self, name: str, made: Made) -> torch.dtype:
         types = {self.files.entry(source).dtype for source in made.sources}
@@ -90,6 +75,46 @@ class MappedTensors:
             words = ", ".join(sorted(map(str, types)))
             raise UserError(self.key, self.folder, f"the parts of {name} are of types {words}")
         return types.pop() if types else torch.float32
+
+
+class Converted:
+    """A `TensorSource` in another precision; no tensor is in memory in both.
+
+    Args:
+        files: What there is.
+        dtype: Of everything.
+    """
+
+    def __init__(self, files: TensorSource, dtype: torch.dtype) -> None:
+        self.files, self.folder, self.key = files, files.folder, files.key
+        self.dtype = dtype
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return self.files.names
+
+    def entry(self, name: str) -> Entry:
+        """Type and shape of a tensor."""
+        return Entry(name, self.dtype, self.files.entry(name).shape)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor.
+
+        Raises:
+            UserError: If numbers of it are beyond the type.
+        """
+        before = self.files.entry(name)
+        if before.dtype == self.dtype:
+            return self.files.read(name)
+        converted = torch.empty(before.shape, dtype=self.dtype)
+        for start, stop in _few_rows(before.shape):
+            rows = self.files.read(name)[start:stop]  # mapped for as long as this takes
+            converted[start:stop] = rows
+            if bool(converted[start:stop].isinf().any()) and not bool(rows.isinf().any()):
+                allowed = f"{name} has numbers beyond {torch.finfo(self.dtype).max:g}"
+                raise UserError("dtype", str(self.dtype).removeprefix("torch."), allowed)
+        return converted
 
 
 class HuggingFaceTensors(MappedTensors):
@@ -120,7 +145,8 @@ class HuggingFaceTensors(MappedTensors):
             for name, shape in zip(link.theirs, link.their_shapes, strict=True)
         }
         check_shapes(present, expected, key)
-        super().__init__(files, _made_of_theirs(found, config, shapes), dtype)
+        source = files if dtype is None else Converted(files, dtype)
+        super().__init__(source, _made_of_theirs(found, config, shapes))
         self.config = config
 
 
@@ -149,7 +175,8 @@ def in_their_names(
                 "architecture=growlm exports it with a class of growlm's own"
             )
             raise UserError(files.key, files.folder, allowed)
-    return MappedTensors(files, _made_of_ours(found, config), dtype)
+    source = files if dtype is None else Converted(files, dtype)
+    return MappedTensors(source, _made_of_ours(found, config))
 
 
 def our_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -216,11 +243,17 @@ def _equal(files: TensorFiles, first: str, second: str) -> bool:
     one, other = files.entry(first), files.entry(second)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    starts = range(0, one.shape[0], COMPARED_ROWS)
     return all(
-        torch.equal(*(files.read(name)[start : start + COMPARED_ROWS] for name in (first, second)))
-        for start in starts
+        torch.equal(files.read(first)[start:stop], files.read(second)[start:stop])
+        for start, stop in _few_rows(one.shape)
     )
+
+
+def _few_rows(shape: Shape) -> Iterator[tuple[int, int]]:
+    """The first dimension in pieces, each of some megabytes."""
+    step = max(1, PIECE // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 class _Without:

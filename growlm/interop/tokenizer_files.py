@@ -7,21 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.checkpoint.artefact import copy_files
-from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
+from growlm.data.huggingface_tokenizer import TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
-from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import UserError
 from growlm.interop.config_files import TOKEN_IDS
 
 GENERATION = "generation_config.json"
-
-
-def carry(source: Path, target: Path) -> list[str]:
-    """Copy a tokenizer's files, byte for byte; their names."""
-    files = [path for name in TOKENIZER_FILES if (path := source / name).is_file()]
-    copy_files(files, target)
-    return [path.name for path in files]
 
 
 def check_fits(folder: Path, vocab_size: int, key: str) -> None:
@@ -53,7 +44,8 @@ def write_made(name: str, target: Path, max_seq_len: int) -> None:
     """
     from growlm.interop.byte_level import byte_level_tokenizer
 
-    byte_level_tokenizer(ENCODINGS[name](), END_OF_TEXT).save(str(target / TOKENIZER_JSON))
+    tokenizer = byte_level_tokenizer(ENCODINGS[name](), END_OF_TEXT)
+    tokenizer.save(str(target / TOKENIZER_JSON))
     specials = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -77,11 +69,14 @@ def made_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[s
         key: Likewise.
 
     Raises:
-        UserError: If the model has fewer rows than the encoding ids.
+        UserError: If there is no such encoding, or the model has fewer rows than it has ids.
     """
-    encoding = load_tokenizer(name)
-    _check_size(folder, key, encoding.vocab_size, vocab_size)
-    return dict.fromkeys(TOKEN_IDS, encoding.end_of_text)
+    if name not in ENCODINGS:
+        allowed = f"names the tokenizer {name!r}; known: {', '.join(ENCODINGS)}"
+        raise UserError(key, folder, allowed)
+    encoding = ENCODINGS[name]()
+    _check_size(folder, key, encoding.n_vocab, vocab_size)
+    return dict.fromkeys(TOKEN_IDS, encoding.eot_token)
 
 
 def write_generation_config(target: Path, token_ids: Mapping[str, Any], use_cache: bool) -> None:

@@ -51,7 +51,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = GrowLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: GrowLMConfig) -> None:
         super().__init__(config)
