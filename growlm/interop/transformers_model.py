@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from growlm.interop.architectures import GROWLM
@@ -19,7 +19,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
 
-class GrowLMConfig(PreTrainedConfig):
+class GrowLMConfig(PretrainedConfig):
     """`ModelConfig` under the names of Hugging Face, as `GROWLM` in `architectures.py` has them."""
 
     model_type = GROWLM.model_type

@@ -1,17 +1,21 @@
 """Models of ours, trained a little, as transformers loads them: no word of complaint, equal logits."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from hf_models import TOLERANCES, assert_same_function, load, tokens_for
-from tiny_models import build, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import assert_same_state, build, tiny_config
 
-from growlm.checkpoint import load_model, save_model
+from growlm.checkpoint import load_model, save_model, tensor_files
 from growlm.errors import UserError
 from growlm.interop import to_growlm, to_huggingface
 from growlm.interop.architectures import ARCHITECTURES, GROWLM
 from growlm.interop.config_writing import holds
+from growlm.model import ModelConfig
 
 LLAMA = {"n_kv_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}
@@ -150,3 +154,58 @@ def test_every_config_has_an_architecture():
         fitting = [each for each in ARCHITECTURES if holds(each, config)]
         assert len(fitting) > 1
         assert fitting[-1] is GROWLM
+
+
+@st.composite
+def any_config(draw):
+    """Any shape of ours, whether a class of transformers has it or not."""
+    heads, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    experts = draw(st.sampled_from([0, 2, 3]))
+    return ModelConfig(
+        vocab_size=draw(st.integers(1, 40)),
+        d_model=draw(st.integers(1, 24)),
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=heads * groups,
+        n_kv_heads=heads,
+        head_dim=2 * draw(st.integers(1, 4)),
+        d_ff=draw(st.integers(1, 12)),
+        max_seq_len=draw(st.integers(2, 50)),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        feed_forward=draw(st.sampled_from(["gelu", "swiglu"])),
+        bias=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+        norm_eps=draw(st.floats(1e-9, 0.1)),
+        rope_theta=draw(st.floats(1.5, 1e7)),
+        num_experts=experts,
+        top_k=2 if experts < 3 else draw(st.integers(2, 3)),
+        router_balance_weight=draw(st.floats(0.0, 1.0)),
+        router_z_weight=draw(st.floats(0.0, 1.0)),
+        router_bias_step=draw(st.sampled_from([0.0, 0.01])),
+    )
+
+
+@settings(max_examples=20)
+@given(config=any_config(), sharded=st.booleans())
+def test_every_model_of_ours_goes_out_and_comes_back(tmp_path_factory, config, sharded):
+    folder = tmp_path_factory.mktemp("any")
+    model = build(config, dtype=torch.float32)
+    save_model(model, folder / "ours", {"phase": "dense"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_files, "SHARD_BYTES", 2000 if sharded else 10**9)
+        to_huggingface(folder / "ours", folder / "hf")
+        to_growlm(folder / "hf", folder / "back")
+    again, record = load_model(folder / "back")
+    assert again.config.router_balance_weight == pytest.approx(config.router_balance_weight)
+    weight = {"router_balance_weight": config.router_balance_weight}
+    assert dataclasses.replace(again.config, **weight) == config
+    assert record["phase"] == "dense"
+    assert_same_state(again.state_dict(), model.state_dict())
+
+
+def test_in_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 3000)
+    model = trained("llama", **LLAMA, **EXPERTS)
+    save_model(model, tmp_path / "ours", {})
+    to_huggingface(tmp_path / "ours", tmp_path / "hf")
+    assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 2
+    assert_same_function(model, load(tmp_path / "hf"), 1e-5)
