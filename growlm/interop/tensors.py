@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from growlm.interop.config_reading import architecture_of, read_hf_config
 from growlm.interop.forms import Part, Shape
 from growlm.interop.mapped_tensors import Converted, Made, MappedTensors, few_rows
 from growlm.interop.rules import Link, Rule, links, their_name
+from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
@@ -40,11 +42,9 @@ class HuggingFaceTensors(MappedTensors):
         config, _ = read_hf_config(folder, key)
         architecture = architecture_of(folder, key)
         files = open_safetensors(folder, key)
-        if len(files.names) < config.n_layers:  # before building layers that are not there
-            allowed = f"{len(files.names)} tensors are no {config.n_layers} layers"
-            raise UserError(key, folder, f"{allowed}, as config.json says")
+        rules = _layout(architecture, config, files)
         shapes = our_shapes(config)
-        rules, found = _layout(architecture, config, shapes, set(files.names))
+        found = links(rules, config, shapes)
         present = _Without(files, _negligible(files, architecture, rules, config, found))
         expected = {
             name: shape
@@ -111,18 +111,27 @@ def open_safetensors(folder: Path, key: str) -> TensorFiles:
 
 
 def _layout(
-    architecture: Architecture,
-    config: ModelConfig,
-    shapes: Mapping[str, Shape],
-    present: set[str],
-) -> tuple[tuple[Rule, ...], tuple[Link, ...]]:
-    """The layout that most names of the files are of."""
-    layouts = [(rules, links(rules, config, shapes)) for rules in architecture.layouts]
+    architecture: Architecture, config: ModelConfig, files: TensorFiles
+) -> tuple[Rule, ...]:
+    """The layout that the first block of the files is of; there are enough tensors for all the others.
 
-    def num_known(layout: tuple[tuple[Rule, ...], tuple[Link, ...]]) -> int:
-        return len(present.intersection(name for link in layout[1] for name in link.theirs))
+    Raises:
+        UserError: If there are not: before thousands of blocks are built that no file has.
+    """
+    first = dataclasses.replace(config, n_layers=1)
+    shapes = our_shapes(first)
+    layouts = {rules: links(rules, first, shapes) for rules in architecture.layouts}
+    present = set(files.names)
 
-    return max(layouts, key=num_known)
+    def num_known(rules: tuple[Rule, ...]) -> int:
+        return len(present.intersection(name for link in layouts[rules] for name in link.theirs))
+
+    best = max(layouts, key=num_known)
+    in_a_block = [link for link in layouts[best] if split_block_name(link.ours[0])[0] is not None]
+    if len(present) < config.n_layers * sum(len(link.theirs) for link in in_a_block):
+        allowed = f"{len(present)} tensors are no {config.n_layers} layers, as config.json says"
+        raise UserError(files.key, files.folder, allowed)
+    return best
 
 
 def _negligible(
