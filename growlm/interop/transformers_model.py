@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -42,7 +43,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
     """A `TransformerLM`, called as transformers calls its models.
 
     The loss is the cross-entropy of the next token alone: the router's losses are growlm's training's. There is no
-    cache of keys and values, so `generate` computes the whole text for every token. Padding belongs on the right.
+    cache of keys and values, so `generate` computes the whole text for every token.
 
     Args:
         config: The shape.
@@ -82,20 +83,18 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T), 0 where a token is padding: on the right only.
+            attention_mask: (B, T), 0 where a token is padding, before or after the text.
             labels: (B, T), as transformers has them: the loss shifts them, -100 counts for nothing.
             logits_to_keep: Only of the last so many positions, or of these; 0 for all.
             return_dict: False for a tuple.
             others: What transformers hands to every model; no cache.
 
         Raises:
-            ValueError: If there is padding before a token, or a cache.
+            ValueError: If there is padding inside a text, or a cache.
         """
-        if attention_mask is not None and bool((attention_mask.diff(dim=-1) > 0).any()):
-            raise ValueError("attention_mask: padding must be on the right of the text")
         if others.get("past_key_values") is not None:
             raise ValueError("past_key_values: this model has no cache; use_cache=False")
-        stream = self.model.final_stream(input_ids)
+        stream = self._stream(input_ids, attention_mask)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = nn.functional.linear(stream[:, kept], self.model.head_weight)
         loss = None
@@ -104,6 +103,22 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         if not return_dict:
             return (logits,) if loss is None else (loss, logits)
         return CausalLMOutput(loss=loss, logits=logits)
+
+    def _stream(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """The final stream (B, T, D), texts with padding before them moved to the front while it is computed.
+
+        What comes after a text is never seen by it, and positions are then those of the text alone.
+        """
+        if mask is None or bool(mask.all()):
+            return self.model.final_stream(tokens)
+        begins = mask.bool().diff(dim=-1, prepend=mask.new_zeros(len(mask), 1).bool()) & mask.bool()
+        if bool((begins.sum(dim=-1) > 1).any()):
+            raise ValueError("attention_mask: padding must be before or after the text, not inside")
+        slots = torch.arange(tokens.shape[1], device=tokens.device)
+        padding = begins.int().argmax(dim=-1, keepdim=True)
+        forward, backward = ((slots + sign * padding) % len(slots) for sign in (1, -1))
+        stream = self.model.final_stream(tokens.gather(1, forward))
+        return stream.gather(1, backward.unsqueeze(-1).expand_as(stream))
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any

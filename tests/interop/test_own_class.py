@@ -89,13 +89,40 @@ def test_loss_gradients_and_padding(tmp_path):
     for name, parameter in model.named_parameters():
         found = theirs.get_parameter(f"model.{name}").grad
         assert (found - parameter.grad).abs().max() <= 1e-10
-    mask = torch.ones_like(tokens)
-    mask[0, -5:] = 0
-    padded = theirs(tokens, attention_mask=mask, logits_to_keep=3)
-    assert (padded.logits - theirs(tokens).logits[:, -3:]).abs().max() <= 1e-12
-    mask = mask.flip(-1)
-    with pytest.raises(ValueError, match="padding must be on the right"):
+    kept = theirs(tokens, logits_to_keep=3).logits
+    assert (kept - theirs(tokens).logits[:, -3:]).abs().max() <= 1e-12
+
+
+@torch.no_grad()
+def test_padding_on_either_side(tmp_path):
+    model = exported(tmp_path, tiny_config(**EXPERTS), torch.float64)
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True)
+    tokens = tokens_for(theirs.config, batch=4, time=9)
+    lengths = {0: slice(0, 9), 1: slice(4, 9), 2: slice(0, 6), 3: slice(2, 5)}
+    mask = torch.zeros_like(tokens)
+    for row, text in lengths.items():
+        mask[row, text] = 1
+    logits = theirs(tokens, attention_mask=mask).logits
+    for row, text in lengths.items():
+        alone = model(tokens[row : row + 1, text])[0]
+        assert (logits[row, text] - alone).abs().max() <= 1e-12
+    mask[0, 3] = 0
+    with pytest.raises(ValueError, match="before or after the text, not inside"):
         theirs(tokens, attention_mask=mask)
+
+
+@torch.no_grad()
+def test_generate_in_a_batch_as_alone(tmp_path):
+    exported(tmp_path, tiny_config(**EXPERTS))
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    texts = tokens_for(theirs.config, batch=2, time=8)
+    mask = torch.ones_like(texts)
+    mask[1, :5] = 0
+    settings = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "num_beams": 2}
+    together = theirs.generate(texts, attention_mask=mask, **settings)
+    for row, text in enumerate((texts[:1], texts[1:, 5:])):
+        alone = theirs.generate(text, **settings)
+        assert torch.equal(together[row, -alone.shape[1] :], alone[0])
 
 
 @torch.no_grad()
