@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.data.huggingface_tokenizer import TOKENIZER_JSON
+from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.errors import UserError
 from growlm.interop.config_reading import TOKEN_IDS
 
 GENERATION = "generation_config.json"
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """What a folder has of the files that go along, also where none of them is a tokenizer that we can read."""
+    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
 
 
 def check_fits(folder: Path, vocab_size: int, key: str) -> None:
