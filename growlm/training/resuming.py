@@ -31,6 +31,8 @@ HARMLESS = (
     "callbacks.sample_",
     "checkpoint.",
     "data.path",  # the text itself is compared
+    "model.path",  # likewise the weights
+    "tokenizer.path",  # likewise the tokens
     "logger.",
     "resume",
     "reuse.",
@@ -95,6 +97,9 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     if now.data != begun.data:
         source = config.data.path or config.data.source
         raise UserError("data.path", source, "holds other text than when the run began")
+    if now.weights != begun.weights:
+        allowed = "holds other weights than when the run began"
+        raise UserError("model.path", config.model.path, allowed)
     for key in ("accelerator", "precision"):
         if (old := getattr(begun, key)) != (new := getattr(now, key)):
             allowed = f"it began with trainer.{key}={old}, and would go on with {new}"
