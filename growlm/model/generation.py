@@ -45,7 +45,7 @@ def generate(
     seeds: Sequence[int] | int = 0,
     stop_tokens: Collection[int] = (),
     num_token_ids: int | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], object] | None = None,
 ) -> list[Continuation]:
     """Continue prompts, all in one batch.
 
@@ -161,7 +161,7 @@ class _Batch:
         self,
         stream: Tensor,
         stop_tokens: Collection[int],
-        on_token: Callable[[int, int], None] | None,
+        on_token: Callable[[int, int], object] | None,
     ) -> list[int]:
         """Choose the next token of every row and give it to its continuation.
 

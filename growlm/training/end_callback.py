@@ -14,6 +14,7 @@ from growlm.config.schema import CallbacksConfig
 from growlm.data.tokenizers import Tokenizer
 from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import State
+from growlm.inference.text_stream import prompt_ids
 from growlm.model.generation import generate
 from growlm.model.sampling import Sampling
 from growlm.training.plan import PlannedPhase
@@ -122,7 +123,7 @@ class SampleCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         if not self.settings.sample_tokens:
             return
-        prompt = self.tokenizer.encode(self.settings.sample_prompt) or [self.tokenizer.end_of_text]
+        prompt = prompt_ids(self.tokenizer, self.settings.sample_prompt)
         prompt = prompt[-pl_module.phase.model.max_seq_len :]
         with trainer.precision_plugin.val_step_context():
             (continuation,) = generate(
