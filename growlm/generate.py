@@ -46,7 +46,7 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
   stream              print as tokens come; by itself with one prompt on a terminal
   device              auto, cpu, gpu (auto)
   precision           auto, 32-true, bf16-true (auto: bf16 where the processor multiplies it)
-  tokenizer           for a checkpoint that does not say: embedded, gpt2, bytes
+  tokenizer_name      for a checkpoint that does not say: embedded, gpt2, bytes
 """
 
 
@@ -62,7 +62,7 @@ def generate(arguments: list[str]) -> int:
     if command.samples > 1 and command.temperature == 0:
         raise UserError("samples", command.samples, "temperature=0 gives the same text every time")
     accelerator = pick_accelerator(command.device, "device")
-    pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer)
+    pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
     for token in command.stop_tokens:
         if not 0 <= token < tokenizer.vocab_size:
             raise UserError("stop_tokens", token, f"ids are 0 to {tokenizer.vocab_size - 1}")
@@ -147,8 +147,12 @@ def _in_batches(
 ) -> list[Continuation]:
     """All requests in order, written batch by batch."""
     found: list[Continuation] = []
-    total, size = len(requests) * command.max_new_tokens, command.batch_size
-    counted = 0
+    size = command.batch_size
+    room = [
+        min(command.max_new_tokens, model.config.max_seq_len - len(request.prompt.tokens))
+        for request in requests
+    ]
+    total, counted = sum(room), 0
     with CountBar(notes_console(), "generating", "tokens") as bar:
 
         def count(row: int, token: int) -> None:
@@ -169,7 +173,7 @@ def _in_batches(
                     write(f"--- {number} of {len(requests)} ---\n")
                 write(as_text(request, continuation, tokenizer))
             found += new
-            counted = len(found) * command.max_new_tokens  # those that ended early are done too
+            counted = sum(room[: len(found)])  # those that ended early are done too
             bar.update(counted, total)
     return found
 

@@ -412,7 +412,7 @@ class GenerateCommand:
     )
     """Of weights and products; `auto` is bf16-true where the processor multiplies bf16, else 32-true. Routers are
     in fp32 always."""
-    tokenizer: str | None = field(
+    tokenizer_name: str | None = field(
         default=None, metadata=limits(choices=("embedded", "gpt2", "bytes"))
     )
     """For a checkpoint that does not say which tokenizer it was trained with."""
@@ -445,7 +445,7 @@ class EvaluateCommand:
     """`auto` takes a GPU where there is one."""
     precision: str = field(default="32-true", metadata=limits(choices=("32-true", "bf16-mixed")))
     """`bf16-mixed` is faster where the processor multiplies bf16, and what training's validation uses there."""
-    tokenizer: str | None = field(
+    tokenizer_name: str | None = field(
         default=None, metadata=limits(choices=("embedded", "gpt2", "bytes"))
     )
     """For a checkpoint that does not say which tokenizer it was trained with."""

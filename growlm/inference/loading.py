@@ -29,15 +29,15 @@ def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[Pretrained
             allowed = (
                 "the checkpoint does not say which tokenizer it was trained with: give its name"
             )
-            raise UserError("tokenizer", None, allowed)
+            raise UserError("tokenizer_name", None, allowed)
         tokenizer = load_tokenizer(tokenizer_name)
     elif tokenizer_name not in (None, tokenizer.name):
         allowed = f"the checkpoint was trained with {tokenizer.name}; leave it out"
-        raise UserError("tokenizer", tokenizer_name, allowed)
+        raise UserError("tokenizer_name", tokenizer_name, allowed)
     rows = pretrained.config.vocab_size
     if tokenizer.vocab_size > rows:
         allowed = f"has {tokenizer.vocab_size} tokens, the model in {folder} only {rows}"
-        raise UserError("tokenizer", tokenizer.name, allowed)
+        raise UserError("tokenizer_name", tokenizer.name, allowed)
     return pretrained, tokenizer
 
 

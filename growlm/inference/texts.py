@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -87,8 +88,12 @@ def writing_to(out: str | None) -> Iterator[Write]:
         is_terminal = sys.stdout.isatty()
 
         def show(text: str) -> None:
-            sys.stdout.write(for_terminal(text) if is_terminal else text)
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(for_terminal(text) if is_terminal else text)
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever read has enough, as in `| head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)
 
         yield show
         return

@@ -21,7 +21,7 @@ from growlm.model.feed_forward import FeedForward
 from growlm.model.initialisation import initialise
 from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers import linear, norm
-from growlm.model.loss import linear_cross_entropy
+from growlm.model.loss import linear_cross_entropy, token_losses
 from growlm.model.rotary import rotary_tables
 from growlm.model.routing import Routing
 
@@ -120,6 +120,22 @@ class TransformerLM(nn.Module):
         """
         hidden = self.final_stream(batch[:, :-1], routings).flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
+
+    @torch.no_grad()
+    def token_losses(self, batch: Tensor, scored: Tensor | None = None) -> Tensor:
+        """Next-token cross-entropy of each token, in at least fp32; no gradient, never all logits at once.
+
+        Args:
+            batch: (B, T + 1) tokens.
+            scored: (B, T), which of the tokens after the first count; None for all.
+
+        Returns:
+            (N,), those that count, row by row.
+        """
+        hidden, targets = self.final_stream(batch[:, :-1]), batch[:, 1:]
+        if scored is None:
+            return token_losses(hidden.flatten(0, 1), self.head_weight, targets.flatten())
+        return token_losses(hidden[scored], self.head_weight, targets[scored])
 
     @property
     def head_weight(self) -> Tensor:

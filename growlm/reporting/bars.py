@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -24,11 +25,13 @@ class CountBar:
         console: Where to.
         task: What is being done.
         unit: What is counted.
+        patience: Seconds without lines: what is over by then needs none.
     """
 
-    def __init__(self, console: Console, task: str, unit: str) -> None:
+    def __init__(self, console: Console, task: str, unit: str, patience: float = 5.0) -> None:
         self.console, self.task, self.unit = console, task, unit
         self.total = 0
+        self._quiet_until = time.monotonic() + patience
         self._quarter = 0
         self._bar = Progress(
             TextColumn("  {task.description}"),
@@ -64,7 +67,8 @@ class CountBar:
         self.total = total
         self._bar.update(self._id, completed=done, total=total)
         quarter = 4 * done // total
-        if not self.console.is_terminal and quarter > self._quarter:
+        tells = not self.console.is_terminal and time.monotonic() >= self._quiet_until
+        if tells and quarter > self._quarter:
             self.console.print(f"  {self.task}: {self._words(done, total)}")
         self._quarter = quarter
 
@@ -78,7 +82,7 @@ class ByteBar(CountBar):
     """
 
     def __init__(self, console: Console, task: str) -> None:
-        super().__init__(console, task, "bytes")
+        super().__init__(console, task, "bytes", patience=0.0)
 
     def _column(self) -> ProgressColumn:
         return DownloadColumn()
