@@ -28,6 +28,7 @@ FREE_TEXT = (
     "prompts_file",
     "resume",
     "run_dir",
+    "source",
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""

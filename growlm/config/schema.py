@@ -449,3 +449,21 @@ class EvaluateCommand:
         default=None, metadata=limits(choices=("embedded", "gpt2", "bytes"))
     )
     """For a checkpoint that does not say which tokenizer it was trained with."""
+
+
+class ConvertCommand:
+    """`python -m growlm.convert`."""
+
+    source: str = MISSING
+    """Folder of a checkpoint, or of a Hugging Face model."""
+    out: str = MISSING
+    """Folder of the converted one; made, must not exist."""
+    to: str = field(default=MISSING, metadata=limits(choices=("huggingface", "growlm")))
+    """What `out` becomes; the source is the other."""
+    dtype: str = field(
+        default="same", metadata=limits(choices=("same", "float32", "bfloat16", "float16"))
+    )
+    """Of the weights that are written; `same` as they are."""
+    architecture: str = field(default="auto", metadata=limits(choices=("auto", "growlm")))
+    """For `to=huggingface`: `auto` takes the class of transformers that computes the same, and growlm's own where
+    there is none; `growlm` always growlm's own, which needs growlm installed where it is loaded."""

@@ -328,7 +328,7 @@ class PhaseRunner:
         return ArtefactCallback(
             phase,
             self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name},
+            {"tokenizer": self.config.tokenizer.name, **self.prepared.origin},
             self.prepared.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,

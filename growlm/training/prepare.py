@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,12 @@ class Prepared:
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
         )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What artefacts remember of the Hugging Face model that the run began with: its special tokens."""
+        record = {} if self.pretrained is None else self.pretrained.record
+        return {key: value for key, value in record.items() if key == "huggingface"}
 
     @property
     def tokenizer_files(self) -> list[Path]:
