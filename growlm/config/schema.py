@@ -451,6 +451,7 @@ class EvaluateCommand:
     """For a checkpoint that does not say which tokenizer it was trained with."""
 
 
+@dataclass
 class ConvertCommand:
     """`python -m growlm.convert`."""
 
