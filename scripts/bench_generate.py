@@ -4,10 +4,11 @@
     python scripts/bench_generate.py gpt_neox-1-bf16 mixtral-16-fp32      (some)
     python scripts/bench_generate.py --json FILE --rounds 7
 
-Same weights, prompts and dtype, greedy, no end of text, every side in a process of its own, in turns; medians over
-the rounds. A turn continues `batch` prompts of 64 tokens by 64 new ones, reading them included. GPT-NeoX with
-sequential residual stands for the LayerNorm family, Llama (grouped-query attention) for the other, Mixtral for the
-mixture of experts, with each of its own experts implementations; the best counts.
+The same weights (`growlm.convert`), prompts and dtype, greedy, no end of text, every side in a process of its own,
+in turns; medians over the rounds. A turn continues `batch` prompts of 64 tokens by 64 new ones, reading them
+included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama (grouped-query attention) for the
+other, Mixtral for the mixture of experts, with each of its own experts implementations; the best counts. How many
+tokens both choose alike is counted up to where a text first differs: in bf16 a near tie sends it another way.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from growlm.checkpoint import save_model
+from growlm.interop import to_huggingface
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.generation import generate
 from growlm.model.precision import in_precision
@@ -59,6 +62,11 @@ class Side:
     experts: str | None = None
     """Mixtral's implementation."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
 
 def sides_of(model: str, batch: int, bf16: bool) -> dict[str, Side]:
     """Ours first, then theirs."""
@@ -82,64 +90,53 @@ CASES = {
 
 
 def one_turn(side: Side) -> Step:
-    """Continues the prompts."""
+    """Continues the prompts; gives the new tokens, a list for each."""
     config = MODELS[side.model]
-    dtype = torch.bfloat16 if side.bf16 else torch.float32
     drawn = torch.randint(
         config.vocab_size, (side.batch, PROMPT), generator=torch.Generator().manual_seed(0)
     )
     model = TransformerLM(config)
     if side.library == "growlm":
-        model = in_precision(model, dtype)
+        model = in_precision(model, side.dtype)
         prompts = drawn.tolist()
 
-        def step() -> None:
-            texts = generate(model, prompts, NEW, Sampling(temperature=0))
-            assert all(len(text.tokens) == NEW for text in texts)
+        def step() -> list[list[int]]:
+            return [text.tokens for text in generate(model, prompts, NEW, Sampling(temperature=0))]
 
         return step
-    their_model = theirs(model, side.experts).to(dtype).eval()
+    their_model = theirs(model, side)
     mask = torch.ones_like(drawn)
 
-    def their_step() -> None:
+    def their_step() -> list[list[int]]:
         out = their_model.generate(
             drawn, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
         )
-        assert out.shape[1] == PROMPT + NEW
+        return out[:, PROMPT:].tolist()
 
     return their_step
 
 
-def theirs(ours: TransformerLM, experts: str | None) -> nn.Module:
-    """The same model in transformers, with the same weights."""
-    c = ours.config
-    shape = {
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.d_model,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "intermediate_size": c.d_ff,
-        "max_position_embeddings": c.max_seq_len,
-        "tie_word_embeddings": c.tie_embeddings,
-        "attn_implementation": "sdpa",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    if c.norm == "layernorm":
-        config = transformers.GPTNeoXConfig(
-            **shape, rotary_pct=1.0, use_parallel_residual=False, hidden_act="gelu",
-            attention_dropout=0.0, hidden_dropout=0.0,
-        )  # fmt: skip
-        return transformers.GPTNeoXForCausalLM(config)
-    shape["num_key_value_heads"] = c.n_kv_heads
-    if not c.is_moe:
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
-    config = transformers.MixtralConfig(
-        **shape, num_local_experts=c.num_experts, num_experts_per_tok=c.top_k,
-        experts_implementation=experts,
-    )  # fmt: skip
-    return transformers.MixtralForCausalLM(config)
+def agreement(sides: dict[str, Side]) -> float:
+    """Share of the new tokens, up to where a text first differs, that both libraries choose."""
+    ours, other = (one_turn(side)() for side in list(sides.values())[:2])
+    assert all(len(text) == NEW for text in ours + other)
+    equal = sum(next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), NEW)
+                for x, y in zip(ours, other, strict=True))  # fmt: skip
+    return equal / (NEW * len(ours))
+
+
+def theirs(ours: TransformerLM, side: Side) -> nn.Module:
+    """The same model in transformers, by `growlm.convert`."""
+    transformers.utils.logging.disable_progress_bar()
+    with TemporaryDirectory() as folder:
+        save_model(ours, Path(folder) / "ours", {})
+        to_huggingface(Path(folder) / "ours", Path(folder) / "theirs")
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "theirs",
+            dtype=side.dtype,
+            attn_implementation="sdpa",
+            **({} if side.experts is None else {"experts_implementation": side.experts}),
+        ).eval()
 
 
 def main() -> None:
@@ -162,8 +159,10 @@ def main() -> None:
         rates = {side: sides[side].batch * NEW / m.median for side, m in measured.items()}
         ours = rates["growlm"]
         ratio = ours / max(rate for side, rate in rates.items() if side != "growlm")
+        equal = agreement(sides)
         results[name] = {
             "ratio": ratio,
+            "equal_tokens": equal,
             "aim": AIM,
             "sides": {
                 side: m.to_json() | {"tokens_per_second": rates[side]}
@@ -174,12 +173,13 @@ def main() -> None:
         for side, rate in rates.items():
             memory = f"{measured[side].peak_memory / 1e9:.2f} GB"
             table.add_row(side, f"{rate:,.1f}", f"{rate / ours:.2f}", memory)
-        table.caption = f"growlm against the best of transformers: {ratio:.2f} (aim {AIM})"
+        table.caption = (
+            f"against the best of transformers: {ratio:.2f} (aim {AIM}); equal tokens: {equal:.0%}"
+        )
         console.print(table)
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module="transformers")
     main()

@@ -193,7 +193,7 @@ def test_a_broken_model_is_an_error_in_words(run, tmp_path):
 def test_on_a_terminal_the_text_comes_as_it_is_made(checkpoint, model):
     """A real terminal: characters whole, nothing that it would take for a command."""
     parent, child = pty.openpty()
-    arguments = [f"checkpoint={checkpoint}", "prompt=Né", "max_new_tokens=40", *CPU]
+    arguments = [f"checkpoint={checkpoint}", "prompt=N\x1b[2Jé", "max_new_tokens=40", *CPU]
     process = subprocess.Popen(
         [sys.executable, "-m", "growlm.generate", *arguments],
         stdout=child,
@@ -214,7 +214,8 @@ def test_on_a_terminal_the_text_comes_as_it_is_made(checkpoint, model):
     assert process.wait() == 0
     assert all(part.decode("utf-8") is not None for part in parts)
     text = b"".join(parts).decode("utf-8").replace("\r\n", "\n")
-    raw = "Né" + expected_text(model, "Né", 40, temperature=0.8)[0] + "\n"
+    prompt = "N\x1b[2Jé"
+    raw = prompt + expected_text(model, prompt, 40, temperature=0.8)[0] + "\n"
     assert text == for_terminal(raw) != raw
     assert len(parts) > 1
 
