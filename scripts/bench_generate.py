@@ -6,9 +6,9 @@
 
 The same weights (`growlm.convert`), prompts and dtype, greedy, no end of text, every side in a process of its own,
 in turns; medians over the rounds. A turn continues `batch` prompts of 64 tokens by 64 new ones, reading them
-included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama (grouped-query attention) for the
-other, Mixtral for the mixture of experts, with each of its own experts implementations; the best counts. Equal
-tokens are counted up to where a text first differs: in bf16 a near tie sends it another way.
+included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama (grouped-query attention) for
+the other, Mixtral for the mixture of experts, with each of its own experts implementations; the best counts.
+Equal tokens are counted up to where a text first differs: in bf16 a near tie sends it another way.
 """
 
 from __future__ import annotations
