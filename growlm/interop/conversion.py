@@ -93,7 +93,7 @@ def to_growlm(
 
     def others(folder: Path) -> None:
         copy_files(carried_files(source), folder)
-        write_generation_config(folder, _ids(record), use_cache=True)
+        write_generation_config(folder, _ids(record))
         write_config(folder, config, record)
 
     _write(tensors, target, others, progress)
@@ -144,13 +144,13 @@ def to_huggingface(
             copy_files(carried_files(source), folder)
         else:
             write_made(name, folder, config.max_seq_len)
-        write_generation_config(folder, ids, use_cache=chosen is not GROWLM)
+        write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
         rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
         content = config_content(chosen, config, _dtype(tensors), in_config, rest)
         if chosen is GROWLM:
-            content |= {"auto_map": AUTO_MAP, "use_cache": False}
+            content["auto_map"] = AUTO_MAP
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 

@@ -84,18 +84,17 @@ def made_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[s
     return dict.fromkeys(TOKEN_IDS, encoding.eot_token)
 
 
-def write_generation_config(target: Path, token_ids: Mapping[str, Any], use_cache: bool) -> None:
+def write_generation_config(target: Path, token_ids: Mapping[str, Any]) -> None:
     """Write `generation_config.json`, unless the folder has one.
 
     Args:
         target: Folder.
         token_ids: By the names of `TOKEN_IDS`; nothing is written of those that are None.
-        use_cache: Whether the model's class has a cache of keys and values.
     """
     given = {name: value for name, value in token_ids.items() if value is not None}
     if (target / GENERATION).exists() or not given:
         return
-    _write(target / GENERATION, given | ({} if use_cache else {"use_cache": False}))
+    _write(target / GENERATION, given)
 
 
 def _check_size(path: Path, key: str, num_ids: int, vocab_size: int) -> None:
