@@ -79,7 +79,11 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     extras = content.get(EXTRAS)
     kept = extras.get("record") if isinstance(extras, dict) else None
     record = dict(kept) if isinstance(kept, dict) else {}
-    for name in ("format", "model", "tokenizer"):  # what an artefact says of itself, it finds out here
+    for name in (
+        "format",
+        "model",
+        "tokenizer",
+    ):  # what an artefact says of itself, it finds out here
         record.pop(name, None)
     record["huggingface"] = origin
     if tokenizer_files(folder):
