@@ -24,6 +24,8 @@ FREE_TEXT = (
     "new",
     "old",
     "out",
+    "prompt",
+    "prompts_file",
     "resume",
     "run_dir",
     "source",

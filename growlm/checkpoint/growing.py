@@ -114,6 +114,11 @@ def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
 
 
 def check_target(target: Path, needed: int) -> None:
+    """Check that a folder can be made, with room for so many bytes.
+
+    Raises:
+        UserError: If not.
+    """
     if target.exists():
         raise UserError("out", target, "exists already")
     folder = next(parent for parent in target.absolute().parents if parent.exists())

@@ -1,6 +1,6 @@
 """Hugging Face models in and out. `python -m growlm.convert` is this as a command."""
 
-from growlm.interop.config_files import is_hf_folder, read_hf_config
+from growlm.interop.config_reading import is_hf_folder, read_hf_config
 from growlm.interop.conversion import to_growlm, to_huggingface
 from growlm.interop.tensors import HuggingFaceTensors
 

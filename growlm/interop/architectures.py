@@ -9,54 +9,9 @@ that Meta, Mistral AI and EleutherAI published under these names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
+from growlm.interop.architecture import Architecture, Rotary
 from growlm.interop.rules import Rule, absent, fused, same, stacked
 from growlm.model.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Where an architecture's config has its rotary positions, when it has no `rope_parameters`."""
-
-    theta_key: str = "rope_theta"
-    theta: float = 10000.0
-    """Where the key is absent."""
-    part_key: str = "partial_rotary_factor"
-    part: float = 1.0
-    """Share of a head's channels that is rotated, where the key is absent."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One architecture.
-
-    Attributes:
-        model_type: Its name in `config.json`.
-        class_name: Its causal language model there.
-        fixed: Fields of ours that it has one value of.
-        names: Fields of ours and its keys for them; several keys, with a space between, must agree.
-        defaults: What transformers takes where a key is absent.
-        only: Keys and the values with which it computes what we do; the first one is written.
-        layouts: Rules for its tensors. The first layout is written; files of any are read.
-        ignored: Patterns of tensors that say nothing: tables that old versions stored.
-        rotary: None where the base of the rotary frequencies is an ordinary key.
-        heads_divide_width: Whether its class insists on that.
-    """
-
-    model_type: str
-    class_name: str
-    fixed: Mapping[str, Any]
-    names: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    only: Mapping[str, tuple[Any, ...]]
-    layouts: tuple[tuple[Rule, ...], ...]
-    ignored: tuple[str, ...] = ()
-    rotary: Rotary | None = field(default_factory=Rotary)
-    heads_divide_width: bool = False
-
 
 _SIZES = {
     "vocab_size": "vocab_size",

@@ -1,9 +1,9 @@
 """A tiktoken encoding as a `tokenizers` tokenizer, which is what `tokenizer.json` holds.
 
-tiktoken keeps one rank for each token and merges the two neighbours whose union has the lowest rank. `tokenizers` wants
-the pairs. The pair of a token is what is left, two parts, when its own bytes are merged by all lower ranks; in a
-vocabulary that was trained pair by pair that is the pair it came from, and the only one it ever comes from: a merge
-inside a piece of text happens between the same neighbours whatever stands around it, as long as none crosses its ends.
+tiktoken keeps one rank for each token and merges the two neighbours whose union has the lowest rank; `tokenizers`
+wants the pairs. The pair of a token is what is left, two parts, when its own bytes are merged by all lower ranks.
+In a vocabulary that was trained pair by pair that is the pair it came from, and the only one it ever comes from:
+whatever stands around some bytes, they merge in the same order as alone, as long as no merge crosses their ends.
 """
 
 from __future__ import annotations

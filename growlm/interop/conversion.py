@@ -14,25 +14,33 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
+    copy_files,
     new_folder,
     read_config,
     write_config,
 )
 from growlm.checkpoint.growing import check_target
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
+from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.errors import UserError
-from growlm.interop import tokenizer_files
-from growlm.interop.architectures import ARCHITECTURES, GROWLM, Architecture
-from growlm.interop.config_files import (
-    CONFIG_NAME,
+from growlm.interop.architecture import Architecture
+from growlm.interop.architectures import ARCHITECTURES, GROWLM
+from growlm.interop.config_keys import CONFIG_NAME
+from growlm.interop.config_reading import (
     TOKEN_IDS,
     architecture_of,
-    config_content,
-    holds,
     is_hf_folder,
     read_hf_config,
 )
+from growlm.interop.config_writing import config_content, holds
 from growlm.interop.tensors import HuggingFaceTensors, MappedTensors, in_their_names, our_shapes
+from growlm.interop.tokenizer_files import (
+    carried_files,
+    check_fits,
+    made_token_ids,
+    write_generation_config,
+    write_made,
+)
 from growlm.model.config import ModelConfig
 
 KEY = "source"
@@ -81,19 +89,17 @@ def to_growlm(
     """
     config, record = read_hf_config(source, KEY)
     tensors = HuggingFaceTensors(source, KEY, dtype)
-    tokenizer_files.check_fits(source, config.vocab_size, KEY)
-    has_tokenizer = (source / tokenizer_files.TOKENIZER_JSON).is_file()
-    record.pop("tokenizer", None)
-    if has_tokenizer:
-        record["tokenizer"] = tokenizer_files.HUGGINGFACE
+    check_fits(source, config.vocab_size, KEY)
 
     def others(folder: Path) -> None:
-        tokenizer_files.carry(source, folder)
-        tokenizer_files.write_generation_config(folder, _ids(record), use_cache=True)
+        copy_files(carried_files(source), folder)
+        write_generation_config(folder, _ids(record))
         write_config(folder, config, record)
 
     _write(tensors, target, others, progress)
-    words = "carried along" if has_tokenizer else "none: there is no tokenizer.json"
+    words = (
+        "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
+    )
     class_name = architecture_of(source, KEY).class_name
     return Conversion(class_name, config, _dtype(tensors), words)
 
@@ -117,8 +123,8 @@ def to_huggingface(
         progress: Called after every tensor.
 
     Raises:
-        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the disk
-            has no room. Nothing is left behind.
+        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the
+            disk has no room. Nothing is left behind.
     """
     if is_hf_folder(source):
         raise UserError(KEY, source, "is a Hugging Face model already; to=growlm makes it ours")
@@ -134,17 +140,17 @@ def to_huggingface(
     ids = _token_ids(source, config, record)
 
     def others(folder: Path) -> None:
-        tokenizer_files.carry(source, folder)
-        if name is not None and name != tokenizer_files.HUGGINGFACE:
-            tokenizer_files.write_made(name, folder, config.max_seq_len)
-        use_cache = chosen is not GROWLM
-        tokenizer_files.write_generation_config(folder, ids, use_cache)
+        if name in (None, HUGGINGFACE):
+            copy_files(carried_files(source), folder)
+        else:
+            write_made(name, folder, config.max_seq_len)
+        write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
         rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
         content = config_content(chosen, config, _dtype(tensors), in_config, rest)
         if chosen is GROWLM:
-            content |= {"auto_map": AUTO_MAP, "use_cache": False}
+            content["auto_map"] = AUTO_MAP
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -160,22 +166,26 @@ NOT_KEPT = ("tokenizer", "huggingface")
 
 def choose(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
     """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
-    origin = record.get("huggingface", {}).get("model_type")
-    first = [each for each in ARCHITECTURES if each.model_type == origin]
+    first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
     return next(each for each in (*first, *ARCHITECTURES) if holds(each, config))
 
 
+def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record says of the Hugging Face model that the checkpoint was made of."""
+    origin = record.get("huggingface")
+    return origin if isinstance(origin, dict) else {}
+
+
 def _ids(record: Mapping[str, Any]) -> dict[str, Any]:
-    origin = record.get("huggingface", {})
-    return {name: origin.get(name) for name in TOKEN_IDS}
+    return {name: _origin(record).get(name) for name in TOKEN_IDS}
 
 
 def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
     name = record.get("tokenizer")
-    if name is None or name == tokenizer_files.HUGGINGFACE:
-        tokenizer_files.check_fits(source, config.vocab_size, KEY)
+    if name in (None, HUGGINGFACE):
+        check_fits(source, config.vocab_size, KEY)
         return _ids(record)
-    return dict(tokenizer_files.made_token_ids(name, config.vocab_size, source, KEY))
+    return dict(made_token_ids(name, config.vocab_size, source, KEY))
 
 
 def _write(

@@ -17,7 +17,7 @@ from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.data.huggingface_tokenizer import NAME, TOKENIZER_JSON
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.growth.optimizer_state import State, in_form
-from growlm.interop.config_files import is_hf_folder, read_hf_config
+from growlm.interop.config_reading import is_hf_folder, read_hf_config
 from growlm.interop.tensors import HuggingFaceTensors
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM

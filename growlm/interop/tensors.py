@@ -1,10 +1,10 @@
-"""Tensors of files under other names and in other shapes, each made when it is asked for."""
+"""The tensors of one side's files as the other side has them, by the rules of an architecture."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,84 +12,18 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.artefact import WEIGHTS, check_shapes
-from growlm.checkpoint.tensor_files import Entry, TensorFiles, TensorSource
+from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.errors import UserError
-from growlm.interop.architectures import Architecture
-from growlm.interop.config_files import architecture_of, read_hf_config
+from growlm.interop.architecture import Architecture
+from growlm.interop.config_reading import architecture_of, read_hf_config
 from growlm.interop.forms import Part, Shape
+from growlm.interop.mapped_tensors import Converted, Made, MappedTensors, few_rows
 from growlm.interop.rules import Link, Rule, links, their_name
+from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-COMPARED_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that is made of others."""
-
-    sources: tuple[str, ...]
-    shape: Shape
-    make: Callable[[Sequence[Part]], Tensor]
-
-
-class MappedTensors:
-    """A `TensorSource` over another one.
-
-    Args:
-        files: What there is.
-        made: What is asked for, by name, in the order of writing.
-        dtype: Of everything; None for what the files have.
-
-    Raises:
-        UserError: If the parts of one tensor are of different types.
-    """
-
-    def __init__(
-        self, files: TensorSource, made: Mapping[str, Made], dtype: torch.dtype | None = None
-    ) -> None:
-        self.files, self.folder, self.key = files, files.folder, files.key
-        self._made = dict(made)
-        self._entries = {
-            name: Entry(name, dtype or self._dtype(name, each), each.shape)
-            for name, each in self._made.items()
-        }
-
-    @property
-    def names(self) -> list[str]:
-        """Of all tensors."""
-        return list(self._made)
-
-    def entry(self, name: str) -> Entry:
-        """Type and shape of a tensor."""
-        return self._entries[name]
-
-    def read(self, name: str) -> Tensor:
-        """A tensor: mapped from its file where it is there as it is, else made in memory.
-
-        Raises:
-            UserError: If finite numbers are beyond the type that was asked for.
-        """
-        made = self._made[name]
-        tensor = made.make([partial(self.files.read, source) for source in made.sources])
-        wanted = self._entries[name].dtype
-        if tensor.dtype == wanted:
-            return tensor
-        converted = tensor.to(wanted)
-        if torch.finfo(wanted).max < torch.finfo(tensor.dtype).max and bool(
-            (converted.isinf() & tensor.isfinite()).any()
-        ):
-            largest = f"has numbers beyond {torch.finfo(wanted).max:g}"
-            raise UserError("dtype", str(wanted).removeprefix("torch."), f"{name} {largest}")
-        return converted
-
-    def _dtype(self, name: str, made: Made) -> torch.dtype:
-        types = {self.files.entry(source).dtype for source in made.sources}
-        if len(types) > 1:
-            words = ", ".join(sorted(map(str, types)))
-            raise UserError(self.key, self.folder, f"the parts of {name} are of types {words}")
-        return types.pop() if types else torch.float32
 
 
 class HuggingFaceTensors(MappedTensors):
@@ -108,11 +42,9 @@ class HuggingFaceTensors(MappedTensors):
         config, _ = read_hf_config(folder, key)
         architecture = architecture_of(folder, key)
         files = open_safetensors(folder, key)
-        if len(files.names) < config.n_layers:  # before building layers that are not there
-            allowed = f"{len(files.names)} tensors are no {config.n_layers} layers"
-            raise UserError(key, folder, f"{allowed}, as config.json says")
+        rules = _layout(architecture, config, files)
         shapes = our_shapes(config)
-        rules, found = _layout(architecture, config, shapes, set(files.names))
+        found = links(rules, config, shapes)
         present = _Without(files, _negligible(files, architecture, rules, config, found))
         expected = {
             name: shape
@@ -120,7 +52,8 @@ class HuggingFaceTensors(MappedTensors):
             for name, shape in zip(link.theirs, link.their_shapes, strict=True)
         }
         check_shapes(present, expected, key)
-        super().__init__(files, _made_of_theirs(found, config, shapes), dtype)
+        source = files if dtype is None else Converted(files, dtype)
+        super().__init__(source, _made_of_theirs(found, config, shapes))
         self.config = config
 
 
@@ -149,7 +82,8 @@ def in_their_names(
                 "architecture=growlm exports it with a class of growlm's own"
             )
             raise UserError(files.key, files.folder, allowed)
-    return MappedTensors(files, _made_of_ours(found, config), dtype)
+    source = files if dtype is None else Converted(files, dtype)
+    return MappedTensors(source, _made_of_ours(found, config))
 
 
 def our_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -177,18 +111,27 @@ def open_safetensors(folder: Path, key: str) -> TensorFiles:
 
 
 def _layout(
-    architecture: Architecture,
-    config: ModelConfig,
-    shapes: Mapping[str, Shape],
-    present: set[str],
-) -> tuple[tuple[Rule, ...], tuple[Link, ...]]:
-    """The layout that most names of the files are of."""
-    layouts = [(rules, links(rules, config, shapes)) for rules in architecture.layouts]
+    architecture: Architecture, config: ModelConfig, files: TensorFiles
+) -> tuple[Rule, ...]:
+    """The layout that the first block of the files is of; there are enough tensors for all the others.
 
-    def num_known(layout: tuple[tuple[Rule, ...], tuple[Link, ...]]) -> int:
-        return len(present.intersection(name for link in layout[1] for name in link.theirs))
+    Raises:
+        UserError: If there are not: before thousands of blocks are built that no file has.
+    """
+    first = dataclasses.replace(config, n_layers=1)
+    shapes = our_shapes(first)
+    layouts = {rules: links(rules, first, shapes) for rules in architecture.layouts}
+    present = set(files.names)
 
-    return max(layouts, key=num_known)
+    def num_known(rules: tuple[Rule, ...]) -> int:
+        return len(present.intersection(name for link in layouts[rules] for name in link.theirs))
+
+    best = max(layouts, key=num_known)
+    in_a_block = [link for link in layouts[best] if split_block_name(link.ours[0])[0] is not None]
+    if len(present) < config.n_layers * sum(len(link.theirs) for link in in_a_block):
+        allowed = f"{len(present)} tensors are no {config.n_layers} layers, as config.json says"
+        raise UserError(files.key, files.folder, allowed)
+    return best
 
 
 def _negligible(
@@ -216,10 +159,9 @@ def _equal(files: TensorFiles, first: str, second: str) -> bool:
     one, other = files.entry(first), files.entry(second)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    starts = range(0, one.shape[0], COMPARED_ROWS)
     return all(
-        torch.equal(*(files.read(name)[start : start + COMPARED_ROWS] for name in (first, second)))
-        for start in starts
+        torch.equal(files.read(first)[start:stop], files.read(second)[start:stop])
+        for start, stop in few_rows(one.shape)
     )
 
 

@@ -7,22 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.checkpoint.artefact import copy_files
-from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
-from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import UserError
-from growlm.interop.config_files import TOKEN_IDS
+from growlm.interop.config_reading import TOKEN_IDS
 
 GENERATION = "generation_config.json"
 
 
-def carry(source: Path, target: Path) -> list[str]:
-    """Copy a tokenizer's files, byte for byte; their names."""
-    files = [path for name in TOKENIZER_FILES if (path := source / name).is_file()]
-    copy_files(files, target)
-    return [path.name for path in files]
+def carried_files(folder: Path) -> list[Path]:
+    """What a folder has of the files that go along, also where none of them is a tokenizer that we can read."""
+    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
 
 
 def check_fits(folder: Path, vocab_size: int, key: str) -> None:
@@ -54,7 +49,8 @@ def write_made(name: str, target: Path, max_seq_len: int) -> None:
     """
     from growlm.interop.byte_level import byte_level_tokenizer
 
-    byte_level_tokenizer(ENCODINGS[name](), END_OF_TEXT).save(str(target / TOKENIZER_JSON))
+    tokenizer = byte_level_tokenizer(ENCODINGS[name](), END_OF_TEXT)
+    tokenizer.save(str(target / TOKENIZER_JSON))
     specials = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -78,25 +74,27 @@ def made_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[s
         key: Likewise.
 
     Raises:
-        UserError: If the model has fewer rows than the encoding ids.
+        UserError: If there is no such encoding, or the model has fewer rows than it has ids.
     """
-    encoding = load_tokenizer(name)
-    _check_size(folder, key, encoding.vocab_size, vocab_size)
-    return dict.fromkeys(TOKEN_IDS, encoding.end_of_text)
+    if name not in ENCODINGS:
+        allowed = f"names the tokenizer {name!r}; known: {', '.join(ENCODINGS)}"
+        raise UserError(key, folder, allowed)
+    encoding = ENCODINGS[name]()
+    _check_size(folder, key, encoding.n_vocab, vocab_size)
+    return dict.fromkeys(TOKEN_IDS, encoding.eot_token)
 
 
-def write_generation_config(target: Path, token_ids: Mapping[str, Any], use_cache: bool) -> None:
+def write_generation_config(target: Path, token_ids: Mapping[str, Any]) -> None:
     """Write `generation_config.json`, unless the folder has one.
 
     Args:
         target: Folder.
         token_ids: By the names of `TOKEN_IDS`; nothing is written of those that are None.
-        use_cache: Whether the model's class has a cache of keys and values.
     """
     given = {name: value for name, value in token_ids.items() if value is not None}
     if (target / GENERATION).exists() or not given:
         return
-    _write(target / GENERATION, given | ({} if use_cache else {"use_cache": False}))
+    _write(target / GENERATION, given)
 
 
 def _check_size(path: Path, key: str, num_ids: int, vocab_size: int) -> None:

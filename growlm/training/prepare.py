@@ -26,6 +26,7 @@ from growlm.data import (
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
 from growlm.growth.optimizer_state import SCALES
+from growlm.inference.scoring import bits_per_byte
 from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
 from growlm.training.adamw_8bit import check_available
@@ -49,6 +50,8 @@ class Prepared:
     """Where the first phase's model comes from, if it was trained before."""
     train: PackedSamples
     validation: PackedSamples
+    validation_bytes: int
+    """Of all held-out documents, as UTF-8."""
     forecast: Forecast
     speed: Calibration
 
@@ -56,6 +59,11 @@ class Prepared:
     def machine(self) -> Machine:
         """Where it runs."""
         return self.forecast.machine
+
+    @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte that one nat per token is, over all held-out documents; validation sees some of them."""
+        return bits_per_byte(len(self.validation.tokens), self.validation_bytes)
 
     @property
     def circumstances(self) -> Circumstances:
@@ -118,6 +126,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         pretrained=pretrained,
         train=PackedSamples(corpus.train, length, seed),
         validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
+        validation_bytes=corpus.validation_bytes,
         forecast=table,
         speed=speed,
     )

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from test_huggingface_tokenizer import byte_level, write
-from tiny_run import TINY_PLAN
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
 from growlm.checkpoint import load_model
@@ -17,12 +16,14 @@ from growlm.interop import to_huggingface
 from growlm.training import run_plan
 
 PLAN = (
-    *TINY_PLAN,
-    "model=pretrained",
-    "tokenizer=huggingface",
-    "growth.extra_layers=2",
-    "growth.scale_factor=1.5",
-    "phases.wide.grow.0.widen.scale_factor=1.5",
+    "phase_plan=grow_pretrained",
+    "sequence_length=32",
+    "data.documents=200",
+    "verification.probe_length=32",
+    "trainer.validation_sequences=4",
+    "callbacks.sample_tokens=4",
+    *(f"phases.{name}.steps=4" for name in ("moe", "wide", "deep")),
+    *(f"phases.{name}.batch_size=4" for name in ("source", "moe", "wide", "deep")),
     "logger=none",
 )
 
@@ -69,7 +70,7 @@ def logits(model, tokens):
 
 
 def test_nothing_is_lost_from_llama_to_mixtral(llama, tmp_path):
-    steps = [f"phases.{name}.steps=0" for name in ("dense", "moe", "wide", "deep")]
+    steps = [f"phases.{name}.steps=0" for name in ("moe", "wide", "deep")]
     run_dir = plan(llama, tmp_path / "run", *steps, "growth.noise_std=0.02")
     out = tmp_path / "mixtral"
     to_huggingface(run_dir / "checkpoints" / "large_moe_final", out)

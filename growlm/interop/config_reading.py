@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face: the architecture's table read in both directions.
+"""`config.json` of Hugging Face: to a `ModelConfig`, by the architecture's table.
 
 Everything that the table does not cover and that would change what is computed is refused, by the key's name.
 """
@@ -8,24 +8,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
-
-import torch
+from typing import Any, get_type_hints
 
 from growlm.checkpoint.artefact import FORMAT
 from growlm.checkpoint.sealed import read_json
+from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
-from growlm.interop.architectures import ARCHITECTURES, GROWLM, Architecture
+from growlm.interop.architecture import Architecture
+from growlm.interop.architectures import ARCHITECTURES, GROWLM
+from growlm.interop.config_keys import CONFIG_NAME, ConfigKeys
 from growlm.limits import check_types
 from growlm.model.config import ModelConfig
 
-CONFIG_NAME = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 EXTRAS = "growlm"
 """Key for what only we have: fields of ours that the architecture has no key for, and the artefact's record."""
-
-DERIVED = ("num_key_value_heads", "head_dim")
-"""Keys that may be null: what they say then follows from the others."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
@@ -66,20 +64,31 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
         key: What the user calls it, for messages.
 
     Returns:
-        The config, and a record: `huggingface` has the architecture's name and the special token ids.
-        The tokenizer is `read_tokenizer_record`'s.
+        The config, and a record: `huggingface` has the architecture's name and the special token ids, `tokenizer`
+        is there if the folder has one that ours can read.
 
     Raises:
         UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
     """
     content = _read(folder, key)
-    architecture = _architecture(_Keys(folder, content))
+    keys = ConfigKeys(folder, content)
+    architecture = _architecture(keys)
     config = config_from(architecture, content, folder)
-    ids = {name: content.get(name) for name in TOKEN_IDS}
+    ids = {name: keys.token_ids(name) for name in TOKEN_IDS}
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS)
-    record = extras.get("record") if isinstance(extras, dict) else None
-    return config, (record if isinstance(record, dict) else {}) | {"huggingface": origin}
+    kept = extras.get("record") if isinstance(extras, dict) else None
+    record = dict(kept) if isinstance(kept, dict) else {}
+    for name in (
+        "format",
+        "model",
+        "tokenizer",
+    ):  # what an artefact says of itself, it finds out here
+        record.pop(name, None)
+    record["huggingface"] = origin
+    if tokenizer_files(folder):
+        record["tokenizer"] = HUGGINGFACE
+    return config, record
 
 
 def architecture_of(folder: Path, key: str = "source") -> Architecture:
@@ -88,7 +97,7 @@ def architecture_of(folder: Path, key: str = "source") -> Architecture:
     Raises:
         UserError: If there is none.
     """
-    return _architecture(_Keys(folder, _read(folder, key)))
+    return _architecture(ConfigKeys(folder, _read(folder, key)))
 
 
 def config_from(
@@ -104,7 +113,7 @@ def config_from(
     Raises:
         UserError: If a key has a value that our model cannot have.
     """
-    keys = _Keys(folder, content, architecture.defaults)
+    keys = ConfigKeys(folder, content, architecture.defaults)
     for name, allowed in (NEUTRAL | dict(architecture.only)).items():
         keys.must_be(name, allowed)
     fields = dict(architecture.fixed) | {
@@ -123,95 +132,22 @@ def config_from(
         config.validate()
     except UserError as error:
         theirs = architecture.names.get(error.key, error.key).split()[0]
-        keys.refuse(theirs, error.value, error.allowed)
+        keys.refuse(theirs, error.value, architecture.in_their_words(error.allowed))
     _check_window(keys, config)
-    if _counts_every_choice(architecture):
+    if architecture.counts_every_choice:
         weight = config.router_balance_weight * config.top_k
         return dataclasses.replace(config, router_balance_weight=weight)
     return config
 
 
-def config_content(
-    architecture: Architecture,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    token_ids: Mapping[str, Any],
-    record: Mapping[str, Any],
+def _extras(
+    architecture: Architecture, fields: Mapping[str, Any], keys: ConfigKeys
 ) -> dict[str, Any]:
-    """What `config.json` says of a model of ours.
-
-    Args:
-        architecture: One that `holds` the config.
-        config: The model's.
-        dtype: Of the weights.
-        token_ids: By the names of `TOKEN_IDS`.
-        record: The artefact's, kept under `growlm`.
-    """
-    name = str(dtype).removeprefix("torch.")
-    content: dict[str, Any] = {
-        "architectures": [architecture.class_name],
-        "model_type": architecture.model_type,
-        "dtype": name,
-        "torch_dtype": name,  # what readers before transformers 5 look at
-    }
-    content |= {key: token_ids.get(key) for key in TOKEN_IDS}
-    content |= {key: allowed[0] for key, allowed in architecture.only.items()}
-    if "sliding_window" in architecture.defaults:
-        content["sliding_window"] = None
-    for ours, theirs in architecture.names.items():
-        content |= dict.fromkeys(theirs.split(), getattr(config, ours))
-    if _counts_every_choice(architecture):
-        content["router_aux_loss_coef"] = config.router_balance_weight / config.top_k
-    if (rotary := architecture.rotary) is not None:
-        parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-        content[rotary.theta_key] = config.rope_theta
-        if rotary.part != 1.0:
-            parameters["partial_rotary_factor"] = content[rotary.part_key] = 1.0
-        content["rope_parameters"] = parameters
-    extras = {
-        name: getattr(config, name)
-        for name in _extra_fields(architecture)
-        if getattr(config, name) != getattr(_DEFAULTS, name)
-    }
-    if extras or record:
-        content[EXTRAS] = {"model": extras, "record": dict(record)}
-    return content
-
-
-def holds(architecture: Architecture, config: ModelConfig) -> bool:
-    """Whether the architecture has a model of this shape: what it would write reads back the same."""
-    if architecture.heads_divide_width and config.d_model % config.n_heads:
-        return False
-    content = config_content(architecture, config, torch.float32, {}, {})
-    try:
-        again = config_from(architecture, content, Path())
-    except UserError:
-        return False
-    close = dataclasses.replace(again, router_balance_weight=config.router_balance_weight)
-    return close == config
-
-
-_DEFAULTS = ModelConfig()
-
-
-def _counts_every_choice(architecture: Architecture) -> bool:
-    """Whether its balancing loss is `top_k` times ours: the shares of its experts sum to `top_k`, ours to one."""
-    return "router_aux_loss_coef" in architecture.names.values()
-
-
-def _extra_fields(architecture: Architecture) -> list[str]:
-    """Fields that matter in training only, or not at all, for which the architecture has no key."""
-    known = {*architecture.names, *architecture.fixed}
-    optional = [name for name in ModelConfig.__dataclass_fields__ if name.startswith("router_")]
-    return [name for name in (*optional, "top_k") if name not in known]
-
-
-def _extras(architecture: Architecture, fields: Mapping[str, Any], keys: _Keys) -> dict[str, Any]:
     extras = keys.content.get(EXTRAS)
     model = extras.get("model", {}) if isinstance(extras, dict) else {}
     if not isinstance(model, dict):
         keys.refuse(EXTRAS, extras, "model must be a mapping of fields")
-    allowed = _extra_fields(architecture)
+    allowed = architecture.extra_fields
     for name in model:
         if name not in allowed:
             keys.refuse(f"{EXTRAS}.model.{name}", model[name], f"known: {', '.join(allowed)}")
@@ -230,7 +166,7 @@ def _read(folder: Path, key: str) -> dict[str, Any]:
     return content
 
 
-def _architecture(keys: _Keys) -> Architecture:
+def _architecture(keys: ConfigKeys) -> Architecture:
     model_type = keys.get("model_type")
     found = [each for each in ARCHITECTURES if each.model_type == model_type]
     if not found:
@@ -245,7 +181,7 @@ def _architecture(keys: _Keys) -> Architecture:
     return architecture
 
 
-def _rope_theta(architecture: Architecture, keys: _Keys) -> float:
+def _rope_theta(architecture: Architecture, keys: ConfigKeys) -> float:
     """The base of the rotary frequencies, from where transformers 5 keeps it or from where others did."""
     rotary = architecture.rotary
     assert rotary is not None
@@ -267,7 +203,7 @@ def _rope_theta(architecture: Architecture, keys: _Keys) -> float:
     return theta
 
 
-def _derive_heads(fields: dict[str, Any], keys: _Keys) -> None:
+def _derive_heads(fields: dict[str, Any], keys: ConfigKeys) -> None:
     """What follows from the other sizes where it is not given."""
     heads, width = fields["n_heads"], fields["d_model"]
     if fields.get("n_kv_heads") is None:
@@ -278,7 +214,7 @@ def _derive_heads(fields: dict[str, Any], keys: _Keys) -> None:
         fields["head_dim"] = width // heads
 
 
-def _check_window(keys: _Keys, config: ModelConfig) -> None:
+def _check_window(keys: ConfigKeys, config: ModelConfig) -> None:
     """A window that no sequence is longer than does nothing."""
     window = keys.get("sliding_window")
     if window is not None and not (isinstance(window, int) and window >= config.max_seq_len):
@@ -287,44 +223,3 @@ def _check_window(keys: _Keys, config: ModelConfig) -> None:
     kinds = keys.get("layer_types")
     if kinds is not None and kinds != ["full_attention"] * config.n_layers:
         keys.refuse("layer_types", kinds, "must be null or full_attention in every layer")
-
-
-class _Keys:
-    """The keys of a `config.json`, and messages that name them."""
-
-    def __init__(
-        self, folder: Path, content: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-    ) -> None:
-        self.folder, self.content, self.defaults = folder, content, defaults or {}
-
-    def get(self, name: str) -> Any:
-        """A key's value, or what transformers takes without it."""
-        return self.content.get(name, self.defaults.get(name))
-
-    def agreeing(self, names: list[str]) -> Any:
-        """The value that all these keys have."""
-        values = [self._given(name) for name in names]
-        for name, value in zip(names, values, strict=True):
-            if value != values[0]:
-                self.refuse(name, value, f"must be as {names[0]}={values[0]}")
-        return values[0]
-
-    def _given(self, name: str) -> Any:
-        value = self.get(name)
-        if value is None and name not in DERIVED:
-            value = self.defaults.get(name)
-            if value is None:
-                self.refuse(name, None, "must be given")
-        return value
-
-    def must_be(self, name: str, allowed: tuple[Any, ...]) -> None:
-        """Check a key that only some values are known of."""
-        value = self.get(name)
-        if not any(value == each and type(value) is type(each) for each in allowed):
-            words = " or ".join("null" if each is None else str(each) for each in allowed)
-            self.refuse(name, value, f"must be {words}")
-
-    def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
-        """Raise the error about a key."""
-        shown = "null" if value is None else value
-        raise UserError(f"{self.folder / CONFIG_NAME}: {name}", shown, allowed)
