@@ -1,4 +1,4 @@
-"""Moments in 8 bits: a code for every entry and a scale for every block of 256.
+"""Moments in 8 bits: a code for every entry and a scale for every block of them.
 
 Dettmers et al. 2021 (arXiv 2110.02861) in torchao's form and arithmetic, to the bit, so that moments can grow, in
 memory and on disk, where torchao is not installed. In an optimizer's state, codes are under the moment's own name
@@ -15,8 +15,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-BLOCK = 256
-"""Entries that share a scale: neighbours in the flattened tensor."""
+BLOCKS = (256, 128, 64)
+"""Entries that share a scale, neighbours in the flattened tensor: the first of these that divides it. torchao alone
+has 256; smaller ones are for vocabularies of odd size, GPT-2's among them."""
 SMALLEST = 4096
 """Entries of the smallest tensor whose moments are held in 8 bits."""
 LEAST_SCALE = 1e-12
@@ -28,7 +29,13 @@ AT_ONCE = 2**18
 def fits_eight_bits(shape: Sequence[int]) -> bool:
     """Whether a tensor's moments are held in 8 bits: it is large enough, and whole blocks."""
     entries = math.prod(shape)
-    return entries >= SMALLEST and entries % BLOCK == 0
+    return entries >= SMALLEST and entries % BLOCKS[-1] == 0
+
+
+def scales_in(shape: Sequence[int]) -> int:
+    """How many scales a tensor has that fits: one per block."""
+    entries = math.prod(shape)
+    return entries // next(block for block in BLOCKS if entries % block == 0)
 
 
 def scale_of(entry: str) -> str:
@@ -66,7 +73,7 @@ def quantise(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
         Codes of the moment's shape (uint8), and scales, one per block (fp32).
     """
     codes = torch.empty(moment.shape, dtype=torch.uint8, device=moment.device)
-    scale = torch.empty(moment.numel() // BLOCK, device=moment.device)
+    scale = torch.empty(scales_in(moment.shape), device=moment.device)
     quantise_into(codes, scale, moment, signed)
     return codes, scale
 
@@ -74,8 +81,9 @@ def quantise(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 def quantise_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) -> None:
     """As `quantise`, into tensors that exist."""
     values = dynamic_map(signed, moment.device)
-    blocks, held, flat = codes.view(-1, BLOCK), moment.reshape(-1, BLOCK), scale.view(-1, 1)
-    for part in _parts(len(flat)):
+    flat = scale.view(-1, 1)
+    blocks, held = codes.view(len(flat), -1), moment.reshape(len(flat), -1)
+    for part in _parts(blocks):
         largest = held[part].abs().amax(-1, keepdim=True).clip(LEAST_SCALE)
         ratio = held[part] / largest
         below = torch.bucketize(ratio, values, right=True, out_int32=True).sub_(1).clamp_(min=0)
@@ -90,12 +98,14 @@ def dequantise(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
     """The moment that codes and scales stand for, fp32, in the codes' shape."""
     values = dynamic_map(signed, codes.device)
     moment = torch.empty(codes.shape, device=codes.device)
-    blocks, made, flat = codes.view(-1, BLOCK), moment.view(-1, BLOCK), scale.view(-1, 1)
-    for part in _parts(len(flat)):
+    flat = scale.view(-1, 1)
+    blocks, made = codes.view(len(flat), -1), moment.view(len(flat), -1)
+    for part in _parts(blocks):
         torch.mul(values[blocks[part].int()], flat[part], out=made[part])
     return moment
 
 
-def _parts(blocks: int) -> Iterator[slice]:
-    step = AT_ONCE // BLOCK
-    return (slice(start, start + step) for start in range(0, blocks, step))
+def _parts(blocks: Tensor) -> Iterator[slice]:
+    count, size = blocks.shape
+    step = AT_ONCE // size
+    return (slice(start, start + step) for start in range(0, count, step))

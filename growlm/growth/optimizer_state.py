@@ -13,19 +13,18 @@ How `exact` and `asymmetric` scale the steps: `growlm/training/step_scaling.py`.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
 from growlm.growth.eight_bit import (
-    BLOCK,
     dequantise,
     fits_eight_bits,
     quantise,
     quantise_into,
     scale_of,
+    scales_in,
 )
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.factors import Factors, as_originals, no_factors, original_entries
@@ -178,7 +177,7 @@ def state_shapes(entries: Collection[str], shape: tuple[int, ...]) -> dict[str, 
         elif entry not in SCALES:
             found[entry] = () if entry == "step" else shape
             if scale_of(entry) in entries and fits_eight_bits(shape):
-                found[scale_of(entry)] = (math.prod(shape) // BLOCK,)
+                found[scale_of(entry)] = (scales_in(shape),)
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growlm.errors import UserError
-from growlm.growth.eight_bit import BLOCK, dynamic_map, fits_eight_bits, scale_of
+from growlm.growth.eight_bit import dynamic_map, fits_eight_bits, scale_of, scales_in
 
 NAME = "adamw_8bit"
 VERSION = "0.18."
@@ -70,7 +70,7 @@ class AdamW8bit(Optimizer):
 
     State is in plain tensors: codes of the parameter's shape, scales, and a step (`growlm/growth/eight_bit.py`).
     torchao compiles its step for every shape that it meets, some ten seconds each on a CPU. There it is handed
-    large tensors in flat parts of three sizes, so that the same three kernels step every model, and what they need
+    large tensors in flat parts of three sizes, so that the same few kernels step every model, and what they need
     on the way stays in the cache; blocks are the same, and so is the result.
 
     Args:
@@ -150,7 +150,8 @@ class AdamW8bit(Optimizer):
 
     def _part(self, state: dict[str, Tensor], entry: str, part: slice) -> Tensor:
         codes, scale, signed = state[entry], state[scale_of(entry)], MOMENTS[entry]
-        blocks = slice(part.start // BLOCK, part.stop // BLOCK)
+        block = codes.numel() // scale.numel()
+        blocks = slice(part.start // block, part.stop // block)
         values = dynamic_map(signed, codes.device)
         return self._held(codes.view(-1)[part], scale[blocks], values, signed, dtype=torch.float32)
 
@@ -160,7 +161,7 @@ def _zeros(parameter: Tensor) -> dict[str, Tensor]:
     state = {"step": torch.tensor(0.0)}
     for entry in MOMENTS:
         state[entry] = torch.zeros_like(parameter, dtype=torch.uint8)
-        state[scale_of(entry)] = torch.zeros(parameter.numel() // BLOCK, device=parameter.device)
+        state[scale_of(entry)] = torch.zeros(scales_in(parameter.shape), device=parameter.device)
     return state
 
 

@@ -9,7 +9,6 @@ from tiny_models import EXPERTS, tiny_config
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow_moments, plan_growth
 from growlm.growth.eight_bit import (
     AT_ONCE,
-    BLOCK,
     LEAST_SCALE,
     dequantise,
     dynamic_map,
@@ -27,6 +26,9 @@ def torchao():
     from torchao.optim import quant_utils, subclass_8bit
 
     return subclass_8bit.OptimState8bit, quant_utils
+
+
+BLOCK = 256
 
 
 def moments(seed, blocks, exponent, signed):
@@ -154,7 +156,7 @@ def test_growing_in_8_bits_is_growing_what_they_stand_for(operators, mode):
 
 def test_shapes_are_those_of_what_is_grown():
     config = tiny_config(d_model=64, head_dim=16, d_ff=128, vocab_size=128, **EXPERTS)
-    growth_map = plan_growth(config, [Widen(d_model=68, n_heads=5)])
+    growth_map = plan_growth(config, [Widen(d_model=67, n_heads=5)])
     held = eight_bit_states(config)
     entries = {name: set(state) for name, state in held.items()}
     grown = grow_moments(growth_map, held, "carry")
@@ -185,6 +187,19 @@ def test_moments_are_changed_in_place():
     assert torch.allclose(plain_moment(state, "exp_avg_sq"), 4 * before["exp_avg_sq"])
     changed, expected = plain_moment(state, "exp_avg"), -2 * before["exp_avg"]
     assert (changed - expected).abs().max() <= 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("shape", "block"), [((17, 256), 256), ((33, 128), 128), ((257, 64), 64)])
+def test_blocks_are_smaller_where_256_do_not_divide(torchao, shape, block):
+    moment = torch.randn(shape)
+    codes, scale = quantise(moment, True)
+    theirs = torchao[0].zeros(shape, True, block)
+    theirs.copy_(moment)
+    assert torch.equal(theirs.codes, codes)
+    assert torch.equal(theirs.scale, scale)
+    assert torch.equal(theirs.dequantize(), dequantise(codes, scale, True))
+    assert fits_eight_bits(shape)
+    assert not fits_eight_bits((shape[0], block - 1))
 
 
 def test_scales_without_their_moment_are_no_state():
