@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 BLOCKS = (256, 128, 64)
-"""Entries that share a scale, neighbours in the flattened tensor: the first of these that divides it. torchao alone
-has 256; smaller ones are for vocabularies of odd size, GPT-2's among them."""
+"""Entries that share a scale, neighbours in the flattened tensor: the first of these that divides it. torchao has
+256 alone; smaller ones are for vocabularies of odd size, GPT-2's among them."""
 SMALLEST = 4096
 """Entries of the smallest tensor whose moments are held in 8 bits."""
 LEAST_SCALE = 1e-12
