@@ -27,7 +27,7 @@ VERSION = "0.18."
 """Of torchao, whose tensors are built here and whose messages are known here."""
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Whether each has negative entries."""
-PARTS = (65_536, 16_384, 4096)
+PARTS = (262_144, 16_384, 4096)
 """Entries that are stepped at once on a CPU."""
 
 

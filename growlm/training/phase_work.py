@@ -53,8 +53,9 @@ class PhaseWork:
 
 CLIP_TRAFFIC = 3
 """Times that clipping reads or writes every gradient."""
-EIGHT_BIT_TIMES = 50
-"""Times that torchao's 8-bit step takes as long as AdamW's fused one on a CPU: 30 to 60 seen on one thread."""
+EIGHT_BIT_TIMES = 30
+"""Times that torchao's 8-bit step takes as long as AdamW's fused one on two threads; 50 on one
+(`scripts/bench_eight_bit.py`)."""
 TWIN_TRAFFIC = 12
 """Times that the symmetry check reads or writes every weight and gradient."""
 
