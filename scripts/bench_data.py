@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from growlm.data.corpora import embedded_documents, text_documents
 from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
 from growlm.data import PackedDataModule, PackedSamples, load_tokenizer, prepare_data
-from growlm.data.corpora import embedded_documents, text_documents
 from growlm.errors import UserError
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine

@@ -16,9 +16,9 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+from growlm.data.corpora import embedded_documents
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from growlm.data.corpora import embedded_documents
 from growlm.data.tokenizers import EMBEDDED_FILE, EMBEDDED_PATTERN
 
 NUM_RANKS = 1023

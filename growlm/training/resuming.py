@@ -30,6 +30,7 @@ AUTO = "auto"
 HARMLESS = (
     "callbacks.sample_",
     "checkpoint.",
+    "data.cache",
     "data.path",  # the text itself is compared
     "logger.",
     "resume",
@@ -42,6 +43,13 @@ HARMLESS = (
     "trainer.on_nonfinite",
 )
 """What may differ when a run goes on: how these keys begin. They change no weight and no row of the history."""
+DATA_KEYS = {
+    "embedded": "data.source",
+    "text": "data.path",
+    "huggingface": "data.name",
+    "mixture": "data.sources",
+}
+"""What says which documents are read."""
 
 
 def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -93,8 +101,11 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     """
     begun = folder.circumstances
     if now.data != begun.data:
-        source = config.data.path or config.data.source
-        raise UserError("data.path", source, "holds other text than when the run began")
+        data = config.data
+        source = data.path or data.name or ", ".join(data.sources) or data.source
+        how = " (files that are streamed are told by name, size and time of change)"
+        allowed = f"holds other text than when the run began{how if data.streaming else ''}"
+        raise UserError(DATA_KEYS[data.source], source, allowed)
     for key in ("accelerator", "precision"):
         if (old := getattr(begun, key)) != (new := getattr(now, key)):
             allowed = f"it began with trainer.{key}={old}, and would go on with {new}"
@@ -130,10 +141,15 @@ def newest_unfinished(config: RunConfig) -> Path | None:
     return None
 
 
+def is_path(key: str) -> bool:
+    """Whether a setting says where the text of a mixture's source is; the text itself is compared."""
+    return key.startswith("data.sources.") and key.endswith(".path")
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """The settings that differ and matter, as `key=old -> new`."""
     before, after = dict(flat(asdict(old))), dict(flat(asdict(new)))
-    keys = [key for key in before | after if not key.startswith(HARMLESS)]
+    keys = [key for key in before | after if not key.startswith(HARMLESS) and not is_path(key)]
     return [
         f"{key}={before.get(key)} -> {after.get(key)}"
         for key in keys
