@@ -23,11 +23,13 @@ FREE_TEXT = (
     "data.path",
     "hydra.run.dir",
     "hydra.sweep.dir",
+    "model.path",
     "new",
     "old",
     "out",
     "resume",
     "run_dir",
+    "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
 FREE_TEXT_OF_SOURCES = re.compile(r"data\.sources\.[\w-]+\.(name|path)")

@@ -50,7 +50,7 @@ def plan(arguments: list[str]) -> int:
 
     config = with_baseline(config, tell)
     machine = find_machine(config.trainer)
-    vocab_size = load_tokenizer(config.tokenizer.name).vocab_size
+    vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
     table = forecast(config, make_plan(config, vocab_size), machine)
     speed = calibration(machine, tell, anew=own["calibrate"] == "true")
     figures = table.to_json(speed)

@@ -16,10 +16,10 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from growlm.data.corpora import embedded_documents
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from growlm.data.tokenizers import EMBEDDED_FILE, EMBEDDED_PATTERN
+from growlm.data import embedded_documents
+from growlm.data.tiktoken_encodings import EMBEDDED_FILE, EMBEDDED_PATTERN
 
 NUM_RANKS = 1023
 DEFAULT_OUT = Path(__file__).parents[1] / "growlm" / "data" / EMBEDDED_FILE

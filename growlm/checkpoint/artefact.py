@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
-from growlm.checkpoint.tensor_files import Entry, TensorFiles, flush, write_tensors
+from growlm.checkpoint.tensor_files import INDEX, Entry, TensorFiles, flush, write_tensors
 from growlm.errors import DiskError, UserError
 from growlm.growth.optimizer_state import State
 from growlm.limits import check_types
@@ -36,6 +36,7 @@ def save_model(
     folder: Path,
     record: dict[str, Any],
     states: Mapping[str, State] | None = None,
+    files: Iterable[Path] = (),
 ) -> None:
     """Write a model.
 
@@ -44,6 +45,7 @@ def save_model(
         folder: Made; must not exist.
         record: What else to remember (phase, step, tokenizer ...), plain JSON values.
         states: The optimizer's, by parameter name, if they are to be kept.
+        files: Copied beside the weights.
 
     Raises:
         FileExistsError: If the folder exists.
@@ -53,6 +55,7 @@ def save_model(
         digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
         if states is not None:
             digests |= write_named(partial, OPTIMIZER, flat_states(states))
+        copy_files(files, partial)
         write_config(partial, model.config, record)
 
 
@@ -60,6 +63,20 @@ def write_named(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> dict[
     """`write_tensors` for tensors that are there already."""
     entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
     return write_tensors(folder, stem, entries, tensors.__getitem__)
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy files as they are; links are followed."""
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def other_files(folder: Path) -> list[Path]:
+    """What a checkpoint has beside model, optimizer and manifest: its tokenizer."""
+    ours = (CONFIG_NAME, MANIFEST)
+    tensors = (".safetensors", INDEX)
+    found = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return [p for p in found if p.name not in ours and not p.name.endswith(tensors)]
 
 
 def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
@@ -150,13 +167,19 @@ def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, di
     return read_model(config, TensorFiles(folder, WEIGHTS, key)), record
 
 
-def read_model(config: ModelConfig, files: TensorFiles, in_memory: bool = False) -> TransformerLM:
+def read_model(
+    config: ModelConfig,
+    files: TensorFiles,
+    in_memory: bool = False,
+    dtype: torch.dtype | None = None,
+) -> TransformerLM:
     """A model of this config with these weights.
 
     Args:
         config: Checked.
         files: Of the weights.
         in_memory: Copy the weights at once, so that nothing stays mapped from the files.
+        dtype: Convert floating-point weights to it, in memory then.
 
     Raises:
         UserError: If weights and config do not agree.
@@ -168,8 +191,14 @@ def read_model(config: ModelConfig, files: TensorFiles, in_memory: bool = False)
         model = TransformerLM(config)
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     check_shapes(files, shapes, files.key)
-    read = {name: files.read(name) for name in files.names}
-    weights = {name: t.clone() if in_memory else t for name, t in read.items()}
+    weights = {}
+    for name in files.names:
+        tensor = files.read(name)
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype, copy=in_memory)
+        elif in_memory:
+            tensor = tensor.clone()
+        weights[name] = tensor
     model.load_state_dict(weights, assign=True)
     return model
 

@@ -15,7 +15,9 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
+    copy_files,
     new_folder,
+    other_files,
     read_config,
     write_config,
 )
@@ -89,6 +91,7 @@ def grow_checkpoint(
             digests |= write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
         grown_from = {"operators": operators_as_data(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
+        copy_files(other_files(source), partial)
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
     return growth_map
 

@@ -1,6 +1,6 @@
 """The state of a run on disk: a model's folder, and beside the model all that training goes on from.
 
-`resume/<global step>/` holds what `artefact.py` writes, and
+`resume/<global step>/` (`state_folder`) holds what `artefact.py` writes, and
 
     state.json              where the run stands, plain JSON
     progress.safetensors    sums and random states
@@ -49,7 +49,7 @@ KEY = "resume"
 
 
 def write_state(
-    resume_dir: Path,
+    folder: Path,
     global_step: int,
     model: TransformerLM,
     states: Mapping[str, State],
@@ -60,8 +60,8 @@ def write_state(
     """Write a state and let go of all but the newest two.
 
     Args:
-        resume_dir: Of the run.
-        global_step: Steps of the run; the state's name.
+        folder: Of the state, from `state_folder`.
+        global_step: Steps of the run.
         model: Its weights, straight from memory.
         states: The optimizer's, by parameter name.
         tensors: What else is a tensor.
@@ -71,7 +71,7 @@ def write_state(
     Raises:
         DiskError: If it cannot be written; the states before it stay.
     """
-    with new_folder(state_folder(resume_dir, global_step)) as (partial, digests):
+    with new_folder(folder) as (partial, digests):
         digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
         digests |= write_named(partial, OPTIMIZER, flat_states(states))
         digests |= write_named(partial, PROGRESS, tensors)
@@ -79,13 +79,20 @@ def write_state(
         if callbacks:
             torch.save(dict(callbacks), partial / CALLBACKS)
         write_config(partial, model.config, {"global_step": global_step})
-    for old in state_folders(resume_dir)[:-KEPT]:
+    for old in state_folders(folder.parent)[:-KEPT]:
         shutil.rmtree(old)
 
 
-def state_folder(resume_dir: Path, global_step: int) -> Path:
-    """The state after so many steps of the run."""
-    return resume_dir / f"{global_step:09d}"
+def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None = None) -> Path:
+    """Where a state goes; names sort as the states follow each other.
+
+    Args:
+        resume_dir: Of the run.
+        global_step: Steps of the run.
+        untrained_phase: Index of the phase, if it has no steps and so ends where the one before it ended.
+    """
+    suffix = "" if untrained_phase is None else f"-{untrained_phase:03d}"
+    return resume_dir / f"{global_step:09d}{suffix}"
 
 
 def state_folders(resume_dir: Path) -> list[Path]:

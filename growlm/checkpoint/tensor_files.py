@@ -25,7 +25,7 @@ from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json
 from growlm.errors import DiskError, UserError
 
 SHARD_BYTES = 5 * 10**9
-_INDEX = ".safetensors.index.json"
+INDEX = ".safetensors.index.json"
 TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -97,7 +97,7 @@ def write_tensors(
         places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
         total = sum(entry.nbytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / f"{stem}{_INDEX}").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
     return digests
 
 
@@ -207,7 +207,7 @@ class TensorFiles:
     @staticmethod
     def exist(folder: Path, stem: str) -> bool:
         """Whether there are any."""
-        return any((folder / f"{stem}{end}").is_file() for end in (".safetensors", _INDEX))
+        return any((folder / f"{stem}{end}").is_file() for end in (".safetensors", INDEX))
 
     @property
     def names(self) -> list[str]:
@@ -234,7 +234,7 @@ class TensorFiles:
     def _files(self) -> list[Path]:
         single, index = (
             self.folder / f"{self.stem}.safetensors",
-            self.folder / f"{self.stem}{_INDEX}",
+            self.folder / f"{self.stem}{INDEX}",
         )
         if single.is_file():
             return [single]

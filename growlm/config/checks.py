@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
@@ -40,6 +39,9 @@ def check_config(config: RunConfig) -> None:
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
     _check_data(config.data)
+    if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
+        allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
+        raise UserError("tokenizer.path", config.tokenizer.path, allowed)
     _check_optimizer(config.optimizer)
     _check_max_time(config.trainer.max_time)
     if not config.phases:
@@ -51,11 +53,12 @@ def check_config(config: RunConfig) -> None:
                 "phases", repr(name), "a phase's name may hold letters, digits, '_' and '-'"
             )
         _check_phase(f"phases.{name}", phase, is_first=index == 0)
-        _check_optimizer_state(f"phases.{name}", phase, config.optimizer, is_first=index == 0)
+        begins_anew = index == 0 and config.model.path is None
+        _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, begins_anew)
         for key in ("save_initial_as", "save_as"):
             _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
     # The tokenizer is not known yet; no operator minds the vocabulary.
-    grown_models(config, replace(config.model, vocab_size=config.model.vocab_size or 1))
+    grown_models(config, config.model.shape(vocab_size=1))
 
 
 def grown_models(config: RunConfig, model: ModelConfig) -> list[tuple[list[Operator], ModelConfig]]:
@@ -160,11 +163,15 @@ def _check_optimizer(settings: OptimizerConfig) -> None:
 
 
 def _check_optimizer_state(
-    path: str, phase: PhaseConfig, optimizer: OptimizerConfig, is_first: bool
+    path: str, phase: PhaseConfig, optimizer: OptimizerConfig, is_first: bool, begins_anew: bool
 ) -> None:
     key, mode = f"{path}.optimizer_state", phase.optimizer_state
-    if is_first and mode != "carry":
+    if begins_anew and mode != "carry":
         raise UserError(key, mode, "the first phase has no state to take over; leave it at carry")
+    if is_first and mode not in ("carry", "reset"):
+        raise UserError(
+            key, mode, "the first phase grows nothing; carry or reset what is in model.path"
+        )
     refused = {
         ("exact", "adafactor"): "it steps by the size of the whole tensor, not entry by entry",
         ("exact", "muon"): "it orthogonalises whole matrices, in bf16",

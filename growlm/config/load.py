@@ -10,11 +10,12 @@ from typing import TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
+from growlm.config.starting_model import fill_from_folder
 from growlm.errors import UserError
 from growlm.limits import check_limits
 
@@ -36,7 +37,11 @@ def config_folder() -> Path:
 
 def register_schema() -> None:
     """Make the schema known to Hydra, so that wrong keys and types are refused where they are written."""
-    ConfigStore.instance().store(name=SCHEMA_NAME, node=RunConfig)
+    schema = OmegaConf.structured(RunConfig)
+    for name in schema.model:
+        if name != "path":  # the group's files say it, or else the folder of model=pretrained
+            schema.model[name] = MISSING
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
 def load_config(*overrides: str) -> RunConfig:
@@ -88,7 +93,9 @@ def typed_config(composed: DictConfig) -> RunConfig:
             `${growth.scale_factor}`, the one referred to.
     """
     refuse_unknown_keys(composed)
+    composed = composed.copy()
     try:
+        fill_from_folder(composed.model)
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         raise UserError(

@@ -6,7 +6,7 @@ composed config into a `RunConfig`, and everything after that handles dataclasse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -18,6 +18,20 @@ from growlm.growth.upcycle import Upcycle
 from growlm.growth.widen import Widen
 from growlm.limits import limits
 from growlm.model.config import ModelConfig
+
+
+@dataclass
+class StartingModel(ModelConfig):
+    """Group `model`: the first phase's model, new or one that was trained."""
+
+    path: str | None = None
+    """`model=pretrained`: a Hugging Face folder, or a checkpoint of ours. Its shape is the model's."""
+
+    def shape(self, vocab_size: int) -> ModelConfig:
+        """The model, where the vocabulary has so many tokens unless the config says otherwise."""
+        fields = asdict(self)
+        del fields["path"]
+        return ModelConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 
 
 @dataclass
@@ -83,8 +97,13 @@ class DataConfig(SourceConfig):
 class TokenizerConfig:
     """Group `tokenizer`: text to numbers."""
 
-    name: str = field(default="embedded", metadata=limits(choices=("embedded", "gpt2", "bytes")))
-    """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte."""
+    name: str = field(
+        default="embedded", metadata=limits(choices=("embedded", "gpt2", "bytes", "huggingface"))
+    )
+    """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte; `huggingface`:
+    of a folder."""
+    path: str | None = None
+    """For `huggingface`: the folder, with `tokenizer.json`."""
 
 
 OPTIMIZER_SETTINGS = {
@@ -293,8 +312,9 @@ class GrowSpec:
 class PhaseConfig:
     """One phase: grow (unless it is the first), then train."""
 
-    steps: int | None = field(default=None, metadata=limits(minimum=1))
-    """Optimizer steps. Give one of `steps`, `tokens`, `flops`."""
+    steps: int | None = field(default=None, metadata=limits(minimum=0))
+    """Optimizer steps. Give one of `steps`, `tokens`, `flops`. With 0 the phase grows the model, checks and
+    saves it, and trains nothing."""
     tokens: float | None = field(default=None, metadata=limits(minimum=1))
     """Tokens to train on; rounded up to whole steps."""
     flops: float | None = field(default=None, metadata=limits(minimum=1))
@@ -334,7 +354,7 @@ class RunConfig:
     resume: str | None = None
     """Folder of a stopped run to go on with. `auto`: the newest unfinished run with these settings, in `run_dir`
     or below outputs/, or a new run if there is none."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: StartingModel = field(default_factory=StartingModel)
     """The first phase's model."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

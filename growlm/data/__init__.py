@@ -8,7 +8,7 @@ from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut
 from growlm.data.packing import HeldOutSamples, PackedSamples, phase_indices
 from growlm.data.prepare import DataListener, RunData, open_data, open_sources, prepare_data
-from growlm.data.sources import EmbeddedStories, Source, TextFiles
+from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
 from growlm.data.stories import story
 from growlm.data.streaming import StreamedSamples
 from growlm.data.text_files import find_text_files
@@ -30,6 +30,7 @@ __all__ = [
     "TextFiles",
     "TokenizedCorpus",
     "Tokenizer",
+    "embedded_documents",
     "find_text_files",
     "load_tokenizer",
     "open_data",

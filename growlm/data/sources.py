@@ -95,6 +95,11 @@ class EmbeddedStories(Source):
         return ["embedded", _stories_digest(), self.seed, self.count]
 
 
+def embedded_documents(seed: int, count: int) -> Iterator[str]:
+    """The first `count` stories of the embedded corpus."""
+    return EmbeddedStories(seed, count).read()
+
+
 @cache
 def _stories_digest() -> str:
     modules = sorted(Path(__file__).parent.glob("stor*.py"))

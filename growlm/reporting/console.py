@@ -132,10 +132,11 @@ class ConsoleReporter(RunListener):
     def phase_finished(self, summary: PhaseSummary) -> None:
         """The sample."""
         self.progress.stop()
+        speed = summary.tokens_per_second
         self.console.print(
             f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
-            f"{summary.tokens_per_second:,.0f} tokens/s, "
-            f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
+            + ("" if speed is None else f"{speed:,.0f} tokens/s, ")
+            + f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
         )
         if summary.router_check is not None:
             print_checks(self.console, {"router_lock": summary.router_check})
@@ -161,9 +162,7 @@ class ConsoleReporter(RunListener):
                 phase.name,
                 millions(phase.total_parameters),
                 millions(phase.active_parameters),
-                f"{phase.first_loss:.4f}",
-                f"{phase.final_loss:.4f}",
-                f"{phase.first_loss - phase.final_loss:.4f}",
+                *_losses(phase),
                 f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
                 jump,
             )
@@ -190,6 +189,13 @@ class ConsoleReporter(RunListener):
         for phase in samples:
             grid.add_row(Text(phase.name, style="bold"), Text(" ".join(phase.sample.split())))
         self.console.print(grid)
+
+
+def _losses(phase: PhaseSummary) -> tuple[str, str, str]:
+    first, last = phase.first_loss, phase.final_loss
+    if first is None or last is None:
+        return "–", "–", "–"
+    return f"{first:.4f}", f"{last:.4f}", f"{first - last:.4f}"
 
 
 def _state_note(boundary: BoundaryRecord) -> str:

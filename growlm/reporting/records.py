@@ -95,9 +95,9 @@ class PhaseSummary:
     """In this phase."""
     flops: int
     """In this phase."""
-    first_loss: float
-    """Training loss of the first step."""
-    final_loss: float
+    first_loss: float | None
+    """Training loss of the first step; None for a phase without steps."""
+    final_loss: float | None
     """Training loss of the last step."""
     initial_val_loss: float
     """Validation loss before the first step."""
@@ -105,8 +105,8 @@ class PhaseSummary:
     """Validation loss after the last step."""
     wall_time_s: float
     """Of the whole phase: growth, checks, training, validation."""
-    tokens_per_second: float
-    """Of the training steps alone."""
+    tokens_per_second: float | None
+    """Of the training steps alone; None without any."""
     peak_memory_bytes: int
     """Largest resident memory of the process during the phase, growth included."""
     sample: str

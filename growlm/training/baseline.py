@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from growlm.config.checks import check_config
-from growlm.config.schema import RunConfig
+from growlm.config.schema import RunConfig, StartingModel
 from growlm.data import load_tokenizer
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
@@ -33,8 +33,11 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     if kind == "none" or config.baseline.of is not None:
         return config
     check_config(config)
-    plan = make_plan(config, load_tokenizer(config.tokenizer.name).vocab_size)
+    plan = make_plan(
+        config, load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
+    )
     phase = plan.phases[-1 if kind == "scratch" else 0]
+    path = None if kind == "scratch" else config.model.path
     settings = replace(
         phase.settings,
         steps=_steps_begun_with(config)
@@ -48,7 +51,7 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     return replace(
         config,
         name=f"{config.name}_{kind}",
-        model=phase.model,
+        model=StartingModel(**asdict(phase.model), path=path),
         phases={phase.name: settings},
         baseline=replace(config.baseline, of=config.name),
     )

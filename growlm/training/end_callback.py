@@ -27,6 +27,7 @@ class ArtefactCallback(Callback):
         phase: The phase.
         folder: Of all artefacts.
         record: What to write beside the config.
+        tokenizer_files: What goes into every artefact beside its weights.
         seed: Of the run, and so of the growth.
         keeps_optimizer: Whether `save_as` keeps the optimizer's state too.
         tell: Called with an artefact's name before it is written.
@@ -37,11 +38,13 @@ class ArtefactCallback(Callback):
         phase: PlannedPhase,
         folder: Path,
         record: dict[str, Any],
+        tokenizer_files: Sequence[Path],
         seed: int,
         keeps_optimizer: bool,
         tell: Callable[[str], None],
     ) -> None:
         self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
+        self.tokenizer_files = tokenizer_files
         self.seed, self.keeps_optimizer = seed, keeps_optimizer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,7 +82,8 @@ class ArtefactCallback(Callback):
             return
         self.tell(name)
         record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
-        save_model(pl_module.model, self.folder / name, record, states)
+        files = self.tokenizer_files
+        save_model(pl_module.model, self.folder / name, record, states, files)
 
 
 def forget_artefacts(

@@ -9,12 +9,12 @@ import torch
 from growlm.config.schema import RunConfig
 from growlm.growth.engine import table_of
 from growlm.growth.grow import plan_growth
-from growlm.growth.optimizer_state import FACTORED, state_shapes
+from growlm.growth.optimizer_state import state_shapes
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine
-from growlm.training.optimizer import maps_inside
+from growlm.training.optimizer import state_entries
 from growlm.training.plan import Plan, PlannedPhase
 
 BYTES = 4
@@ -22,11 +22,6 @@ BYTES = 4
 LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
 """Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
 libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
-OPTIMIZER_ENTRIES = {
-    "adamw": ("exp_avg", "exp_avg_sq"),
-    "sgd": ("momentum_buffer",),
-    "adafactor": FACTORED,
-}
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,8 @@ def footprint(
     # gradients of earlier passes are there all the time.
     apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
     passes = max(work.peak, weights, work.forward_peak + weights if apart else 0)
+    if not phase.steps:
+        passes = work.forward_peak
     scaled = weights if phase.settings.optimizer_state == "asymmetric" and before else 0
     growth_peak = 0
     if before is not None:
@@ -110,7 +107,7 @@ def footprint(
         gradients=weights,
         optimizer=optimizer,
         activations=work.activations,
-        training_peak=weights + optimizer + max(passes, weights + scaled),
+        training_peak=weights + optimizer + max(passes, weights + scaled if phase.steps else 0),
         growth_peak=growth_peak,
         disk=disk,
         libraries=LIBRARY_BYTES[phase.model.is_moe] if on_cpu else 0,
@@ -138,11 +135,8 @@ def least_bytes(config: RunConfig, phase: PlannedPhase) -> int:
 
 def optimizer_bytes(config: ModelConfig, name: str) -> int:
     """What an optimizer remembers of a model."""
-    total = 0
-    for row in table_of(config, TransformerLM).values():
-        kind = name
-        if name == "muon":
-            kind = "sgd" if maps_inside(row.label) else "adamw"
-        shapes = state_shapes(OPTIMIZER_ENTRIES[kind], row.shape)
+    entries, total = state_entries(config, name), 0
+    for parameter, row in table_of(config, TransformerLM).items():
+        shapes = state_shapes(entries[parameter], row.shape)
         total += BYTES * sum(torch.Size(shape).numel() for shape in shapes.values())
     return total

@@ -11,8 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growlm.config.schema import OptimizerConfig
-from growlm.growth.optimizer_state import State, state_shapes
+from growlm.growth.engine import table_of
+from growlm.growth.optimizer_state import FACTORED, State, state_shapes
 from growlm.model.axes import Label, Role, axes_table
+from growlm.model.config import ModelConfig
+from growlm.model.transformer import TransformerLM
 from growlm.training.muon import MuonAdamW
 
 
@@ -49,6 +52,24 @@ def maps_inside(label: Label) -> bool:
     """Whether a parameter is a matrix, or a stack of them, between two axes inside the model: Muon's kind."""
     to_vocabulary = label.has(Role.WRITES, "vocabulary")
     return label.has(Role.READS) and label.has(Role.WRITES) and not to_vocabulary
+
+
+STATE_ENTRIES = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "adafactor": FACTORED,
+}
+
+
+def state_entries(config: ModelConfig, name: str) -> dict[str, tuple[str, ...]]:
+    """What an optimizer remembers of each parameter of a model, beside its steps."""
+    entries = {}
+    for parameter, row in table_of(config, TransformerLM).items():
+        kind = name
+        if name == "muon":
+            kind = "sgd" if maps_inside(row.label) else "adamw"
+        entries[parameter] = STATE_ENTRIES[kind]
+    return entries
 
 
 def _adamw(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:

@@ -31,6 +31,7 @@ WITHOUT_INFLUENCE = (
     "resume",
     "reuse.",
     "run_dir",
+    "tokenizer.path",  # the tokens are in the key
     "schedule.",  # the rates themselves are in the key
     "trainer.keep_freed_memory",
     "trainer.max_time",

@@ -38,6 +38,7 @@ from growlm.training.memory import (
 from growlm.training.plan import PlannedPhase
 from growlm.training.planner import less_memory
 from growlm.training.prepare import Prepared, extra_callbacks
+from growlm.training.pretrained_callback import PretrainedCallback
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import RunFolder
@@ -145,6 +146,7 @@ class PhaseRunner:
             [
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
                 *self._beginning(phase, state, progress, users),
+                *([] if phase.steps else [_Untrained()]),
                 self._artefact_callback(phase),  # before the clock of `progress` starts
                 progress,
                 sample,
@@ -181,8 +183,13 @@ class PhaseRunner:
         if state is not None:
             scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
             return [RestoreCallback(state, scaling, progress, users)]
-        growth = [] if self.hand_off is None else [self._growth_callback(phase, self.hand_off)]
-        return [*growth, _Announce(self._phase_start(phase), self.listener)]
+        if self.hand_off is not None:
+            model_from: list[Callback] = [self._growth_callback(phase, self.hand_off)]
+        elif self.prepared.pretrained is not None:
+            model_from = [PretrainedCallback(self.prepared.pretrained, phase)]
+        else:
+            model_from = []
+        return [*model_from, _Announce(self._phase_start(phase), self.listener)]
 
     def _write_state(
         self,
@@ -208,7 +215,8 @@ class PhaseRunner:
         }
         self.listener.task_progress("writing the state to resume from", 0, None)
         start = time.perf_counter()
-        write_state(self.folder.resume_dir, global_step, model, states, tensors, record, kept)
+        folder = self.folder.state_folder(phase, record["step"])
+        write_state(folder, global_step, model, states, tensors, record, kept)
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 
@@ -236,7 +244,7 @@ class PhaseRunner:
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
             wall_time_s=seconds,
-            tokens_per_second=tokens / progress.training_seconds,
+            tokens_per_second=tokens / progress.training_seconds if tokens else None,
             peak_memory_bytes=peak_memory_bytes(),
             sample=sample,
             router_check=progress.router_check(),
@@ -249,7 +257,7 @@ class PhaseRunner:
             accelerator=self.prepared.machine.accelerator,
             devices=1,
             precision=self.prepared.machine.precision,  # type: ignore[arg-type]
-            max_steps=steps,
+            max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
             callbacks=callbacks,
@@ -267,7 +275,7 @@ class PhaseRunner:
             self.prepared.data.train,
             self.prepared.data.validation,
             first_sample=phase.first_sample + done * phase.samples_per_step,
-            num_batches=(phase.steps - done) * phase.settings.accumulate,
+            num_batches=max(1, phase.steps - done) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,
             validation_sequences=self.config.trainer.validation_sequences,
         )
@@ -326,6 +334,7 @@ class PhaseRunner:
             phase,
             self._checkpoints,
             {"tokenizer": self.config.tokenizer.name},
+            self.prepared.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),
@@ -359,6 +368,13 @@ class _Announce(Callback):
 
     def on_fit_start(self, trainer: object, pl_module: object) -> None:
         self.listener.phase_started(self.start)
+
+
+class _Untrained(Callback):
+    """A phase without steps goes through the hooks of any other."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
+        trainer.should_stop = True
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from growlm.config.checks import grown_models
 from growlm.config.schema import PhaseConfig, RunConfig
@@ -96,7 +96,7 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
 
 
 def _first_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
-    model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer_vocab_size)
+    model = config.model.shape(tokenizer_vocab_size)
     if model.vocab_size < tokenizer_vocab_size:
         raise UserError(
             "model.vocab_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
@@ -12,11 +13,14 @@ from growlm.config.build import build
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
 from growlm.data import DataListener, RunData, Tokenizer, load_tokenizer, open_data, open_sources
+from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
+from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
 from growlm.training.calibration import Calibration, calibration
 from growlm.training.hardware import Machine, find_machine
 from growlm.training.loggers import check_logger
+from growlm.training.optimizer import state_entries
 from growlm.training.plan import Plan, make_plan
 from growlm.training.planner import Forecast, check_fits, forecast
 from growlm.training.run_dir import Circumstances
@@ -29,6 +33,8 @@ class Prepared:
     config: RunConfig
     plan: Plan
     tokenizer: Tokenizer
+    pretrained: Pretrained | None
+    """Where the first phase's model comes from, if it was trained before."""
     data: RunData
     forecast: Forecast
     speed: Calibration
@@ -41,7 +47,18 @@ class Prepared:
     @property
     def circumstances(self) -> Circumstances:
         """What must be found again for the run to go on exactly."""
-        return Circumstances(self.data.identity, self.machine.accelerator, self.machine.precision)
+        return Circumstances(
+            self.data.identity,
+            self.machine.accelerator,
+            self.machine.precision,
+            None if self.pretrained is None else self.pretrained.digest,
+        )
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """What an artefact carries so that its tokenizer is there; our own are known by their names."""
+        path = self.config.tokenizer.path
+        return [] if path is None else tokenizer_files(Path(path).expanduser())
 
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
@@ -62,7 +79,8 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     machine = find_machine(config.trainer)
     check_logger(config.logger)
     extra_callbacks(config)
-    tokenizer = load_tokenizer(config.tokenizer.name)
+    tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
+    pretrained = _pretrained(config, tokenizer)
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
     check_fits(config, tokenizer.vocab_size, table)
@@ -85,9 +103,41 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         plan=plan,
         tokenizer=tokenizer,
         data=data,
+        pretrained=pretrained,
         forecast=table,
         speed=speed,
     )
+
+
+def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
+    """The first phase's model on disk.
+
+    Raises:
+        UserError: If it reads other tokens than the run's, or its optimizer's state is another optimizer's.
+    """
+    if config.model.path is None:
+        return None
+    pretrained = open_pretrained(Path(config.model.path).expanduser(), "model.path")
+    theirs = pretrained.tokenizer()
+    if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
+        path = f" tokenizer.path={pretrained.folder}" if theirs.name == "huggingface" else ""
+        allowed = (
+            f"the model in {pretrained.folder} reads other tokens: tokenizer={theirs.name}{path}"
+        )
+        raise UserError("tokenizer.name", tokenizer.name, allowed)
+    first = next(iter(config.phases.values()))
+    if first.optimizer_state == "carry":
+        _check_states(pretrained, config.optimizer.name)
+    return pretrained
+
+
+def _check_states(pretrained: Pretrained, optimizer: str) -> None:
+    expected = state_entries(pretrained.config, optimizer)
+    for name, found in pretrained.state_entries().items():
+        if found - {"step"} != set(expected[name]):
+            allowed = f"the optimizer's state there is none of optimizer={optimizer}; another optimizer begins "
+            allowed += "with optimizer_state=reset in the first phase"
+            raise UserError("model.path", pretrained.folder, allowed)
 
 
 def tell_measuring(listener: RunListener) -> None:

@@ -51,7 +51,9 @@ class ProgressCallback(Callback):
         self.validation_batches, self.validate_every = validation_batches, validate_every
         self.step = 0
         self._validated_step = -1
-        self.first_loss = self.final_loss = self.initial_val_loss = self.val_loss = float("nan")
+        self.first_loss: float | None = None
+        self.final_loss: float | None = None
+        self.initial_val_loss = self.val_loss = float("nan")
         self.training_seconds = 0.0
         self._mark, self._mark_step = 0.0, 0
         self._routers: RouterMonitor | None = None

@@ -32,6 +32,8 @@ HARMLESS = (
     "checkpoint.",
     "data.cache",
     "data.path",  # the text itself is compared
+    "model.path",  # likewise the weights
+    "tokenizer.path",  # likewise the tokens
     "logger.",
     "resume",
     "reuse.",
@@ -106,6 +108,9 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
         how = " (files that are streamed are told by name, size and time of change)"
         allowed = f"holds other text than when the run began{how if data.streaming else ''}"
         raise UserError(DATA_KEYS[data.source], source, allowed)
+    if now.weights != begun.weights:
+        allowed = "holds other weights than when the run began"
+        raise UserError("model.path", config.model.path, allowed)
     for key in ("accelerator", "precision"):
         if (old := getattr(begun, key)) != (new := getattr(now, key)):
             allowed = f"it began with trainer.{key}={old}, and would go on with {new}"

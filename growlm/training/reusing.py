@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from growlm.checkpoint.locks import LockedError
 from growlm.checkpoint.phase_cache import HISTORY, PhaseCache
-from growlm.checkpoint.run_state import RunState, state_folder
+from growlm.checkpoint.run_state import RunState
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import ReuseConfig
 from growlm.errors import UserError
@@ -150,7 +150,7 @@ class PhaseReuse:
     def _take(self, last: PlannedPhase) -> RunState | None:
         """Begin after a phase; None if its entry has gone or is damaged."""
         key = self.keys[last.index]
-        target = state_folder(self.folder.resume_dir, last.first_step + last.steps)
+        target = self.folder.state_folder(last, last.steps)
         checkpoints = self.folder.path / "checkpoints"
         try:
             origin = self.cache.take(key, target, checkpoints, checkpoints / HISTORY)
@@ -175,7 +175,7 @@ class PhaseReuse:
         settings = [p.settings for p in self.plan.phases[: phase.index + 1]]
         names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
         artefacts = [self.folder.path / "checkpoints" / name for name in names if name is not None]
-        state = state_folder(self.folder.resume_dir, phase.first_step + phase.steps)
+        state = self.folder.state_folder(phase, phase.steps)
         return self.cache.put(key, state, artefacts, history.read_bytes(), self.folder.path)
 
     def _keys_begun_with(self) -> list[str]:

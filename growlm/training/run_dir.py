@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 
 from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError, take_lock
-from growlm.checkpoint.run_state import KEY, RunState, state_folders
+from growlm.checkpoint.run_state import KEY, RunState, state_folder, state_folders
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
+from growlm.training.plan import PlannedPhase
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -33,6 +34,8 @@ class Circumstances:
     """Checksum of all tokens."""
     accelerator: str
     precision: str
+    weights: str | None = None
+    """Checksum of the weights that the first phase begins with, if they were trained before."""
 
 
 @dataclass
@@ -54,6 +57,11 @@ class RunFolder:
     def resume_dir(self) -> Path:
         """Where its states are."""
         return self.path / "resume"
+
+    def state_folder(self, phase: PlannedPhase, step: int) -> Path:
+        """Where the state after so many steps of a phase goes."""
+        untrained = None if phase.steps else phase.index
+        return state_folder(self.resume_dir, phase.first_step + step, untrained)
 
     def newest_state(self) -> tuple[RunState | None, list[UserError]]:
         """The newest whole state, and why newer ones are none; they are removed.
@@ -114,7 +122,9 @@ def open_run_folder(path: Path) -> RunFolder:
     record = read_record(path)
     if (path / SUMMARY).exists():
         raise UserError(KEY, path, "has finished; there is nothing to go on with")
-    circumstances = Circumstances(record["data"], record["accelerator"], record["precision"])
+    circumstances = Circumstances(
+        record["data"], record["accelerator"], record["precision"], record.get("weights")
+    )
     folder = RunFolder(path, record["id"], circumstances, lock_run(path))
     for half_written in (*path.glob("resume/.*.partial"), *path.glob("checkpoints/.*.partial")):
         shutil.rmtree(half_written, ignore_errors=True)

@@ -30,7 +30,7 @@ def schedule_factor(
     if schedule.name == "constant":
         return warmup
     if schedule.name == "cosine":
-        falling = 0.5 * (1 + math.cos(math.pi * phase_step / phase.steps))
+        falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.steps)))
     else:
         decay_steps = schedule.decay_fraction * plan.steps
         falling = min(1.0, (plan.steps - step) / decay_steps) if decay_steps else 1.0

@@ -38,7 +38,13 @@ def checkpoint(tmp_path):
 def state(tmp_path):
     model = build(tiny_config())
     write_state(
-        tmp_path / "resume", 3, model, {}, {"x": torch.ones(2)}, {"step": 3}, {"a": {"n": 1}}
+        tmp_path / "resume" / "000000003",
+        3,
+        model,
+        {},
+        {"x": torch.ones(2)},
+        {"step": 3},
+        {"a": {"n": 1}},
     )
     return tmp_path / "resume" / "000000003"
 

@@ -16,7 +16,7 @@ BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
     (["phases.dense.stepz=3"], "phases.dense.stepz", "did you mean steps"),
     (["phases.dense.steps=ten"], "phases.dense.steps", "Integer"),
-    (["phases.dense.steps=0"], "phases.dense.steps=0", "at least 1"),
+    (["phases.dense.steps=-1"], "phases.dense.steps=-1", "at least 0"),
     (["phases.dense.batch_size=0"], "phases.dense.batch_size=0", "at least 1"),
     (["phases.dense.accumulate=-1"], "phases.dense.accumulate=-1", "at least 1"),
     (["phases.dense.lr=0"], "phases.dense.lr=0", "greater than 0"),

@@ -4,8 +4,10 @@ import re
 
 import pytest
 
+from growlm.checkpoint import save_model
 from growlm.config import load_config
 from growlm.config.load import config_folder
+from growlm.model import TransformerLM
 from growlm.training.plan import make_plan
 
 GROUPS = {
@@ -20,9 +22,15 @@ def choices():
 
 
 @pytest.mark.parametrize(("group", "option"), choices())
-def test_every_option_composes_into_a_plan(group, option):
-    extra = ["data.path=x.txt"] if (group, option) == ("data", "text") else []
-    config = load_config(f"{group}={option}", *extra)
+def test_every_option_composes_into_a_plan(group, option, tmp_path):
+    if (group, option) == ("model", "pretrained"):
+        save_model(TransformerLM(load_config().model.shape(257)), tmp_path / "model", {})
+    needed = {
+        ("data", "text"): ["data.path=x.txt"],
+        ("model", "pretrained"): [f"model.path='{tmp_path}/model'"],
+        ("tokenizer", "huggingface"): [f"tokenizer.path='{tmp_path}'"],
+    }
+    config = load_config(f"{group}={option}", *needed.get((group, option), []))
     assert make_plan(config, 257).phases
 
 

@@ -77,7 +77,7 @@ def test_a_very_long_run_of_one_character_is_encoded(tokenizer, character):
 
 
 def test_every_embedded_id_stands_for_bytes_of_its_own():
-    tokens = [embedded._encoding.decode_single_token_bytes(i) for i in range(1023)]
+    tokens = [embedded.encoding.decode_single_token_bytes(i) for i in range(1023)]
     assert tokens[:256] == [bytes([i]) for i in range(256)]
     assert len(set(tokens)) == 1023
     for i in range(256, 1023):

@@ -5,11 +5,8 @@ import json
 from growlm.config import load_config
 from growlm.training import run_plan
 
-TINY = (
-    "model.d_model=16",
-    "model.head_dim=4",
-    "model.d_ff=32",
-    "model.n_layers=2",
+TINY_MODEL = ("model.d_model=16", "model.head_dim=4", "model.d_ff=32", "model.n_layers=2")
+TINY_PLAN = (
     "sequence_length=32",
     "tokenizer=bytes",
     "data.documents=200",
@@ -23,8 +20,17 @@ TINY = (
 )
 
 
+TINY = TINY_MODEL + TINY_PLAN
+
+
 def tiny_config(run_dir, *overrides):
     return load_config(*TINY, "logger=none", f"run_dir='{run_dir}'", *overrides)
+
+
+def config_from(folder, run_dir, *overrides):
+    """The tiny plan on a trained model."""
+    model = ("model=pretrained", f"model.path='{folder}'")
+    return load_config(*TINY_PLAN, *model, "logger=none", f"run_dir='{run_dir}'", *overrides)
 
 
 def tiny_run(run_dir, *overrides):

@@ -1,0 +1,142 @@
+"""A tokenizer out of a Hugging Face folder: `tokenizer.json`, read by the `tokenizers` library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from growlm.errors import UserError
+
+NAME = "huggingface"
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER_JSON,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "tokenizer.model",
+    "vocab.json",
+)
+"""What a folder says about its text. We read the first two and, for the end of text, `generation_config.json`; all
+are handed on, so that other tools find a checkpoint's tokenizer as it came."""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that make its tokenizer; none if it has no `tokenizer.json`."""
+    if not (folder / TOKENIZER_JSON).is_file():
+        return []
+    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+
+
+class HuggingFaceTokenizer:
+    """A `Tokenizer` from a folder's `tokenizer.json`.
+
+    Special tokens that are written in a text are plain text, as with our own tokenizers (but for a unigram model,
+    which has them among its own pieces).
+
+    Args:
+        folder: Of the file.
+        key: What the user calls the folder, for messages.
+
+    Raises:
+        UserError: If there is no such file, it cannot be read, or nothing says which token ends a text.
+    """
+
+    name = NAME
+
+    def __init__(self, folder: Path, key: str) -> None:
+        import tokenizers
+
+        self.folder = folder
+        path = folder / TOKENIZER_JSON
+        if not path.is_file():
+            allowed = f"has no {TOKENIZER_JSON} (transformers' save_pretrained of a fast tokenizer writes one)"
+            raise UserError(key, folder, allowed)
+        try:
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for a damaged file
+            raise UserError(key, path, f"cannot be read: {error}") from error
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.begin_of_text = self._prefix()
+        self.backend.encode_special_tokens = True
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        self._known = frozenset(vocabulary.values())
+        end = _end_of_text(folder, vocabulary)
+        if end is None:
+            files = "neither tokenizer_config.json nor generation_config.json"
+            allowed = f"{files} names an end of text (eos_token) that the vocabulary has"
+            raise UserError(key, folder, allowed)
+        self.end_of_text = end
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Tokenizer`."""
+        digest = hashlib.sha256(self.backend.to_str().encode())
+        digest.update(json.dumps([self.begin_of_text, self.end_of_text]).encode())
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return self.backend.encode(_encodable(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer`."""
+        texts = [_encodable(text) for text in texts]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+        pieces = []
+        for known, run in groupby(map(int, ids), key=self._known.__contains__):
+            tokens = list(run)
+            if known:
+                pieces.append(self.backend.decode(tokens, skip_special_tokens=False))
+            else:
+                pieces.append("\N{REPLACEMENT CHARACTER}" * len(tokens))
+        return "".join(pieces)
+
+    def _prefix(self) -> tuple[int, ...]:
+        """What the tokenizer's own post-processing puts before every text, as Llama's <s>."""
+        with_specials = self.backend.encode("a").ids
+        plain = self.backend.encode("a", add_special_tokens=False).ids
+        for start in range(len(with_specials) - len(plain) + 1):
+            if with_specials[start : start + len(plain)] == plain:
+                return tuple(with_specials[:start])
+        return ()
+
+
+def _end_of_text(folder: Path, vocabulary: dict[str, int]) -> int | None:
+    token = _setting(folder / "tokenizer_config.json", "eos_token")
+    if isinstance(token, dict):  # written by older versions, with flags beside it
+        token = token.get("content")
+    if isinstance(token, str) and token in vocabulary:
+        return vocabulary[token]
+    ids = _setting(folder / "generation_config.json", "eos_token_id")
+    for candidate in ids if isinstance(ids, list) else [ids]:
+        if candidate in vocabulary.values():
+            return candidate
+    return None
+
+
+def _setting(path: Path, key: str) -> Any:
+    try:
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return settings.get(key) if isinstance(settings, dict) else None
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which no UTF-8 has, as tiktoken takes them: replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,101 @@
+"""A folder with a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growlm.checkpoint.artefact import OPTIMIZER, WEIGHTS, load_states, read_config, read_model
+from growlm.checkpoint.sealed import file_digest
+from growlm.checkpoint.tensor_files import TensorFiles
+from growlm.data.tokenizers import Tokenizer, load_tokenizer
+from growlm.growth.optimizer_state import State
+from growlm.model.config import ModelConfig
+from growlm.model.transformer import TransformerLM
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What is known of a folder before any of its weights is read.
+
+    Attributes:
+        folder: The folder.
+        key: What the user calls it, for messages.
+        config: The model's shape.
+        record: What else its `config.json` says.
+    """
+
+    folder: Path
+    key: str
+    config: ModelConfig
+    record: dict[str, Any]
+
+    @cached_property
+    def weights(self) -> TensorFiles:
+        """The weights under our names, each read when it is asked for.
+
+        Raises:
+            UserError: If they are missing or damaged.
+        """
+        return TensorFiles(self.folder, WEIGHTS, self.key)
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of the weights' and the optimizer's files."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        both = "".join(f"{path.name} {file_digest(path)}\n" for path in files)
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def model(self, config: ModelConfig | None = None) -> TransformerLM:
+        """The model in fp32 and in memory of its own.
+
+        Args:
+            config: Its own, or one that differs in what changes no weight.
+
+        Raises:
+            UserError: If weights and config do not agree.
+        """
+        return read_model(config or self.config, self.weights, dtype=torch.float32, in_memory=True)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """What its tokens are; None if nothing says it.
+
+        Raises:
+            UserError: If it cannot be loaded.
+        """
+        name = self.record.get("tokenizer")
+        return None if name is None else load_tokenizer(name, self.folder, self.key)
+
+    def states(self) -> dict[str, State]:
+        """The optimizer's state by parameter name, in memory of its own; empty if none was kept."""
+        states = load_states(self.folder)
+        return {n: {e: t.clone() for e, t in state.items()} for n, state in states.items()}
+
+    def state_entries(self) -> dict[str, set[str]]:
+        """Which entries `states` has, by parameter name."""
+        entries: dict[str, set[str]] = defaultdict(set)
+        if TensorFiles.exist(self.folder, OPTIMIZER):
+            for full_name in TensorFiles(self.folder, OPTIMIZER, self.key).names:
+                name, _, entry = full_name.rpartition(".")
+                entries[name].add(entry)
+        return entries
+
+
+def open_pretrained(folder: Path, key: str) -> Pretrained:
+    """Look at a folder with a trained model.
+
+    Args:
+        folder: A checkpoint of ours.
+        key: What the user calls it, for messages.
+
+    Raises:
+        UserError: If it is none.
+    """
+    config, record = read_config(folder, key)
+    return Pretrained(folder, key, config, record)
