@@ -51,9 +51,9 @@ class FileDocuments(Iterator[str]):
     @property
     def share_read(self) -> float:
         """Of the file's bytes, between 0 and 1."""
-        if self._raw is None or self._raw.closed:
+        if self._raw is None:
             return 0.0
-        return min(1.0, self._raw.tell() / self._size)
+        return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self._size)
 
     def close(self) -> None:
         """Let go of the file, read to the end or not."""
@@ -72,42 +72,44 @@ class FileDocuments(Iterator[str]):
                     yield text
 
     def _text(self, raw: BinaryIO) -> Iterator[str]:
-        lines = self._lines(raw)
-        if self.sample_by == "document":
-            yield lines.read()
-        elif self.sample_by == "line":
-            yield from (line.rstrip("\n") for line in lines)
-        else:
-            yield from paragraphs(lines)
+        with self._lines(raw) as lines:
+            if self.sample_by == "document":
+                yield lines.read()
+            elif self.sample_by == "line":
+                yield from (line.rstrip("\n") for line in lines)
+            else:
+                yield from paragraphs(lines)
 
     def _json_lines(self, raw: BinaryIO) -> Iterator[str | None]:
-        for number, line in enumerate(self._lines(raw), start=1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise self._wrong(f"line {number} is no JSON") from None
-            if not isinstance(row, dict):
-                raise self._wrong(f"line {number} is no JSON object, one a line is needed")
-            if self.column not in row:
-                raise self._no_column(list(row), f" in line {number}")
-            yield self._checked(row[self.column], f"line {number}")
+        with self._lines(raw) as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.isspace():
+                    yield self._json_line(line, number)
+
+    def _json_line(self, line: str, number: int) -> str | None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._wrong(f"line {number} is no JSON") from None
+        if not isinstance(row, dict):
+            raise self._wrong(f"line {number} is no JSON object, one a line is needed")
+        if self.column not in row:
+            raise self._no_column(list(row), f" in line {number}")
+        return self._checked(row[self.column], f"line {number}")
 
     def _csv(self, raw: BinaryIO) -> Iterator[str | None]:
         csv.field_size_limit(sys.maxsize)  # the default refuses documents of 128 KiB
-        rows = csv.reader(self._lines(raw, newline=""), strict=True)
-        header = next(rows, [])
-        if self.column not in header:
-            raise self._no_column(header)
-        index = header.index(self.column)
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                what = f"{len(row)} fields, its header has {len(header)}"
-                raise self._wrong(f"the row that ends in line {rows.line_num} has {what}")
-            yield row[index]
+        with self._lines(raw, newline="") as lines:
+            rows = csv.reader(lines, strict=True)
+            header = next(rows, [])
+            if self.column not in header:
+                raise self._no_column(header)
+            index = header.index(self.column)
+            for row in filter(None, rows):
+                if len(row) != len(header):
+                    what = f"{len(row)} fields, its header has {len(header)}"
+                    raise self._wrong(f"the row that ends in line {rows.line_num} has {what}")
+                yield row[index]
 
     def _parquet(self, raw: BinaryIO) -> Iterator[str | None]:
         import pyarrow.parquet as parquet
@@ -124,9 +126,9 @@ class FileDocuments(Iterator[str]):
         if self.file.compression == ".gz":
             plain = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
         elif self.file.compression == ".zst":
-            import zstandard
+            import pyarrow  # zstandard's own reader takes a file that was cut for one that ends
 
-            plain = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            plain = cast(IO[bytes], pyarrow.CompressedInputStream(raw, "zstd"))
         return io.TextIOWrapper(plain, encoding="utf-8-sig", newline=newline)
 
     @contextmanager
@@ -142,7 +144,7 @@ class FileDocuments(Iterator[str]):
         except (OSError, EOFError, zlib.error) as error:
             raise self._wrong(f"cannot be read: {_said(error)}") from None
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("pyarrow", "zstd", "zstandard"):
+            if type(error).__module__.partition(".")[0] != "pyarrow":
                 raise
             raise self._wrong(f"cannot be read: {_said(error)}") from None
 
