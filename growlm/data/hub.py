@@ -83,13 +83,13 @@ class HubDataset(Source):
                 name or self.name, self.config, revision=self.revision
             )
             if self.streaming:
-                return self.stream()
+                return self._builder.as_streaming_dataset(split=self.split)
             self._builder.download_and_prepare()
             return self._builder.as_dataset(split=self.split)
 
     def _check_name(self) -> None:
         parts = self.name.split("/")
-        if len(parts) > 2 or not all(parts) or self.name.startswith((".", "~")):
+        if len(parts) != 2 or not all(parts) or self.name.startswith((".", "~")):
             allowed = "is no folder here, and no dataset's name; that is OWNER/NAME"
             raise UserError(f"{self.key}.name", self.name, allowed)
 
@@ -104,33 +104,38 @@ class HubDataset(Source):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        import datasets
-
+        """Turn what the libraries raise into a message about the setting that is at fault."""
         try:
             yield
             return
         except UserError:
             raise
-        except Exception as error:
-            text = " ".join(str(error).split())
-            if isinstance(error, ValueError) and "BuilderConfig" in text:
-                key, value, allowed = "config", self.config, text
-            elif isinstance(error, ValueError) and ("split" in text.lower()):
-                key, value, allowed = "split", self.split, text
-            elif isinstance(error, ValueError) and "onfig name is missing" in text:
-                key, value, allowed = "config", self.config, text
-            elif _is_connection(error):
-                allowed = (
-                    f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE}"
-                )
-                key, value = "name", self.name
-            elif isinstance(
-                error, (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-            ):
-                key, value, allowed = "name", self.name, f"cannot be loaded: {text}"
-            else:
-                raise
-        raise UserError(f"{self.key}.{key}", value, allowed)
+        except Exception as error:  # each library has its own
+            key, allowed = _fault(error)
+        # Raised out here so that no library traceback hangs on an error that is one sentence long.
+        raise UserError(f"{self.key}.{key}", getattr(self, key), allowed)
+
+
+def _fault(error: Exception) -> tuple[str, str]:
+    """The setting that an error of the library is about, and what to say.
+
+    Raises:
+        Exception: The error itself, if it is about none.
+    """
+    import datasets
+
+    text = " ".join(str(error).split())
+    if _is_connection(error):
+        return "name", f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE}"
+    if isinstance(error, ValueError) and ("BuilderConfig" in text or "onfig name is" in text):
+        return "config", text
+    if isinstance(error, ValueError) and "split" in text.lower():
+        return "split", text
+    ours = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    if isinstance(error, ours):
+        cause = error.__cause__
+        return "name", f"cannot be loaded: {text}{f' ({cause})' if cause else ''}"
+    raise error
 
 
 class _TableReader(Reader):

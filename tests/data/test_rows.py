@@ -116,8 +116,6 @@ def test_the_order_is_pinned():
     assert mixture_order(3, 2, [4, 6]).tolist() == [1, 1, 0, 1, 0, 1, 0, 1, 1, 0]
 
 
-
-
 def test_global_random_states_are_left_alone():
     samples = PackedSamples(mixed([["a", "b"] * 20, ["c"] * 9], [1, 2], 8, 3, 5), 4)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -140,12 +138,6 @@ def test_a_far_sample_of_a_large_corpus_comes_at_once():
     rows = [ShuffledDocuments(tokens, ends, 10_000, seed=0) for _ in range(2)]
     samples = PackedSamples(MixedDocuments(rows, [7000, 3000], 0), 256)
     assert len(samples[10**10]) == 257
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 8])

@@ -127,19 +127,21 @@ def test_what_reading_raises_is_raised_where_it_is_read():
     samples = stream([Broken(numbered(100))], [100], 32, 8, 0, 5)
     samples[0]
     with pytest.raises(UserError, match="line 51"):
-        for i in range(1, 1000):
-            samples[i]
+        read_all(samples, range(1, 1000))
 
 
 def test_a_source_that_changes_between_epochs_is_an_error():
     source = ListSource(numbered(40))
     samples = stream([source], [100], 8, 8, 0, 5)
-    samples[0]
+    read_all(samples, range(150))
+    source.documents = numbered(33)
     with pytest.raises(RunError, match="changed while it was read"):
-        for i in range(1, 2000):
-            samples[i]
-            if i == 150:
-                source.documents = numbered(33)
+        read_all(samples, range(150, 2000))
+
+
+def read_all(samples, numbers):
+    for i in numbers:
+        samples[i]
 
 
 def test_a_source_without_text_is_refused():
