@@ -7,6 +7,7 @@ while they work, and a chunk is large enough for the hand-over not to matter.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,17 +90,18 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def encode_documents(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments:
     """Tokenize a few documents, in this thread."""
-    ids: list[int] = []
+    dtype = token_type(tokenizer)
+    ids = array(dtype.char)  # made from a list several times as fast as a NumPy array
     lengths = []
     for document in chunk:
         before = len(ids)
-        ids += tokenizer.begin_of_text
-        ids += tokenizer.encode(document)
+        ids.extend(tokenizer.begin_of_text)
+        ids.extend(tokenizer.encode(document))
         ids.append(tokenizer.end_of_text)
         lengths.append(len(ids) - before)
     sizes = [len(document.encode("utf-8", "replace")) for document in chunk]
     return TokenizedDocuments(
-        np.array(ids, dtype=token_type(tokenizer)),
+        np.frombuffer(ids, dtype=dtype),
         np.array(lengths, dtype=np.int64),
         np.array(sizes, dtype=np.int64),
     )

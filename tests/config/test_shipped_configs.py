@@ -27,6 +27,8 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
         save_model(TransformerLM(load_config().model.shape(257)), tmp_path / "model", {})
     needed = {
         ("data", "text"): ["data.path=x.txt"],
+        ("data", "huggingface"): ["data.name=owner/name"],
+        ("data", "mixture"): ["data.sources.mine.path=x.txt"],
         ("model", "pretrained"): [f"model.path='{tmp_path}/model'"],
         ("tokenizer", "huggingface"): [f"tokenizer.path='{tmp_path}'"],
     }
