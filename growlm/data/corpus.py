@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, read_sealed
+from growlm.data.mapped import map_array
 from growlm.data.tokenizing import TokenizedDocuments
 
 RECORD = "corpus.json"
@@ -152,20 +153,14 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
     digest = hashlib.sha256("".join(files[name]["sha256"] for name in FILES).encode())
     train, validation = record["train"], record["validation"]
     return TokenizedCorpus(
-        train=_mapped(folder / "train.tokens", np.dtype(record["dtype"])),
-        train_ends=_mapped(folder / "train.ends", WIDE),
-        validation=_mapped(folder / "validation.tokens", np.dtype(record["dtype"])),
-        validation_ends=_mapped(folder / "validation.ends", WIDE),
-        validation_sizes=_mapped(folder / "validation.bytes", WIDE),
+        train=map_array(folder / "train.tokens", np.dtype(record["dtype"])),
+        train_ends=map_array(folder / "train.ends", WIDE),
+        validation=map_array(folder / "validation.tokens", np.dtype(record["dtype"])),
+        validation_ends=map_array(folder / "validation.ends", WIDE),
+        validation_sizes=map_array(folder / "validation.bytes", WIDE),
         train_documents=train["documents"],
         validation_documents=validation["documents"],
         train_bytes=train["bytes"],
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
     )
-
-
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    if path.stat().st_size == 0:  # nothing to map
-        return np.zeros(0, dtype)
-    return np.asarray(np.memmap(path, dtype, mode="r"))

@@ -14,10 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from growlm.data.mapped import let_go_of_pages
 from growlm.data.shuffling import mixture_order, window_order
 
 KEPT = 4
 """Permutations in memory: reading goes forward, but a mixture may look at the beginning of a window again."""
+RELEASED_TOGETHER = 10_000
+"""Documents after which what was read is let go of."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -63,6 +66,7 @@ class ShuffledDocuments(Row):
     def __init__(self, tokens: np.ndarray, ends: np.ndarray, window: int, seed: int) -> None:
         self.tokens, self.ends, self.window, self.seed = tokens, ends, window, seed
         self.num_documents, self.num_tokens = len(ends), len(tokens)
+        self._read_in = 0
         self._orders: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def tokens_before(self, number: int) -> int:
@@ -103,6 +107,10 @@ class ShuffledDocuments(Row):
 
         def make() -> tuple[np.ndarray, np.ndarray]:
             first = window * self.window
+            if first // RELEASED_TOGETHER != self._read_in:
+                self._read_in = first // RELEASED_TOGETHER
+                let_go_of_pages(self.tokens)
+                let_go_of_pages(self.ends)
             ends = self.ends[first : first + self.window].astype(np.int64)
             lengths = np.diff(ends, prepend=self._end(first))
             order = window_order(self.seed, epoch, window, len(lengths))

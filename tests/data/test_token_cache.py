@@ -261,6 +261,38 @@ def test_partial_entries_that_are_being_written_stay(tmp_path):
         assert (folder / ".abc.partial").exists()
 
 
+MEMORY_PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from growlm.data import PackedSamples
+from growlm.data.mapped import map_array
+from growlm.data.rows import ShuffledDocuments
+
+folder, window = Path(sys.argv[1]), int(sys.argv[2])
+np.zeros(10**8, np.uint16).tofile(folder / "tokens")
+np.arange(1000, 10**8 + 1, 1000).tofile(folder / "ends")
+tokens, ends = (map_array(folder / n, np.dtype(d)) for n, d in (("tokens", "u2"), ("ends", "i8")))
+samples = PackedSamples(ShuffledDocuments(tokens, ends, window, 0), 1 << 16)
+samples[0]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+before = resident()
+for i in range(10**8 // (1 << 16)):
+    samples[i]
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("window", [1, 1000])
+def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
+    command = [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path), str(window)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3e7  # of 2e8 bytes
+
+
 def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
     monkeypatch.setattr("growlm.data.prepare.TELL_EVERY_S", 0.0)
     notes = Notes()

@@ -16,7 +16,24 @@ from tiny_run import TINY, tiny_config
 from growlm.errors import UserError
 from growlm.training import Interrupted, run_plan
 
-WORDS = "the old fox and a hen went over hill to see what moon is made of".split()
+WORDS = [
+    "the",
+    "old",
+    "fox",
+    "and",
+    "a",
+    "hen",
+    "went",
+    "over",
+    "hill",
+    "to",
+    "see",
+    "what",
+    "moon",
+    "is",
+    "made",
+    "of",
+]
 DOCUMENTS = [
     " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(1 + i % 9)) + f" {i}."
     for i in range(1500)
