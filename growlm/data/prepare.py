@@ -204,6 +204,8 @@ def open_data(
         train = PackedSamples(row, sequence_length)
         held_out = _held_out(corpora, counts, seed, tokenizer, enough)
         identity = [corpus.digest for corpus in corpora]
+        for source, corpus in zip(sources.values(), corpora, strict=True):
+            listener.noted(_described(source, corpus))
     _check_held_out(settings, held_out)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RunData(train, HeldOutSamples(held_out.tokens, sequence_length), held_out, digest)
@@ -221,6 +223,14 @@ def _held_out(
         (corpus,) = corpora
         return HeldOut(corpus.validation, corpus.validation_bytes, corpus.validation_documents)
     return gather([corpus.held_out() for corpus in corpora], counts, seed, tokenizer, enough)
+
+
+def _described(source: Source, corpus: TokenizedCorpus) -> str:
+    return (
+        f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
+        f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
+        f"{corpus.validation_documents:,} held out"
+    )
 
 
 def _check_held_out(settings: DataConfig, held_out: HeldOut) -> None:
