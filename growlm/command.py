@@ -27,8 +27,11 @@ FREE_TEXT = (
     "new",
     "old",
     "out",
+    "prompt",
+    "prompts_file",
     "resume",
     "run_dir",
+    "source",
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""

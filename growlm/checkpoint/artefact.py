@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
-from growlm.checkpoint.tensor_files import INDEX, Entry, TensorFiles, flush, write_tensors
+from growlm.checkpoint.tensor_files import (
+    INDEX,
+    Entry,
+    TensorFiles,
+    TensorSource,
+    flush,
+    write_tensors,
+)
 from growlm.errors import DiskError, UserError
 from growlm.growth.optimizer_state import State
 from growlm.limits import check_types
@@ -169,7 +176,7 @@ def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, di
 
 def read_model(
     config: ModelConfig,
-    files: TensorFiles,
+    files: TensorSource,
     in_memory: bool = False,
     dtype: torch.dtype | None = None,
 ) -> TransformerLM:
@@ -219,7 +226,7 @@ def read_states(files: TensorFiles) -> dict[str, State]:
     return states
 
 
-def check_shapes(files: TensorFiles, expected: Mapping[str, tuple[int, ...]], key: str) -> None:
+def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str) -> None:
     """Check that the files hold the tensors that a config describes.
 
     Raises:

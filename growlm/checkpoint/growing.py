@@ -70,7 +70,7 @@ def grow_checkpoint(
         states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
     entries = _weight_entries(growth_map, weights)
     total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
-    _check_target(target, total)
+    check_target(target, total)
 
     done = 0
 
@@ -105,7 +105,12 @@ def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
     ]
 
 
-def _check_target(target: Path, needed: int) -> None:
+def check_target(target: Path, needed: int) -> None:
+    """Check that a folder can be made, with room for so many bytes.
+
+    Raises:
+        UserError: If not.
+    """
     if target.exists():
         raise UserError("out", target, "exists already")
     folder = next(parent for parent in target.absolute().parents if parent.exists())

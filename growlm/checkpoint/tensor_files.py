@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -180,6 +181,24 @@ def _checked(tensor: Tensor, entry: Entry) -> Tensor:
     if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
         raise AssertionError(f"{entry.name} was made as {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.detach().cpu().contiguous()
+
+
+class TensorSource(Protocol):
+    """Named tensors that can be asked about before they are read: files, or what is made of files."""
+
+    folder: Path
+    key: str
+    """What the user calls the folder, for messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+
+    def entry(self, name: str) -> Entry:
+        """Type and shape of a tensor."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor."""
 
 
 class TensorFiles:

@@ -38,7 +38,7 @@ def check_config(config: RunConfig) -> None:
             config.sequence_length,
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
-    _check_data(config.data)
+    check_data(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
         allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
         raise UserError("tokenizer.path", config.tokenizer.path, allowed)
@@ -107,7 +107,12 @@ def applied_operators(
     return operators, model
 
 
-def _check_data(data: DataConfig) -> None:
+def check_data(data: DataConfig) -> None:
+    """What the settings of a source ask of each other.
+
+    Raises:
+        UserError: For the first thing that is wrong.
+    """
     if data.source != "mixture":
         if data.sources:
             allowed = "are read with data=mixture; leave them out, or use it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from growlm.data.sources import Source
 from growlm.data.tokenizers import Tokenizer
 from growlm.data.tokenizing import encode_documents, token_type
 
+Value = TypeVar("Value")
 Document = tuple[np.ndarray, int]
 """Its tokens, (num_tokens,), and its bytes as UTF-8 text."""
 
@@ -23,13 +25,23 @@ class HeldOut:
 
     Attributes:
         tokens: Theirs, (num_tokens,).
-        num_bytes: Their length as UTF-8 text; what begins and ends a text does not count.
-        num_documents: How many.
+        ends: Where each ends, (num_documents,), int64.
+        sizes: Bytes of each as UTF-8 text; what begins and ends a text does not count, (num_documents,), int64.
     """
 
     tokens: np.ndarray
-    num_bytes: int
-    num_documents: int
+    ends: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def num_documents(self) -> int:
+        """How many."""
+        return len(self.ends)
+
+    def first_documents(self, num_tokens: int) -> tuple[int, int]:
+        """Tokens and bytes of the documents, whole ones, that the first so many tokens are of."""
+        index = min(int(np.searchsorted(self.ends, num_tokens)), self.num_documents - 1)
+        return int(self.ends[index]), int(self.sizes[: index + 1].sum())
 
 
 def streamed(source: Source, tokenizer: Tokenizer, validation_every: int) -> Iterator[Document]:
@@ -58,28 +70,28 @@ def gather(
         enough: Tokens.
     """
     pieces: list[np.ndarray] = [np.zeros(0, token_type(tokenizer))]
-    num_tokens = num_bytes = 0
-    for tokens, size in _mixed([iter(part) for part in parts], counts, seed):
+    ends, sizes = [0], []
+    for tokens, size in take_turns([iter(part) for part in parts], counts, seed):
         pieces.append(tokens)
-        num_tokens += len(tokens)
-        num_bytes += size
-        if num_tokens >= enough:
+        ends.append(ends[-1] + len(tokens))
+        sizes.append(size)
+        if ends[-1] >= enough:
             break
-    return HeldOut(np.concatenate(pieces), num_bytes, len(pieces) - 1)
+    return HeldOut(np.concatenate(pieces), np.array(ends[1:], np.int64), np.array(sizes, np.int64))
 
 
-def _mixed(
-    parts: Sequence[Iterator[Document]], counts: Sequence[int], seed: int
-) -> Iterator[Document]:
+def take_turns(
+    parts: Sequence[Iterator[Value]], counts: Sequence[int], seed: int
+) -> Iterator[Value]:
+    """Everything of several sources, each in its order, in the order of a mixture."""
     left = set(range(len(parts)))
     for block in count():
         for index in mixture_order(seed, block, counts):
             if index not in left:
                 continue
-            document = next(parts[index], None)
-            if document is not None:
-                yield document
-                continue
-            left.discard(int(index))
+            try:
+                yield next(parts[index])
+            except StopIteration:
+                left.discard(int(index))
             if not left:
                 return

@@ -221,7 +221,7 @@ def _held_out(
     """All that is held out of one corpus; of a mixture, which would have to be put together in memory, enough."""
     if len(corpora) == 1:
         (corpus,) = corpora
-        return HeldOut(corpus.validation, corpus.validation_bytes, corpus.validation_documents)
+        return HeldOut(corpus.validation, corpus.validation_ends, corpus.validation_sizes)
     return gather([corpus.held_out() for corpus in corpora], counts, seed, tokenizer, enough)
 
 

@@ -16,7 +16,7 @@ from growlm.model.draws import generator_for, normal
 BLOCK = 2**18
 """Entries that are drawn at once where there are many: they should stay in a core's cache."""
 
-ODD_STD = ((2.0**30 - 1) / 3) ** 0.5
+UNIFORM_STD = ((2.0**30 - 1) / 3) ** 0.5
 """Standard deviation of the odd numbers of 16 bits with a sign."""
 
 
@@ -52,9 +52,9 @@ class Draws:
         key: tuple[int, str],
         member: int,
         use: Callable[[Tensor, Tensor], None],
-        uniform: bool = False,
+        uniform: float | None = None,
     ) -> None:
-        """Draw numbers of mean 0 and variance 1 for a tensor and use them, by blocks, in all torch threads.
+        """Draw numbers of mean 0 for a tensor and use them, by blocks, in all torch threads.
 
         Drawing is the slowest part of a growth. Every block has a seed of its own, so that the numbers do not
         depend on the threads.
@@ -67,7 +67,8 @@ class Draws:
             key: (operator index, new tensor name).
             member: Of a stack.
             use: Called with each part of x and its numbers, like x, which may be changed; several at once.
-            uniform: Uniform numbers of 16 bits in place of normal ones, in a third of the time; never 0.
+            uniform: Uniform numbers of this deviation in place of standard normal ones, in a third of the time; 16
+                bits, never 0. `UNIFORM_STD` is had without multiplying.
         """
         parts: Sequence[Tensor] = [x]
         if x.ndim > 1:
@@ -80,7 +81,9 @@ class Draws:
             part = parts[index]
             shape = (*part.shape[:dim], count, *part.shape[dim + 1 :])
             generator, size = generator_for(*seeds, index), math.prod(shape)
-            numbers = _uniform(size, generator) if uniform else _normal(size, generator)
+            numbers = (
+                _normal(size, generator) if uniform is None else _uniform(size, generator, uniform)
+            )
             use(part, numbers.view(shape).to(x))
 
         if self._pool is None:
@@ -122,8 +125,9 @@ def _normal(size: int, generator: torch.Generator) -> Tensor:
     return _buffer(size).normal_(generator=generator)
 
 
-def _uniform(size: int, generator: torch.Generator) -> Tensor:
+def _uniform(size: int, generator: torch.Generator, std: float) -> Tensor:
     """Odd numbers of 16 bits, four of each 64 bits that the generator gives."""
     numbers, bits = _buffer(size), _memory.bits[: -(-size // 4)]
     odd = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[:size].bitwise_or_(1)
-    return numbers.copy_(odd).mul_(1 / ODD_STD)
+    numbers.copy_(odd)
+    return numbers if std == UNIFORM_STD else numbers.mul_(std / UNIFORM_STD)

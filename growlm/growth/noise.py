@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap, along, runs_of
-from growlm.growth.draws import Draws
+from growlm.growth.draws import UNIFORM_STD, Draws
 from growlm.growth.factors import Factors
 from growlm.growth.pieces import matrix_std
 
@@ -62,23 +62,30 @@ class Noise:
         if pairs is not None and sigma.ndim:  # of each member of a stack
             sigma = sigma[pairs[:, 0]]
 
-        def add(part: Tensor, numbers: Tensor) -> None:
-            noise = numbers.mul_(sigma)
-            if pairs is None:
-                self._add_balanced(part, noise, dim)
-            else:
-                self._add_opposite(part, noise.mul_(0.5**0.5), dim, runs)
+        def add_balanced(part: Tensor, numbers: Tensor) -> None:
+            self._add_balanced(part, numbers.mul_(sigma), dim)
 
-        draws.blocks(x, dim, count, "noise", self.key, member, add, uniform=True)
+        def add_opposite(part: Tensor, numbers: Tensor) -> None:
+            factor = sigma * (0.5**0.5 / UNIFORM_STD)
+            if factor.ndim:
+                self._add_opposite(part, numbers.mul_(factor), 1.0, dim, runs)
+            else:
+                self._add_opposite(part, numbers, float(factor), dim, runs)
+
+        if pairs is None:
+            add, std = add_balanced, 1.0
+        else:
+            add, std = add_opposite, UNIFORM_STD
+        draws.blocks(x, dim, count, "noise", self.key, member, add, std)
 
     def _add_opposite(
-        self, x: Tensor, noise: Tensor, dim: int, runs: list[tuple[int, ...]]
+        self, x: Tensor, noise: Tensor, factor: float, dim: int, runs: list[tuple[int, ...]]
     ) -> None:
         """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
         for start, first, second, size in runs:
             values = noise.narrow(dim, start, size)
-            x.narrow(dim, first, size).add_(values)
-            x.narrow(dim, second, size).sub_(values)
+            x.narrow(dim, first, size).add_(values, alpha=factor)
+            x.narrow(dim, second, size).sub_(values, alpha=factor)
 
     def _add_balanced(self, x: Tensor, noise: Tensor, dim: int) -> None:
         copies = self.channels.copies()

@@ -80,10 +80,9 @@ class Redraw:
         size = expert.numel() // expert.shape[dim] * len(units)
         others = [other for other in range(expert.ndim) if other != dim]
         # By units, not of the gathered entries, which takes twice as long.
-        sums, squares = (
-            y.sum(dim=others)[units].sum() if others else y[units].sum()
-            for y in (expert, expert.square())
-        )
+        sums = (expert.sum(dim=others) if others else expert)[units].sum()
+        norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
+        squares = norms[units].square().sum()
         mean = sums / size
         std = (squares / size - mean.square()).clamp(min=0).sqrt()
 

@@ -1,4 +1,4 @@
-"""A folder with a trained model."""
+"""A folder with a trained model, whoever made it: a checkpoint of ours, or a Hugging Face one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 
 from growlm.checkpoint.artefact import OPTIMIZER, WEIGHTS, load_states, read_config, read_model
 from growlm.checkpoint.sealed import file_digest
-from growlm.checkpoint.tensor_files import TensorFiles
+from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
+from growlm.data.huggingface_tokenizer import NAME, TOKENIZER_JSON
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.growth.optimizer_state import State
+from growlm.interop.config_reading import is_hf_folder, read_hf_config
+from growlm.interop.tensors import HuggingFaceTensors
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
@@ -29,21 +32,25 @@ class Pretrained:
         key: What the user calls it, for messages.
         config: The model's shape.
         record: What else its `config.json` says.
+        is_ours: Whether it is a checkpoint of ours.
     """
 
     folder: Path
     key: str
     config: ModelConfig
     record: dict[str, Any]
+    is_ours: bool
 
     @cached_property
-    def weights(self) -> TensorFiles:
+    def weights(self) -> TensorSource:
         """The weights under our names, each read when it is asked for.
 
         Raises:
             UserError: If they are missing or damaged.
         """
-        return TensorFiles(self.folder, WEIGHTS, self.key)
+        if self.is_ours:
+            return TensorFiles(self.folder, WEIGHTS, self.key)
+        return HuggingFaceTensors(self.folder, self.key)
 
     @cached_property
     def digest(self) -> str:
@@ -70,17 +77,19 @@ class Pretrained:
             UserError: If it cannot be loaded.
         """
         name = self.record.get("tokenizer")
+        if not self.is_ours:
+            name = NAME if (self.folder / TOKENIZER_JSON).is_file() else None
         return None if name is None else load_tokenizer(name, self.folder, self.key)
 
     def states(self) -> dict[str, State]:
         """The optimizer's state by parameter name, in memory of its own; empty if none was kept."""
-        states = load_states(self.folder)
+        states = load_states(self.folder) if self.is_ours else {}
         return {n: {e: t.clone() for e, t in state.items()} for n, state in states.items()}
 
     def state_entries(self) -> dict[str, set[str]]:
         """Which entries `states` has, by parameter name."""
         entries: dict[str, set[str]] = defaultdict(set)
-        if TensorFiles.exist(self.folder, OPTIMIZER):
+        if self.is_ours and TensorFiles.exist(self.folder, OPTIMIZER):
             for full_name in TensorFiles(self.folder, OPTIMIZER, self.key).names:
                 name, _, entry = full_name.rpartition(".")
                 entries[name].add(entry)
@@ -91,11 +100,12 @@ def open_pretrained(folder: Path, key: str) -> Pretrained:
     """Look at a folder with a trained model.
 
     Args:
-        folder: A checkpoint of ours.
+        folder: Of either kind.
         key: What the user calls it, for messages.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is neither, or a model that ours cannot represent.
     """
-    config, record = read_config(folder, key)
-    return Pretrained(folder, key, config, record)
+    is_ours = not is_hf_folder(folder)
+    config, record = (read_config if is_ours else read_hf_config)(folder, key)
+    return Pretrained(folder, key, config, record, is_ours)

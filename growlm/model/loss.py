@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 * 2**20
@@ -75,6 +76,35 @@ def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> T
     return loss
 
 
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token, (N,), in at least fp32 and without a gradient; else as `linear_cross_entropy`.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D).
+        targets: (N,), token ids.
+    """
+    dtype = _product_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
+        losses = []
+        for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+            scores = chunk @ weight.T
+            exact = torch.promote_types(dtype, torch.float32)
+            block = BLOCK_BYTES // (len(weight) * exact.itemsize)
+            block = max(1, block) if scores.device.type == "cpu" else len(scores)
+            for some, wanted in zip(scores.split(block), target.split(block), strict=True):
+                losses.append(F.cross_entropy(some.to(exact), wanted, reduction="none"))
+        return torch.cat(losses)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits `hidden @ weight.T`, in at least fp32; products in autocast's precision.
 
@@ -85,8 +115,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         weight: (V, D).
         targets: (N,), token ids.
     """
-    kind = hidden.device.type
-    autocast = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
-    with torch.autocast(kind, enabled=False):
+    if not torch.is_grad_enabled():  # an autograd function would make the gradients all the same
+        return token_losses(hidden, weight, targets).mean()
+    dtype = _product_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)

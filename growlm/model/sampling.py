@@ -1,59 +1,85 @@
-"""Continuing a text."""
+"""From logits to the next token: greedy, or drawn after the usual filters.
+
+Shapes: B sequences, V vocabulary, N candidates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from growlm.model.draws import generator_for
-from growlm.model.transformer import TransformerLM
+from growlm.limits import limits
+
+BELOW_ONE = 1 - 2**-40
+"""A draw times this stays below the sum of all probabilities, however that is rounded."""
 
 
-@torch.no_grad()
-def sample_tokens(
-    model: TransformerLM,
-    prompt: Sequence[int],
-    num_tokens: int,
-    *,
-    temperature: float,
-    num_token_ids: int,
-    stop_at: int | None = None,
-    seed: int = 0,
-) -> list[int]:
-    """Sample a continuation, token by token.
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. The filters apply in the order of the fields."""
+
+    repetition_penalty: float = field(default=1.0, metadata=limits(above=0.0, maximum=100.0))
+    """Of tokens that the text has already, positive logits are divided by this, negative ones multiplied (Keskar
+    et al. 2019, arXiv 1909.05858, section 4.1); 1 for none."""
+    temperature: float = field(default=1.0, metadata=limits(minimum=0.0, maximum=100.0))
+    """Divides the logits; 0 takes the likeliest token, and the filters below change nothing then."""
+    top_k: int = field(default=0, metadata=limits(minimum=0))
+    """Draw from the k likeliest tokens (Fan et al. 2018, arXiv 1805.04833); 0 for all."""
+    top_p: float = field(default=1.0, metadata=limits(above=0.0, maximum=1.0))
+    """Draw from the fewest tokens whose probabilities sum to at least p (Holtzman et al. 2019, arXiv 1904.09751);
+    1 for all."""
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Lower the logits (B, V) of the tokens that are `seen` (B, V)."""
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lowered, logits)
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """What may be drawn, and how likely.
 
     Args:
-        model: Left in the mode it was in.
-        prompt: At least one token.
-        num_tokens: At most this many new ones; fewer where `stop_at` comes or the sequence is full.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        num_token_ids: Ids from here on are not sampled: a model may have more rows than its tokenizer has tokens.
-        stop_at: End after this token (it is left out).
-        seed: Of the draws; the global generator is not touched.
+        logits: (B, V).
+        sampling: Its temperature is above 0.
 
     Returns:
-        The new tokens, without the prompt.
+        Probabilities (B, N), and the token ids (B, N) they belong to; None where those are 0 to V.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    generator = generator_for("sample", seed)
-    tokens = list(prompt)
-    room = model.config.max_seq_len - len(tokens)
-    try:
-        for _ in range(min(num_tokens, room)):
-            logits = (
-                model(torch.tensor([tokens], device=device))[0, -1, :num_token_ids].float().cpu()
-            )
-            if temperature == 0:
-                token = int(logits.argmax())
-            else:
-                probabilities = (logits / temperature).softmax(dim=-1)
-                token = int(torch.multinomial(probabilities, 1, generator=generator))
-            if token == stop_at:
-                break
-            tokens.append(token)
-    finally:
-        model.train(was_training)
-    return tokens[len(prompt) :]
+    logits = logits / sampling.temperature
+    vocabulary = logits.shape[-1]
+    ids: Tensor | None = None
+    if 0 < sampling.top_k < vocabulary:
+        logits, ids = logits.topk(sampling.top_k, dim=-1)
+    elif sampling.top_p < 1:
+        logits, ids = logits.sort(dim=-1, descending=True)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1:  # likeliest first by now
+        likelier = probabilities.cumsum(dim=-1) - probabilities
+        likelier[:, 0] = 0.0
+        probabilities = probabilities.masked_fill(likelier >= sampling.top_p, 0.0)
+    return probabilities, ids
+
+
+def choose(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
+    """A token for each sequence.
+
+    Args:
+        logits: (B, V), at least fp32.
+        sampling: How. Repetition is the caller's (`penalise_repetition`).
+        draws: (B,) in fp64, even in [0, 1); not looked at where the temperature is 0.
+
+    Returns:
+        (B,); −1 where the logits hold a NaN, or none is finite.
+    """
+    if sampling.temperature == 0 or draws is None:
+        best, tokens = logits.max(dim=-1)
+        return torch.where(best.isfinite(), tokens, -1)
+    probabilities, ids = candidates(logits, sampling)
+    mass = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    target = draws.unsqueeze(1) * mass[:, -1:] * BELOW_ONE
+    places = torch.searchsorted(mass, target, right=True).clamp(max=mass.shape[1] - 1)
+    tokens = places if ids is None else ids.gather(-1, places)
+    return torch.where(mass[:, -1].isfinite(), tokens.squeeze(1), -1)

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from growlm.errors import UserError
-from growlm.model.attention import Attention, rotary_tables
+from growlm.model.attention import Attention
 from growlm.model.axes import Label, index, label, writes
 from growlm.model.config import ModelConfig
 from growlm.model.experts import Experts, MixtureOfExperts
 from growlm.model.feed_forward import FeedForward
 from growlm.model.initialisation import initialise
+from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers import linear, norm
-from growlm.model.loss import linear_cross_entropy
+from growlm.model.loss import linear_cross_entropy, token_losses
+from growlm.model.rotary import rotary_tables
 from growlm.model.routing import Routing
 
 
@@ -35,10 +37,15 @@ class Block(nn.Module):
         self.feed_forward = MixtureOfExperts(config) if config.is_moe else FeedForward(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, routings: list[Routing] | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        routings: list[Routing] | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Residual stream (B, T, D) -> residual stream (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
         normalised = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, MixtureOfExperts):
             return x + self.feed_forward(normalised, routings)
@@ -114,6 +121,22 @@ class TransformerLM(nn.Module):
         hidden = self.final_stream(batch[:, :-1], routings).flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
 
+    @torch.no_grad()
+    def token_losses(self, batch: Tensor, scored: Tensor | None = None) -> Tensor:
+        """Next-token cross-entropy of each token, in at least fp32; no gradient, never all logits at once.
+
+        Args:
+            batch: (B, T + 1) tokens.
+            scored: (B, T), which of the tokens after the first count; None for all.
+
+        Returns:
+            (N,), those that count, row by row.
+        """
+        hidden, targets = self.final_stream(batch[:, :-1]), batch[:, 1:]
+        if scored is None:
+            return token_losses(hidden.flatten(0, 1), self.head_weight, targets.flatten())
+        return token_losses(hidden[scored], self.head_weight, targets[scored])
+
     @property
     def head_weight(self) -> Tensor:
         """(V, D), what the final stream is multiplied with."""
@@ -133,6 +156,25 @@ class TransformerLM(nn.Module):
             else:
                 x = block(x, cos, sin, routings)
         return self.final_norm(x)
+
+    def read_on(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """The final stream of the last of some tokens that follow those which a cache remembers.
+
+        Args:
+            tokens: (B, T), T at least 1.
+            cache: Remembers them too.
+
+        Returns:
+            (B, D); the next token's logits are its product with `head_weight`.
+
+        Raises:
+            ValueError: If the cache has no room.
+        """
+        x = self.embedding(tokens)
+        cos, sin = cache.extend(tokens.shape[1], x)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, cos, sin, None, layer)
+        return self.final_norm(x[:, -1])
 
     def _compiled_blocks(self) -> list[Callable[..., Tensor]]:
         if not self._compiled:

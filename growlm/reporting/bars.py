@@ -1,30 +1,42 @@
-"""A bar for bytes written: moving on a terminal, a line at every quarter elsewhere."""
+"""Bars for what takes long: moving on a terminal, a line at every quarter elsewhere."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
-class ByteBar:
+class CountBar:
     """Use as a context; call `update`.
 
     Args:
         console: Where to.
         task: What is being done.
+        unit: What is counted.
+        patience: Seconds without lines: what is over by then needs none.
     """
 
-    def __init__(self, console: Console, task: str) -> None:
-        self.console, self.task = console, task
+    def __init__(self, console: Console, task: str, unit: str, patience: float = 5.0) -> None:
+        self.console, self.task, self.unit = console, task, unit
         self.total = 0
+        self._quiet_until = time.monotonic() + patience
         self._quarter = 0
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            self._column(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -32,7 +44,13 @@ class ByteBar:
         )
         self._id = self._bar.add_task(task)
 
-    def __enter__(self) -> ByteBar:
+    def _column(self) -> ProgressColumn:
+        return MofNCompleteColumn()
+
+    def _words(self, done: int, total: int) -> str:
+        return f"{done:,} of {total:,} {self.unit}"
+
+    def __enter__(self) -> CountBar:
         self._bar.start()
         return self
 
@@ -45,10 +63,29 @@ class ByteBar:
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total` bytes."""
+        """`done` of `total`."""
         self.total = total
         self._bar.update(self._id, completed=done, total=total)
         quarter = 4 * done // total
-        if not self.console.is_terminal and quarter > self._quarter:
-            self.console.print(f"  {self.task}: {decimal(done)} of {decimal(total)}")
+        tells = not self.console.is_terminal and time.monotonic() >= self._quiet_until
+        if tells and quarter > self._quarter:
+            self.console.print(f"  {self.task}: {self._words(done, total)}")
         self._quarter = quarter
+
+
+class ByteBar(CountBar):
+    """The same for bytes.
+
+    Args:
+        console: Where to.
+        task: What is being done.
+    """
+
+    def __init__(self, console: Console, task: str) -> None:
+        super().__init__(console, task, "bytes", patience=0.0)
+
+    def _column(self) -> ProgressColumn:
+        return DownloadColumn()
+
+    def _words(self, done: int, total: int) -> str:
+        return f"{decimal(done)} of {decimal(total)}"

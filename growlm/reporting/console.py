@@ -153,7 +153,8 @@ class ConsoleReporter(RunListener):
         self.console.rule("[bold]Boundary summary", align="left")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("phase")
-        for name in ("params", "active", "first loss", "final", "drop", "validation loss", "jump"):
+        names = ("params", "active", "first loss", "final", "drop", "validation loss")
+        for name in (*names, "bits/byte", "jump"):
             table.add_column(name, justify="right", no_wrap=True)
         jumps = {b.to_phase: b for b in summary.boundaries}
         for phase in summary.phases:
@@ -164,6 +165,7 @@ class ConsoleReporter(RunListener):
                 millions(phase.active_parameters),
                 *_losses(phase),
                 f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
+                f"{phase.val_bits_per_byte:.4f}",
                 jump,
             )
         self.console.print(table)

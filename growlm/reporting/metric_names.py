@@ -27,6 +27,7 @@ PROGRESS = {
 MEASURES = {
     "loss": "train/loss",
     "val_loss": "val/loss",
+    "val_bits_per_byte": "val/bits_per_byte",
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
     "tokens_per_second": "perf/tokens_per_second",

@@ -10,7 +10,16 @@ PLAIN_WIDTH = 100
 
 def plain_console() -> Console:
     """Standard output: a terminal as wide as it is, anything else 100 columns."""
-    console = Console(highlight=False)
+    return _console(stderr=False)
+
+
+def notes_console() -> Console:
+    """Standard error, for commands whose standard output is the result."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

@@ -103,6 +103,8 @@ class PhaseSummary:
     """Validation loss before the first step."""
     val_loss: float
     """Validation loss after the last step."""
+    val_bits_per_byte: float
+    """The same in bits per byte of text."""
     wall_time_s: float
     """Of the whole phase: growth, checks, training, validation."""
     tokens_per_second: float | None

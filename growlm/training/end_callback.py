@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from growlm.checkpoint.artefact import save_model
@@ -15,7 +14,9 @@ from growlm.config.schema import CallbacksConfig
 from growlm.data.tokenizers import Tokenizer
 from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import State
-from growlm.model.sampling import sample_tokens
+from growlm.inference.text_stream import prompt_ids
+from growlm.model.generation import generate
+from growlm.model.sampling import Sampling
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
 
@@ -122,16 +123,16 @@ class SampleCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         if not self.settings.sample_tokens:
             return
-        prompt = self.tokenizer.encode(self.settings.sample_prompt) or [self.tokenizer.end_of_text]
+        prompt = prompt_ids(self.tokenizer, self.settings.sample_prompt)
         prompt = prompt[-pl_module.phase.model.max_seq_len :]
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            new = sample_tokens(
+        with trainer.precision_plugin.val_step_context():
+            (continuation,) = generate(
                 pl_module.model,
-                prompt,
+                [prompt],
                 self.settings.sample_tokens,
-                temperature=self.settings.sample_temperature,
+                Sampling(temperature=self.settings.sample_temperature),
+                seeds=self.seed,
+                stop_tokens=(self.tokenizer.end_of_text,),
                 num_token_ids=self.tokenizer.vocab_size,
-                stop_at=self.tokenizer.end_of_text,
-                seed=self.seed,
             )
-        self.text = self.tokenizer.decode([*prompt, *new])
+        self.text = self.tokenizer.decode([*prompt, *continuation.tokens])

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from growlm.config.schema import TrainerConfig
-from growlm.errors import UserError
+from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.training.memory import memory_limit
 
 DENSE_PEAK_FLOPS = {
@@ -51,7 +51,7 @@ class Machine:
     @property
     def device(self) -> torch.device:
         """The first device of its kind."""
-        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+        return torch_device(self.accelerator)
 
 
 def find_machine(settings: TrainerConfig) -> Machine:
@@ -60,37 +60,17 @@ def find_machine(settings: TrainerConfig) -> Machine:
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
-    accelerator = choose_accelerator(settings)
+    accelerator = pick_accelerator(settings.accelerator, "trainer.accelerator")
     return Machine(
         accelerator, choose_precision(settings, accelerator), memory_limit(settings, accelerator)
     )
-
-
-def choose_accelerator(settings: TrainerConfig) -> str:
-    """`cpu` or `gpu`.
-
-    Raises:
-        UserError: If a GPU is asked for and there is none.
-    """
-    if settings.accelerator == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    if settings.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator", "gpu", "this machine has no CUDA device; use cpu or auto"
-        )
-    return settings.accelerator
 
 
 def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
     """The setting, or for `auto` bf16-mixed where the processor multiplies bf16."""
     if settings.precision != "auto":
         return settings.precision
-    if accelerator == "gpu":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        features = torch.cpu.get_capabilities()
-        fast = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
-    return "bf16-mixed" if fast else "32-true"
+    return "bf16-mixed" if multiplies_bf16(accelerator) else "32-true"
 
 
 def processor(machine: Machine) -> str:

@@ -243,6 +243,7 @@ class PhaseRunner:
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
+            val_bits_per_byte=progress.val_loss * self.prepared.bits_per_nat,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
             peak_memory_bytes=peak_memory_bytes(),
@@ -313,6 +314,7 @@ class PhaseRunner:
             self.start,
             self.peak_flops,
             data.val_dataloader(),
+            self.prepared.bits_per_nat,
             self.config.trainer.validate_every,
         )
 
@@ -333,7 +335,7 @@ class PhaseRunner:
         return ArtefactCallback(
             phase,
             self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name},
+            {"tokenizer": self.config.tokenizer.name, **self.prepared.origin},
             self.prepared.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,

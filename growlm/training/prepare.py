@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -15,6 +16,7 @@ from growlm.config.schema import RunConfig
 from growlm.data import DataListener, RunData, Tokenizer, load_tokenizer, open_data, open_sources
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
+from growlm.inference.scoring import bits_per_byte
 from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
 from growlm.training.calibration import Calibration, calibration
@@ -45,6 +47,12 @@ class Prepared:
         return self.forecast.machine
 
     @property
+    def bits_per_nat(self) -> float:
+        """Bits per byte that one nat per token is, over all held-out documents; validation sees some of them."""
+        length = self.config.trainer.validation_sequences * self.config.sequence_length
+        return bits_per_byte(*self.data.held_out.first_documents(length))
+
+    @property
     def circumstances(self) -> Circumstances:
         """What must be found again for the run to go on exactly."""
         return Circumstances(
@@ -53,6 +61,12 @@ class Prepared:
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
         )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What artefacts remember of the Hugging Face model that the run began with: its special tokens."""
+        record = {} if self.pretrained is None else self.pretrained.record
+        return {key: value for key, value in record.items() if key == "huggingface"}
 
     @property
     def tokenizer_files(self) -> list[Path]:

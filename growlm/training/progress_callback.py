@@ -30,6 +30,7 @@ class ProgressCallback(Callback):
         run_start: `time.perf_counter()` at the beginning of the run.
         peak_flops: What the device can reach; None if unknown.
         validation_batches: Held-out batches, (batch, time + 1).
+        bits_per_nat: Bits per byte that a validation loss of 1 is.
         validate_every: Steps between validations; 0 for only at the beginning and the end.
     """
 
@@ -43,12 +44,14 @@ class ProgressCallback(Callback):
         run_start: float,
         peak_flops: float | None,
         validation_batches: Iterable[Tensor],
+        bits_per_nat: float,
         validate_every: int,
     ) -> None:
         self.phase, self.log_every, self.listener = phase, log_every, listener
         self.tokens_before, self.flops_before = tokens, flops
         self.run_start, self.peak_flops = run_start, peak_flops
         self.validation_batches, self.validate_every = validation_batches, validate_every
+        self.bits_per_nat = bits_per_nat
         self.step = 0
         self._validated_step = -1
         self.first_loss: float | None = None
@@ -172,7 +175,9 @@ class ProgressCallback(Callback):
             self.val_loss = pl_module.validation_loss(self.validation_batches)
         self._validated_step = self.step
         self._mark += time.perf_counter() - start
-        self.listener.validated(self._counters() | {"val_loss": self.val_loss})
+        bits = self.val_loss * self.bits_per_nat
+        measures = {"val_loss": self.val_loss, "val_bits_per_byte": bits}
+        self.listener.validated(self._counters() | measures)
         return self.val_loss
 
     def _counters(self) -> Row:

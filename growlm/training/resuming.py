@@ -104,10 +104,9 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     begun = folder.circumstances
     if now.data != begun.data:
         data = config.data
-        source = data.path or data.name or ", ".join(data.sources) or data.source
         how = " (files that are streamed are told by name, size and time of change)"
         allowed = f"holds other text than when the run began{how if data.streaming else ''}"
-        raise UserError(DATA_KEYS[data.source], source, allowed)
+        raise UserError(DATA_KEYS[data.source], data.title, allowed)
     if now.weights != begun.weights:
         allowed = "holds other weights than when the run began"
         raise UserError("model.path", config.model.path, allowed)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.growth.optimizer_state import State
+from growlm.inference.scoring import mean_loss
 from growlm.model.experts import MixtureOfExperts
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
@@ -127,14 +128,10 @@ class PhaseStage(LightningModule):
 
     def validation_loss(self, batches: Iterable[Tensor]) -> float:
         """Mean language-model loss over batches of tokens (batch, time + 1), in eval mode."""
-        total, sequences = torch.zeros((), device=self.device), 0
         self.model.eval()
-        for batch in batches:
-            batch = batch.to(self.device)
-            total += self.model.loss(batch) * len(batch)
-            sequences += len(batch)
+        loss = mean_loss(self.model, batches)
         self.model.train()
-        return float(total / sequences)
+        return loss
 
     def configure_optimizers(self) -> Any:
         """The optimizer, started from what the last phase's state grew to, and audited."""

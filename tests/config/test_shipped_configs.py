@@ -21,15 +21,20 @@ def choices():
     return [(group, option) for group, options in sorted(GROUPS.items()) for option in options]
 
 
+def a_model(folder):
+    save_model(TransformerLM(load_config().model.shape(257)), folder / "model", {})
+    return folder / "model"
+
+
 @pytest.mark.parametrize(("group", "option"), choices())
 def test_every_option_composes_into_a_plan(group, option, tmp_path):
-    if (group, option) == ("model", "pretrained"):
-        save_model(TransformerLM(load_config().model.shape(257)), tmp_path / "model", {})
+    pretrained = [f"model.path='{a_model(tmp_path)}'"]
     needed = {
         ("data", "text"): ["data.path=x.txt"],
         ("data", "huggingface"): ["data.name=owner/name"],
         ("data", "mixture"): ["data.sources.mine.path=x.txt"],
-        ("model", "pretrained"): [f"model.path='{tmp_path}/model'"],
+        ("model", "pretrained"): pretrained,
+        ("phase_plan", "grow_pretrained"): pretrained,
         ("tokenizer", "huggingface"): [f"tokenizer.path='{tmp_path}'"],
     }
     config = load_config(f"{group}={option}", *needed.get((group, option), []))
@@ -37,10 +42,11 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
 
 
 @pytest.mark.parametrize("plan", GROUPS["phase_plan"])
-def test_every_plan_says_its_command(plan):
+def test_every_plan_says_its_command(plan, tmp_path):
     text = (config_folder() / "phase_plan" / f"{plan}.yaml").read_text()
     assert re.search(r"#   python -m growlm\.train", text)
-    assert load_config(f"phase_plan={plan}").name == plan
+    path = [f"model.path='{a_model(tmp_path)}'"] if "model.path" in text else []
+    assert load_config(f"phase_plan={plan}", *path).name == plan
 
 
 def test_dials_reach_into_the_plans():

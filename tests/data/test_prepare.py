@@ -20,6 +20,7 @@ import growlm
 from growlm.config.schema import DataConfig, MixedSourceConfig
 from growlm.data import (
     DataListener,
+    HeldOut,
     RunData,
     embedded_documents,
     load_tokenizer,
@@ -59,7 +60,7 @@ def test_embedded_stories(tmp_path):
     data = prepared(tmp_path, documents=50)
     stories = list(embedded_documents(5, 50))
     assert texts_of(data.held_out.tokens)[:-1] == stories[4::5]
-    assert data.held_out.num_bytes == len("".join(stories[4::5]).encode())
+    assert data.held_out.sizes.tolist() == [len(story.encode()) for story in stories[4::5]]
     per_epoch = sum(len(text.encode()) + 1 for i, text in enumerate(stories) if i % 5 != 4)
     found = first_texts(data, -(-per_epoch // LENGTH))
     assert Counter(found) == Counter(text for i, text in enumerate(stories) if i % 5 != 4)
@@ -114,7 +115,7 @@ def test_a_mixture_is_the_same_streamed_and_held_out_alike(tmp_path):
     for i in range(3000):
         assert torch.equal(one.train[i], other.train[i])
     assert np.array_equal(one.held_out.tokens, other.held_out.tokens)
-    assert one.held_out.num_bytes == other.held_out.num_bytes
+    assert one.held_out.first_documents(3 * LENGTH) == other.held_out.first_documents(3 * LENGTH)
     again = prepared(tmp_path, source="mixture", sources=mixture(tmp_path, weight=1.0), seed=5)
     assert not all(torch.equal(one.train[i], again.train[i]) for i in range(20))
 
@@ -134,7 +135,8 @@ def test_held_out_documents_come_once_each_until_there_are_enough(sizes, enough,
     everything = [document for part in parts for document in part]
     numbers = list(dict.fromkeys(found.tokens.tolist()))
     assert found.num_documents == len(numbers)
-    assert found.num_bytes == sum(number % 100 for number in numbers)
+    assert found.sizes.tolist() == [number % 100 for number in numbers]
+    assert found.ends.tolist() == np.cumsum([number % 100 % 3 + 1 for number in numbers]).tolist()
     for part in range(len(sizes)):
         of_part = [number for number in numbers if number // 100 == part]
         assert of_part == [100 * part + i for i in range(len(of_part))]
@@ -189,7 +191,7 @@ def test_what_begins_a_text_precedes_every_document(tmp_path):
         seed=0, sequence_length=LENGTH, validation_samples=1, listener=DataListener(),
     )  # fmt: skip
     assert plain.identity != data.identity
-    assert plain.held_out.num_bytes == data.held_out.num_bytes
+    assert plain.held_out.sizes.tolist() == data.held_out.sizes.tolist()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -253,6 +255,13 @@ def test_embedded_data_imports_neither_lightning_nor_datasets():
         [sys.executable, "-c", program], cwd=root, capture_output=True, check=True, text=True
     ).stdout
     assert output.strip() == "[]"
+
+
+def test_the_first_documents_are_those_that_the_first_tokens_are_of():
+    ends, sizes = np.array([5, 9, 20]), np.array([10, 20, 30])
+    held_out = HeldOut(np.zeros(20, np.uint16), ends, sizes)
+    found = [held_out.first_documents(n) for n in (1, 5, 6, 9, 10, 20, 99)]
+    assert found == [(5, 10)] * 2 + [(9, 30)] * 2 + [(20, 60)] * 3
 
 
 def test_fewer_stories_are_the_beginning_of_more():

@@ -1,77 +1,124 @@
-"""Continuing a text, token by token."""
+"""The filters of a draw against transformers' own, and the draw against the probabilities."""
 
 import pytest
 import torch
-from tiny_models import build, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from growlm.model.sampling import sample_tokens
+from growlm.errors import UserError
+from growlm.limits import check_limits
+from growlm.model.sampling import Sampling, candidates, choose, penalise_repetition
 
+VOCABULARY = 40
 
-def sample(model, num_tokens=8, temperature=1.0, num_token_ids=29, **options):
-    return sample_tokens(
-        model,
-        [3, 1, 4],
-        num_tokens,
-        temperature=temperature,
-        num_token_ids=num_token_ids,
-        **options,
-    )
+seeds = st.integers(0, 10**6)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return build(tiny_config(), std=0.3)
+def random_logits(seed, batch=4):
+    """Without ties: what becomes of those is a matter of taste."""
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(batch, VOCABULARY, generator=generator, dtype=torch.float64)
 
 
-@torch.no_grad()
-def test_temperature_zero_takes_the_likeliest_token(model):
-    continuation = sample(model, temperature=0)
-    tokens = torch.tensor([[3, 1, 4, *continuation]])
-
-    assert len(continuation) == 8
-    assert model(tokens)[0, 2:-1].argmax(dim=-1).tolist() == continuation
+def spread(probabilities, ids):
+    """(B, N) candidates as (B, V) probabilities."""
+    if ids is None:
+        return probabilities
+    return torch.zeros(len(ids), VOCABULARY, dtype=torch.float64).scatter(1, ids, probabilities)
 
 
-def test_the_seed_alone_decides(model):
-    random_state = torch.get_rng_state()
-    first = sample(model, seed=1)
-    torch.rand(3)
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=seeds,
+    temperature=st.floats(0.1, 5),
+    top_k=st.integers(0, VOCABULARY + 5),
+    top_p=st.floats(0.01, 1.0),
+)
+def test_filters_are_those_of_transformers(seed, temperature, top_k, top_p):
+    from transformers.generation import logits_process
 
-    assert sample(model, seed=1) == first
-    assert any(sample(model, seed=seed) != first for seed in range(2, 6))
-    torch.set_rng_state(random_state)
+    logits = random_logits(seed)
+    expected = logits_process.TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        expected = logits_process.TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = logits_process.TopPLogitsWarper(top_p)(None, expected)
 
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    probabilities, ids = candidates(logits, sampling)
 
-def test_global_random_state_is_untouched(model):
-    before = torch.get_rng_state()
-
-    sample(model)
-
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_no_token_beyond_the_tokenizer(model):
-    drawn = {token for seed in range(20) for token in sample(model, num_token_ids=5, seed=seed)}
-
-    assert drawn == set(range(5))
-
-
-def test_it_ends_before_the_stop_token(model):
-    whole = sample(model, temperature=0)
-
-    stopped = sample(model, temperature=0, stop_at=whole[4])
-
-    assert stopped == whole[: whole.index(whole[4])]
+    found = spread(probabilities, ids)
+    found = found / found.sum(dim=-1, keepdim=True)
+    assert (found - expected.softmax(dim=-1)).abs().max() <= 1e-12
 
 
-def test_it_ends_when_the_sequence_is_full(model):
-    assert len(sample(model, num_tokens=1000)) == model.config.max_seq_len - 3
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, penalty=st.floats(0.5, 3))
+def test_the_penalty_is_that_of_transformers(seed, penalty):
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    logits = random_logits(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    tokens = torch.randint(VOCABULARY, (4, 12), generator=generator)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits)
+    seen = torch.zeros(4, VOCABULARY, dtype=torch.bool).scatter(1, tokens, True)
+    assert (penalise_repetition(logits, seen, penalty) - expected).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_is_kept(training):
-    model = build(tiny_config()).train(training)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_k=5), Sampling(top_p=0.7), Sampling(temperature=2.0)]
+)
+def test_draws_come_as_often_as_their_probability(sampling):
+    """Evenly spread draws make every frequency exact to one part in their number."""
+    count = 100_000
+    logits = random_logits(0, batch=1)
+    expected = spread(*candidates(logits, sampling))[0]
+    expected = expected / expected.sum()
+    draws = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    tokens = choose(logits.expand(count, -1), sampling, draws)
+    frequencies = torch.bincount(tokens, minlength=VOCABULARY) / count
+    assert (frequencies - expected).abs().max() <= 1.5 / count
+    assert bool((frequencies[expected == 0] == 0).all())
 
-    sample(model)
 
-    assert model.training is training
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, draw=st.floats(0, 1, exclude_max=True), top_p=st.sampled_from([0.3, 1.0]))
+def test_no_draw_takes_what_was_filtered(seed, draw, top_p):
+    logits = random_logits(seed).float()
+    logits[:, -3:] = -torch.inf
+    draws = torch.full((4,), draw, dtype=torch.float64)
+    for value in (draws, torch.full_like(draws, 1 - 2**-53), torch.zeros_like(draws)):
+        sampling = Sampling(top_p=top_p)
+        tokens = choose(logits, sampling, value)
+        kept = spread(*(x if x is None or x.dtype == torch.int64 else x.double()
+                        for x in candidates(logits, sampling)))  # fmt: skip
+        assert bool((kept.gather(1, tokens.unsqueeze(1)) > 0).all())
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = random_logits(1)
+    assert torch.equal(choose(logits, Sampling(temperature=0), None), logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_told(temperature, value):
+    logits = random_logits(1)
+    logits[2, 5] = value
+    tokens = choose(logits, Sampling(temperature=temperature), torch.full((4,), 0.5).double())
+    assert (tokens == -1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_settings_that_cannot_be(field, value):
+    with pytest.raises(UserError, match=field):
+        check_limits(Sampling(**{field: value}))

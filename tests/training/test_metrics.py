@@ -16,6 +16,7 @@ BOUNDARIES = ("dense-moe", "moe-wide", "wide-deep")
 KEYS = {
     "train/loss",
     "val/loss",
+    "val/bits_per_byte",
     "optim/lr",
     "optim/grad_norm",
     "perf/tokens_per_second",

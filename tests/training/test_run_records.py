@@ -86,6 +86,10 @@ def test_summary_agrees_with_history_and_plan(run):
         assert phase["tokens_per_second"] > 0
     validations = events(run.run_dir, "validation")
     assert summary["phases"][-1]["val_loss"] == validations[-1]["val_loss"]
+    bits = [line["val_bits_per_byte"] for line in validations]
+    assert summary["phases"][-1]["val_bits_per_byte"] == bits[-1]
+    ratios = {round(b / line["val_loss"], 9) for b, line in zip(bits, validations, strict=True)}
+    assert len(ratios) == 1, "the corpus' tokens per byte, over ln 2"
     # A lossless boundary: what one phase ends with, the next begins with (bf16 rounds each model its own way).
     for before, after in pairwise(summary["phases"]):
         assert after["initial_val_loss"] == pytest.approx(before["val_loss"], abs=5e-3)

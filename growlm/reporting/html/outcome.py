@@ -77,6 +77,12 @@ def final_val_loss(run: Run) -> float | None:
     return finite(run.history.validations[-1]["val_loss"]) if run.history.validations else None
 
 
+def final_bits_per_byte(run: Run) -> float | None:
+    """The same in bits per byte of text; None where the run was made before it was recorded."""
+    lines = run.history.validations
+    return finite(lines[-1].get("val_bits_per_byte")) if lines else None
+
+
 def cost(run: Run, axis: str) -> float | None:
     """What the run took: `tokens`, `flops`, `seconds` or `step`s."""
     summary = run.summary or {}

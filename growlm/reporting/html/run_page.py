@@ -124,7 +124,7 @@ def _strip(run: Run) -> list[dict[str, str]]:
     grown = f"{figures.scaled(sizes[0])} → {figures.scaled(sizes[-1])}" if sizes else figures.NONE
     values = [
         ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
-        ("validation loss", figures.loss(outcome.final_val_loss(run)), "the last"),
+        ("validation loss", figures.loss(outcome.final_val_loss(run)), _in_bits(run)),
         ("training loss", figures.loss(outcome.final_loss(run)), "the last"),
         ("parameters", grown if len(sizes) != 1 else figures.scaled(sizes[0]), "first → last"),
         ("largest |jump|", figures.jump(outcome.largest_jump(run)).lstrip("+-"), "of the loss"),
@@ -133,6 +133,11 @@ def _strip(run: Run) -> list[dict[str, str]]:
         ("time", figures.seconds(outcome.cost(run, "seconds")), ""),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
+
+
+def _in_bits(run: Run) -> str:
+    bits = outcome.final_bits_per_byte(run)
+    return "the last" if bits is None else f"the last; {bits:.4f} bits per byte"
 
 
 def _measures(rows: Sequence[Line], drawn: Sequence[int]) -> dict[str, Any]:

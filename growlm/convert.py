@@ -1,0 +1,75 @@
+"""`python -m growlm.convert`: a checkpoint to a Hugging Face model, or one of those to a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.filesize import decimal
+
+from growlm.command import run_small_command
+from growlm.config.load import load_command
+from growlm.config.schema import ConvertCommand
+from growlm.errors import UserError
+from growlm.interop import to_growlm, to_huggingface
+from growlm.model.report import parameter_report
+from growlm.reporting.bars import ByteBar
+from growlm.reporting.plain import plain_console
+
+USAGE = """
+python -m growlm.convert source=DIR out=DIR to=huggingface
+python -m growlm.convert source=DIR out=DIR to=growlm
+
+  source        folder of a checkpoint (to=huggingface), or of a Hugging Face model with its config.json and
+                safetensors (to=growlm): Llama, Mistral, Mixtral, GPT-NeoX with sequential residuals
+  out           folder to write; must not exist; written whole or not at all
+  to            huggingface or growlm
+  dtype         of the weights: same (default), float32, bfloat16, float16
+  architecture  for to=huggingface: auto (default), the class of transformers that computes the same, and growlm's
+                own where there is none; growlm: always growlm's own
+"""
+
+
+def main() -> None:
+    """The command."""
+    sys.exit(run_small_command(USAGE, convert))
+
+
+def convert(arguments: list[str]) -> int:
+    """Convert; the exit code."""
+    command = load_command("convert", ConvertCommand, arguments)
+    source, out = Path(command.source), Path(command.out)
+    dtype = None if command.dtype == "same" else getattr(torch, command.dtype)
+    console = plain_console()
+    start = time.perf_counter()
+    with ByteBar(console, "writing") as bar:
+        if command.to == "growlm":
+            if command.architecture != "auto":
+                allowed = "is for to=huggingface; to=growlm goes by config.json"
+                raise UserError("architecture", command.architecture, allowed)
+            done = to_growlm(source, out, dtype=dtype, progress=bar.update)
+        else:
+            done = to_huggingface(
+                source,
+                out,
+                architecture=command.architecture,
+                dtype=dtype,
+                progress=bar.update,
+            )
+    total = parameter_report(done.config).total
+    dtype_name = str(done.dtype).removeprefix("torch.")
+    lines = [
+        f"  {done.class_name}: {total:,} parameters, {dtype_name}",
+        f"  tokenizer: {done.tokenizer}",
+        *(f"  left out: {each}" for each in done.left_out),
+        f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What is to be continued."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from growlm.data.tokenizers import Tokenizer
+from growlm.errors import UserError
+from growlm.inference.text_stream import prompt_ids
+
+SHOWN = 40
+"""Characters of a prompt that a message repeats."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue.
+
+    Attributes:
+        text: As it was given.
+        tokens: What the model reads of it.
+    """
+
+    text: str
+    tokens: list[int]
+
+
+def read_prompts(
+    prompt: str | None, prompts_file: str | None, tokenizer: Tokenizer, longest: int
+) -> list[Prompt]:
+    """The prompts of a command line.
+
+    Args:
+        prompt: A text.
+        prompts_file: Or a file of texts: one on each line that is not empty; with the ending `.jsonl` an object on
+            each line, the text under `prompt`.
+        tokenizer: The model's.
+        longest: Tokens that the model reads.
+
+    Raises:
+        UserError: If not exactly one of the two is given, the file cannot be read, or a prompt leaves no room
+            for a new token.
+    """
+    if prompts_file is None:
+        if prompt is None:
+            raise UserError("prompt", None, "give prompt=TEXT or prompts_file=FILE")
+        texts = [("prompt", prompt)]
+    elif prompt is not None:
+        raise UserError("prompts_file", prompts_file, "give this or prompt, not both")
+    else:
+        texts = _from_file(Path(prompts_file).expanduser())
+    prompts = []
+    for key, text in texts:
+        tokens = prompt_ids(tokenizer, text)
+        if len(tokens) >= longest:
+            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
+            allowed = f"has {len(tokens)} tokens; the model reads {longest}, what it adds included"
+            raise UserError(key, repr(shown), allowed)
+        prompts.append(Prompt(text, tokens))
+    return prompts
+
+
+def _from_file(path: Path) -> list[tuple[str, str]]:
+    """Each text with the place it stands at."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError("prompts_file", path, "is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError("prompts_file", path, f"cannot be read: {error.strerror}") from None
+    # Not splitlines: a line separator inside a text is part of it.
+    lines = [line.removesuffix("\r") for line in content.split("\n")]
+    texts = [
+        (f"prompts_file line {number}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not texts:
+        raise UserError("prompts_file", path, "holds no prompt")
+    if path.suffix == ".jsonl":
+        return [(key, _from_json(key, line)) for key, line in texts]
+    return texts
+
+
+def _from_json(key: str, line: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(key, repr(line[:SHOWN]), f"is no JSON: {error}") from None
+    text = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        allowed = "must be an object with a text under prompt"
+        raise UserError(key, repr(line[:SHOWN]), allowed)
+    return text

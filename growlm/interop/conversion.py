@@ -1,0 +1,214 @@
+"""Whole folders, both ways: everything is checked first, then written tensor by tensor, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growlm.checkpoint.artefact import (
+    OPTIMIZER,
+    WEIGHTS,
+    check_shapes,
+    copy_files,
+    new_folder,
+    read_config,
+    write_config,
+)
+from growlm.checkpoint.growing import check_target
+from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
+from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.data.huggingface_tokenizer import tokenizer_files
+from growlm.errors import UserError
+from growlm.interop.architecture import Architecture
+from growlm.interop.architectures import ARCHITECTURES, GROWLM
+from growlm.interop.config_keys import CONFIG_NAME
+from growlm.interop.config_reading import (
+    TOKEN_IDS,
+    architecture_of,
+    is_hf_folder,
+    read_hf_config,
+)
+from growlm.interop.config_writing import config_content, holds
+from growlm.interop.tensors import HuggingFaceTensors, MappedTensors, in_their_names, our_shapes
+from growlm.interop.tokenizer_files import (
+    check_fits,
+    made_token_ids,
+    write_generation_config,
+    write_made,
+)
+from growlm.model.config import ModelConfig
+
+KEY = "source"
+Progress = Callable[[int, int], None]
+"""Called with the bytes written and the bytes to write."""
+
+CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
+AUTO_MAP = {
+    "AutoConfig": f"{CONFIG_MODULE}.GrowLMConfig",
+    "AutoModelForCausalLM": f"{MODEL_MODULE}.GrowLMForCausalLM",
+}
+"""Where transformers finds the classes of a model that it has no class for: files of the folder."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done."""
+
+    class_name: str
+    """The Hugging Face class."""
+    config: ModelConfig
+    dtype: torch.dtype
+    tokenizer: str
+    """In words."""
+    left_out: tuple[str, ...] = ()
+    """What the new folder does not have, in words."""
+
+
+def to_growlm(
+    source: Path,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Conversion:
+    """Write a Hugging Face model as a checkpoint.
+
+    Args:
+        source: Folder of the model.
+        target: Of the checkpoint; must not exist.
+        dtype: Of the weights; None for that of the files.
+        progress: Called after every tensor.
+
+    Raises:
+        UserError: If it cannot be one of ours, the target exists, or the disk has no room. Nothing is left behind.
+    """
+    config, record = read_hf_config(source, KEY)
+    tensors = HuggingFaceTensors(source, KEY, dtype)
+    check_fits(source, config.vocab_size, KEY)
+
+    def others(folder: Path) -> None:
+        copy_files(tokenizer_files(source), folder)
+        write_generation_config(folder, _ids(record), use_cache=True)
+        write_config(folder, config, record)
+
+    _write(tensors, target, others, progress)
+    words = "carried along" if "tokenizer" in record else "none: there is no tokenizer.json"
+    class_name = architecture_of(source, KEY).class_name
+    return Conversion(class_name, config, _dtype(tensors), words)
+
+
+def to_huggingface(
+    source: Path,
+    target: Path,
+    *,
+    architecture: str = "auto",
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Conversion:
+    """Write a checkpoint as a Hugging Face model.
+
+    Args:
+        source: Folder of the checkpoint.
+        target: Of the model; must not exist.
+        architecture: `auto` for the class of transformers that computes the same, and growlm's own where there is
+            none; `growlm` for growlm's own, which takes every model.
+        dtype: Of the weights; None for that of the files.
+        progress: Called after every tensor.
+
+    Raises:
+        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the
+            disk has no room. Nothing is left behind.
+    """
+    if is_hf_folder(source):
+        raise UserError(KEY, source, "is a Hugging Face model already; to=growlm makes it ours")
+    config, record = read_config(source, KEY)
+    files = TensorFiles(source, WEIGHTS, KEY)
+    check_shapes(files, our_shapes(config), KEY)
+    chosen = GROWLM if architecture == GROWLM.model_type else choose(config, record)
+    if chosen is not GROWLM and config.is_moe and config.router_tie_breaking:
+        allowed = f"{chosen.class_name} has no such order; architecture=growlm exports the model"
+        raise UserError("router_tie_breaking", "true", allowed)
+    tensors = in_their_names(files, config, chosen, dtype)
+    name = record.get("tokenizer")
+    ids = _token_ids(source, config, record)
+
+    def others(folder: Path) -> None:
+        copy_files(tokenizer_files(source), folder)
+        if name not in (None, HUGGINGFACE):
+            write_made(name, folder, config.max_seq_len)
+        write_generation_config(folder, ids, use_cache=chosen is not GROWLM)
+        # A class of transformers never trains the embedding of its config's pad token.
+        in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
+        rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
+        content = config_content(chosen, config, _dtype(tensors), in_config, rest)
+        if chosen is GROWLM:
+            content |= {"auto_map": AUTO_MAP, "use_cache": False}
+            _write_modules(folder)
+        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+    _write(tensors, target, others, progress)
+    words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
+    left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
+    return Conversion(chosen.class_name, config, _dtype(tensors), words, left_out)
+
+
+NOT_KEPT = ("tokenizer", "huggingface")
+"""What of a checkpoint's record an export says in other places."""
+
+
+def choose(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
+    """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
+    first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
+    return next(each for each in (*first, *ARCHITECTURES) if holds(each, config))
+
+
+def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record says of the Hugging Face model that the checkpoint was made of."""
+    origin = record.get("huggingface")
+    return origin if isinstance(origin, dict) else {}
+
+
+def _ids(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _origin(record).get(name) for name in TOKEN_IDS}
+
+
+def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    name = record.get("tokenizer")
+    if name in (None, HUGGINGFACE):
+        check_fits(source, config.vocab_size, KEY)
+        return _ids(record)
+    return dict(made_token_ids(name, config.vocab_size, source, KEY))
+
+
+def _write(
+    tensors: MappedTensors, target: Path, others: Callable[[Path], None], progress: Progress
+) -> None:
+    entries = [tensors.entry(name) for name in tensors.names]
+    total = sum(entry.nbytes for entry in entries)
+    check_target(target, total)
+    done = 0
+
+    def count(written: int) -> None:
+        nonlocal done
+        done += written
+        progress(done, total)
+
+    with new_folder(target) as (partial, digests), torch.no_grad():
+        digests |= write_tensors(partial, WEIGHTS, entries, tensors.read, count)
+        others(partial)
+
+
+def _write_modules(folder: Path) -> None:
+    for module, name in ((CONFIG_MODULE, "GrowLMConfig"), (MODEL_MODULE, "GrowLMForCausalLM")):
+        text = '"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
+        text += f'from growlm.interop.transformers_model import {name}\n\n__all__ = ["{name}"]\n'
+        (folder / f"{module}.py").write_text(text)
+
+
+def _dtype(tensors: MappedTensors) -> torch.dtype:
+    return tensors.entry(tensors.names[0]).dtype

@@ -1,0 +1,147 @@
+"""Keys and values of the tokens read so far, so that the next token costs one position's work.
+
+Sequences of different lengths are padded on the left: all of them end at the same slot, which makes every write
+one slice. A sequence's positions count from its own first token, and nothing attends to padding.
+
+Shapes: B sequences, T new tokens, S slots in use, H query heads, K key/value heads, G = H/K query heads of one
+key/value head, C channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growlm.model.causal_attention import causal_attention
+from growlm.model.config import ModelConfig
+from growlm.model.rotary import rotary_tables
+
+
+class KeyValueCache:
+    """The memory of one batch.
+
+    Args:
+        config: Of the model.
+        num_slots: Tokens there is room for in each sequence, padding included.
+        padding: Slots before each sequence's first token, (B,).
+
+    Attributes:
+        layers: What each attention layer writes to and reads from.
+        begin: The first slot of the tokens being read.
+        end: The slot after the last of them.
+        mask: What they attend to, (B, 1, T, S) or (B, 1, 1, S); None for everything up to themselves.
+    """
+
+    def __init__(self, config: ModelConfig, num_slots: int, padding: Tensor) -> None:
+        self.num_slots = num_slots
+        self.begin = self.end = 0
+        self.mask: Tensor | None = None
+        self.layers = [LayerCache(self) for _ in range(config.n_layers)]
+        self._config = config
+        self._padding = padding if bool(padding.any()) else None
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, num_new: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for T tokens more, which the layers are about to see.
+
+        Args:
+            num_new: T.
+            like: Of the device and dtype that the tables of angles are for.
+
+        Returns:
+            The rotary tables of the new tokens, (T, C/2) or (B, 1, T, C/2).
+
+        Raises:
+            ValueError: If there is no room.
+        """
+        if self.end + num_new > self.num_slots:
+            raise ValueError(f"{self.end + num_new} tokens in a cache of {self.num_slots} slots")
+        self.begin, self.end = self.end, self.end + num_new
+        if self._rotary is None:
+            cos, sin = rotary_tables(self.num_slots, self._config, like)
+            self._rotary = cos.to(like.dtype), sin.to(like.dtype)
+        cos, sin = self._rotary
+        slots = torch.arange(self.begin, self.end, device=like.device)
+        self.mask = self._visible(slots)
+        if self._padding is None:
+            return cos[self.begin : self.end], sin[self.begin : self.end]
+        positions = (slots - self._padding.unsqueeze(1)).clamp(min=0)  # (B, T)
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+    def _visible(self, slots: Tensor) -> Tensor | None:
+        """Which slots the tokens in `slots` (T,) attend to, where that is not plainly causal."""
+        if self._padding is None and (self.begin == 0 or len(slots) == 1):
+            return None
+        every = torch.arange(self.end, device=slots.device)
+        visible = every <= slots.unsqueeze(1)  # (T, S)
+        if self._padding is None:
+            return visible[None, None]
+        real = every >= self._padding.unsqueeze(1)  # (B, S)
+        itself = every == slots.unsqueeze(1)  # a softmax over nothing is NaN: padding sees itself
+        return (visible & real.unsqueeze(1) | itself).unsqueeze(1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences.
+
+        Args:
+            rows: Their indices, ascending.
+        """
+        if self._padding is not None:
+            self._padding = self._padding[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type == "cpu" and half and query.shape[2] == 1:
+        # Of one row, torch's fused kernel takes twice as long in half precision as two products.
+        scores = torch.matmul(query * query.shape[3] ** -0.5, keys.mT)  # (B, K, 1, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return torch.matmul(scores.softmax(dim=-1), values)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+class LayerCache:
+    """Keys and values of one layer, each (B, K, slots, C), allocated when the first ones come."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Remember the new keys and values, and attend to all that are remembered.
+
+        Args:
+            query: (B, H, T, C).
+            key: (B, K, T, C).
+            value: (B, K, T, C).
+
+        Returns:
+            (B, H, T, C).
+        """
+        cache = self._cache
+        if self._keys is None or self._values is None:
+            batch, heads, _, channels = key.shape
+            self._keys = key.new_empty(batch, heads, cache.num_slots, channels)
+            self._values = torch.empty_like(self._keys)
+        self._keys[:, :, cache.begin : cache.end] = key
+        self._values[:, :, cache.begin : cache.end] = value
+        if cache.begin == 0 and cache.mask is None:
+            return causal_attention(query, key, value)
+        keys, values = self._keys[:, :, : cache.end], self._values[:, :, : cache.end]
+        groups = query.shape[1] // key.shape[1]
+        mask = cache.mask
+        if mask is not None and groups > 1 and mask.shape[2] > 1:
+            mask = mask.repeat(1, 1, groups, 1)
+        # The query heads of a group become rows that read the same keys, which are then read once.
+        rows = query.reshape(len(query), key.shape[1], -1, key.shape[3])  # (B, K, G·T, C)
+        return _attend(rows, keys, values, mask).reshape(query.shape)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `KeyValueCache.keep`."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[rows], self._values[rows]

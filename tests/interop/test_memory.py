@@ -1,0 +1,94 @@
+"""Converting takes memory for about one tensor, whatever the model's size: measured, in a process of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from growlm.checkpoint.artefact import WEIGHTS, new_folder, write_config
+from growlm.checkpoint.tensor_files import Entry, write_tensors
+from growlm.interop.tensors import our_shapes
+from growlm.model import ModelConfig
+
+MEASURED = """
+import json, pathlib, sys
+import growlm.convert
+
+def memory(line):
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(x.split()[1]) for x in status if x.startswith(line))
+
+baseline = memory("VmRSS")
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+code = growlm.convert.convert(sys.argv[1:])
+print(json.dumps({"code": code, "peak": memory("VmHWM") - baseline}))
+"""
+
+
+def peak(*arguments):
+    """Bytes of resident memory that a conversion takes above what its imports took; mapped files count."""
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["code"] == 0
+    return result["peak"]
+
+
+def write_checkpoint(folder, config):
+    """A checkpoint of random weights, never in memory at once; its size and its largest tensor's."""
+    shapes = our_shapes(config)
+    entries = [Entry(name, torch.float32, shape) for name, shape in shapes.items()]
+    with new_folder(folder) as (partial, digests):
+        digests |= write_tensors(partial, WEIGHTS, entries, lambda name: torch.randn(shapes[name]))
+        write_config(partial, config, {})
+    return sum(entry.nbytes for entry in entries), max(entry.nbytes for entry in entries)
+
+
+def mixtral(d_model, d_ff, n_layers, vocab_size):
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=d_model // 64,
+        n_kv_heads=d_model // 256,
+        head_dim=64,
+        d_ff=d_ff,
+        norm="rmsnorm",
+        feed_forward="swiglu",
+        bias=False,
+        tie_embeddings=False,
+        num_experts=8,
+    )
+
+
+def peaks(tmp_path, config):
+    """What both directions take, in bytes, by name; and the size of the checkpoint and of its largest tensor."""
+    size, largest = write_checkpoint(tmp_path / "ours", config)
+    found = {
+        "to huggingface": peak(f"source={tmp_path}/ours", f"out={tmp_path}/hf", "to=huggingface")
+    }
+    shutil.rmtree(tmp_path / "ours")
+    found["to growlm"] = peak(f"source={tmp_path}/hf", f"out={tmp_path}/back", "to=growlm")
+    shutil.rmtree(tmp_path / "back")
+    half = (f"out={tmp_path}/back", "to=growlm", "dtype=bfloat16")
+    found["to growlm, bfloat16"] = peak(f"source={tmp_path}/hf", *half)
+    shutil.rmtree(tmp_path)
+    return found, size, largest
+
+
+def test_a_small_checkpoint(tmp_path):
+    found, size, largest = peaks(tmp_path, mixtral(256, 1024, 9, 8192))
+    assert size > 240e6 > 20 * largest
+    assert max(found.values()) <= 140e6  # of which torch's own late imports are 80
+
+
+@pytest.mark.slow
+def test_two_gigabytes(tmp_path):
+    found, size, largest = peaks(tmp_path, mixtral(1024, 2816, 6, 50257))
+    print({name: f"{each / 1e6:.0f} MB" for name, each in found.items()})
+    print(f"{size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB")
+    assert size >= 2e9
+    assert max(found.values()) <= 400e6

@@ -1,0 +1,150 @@
+"""Models that transformers has no class for: its Auto classes load growlm's own, which works there."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from hf_models import TOLERANCES, Double, assert_same_function, load, tokens_for
+from tiny_models import assert_same_state, build, tiny_config
+from transformers import AutoModelForCausalLM, dynamic_module_utils
+
+from growlm.checkpoint import load_model, save_model
+from growlm.interop import to_growlm, to_huggingface
+from growlm.model.draws import generator_for
+
+EXPERTS = {"num_experts": 4, "top_k": 2}
+WITHOUT_A_CLASS = {
+    "LayerNorm experts": tiny_config(**EXPERTS),
+    "loss-free balancing": tiny_config(**EXPERTS, router_bias_step=0.01, tie_embeddings=False),
+    "ties broken": tiny_config(num_experts=4, top_k=3, router_tie_breaking=True),
+    "no biases": tiny_config(bias=False),
+    "grouped heads": tiny_config(n_kv_heads=2),
+    "narrow heads": tiny_config(head_dim=2),
+    "RMSNorm and GELU": tiny_config(norm="rmsnorm", bias=False, tie_embeddings=False),
+    "SwiGLU experts with biases": tiny_config("llama", **EXPERTS, bias=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(tmp_path, monkeypatch):
+    """transformers copies a folder's modules into its cache."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def exported(tmp_path, config, dtype=torch.float32, **settings):
+    model = build(config, std=0.2, dtype=dtype)
+    for name, buffer in model.named_buffers():
+        buffer += 0.1 * torch.randn(buffer.shape, generator=generator_for(name))
+    save_model(model, tmp_path / "ours", {"phase": "moe"})
+    done = to_huggingface(tmp_path / "ours", tmp_path / "hf", **settings)
+    assert done.class_name == "GrowLMForCausalLM"
+    return model
+
+
+@pytest.mark.parametrize("config", WITHOUT_A_CLASS.values(), ids=WITHOUT_A_CLASS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_loaded_by_the_auto_class(tmp_path, config, dtype):
+    model = exported(tmp_path, config, dtype)
+    theirs = load(tmp_path / "hf", dtype=dtype, trust_remote_code=True)
+    assert type(theirs).__name__ == "GrowLMForCausalLM"
+    assert_same_function(model, theirs, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("config", WITHOUT_A_CLASS.values(), ids=WITHOUT_A_CLASS)
+def test_and_back_as_it_was(tmp_path, config):
+    model = exported(tmp_path, config)
+    to_growlm(tmp_path / "hf", tmp_path / "back")
+    again, record = load_model(tmp_path / "back")
+    assert again.config == model.config
+    assert record["phase"] == "moe"
+    assert_same_state(again.state_dict(), model.state_dict())
+
+
+def test_a_model_that_has_a_class_goes_this_way_too(tmp_path):
+    model = exported(tmp_path, tiny_config("llama"), architecture="growlm")
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    assert_same_function(model, theirs, 1e-5)
+
+
+def test_saved_by_transformers_it_comes_back(tmp_path):
+    model = exported(tmp_path, tiny_config(**EXPERTS))
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    theirs.save_pretrained(tmp_path / "saved", max_shard_size="5KB")
+    to_growlm(tmp_path / "saved", tmp_path / "back")
+    assert_same_state(load_model(tmp_path / "back")[0].state_dict(), model.state_dict())
+
+
+def test_loss_gradients_and_padding(tmp_path):
+    model = exported(tmp_path, tiny_config(**EXPERTS), torch.float64).train()
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True).train()
+    tokens = tokens_for(theirs.config)
+    with Double():
+        loss = theirs(tokens, labels=tokens).loss
+        loss.backward()
+    expected = model.loss(tokens)
+    expected.backward()
+    assert abs(loss - expected) <= 1e-10
+    for name, parameter in model.named_parameters():
+        found = theirs.get_parameter(f"model.{name}").grad
+        assert (found - parameter.grad).abs().max() <= 1e-10
+    kept = theirs(tokens, logits_to_keep=3).logits
+    assert (kept - theirs(tokens).logits[:, -3:]).abs().max() <= 1e-12
+
+
+@torch.no_grad()
+def test_padding_on_either_side(tmp_path):
+    model = exported(tmp_path, tiny_config(**EXPERTS), torch.float64)
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True)
+    tokens = tokens_for(theirs.config, batch=4, time=9)
+    lengths = {0: slice(0, 9), 1: slice(4, 9), 2: slice(0, 6), 3: slice(2, 5)}
+    mask = torch.zeros_like(tokens)
+    for row, text in lengths.items():
+        mask[row, text] = 1
+    logits = theirs(tokens, attention_mask=mask).logits
+    for row, text in lengths.items():
+        alone = model(tokens[row : row + 1, text])[0]
+        assert (logits[row, text] - alone).abs().max() <= 1e-12
+    mask[0, 3] = 0
+    with pytest.raises(ValueError, match="before or after the text, not inside"):
+        theirs(tokens, attention_mask=mask)
+
+
+@torch.no_grad()
+def test_generate_in_a_batch_as_alone(tmp_path):
+    exported(tmp_path, tiny_config(**EXPERTS))
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    texts = tokens_for(theirs.config, batch=2, time=8)
+    mask = torch.ones_like(texts)
+    mask[1, :5] = 0
+    settings = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "num_beams": 2}
+    together = theirs.generate(texts, attention_mask=mask, **settings)
+    for row, text in enumerate((texts[:1], texts[1:, 5:])):
+        alone = theirs.generate(text, **settings)
+        assert torch.equal(together[row, -alone.shape[1] :], alone[0])
+
+
+@torch.no_grad()
+def test_generate_takes_the_likeliest_token_each_time(tmp_path):
+    model = exported(tmp_path, tiny_config(**EXPERTS))
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    text = tokens_for(theirs.config, batch=1, time=5)
+    found = theirs.generate(text, max_new_tokens=12, do_sample=False)
+    for _ in range(12):
+        text = torch.cat([text, model(text)[:, -1:].argmax(-1)], dim=-1)
+    assert torch.equal(found, text)
+    assert theirs.generate(text, max_new_tokens=3, do_sample=True, use_cache=True).shape == (1, 20)
+
+
+def test_without_trust_nothing_is_run(tmp_path):
+    exported(tmp_path, tiny_config(**EXPERTS))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=False)
+    assert "growlm" not in transformers.CONFIG_MAPPING
+
+
+def test_growlm_itself_does_not_need_transformers():
+    code = "import growlm.convert, growlm.interop, sys; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
