@@ -133,6 +133,7 @@ class ReadAhead(Iterator[Chunk]):
     """
 
     def __init__(self, made: Iterator[Chunk]) -> None:
+        self._error: BaseException | None = None
         self._ready: queue.Queue[Chunk | BaseException] = queue.Queue(maxsize=1)
         stopped = threading.Event()
         weakref.finalize(self, stopped.set)
@@ -140,8 +141,9 @@ class ReadAhead(Iterator[Chunk]):
         threading.Thread(target=_fill, args=arguments, name="read ahead", daemon=True).start()
 
     def __next__(self) -> Chunk:
-        found = self._ready.get()
+        found = self._error or self._ready.get()
         if isinstance(found, BaseException):
+            self._error = found  # nothing comes after it
             raise found
         return found
 
