@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
@@ -40,6 +39,7 @@ from growlm.data import (
 from growlm.data.tiktoken_encodings import TiktokenTokenizer
 from growlm.data.tokenizing import tokenize
 from growlm.errors import UserError
+from growlm.reporting.plain import plain_console
 from growlm.training.calibration import calibration
 from growlm.training.hardware import find_machine
 from growlm.training.plan import make_plan
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    console = Console()
+    console = plain_console()
     results: dict[str, object] = {}
     columns = ("documents", "mean bytes", "tokenizer", "growlm", "plain tiktoken", "its batch")
     table = Table(*columns, title="MB of text a second (cores busy)")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut
+from growlm.data.open_sources import open_sources
 from growlm.data.packing import HeldOutSamples, PackedSamples, phase_indices
-from growlm.data.prepare import DataListener, RunData, open_data, open_sources, prepare_data
+from growlm.data.prepare import DataListener, RunData, open_data, prepare_data
 from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
 from growlm.data.stories import story
 from growlm.data.streaming import StreamedSamples

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from growlm.data.hub_access import is_connection_error, offline_if_unreachable, quiet
 from growlm.data.sources import Place, Reader, Source
 from growlm.errors import RunError, UserError
 
-HUB_TIMEOUT_S = 10.0
 ROWS_AT_ONCE = 1000
 OFFLINE = (
     "use data=text data.path=FILE or data=embedded, which need no network; or, on a machine that reaches the hub, "
@@ -77,8 +75,8 @@ class HubDataset(Source):
         if name is None:
             self._check_name()
         hub_name = self.name if name is None else None
-        offline = _offline_if_unreachable(datasets, hub_name, self.revision)
-        with self._explained(), _quiet(datasets), offline:
+        offline = offline_if_unreachable(datasets, hub_name, self.revision)
+        with self._explained(), quiet(datasets), offline:
             self._builder = datasets.load_dataset_builder(
                 name or self.name, self.config, revision=self.revision
             )
@@ -125,7 +123,7 @@ def _fault(error: Exception) -> tuple[str, str]:
     import datasets
 
     text = " ".join(str(error).split())
-    if _is_connection(error):
+    if is_connection_error(error):
         return "name", f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE}"
     if isinstance(error, ValueError) and ("BuilderConfig" in text or "onfig name is" in text):
         return "config", text
@@ -201,71 +199,3 @@ def _is_text(value: Any, source: HubDataset) -> bool:
         what = f"holds a {type(value).__name__}, no text"
         raise UserError(f"{source.key}.column", source.column, what)
     return bool(value) and not value.isspace()
-
-
-def _is_connection(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is of the network; libraries wrap it in many ways."""
-    while error is not None:
-        module = type(error).__module__.partition(".")[0]
-        names = {cls.__name__ for cls in type(error).__mro__}
-        if isinstance(error, ConnectionError | TimeoutError):
-            return True
-        if module.startswith(("httpx", "requests", "aiohttp")) and names & {
-            "TransportError",
-            "ConnectionError",
-            "Timeout",
-            "ClientError",
-        }:
-            return True
-        if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-@contextmanager
-def _offline_if_unreachable(
-    datasets: Any, name: str | None, revision: str | None
-) -> Iterator[None]:
-    """Ask the hub once, for a bounded time; without an answer, have the libraries use their cache at once.
-
-    They would ask again and again: for half a minute where there is no network, and where a firewall swallows what
-    is sent, for minutes.
-    """
-    import huggingface_hub
-
-    settings: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    if name is not None and not any(before):
-        try:
-            huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-        except (
-            Exception
-        ) as error:  # of several libraries; what the hub answered is said when loading
-            if _is_connection(error):
-                for module in settings:
-                    module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-
-
-@contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """No warnings beside the one message, and bars only where somebody watches."""
-    logger = logging.getLogger("huggingface_hub")
-    level, verbosity = logger.level, datasets.logging.get_verbosity()
-    shown = datasets.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    datasets.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        datasets.logging.set_verbosity(verbosity)
-        if shown:
-            datasets.enable_progress_bars()

@@ -14,8 +14,7 @@ from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut, gather, streamed
 from growlm.data.packing import HeldOutSamples, PackedSamples
 from growlm.data.rows import MixedDocuments, ShuffledDocuments
-from growlm.data.shuffling import mixture_counts
-from growlm.data.sources import EmbeddedStories, Reader, Source, TextFiles
+from growlm.data.sources import Reader, Source
 from growlm.data.streaming import StreamedDocuments, StreamedSamples
 from growlm.data.token_cache import TokenCache
 from growlm.data.tokenizers import Tokenizer
@@ -23,9 +22,8 @@ from growlm.data.tokenizing import TokenizedDocuments, token_type, tokenize
 from growlm.errors import UserError
 
 if TYPE_CHECKING:
-    from growlm.config.schema import DataConfig, SourceConfig
+    from growlm.config.schema import DataConfig
 
-SOURCES = ("embedded", "text", "huggingface")
 TELL_EVERY_S = 0.2
 
 
@@ -54,61 +52,6 @@ class RunData:
     validation: HeldOutSamples
     held_out: HeldOut
     identity: str
-
-
-def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, Source], list[int]]:
-    """The sources that the settings name, and how many documents a block of their mixture takes from each.
-
-    Raises:
-        UserError: If one cannot be read.
-    """
-    if settings.source != "mixture":
-        return {"data": open_source(settings, "data", seed, settings.streaming)}, mixture_counts(
-            {"data": 1.0}
-        )
-    counts = mixture_counts({name: part.weight for name, part in settings.sources.items()})
-    sources = {
-        name: open_source(part, f"data.sources.{name}", seed, settings.streaming)
-        for name, part in settings.sources.items()
-    }
-    return sources, counts
-
-
-def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> Source:
-    """One source; nothing but what says whether it can be read is read.
-
-    Args:
-        settings: Of the source.
-        key: Their key, `data` or `data.sources.NAME`.
-        seed: Which embedded stories.
-        streaming: Whether a dataset is read over the network as it is needed.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    if settings.source == "embedded":
-        return EmbeddedStories(seed, settings.documents, key)
-    if settings.source == "text":
-        if not settings.path:
-            allowed = "data=text needs a file, a folder or a glob"
-            raise UserError(f"{key}.path", settings.path, allowed)
-        return TextFiles(settings.path, settings.column, settings.sample_by, key)
-    if settings.source == "huggingface":
-        from growlm.data.hub import HubDataset
-
-        if not settings.name:
-            allowed = "data=huggingface needs a dataset's name, or a folder"
-            raise UserError(f"{key}.name", settings.name, allowed)
-        return HubDataset(
-            settings.name,
-            settings.config,
-            settings.split,
-            settings.column,
-            settings.revision,
-            streaming,
-            key,
-        )
-    raise UserError(f"{key}.source", settings.source, f"must be one of {', '.join(SOURCES)}")
 
 
 def prepare_data(
@@ -183,32 +126,48 @@ def open_data(
         DiskError: If the cache cannot be written.
     """
     enough = validation_samples * sequence_length + 1
-    every, window = settings.validation_every, settings.shuffle_window
+    parts = list(sources.values())
+    train: PackedSamples | StreamedSamples
     if settings.streaming:
-        streams = [StreamedDocuments(s, tokenizer, window, every, seed) for s in sources.values()]
-
-        def skipping(done: int, total: int) -> None:
-            note = f"{done:,} of {total:,} samples"
-            listener.data_progress("reading up to where the run stopped", done / total, note)
-
-        train: PackedSamples | StreamedSamples = StreamedSamples(
-            streams, counts, sequence_length, seed, skipping
+        train = _streamed_samples(
+            settings, tokenizer, parts, counts, seed, sequence_length, listener
         )
-        parts = [streamed(source, tokenizer, every) for source in sources.values()]
-        held_out = gather(parts, counts, seed, tokenizer, enough)
-        identity = [s.identity() for s in sources.values()] + [_encoding(tokenizer)]
+        texts = [streamed(source, tokenizer, settings.validation_every) for source in parts]
+        held_out = gather(texts, counts, seed, tokenizer, enough)
+        identity = [*(source.identity() for source in parts), _encoding(tokenizer)]
     else:
-        corpora = [prepare_data(settings, tokenizer, s, listener) for s in sources.values()]
-        rows = [ShuffledDocuments(c.train, c.train_ends, window, seed) for c in corpora]
+        corpora = [prepare_data(settings, tokenizer, source, listener) for source in parts]
+        for source, corpus in zip(parts, corpora, strict=True):
+            listener.noted(_described(source, corpus))
+        rows = [
+            ShuffledDocuments(corpus.train, corpus.train_ends, settings.shuffle_window, seed)
+            for corpus in corpora
+        ]
         row = rows[0] if len(rows) == 1 else MixedDocuments(rows, counts, seed)
         train = PackedSamples(row, sequence_length)
         held_out = _held_out(corpora, counts, seed, tokenizer, enough)
         identity = [corpus.digest for corpus in corpora]
-        for source, corpus in zip(sources.values(), corpora, strict=True):
-            listener.noted(_described(source, corpus))
     _check_held_out(settings, held_out)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RunData(train, HeldOutSamples(held_out.tokens, sequence_length), held_out, digest)
+
+
+def _streamed_samples(
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    counts: Sequence[int],
+    seed: int,
+    sequence_length: int,
+    listener: DataListener,
+) -> StreamedSamples:
+    def skipping(done: int, total: int) -> None:
+        note = f"{done:,} of {total:,} samples"
+        listener.data_progress("reading up to where the run stopped", done / total, note)
+
+    window, every = settings.shuffle_window, settings.validation_every
+    streams = [StreamedDocuments(source, tokenizer, window, every, seed) for source in sources]
+    return StreamedSamples(streams, counts, sequence_length, seed, skipping)
 
 
 def _held_out(

@@ -9,7 +9,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from growlm.data import hub
+from growlm.data import hub_access
 from growlm.data.hub import HubDataset
 from growlm.errors import UserError
 
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_parsed(tmp_path):
 @pytest.fixture
 def unreachable(monkeypatch):
     """A hub behind a firewall that answers nothing; how often it was asked."""
-    monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(hub_access, "HUB_TIMEOUT_S", 0.5)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(50)

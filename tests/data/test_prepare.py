@@ -30,6 +30,7 @@ from growlm.data import (
 from growlm.data.held_out import gather
 from growlm.data.shuffling import MIXTURE_BLOCK, mixture_counts, mixture_order
 from growlm.errors import UserError
+from growlm.inference.rows import evaluation_documents
 
 tokenizer = load_tokenizer("bytes")
 LENGTH = 16
@@ -118,6 +119,27 @@ def test_a_mixture_is_the_same_streamed_and_held_out_alike(tmp_path):
     assert one.held_out.first_documents(3 * LENGTH) == other.held_out.first_documents(3 * LENGTH)
     again = prepared(tmp_path, source="mixture", sources=mixture(tmp_path, weight=1.0), seed=5)
     assert not all(torch.equal(one.train[i], again.train[i]) for i in range(20))
+
+
+@pytest.mark.parametrize("source", ["embedded", "text", "mixture"])
+def test_an_evaluation_scores_the_documents_that_training_holds_out(source, tmp_path):
+    changes = {
+        "embedded": {"documents": 60},
+        "text": {"path": str(write(tmp_path / "x.parquet", [f"text {i}" for i in range(99)]))},
+        "mixture": {"sources": mixture(tmp_path)},
+    }[source]
+    data = prepared(tmp_path, 10**6, source=source, **changes)
+    settings = DataConfig(source=source, validation_every=5, **changes)
+    scored = list(evaluation_documents(settings, 5, "validation"))
+    assert scored == texts_of(data.held_out.tokens)[:-1]
+    everything = list(evaluation_documents(settings, 5, "all"))
+    assert len(everything) == {"embedded": 60, "text": 99, "mixture": 740}[source]
+    assert set(scored) < set(everything)
+
+
+def test_an_evaluation_needs_settings_that_can_be(tmp_path):
+    with pytest.raises(UserError, match=r"data\.sources=\{\}: data=mixture needs at least one"):
+        evaluation_documents(DataConfig(source="mixture"), 0, "all")
 
 
 @given(
