@@ -90,7 +90,7 @@ class PhaseRunner:
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
         if state is not None:
-            self.prepared.data.train.recall(state.record["data"])
+            self.prepared.data.train.recall(state.record.get("data"))
         first = 0 if state is None else self._go_on_from(state)
         if state is None:
             forget_artefacts(self._checkpoints, self.plan.phases)
