@@ -86,6 +86,18 @@ def test_the_same_documents_are_the_same_run(name, overrides, files, whole, tmp_
     assert_same_run(whole, run_plan(config).run_dir)
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_a_dataset_of_the_same_documents_is_the_same_run(
+    streaming, files, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "x.parquet").write_bytes((files / "x.parquet").read_bytes())
+    settings = ("data=huggingface", f"data.name='{tmp_path}/dataset'", *SHUFFLED)
+    config = tiny_config(tmp_path / "run", *LONG, *settings, f"data.streaming={streaming}")
+    assert_same_run(whole, run_plan(config).run_dir)
+
+
 def test_another_window_is_another_run(files, whole, tmp_path):
     settings = (*text(files / "x.txt"), "data.shuffle_window=1")
     run = run_plan(tiny_config(tmp_path / "run", *LONG, *settings))
