@@ -301,6 +301,9 @@ def test_a_grown_model_continues_as_the_small_one():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor"
+)  # dynamo's own
 def test_a_compiled_model_continues_as_it_does_without():
     model = build(tiny_config(), std=0.3, dtype=torch.float32)
     expected = generate(model, [[3, 1, 4]], 12, GREEDY)
