@@ -78,8 +78,14 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS)
     kept = extras.get("record") if isinstance(extras, dict) else None
-    record = {**(kept if isinstance(kept, dict) else {}), "huggingface": origin}
-    record.pop("tokenizer", None)
+    record = dict(kept) if isinstance(kept, dict) else {}
+    for name in (
+        "format",
+        "model",
+        "tokenizer",
+    ):  # what an artefact says of itself, it finds out here
+        record.pop(name, None)
+    record["huggingface"] = origin
     if tokenizer_files(folder):
         record["tokenizer"] = HUGGINGFACE
     return config, record

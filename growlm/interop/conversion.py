@@ -22,7 +22,6 @@ from growlm.checkpoint.artefact import (
 from growlm.checkpoint.growing import check_target
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
-from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
 from growlm.interop.architecture import Architecture
 from growlm.interop.architectures import ARCHITECTURES, GROWLM
@@ -36,6 +35,7 @@ from growlm.interop.config_reading import (
 from growlm.interop.config_writing import config_content, holds
 from growlm.interop.tensors import HuggingFaceTensors, MappedTensors, in_their_names, our_shapes
 from growlm.interop.tokenizer_files import (
+    carried_files,
     check_fits,
     made_token_ids,
     write_generation_config,
@@ -92,12 +92,14 @@ def to_growlm(
     check_fits(source, config.vocab_size, KEY)
 
     def others(folder: Path) -> None:
-        copy_files(tokenizer_files(source), folder)
-        write_generation_config(folder, _ids(record), use_cache=True)
+        copy_files(carried_files(source), folder)
+        write_generation_config(folder, _ids(record))
         write_config(folder, config, record)
 
     _write(tensors, target, others, progress)
-    words = "carried along" if "tokenizer" in record else "none: there is no tokenizer.json"
+    words = (
+        "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
+    )
     class_name = architecture_of(source, KEY).class_name
     return Conversion(class_name, config, _dtype(tensors), words)
 
@@ -138,16 +140,17 @@ def to_huggingface(
     ids = _token_ids(source, config, record)
 
     def others(folder: Path) -> None:
-        copy_files(tokenizer_files(source), folder)
-        if name not in (None, HUGGINGFACE):
+        if name in (None, HUGGINGFACE):
+            copy_files(carried_files(source), folder)
+        else:
             write_made(name, folder, config.max_seq_len)
-        write_generation_config(folder, ids, use_cache=chosen is not GROWLM)
+        write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
         rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
         content = config_content(chosen, config, _dtype(tensors), in_config, rest)
         if chosen is GROWLM:
-            content |= {"auto_map": AUTO_MAP, "use_cache": False}
+            content["auto_map"] = AUTO_MAP
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 

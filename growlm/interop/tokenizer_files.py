@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.data.huggingface_tokenizer import TOKENIZER_JSON
+from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.errors import UserError
 from growlm.interop.config_reading import TOKEN_IDS
 
 GENERATION = "generation_config.json"
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """What a folder has of the files that go along, also where none of them is a tokenizer that we can read."""
+    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
 
 
 def check_fits(folder: Path, vocab_size: int, key: str) -> None:
@@ -79,18 +84,17 @@ def made_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[s
     return dict.fromkeys(TOKEN_IDS, encoding.eot_token)
 
 
-def write_generation_config(target: Path, token_ids: Mapping[str, Any], use_cache: bool) -> None:
+def write_generation_config(target: Path, token_ids: Mapping[str, Any]) -> None:
     """Write `generation_config.json`, unless the folder has one.
 
     Args:
         target: Folder.
         token_ids: By the names of `TOKEN_IDS`; nothing is written of those that are None.
-        use_cache: Whether the model's class has a cache of keys and values.
     """
     given = {name: value for name, value in token_ids.items() if value is not None}
     if (target / GENERATION).exists() or not given:
         return
-    _write(target / GENERATION, given | ({} if use_cache else {"use_cache": False}))
+    _write(target / GENERATION, given)
 
 
 def _check_size(path: Path, key: str, num_ids: int, vocab_size: int) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from growlm.interop.architectures import GROWLM
 from growlm.interop.config_reading import config_from
 from growlm.model.config import ModelConfig
+from growlm.model.rotary import rotary_tables
 from growlm.model.transformer import TransformerLM
 
 
@@ -28,7 +29,7 @@ class GrowLMConfig(PretrainedConfig):
     def __init__(self, **values: Any) -> None:
         shape = ModelConfig()
         defaults = {theirs: getattr(shape, ours) for ours, theirs in GROWLM.names.items()}
-        super().__init__(**(defaults | {"use_cache": False} | values))
+        super().__init__(**(defaults | {"use_cache": True} | values))
 
     def shape(self) -> ModelConfig:
         """The `ModelConfig`.
@@ -42,8 +43,7 @@ class GrowLMConfig(PretrainedConfig):
 class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
     """A `TransformerLM`, called as transformers calls its models.
 
-    The loss is the cross-entropy of the next token alone: the router's losses are growlm's training's. There is no
-    cache of keys and values, so `generate` computes the whole text for every token.
+    The loss is the cross-entropy of the next token alone: the router's losses are growlm's training's.
 
     Args:
         config: The shape.
@@ -75,26 +75,32 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool = True,
         **others: Any,
-    ) -> CausalLMOutput | tuple[Tensor, ...]:
+    ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Logits, and the loss where there are labels.
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T), 0 where a token is padding, before or after the text.
+            attention_mask: (B, S), 0 where a token is padding; S counts the tokens in the cache too.
             labels: (B, T), as transformers has them: the loss shifts them, -100 counts for nothing.
+            past_key_values: Keys and values of the tokens before these; those of these are added.
+            use_cache: Make one, if there is none.
             logits_to_keep: Only of the last so many positions, or of these; 0 for all.
             return_dict: False for a tuple.
-            others: What transformers hands to every model; no cache.
+            others: What transformers hands to every model, and this one does without.
 
         Raises:
-            ValueError: If there is padding inside a text, or a cache.
+            ValueError: If the texts are longer than the model reads, or the cache is of another kind.
         """
-        if others.get("past_key_values") is not None:
-            raise ValueError("past_key_values: this model has no cache; use_cache=False")
-        stream = self._stream(input_ids, attention_mask)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        if not isinstance(past_key_values, DynamicCache | None):
+            raise ValueError("past_key_values: must be a DynamicCache")
+        stream = self._stream(input_ids, attention_mask, past_key_values)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = nn.functional.linear(stream[:, kept], self.model.head_weight)
         loss = None
@@ -102,29 +108,50 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, self.config.vocab_size)
         if not return_dict:
             return (logits,) if loss is None else (loss, logits)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _stream(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """The final stream (B, T, D), texts with padding before them moved to the front while it is computed.
+    def _stream(self, tokens: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
+        """The final stream, (B, T) -> (B, T, D), of tokens that follow those in the cache."""
+        model = self.model
+        if cache is None and (mask is None or not bool((mask.diff(dim=-1) > 0).any())):
+            return model.final_stream(tokens)  # what comes after a text is never seen by it
+        past = 0 if cache is None else cache.get_seq_length()
+        length = past + tokens.shape[1]
+        if length > model.config.max_seq_len:
+            raise ValueError(f"{length} tokens; max_seq_len is {model.config.max_seq_len}")
+        slots = torch.arange(length, device=tokens.device)
+        visible = slots <= slots[past:, None]  # (T, S)
+        if mask is not None:  # a softmax over nothing is NaN: padding sees itself
+            itself = slots == slots[past:, None]
+            visible = visible & mask[:, None, None, :length].bool() | itself  # (B, 1, T, S)
+        x = model.embedding(tokens)
+        # Positions count from the first slot, padding or not: attention sees their differences only.
+        cos, sin = (table[past:] for table in rotary_tables(length, model.config, x))
+        for index, block in enumerate(model.blocks):
+            x = block(x, cos, sin, cache=_Layer(cache, index, visible))
+        return model.final_norm(x)
 
-        What comes after a text is never seen by it, and positions are then those of the text alone.
-        """
-        if mask is None or bool(mask.all()):
-            return self.model.final_stream(tokens)
-        begins = mask.bool().diff(dim=-1, prepend=mask.new_zeros(len(mask), 1).bool()) & mask.bool()
-        if bool((begins.sum(dim=-1) > 1).any()):
-            raise ValueError("attention_mask: padding must be before or after the text, not inside")
-        slots = torch.arange(tokens.shape[1], device=tokens.device)
-        padding = begins.int().argmax(dim=-1, keepdim=True)
-        forward, backward = ((slots + sign * padding) % len(slots) for sign in (1, -1))
-        stream = self.model.final_stream(tokens.gather(1, forward))
-        return stream.gather(1, backward.unsqueeze(-1).expand_as(stream))
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any
-    ) -> dict[str, Any]:
-        """The whole text: there is no cache that would have the beginning."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+class _Layer:
+    """What an attention layer attends by, in place of `kv_cache.LayerCache`: a mask, and transformers' cache.
+
+    Args:
+        cache: Remembers keys and values, if there is one.
+        index: The layer's.
+        visible: What each token sees, (T, S) or (B, 1, T, S).
+    """
+
+    def __init__(self, cache: DynamicCache | None, index: int, visible: Tensor) -> None:
+        self.cache, self.index, self.visible = cache, index, visible
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C)."""
+        if self.cache is not None:
+            key, value = self.cache.update(key, value, self.index)
+        grouped = query.shape[1] != key.shape[1]
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.visible, enable_gqa=grouped
+        )
 
 
 __all__ = ["GrowLMConfig", "GrowLMForCausalLM"]

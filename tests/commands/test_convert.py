@@ -91,7 +91,7 @@ def test_help(monkeypatch, capsys):
 
 
 def test_a_killed_conversion_leaves_nothing(tmp_path):
-    config = tiny_config(d_model=512, d_ff=2048, n_layers=12, vocab_size=2048)
+    config = tiny_config(d_model=512, d_ff=2048, n_layers=6, vocab_size=2048)
     save_model(build(config, dtype=torch.float32), tmp_path / "ours", {})
     command = [sys.executable, "-m", "growlm.convert", f"source={tmp_path / 'ours'}"]
     out = tmp_path / "hf"

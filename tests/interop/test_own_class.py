@@ -106,9 +106,30 @@ def test_padding_on_either_side(tmp_path):
     for row, text in lengths.items():
         alone = model(tokens[row : row + 1, text])[0]
         assert (logits[row, text] - alone).abs().max() <= 1e-12
-    mask[0, 3] = 0
-    with pytest.raises(ValueError, match="before or after the text, not inside"):
-        theirs(tokens, attention_mask=mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_cache_changes_nothing(tmp_path, padded):
+    exported(tmp_path, tiny_config(n_kv_heads=2, num_experts=4), torch.float64)
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True)
+    tokens = tokens_for(theirs.config, batch=3, time=12)
+    mask = torch.ones_like(tokens)
+    mask[1, :3] = mask[2, :7] = int(not padded)
+    expected = theirs(tokens, attention_mask=mask).logits
+    found, cache = [], None
+    for start, stop in ((0, 5), (5, 6), (6, 10), (10, 12)):
+        part = {"attention_mask": mask[:, :stop], "past_key_values": cache, "use_cache": True}
+        output = theirs(tokens[:, start:stop], **part)
+        cache = output.past_key_values
+        found.append(output.logits)
+    difference = (torch.cat(found, dim=1) - expected).abs() * mask.unsqueeze(-1)
+    assert cache.get_seq_length() == 12
+    assert difference.max() <= 1e-12
+    with pytest.raises(ValueError, match="65 tokens; max_seq_len is 64"):
+        theirs(tokens_for(theirs.config, batch=3, time=53), past_key_values=cache)
+    with pytest.raises(ValueError, match="must be a DynamicCache"):
+        theirs(tokens, past_key_values=((), ()))
 
 
 @torch.no_grad()
@@ -131,10 +152,12 @@ def test_generate_takes_the_likeliest_token_each_time(tmp_path):
     theirs = load(tmp_path / "hf", trust_remote_code=True)
     text = tokens_for(theirs.config, batch=1, time=5)
     found = theirs.generate(text, max_new_tokens=12, do_sample=False)
+    slowly = theirs.generate(text, max_new_tokens=12, do_sample=False, use_cache=False)
     for _ in range(12):
         text = torch.cat([text, model(text)[:, -1:].argmax(-1)], dim=-1)
     assert torch.equal(found, text)
-    assert theirs.generate(text, max_new_tokens=3, do_sample=True, use_cache=True).shape == (1, 20)
+    assert torch.equal(slowly, text)
+    assert theirs.generate(text, max_new_tokens=3, do_sample=True).shape == (1, 20)
 
 
 def test_without_trust_nothing_is_run(tmp_path):

@@ -9,7 +9,7 @@ from hf_models import FIXED, make
 from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
-from growlm.checkpoint import save_model
+from growlm.checkpoint import load_model, save_model
 from growlm.errors import UserError
 from growlm.interop import (
     HuggingFaceTensors,
@@ -157,6 +157,15 @@ def test_config_that_changes_nothing(saved, tmp_path, family, key, value):
     folder = changed(saved, tmp_path, family, key, value)
     assert read_hf_config(folder)[0] == read_hf_config(saved / family)[0]
     assert HuggingFaceTensors(folder).names
+
+
+def test_a_record_says_nothing_of_what_is_in_the_folder(saved, tmp_path):
+    lies = {"format": "growlm/9", "model": {"d_model": 1}, "tokenizer": "gpt2", "phase": "moe"}
+    folder = changed(saved, tmp_path, "llama", "growlm", {"record": lies})
+    to_growlm(folder, tmp_path / "out")
+    model, record = load_model(tmp_path / "out")
+    assert model.config.d_model == 32
+    assert record.keys() == {"phase", "huggingface"}
 
 
 def test_positions_as_older_files_have_them(saved, tmp_path):

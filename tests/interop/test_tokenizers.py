@@ -117,7 +117,6 @@ def test_theirs_is_carried_both_ways(tmp_path):
     (tmp_path / "plain" / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     names = {"tokenizer.json", "tokenizer_config.json", "merges.txt", "generation_config.json"}
 
-    (tmp_path / "plain" / "manifest.json").unlink()  # files were added to what was written
     to_growlm(tmp_path / "plain", tmp_path / "back")
     to_huggingface(tmp_path / "back", tmp_path / "again")
 
@@ -127,6 +126,20 @@ def test_theirs_is_carried_both_ways(tmp_path):
         for folder in ("back", "again"):
             carried = (tmp_path / folder / name).read_bytes()
             assert carried == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_files_go_along_without_a_tokenizer_that_ours_reads(tmp_path):
+    save_model(build(tiny_config("llama")), tmp_path / "ours", {})
+    to_huggingface(tmp_path / "ours", tmp_path / "hf")
+    files = {"tokenizer.model": b"\x0a\x0b", "generation_config.json": b'{"temperature": 0.5}'}
+    for name, content in files.items():
+        (tmp_path / "hf" / name).write_bytes(content)
+    done = to_growlm(tmp_path / "hf", tmp_path / "back")
+    assert "none that growlm reads" in done.tokenizer
+    assert "tokenizer" not in load_model(tmp_path / "back")[1]
+    to_huggingface(tmp_path / "back", tmp_path / "again")
+    for name, content in files.items():
+        assert (tmp_path / "again" / name).read_bytes() == content
 
 
 def test_special_token_ids_without_a_generation_config(tmp_path):
