@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from growlm.checkpoint import save_model
 from growlm.config import load_config
+from growlm.model import TransformerLM
 from growlm.training.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +61,9 @@ def readme_commands():
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_every_training_command_of_the_readme_plans(command):
+def test_every_training_command_of_the_readme_plans(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(TransformerLM(load_config().model.shape(257)), tmp_path / "my_llama", {})
     arguments = command.partition("-m growlm.train")[2].split()
     overrides = []
     for argument in arguments:

@@ -25,8 +25,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
 )
-"""What a folder says about its text. We read the first two and, for the end of text, `generation_config.json`; all
-are handed on, so that other tools find a checkpoint's tokenizer as it came."""
+"""What a folder says about its text. We read the first two and, for the end of text, `generation_config.json` or
+the model's `config.json`; all are handed on, so that other tools find a checkpoint's tokenizer as it came."""
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -73,7 +73,7 @@ class HuggingFaceTokenizer:
         self._known = frozenset(vocabulary.values())
         end = _end_of_text(folder, vocabulary)
         if end is None:
-            files = "neither tokenizer_config.json nor generation_config.json"
+            files = "none of tokenizer_config.json, generation_config.json, config.json"
             allowed = f"{files} names an end of text (eos_token) that the vocabulary has"
             raise UserError(key, folder, allowed)
         self.end_of_text = end
@@ -122,10 +122,11 @@ def _end_of_text(folder: Path, vocabulary: dict[str, int]) -> int | None:
         token = token.get("content")
     if isinstance(token, str) and token in vocabulary:
         return vocabulary[token]
-    ids = _setting(folder / "generation_config.json", "eos_token_id")
-    for candidate in ids if isinstance(ids, list) else [ids]:
-        if candidate in vocabulary.values():
-            return candidate
+    for name in ("generation_config.json", "config.json"):
+        ids = _setting(folder / name, "eos_token_id")
+        for candidate in ids if isinstance(ids, list) else [ids]:
+            if candidate in vocabulary.values():
+                return candidate
     return None
 
 

@@ -150,11 +150,12 @@ def test_fingerprints_tell_tokenizers_apart(pairs):
     assert load_tokenizer("bytes").fingerprint == ours[1].fingerprint
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("eos", [{"content": "</s>", "lstrip": False}, None])
-def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos):
+def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
     (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": [2, 1]}))
     assert load_tokenizer("huggingface", tmp_path).end_of_text == 2
 
 
