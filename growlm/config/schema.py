@@ -443,7 +443,7 @@ class GenerateCommand:
     """Continuations of each prompt; the n-th is what `seed` + n - 1 gives alone."""
     batch_size: int = field(default=16, metadata=limits(minimum=1, maximum=1_000_000))
     """Continuations that are made at once."""
-    stop_tokens: list[int] = field(default_factory=list)
+    stop_tokens: list[int] = field(default_factory=list, metadata=limits(minimum=0))
     """Token ids that end a continuation, besides the end of text."""
     format: str = field(default="text", metadata=limits(choices=("text", "json")))
     """`text`: prompt and continuation; `json`: an object a line, with token counts and why it ended."""
