@@ -22,7 +22,7 @@ def limits(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Field metadata: inclusive `minimum` and `maximum`, exclusive `above` and `below`, or `choices`. Of a list: its items."""
+    """Field metadata, of a list for its items: `minimum`, `maximum` inclusive, `above`, `below` not; or `choices`."""
     return {"limits": (minimum, maximum, above, below, choices)}
 
 
