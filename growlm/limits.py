@@ -22,7 +22,7 @@ def limits(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Field metadata, of a list for its items: `minimum`, `maximum` inclusive, `above`, `below` not; or `choices`."""
+    """Field metadata: `minimum`, `maximum` (inclusive), `above`, `below` (not), or `choices`; of a list, its items'."""
     return {"limits": (minimum, maximum, above, below, choices)}
 
 
