@@ -22,7 +22,7 @@ def limits(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Field metadata: `minimum`, `maximum` (inclusive), `above`, `below` (not), or `choices`; of a list, its items'."""
+    """Field metadata: `minimum`, `maximum`, exclusive `above`, `below`, or `choices`; of a list, for its items."""
     return {"limits": (minimum, maximum, above, below, choices)}
 
 
