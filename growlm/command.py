@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from growlm.exit_codes import complain, exit_code_of
 FREE_TEXT = (
     "callbacks.sample_prompt",
     "checkpoint",
+    "data.cache",
+    "data.name",
     "data.path",
     "hydra.run.dir",
     "hydra.sweep.dir",
@@ -32,13 +35,17 @@ FREE_TEXT = (
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
+FREE_TEXT_OF_SOURCES = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
+"""Likewise, of a mixture's sources."""
 
 
 def quote_free_text(argument: str) -> str:
     """`data.path=a, b.txt` -> `data.path='a, b.txt'`; everything else as it is."""
     key, equals, value = argument.partition("=")
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in FREE_TEXT or not equals or is_quoted or value in ("", "null") or "${" in value:
+    plain = key.lstrip("+")
+    is_free = plain in FREE_TEXT or FREE_TEXT_OF_SOURCES.fullmatch(plain)
+    if not is_free or not equals or is_quoted or value in ("", "null") or "${" in value:
         return argument
     escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
     escaped = escaped.replace("'", "\\'")

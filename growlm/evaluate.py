@@ -105,7 +105,7 @@ def _record(
     return {
         "checkpoint": command.checkpoint,
         "tokenizer": tokenizer.name,
-        "data": command.data.source if command.data.path is None else command.data.path,
+        "data": command.data.title,
         "split": command.split,
         "documents": row.num_documents,
         "bytes": row.num_bytes,

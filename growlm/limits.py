@@ -22,7 +22,7 @@ def limits(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Field metadata: inclusive `minimum` and `maximum`, exclusive `above` and `below`, or `choices`."""
+    """Field metadata: `minimum`, `maximum`, exclusive `above`, `below`, or `choices`; of a list, for its items."""
     return {"limits": (minimum, maximum, above, below, choices)}
 
 
@@ -36,7 +36,8 @@ def check_limits(instance: Any, prefix: str = "") -> None:
         path = f"{prefix}.{field.name}" if prefix else field.name
         value = getattr(instance, field.name)
         if "limits" in field.metadata:
-            _check_value(path, value, *field.metadata["limits"])
+            for item in value if isinstance(value, list) else [value]:
+                _check_value(path, item, *field.metadata["limits"])
         _descend(path, value)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from growlm.data.corpora import embedded_documents
+from growlm.data import embedded_documents
 from growlm.data.tiktoken_encodings import EMBEDDED_FILE, EMBEDDED_PATTERN
 
 NUM_RANKS = 1023

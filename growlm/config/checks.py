@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
+    DataConfig,
     GrowSpec,
     OptimizerConfig,
     PhaseConfig,
     RunConfig,
+    SourceConfig,
 )
 from growlm.errors import UserError
 from growlm.growth.grow import Operator
@@ -36,8 +38,7 @@ def check_config(config: RunConfig) -> None:
             config.sequence_length,
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
-    if config.data.source == "text" and not config.data.path:
-        raise UserError("data.path", config.data.path, "data=text needs a file, a folder or a glob")
+    check_data(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
         allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
         raise UserError("tokenizer.path", config.tokenizer.path, allowed)
@@ -104,6 +105,39 @@ def applied_operators(
             raise error.under(key) from error
         operators.append(operator)
     return operators, model
+
+
+def check_data(data: DataConfig) -> None:
+    """What the settings of a source ask of each other.
+
+    Raises:
+        UserError: For the first thing that is wrong.
+    """
+    if data.source != "mixture":
+        if data.sources:
+            allowed = "are read with data=mixture; leave them out, or use it"
+            raise UserError("data.sources", ", ".join(data.sources), allowed)
+        _check_source("data", data)
+        return
+    if not data.sources:
+        raise UserError("data.sources", "{}", "data=mixture needs at least one source")
+    for name, source in data.sources.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            allowed = "a source's name may hold letters, digits, '_' and '-'"
+            raise UserError("data.sources", repr(name), allowed)
+        _check_source(f"data.sources.{name}", source)
+
+
+def _check_source(path: str, source: SourceConfig) -> None:
+    if source.source == "mixture":
+        allowed = "must be one of embedded, text, huggingface; a mixture has no mixtures in it"
+        raise UserError(f"{path}.source", source.source, allowed)
+    if source.source == "text" and not source.path:
+        allowed = "data=text needs a file, a folder or a glob"
+        raise UserError(f"{path}.path", source.path, allowed)
+    if source.source == "huggingface" and not source.name:
+        allowed = "data=huggingface needs a dataset's name, or a folder"
+        raise UserError(f"{path}.name", source.name, allowed)
 
 
 def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:

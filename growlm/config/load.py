@@ -163,6 +163,9 @@ def explain(error: Exception) -> UserError:
         known = [str(key) for key in getattr(cause.object_type, "__dataclass_fields__", {})]
         last = cause.full_key.rpartition(".")[2]
         message = str(cause.msg or cause).splitlines()[0]
+        if "is not a subclass of" in message:  # of a typed mapping's entries
+            new = "there is no such entry; a new one goes into a file of its group (--config-dir)"
+            return _ExplainedError(f"{cause.full_key}: {new}")
         if last in known or not known:
             return _ExplainedError(f"{cause.full_key}: {message}")
         near = difflib.get_close_matches(last, known, n=1)

@@ -35,21 +35,67 @@ class StartingModel(ModelConfig):
 
 
 @dataclass
-class DataConfig:
-    """Group `data`: what is read."""
+class SourceConfig:
+    """Where documents come from: part of group `data`, and of each entry of `data.sources`."""
 
-    source: str = field(default="embedded", metadata=limits(choices=("embedded", "text")))
-    """`embedded`: stories from the project's own grammar; `text`: your files."""
+    source: str = field(
+        default="embedded",
+        metadata=limits(choices=("embedded", "text", "huggingface", "mixture")),
+    )
+    """`embedded`: stories from the project's own grammar; `text`: your files; `huggingface`: a dataset of the
+    hub, or a folder laid out like one; `mixture`: of those, in `data.sources`."""
     path: str | None = None
-    """For `text`: a file, a folder (all `.txt` below it) or a glob."""
+    """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.csv`, `.parquet` below it; each but parquet also
+    `.gz` or `.zst`) or a glob."""
     sample_by: str = field(
         default="paragraph", metadata=limits(choices=("line", "paragraph", "document"))
     )
-    """For `text`: what one document is."""
+    """For plain text: what one document is."""
+    column: str = "text"
+    """For `huggingface`, and for `text` in tables and JSON lines: where the text is; a row is a document."""
     documents: int = field(default=20_000, metadata=limits(minimum=2, maximum=100_000_000))
     """For `embedded`: stories to tell."""
+    name: str | None = None
+    """For `huggingface`: OWNER/NAME on the hub, or a folder."""
+    config: str | None = None
+    """For `huggingface`: the dataset's configuration; None for its only or default one."""
+    split: str = "train"
+    """For `huggingface`: which split. What is held out for validation comes out of it too."""
+    revision: str | None = None
+    """For `huggingface`: a commit or tag; None for the newest."""
+
+
+@dataclass
+class MixedSourceConfig(SourceConfig):
+    """An entry of `data.sources`."""
+
+    weight: float = field(default=1.0, metadata=limits(above=0.0, maximum=1e9))
+    """Share of the documents, relative to the other sources' weights."""
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Group `data`: what is read, and in which order."""
+
+    sources: dict[str, MixedSourceConfig] = field(default_factory=dict)
+    """For `mixture`: the sources, by name. One that ends begins its next epoch."""
+    streaming: bool = False
+    """Tokenize on the way, in place of once and before the first step: for what is too large for the disk, or
+    not to be downloaded. The samples are the same."""
+    shuffle_window: int = field(default=10_000, metadata=limits(minimum=1, maximum=100_000_000))
+    """Consecutive documents that are shuffled among themselves, anew in every epoch; 1 for the order they stand
+    in."""
     validation_every: int = field(default=20, metadata=limits(minimum=2, maximum=1_000_000))
-    """Every n-th document is held out for validation."""
+    """Every n-th document (of each source) is held out for validation."""
+    cache: str = "outputs/.tokens"
+    """Folder of tokenized corpora; `rm -r` empties it."""
+    cache_gb: float = field(default=50.0, metadata=limits(above=0.0))
+    """What is kept there at most; what was used longest ago goes first."""
+
+    @property
+    def title(self) -> str:
+        """Which documents these are, in a word, a path or names."""
+        return self.path or self.name or ", ".join(self.sources) or self.source
 
 
 @dataclass
@@ -399,7 +445,7 @@ class GenerateCommand:
     """Continuations of each prompt; the n-th is what `seed` + n - 1 gives alone."""
     batch_size: int = field(default=16, metadata=limits(minimum=1, maximum=1_000_000))
     """Continuations that are made at once."""
-    stop_tokens: list[int] = field(default_factory=list)
+    stop_tokens: list[int] = field(default_factory=list, metadata=limits(minimum=0))
     """Token ids that end a continuation, besides the end of text."""
     format: str = field(default="text", metadata=limits(choices=("text", "json")))
     """`text`: prompt and continuation; `json`: an object a line, with token counts and why it ended."""

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growlm.data.corpora import embedded_documents, find_text_files, text_documents
-from growlm.data.packing import PackedSamples, TokenizedCorpus, phase_indices, tokenize_documents
-from growlm.data.prepare import prepare_data
+from growlm.data.corpus import TokenizedCorpus
+from growlm.data.held_out import HeldOut
+from growlm.data.open_sources import open_sources
+from growlm.data.packing import HeldOutSamples, PackedSamples, phase_indices
+from growlm.data.prepare import DataListener, RunData, open_data, prepare_data
+from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
 from growlm.data.stories import story
+from growlm.data.streaming import StreamedSamples
+from growlm.data.text_files import find_text_files
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from growlm.data.data_module import PackedDataModule
 
 __all__ = [
+    "DataListener",
+    "EmbeddedStories",
+    "HeldOut",
+    "HeldOutSamples",
     "PackedDataModule",
     "PackedSamples",
+    "RunData",
+    "Source",
+    "StreamedSamples",
+    "TextFiles",
     "TokenizedCorpus",
     "Tokenizer",
     "embedded_documents",
     "find_text_files",
     "load_tokenizer",
+    "open_data",
+    "open_sources",
     "phase_indices",
     "prepare_data",
     "story",
-    "text_documents",
-    "tokenize_documents",
 ]
 
 

@@ -1,61 +1,224 @@
-"""From the data settings to a tokenized corpus."""
+"""From the data settings to the samples of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from growlm.data.corpora import embedded_documents, text_documents
-from growlm.data.packing import TokenizedCorpus, tokenize_documents
+from growlm.data.corpus import TokenizedCorpus
+from growlm.data.held_out import HeldOut, gather, streamed
+from growlm.data.packing import HeldOutSamples, PackedSamples
+from growlm.data.rows import MixedDocuments, ShuffledDocuments
+from growlm.data.sources import Reader, Source
+from growlm.data.streaming import StreamedDocuments, StreamedSamples
+from growlm.data.token_cache import TokenCache
 from growlm.data.tokenizers import Tokenizer
+from growlm.data.tokenizing import TokenizedDocuments, token_type, tokenize
 from growlm.errors import UserError
 
-SOURCES = ("embedded", "text")
+if TYPE_CHECKING:
+    from growlm.config.schema import DataConfig
+
+TELL_EVERY_S = 0.2
+
+
+class DataListener:
+    """Is told of what takes long; does nothing."""
+
+    def data_progress(self, task: str, share: float | None, note: str) -> None:
+        """`share` of it is done (None: unknown); `note` says more."""
+
+    def noted(self, text: str) -> None:
+        """Something that a person may want to know."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """What a run reads.
+
+    Attributes:
+        train: Its samples, for ever.
+        validation: The held-out ones.
+        held_out: What those are made of.
+        identity: Tells these documents, as they are tokenized, from others.
+    """
+
+    train: PackedSamples | StreamedSamples
+    validation: HeldOutSamples
+    held_out: HeldOut
+    identity: str
 
 
 def prepare_data(
-    *,
-    source: str,
-    path: str | None,
-    sample_by: str,
-    documents: int,
-    seed: int,
-    validation_every: int,
+    settings: DataConfig,
     tokenizer: Tokenizer,
-    progress: Callable[[int], None] | None = None,
+    source: Source,
+    listener: DataListener | None = None,
 ) -> TokenizedCorpus:
-    """Read and tokenize the documents of a run.
+    """All documents of one source, tokenized: from the cache on disk, or now.
 
     Args:
-        source: `embedded` (generated stories) or `text` (files of the user's).
-        path: File, folder or glob pattern; `text` needs it, `embedded` does not look at it.
-        sample_by: What a document of a text file is: `line`, `paragraph` or `document`.
-        documents: Number of embedded stories; `text` reads all there is.
-        seed: Which embedded stories.
-        validation_every: Every n-th document is held out.
+        settings: What is held out, and where the cache is.
         tokenizer: What encodes them.
-        progress: Called with the number of documents done, after every thousand of them.
+        source: Where they come from.
+        listener: Is told of the progress.
 
     Raises:
-        UserError: If a setting is out of bounds, no text can be read, or no document is held out.
+        UserError: If a document cannot be read, or none is held out.
+        DiskError: If the cache cannot be written.
     """
-    if source == "embedded":
-        if documents < 1:
-            raise UserError("data.documents", documents, "must be at least 1")
-        texts = embedded_documents(seed, documents)
-    elif source == "text":
-        if path is None:
-            raise UserError("data.path", path, "must name the text files if data.source=text")
-        texts = text_documents(path, sample_by)
-    else:
-        raise UserError("data.source", source, f"must be one of {', '.join(SOURCES)}")
-    corpus = tokenize_documents(texts, tokenizer, validation_every, progress)
+    listener = listener or DataListener()
+    every = settings.validation_every
+    if every < 2:
+        raise UserError("data.validation_every", every, "must be at least 2")
+    cache = TokenCache(
+        Path(settings.cache).expanduser().absolute(),
+        round(settings.cache_gb * 1e9),
+        listener.noted,
+    )
+
+    def documents() -> Iterator[TokenizedDocuments]:
+        reader = source.read()
+        yield from _told(tokenize(reader, tokenizer), reader, source, listener)
+        reader.close()
+
+    corpus = cache.corpus(
+        {"documents": source.content(cache.digest), "tokenizer": _encoding(tokenizer)},
+        token_type(tokenizer),
+        every,
+        documents,
+    )
     if corpus.train_documents == 0:
-        raise UserError("data.path", path, "holds nothing but white space")
-    if corpus.validation_documents == 0:
-        remedy = "a finer data.sample_by" if source == "text" else "more data.documents"
-        raise UserError(
-            "data.validation_every",
-            validation_every,
-            f"holds out none of {corpus.train_documents} document(s); use a smaller value or {remedy}",
-        )
+        raise UserError(source.key, source.name, "holds nothing but white space")
     return corpus
+
+
+def open_data(
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    sources: dict[str, Source],
+    counts: Sequence[int],
+    *,
+    seed: int,
+    sequence_length: int,
+    validation_samples: int,
+    listener: DataListener,
+) -> RunData:
+    """The samples of a run.
+
+    Args:
+        settings: Of the data.
+        tokenizer: What encodes the documents.
+        sources: From `open_sources`.
+        counts: Likewise.
+        seed: Of the documents' order.
+        sequence_length: Number of positions a model sees.
+        validation_samples: Held-out samples that will be asked for, at most.
+        listener: Is told of the progress.
+
+    Raises:
+        UserError: If a document cannot be read, or too few are held out.
+        DiskError: If the cache cannot be written.
+    """
+    enough = validation_samples * sequence_length + 1
+    parts = list(sources.values())
+    train: PackedSamples | StreamedSamples
+    if settings.streaming:
+        train = _streamed_samples(
+            settings, tokenizer, parts, counts, seed, sequence_length, listener
+        )
+        texts = [streamed(source, tokenizer, settings.validation_every) for source in parts]
+        held_out = gather(texts, counts, seed, tokenizer, enough)
+        identity = [*(source.identity() for source in parts), _encoding(tokenizer)]
+    else:
+        corpora = [prepare_data(settings, tokenizer, source, listener) for source in parts]
+        for source, corpus in zip(parts, corpora, strict=True):
+            listener.noted(_described(source, corpus))
+        rows = [
+            ShuffledDocuments(corpus.train, corpus.train_ends, settings.shuffle_window, seed)
+            for corpus in corpora
+        ]
+        row = rows[0] if len(rows) == 1 else MixedDocuments(rows, counts, seed)
+        train = PackedSamples(row, sequence_length)
+        held_out = _held_out(corpora, counts, seed, tokenizer, enough)
+        identity = [corpus.digest for corpus in corpora]
+    _check_held_out(settings, held_out)
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return RunData(train, HeldOutSamples(held_out.tokens, sequence_length), held_out, digest)
+
+
+def _streamed_samples(
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    counts: Sequence[int],
+    seed: int,
+    sequence_length: int,
+    listener: DataListener,
+) -> StreamedSamples:
+    def skipping(done: int, total: int) -> None:
+        note = f"{done:,} of {total:,} samples"
+        listener.data_progress("reading up to where the run stopped", done / total, note)
+
+    window, every = settings.shuffle_window, settings.validation_every
+    streams = [StreamedDocuments(source, tokenizer, window, every, seed) for source in sources]
+    return StreamedSamples(streams, counts, sequence_length, seed, skipping)
+
+
+def _held_out(
+    corpora: Sequence[TokenizedCorpus],
+    counts: Sequence[int],
+    seed: int,
+    tokenizer: Tokenizer,
+    enough: int,
+) -> HeldOut:
+    """All that is held out of one corpus; of a mixture, which would have to be put together in memory, enough."""
+    if len(corpora) == 1:
+        (corpus,) = corpora
+        return HeldOut(corpus.validation, corpus.validation_ends, corpus.validation_sizes)
+    return gather([corpus.held_out() for corpus in corpora], counts, seed, tokenizer, enough)
+
+
+def _described(source: Source, corpus: TokenizedCorpus) -> str:
+    return (
+        f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
+        f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
+        f"{corpus.validation_documents:,} held out"
+    )
+
+
+def _check_held_out(settings: DataConfig, held_out: HeldOut) -> None:
+    if held_out.num_documents == 0:
+        remedy = (
+            "more data.documents" if settings.source == "embedded" else "a finer data.sample_by"
+        )
+        allowed = f"holds out none of the documents; use a smaller value or {remedy}"
+        raise UserError("data.validation_every", settings.validation_every, allowed)
+
+
+def _encoding(tokenizer: Tokenizer) -> list[object]:
+    """What the tokens of a text depend on."""
+    return [tokenizer.fingerprint, list(tokenizer.begin_of_text), tokenizer.end_of_text]
+
+
+def _told(
+    batches: Iterator[TokenizedDocuments], reader: Reader, source: Source, listener: DataListener
+) -> Iterator[TokenizedDocuments]:
+    """The batches, while the listener hears how far and how fast it goes."""
+    task = f"tokenizing {source.name}"
+    start, told = time.perf_counter(), 0.0
+    documents = size = 0
+    for batch in batches:
+        yield batch
+        documents += len(batch.lengths)
+        size += int(batch.num_bytes.sum())
+        elapsed = time.perf_counter() - start
+        if elapsed - told >= TELL_EVERY_S:
+            told = elapsed
+            note = f"{documents:,} documents, {size / 1e6:,.0f} MB, {size / elapsed / 1e6:.1f} MB/s"
+            listener.data_progress(task, reader.share_read, note)

@@ -9,8 +9,10 @@ from itertools import islice
 
 import numpy as np
 
+from growlm.config.checks import check_data
 from growlm.config.schema import DataConfig
-from growlm.data import embedded_documents, text_documents
+from growlm.data import Source, open_sources
+from growlm.data.held_out import take_turns
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import UserError
 
@@ -45,12 +47,15 @@ def evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterato
     Raises:
         UserError: If they cannot be read, at the call or on reaching one.
     """
-    if settings.source == "embedded":
-        texts = embedded_documents(seed, settings.documents)
-    else:
-        texts = text_documents(settings.path or "", settings.sample_by)
+    check_data(settings)
+    sources, counts = open_sources(settings, seed)
     every = settings.validation_every
-    return (t for i, t in enumerate(texts) if split == "all" or i % every == every - 1)
+
+    def chosen(source: Source) -> Iterator[str]:
+        texts = enumerate(source.read())
+        return (t for i, t in texts if split == "all" or i % every == every - 1)
+
+    return take_turns([chosen(source) for source in sources.values()], counts, seed)
 
 
 def read_row(

@@ -161,8 +161,9 @@ class Experts(nn.Module):
         """The same, expert by expert: the reference, and the path for few tokens, fp64 and unaligned widths."""
         out = torch.zeros_like(x)
         for expert in sorted(set(routing.chosen.flatten().tolist())):
-            gate_of_token = (routing.gates * (routing.chosen == expert)).sum(dim=-1)  # (N,)
-            rows = (routing.chosen == expert).any(dim=-1).nonzero().squeeze(1)
+            here = routing.chosen == expert  # (N, K)
+            gate_of_token = (routing.gates * here).sum(dim=-1)  # (N,)
+            rows = here.any(dim=-1).nonzero().squeeze(1)
             taken = x.index_select(0, rows)
 
             def project(

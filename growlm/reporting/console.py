@@ -48,9 +48,9 @@ class ConsoleReporter(RunListener):
         print_plan(self.console, table)
         self.progress.expect(table["phases"])
 
-    def task_progress(self, task: str, done: int, total: int | None) -> None:
-        """Move the bar; without a terminal, one line when a task begins."""
-        self.progress.task(task, done, total)
+    def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
+        """Move the bar; without a terminal, a line when a task begins, and now and then what is noted of it."""
+        self.progress.task(task, done, total, note)
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """What was grown from what, and the four checks."""

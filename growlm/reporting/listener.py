@@ -17,8 +17,8 @@ from growlm.reporting.records import (
 class RunListener:
     """Does nothing on every event."""
 
-    def task_progress(self, task: str, done: int, total: int | None) -> None:
-        """Something that takes a while: `done` of `total` (None: unknown)."""
+    def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
+        """Something that takes a while: `done` of `total` (None: unknown); `note` says more."""
 
     def phase_started(self, start: PhaseStart) -> None:
         """Before the first step of a phase, after its boundary."""

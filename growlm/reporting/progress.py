@@ -31,18 +31,23 @@ class ProgressDisplay:
         self._ids: dict[str, TaskID] = {}
         self._task = ""
         self._loss: float | None = None
-        self._last_line = -QUIET
+        self._last_line = self._last_note = -QUIET
 
     def expect(self, phases: Sequence[Mapping[str, Any]]) -> None:
         """The plan, as in plan.json."""
         self._clock = PlanClock(phases)
 
-    def task(self, name: str, done: int, total: int | None) -> None:
-        """Something beside training: `done` of `total` (None: unknown)."""
+    def task(self, name: str, done: int, total: int | None, note: str = "") -> None:
+        """Something beside training: `done` of `total` (None: unknown); a note is shown in their place."""
+        now = time.monotonic()
         if self.console.is_terminal:
-            self._show(name, name, done, total)
+            self._show(name, name, done, total, note)
         elif name != self._task:
             self.console.print(f"  {name} ...", markup=False)
+            self._last_note = now
+        elif note and now - self._last_note >= QUIET:
+            self.console.print(f"  {name}: {note}", markup=False)
+            self._last_note = now
         self._task = name
 
     def step(self, phase: str, step: int, steps: int, loss: float | None) -> None:
@@ -89,10 +94,10 @@ class ProgressDisplay:
             return share
         return f"{share}, {duration(self._clock.seconds_left)} left"
 
-    def _show(self, name: str, text: str, done: int, total: int | None) -> None:
+    def _show(self, name: str, text: str, done: int, total: int | None, note: str = "") -> None:
         if name not in self._ids and not ("plan" in self._ids and name == "phase"):
             self.stop()
-        self._bar(name, text, done, total, f"{done}/{total}" if total else "")
+        self._bar(name, text, done, total, note or (f"{done}/{total}" if total else ""))
 
     def _bar(self, name: str, text: str, done: int, total: int | None, note: str) -> None:
         if self._bars is None:

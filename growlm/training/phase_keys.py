@@ -22,6 +22,7 @@ from growlm.training.schedule import schedule_factor
 WITHOUT_INFLUENCE = (
     "baseline.",  # has made the phases
     "checkpoint.every_",
+    "data.cache",
     "data.path",  # the tokens themselves are in the key
     "growth.",  # has gone into the phases
     "logger.",

@@ -92,6 +92,8 @@ class PhaseRunner:
         """Run every phase, or from a state on the rest of them."""
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
+        if state is not None:
+            self.prepared.data.train.recall(state.record.get("data"))
         first = 0 if state is None else self._go_on_from(state)
         if state is None:
             forget_artefacts(self._checkpoints, self.plan.phases)
@@ -204,6 +206,9 @@ class PhaseRunner:
         kept: dict[str, Any],
     ) -> None:
         global_step = phase.first_step + record["step"]
+        record["data"] = self.prepared.data.train.mark(
+            phase.first_sample + record["step"] * phase.samples_per_step
+        )
         record["phase_seconds"] = time.perf_counter() - phase_start
         record["run"] = {
             "global_step": global_step,
@@ -272,8 +277,8 @@ class PhaseRunner:
     def _data(self, phase: PlannedPhase, done: int) -> PackedDataModule:
         """What the phase reads after `done` steps."""
         return PackedDataModule(
-            self.prepared.train,
-            self.prepared.validation,
+            self.prepared.data.train,
+            self.prepared.data.validation,
             first_sample=phase.first_sample + done * phase.samples_per_step,
             num_batches=max(1, phase.steps - done) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
@@ -15,14 +13,7 @@ from torch import Tensor
 from growlm.config.build import build
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
-from growlm.data import (
-    PackedSamples,
-    TokenizedCorpus,
-    Tokenizer,
-    find_text_files,
-    load_tokenizer,
-    prepare_data,
-)
+from growlm.data import DataListener, RunData, Tokenizer, load_tokenizer, open_data, open_sources
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
 from growlm.growth.optimizer_state import SCALES
@@ -48,10 +39,7 @@ class Prepared:
     tokenizer: Tokenizer
     pretrained: Pretrained | None
     """Where the first phase's model comes from, if it was trained before."""
-    train: PackedSamples
-    validation: PackedSamples
-    validation_bytes: int
-    """Of all held-out documents, as UTF-8."""
+    data: RunData
     forecast: Forecast
     speed: Calibration
 
@@ -63,16 +51,14 @@ class Prepared:
     @property
     def bits_per_nat(self) -> float:
         """Bits per byte that one nat per token is, over all held-out documents; validation sees some of them."""
-        return bits_per_byte(len(self.validation.tokens), self.validation_bytes)
+        length = self.config.trainer.validation_sequences * self.config.sequence_length
+        return bits_per_byte(*self.data.held_out.first_documents(length))
 
     @property
     def circumstances(self) -> Circumstances:
         """What must be found again for the run to go on exactly."""
-        digest = hashlib.sha256()
-        for samples in (self.train, self.validation):
-            digest.update(np.ascontiguousarray(samples.tokens).data)
         return Circumstances(
-            digest.hexdigest(),
+            self.data.identity,
             self.machine.accelerator,
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
@@ -93,9 +79,10 @@ class Prepared:
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
         settings = self.config.verification
-        count = min(settings.probe_sequences, self.validation.num_windows)
+        validation = self.data.validation
+        count = min(settings.probe_sequences, validation.num_windows)
         length = min(settings.probe_length, self.config.sequence_length)
-        return torch.stack([self.validation[i][:length] for i in range(count)])
+        return torch.stack([validation[i][:length] for i in range(count)])
 
 
 def prepare(config: RunConfig, listener: RunListener) -> Prepared:
@@ -105,8 +92,6 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         UserError: If something asked for is wrong.
     """
     check_config(config)
-    if config.data.source == "text":
-        find_text_files(config.data.path or "")
     machine = find_machine(config.trainer)
     check_available(config.optimizer.name, machine.accelerator)
     check_logger(config.logger)
@@ -116,17 +101,26 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
     check_fits(config, tokenizer.vocab_size, table)
+    sources, counts = open_sources(config.data, config.seed)
     speed = calibration(machine, lambda: tell_measuring(listener))
-    corpus = _read(config, tokenizer, listener)
-    length, seed = config.sequence_length, config.seed
+    data = open_data(
+        config.data,
+        tokenizer,
+        sources,
+        counts,
+        seed=config.seed,
+        sequence_length=config.sequence_length,
+        validation_samples=max(
+            config.trainer.validation_sequences, config.verification.probe_sequences
+        ),
+        listener=_DataProgress(listener),
+    )
     return Prepared(
         config=config,
         plan=plan,
         tokenizer=tokenizer,
+        data=data,
         pretrained=pretrained,
-        train=PackedSamples(corpus.train, length, seed),
-        validation=PackedSamples(corpus.validation, length, seed, shuffle=False),
-        validation_bytes=corpus.validation_bytes,
         forecast=table,
         speed=speed,
     )
@@ -169,19 +163,20 @@ def tell_measuring(listener: RunListener) -> None:
     listener.task_progress("measuring this machine", 0, None)
 
 
-def _read(config: RunConfig, tokenizer: Tokenizer, listener: RunListener) -> TokenizedCorpus:
-    data = config.data
-    total = data.documents if data.source == "embedded" else None
-    return prepare_data(
-        source=data.source,
-        path=data.path,
-        sample_by=data.sample_by,
-        documents=data.documents,
-        seed=config.seed,
-        validation_every=data.validation_every,
-        tokenizer=tokenizer,
-        progress=lambda done: listener.task_progress("reading documents", done, total),
-    )
+class _DataProgress(DataListener):
+    """Tells the run's listener."""
+
+    def __init__(self, listener: RunListener) -> None:
+        self.listener = listener
+
+    def data_progress(self, task: str, share: float | None, note: str) -> None:
+        """A bar in thousandths."""
+        done, total = (0, None) if share is None else (round(1000 * share), 1000)
+        self.listener.task_progress(task, done, total, note)
+
+    def noted(self, text: str) -> None:
+        """A line."""
+        self.listener.noted(text)
 
 
 def extra_callbacks(config: RunConfig) -> dict[str, Callback]:

@@ -30,6 +30,7 @@ AUTO = "auto"
 HARMLESS = (
     "callbacks.sample_",
     "checkpoint.",
+    "data.cache",
     "data.path",  # the text itself is compared
     "model.path",  # likewise the weights
     "tokenizer.path",  # likewise the tokens
@@ -44,6 +45,13 @@ HARMLESS = (
     "trainer.on_nonfinite",
 )
 """What may differ when a run goes on: how these keys begin. They change no weight and no row of the history."""
+DATA_KEYS = {
+    "embedded": "data.source",
+    "text": "data.path",
+    "huggingface": "data.name",
+    "mixture": "data.sources",
+}
+"""What says which documents are read."""
 
 
 def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -95,8 +103,10 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     """
     begun = folder.circumstances
     if now.data != begun.data:
-        source = config.data.path or config.data.source
-        raise UserError("data.path", source, "holds other text than when the run began")
+        data = config.data
+        how = " (files that are streamed are told by name, size and time of change)"
+        allowed = f"holds other text than when the run began{how if data.streaming else ''}"
+        raise UserError(DATA_KEYS[data.source], data.title, allowed)
     if now.weights != begun.weights:
         allowed = "holds other weights than when the run began"
         raise UserError("model.path", config.model.path, allowed)
@@ -135,10 +145,15 @@ def newest_unfinished(config: RunConfig) -> Path | None:
     return None
 
 
+def is_path(key: str) -> bool:
+    """Whether a setting says where the text of a mixture's source is; the text itself is compared."""
+    return key.startswith("data.sources.") and key.endswith(".path")
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """The settings that differ and matter, as `key=old -> new`."""
     before, after = dict(flat(asdict(old))), dict(flat(asdict(new)))
-    keys = [key for key in before | after if not key.startswith(HARMLESS)]
+    keys = [key for key in before | after if not key.startswith(HARMLESS) and not is_path(key)]
     return [
         f"{key}={before.get(key)} -> {after.get(key)}"
         for key in keys

@@ -21,13 +21,21 @@ def parsed(argument):
 def test_any_text_arrives_as_it_is(text):
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return
-    override = parsed(quote_free_text(f"data.path={text}"))
-    assert override.value() == text
-    assert not override.is_sweep_override()
+    for key in ("data.path", "data.sources.my-own.path", "+data.cache"):
+        override = parsed(quote_free_text(f"{key}={text}"))
+        assert override.value() == text
+        assert not override.is_sweep_override()
 
 
 @pytest.mark.parametrize(
-    "argument", ["growth.noise_std=1,2", "data.path=null", "data.path='a b'", "-m"]
+    "argument",
+    [
+        "growth.noise_std=1,2",
+        "data.path=null",
+        "data.path='a b'",
+        "data.sources.a.weight=1,2",
+        "-m",
+    ],
 )
 def test_other_arguments_are_left_alone(argument):
     assert quote_free_text(argument) == argument

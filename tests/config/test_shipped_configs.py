@@ -31,6 +31,8 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
     pretrained = [f"model.path='{a_model(tmp_path)}'"]
     needed = {
         ("data", "text"): ["data.path=x.txt"],
+        ("data", "huggingface"): ["data.name=owner/name"],
+        ("data", "mixture"): ["data.sources.mine.path=x.txt"],
         ("model", "pretrained"): pretrained,
         ("phase_plan", "grow_pretrained"): pretrained,
         ("tokenizer", "huggingface"): [f"tokenizer.path='{tmp_path}'"],

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from growlm.data import PackedDataModule, PackedSamples
+from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples
+from growlm.data.rows import ShuffledDocuments
+
+ROW = ShuffledDocuments(np.arange(161, dtype=np.uint16), np.array([50, 90, 161]), 2, seed=0)
 
 
 def make_module(**changes) -> PackedDataModule:
     settings = {
-        "train": PackedSamples(np.arange(161, dtype=np.uint16), 4, seed=0),
-        "validation": PackedSamples(np.arange(43, dtype=np.uint16), 4, seed=0, shuffle=False),
+        "train": PackedSamples(ROW, 4),
+        "validation": HeldOutSamples(np.arange(43, dtype=np.uint16), 4),
         "first_sample": 0,
         "num_batches": 3,
         "batch_size": 5,
@@ -72,9 +74,3 @@ def test_loading_leaves_the_global_generator_alone():
     list(module.train_dataloader())
     list(module.val_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_shuffled_validation_samples_are_refused():
-    shuffled = PackedSamples(np.arange(43, dtype=np.uint16), 4, seed=0)
-    with pytest.raises(ValueError, match="unshuffled"):
-        make_module(validation=shuffled)

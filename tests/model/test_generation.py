@@ -93,6 +93,32 @@ def test_cached_logits_are_those_without_a_cache(shape, prompts, count, chunk, d
         assert (row - expected).abs().max() <= TOLERANCE[dtype] * max(1, expected.abs().max())
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    heads=st.sampled_from([(4, 4), (4, 2)]),
+    padding=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    room=st.integers(0, 40),
+    seed=st.integers(0, 1000),
+)
+def test_attention_in_half_precision_is_that_in_double(heads, padding, room, seed):
+    """Through a prompt and a few tokens, in a cache that is nearly full or mostly empty."""
+    config = tiny_config(n_heads=heads[0], n_kv_heads=heads[1], head_dim=8)
+    generator = torch.Generator().manual_seed(seed)
+    length = max(padding) + 2
+    caches = [KeyValueCache(config, length + 4 + room, torch.tensor(padding)) for _ in range(2)]
+    for time in (length, 1, 1, 1, 1):
+        query, key, value = (
+            torch.randn(len(padding), n, time, 8, generator=generator).bfloat16()
+            for n in (heads[0], heads[1], heads[1])
+        )
+        for cache in caches:
+            cache.extend(time, query)
+        found = caches[0].layers[0].attend(query, key, value).double()
+        expected = caches[1].layers[0].attend(query.double(), key.double(), value.double())
+        real = expected if time == 1 else expected[:, :, max(padding) :]
+        assert (found[:, :, -real.shape[2] :] - real).abs().max() <= 0.03
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     shape=shapes,
@@ -301,6 +327,9 @@ def test_a_grown_model_continues_as_the_small_one():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor"
+)  # dynamo's own
 def test_a_compiled_model_continues_as_it_does_without():
     model = build(tiny_config(), std=0.3, dtype=torch.float32)
     expected = generate(model, [[3, 1, 4]], 12, GREEDY)

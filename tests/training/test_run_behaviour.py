@@ -49,8 +49,7 @@ def test_phases_read_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     original = PackedSamples.__getitem__
 
     def spy(self, index):
-        if self.shuffle:
-            read.append(index)
+        read.append(index)
         return original(self, index)
 
     monkeypatch.setattr(PackedSamples, "__getitem__", spy)

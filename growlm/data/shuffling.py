@@ -1,0 +1,76 @@
+"""The order of documents: pure functions of a seed and of numbers, so that any place in it is found at once.
+
+Documents come in windows of consecutive ones; each window is permuted by itself, anew in every epoch. Several
+sources are mixed in blocks: every block takes the same number of documents from a source, in an order of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from growlm.errors import UserError
+
+MIXTURE_BLOCK = 10_000
+"""Documents after which every source has had exactly its share."""
+
+
+def window_order(seed: int, epoch: int, window: int, size: int) -> np.ndarray:
+    """In which order the documents of a window come: a permutation of 0 ... size-1, (size,), int64.
+
+    Args:
+        seed: Of the run.
+        epoch: Counts from 0.
+        window: Its number in the epoch, from 0.
+        size: Documents in it; the last one of an epoch may have fewer than the others.
+    """
+    return _permutation(f"{seed} {epoch} {window}", size)
+
+
+def mixture_order(seed: int, block: int, counts: Sequence[int]) -> np.ndarray:
+    """Which source each document of a block comes from, (sum of counts,), int64.
+
+    Args:
+        seed: Of the run.
+        block: Its number, from 0.
+        counts: Documents that every block takes from each source.
+    """
+    sources = np.repeat(np.arange(len(counts)), counts)
+    return sources[_permutation(f"{seed} mixture {block}", len(sources))]
+
+
+def mixture_counts(weights: Mapping[str, float], key: str = "data.sources") -> list[int]:
+    """Documents that a block of `MIXTURE_BLOCK` takes from each source: weights as shares, by largest remainder.
+
+    Args:
+        weights: By source, above 0, of any sum.
+        key: What the user calls the sources.
+
+    Raises:
+        UserError: If a weight is not above 0, or too small for one document in a block.
+    """
+    for name, weight in weights.items():
+        if not weight > 0 or weight == float("inf"):
+            raise UserError(f"{key}.{name}.weight", weight, "must be greater than 0, and finite")
+    total = sum(weights.values())
+    exact = [MIXTURE_BLOCK * weight / total for weight in weights.values()]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for index in by_remainder[: MIXTURE_BLOCK - sum(counts)]:
+        counts[index] += 1
+    for (name, weight), count in zip(weights.items(), counts, strict=True):
+        if count == 0:
+            allowed = (
+                f"is less than one document in {MIXTURE_BLOCK:,}; give it more, or leave it out"
+            )
+            raise UserError(f"{key}.{name}.weight", weight, allowed)
+    return counts
+
+
+def _permutation(name: str, size: int) -> np.ndarray:
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return torch.randperm(size, generator=generator).numpy()

@@ -1,0 +1,201 @@
+"""Tokenized corpora on disk, each under a key of all that it depends on, so that a text is tokenized once.
+
+`<folder>/<key>/` is what `corpus.py` describes. An entry is whole or not there: it is written under another name
+and renamed. `<folder>/locks/<key>` is held by the process that writes it; others wait for it. An entry that is
+damaged is let go of and made anew. `rm -r <folder>` empties it, also while runs go on: they keep what they have
+mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growlm.checkpoint.artefact import new_folder
+from growlm.checkpoint.locks import LockedError, take_lock
+from growlm.checkpoint.sealed import file_digest, read_json
+from growlm.data.corpus import CorpusWriter, TokenizedCorpus, open_corpus
+from growlm.data.tokenizing import TokenizedDocuments
+from growlm.errors import DiskError, UserError
+from growlm.files import write_whole
+
+KEY = "data.cache"
+FORMAT = 1
+"""Of the files, and of what is done to a text; another number makes all of them anew."""
+DIGESTS = "digests.json"
+WAIT = 0.3
+"""Seconds between looks at whether another process has finished."""
+SETTLED_NS = 2_000_000_000
+"""A file that changed less than this ago may change again without its time of change showing it."""
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """The folder, made when something is first written.
+
+    Args:
+        folder: Where.
+        max_bytes: What is kept at most, but for the newest, which is kept however large it is.
+        tell: Called with what a person may want to know.
+    """
+
+    folder: Path
+    max_bytes: int
+    tell: Callable[[str], object]
+
+    def corpus(
+        self,
+        depends_on: dict[str, Any],
+        dtype: np.dtype[Any],
+        validation_every: int,
+        tokenize: Callable[[], Iterable[TokenizedDocuments]],
+    ) -> TokenizedCorpus:
+        """The corpus, from disk if it is there, or tokenized now.
+
+        Args:
+            depends_on: Plain JSON: everything that, if it were different, would make it another corpus.
+            dtype: Of its token ids.
+            validation_every: Documents n-1, 2n-1, ... of this n are held out.
+            tokenize: Makes its documents.
+
+        Raises:
+            UserError: If a document cannot be read; nothing is left.
+            DiskError: If it cannot be written; nothing is left.
+        """
+        parts = {"format": FORMAT, "validation_every": validation_every, **depends_on}
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        entry = self.folder / key
+        if (corpus := self._whole(entry)) is not None:
+            return corpus
+        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        try:
+            with self._locked(key):
+                if (corpus := self._whole(entry)) is not None:  # written while this one waited
+                    return corpus
+                self._write(entry, parts, dtype, validation_every, tokenize())
+        except BaseException:
+            self._remove_empty(made, key)
+            raise
+        self._keep_within_bounds(entry)
+        return open_corpus(entry, KEY)
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file, read again only if its size, time of change or place on disk is another."""
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self._known_digests()
+        if known.get(str(path), [None])[:-1] == stamp:
+            return str(known[str(path)][-1])
+        digest = file_digest(path)
+        if time.time_ns() - stat.st_mtime_ns > SETTLED_NS and self.folder.exists():
+            known[str(path)] = [*stamp, digest]
+            with suppress(DiskError):  # then it is read again next time
+                write_whole(self.folder / DIGESTS, json.dumps(known))
+        return digest
+
+    def _known_digests(self) -> dict[str, list[Any]]:
+        try:
+            return dict(read_json(self.folder / DIGESTS))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _whole(self, entry: Path) -> TokenizedCorpus | None:
+        """The entry, if it is there and is what was written."""
+        if not entry.is_dir():
+            return None
+        try:
+            corpus = open_corpus(entry, KEY)
+            with suppress(OSError):
+                os.utime(entry)  # used now
+            return corpus
+        except (UserError, OSError) as error:
+            self.tell(f"warning: {error}; tokenized again")
+            self._drop(entry)
+            return None
+
+    def _locked(self, key: str) -> Any:
+        """The lock for writing an entry, once nobody else has it."""
+        try:
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            told = False
+            while True:
+                try:
+                    return take_lock(self.folder / "locks" / key)
+                except LockedError as error:
+                    if not told:
+                        self.tell(f"waiting for {error.owner}, which tokenizes the same text")
+                    told = True
+                    time.sleep(WAIT)
+        except OSError as error:
+            allowed = f"cannot be written to: {error.strerror}"
+            raise UserError(KEY, self.folder, allowed) from error
+
+    def _write(
+        self,
+        entry: Path,
+        parts: dict[str, Any],
+        dtype: np.dtype[Any],
+        validation_every: int,
+        batches: Iterable[TokenizedDocuments],
+    ) -> None:
+        with (
+            new_folder(entry) as (partial, digests),
+            CorpusWriter(partial, dtype, validation_every) as writer,
+        ):
+            for batch in batches:
+                writer.write(batch)
+            digests |= writer.finish({"depends_on": parts})
+
+    def _drop(self, entry: Path) -> None:
+        """Let go of an entry at once, whoever reads it."""
+        trash = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.partial")
+        with suppress(OSError):
+            entry.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _keep_within_bounds(self, newest: Path) -> None:
+        """Let go of what was used longest ago, and of what killed processes have left."""
+        entries = [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir()]
+        others = sorted((p for p in entries if p != newest), key=_last_used, reverse=True)
+        total = _size(newest)
+        for path in others:
+            total += _size(path)
+            if total > self.max_bytes:
+                self._drop(path)
+        for path in self.folder.glob(".*.partial"):
+            key = path.name.split(".")[1]
+            with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_empty(self, made: list[Path], key: str) -> None:
+        """Folders that were made for nothing."""
+        if not made:
+            return
+        with suppress(OSError):
+            (self.folder / "locks" / key).unlink()
+            (self.folder / "locks").rmdir()
+            for folder in made:
+                folder.rmdir()
+
+
+def _size(folder: Path) -> int:
+    with suppress(OSError):
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
+
+
+def _last_used(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0

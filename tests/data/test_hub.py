@@ -1,0 +1,163 @@
+"""Datasets through the `datasets` library: folders laid out like the hub's, its cache, and no hub at all."""
+
+import json
+import shutil
+import socket
+import time
+
+import datasets
+import huggingface_hub
+import pytest
+
+from growlm.data import hub_access
+from growlm.data.hub import HubDataset
+from growlm.errors import UserError
+
+DOCUMENTS = [f"document {i} \u00e9" for i in range(60)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_library_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+def fill(folder, documents=DOCUMENTS):
+    """Two shards, with rows that have no text among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, part in enumerate((documents[:25], documents[25:])):
+        rows = [{"text": text, "number": i} for i, text in enumerate([*part, None, "  "])]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"train-{shard}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fill(tmp_path / "dataset")
+
+
+def opened(name, **changes):
+    settings = {"config": None, "split": "train", "column": "text", "streaming": False}
+    return HubDataset(str(name), **(settings | changes))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_documents_come_in_order_and_from_any_place(folder, streaming):
+    source = opened(folder, streaming=streaming)
+    assert list(source.read()) == DOCUMENTS
+    for stop in (0, 1, 24, 25, 26, 59, 60):
+        reader = source.read()
+        for _ in range(stop):
+            next(reader)
+        place = json.loads(json.dumps(reader.place()))
+        assert list(source.read(place)) == DOCUMENTS[stop:]
+        assert list(opened(folder, streaming=streaming).read(place)) == DOCUMENTS[stop:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_readers_do_not_disturb_each_other(folder, streaming):
+    source = opened(folder, streaming=streaming)
+    first, second = source.read(), source.read()
+    pairs = [(next(first), next(second)) for _ in range(60)]
+    assert pairs == [(text, text) for text in DOCUMENTS]
+
+
+def test_a_part_of_a_split(folder):
+    assert list(opened(folder, split="train[:10]").read()) == DOCUMENTS[:10]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_its_identity_changes_with_its_files(folder, streaming):
+    before = opened(folder, streaming=streaming).identity()
+    assert opened(folder, streaming=streaming).identity() == before
+    fill(folder, ["other", *DOCUMENTS[1:]])
+    after = opened(folder, streaming=streaming)
+    assert after.identity() != before
+    assert next(after.read()) == "other"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"column": "story"}, r"data\.column=story: no such column; there are: text, number"),
+        ({"column": "number"}, r"data\.column=number: holds a int, no text"),
+        ({"split": "test"}, r"data\.split=test: .*train"),
+        ({"config": "none"}, r"data\.config=none: .*Available: \['default'\]"),
+        ({"name": "./nowhere"}, r"data\.name=\./nowhere: is no folder here, and no dataset's name"),
+        ({"name": "text"}, r"data\.name=text: .*OWNER/NAME"),
+    ],
+)
+def test_what_is_not_there_is_said(folder, changes, message, streaming):
+    with pytest.raises(UserError, match=message):
+        list(opened(**({"name": folder, "streaming": streaming} | changes)).read())
+
+
+def test_a_folder_with_nothing_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded: .*data files"):
+        opened(tmp_path)
+
+
+def test_a_file_that_cannot_be_parsed(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": \n')
+    with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded"):
+        opened(tmp_path)
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A hub behind a firewall that answers nothing; how often it was asked."""
+    monkeypatch.setattr(hub_access, "HUB_TIMEOUT_S", 0.5)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(50)
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+        yield
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.usefixtures("unreachable")
+def test_an_unreachable_hub_is_one_message_soon(streaming, capfd):
+    start = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        opened("growlm-tests/no-such-dataset", streaming=streaming)
+    assert time.monotonic() - start < 10
+    assert caught.value.key == "data.name"
+    for way_out in ("data=text data.path=", "data=embedded", "HF_HUB_OFFLINE"):
+        assert way_out in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert capfd.readouterr().err == ""
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_cached_dataset_needs_no_hub(folder):
+    cache_as("growlm-tests/cached", folder)
+    assert list(opened("growlm-tests/cached").read()) == DOCUMENTS
+
+
+def test_offline_by_the_librarys_own_switch(folder, monkeypatch):
+    cache_as("growlm-tests/switched", folder)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert list(opened("growlm-tests/switched").read()) == DOCUMENTS
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        opened("growlm-tests/not-cached")
+
+
+def cache_as(name, folder):
+    """Make the library's cache what it is after loading such a dataset from the hub."""
+    owner, short = name.split("/")
+    prepared = opened(folder)
+    source = prepared.rows.cache_files[0]["filename"].rpartition("/")[0]
+    target = datasets.config.HF_DATASETS_CACHE / f"{owner}___{short}" / "default" / "0.0.0" / "abc"
+    shutil.copytree(source, target)
+    for path in target.glob("*.arrow"):
+        path.rename(path.with_name(path.name.replace("dataset-", f"{short}-")))
+    info = json.loads((target / "dataset_info.json").read_text())
+    (target / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": short}))

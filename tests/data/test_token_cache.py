@@ -1,0 +1,312 @@
+"""Tokenized once: found again by content, written whole or not at all, made anew when damaged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_corpora import ListSource, tokenizer, trained_on
+from test_text_files import write
+
+from growlm.checkpoint.locks import take_lock
+from growlm.config.schema import DataConfig
+from growlm.data import DataListener, TextFiles, prepare_data, token_cache
+from growlm.data.corpus import FILES
+from growlm.data.token_cache import TokenCache
+from growlm.errors import DiskError, UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Notes(DataListener):
+    def __init__(self):
+        self.tasks, self.notes = [], []
+
+    def data_progress(self, task, share, note):
+        self.tasks.append((task, share, note))
+
+    def noted(self, text):
+        self.notes.append(text)
+
+
+def settings(folder: Path, **changes) -> DataConfig:
+    return DataConfig(**{"cache": str(folder), "validation_every": 5} | changes)
+
+
+class Counting(ListSource):
+    """Counts how often it is read."""
+
+    def __init__(self, documents):
+        super().__init__(documents)
+        self.times = 0
+
+    def read(self, place=None):
+        self.times += 1
+        return super().read(place)
+
+
+DOCUMENTS = [f"document {i} é" for i in range(100)]
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9a-f]*") if path.is_dir())
+
+
+def test_a_corpus_is_its_documents_in_two_parts(tmp_path):
+    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    kept, held_out = trained_on(DOCUMENTS, 5), DOCUMENTS[4::5]
+    assert tokenizer.decode(corpus.train) == "".join(f"{text}<|endoftext|>" for text in kept)
+    assert [tokenizer.decode(tokens) for tokens, _ in corpus.held_out()] == [
+        f"{text}<|endoftext|>" for text in held_out
+    ]
+    assert [size for _, size in corpus.held_out()] == [len(text.encode()) for text in held_out]
+    assert np.diff(corpus.train_ends, prepend=0).tolist() == [len(t.encode()) + 1 for t in kept]
+    assert (corpus.train_documents, corpus.validation_documents) == (80, 20)
+    assert corpus.train_bytes == len("".join(kept).encode())
+    assert corpus.validation_bytes == len("".join(held_out).encode())
+
+
+def test_it_is_tokenized_once(tmp_path):
+    source = Counting(DOCUMENTS)
+    first = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    again = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    assert source.times == 1
+    assert np.array_equal(first.train, again.train)
+    assert first.digest == again.digest
+    prepare_data(settings(tmp_path / "c", validation_every=7), tokenizer, source)
+    assert source.times == 2
+    assert len(entries(tmp_path / "c")) == 2
+
+
+def test_files_are_known_by_what_they_hold(tmp_path):
+    cache = tmp_path / "c"
+    path = write(tmp_path / "x.txt", DOCUMENTS)
+
+    def digest(path):
+        return prepare_data(settings(cache), tokenizer, TextFiles(str(path), "text", "line")).digest
+
+    first = digest(path)
+    assert digest(path.rename(tmp_path / "y.txt")) == first
+    assert len(entries(cache)) == 1
+    old = (tmp_path / "y.txt").stat()
+    (tmp_path / "y.txt").write_text((tmp_path / "y.txt").read_text().replace("7", "8"))
+    os.utime(tmp_path / "y.txt", ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    assert digest(tmp_path / "y.txt") != first
+    assert len(entries(cache)) == 2
+
+
+def test_other_kinds_of_file_with_the_same_documents_are_the_same_corpus(tmp_path):
+    digests = {
+        prepare_data(
+            settings(tmp_path / "c"),
+            tokenizer,
+            TextFiles(str(write(tmp_path / name, DOCUMENTS)), "text", "paragraph"),
+        ).digest
+        for name in ("x.txt", "x.jsonl.gz", "x.parquet", "x.csv.zst")
+    }
+    assert len(digests) == 1
+
+
+def test_checksums_of_files_that_did_not_change_are_remembered(tmp_path, monkeypatch):
+    cache = TokenCache(tmp_path / "c", 10**9, print)
+    path = write(tmp_path / "x.txt", DOCUMENTS)
+    long_ago = time.time_ns() - 10**10
+    os.utime(path, ns=(long_ago, long_ago))
+    (tmp_path / "c").mkdir()
+    digest = cache.digest(path)
+    read = []
+    monkeypatch.setattr(token_cache, "file_digest", lambda path: read.append(path) or "other")
+    assert cache.digest(path) == digest
+    assert not read
+    os.utime(path, ns=(long_ago, long_ago + 1))
+    assert cache.digest(path) == "other"
+
+
+@pytest.mark.parametrize("name", [*FILES, "corpus.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_entry_is_made_anew(name, damage, tmp_path):
+    source, notes = Counting(DOCUMENTS), Notes()
+    first = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    expected = first.train.tolist(), first.validation.tolist(), first.digest
+    path = entries(tmp_path / "c")[0] / name
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    again = prepare_data(settings(tmp_path / "c"), tokenizer, source, notes)
+    assert (again.train.tolist(), again.validation.tolist(), again.digest) == expected
+    assert source.times == 2
+    assert "tokenized again" in notes.notes[0]
+    assert name in notes.notes[0]
+    prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    assert source.times == 2
+
+
+class Unreadable(ListSource):
+    def read(self, place=None):
+        raise UserError("data.path", "x", "line 3 is no JSON")
+
+
+def test_what_cannot_be_read_leaves_nothing(tmp_path):
+    with pytest.raises(UserError):
+        prepare_data(settings(tmp_path / "a" / "c"), tokenizer, Unreadable([]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache=.*file/c: cannot be written to"):
+        prepare_data(settings(tmp_path / "file" / "c"), tokenizer, ListSource(DOCUMENTS))
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    program = (
+        "import resource, sys; from pathlib import Path; sys.path.insert(0, 'tests/data'); "
+        "from made_corpora import *; from test_token_cache import *; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY)); "
+        "prepare_data(settings(Path(sys.argv[1])), tokenizer, ListSource(DOCUMENTS))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert f"{DiskError.__name__}: cannot write {tmp_path}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+SLOW_PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "tests/data")
+from made_corpora import *
+from test_token_cache import *
+
+class Slow(Counting):
+    def read(self, place=None):
+        print("reading", flush=True)
+        time.sleep(float(sys.argv[2]))
+        return super().read(place)
+
+corpus = prepare_data(settings(Path(sys.argv[1])), tokenizer, Slow(DOCUMENTS), Notes())
+print(corpus.digest, flush=True)
+"""
+
+
+def slow_process(folder, seconds):
+    command = [sys.executable, "-c", SLOW_PROGRAM, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
+    process = slow_process(tmp_path / "c", 60)
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not entries(tmp_path / "c")
+    assert list((tmp_path / "c").glob(".*.partial"))
+    prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    assert len(entries(tmp_path / "c")) == 1
+    assert not list((tmp_path / "c").glob(".*.partial"))
+
+
+def test_of_two_at_once_one_tokenizes_and_the_other_waits(tmp_path):
+    first = slow_process(tmp_path / "c", 2)
+    assert first.stdout.readline() == "reading\n"
+    source, notes = Counting(DOCUMENTS), Notes()
+    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, source, notes)
+    output, _ = first.communicate(timeout=60)
+    assert source.times == 0
+    assert output.strip() == corpus.digest
+    assert f"waiting for process {first.pid}" in notes.notes[0]
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path):
+    folder = tmp_path / "c"
+    made = []
+    for number in range(3):
+        source = ListSource([f"{number} {text}" for text in DOCUMENTS])
+        prepare_data(settings(folder), tokenizer, source)
+        made += [path for path in entries(folder) if path not in made]
+    for age, path in zip((100, 300, 200), made, strict=True):
+        os.utime(path, (time.time() - age,) * 2)
+    size = sum(path.stat().st_size for path in made[0].iterdir())
+    mapped = prepare_data(settings(folder), tokenizer, ListSource([f"1 {t}" for t in DOCUMENTS]))
+    expected = mapped.train.tolist()
+    os.utime(made[1], (time.time() - 300,) * 2)
+    last = ListSource([f"3 {text}" for text in DOCUMENTS])
+    prepare_data(settings(folder, cache_gb=3.5 * size / 1e9), tokenizer, last)
+    assert set(made) - set(entries(folder)) == {made[1]}
+    assert len(entries(folder)) == 3
+    assert mapped.train.tolist() == expected  # who reads it keeps it
+    prepare_data(settings(folder, cache_gb=1e-9), tokenizer, ListSource(["a"] * 10))
+    assert len(entries(folder)) == 1
+
+
+def test_partial_entries_that_are_being_written_stay(tmp_path):
+    folder = tmp_path / "c"
+    (folder / "locks").mkdir(parents=True)
+    (folder / ".abc.partial").mkdir()
+    with take_lock(folder / "locks" / "abc"):
+        prepare_data(settings(folder), tokenizer, ListSource(DOCUMENTS))
+        assert (folder / ".abc.partial").exists()
+
+
+MEMORY_PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from growlm.data import PackedSamples
+from growlm.data.mapped import map_array
+from growlm.data.rows import ShuffledDocuments
+
+folder, window = Path(sys.argv[1]), int(sys.argv[2])
+np.zeros(10**8, np.uint16).tofile(folder / "tokens")
+np.arange(1000, 10**8 + 1, 1000).tofile(folder / "ends")
+tokens, ends = (map_array(folder / n, np.dtype(d)) for n, d in (("tokens", "u2"), ("ends", "i8")))
+samples = PackedSamples(ShuffledDocuments(tokens, ends, window, 0), 1 << 16)
+samples[0]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+before = resident()
+for i in range(10**8 // (1 << 16)):
+    samples[i]
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("window", [1, 1000])
+def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
+    command = [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path), str(window)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3e7  # of 2e8 bytes
+
+
+def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
+    monkeypatch.setattr("growlm.data.prepare.TELL_EVERY_S", 0.0)
+    notes = Notes()
+    path = write(tmp_path / "x.jsonl.gz", [os.urandom(99).hex() for _ in range(5000)])
+    prepare_data(settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "text", "line"), notes)
+    task, share, note = notes.tasks[-1]
+    assert task == f"tokenizing {path}"
+    assert share == 1.0
+    assert note.startswith("5,000 documents, 1 MB, ")
+    assert note.endswith(" MB/s")
+    shares = [share for _, share, _ in notes.tasks]
+    assert shares == sorted(shares)
+
+
+def test_only_white_space_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds nothing but white space"):
+        prepare_data(settings(tmp_path / "c"), tokenizer, ListSource([]))
