@@ -14,15 +14,14 @@ is damaged is let go of. `<folder>/locks/<key>` is held by the process that trai
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size, last_used
 from growlm.checkpoint.locks import take_lock
 from growlm.checkpoint.sealed import read_sealed, sealed
 
@@ -44,6 +43,10 @@ class PhaseCache:
 
     folder: Path
     max_bytes: int
+
+    @property
+    def _entries(self) -> BoundedFolder:
+        return BoundedFolder(self.folder, self.max_bytes, known_by=ORIGIN)
 
     def has(self, key: str) -> bool:
         """Whether there is such an entry."""
@@ -79,9 +82,9 @@ class PhaseCache:
             OSError: If it cannot be written; nothing is left.
         """
         seen: set[int] = set()
-        if sum(_size(folder, seen) for folder in (state, *artefacts)) > self.max_bytes:
+        if sum(folder_size(folder, seen) for folder in (state, *artefacts)) > self.max_bytes:
             return False
-        partial = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
+        partial = self._entries.partial(key)
         try:
             _link_folder(state, partial / "state")
             for artefact in artefacts:
@@ -94,7 +97,8 @@ class PhaseCache:
             if self.has(key):
                 return True
             raise
-        self._keep_within_bounds(newest=key)
+        self._entries.keep_within_bounds(in_use={key})
+        self._clear_away_partials()
         return True
 
     def take(self, key: str, state: Path, artefacts: Path, history: Path) -> Path:
@@ -129,21 +133,12 @@ class PhaseCache:
 
     def drop(self, key: str) -> None:
         """Let go of an entry at once, whoever reads it."""
-        trash = self.folder / f".{key}.{secrets.token_hex(4)}.partial"
-        with suppress(OSError):
-            (self.folder / key).rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        self._entries.drop(key)
 
-    def _keep_within_bounds(self, newest: str) -> None:
-        entries = [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir()]
-        used = {path: _last_used(path) for path in entries}
-        total, seen = 0, set[int]()
-        for path in sorted(entries, key=lambda p: (p.name == newest, used[p]), reverse=True):
-            total += _size(path, seen)
-            if total > self.max_bytes:
-                self.drop(path.name)
-        for path in self.folder.glob(".*.partial"):  # of processes that were killed
-            if time.time() - _last_used(path) > FORGOTTEN:
+    def _clear_away_partials(self) -> None:
+        """Those of processes that were killed."""
+        for _, path in self._entries.partials():
+            if time.time() - last_used(path) > FORGOTTEN:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -158,21 +153,3 @@ def _link(source: str, target: str) -> None:
         raise
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
-
-
-def _size(folder: Path, seen: set[int]) -> int:
-    """Bytes of files that have not been seen: several entries may have links to one."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
-            file = path.stat()
-            total += 0 if file.st_ino in seen else file.st_size
-            seen.add(file.st_ino)
-    return total
-
-
-def _last_used(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

@@ -73,28 +73,9 @@ def prepare_data(
         DiskError: If the cache cannot be written.
     """
     listener = listener or DataListener()
-    every = settings.validation_every
-    if every < 2:
-        raise UserError("data.validation_every", every, "must be at least 2")
-    cache = TokenCache(
-        Path(settings.cache).expanduser().absolute(),
-        round(settings.cache_gb * 1e9),
-        listener.noted,
-    )
-
-    def documents() -> Iterator[TokenizedDocuments]:
-        reader = source.read()
-        yield from _told(tokenize(reader, tokenizer), reader, source, listener)
-        reader.close()
-
-    corpus = cache.corpus(
-        {"documents": source.content(cache.digest), "tokenizer": _encoding(tokenizer)},
-        token_type(tokenizer),
-        every,
-        documents,
-    )
-    if corpus.train_documents == 0:
-        raise UserError(source.key, source.name, "holds nothing but white space")
+    cache = _token_cache(settings, listener)
+    corpus = _tokenized(cache, settings, tokenizer, source, listener)
+    cache.keep_within_bounds()
     return corpus
 
 
@@ -136,7 +117,9 @@ def open_data(
         held_out = gather(texts, counts, seed, tokenizer, enough)
         identity = [*(source.identity() for source in parts), _encoding(tokenizer)]
     else:
-        corpora = [prepare_data(settings, tokenizer, source, listener) for source in parts]
+        cache = _token_cache(settings, listener)
+        corpora = [_tokenized(cache, settings, tokenizer, source, listener) for source in parts]
+        cache.keep_within_bounds()  # only now: no source of a run goes to make room for another
         for source, corpus in zip(parts, corpora, strict=True):
             listener.noted(_described(source, corpus))
         rows = [
@@ -150,6 +133,39 @@ def open_data(
     _check_held_out(settings, held_out)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RunData(train, HeldOutSamples(held_out.tokens, sequence_length), held_out, digest)
+
+
+def _token_cache(settings: DataConfig, listener: DataListener) -> TokenCache:
+    folder = Path(settings.cache).expanduser().absolute()
+    return TokenCache(folder, round(settings.cache_gb * 1e9), listener.noted)
+
+
+def _tokenized(
+    cache: TokenCache,
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    source: Source,
+    listener: DataListener,
+) -> TokenizedCorpus:
+    """See `prepare_data`."""
+    every = settings.validation_every
+    if every < 2:
+        raise UserError("data.validation_every", every, "must be at least 2")
+
+    def documents() -> Iterator[TokenizedDocuments]:
+        reader = source.read()
+        yield from _told(tokenize(reader, tokenizer), reader, source, listener)
+        reader.close()
+
+    corpus = cache.corpus(
+        {"documents": source.content(cache.digest), "tokenizer": _encoding(tokenizer)},
+        token_type(tokenizer),
+        every,
+        documents,
+    )
+    if corpus.train_documents == 0:
+        raise UserError(source.key, source.name, "holds nothing but white space")
+    return corpus
 
 
 def _streamed_samples(

@@ -2,8 +2,8 @@
 
 `<folder>/<key>/` is what `corpus.py` describes. An entry is whole or not there: it is written under another name
 and renamed. `<folder>/locks/<key>` is held by the process that writes it; others wait for it. An entry that is
-damaged is let go of and made anew. `rm -r <folder>` empties it, also while runs go on: they keep what they have
-mapped.
+damaged is let go of and made anew. Whatever else lies in the folder is left alone. `rm -r <folder>` empties it,
+also while runs go on: they keep what they have mapped.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from growlm.checkpoint.artefact import new_folder
+from growlm.checkpoint.bounded_folder import BoundedFolder
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.sealed import file_digest, read_json
-from growlm.data.corpus import CorpusWriter, TokenizedCorpus, open_corpus
+from growlm.data.corpus import RECORD, CorpusWriter, TokenizedCorpus, open_corpus
 from growlm.data.tokenizing import TokenizedDocuments
 from growlm.errors import DiskError, UserError
 from growlm.files import write_whole
@@ -46,13 +46,18 @@ class TokenCache:
 
     Args:
         folder: Where.
-        max_bytes: What is kept at most, but for the newest, which is kept however large it is.
+        max_bytes: What is kept at most, but for what was asked for here, which is kept however large it is.
         tell: Called with what a person may want to know.
     """
 
     folder: Path
     max_bytes: int
     tell: Callable[[str], object]
+    _in_use: set[str] = field(default_factory=set, init=False)
+
+    @property
+    def _entries(self) -> BoundedFolder:
+        return BoundedFolder(self.folder, self.max_bytes, known_by=RECORD)
 
     def corpus(
         self,
@@ -70,25 +75,27 @@ class TokenCache:
             tokenize: Makes its documents.
 
         Raises:
-            UserError: If a document cannot be read; nothing is left.
-            DiskError: If it cannot be written; nothing is left.
+            UserError: If a document cannot be read; no entry is left.
+            DiskError: If it cannot be written; no entry is left.
         """
         parts = {"format": FORMAT, "validation_every": validation_every, **depends_on}
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         entry = self.folder / key
+        self._in_use.add(key)
         if (corpus := self._whole(entry)) is not None:
             return corpus
-        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        try:
-            with self._locked(key):
-                if (corpus := self._whole(entry)) is not None:  # written while this one waited
-                    return corpus
+        with self._locked(key):
+            if (corpus := self._whole(entry)) is None:  # not written while this one waited
                 self._write(entry, parts, dtype, validation_every, tokenize())
-        except BaseException:
-            self._remove_empty(made, key)
-            raise
-        self._keep_within_bounds(entry)
-        return open_corpus(entry, KEY)
+                corpus = open_corpus(entry, KEY)
+        return corpus
+
+    def keep_within_bounds(self) -> None:
+        """Let go of what is too much and not in use here, and of what killed processes have left."""
+        self._entries.keep_within_bounds(self._in_use)
+        for key, path in self._entries.partials():
+            with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
+                shutil.rmtree(path, ignore_errors=True)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file, read again only if its size, time of change or place on disk is another."""
@@ -121,25 +128,24 @@ class TokenCache:
             return corpus
         except (UserError, OSError) as error:
             self.tell(f"warning: {error}; tokenized again")
-            self._drop(entry)
+            self._entries.drop(entry.name)
             return None
 
     def _locked(self, key: str) -> Any:
-        """The lock for writing an entry, once nobody else has it."""
-        try:
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            told = False
-            while True:
-                try:
-                    return take_lock(self.folder / "locks" / key)
-                except LockedError as error:
-                    if not told:
-                        self.tell(f"waiting for {error.owner}, which tokenizes the same text")
-                    told = True
-                    time.sleep(WAIT)
-        except OSError as error:
-            allowed = f"cannot be written to: {error.strerror}"
-            raise UserError(KEY, self.folder, allowed) from error
+        """The lock for writing an entry, once nobody else has it; its file stays, others may be waiting for it."""
+        path, told = self.folder / "locks" / key, False
+        while True:
+            try:  # the folder may be emptied meanwhile, and is made again
+                path.parent.mkdir(parents=True, exist_ok=True)
+                return take_lock(path)
+            except LockedError as error:
+                if not told:
+                    self.tell(f"waiting for {error.owner}, which tokenizes the same text")
+                told = True
+                time.sleep(WAIT)
+            except OSError as error:
+                allowed = f"cannot be written to: {error.strerror}"
+                raise UserError(KEY, self.folder, allowed) from error
 
     def _write(
         self,
@@ -156,46 +162,3 @@ class TokenCache:
             for batch in batches:
                 writer.write(batch)
             digests |= writer.finish({"depends_on": parts})
-
-    def _drop(self, entry: Path) -> None:
-        """Let go of an entry at once, whoever reads it."""
-        trash = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.partial")
-        with suppress(OSError):
-            entry.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
-
-    def _keep_within_bounds(self, newest: Path) -> None:
-        """Let go of what was used longest ago, and of what killed processes have left."""
-        entries = [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir()]
-        others = sorted((p for p in entries if p != newest), key=_last_used, reverse=True)
-        total = _size(newest)
-        for path in others:
-            total += _size(path)
-            if total > self.max_bytes:
-                self._drop(path)
-        for path in self.folder.glob(".*.partial"):
-            key = path.name.split(".")[1]
-            with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _remove_empty(self, made: list[Path], key: str) -> None:
-        """Folders that were made for nothing."""
-        if not made:
-            return
-        with suppress(OSError):
-            (self.folder / "locks" / key).unlink()
-            (self.folder / "locks").rmdir()
-            for folder in made:
-                folder.rmdir()
-
-
-def _size(folder: Path) -> int:
-    with suppress(OSError):
-        return sum(path.stat().st_size for path in folder.iterdir())
-    return 0
-
-
-def _last_used(path: Path) -> float:
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0

@@ -14,7 +14,7 @@ from test_text_files import write
 
 from growlm.checkpoint.locks import take_lock
 from growlm.config.schema import DataConfig
-from growlm.data import DataListener, TextFiles, prepare_data, token_cache
+from growlm.data import DataListener, TextFiles, open_data, prepare_data, token_cache
 from growlm.data.corpus import FILES
 from growlm.data.token_cache import TokenCache
 from growlm.errors import DiskError, UserError
@@ -155,10 +155,14 @@ class Unreadable(ListSource):
         raise UserError("data.path", "x", "line 3 is no JSON")
 
 
+def leaves_only_locks(folder: Path) -> bool:
+    return [path.name for path in folder.iterdir()] == ["locks"]
+
+
 def test_what_cannot_be_read_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
         prepare_data(settings(tmp_path / "a" / "c"), tokenizer, Unreadable([]))
-    assert not list(tmp_path.iterdir())
+    assert leaves_only_locks(tmp_path / "a" / "c")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -181,7 +185,20 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         cwd=ROOT,
     )
     assert f"{DiskError.__name__}: cannot write {tmp_path}" in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert leaves_only_locks(tmp_path / "c")
+
+
+def test_who_waits_goes_on_when_the_other_is_interrupted(tmp_path):
+    first = slow_process(tmp_path / "c", 60)
+    assert first.stdout.readline() == "reading\n"
+    second = slow_process(tmp_path / "c", 0)
+    assert second.stdout.readline().startswith(f"waiting for process {first.pid}")
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, Unreadable(DOCUMENTS))
+    assert output.split() == ["reading", corpus.digest]
 
 
 SLOW_PROGRAM = """
@@ -197,14 +214,20 @@ class Slow(Counting):
         time.sleep(float(sys.argv[2]))
         return super().read(place)
 
-corpus = prepare_data(settings(Path(sys.argv[1])), tokenizer, Slow(DOCUMENTS), Notes())
+class Heard(DataListener):
+    def noted(self, text):
+        print(text, flush=True)
+
+corpus = prepare_data(settings(Path(sys.argv[1])), tokenizer, Slow(DOCUMENTS), Heard())
 print(corpus.digest, flush=True)
 """
 
 
 def slow_process(folder, seconds):
     command = [sys.executable, "-c", SLOW_PROGRAM, str(folder), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
@@ -254,11 +277,38 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
 
 def test_partial_entries_that_are_being_written_stay(tmp_path):
     folder = tmp_path / "c"
+    key = "abc0" * 8
     (folder / "locks").mkdir(parents=True)
-    (folder / ".abc.partial").mkdir()
-    with take_lock(folder / "locks" / "abc"):
+    (folder / f".{key}.partial").mkdir()
+    with take_lock(folder / "locks" / key):
         prepare_data(settings(folder), tokenizer, ListSource(DOCUMENTS))
-        assert (folder / ".abc.partial").exists()
+        assert (folder / f".{key}.partial").exists()
+    prepare_data(settings(folder), tokenizer, ListSource(DOCUMENTS))
+    assert not (folder / f".{key}.partial").exists()
+
+
+def test_what_is_not_the_caches_own_is_left_alone(tmp_path):
+    folder = tmp_path / "c"
+    others = [folder / name for name in ("datasets", "backup", "0" * 32, ".mine.partial", "f" * 31)]
+    for other in others:
+        other.mkdir(parents=True)
+        (other / "thesis.tex").write_bytes(b"precious" * 1000)
+    for text in ("a", "b"):
+        prepare_data(settings(folder, cache_gb=1e-9), tokenizer, ListSource([text] * 10))
+    assert all((other / "thesis.tex").exists() for other in others)
+    assert len(set(entries(folder)) - set(others)) == 1
+
+
+def test_the_sources_of_a_run_do_not_make_room_for_each_other(tmp_path, monkeypatch):
+    sources = {name: Counting([f"{name} {text}" for text in DOCUMENTS]) for name in "ab"}
+    prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    for _ in range(3):
+        open_data(
+            settings(tmp_path / "c", cache_gb=1e-9), tokenizer, sources, [5000, 5000],
+            seed=0, sequence_length=16, validation_samples=2, listener=DataListener(),
+        )  # fmt: skip
+        assert [source.times for source in sources.values()] == [1, 1]
+    assert len(entries(tmp_path / "c")) == 2
 
 
 MEMORY_PROGRAM = """

@@ -1,0 +1,57 @@
+"""Which entries of a cache are kept."""
+
+import os
+
+from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size
+
+NAMES = {letter: letter * 32 for letter in "abcd"}
+
+
+def made(path, letter, size, used):
+    folder = path / NAMES[letter]
+    folder.mkdir()
+    (folder / "record").write_bytes(b"." * size)
+    os.utime(folder, (used, used))
+
+
+def kept(path):
+    return {folder.name[0] for folder in path.iterdir()}
+
+
+def test_what_was_let_go_of_does_not_count(tmp_path):
+    made(tmp_path, "a", 10, 3000)
+    made(tmp_path, "b", 100, 2000)
+    made(tmp_path, "c", 10, 1000)
+    BoundedFolder(tmp_path, 50, "record").keep_within_bounds({NAMES["a"]})
+    assert kept(tmp_path) == {"a", "c"}
+
+
+def test_what_is_in_use_stays_and_counts(tmp_path):
+    for letter, used in (("a", 1000), ("b", 2000), ("c", 4000), ("d", 3000)):
+        made(tmp_path, letter, 20, used)
+    BoundedFolder(tmp_path, 60, "record").keep_within_bounds({NAMES["a"], NAMES["b"]})
+    assert kept(tmp_path) == {"a", "b", "c"}
+    BoundedFolder(tmp_path, 1, "record").keep_within_bounds({NAMES["a"], NAMES["b"]})
+    assert kept(tmp_path) == {"a", "b"}
+
+
+def test_files_that_entries_share_count_once(tmp_path):
+    made(tmp_path, "a", 30, 2000)
+    made(tmp_path, "b", 1, 1000)
+    os.link(tmp_path / NAMES["a"] / "record", tmp_path / NAMES["b"] / "linked")
+    assert folder_size(tmp_path / NAMES["b"], set()) == 31
+    BoundedFolder(tmp_path, 31, "record").keep_within_bounds({NAMES["a"]})
+    assert kept(tmp_path) == {"a", "b"}
+
+
+def test_what_is_no_entry_is_left_alone(tmp_path):
+    others = {"datasets", "backup", "f" * 31, "F" * 32, "e" * 32, "." + "a" * 32 + ".mine.partial"}
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_bytes(b"." * 100)
+    (tmp_path / ("1" * 32)).write_bytes(b"a file")
+    folder = BoundedFolder(tmp_path, 1, "record")
+    made(tmp_path, "a", 20, 1000)
+    folder.keep_within_bounds(())
+    assert {path.name for path in tmp_path.iterdir()} == others | {"1" * 32}
+    assert list(folder.partials()) == []
