@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut, gather, streamed
@@ -151,21 +151,34 @@ def _tokenized(
     every = settings.validation_every
     if every < 2:
         raise UserError("data.validation_every", every, "must be at least 2")
+    stamps = source.stamps()  # before the checksums are taken
 
     def documents() -> Iterator[TokenizedDocuments]:
         reader = source.read()
-        yield from _told(tokenize(reader, tokenizer), reader, source, listener)
+        empty = True
+        for batch in _told(tokenize(reader, tokenizer), reader, source, listener):
+            empty = False
+            yield batch
         reader.close()
+        _check_unchanged(source, stamps)
+        if empty:
+            raise UserError(source.key, source.name, "holds nothing but white space")
 
-    corpus = cache.corpus(
+    return cache.corpus(
         {"documents": source.content(cache.digest), "tokenizer": _encoding(tokenizer)},
         token_type(tokenizer),
         every,
         documents,
     )
-    if corpus.train_documents == 0:
-        raise UserError(source.key, source.name, "holds nothing but white space")
-    return corpus
+
+
+def _check_unchanged(source: Source, stamps: dict[Path, Any]) -> None:
+    """An entry under the checksums of what the files held before would be another text's."""
+    now = source.stamps()
+    for path, stamp in stamps.items():
+        if now[path] != stamp:
+            allowed = "changed while it was tokenized; begin again once it is written to the end"
+            raise UserError(f"{source.key}.path", path, allowed)
 
 
 def _streamed_samples(

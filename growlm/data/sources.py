@@ -70,6 +70,10 @@ class Source(ABC):
         """
         return self.identity()
 
+    def stamps(self) -> dict[Path, Any]:
+        """Of each file that may change while it is read, what tells that it did."""
+        return {}
+
 
 class EmbeddedStories(Source):
     """The first `count` stories of the embedded corpus; fewer are the beginning of more.
@@ -163,6 +167,10 @@ class TextFiles(Source):
         files = [[file.kind, file.compression, digest(file.path)] for file in self.files]
         return ["text", self.column, self.sample_by, files]
 
+    def stamps(self) -> dict[Path, Any]:
+        """Sizes and times of change; None for what has gone."""
+        return {file.path: _stamp(file) for file in self.files}
+
     def documents_of(self, file: TextFile) -> FileDocuments:
         """Those of one file."""
         return FileDocuments(file, self.column, self.sample_by, f"{self.key}.path")
@@ -174,6 +182,13 @@ class TextFiles(Source):
             documents = self.documents_of(file)
             next(documents, None)
             documents.close()
+
+
+def _stamp(file: TextFile) -> Any:
+    try:
+        return file.stamp()
+    except OSError:
+        return None
 
 
 class FileReader(Reader):

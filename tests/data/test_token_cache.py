@@ -99,6 +99,27 @@ def test_files_are_known_by_what_they_hold(tmp_path):
     assert len(entries(cache)) == 2
 
 
+class Changing(TextFiles):
+    """Its file is written to while it is read."""
+
+    def read(self, place=None):
+        (path,) = (file.path for file in self.files)
+        path.write_text(path.read_text().replace("document", "DOCUMENT"))
+        os.utime(path, ns=(1, 1))
+        return super().read(place)
+
+
+def test_a_file_that_changes_while_it_is_tokenized_is_said_and_not_kept(tmp_path):
+    cache, path = tmp_path / "c", write(tmp_path / "x.txt", DOCUMENTS)
+    before = path.read_text()
+    with pytest.raises(UserError, match=r"data\.path=.*x\.txt: changed while it was tokenized"):
+        prepare_data(settings(cache), tokenizer, Changing(str(path), "text", "paragraph"))
+    assert not entries(cache)
+    path.write_text(before)
+    corpus = prepare_data(settings(cache), tokenizer, TextFiles(str(path), "text", "paragraph"))
+    assert tokenizer.decode(corpus.train).startswith(DOCUMENTS[0])
+
+
 def test_other_kinds_of_file_with_the_same_documents_are_the_same_corpus(tmp_path):
     digests = {
         prepare_data(
@@ -360,3 +381,4 @@ def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
 def test_only_white_space_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds nothing but white space"):
         prepare_data(settings(tmp_path / "c"), tokenizer, ListSource([]))
+    assert not entries(tmp_path / "c")
