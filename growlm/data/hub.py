@@ -13,6 +13,8 @@ from growlm.data.sources import Place, Reader, Source
 from growlm.errors import RunError, UserError
 
 ROWS_AT_ONCE = 1000
+LIBRARIES = ("datasets", "pyarrow", "zlib")
+"""Whose errors are of what is read, not of this code."""
 OFFLINE = (
     "use data=text data.path=FILE or data=embedded, which need no network; or, on a machine that reaches the hub, "
     "load it once without data.streaming, and copy the folder that HF_HOME names (then HF_HUB_OFFLINE=1)"
@@ -68,6 +70,19 @@ class HubDataset(Source):
         rows = self._builder.as_streaming_dataset(split=self.split)
         return rows.select_columns([self.column]) if rows.column_names else rows
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what the libraries raise into a message about the setting that is at fault."""
+        try:
+            yield
+            return
+        except (UserError, RunError):
+            raise
+        except Exception as error:  # each library has its own
+            key, allowed = _fault(error)
+        # Raised out here so that no library traceback hangs on an error that is one sentence long.
+        raise UserError(f"{self.key}.{key}", getattr(self, key), allowed)
+
     def _load(self) -> Any:
         import datasets
 
@@ -76,7 +91,7 @@ class HubDataset(Source):
             self._check_name()
         hub_name = self.name if name is None else None
         offline = offline_if_unreachable(datasets, hub_name, self.revision)
-        with self._explained(), quiet(datasets), offline:
+        with self.explained(), quiet(datasets), offline:
             self._builder = datasets.load_dataset_builder(
                 name or self.name, self.config, revision=self.revision
             )
@@ -92,26 +107,13 @@ class HubDataset(Source):
             raise UserError(f"{self.key}.name", self.name, allowed)
 
     def _check_column(self) -> None:
-        with self._explained():
+        with self.explained():
             columns = self.rows.column_names or list(next(iter(self.rows), {}))
         if self.column not in columns:
             there = ", ".join(columns)
             raise UserError(
                 f"{self.key}.column", self.column, f"no such column; there are: {there}"
             )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what the libraries raise into a message about the setting that is at fault."""
-        try:
-            yield
-            return
-        except UserError:
-            raise
-        except Exception as error:  # each library has its own
-            key, allowed = _fault(error)
-        # Raised out here so that no library traceback hangs on an error that is one sentence long.
-        raise UserError(f"{self.key}.{key}", getattr(self, key), allowed)
 
 
 def _fault(error: Exception) -> tuple[str, str]:
@@ -129,8 +131,8 @@ def _fault(error: Exception) -> tuple[str, str]:
         return "config", text
     if isinstance(error, ValueError) and "split" in text.lower():
         return "split", text
-    ours = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-    if isinstance(error, ours):
+    ours = (OSError, EOFError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    if isinstance(error, ours) or type(error).__module__.partition(".")[0] in LIBRARIES:
         cause = error.__cause__
         return "name", f"cannot be loaded: {text}{f' ({cause})' if cause else ''}"
     raise error
@@ -158,7 +160,9 @@ class _TableReader(Reader):
     def _read(self) -> Iterator[str]:
         rows = self.source.rows.select_columns([self.source.column])
         for start in range(self.row, len(rows), ROWS_AT_ONCE):
-            for text in rows[start : start + ROWS_AT_ONCE][self.source.column]:
+            with self.source.explained():
+                texts = rows[start : start + ROWS_AT_ONCE][self.source.column]
+            for text in texts:
                 self.row += 1
                 if _is_text(text, self.source):
                     yield text
@@ -173,23 +177,30 @@ class _StreamReader(Reader):
         if place is not None:
             self._rows.load_state_dict(place)
         self._texts = self._read()
+        self._has_read = False
 
     def __next__(self) -> str:
-        return next(self._texts)
+        text = next(self._texts)
+        self._has_read = True
+        return text
 
     def place(self) -> Place:
         """Shard and row, in the library's words; None for the beginning."""
-        return self._rows.state_dict() or self._start
+        # Until it has read something, the library does not say what it was told to go on from.
+        return self._rows.state_dict() if self._has_read else self._start
 
     def _read(self) -> Iterator[str]:
-        try:
-            for row in self._rows:
-                text = row[self.source.column]
-                if _is_text(text, self.source):
-                    yield text
-        except OSError as error:
-            what = f"{self.source.name} cannot be read any more ({type(error).__name__}: {error})"
-            raise RunError(f"{what}; the run can be resumed") from error
+        with self.source.explained():
+            try:
+                for row in self._rows:
+                    text = row[self.source.column]
+                    if _is_text(text, self.source):
+                        yield text
+            except Exception as error:
+                if not isinstance(error, OSError) and not is_connection_error(error):
+                    raise  # what is read is at fault
+                what = f"cannot be read any more ({type(error).__name__}: {error})"
+                raise RunError(f"{self.source.name} {what}; the run can be resumed") from error
 
 
 def _is_text(value: Any, source: HubDataset) -> bool:

@@ -1,17 +1,21 @@
 """Datasets through the `datasets` library: folders laid out like the hub's, its cache, and no hub at all."""
 
 import json
+import os
 import shutil
 import socket
 import time
 
 import datasets
+import httpx
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from growlm.data import hub_access
 from growlm.data.hub import HubDataset
-from growlm.errors import UserError
+from growlm.errors import RunError, UserError
 
 DOCUMENTS = [f"document {i} \u00e9" for i in range(60)]
 
@@ -54,6 +58,22 @@ def test_documents_come_in_order_and_from_any_place(folder, streaming):
         place = json.loads(json.dumps(reader.place()))
         assert list(source.read(place)) == DOCUMENTS[stop:]
         assert list(opened(folder, streaming=streaming).read(place)) == DOCUMENTS[stop:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_place_before_anything_is_read_is_where_it_began(folder, streaming):
+    source = opened(folder, streaming=streaming)
+    place = None
+    for stop in (0, 30, 0, 0, 7, 23):  # each goes on from where the last one stood
+        reader = source.read(place)
+        for _ in range(stop):
+            next(reader)
+        place = json.loads(json.dumps(reader.place()))
+    assert list(source.read(place)) == []
+    reader = source.read(place)
+    assert list(source.read(reader.place())) == []
+    begun = source.read()
+    assert list(source.read(begun.place())) == DOCUMENTS
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -104,6 +124,40 @@ def test_a_file_that_cannot_be_parsed(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": \n')
     with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded"):
         opened(tmp_path)
+
+
+def test_a_stream_that_is_damaged_further_on(folder):
+    path = folder / "train-1.jsonl"
+    path.write_text(path.read_text() + '{"text": brok\n')
+    reader = opened(folder, streaming=True).read()
+    with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded: .*JSON") as caught:
+        list(reader)
+    assert caught.value.__cause__ is None
+
+
+def test_a_parquet_stream_that_is_damaged_further_on(tmp_path):
+    path = tmp_path / "train.parquet"
+    texts = [f"{i} {os.urandom(50).hex()}" for i in range(3000)]
+    parquet.write_table(pa.table({"text": texts}), path, row_group_size=1000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 1000] = bytes(1000)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded"):
+        list(opened(tmp_path, streaming=True).read())
+
+
+def test_a_stream_that_breaks_off_can_be_resumed(folder, monkeypatch):
+    source = opened(folder, streaming=True)
+
+    def broken(self):
+        yield {"text": "one"}
+        raise httpx.ReadTimeout("no answer")
+
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", broken)
+    reader = source.read()
+    assert next(reader) == "one"
+    with pytest.raises(RunError, match=r"ReadTimeout: no answer.*can be resumed"):
+        next(reader)
 
 
 @pytest.fixture
