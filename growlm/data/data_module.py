@@ -13,8 +13,8 @@ from growlm.data.streaming import StreamedSamples
 class PackedDataModule(LightningDataModule):
     """A phase's stretch of the run's samples, and a validation set that is the same for all phases.
 
-    Loaders work in the training process: cutting a sample out of mapped files takes about ten microseconds,
-    less than handing it over from a worker would, and a stream has a thread of its own.
+    Loaders work in the training process: cutting a sample out of mapped files takes a fraction of a millisecond
+    (`scripts/bench_data.py` measures it), and a stream has a thread of its own.
 
     Args:
         train: Samples to train on.

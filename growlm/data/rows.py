@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from growlm.data.mapped import let_go_of_pages
 from growlm.data.shuffling import mixture_order, window_order
 
 KEPT = 4
-"""Permutations in memory: reading goes forward, but a mixture may look at the beginning of a window again."""
+"""Permutations, or blocks, in memory: reading goes forward, but may begin a window or block a few times."""
 RELEASED_TOGETHER = 10_000
 """Documents after which what was read is let go of."""
 
@@ -91,16 +92,17 @@ class ShuffledDocuments(Row):
         index = window * self.window + int(self._order(epoch, window)[0][within])
         return self.tokens[self._end(index) : int(self.ends[index])]
 
-    def lengths(self, first: int, count: int) -> np.ndarray:
-        """Tokens of each of documents `first` ... of the row, (count,), int64."""
-        parts = []
+    def places(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where in `tokens` each of documents `first` ... of the row begins and ends, both (count,), int64."""
+        indices = []
         while count:
             epoch, rest = divmod(first, self.num_documents)
             window, within = divmod(rest, self.window)
-            part = np.diff(self._order(epoch, window)[1], prepend=0)[within : within + count]
-            parts.append(part)
+            part = window * self.window + self._order(epoch, window)[0][within : within + count]
+            indices.append(part)
             first, count = first + len(part), count - len(part)
-        return np.concatenate(parts)
+        index = np.concatenate(indices)
+        return np.where(index, self.ends[index - 1], 0), self.ends[index].astype(np.int64)
 
     def _order(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The window's permutation, and where each document of it ends, counted from the window's beginning."""
@@ -123,8 +125,34 @@ class ShuffledDocuments(Row):
         return int(self.ends[number - 1]) if number else 0
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The documents of one block of a mixture, in order.
+
+    Attributes:
+        begin: Tokens of the row before it.
+        parts: Which part each document is of, (num_documents,).
+        starts: Where in that part's tokens it begins, (num_documents,), int64.
+        ends: Where it ends, likewise.
+        after: Tokens of the block up to its end, (num_documents,), int64.
+    """
+
+    begin: int
+    parts: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    after: np.ndarray
+
+    @property
+    def end(self) -> int:
+        """Tokens of the row up to its end."""
+        return self.begin + int(self.after[-1])
+
+
 class MixedDocuments(Row):
     """Documents of several rows, mixed block by block (`mixture_order`); each row goes on at its own pace.
+
+    Reading on is quick: a block knows where its documents lie, and where it ends the next one begins.
 
     Args:
         parts: The rows.
@@ -137,46 +165,56 @@ class MixedDocuments(Row):
     ) -> None:
         self.parts, self.counts, self.seed = list(parts), list(counts), seed
         self.block = sum(counts)
-        self._blocks: OrderedDict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
+        self._last = 0
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
 
     def tokens_before(self, number: int) -> int:
         """Tokens of documents 0 ... number-1 of the row."""
-        block, within = divmod(number, self.block)
-        begin = self._begin(block)
-        return begin if within == 0 else begin + int(self._block(block)[2][within - 1])
+        number, within = divmod(number, self.block)
+        block = self._block(number)
+        return block.begin + (int(block.after[within - 1]) if within else 0)
 
     def find(self, position: int) -> int:
         """Number of the document that token `position` of the row is in."""
-        above = 1
-        while self._begin(above) <= position:
-            above *= 2
-        block = bisect_right(range(above), position, key=self._begin) - 1
-        within = position - self._begin(block)
-        index = int(np.searchsorted(self._block(block)[2], within, side="right"))
-        return block * self.block + index
+        if position >= self._block(self._last).end:
+            self._last += 1
+        block = self._block(self._last)
+        if not block.begin <= position < block.end:  # not read on: anywhere
+            self._last = self._search(position)
+            block = self._block(self._last)
+        index = int(np.searchsorted(block.after, position - block.begin, side="right"))
+        return self._last * self.block + index
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document, (num_tokens,), a view."""
-        block, within = divmod(number, self.block)
-        sources, numbers, _ = self._block(block)
-        return self.parts[int(sources[within])].document(int(numbers[within]))
+        number, within = divmod(number, self.block)
+        block = self._block(number)
+        tokens = self.parts[int(block.parts[within])].tokens
+        return tokens[int(block.starts[within]) : int(block.ends[within])]
 
-    def _begin(self, block: int) -> int:
+    def _search(self, position: int) -> int:
+        """The block that a token is in."""
+        above = 1
+        while self._begin(above) <= position:
+            above *= 2
+        return bisect_right(range(above), position, key=self._begin) - 1
+
+    def _begin(self, number: int) -> int:
+        if (before := self._blocks.get(number - 1)) is not None:
+            return before.end
         counts = zip(self.parts, self.counts, strict=True)
-        return sum(part.tokens_before(block * count) for part, count in counts)
+        return sum(part.tokens_before(number * count) for part, count in counts)
 
-    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each of its documents: the part, its number in the part's row, and where it ends in the block."""
-
-        def make() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            sources = mixture_order(self.seed, block, self.counts)
-            numbers, lengths = np.empty_like(sources), np.empty_like(sources)
+    def _block(self, number: int) -> _Block:
+        def make() -> _Block:
+            parts = mixture_order(self.seed, number, self.counts)
+            starts, ends = np.empty_like(parts), np.empty_like(parts)
             for index, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
-                numbers[sources == index] = np.arange(block * count, (block + 1) * count)
-                lengths[sources == index] = part.lengths(block * count, count)
-            return sources, numbers, np.cumsum(lengths)
+                of_part = parts == index
+                starts[of_part], ends[of_part] = part.places(number * count, count)
+            return _Block(self._begin(number), parts, starts, ends, np.cumsum(ends - starts))
 
-        return _kept(self._blocks, block, make)
+        return _kept(self._blocks, number, make)
 
 
 def _kept(cache: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:

@@ -90,6 +90,35 @@ def test_a_mixture_is_its_sources_rows_one_document_at_a_time(parts, window, see
     assert torch.equal(samples[first][-1:], far[first + 1][:1])
 
 
+@pytest.mark.parametrize("window", [7, 100, 1000])
+def test_reading_on_permutes_no_window_twice(window, monkeypatch):
+    made = Counter()
+
+    def noted(*arguments):
+        made[arguments] += 1
+        return window_order(*arguments)
+
+    rows = [
+        ShuffledDocuments(
+            np.zeros(3 * size, np.uint16), np.arange(3, 3 * size + 3, 3), window, seed
+        )
+        for seed, size in enumerate((3000, 1200, 900))
+    ]
+    samples = PackedSamples(MixedDocuments(rows, [700, 200, 100], 0), 16)
+    monkeypatch.setattr("growlm.data.rows.window_order", noted)
+    for i in range(1000):
+        samples[i]
+    assert len(made) > 3
+    assert set(made.values()) == {1}
+    made.clear()
+    samples[5000]
+    assert len(made) > 3
+    made.clear()
+    for i in range(5001, 5100):
+        samples[i]
+    assert sum(made.values()) <= 3 * (1000 // window + 2)  # of one block at most
+
+
 def test_a_mixture_of_one_is_that_one():
     documents = [f"document {i}" for i in range(50)]
     alone = PackedSamples(shuffled(documents, 8, 3, 5), 16)
