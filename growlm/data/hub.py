@@ -38,6 +38,8 @@ class HubDataset(Source):
             the dataset is not in the library's cache.
     """
 
+    libraries = ("datasets", "pyarrow")
+
     def __init__(
         self,
         name: str,

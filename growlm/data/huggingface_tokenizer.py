@@ -51,6 +51,7 @@ class HuggingFaceTokenizer:
     """
 
     name = NAME
+    library = "tokenizers"
 
     def __init__(self, folder: Path, key: str) -> None:
         import tokenizers

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,13 +110,14 @@ def open_data(
     enough = validation_samples * sequence_length + 1
     parts = list(sources.values())
     train: PackedSamples | StreamedSamples
+    identity: list[Any]
     if settings.streaming:
         train = _streamed_samples(
             settings, tokenizer, parts, counts, seed, sequence_length, listener
         )
         texts = [streamed(source, tokenizer, settings.validation_every) for source in parts]
         held_out = gather(texts, counts, seed, tokenizer, enough)
-        identity = [*(source.identity() for source in parts), _encoding(tokenizer)]
+        identity = [_depends_on(source.identity(), source, tokenizer) for source in parts]
     else:
         cache = _token_cache(settings, listener)
         corpora = [_tokenized(cache, settings, tokenizer, source, listener) for source in parts]
@@ -165,7 +167,7 @@ def _tokenized(
             raise UserError(source.key, source.name, "holds nothing but white space")
 
     return cache.corpus(
-        {"documents": source.content(cache.digest), "tokenizer": _encoding(tokenizer)},
+        _depends_on(source.content(cache.digest), source, tokenizer),
         token_type(tokenizer),
         every,
         documents,
@@ -230,9 +232,11 @@ def _check_held_out(settings: DataConfig, held_out: HeldOut) -> None:
         raise UserError("data.validation_every", settings.validation_every, allowed)
 
 
-def _encoding(tokenizer: Tokenizer) -> list[object]:
-    """What the tokens of a text depend on."""
-    return [tokenizer.fingerprint, list(tokenizer.begin_of_text), tokenizer.end_of_text]
+def _depends_on(documents: Any, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the tokens of a source depend on: its documents, what reads them and what encodes them."""
+    encoding = [tokenizer.fingerprint, list(tokenizer.begin_of_text), tokenizer.end_of_text]
+    libraries = {name: version(name) for name in (*source.libraries, tokenizer.library)}
+    return {"documents": documents, "tokenizer": encoding, "libraries": libraries}
 
 
 def _told(

@@ -45,10 +45,12 @@ class Source(ABC):
     Attributes:
         key: What the user calls it, for messages: `data`, or `data.sources.NAME`.
         name: Which documents these are, in a word or a path.
+        libraries: Packages that read them, another version of which may read otherwise.
     """
 
     key: str
     name: str
+    libraries: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, place: Place = None) -> Reader:
@@ -151,6 +153,8 @@ class TextFiles(Source):
             raise UserError(f"{key}.sample_by", sample_by, f"must be one of {', '.join(SAMPLE_BY)}")
         self.name, self.column, self.sample_by, self.key = path, column, sample_by, key
         self.files = find_text_files(path, f"{key}.path")
+        if any(file.kind == "parquet" or file.compression == ".zst" for file in self.files):
+            self.libraries = ("pyarrow",)
         self._check_columns()
 
     def read(self, place: Place = None) -> FileReader:

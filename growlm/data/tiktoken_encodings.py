@@ -40,6 +40,7 @@ class TiktokenTokenizer:
         encoding: Its last special token is the end of text.
     """
 
+    library = "tiktoken"
     begin_of_text: tuple[int, ...] = ()
 
     def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:

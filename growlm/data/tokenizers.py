@@ -19,6 +19,8 @@ class Tokenizer(Protocol):
 
     name: str
     """What `load_tokenizer` was asked for."""
+    library: str
+    """The package that encodes, another version of which may give other ids."""
     vocab_size: int
     """Ids are below it, the end of text too."""
     end_of_text: int

@@ -104,7 +104,10 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     begun = folder.circumstances
     if now.data != begun.data:
         data = config.data
-        how = " (files that are streamed are told by name, size and time of change)"
+        how = (
+            " (files that are streamed are told by name, size and time of change, and by the versions of the "
+            "libraries that read them)"
+        )
         allowed = f"holds other text than when the run began{how if data.streaming else ''}"
         raise UserError(DATA_KEYS[data.source], data.title, allowed)
     if now.weights != begun.weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -250,6 +251,33 @@ def test_a_blank_file_is_refused(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n\n \n")
     with pytest.raises(UserError, match=r"blank\.txt: holds nothing but white space"):
         prepared(tmp_path, source="text", path=str(tmp_path / "blank.txt"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "library", "matters"),
+    [
+        ("a.txt", "tiktoken", True),
+        ("a.txt", "pyarrow", False),
+        ("a.txt.zst", "pyarrow", True),
+        ("a.parquet", "pyarrow", True),
+    ],
+)
+def test_another_version_of_what_reads_and_encodes_is_another_text(
+    name, library, matters, streaming, tmp_path, monkeypatch
+):
+    path = write(tmp_path / name, [f"document {i}" for i in range(200)])
+    settings = {"source": "text", "path": str(path), "streaming": streaming}
+    before = prepared(tmp_path, **settings)
+    monkeypatch.setattr(
+        "growlm.data.prepare.version", lambda name: "0" if name == library else version(name)
+    )
+    after = prepared(tmp_path, **settings)
+    if streaming:
+        assert (after.identity != before.identity) == matters
+    else:  # the tokens themselves are compared
+        assert after.identity == before.identity
+        assert len(list((tmp_path / "cache").glob("*/corpus.json"))) == 1 + matters
 
 
 def test_a_stream_reads_no_more_for_validation_than_it_needs(tmp_path):
