@@ -16,6 +16,7 @@ from growlm.growth.operators import operators_as_data
 from growlm.training import adamw_8bit
 from growlm.training.hardware import Machine, processor
 from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.resuming import is_path
 from growlm.training.run_dir import Circumstances
 from growlm.training.schedule import schedule_factor
 
@@ -57,7 +58,9 @@ def phase_keys(
         circumstances: The tokens' checksum.
     """
     settings = {
-        key: value for key, value in flat(asdict(config)) if not key.startswith(WITHOUT_INFLUENCE)
+        key: value
+        for key, value in flat(asdict(config))
+        if not key.startswith(WITHOUT_INFLUENCE) and not is_path(key)
     }
     more = ("torchao",) if config.optimizer.name == adamw_8bit.NAME else ()
     digest = hashlib.sha256()

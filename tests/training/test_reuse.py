@@ -189,6 +189,19 @@ def test_a_key_covers_what_came_before(override, shared):
     assert equal == sorted(equal, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("data.sources.mine.path=b.txt", True),  # the tokens are in the key
+        ("data.sources.mine.column=story", False),
+        ("data.sources.mine.weight=2", False),
+    ],
+)
+def test_where_a_mixtures_files_lie_does_not_matter(override, same):
+    mixture = ("data=mixture", "data.sources.mine.path=a.txt")
+    assert (keys(*mixture) == keys(*mixture, override)) == same
+
+
 def start(folder, name, cache, *overrides):
     command = [sys.executable, "-m", "growlm.train", *TINY, "logger=none", f"run_dir={name}"]
     return subprocess.Popen(
