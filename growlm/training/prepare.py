@@ -50,7 +50,7 @@ class Prepared:
 
     @property
     def bits_per_nat(self) -> float:
-        """Bits per byte that one nat per token is, over all held-out documents; validation sees some of them."""
+        """Bits per byte that one nat per token is, over the held-out documents that are validated on."""
         length = self.config.trainer.validation_sequences * self.config.sequence_length
         return bits_per_byte(*self.data.held_out.first_documents(length))
 
