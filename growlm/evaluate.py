@@ -27,8 +27,8 @@ USAGE = """
 python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
 
   checkpoint       folder of the model
-  data             what it is scored on: a data group, with its settings as in training (embedded); only those count
-                   that say which documents, and with split=validation data.validation_every
+  data             what it is scored on: a data group, with its settings as in training (embedded); of these only
+                   what says which documents counts, and data.validation_every with split=validation
   split            validation: what training on this data holds out; all (validation)
   limit            score at most so many tokens (all)
   sequence_length  tokens the model reads at once (its max_seq_len)

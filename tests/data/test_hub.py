@@ -1,7 +1,6 @@
 """Datasets through the `datasets` library: folders laid out like the hub's, its cache, and no hub at all."""
 
 import json
-import os
 import shutil
 import socket
 import time
@@ -9,8 +8,6 @@ import time
 import datasets
 import httpx
 import huggingface_hub
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 
 from growlm.data import hub_access
@@ -133,17 +130,6 @@ def test_a_stream_that_is_damaged_further_on(folder):
     with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded: .*JSON") as caught:
         list(reader)
     assert caught.value.__cause__ is None
-
-
-def test_a_parquet_stream_that_is_damaged_further_on(tmp_path):
-    path = tmp_path / "train.parquet"
-    texts = [f"{i} {os.urandom(50).hex()}" for i in range(3000)]
-    parquet.write_table(pa.table({"text": texts}), path, row_group_size=1000)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 1000] = bytes(1000)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"data\.name=.*cannot be loaded"):
-        list(opened(tmp_path, streaming=True).read())
 
 
 def test_a_stream_that_breaks_off_can_be_resumed(folder, monkeypatch):
