@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from growlm.checkpoint.artefact import (
     read_config,
     write_config,
 )
+from growlm.checkpoint.optimizer_files import checked_states
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
 from growlm.errors import UserError
 from growlm.growth.draws import Draws
@@ -28,14 +28,7 @@ from growlm.growth.eight_bit import scale_of
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.grow import Operator, plan_growth
 from growlm.growth.operators import operators_as_data
-from growlm.growth.optimizer_state import (
-    FACTORED,
-    MOMENT_POWERS,
-    SCALES,
-    State,
-    grow_state,
-    state_shapes,
-)
+from growlm.growth.optimizer_state import FACTORED, State, grow_state, state_shapes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written and the bytes to write."""
@@ -139,12 +132,7 @@ class _GrownStates:
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
         self.files = files
-        self.old: dict[str, dict[str, Entry]] = defaultdict(dict)
-        for full_name in files.names:
-            name, _, entry = full_name.rpartition(".")
-            self.old[name][entry] = files.entry(full_name)
-        for name, state in self.old.items():
-            self._check(name, state, growth_map.old_shapes.get(name))
+        self.old = checked_states(files, growth_map.old_shapes)
         self.maps: dict[str, TensorMap] = {
             name: tensor_map
             for name, tensor_map in growth_map.tensors.items()
@@ -182,22 +170,3 @@ class _GrownStates:
             return state[scale_of(entry)].dtype  # no longer in 8 bits
         part = entry if entry in state else next(e for e in state if e in (*FACTORED, "variance"))
         return state[part].dtype
-
-    def _check(self, name: str, state: dict[str, Entry], shape: tuple[int, ...] | None) -> None:
-        if shape is None:
-            raise self._error(f"the optimizer's state of {name} belongs to no parameter")
-        known = {"step", *FACTORED, *MOMENT_POWERS}
-        known |= {scale for scale, entry in SCALES.items() if entry in state}
-        if unknown := state.keys() - known:
-            raise self._error(f"no rule for the optimizer's state {min(unknown)!r} of {name}")
-        expected = state_shapes(state, shape)
-        for entry, found in state.items():
-            if found.shape != expected.get(entry):
-                raise self._error(
-                    f"optimizer state {entry} of {name} is {found.shape}, must be {expected.get(entry)}"
-                )
-            if (found.dtype == torch.uint8) != (scale_of(entry) in state):
-                raise self._error(f"optimizer state {entry} of {name} is {found.dtype}")
-
-    def _error(self, allowed: str) -> UserError:
-        return UserError("checkpoint", self.files.folder, allowed)

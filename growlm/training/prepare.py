@@ -149,10 +149,15 @@ def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
 
 
 def _check_states(pretrained: Pretrained, optimizer: str) -> None:
+    """Check that the optimizer's state there is this optimizer's, and of this model.
+
+    Raises:
+        UserError: If not.
+    """
     expected = state_entries(pretrained.config, optimizer)
     for name, found in pretrained.state_entries().items():
         # In 8 bits or not: it is brought into the optimizer's form as it is read.
-        if found - {"step"} - SCALES.keys() != set(expected[name]) - SCALES.keys():
+        if found.keys() - {"step"} - SCALES.keys() != set(expected.get(name, ())) - SCALES.keys():
             allowed = f"the optimizer's state there is none of optimizer={optimizer}; another optimizer begins "
             allowed += "with optimizer_state=reset in the first phase"
             raise UserError("model.path", pretrained.folder, allowed)
