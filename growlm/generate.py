@@ -40,7 +40,7 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
   seed                of the draws (0)
   samples             continuations of each prompt (1)
   batch_size          continuations made at once (16)
-  stop_tokens         ids that end a continuation besides the end of text ([])
+  stop_tokens         ids that end a continuation besides the ends of text ([])
   format              text, or json: an object a line (text)
   out                 file to write, in place of standard output
   stream              print as tokens come; by itself with one prompt on a terminal
@@ -116,7 +116,7 @@ def _continue(
             top_p=command.top_p,
         ),
         seeds=[request.seed for request in requests],
-        stop_tokens={tokenizer.end_of_text, *command.stop_tokens},
+        stop_tokens={*tokenizer.ends_of_text, *command.stop_tokens},
         num_token_ids=tokenizer.vocab_size,
         on_token=on_token,
     )
