@@ -186,7 +186,7 @@ def read_model(
         config: Checked.
         files: Of the weights.
         in_memory: Copy the weights at once, so that nothing stays mapped from the files.
-        dtype: Convert floating-point weights to it, in memory then.
+        dtype: Convert them to it, in memory then.
 
     Raises:
         UserError: If weights and config do not agree.
@@ -201,7 +201,7 @@ def read_model(
     weights = {}
     for name in files.names:
         tensor = files.read(name)
-        if dtype is not None and tensor.is_floating_point():
+        if dtype is not None:
             tensor = tensor.to(dtype, copy=in_memory)
         elif in_memory:
             tensor = tensor.clone()
@@ -230,7 +230,7 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
     """Check that the files hold the tensors that a config describes.
 
     Raises:
-        UserError: Naming the first tensor that is missing, unknown or of another shape.
+        UserError: Naming the first tensor that is missing, unknown, of another shape, or of no floating-point type.
     """
     present = set(files.names)
     for name in sorted(expected.keys() | present):
@@ -238,6 +238,9 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
             raise UserError(key, files.folder, f"the weights lack {name}")
         if name not in expected:
             raise UserError(key, files.folder, f"the weights hold {name}, unknown to the config")
-        if (shape := files.entry(name).shape) != expected[name]:
-            allowed = f"{name} is {shape}, the config says {expected[name]}"
+        entry = files.entry(name)
+        if entry.shape != expected[name]:
+            allowed = f"{name} is {entry.shape}, the config says {expected[name]}"
             raise UserError(key, files.folder, allowed)
+        if not entry.dtype.is_floating_point:
+            raise UserError(key, files.folder, f"{name} is of type {entry.dtype}, no weights")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, load_states, save_model
@@ -143,6 +144,14 @@ def test_an_index_that_leads_outside(name, checkpoint, tmp_path):
     index = {"weight_map": {"embedding.weight": name}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"no file of its folder"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_in_place_of_weights(dtype, checkpoint):
+    file = checkpoint / "model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=f"is of type {dtype}, no weights"):
         load_model(checkpoint)
 
 

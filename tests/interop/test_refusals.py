@@ -221,6 +221,11 @@ TENSORS = [
     ),
     ("llama", put(f"{QUERY[:-7]}.bias", lambda t: torch.zeros(32)), r"hold .*q_proj\.bias"),
     ("llama", put(QUERY, lambda t: torch.zeros(32, 32, dtype=torch.int8)), "of type I8, known"),
+    (
+        "llama",
+        put(QUERY, lambda t: t[QUERY].to(torch.uint8)),
+        rf"{QUERY} is of type torch\.uint8, no weights",
+    ),
     ("mixtral", drop(EXPERT), f"the weights lack {EXPERT}"),
     (
         "mixtral",
