@@ -163,6 +163,27 @@ def test_what_cannot_be_is_refused(run, checkpoint, tmp_path, monkeypatch, argum
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_prompt_that_is_no_utf8(checkpoint, form):
+    arguments = [f"checkpoint={checkpoint}", f"format={form}", "max_new_tokens=3", *CPU]
+    command = [sys.executable, "-m", "growlm.generate", *arguments, b"prompt=caf\xe9"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert "caf?" in done.stdout.decode("utf-8")
+
+
+def test_a_file_of_the_partial_ones_name_stays(run, checkpoint, tmp_path):
+    other = tmp_path / ".out.txt.partial"
+    other.symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("kept")
+    out = tmp_path / "out.txt"
+    arguments = (f"checkpoint={checkpoint}", "prompt=a", "max_new_tokens=3", f"out={out}", *CPU)
+    assert run(generate_command, *arguments)[0] == 0
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "precious", "out.txt"}
+
+
 def test_a_checkpoint_that_names_no_tokenizer(run, model, tmp_path):
     save_model(model, tmp_path / "nameless", {})
     arguments = (f"checkpoint={tmp_path / 'nameless'}", "prompt=a", "max_new_tokens=2", *CPU)
