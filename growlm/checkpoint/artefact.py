@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growlm.checkpoint.carried import copy_files
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
 from growlm.checkpoint.tensor_files import (
     INDEX,
@@ -56,6 +57,7 @@ def save_model(
 
     Raises:
         FileExistsError: If the folder exists.
+        UserError: If one of the files is a link that leads out of its folder.
         DiskError: If it cannot be written; nothing is left behind.
     """
     with new_folder(folder) as (partial, digests):
@@ -70,12 +72,6 @@ def write_named(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> dict[
     """`write_tensors` for tensors that are there already."""
     entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
     return write_tensors(folder, stem, entries, tensors.__getitem__)
-
-
-def copy_files(files: Iterable[Path], folder: Path) -> None:
-    """Copy files as they are; links are followed."""
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
 
 
 def other_files(folder: Path) -> list[Path]:
@@ -230,7 +226,7 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
     """Check that the files hold the tensors that a config describes.
 
     Raises:
-        UserError: Naming the first tensor that is missing, unknown, of another shape, or of no floating-point type.
+        UserError: Naming the first tensor that is missing, unknown, of another shape, or of a type for no weights.
     """
     present = set(files.names)
     for name in sorted(expected.keys() | present):

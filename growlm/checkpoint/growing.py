@@ -14,12 +14,12 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
-    copy_files,
     new_folder,
     other_files,
     read_config,
     write_config,
 )
+from growlm.checkpoint.carried import check_links, copy_files
 from growlm.checkpoint.optimizer_files import checked_states
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
 from growlm.errors import UserError
@@ -71,15 +71,9 @@ def grow_checkpoint(
         states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
     entries = _weight_entries(growth_map, weights)
     total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
-    check_target(target, total)
-
-    done = 0
-
-    def count(written: int) -> None:
-        nonlocal done
-        done += written
-        progress(done, total)
-
+    carried = other_files(source)
+    check_target(target, total, carried)
+    count = adding_up(progress, total)
     draws = Draws(seed, boundary_index)
     with new_folder(target) as (partial, digests), torch.no_grad():
 
@@ -92,7 +86,7 @@ def grow_checkpoint(
             digests |= write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
         grown_from = {"operators": operators_as_data(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
-        copy_files(other_files(source), partial)
+        copy_files(carried, partial)
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
     return growth_map
 
@@ -106,17 +100,39 @@ def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
     ]
 
 
-def check_target(target: Path, needed: int) -> None:
-    """Check that a folder can be made, with room for so many bytes.
+def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
+    """What takes the bytes of one tensor after the other, and reports how many of so many are written."""
+    done = 0
+
+    def count(written: int) -> None:
+        nonlocal done
+        done += written
+        progress(done, total)
+
+    return count
+
+
+def check_target(
+    target: Path, nbytes: int, carried: Sequence[Path], key: str = "checkpoint"
+) -> None:
+    """Check that a folder can be made, with room for all that goes into it.
+
+    Args:
+        target: The folder.
+        nbytes: Of the tensors.
+        carried: Files that will be copied.
+        key: What the user calls their folder, for messages.
 
     Raises:
-        UserError: If not.
+        UserError: If not, or if one of the files is a link that leads out of its folder.
     """
+    check_links(carried, key)
     if target.exists():
         raise UserError("out", target, "exists already")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError("out", target, f"{folder} is no folder that can be written to")
+    needed = nbytes + sum(file.stat().st_size for file in carried)
     free = shutil.disk_usage(folder).free
     if needed > free:
         allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
-    copy_files,
     new_folder,
     read_config,
     write_config,
 )
-from growlm.checkpoint.growing import check_target
+from growlm.checkpoint.carried import copy_files
+from growlm.checkpoint.growing import Progress, adding_up, check_target
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.errors import UserError
@@ -44,8 +44,6 @@ from growlm.interop.tokenizer_files import (
 from growlm.model.config import ModelConfig
 
 KEY = "source"
-Progress = Callable[[int, int], None]
-"""Called with the bytes written and the bytes to write."""
 
 CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
 AUTO_MAP = {
@@ -92,11 +90,10 @@ def to_growlm(
     check_fits(source, config.vocab_size, KEY)
 
     def others(folder: Path) -> None:
-        copy_files(carried_files(source), folder)
         write_generation_config(folder, _ids(record))
         write_config(folder, config, record)
 
-    _write(tensors, target, others, progress)
+    _write(tensors, target, carried_files(source), others, progress)
     words = (
         "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
     )
@@ -139,10 +136,10 @@ def to_huggingface(
     name = record.get("tokenizer")
     ids = _token_ids(source, config, record)
 
+    is_made = name not in (None, HUGGINGFACE)
+
     def others(folder: Path) -> None:
-        if name in (None, HUGGINGFACE):
-            copy_files(carried_files(source), folder)
-        else:
+        if is_made:
             write_made(name, folder, config.max_seq_len)
         write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
@@ -154,7 +151,7 @@ def to_huggingface(
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
-    _write(tensors, target, others, progress)
+    _write(tensors, target, [] if is_made else carried_files(source), others, progress)
     words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
     left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
     return Conversion(chosen.class_name, config, _dtype(tensors), words, left_out)
@@ -189,20 +186,20 @@ def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> 
 
 
 def _write(
-    tensors: MappedTensors, target: Path, others: Callable[[Path], None], progress: Progress
+    tensors: MappedTensors,
+    target: Path,
+    carried: Sequence[Path],
+    others: Callable[[Path], None],
+    progress: Progress,
 ) -> None:
     entries = [tensors.entry(name) for name in tensors.names]
     total = sum(entry.nbytes for entry in entries)
-    check_target(target, total)
-    done = 0
-
-    def count(written: int) -> None:
-        nonlocal done
-        done += written
-        progress(done, total)
-
+    check_target(target, total, carried, KEY)
     with new_folder(target) as (partial, digests), torch.no_grad():
-        digests |= write_tensors(partial, WEIGHTS, entries, tensors.read, count)
+        digests |= write_tensors(
+            partial, WEIGHTS, entries, tensors.read, adding_up(progress, total)
+        )
+        copy_files(carried, partial)
         others(partial)
 
 

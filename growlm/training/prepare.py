@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from growlm.checkpoint.carried import check_links
 from growlm.config.build import build
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
@@ -73,8 +74,7 @@ class Prepared:
     @property
     def tokenizer_files(self) -> list[Path]:
         """What an artefact carries so that its tokenizer is there; our own are known by their names."""
-        path = self.config.tokenizer.path
-        return [] if path is None else tokenizer_files(Path(path).expanduser())
+        return _tokenizer_files(self.config)
 
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
@@ -97,6 +97,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     check_logger(config.logger)
     extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
+    check_links(_tokenizer_files(config), "tokenizer.path")
     pretrained = _pretrained(config, tokenizer)
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
@@ -124,6 +125,11 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         forecast=table,
         speed=speed,
     )
+
+
+def _tokenizer_files(config: RunConfig) -> list[Path]:
+    path = config.tokenizer.path
+    return [] if path is None else tokenizer_files(Path(path).expanduser())
 
 
 def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
