@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Conversion:
     class_name: str
     """The Hugging Face class."""
     config: ModelConfig
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
+    """Of its tensors: more than one where the files are mixed."""
     tokenizer: str
     """In words."""
     left_out: tuple[str, ...] = ()
@@ -98,7 +100,7 @@ def to_growlm(
         "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
     )
     class_name = architecture_of(source, KEY).class_name
-    return Conversion(class_name, config, _dtype(tensors), words)
+    return Conversion(class_name, config, _dtypes(tensors), words)
 
 
 def to_huggingface(
@@ -145,7 +147,8 @@ def to_huggingface(
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
         rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
-        content = config_content(chosen, config, _dtype(tensors), in_config, rest)
+        widest = reduce(torch.promote_types, _dtypes(tensors))  # what holds all of them exactly
+        content = config_content(chosen, config, widest, in_config, rest)
         if chosen is GROWLM:
             content["auto_map"] = AUTO_MAP
             _write_modules(folder)
@@ -154,7 +157,7 @@ def to_huggingface(
     _write(tensors, target, [] if is_made else carried_files(source), others, progress)
     words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
     left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
-    return Conversion(chosen.class_name, config, _dtype(tensors), words, left_out)
+    return Conversion(chosen.class_name, config, _dtypes(tensors), words, left_out)
 
 
 NOT_KEPT = ("tokenizer", "huggingface")
@@ -210,5 +213,5 @@ def _write_modules(folder: Path) -> None:
         (folder / f"{module}.py").write_text(text)
 
 
-def _dtype(tensors: MappedTensors) -> torch.dtype:
-    return tensors.entry(tensors.names[0]).dtype
+def _dtypes(tensors: MappedTensors) -> tuple[torch.dtype, ...]:
+    return tuple(dict.fromkeys(tensors.entry(name).dtype for name in tensors.names))

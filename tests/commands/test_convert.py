@@ -1,5 +1,6 @@
 """`growlm.convert` as a command."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,16 @@ def ours(tmp_path):
     model = build(config, dtype=torch.float32)
     save_model(model, folder, {"tokenizer": "bytes", "phase": "moe"}, {})
     return folder
+
+
+def test_all_types_of_mixed_files_are_named(run, tmp_path):
+    model = build(tiny_config(vocab_size=257), dtype=torch.float32)
+    model.embedding.bfloat16()
+    save_model(model, tmp_path / "mixed", {})
+    code, out, _ = run(f"source={tmp_path / 'mixed'}", f"out={tmp_path / 'hf'}", "to=huggingface")
+    assert code == 0
+    assert "parameters, bfloat16 and float32" in out
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_out_and_in_again(run, ours, tmp_path):
