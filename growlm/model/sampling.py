@@ -16,7 +16,7 @@ BELOW_ONE = 1 - 2**-40
 """A draw times this stays below the sum of all probabilities, however that is rounded."""
 
 COLDEST = 1e-30
-"""A lower temperature draws as this one does, whose inverse, which a GPU multiplies by, is a finite fp32 number."""
+"""A lower temperature draws as this one does. Its inverse, which a GPU multiplies by, is finite in fp32."""
 
 
 @dataclass(frozen=True)
