@@ -14,7 +14,7 @@ from growlm.config.schema import GenerateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.errors import UserError
-from growlm.inference.loading import open_checkpoint, read_weights
+from growlm.inference.loading import open_checkpoint
 from growlm.inference.prompts import read_prompts
 from growlm.inference.text_stream import TextStream
 from growlm.inference.texts import Request, Write, as_json, as_text, check_out, writing_to
@@ -75,7 +75,8 @@ def generate(arguments: list[str]) -> int:
     ]
     streams = _streams(command, len(requests))
     dtype = _dtype(command.precision, accelerator)
-    model = in_precision(read_weights(pretrained), dtype).to(torch_device(accelerator))
+    with notes_console().status(f"reading {pretrained.folder}"):
+        model = in_precision(pretrained.model().eval(), dtype).to(torch_device(accelerator))
     start = time.perf_counter()
     with writing_to(command.out) as write:
         run = _stream if streams else _in_batches
