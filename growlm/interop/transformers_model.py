@@ -139,11 +139,11 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         past, time = 0 if cache is None else cache.get_seq_length(), tokens.shape[1]
         slots = torch.arange(past, past + time, device=tokens.device)
         fits = positions.shape in ((time,), (1, time), tokens.shape)
-        fits_slots = fits and bool((positions == slots).all())
-        if mask is not None and fits and not fits_slots:  # as transformers counts beside padding
+        are_ours = fits and bool((positions == slots).all())
+        if fits and not are_ours and mask is not None:  # as transformers counts beside padding
             counted, seen = (t[:, past : past + time] for t in (mask.cumsum(-1) - 1, mask.bool()))
-            fits_slots = bool(((positions == counted) | ~seen).all())
-        if not fits_slots:
+            are_ours = bool(((positions == counted) | ~seen).all())
+        if not are_ours:
             allowed = "must be those of one text in each row, counted from its first token"
             raise ValueError(f"position_ids: {allowed}; leave them out")
 
