@@ -96,7 +96,20 @@ def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             return complain(UserError("argument", argument, "must be key=value; see --help"))
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # an exception, so that files are cleaned up
-    return run_command(lambda: body([quote_free_text(argument) for argument in arguments]))
+    quoted = [quote_free_text(argument) for argument in arguments]
+    ended: list[int] = []
+
+    def end(*_: object) -> None:
+        ended.append(143)
+        sys.exit(143)  # an exception, so that files are cleaned up
+
+    def told() -> int:
+        try:
+            return body(quoted)
+        except Exception:
+            if ended:  # a library in the middle of its work made something else of the exception
+                sys.exit(ended[0])
+            raise
+
+    signal.signal(signal.SIGTERM, end)
+    return run_command(told)

@@ -144,7 +144,7 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(key, folder, f"no readable {CONFIG_NAME} there") from error
+        raise UserError(key, folder, _why_no_checkpoint(folder)) from error
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise UserError(key, folder, f"{CONFIG_NAME} is not of format {FORMAT}")
     try:
@@ -154,6 +154,15 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
     except (KeyError, TypeError, UserError) as error:
         raise UserError(key, folder, f"{CONFIG_NAME} describes no model: {error}") from error
     return config, record
+
+
+def _why_no_checkpoint(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    names = sorted(path.parent.name for path in folder.glob(f"checkpoints/*/{CONFIG_NAME}"))
+    if names:
+        return f"is a run; its checkpoints are {', '.join(f'checkpoints/{name}' for name in names)}"
+    return f"no readable {CONFIG_NAME} there"
 
 
 def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, dict[str, Any]]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from growlm.inference.texts import for_terminal
 from growlm.model.report import ParameterReport
 from growlm.reporting.checks import print_checks
 from growlm.reporting.listener import RunListener
@@ -85,9 +86,8 @@ class ConsoleReporter(RunListener):
             f"[bold]Phase {start.index + 1} of {start.num_phases}: {escape(start.name)}",
             align="left",
         )
-        say(
-            f"  Steps {start.steps:,}  |  LR {start.lr:g}  |  Device {start.device}  |  {start.precision}"
-        )
+        trained = f"Steps {start.steps:,}  |  LR {start.lr:g}" if start.steps else "Not trained"
+        say(f"  {trained}  |  Device {start.device}  |  {start.precision}")
         say(f"  Total parameters     {millions(parameters.total):>12}")
         say(f"  Active per token     {millions(parameters.active):>12}  {_active_note(parameters)}")
         if parameters.num_experts:
@@ -189,7 +189,9 @@ class ConsoleReporter(RunListener):
         self.console.rule("[bold]Samples", align="left")
         grid = Table.grid(padding=(0, 2))
         for phase in samples:
-            grid.add_row(Text(phase.name, style="bold"), Text(" ".join(phase.sample.split())))
+            grid.add_row(
+                Text(phase.name, style="bold"), Text(for_terminal(" ".join(phase.sample.split())))
+            )
         self.console.print(grid)
 
 

@@ -41,7 +41,7 @@ def print_plan(console: Console, table: Mapping[str, Any]) -> None:
     console.print(work)
     console.print()
     console.print(memory)
-    console.print(f"Memory for the run: {decimal(table['memory_limit'])}")
+    console.print(f"The run may take {decimal(table['memory_limit'])} of memory")
 
 
 def _table(first: str, others: Sequence[str]) -> Table:

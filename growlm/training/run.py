@@ -28,7 +28,7 @@ from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
 from growlm.training.resuming import check_circumstances, run_to_resume
 from growlm.training.reusing import PhaseReuse
-from growlm.training.run_dir import RunFolder, make_run_folder, open_run_folder
+from growlm.training.run_dir import RunFolder, check_place, make_run_folder, open_run_folder
 from growlm.training.stop import Interrupted, StopRequests
 
 
@@ -61,6 +61,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         config = with_baseline(config, lambda: tell_measuring(console))
         stopped = run_to_resume(config)
         begun = None if stopped is None else stack.enter_context(open_run_folder(stopped))
+        if begun is None:
+            check_place(config)
         prepared = prepare(config, console)
         if begun is not None:
             check_circumstances(config, begun, prepared.circumstances)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -166,12 +167,28 @@ def lock_run(path: Path) -> BinaryIO:
         raise UserError(KEY, path, f"cannot be written to: {error.strerror}") from error
 
 
-def _make_dir(config: RunConfig) -> Path:
+def check_place(config: RunConfig) -> None:
+    """Check, before anything that takes long, that the run's folder can be made.
+
+    Raises:
+        UserError: If not.
+    """
+    wanted = _wanted(config).absolute()
+    parent = next(path for path in wanted.parents if path.exists())
+    if wanted == wanted.parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        allowed = f"cannot be made: {parent} is no folder that can be written to"
+        raise UserError("run_dir", wanted, allowed)
+
+
+def _wanted(config: RunConfig) -> Path:
     if config.run_dir is not None:
-        wanted = Path(config.run_dir).expanduser().absolute()
-    else:
-        now = datetime.now()
-        wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{config.name}_{config.seed}")
+        return Path(config.run_dir).expanduser().absolute()
+    now = datetime.now()
+    return Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{config.name}_{config.seed}")
+
+
+def _make_dir(config: RunConfig) -> Path:
+    wanted = _wanted(config)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         return make_free(wanted)

@@ -222,6 +222,8 @@ def test_on_a_terminal_the_text_comes_as_it_is_made(checkpoint, model):
         stdout=child,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1"},  # as here: another number of threads rounds otherwise
     )
     os.close(child)
     parts = []

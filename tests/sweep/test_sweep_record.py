@@ -120,10 +120,10 @@ def test_the_last_of_two_overrides_counts_as_it_does_for_hydra(runs, monkeypatch
         == 0
     )
     assert [folder for folder, _, _ in jobs(tmp_path / "b")] == ["0_seed=4", "1_seed=5"]
-    assert sweep(monkeypatch, "optimizer=glob(a*)", "hydra.sweep.dir=c") == 0
+    assert sweep(monkeypatch, "schedule=glob(co*)", "hydra.sweep.dir=c") == 0
     assert [folder for folder, _, _ in jobs(tmp_path / "c")] == [
-        "0_optimizer=adafactor",
-        "1_optimizer=adamw",
+        "0_schedule=constant",
+        "1_schedule=cosine",
     ]
 
 
