@@ -1,4 +1,4 @@
-"""Text that OmegaConf hands back as it was given, whatever it looks like."""
+"""Text that OmegaConf hands back as it was given, with `${` in it too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from growlm.config.schema import RunConfig
 
 
 def literal(text: str) -> str:
-    """Text as OmegaConf has to be given it, so that resolving gives it back: no `${key}` in it is looked up."""
-    if text == "???":  # alone it would be a value that is missing
-        return "${oc.decode:\"'???'\"}"
+    """Text as OmegaConf has to be given it, so that resolving gives it back: no `${key}` in it is looked up.
+
+    One text has no such form: `???` alone is a value that is missing, and refused as that.
+    """
     return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", text)
 
 

@@ -10,6 +10,7 @@ from growlm.command import QUOTED, quote_free_text
 from growlm.config.literal import with_literal_prompt
 from growlm.config.load import load_command, load_config
 from growlm.config.schema import GenerateCommand, RunConfig
+from growlm.errors import UserError
 
 PIECES = st.sampled_from(
     ["'", '"', "\\", "$", "{", "}", "${", "${seed}", "null", "???", ",", "=", " "]
@@ -25,7 +26,6 @@ PROMPTS_THAT_WENT_WRONG = (
     "\\${x} and \\\\${y}",
     "'quoted'",
     "null",
-    "???",
     "end\\",
     " a\nb ",
 )
@@ -72,10 +72,16 @@ def with_examples(test):
 
 @with_examples
 @given(TEXT)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_prompt_arrives_unchanged(text):
+    assume(text != "???")
     arguments = [quote_free_text(f"prompt={text}"), "checkpoint=a"]
     assert load_command("generate", GenerateCommand, arguments).prompt == text
+
+
+def test_the_one_prompt_that_cannot_be_given_is_refused():
+    with pytest.raises(UserError, match=r"prompt=\?\?\?: must be given"):
+        load_command("generate", GenerateCommand, [quote_free_text("prompt=???"), "checkpoint=a"])
 
 
 @pytest.mark.parametrize("text", PROMPTS_THAT_WENT_WRONG)
