@@ -159,28 +159,26 @@ class Experts(nn.Module):
 
     def loop(self, x: Tensor, routing: Routing) -> Tensor:
         """The same, expert by expert: the reference, and the path for few tokens, fp64 and unaligned widths."""
-        out = torch.zeros_like(x)
-        for expert in sorted(set(routing.chosen.flatten().tolist())):
-            here = routing.chosen == expert  # (N, K)
-            gate_of_token = (routing.gates * here).sum(dim=-1)  # (N,)
-            rows = here.any(dim=-1).nonzero().squeeze(1)
-            taken = x.index_select(0, rows)
+        assigned = routing.chosen.flatten()
+        order = assigned.argsort(stable=True)  # by expert
+        rows = order // routing.chosen.shape[1]
+        counts = assigned.bincount(minlength=self.num_experts).tolist()
+        parts = x.index_select(0, rows).split(counts)
+        results = [self._expert(expert, part) for expert, part in enumerate(parts) if len(part)]
+        gates = routing.gates.flatten().index_select(0, order).to(x.dtype)
+        weighted = torch.cat(results) * gates.unsqueeze(-1)
+        return torch.zeros_like(x).index_add(0, rows, weighted)
 
-            def project(
-                rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int = expert
-            ) -> Tensor:
-                return F.linear(
-                    rows,
-                    weight[expert].to(rows.dtype),
-                    None if bias is None else bias[expert].to(rows.dtype),
-                )
+    def _expert(self, expert: int, x: Tensor) -> Tensor:
+        """What one expert makes of x (N, D)."""
 
-            up = project(taken, self.up, self.up_bias)
-            gate = None if self.gate is None else project(taken, self.gate, self.gate_bias)
-            result = project(activate(up, gate), self.down, self.down_bias)
-            weighted = result * gate_of_token.index_select(0, rows).to(x.dtype).unsqueeze(-1)
-            out = out.index_add(0, rows, weighted)
-        return out
+        def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            cast = None if bias is None else bias[expert].to(x.dtype)
+            return F.linear(x, weight[expert].to(x.dtype), cast)
+
+        up = project(x, self.up, self.up_bias)
+        gate = None if self.gate is None else project(x, self.gate, self.gate_bias)
+        return project(activate(up, gate), self.down, self.down_bias)
 
     def _grouped(
         self,
