@@ -48,9 +48,9 @@ QUOTED = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
 def quote_free_text(argument: str) -> str:
     """`data.path=a, b.txt` -> `data.path='a, b.txt'`; an argument of another key as it is.
 
-    A prompt arrives as it was typed, whatever it is (but for `???` alone, which Hydra refuses as missing). In a path
-    some things mean what they mean to Hydra: a value that is quoted as a whole is what stands between the quotes,
-    `null` is none, and `${key}` is looked up.
+    A prompt arrives as it was typed, but for `???` alone, which Hydra refuses as missing. In a path some things
+    mean what they mean to Hydra: a value that is quoted as a whole is what stands between the quotes, `null` is
+    none, and `${key}` is looked up.
     """
     key, equals, value = argument.partition("=")
     plain = key.lstrip("+")

@@ -138,11 +138,11 @@ def to_huggingface(
     name = record.get("tokenizer")
     ids = _token_ids(source, config, record)
 
-    is_made = name not in (None, HUGGINGFACE)
+    carried = carried_files(source) if name in (None, HUGGINGFACE) else None
 
     def others(folder: Path) -> None:
-        if is_made:
-            write_made(name, folder, config.max_seq_len)
+        if carried is None:
+            write_made(str(name), folder, config.max_seq_len)
         write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
@@ -154,7 +154,7 @@ def to_huggingface(
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
-    _write(tensors, target, [] if is_made else carried_files(source), others, progress)
+    _write(tensors, target, carried or [], others, progress)
     words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
     left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
     return Conversion(chosen.class_name, config, _dtypes(tensors), words, left_out)

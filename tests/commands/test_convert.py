@@ -83,7 +83,7 @@ def test_out_and_in_again(run, ours, tmp_path):
         (["to=growlm", "architecture=growlm"], "architecture=growlm: is for to=huggingface"),
         (["to=huggingface", "dtype=int4"], "dtype=int4: must be one of same, float32"),
         (["to=huggingface", "format=gguf"], "no such key"),
-        (["to=huggingface", "source=nowhere"], "source=nowhere: no readable config.json"),
+        (["to=huggingface", "source=nowhere"], "source=nowhere: there is no such folder"),
     ],
 )
 def test_wrong_settings(run, ours, tmp_path, arguments, message):
