@@ -11,6 +11,7 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from growlm.config.literal import literal
 from growlm.config.load import explain
 from growlm.errors import UserError
 from growlm.exit_codes import complain, exit_code_of
@@ -35,20 +36,35 @@ FREE_TEXT = (
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
+PROMPTS = ("callbacks.sample_prompt", "prompt")
+"""Those of them that are no place in a file system: nothing at all has a meaning of its own there."""
 FREE_TEXT_OF_SOURCES = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
 """Likewise, of a mixture's sources."""
 
+QUOTED = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
+"""A value that is one quoted string in Hydra's grammar."""
+
 
 def quote_free_text(argument: str) -> str:
-    """`data.path=a, b.txt` -> `data.path='a, b.txt'`; everything else as it is."""
+    """`data.path=a, b.txt` -> `data.path='a, b.txt'`; an argument of another key as it is.
+
+    A prompt arrives as it was typed, but for `???` alone, which Hydra refuses as missing. In a path some things
+    mean what they mean to Hydra: a value that is quoted as a whole is what stands between the quotes, `null` is
+    none, and `${key}` is looked up.
+    """
     key, equals, value = argument.partition("=")
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     plain = key.lstrip("+")
     is_free = plain in FREE_TEXT or FREE_TEXT_OF_SOURCES.fullmatch(plain)
-    if not is_free or not equals or is_quoted or value in ("", "null") or "${" in value:
+    if not is_free or not equals or not value:
         return argument
-    escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
-    escaped = escaped.replace("'", "\\'")
+    if plain in PROMPTS:
+        value = literal(value)
+    elif value == "null" or QUOTED.fullmatch(value):
+        return argument
+    # Hydra takes a backslash for an escape only where a quote follows, the closing one among them.
+    escaped = re.sub(
+        r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value
+    )
     return f"{key}='{escaped}'"
 
 

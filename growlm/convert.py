@@ -59,9 +59,9 @@ def convert(arguments: list[str]) -> int:
                 progress=bar.update,
             )
     total = parameter_report(done.config).total
-    dtype_name = str(done.dtype).removeprefix("torch.")
+    dtypes = " and ".join(str(each).removeprefix("torch.") for each in done.dtypes)
     lines = [
-        f"  {done.class_name}: {total:,} parameters, {dtype_name}",
+        f"  {done.class_name}: {total:,} parameters, {dtypes}",
         f"  tokenizer: {done.tokenizer}",
         *(f"  left out: {each}" for each in done.left_out),
         f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",

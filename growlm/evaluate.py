@@ -17,7 +17,7 @@ from growlm.config.schema import EvaluateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import pick_accelerator, torch_device
 from growlm.errors import RunError, UserError
-from growlm.inference.loading import open_checkpoint, read_weights
+from growlm.inference.loading import open_checkpoint
 from growlm.inference.rows import Row, evaluation_documents, read_row
 from growlm.inference.scoring import Score, bits_per_byte, score_row
 from growlm.reporting.bars import CountBar
@@ -60,7 +60,8 @@ def evaluate(arguments: list[str]) -> int:
     if stride > length:
         raise UserError("stride", stride, f"must be at most the sequence length, {length}")
     row = _read(command, tokenizer)
-    model = read_weights(pretrained).to(torch_device(accelerator))
+    with notes_console().status(f"reading {pretrained.folder}"):
+        model = pretrained.model().eval().to(torch_device(accelerator))
     half = command.precision == "bf16-mixed"
     start = time.perf_counter()
     with (

@@ -14,7 +14,7 @@ from growlm.config.schema import GenerateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.errors import UserError
-from growlm.inference.loading import open_checkpoint, read_weights
+from growlm.inference.loading import open_checkpoint
 from growlm.inference.prompts import read_prompts
 from growlm.inference.text_stream import TextStream
 from growlm.inference.texts import Request, Write, as_json, as_text, check_out, writing_to
@@ -40,7 +40,7 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
   seed                of the draws (0)
   samples             continuations of each prompt (1)
   batch_size          continuations made at once (16)
-  stop_tokens         ids that end a continuation besides the end of text ([])
+  stop_tokens         ids that end a continuation besides the ends of text ([])
   format              text, or json: an object a line (text)
   out                 file to write, in place of standard output
   stream              print as tokens come; by itself with one prompt on a terminal
@@ -75,7 +75,8 @@ def generate(arguments: list[str]) -> int:
     ]
     streams = _streams(command, len(requests))
     dtype = _dtype(command.precision, accelerator)
-    model = in_precision(read_weights(pretrained), dtype).to(torch_device(accelerator))
+    with notes_console().status(f"reading {pretrained.folder}"):
+        model = in_precision(pretrained.model().eval(), dtype).to(torch_device(accelerator))
     start = time.perf_counter()
     with writing_to(command.out) as write:
         run = _stream if streams else _in_batches
@@ -116,7 +117,7 @@ def _continue(
             top_p=command.top_p,
         ),
         seeds=[request.seed for request in requests],
-        stop_tokens={tokenizer.end_of_text, *command.stop_tokens},
+        stop_tokens={*tokenizer.ends_of_text, *command.stop_tokens},
         num_token_ids=tokenizer.vocab_size,
         on_token=on_token,
     )

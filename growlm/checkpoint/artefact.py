@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growlm.checkpoint.carried import copy_files
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
 from growlm.checkpoint.tensor_files import (
     INDEX,
@@ -56,6 +57,7 @@ def save_model(
 
     Raises:
         FileExistsError: If the folder exists.
+        UserError: If one of the files is a link that leads out of its folder.
         DiskError: If it cannot be written; nothing is left behind.
     """
     with new_folder(folder) as (partial, digests):
@@ -70,12 +72,6 @@ def write_named(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> dict[
     """`write_tensors` for tensors that are there already."""
     entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
     return write_tensors(folder, stem, entries, tensors.__getitem__)
-
-
-def copy_files(files: Iterable[Path], folder: Path) -> None:
-    """Copy files as they are; links are followed."""
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
 
 
 def other_files(folder: Path) -> list[Path]:
@@ -195,7 +191,7 @@ def read_model(
         config: Checked.
         files: Of the weights.
         in_memory: Copy the weights at once, so that nothing stays mapped from the files.
-        dtype: Convert floating-point weights to it, in memory then.
+        dtype: Convert them to it, in memory then.
 
     Raises:
         UserError: If weights and config do not agree.
@@ -210,7 +206,7 @@ def read_model(
     weights = {}
     for name in files.names:
         tensor = files.read(name)
-        if dtype is not None and tensor.is_floating_point():
+        if dtype is not None:
             tensor = tensor.to(dtype, copy=in_memory)
         elif in_memory:
             tensor = tensor.clone()
@@ -239,7 +235,7 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
     """Check that the files hold the tensors that a config describes.
 
     Raises:
-        UserError: Naming the first tensor that is missing, unknown or of another shape.
+        UserError: Naming the first tensor that is missing, unknown, of another shape, or of a type for no weights.
     """
     present = set(files.names)
     for name in sorted(expected.keys() | present):
@@ -247,6 +243,9 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
             raise UserError(key, files.folder, f"the weights lack {name}")
         if name not in expected:
             raise UserError(key, files.folder, f"the weights hold {name}, unknown to the config")
-        if (shape := files.entry(name).shape) != expected[name]:
-            allowed = f"{name} is {shape}, the config says {expected[name]}"
+        entry = files.entry(name)
+        if entry.shape != expected[name]:
+            allowed = f"{name} is {entry.shape}, the config says {expected[name]}"
             raise UserError(key, files.folder, allowed)
+        if not entry.dtype.is_floating_point:
+            raise UserError(key, files.folder, f"{name} is of type {entry.dtype}, no weights")

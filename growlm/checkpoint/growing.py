@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
-    copy_files,
     new_folder,
     other_files,
     read_config,
     write_config,
 )
+from growlm.checkpoint.carried import check_links, copy_files
+from growlm.checkpoint.optimizer_files import checked_states
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
 from growlm.errors import UserError
 from growlm.growth.draws import Draws
@@ -28,14 +28,7 @@ from growlm.growth.eight_bit import scale_of
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.grow import Operator, plan_growth
 from growlm.growth.operators import operators_as_data
-from growlm.growth.optimizer_state import (
-    FACTORED,
-    MOMENT_POWERS,
-    SCALES,
-    State,
-    grow_state,
-    state_shapes,
-)
+from growlm.growth.optimizer_state import FACTORED, State, grow_state, state_shapes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written and the bytes to write."""
@@ -78,15 +71,9 @@ def grow_checkpoint(
         states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
     entries = _weight_entries(growth_map, weights)
     total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
-    check_target(target, total)
-
-    done = 0
-
-    def count(written: int) -> None:
-        nonlocal done
-        done += written
-        progress(done, total)
-
+    carried = other_files(source)
+    check_target(target, total, carried)
+    count = adding_up(progress, total)
     draws = Draws(seed, boundary_index)
     with new_folder(target) as (partial, digests), torch.no_grad():
 
@@ -99,7 +86,7 @@ def grow_checkpoint(
             digests |= write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
         grown_from = {"operators": operators_as_data(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
-        copy_files(other_files(source), partial)
+        copy_files(carried, partial)
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
     return growth_map
 
@@ -113,17 +100,39 @@ def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
     ]
 
 
-def check_target(target: Path, needed: int) -> None:
-    """Check that a folder can be made, with room for so many bytes.
+def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
+    """What takes the bytes of one tensor after the other, and reports how many of so many are written."""
+    done = 0
+
+    def count(written: int) -> None:
+        nonlocal done
+        done += written
+        progress(done, total)
+
+    return count
+
+
+def check_target(
+    target: Path, nbytes: int, carried: Sequence[Path], key: str = "checkpoint"
+) -> None:
+    """Check that a folder can be made, with room for all that goes into it.
+
+    Args:
+        target: The folder.
+        nbytes: Of the tensors.
+        carried: Files that will be copied.
+        key: What the user calls their folder, for messages.
 
     Raises:
-        UserError: If not.
+        UserError: If not, or if one of the files is a link that leads out of its folder.
     """
+    check_links(carried, key)
     if target.exists():
         raise UserError("out", target, "exists already")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError("out", target, f"{folder} is no folder that can be written to")
+    needed = nbytes + sum(file.stat().st_size for file in carried)
     free = shutil.disk_usage(folder).free
     if needed > free:
         allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
@@ -139,12 +148,7 @@ class _GrownStates:
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
         self.files = files
-        self.old: dict[str, dict[str, Entry]] = defaultdict(dict)
-        for full_name in files.names:
-            name, _, entry = full_name.rpartition(".")
-            self.old[name][entry] = files.entry(full_name)
-        for name, state in self.old.items():
-            self._check(name, state, growth_map.old_shapes.get(name))
+        self.old = checked_states(files, growth_map.old_shapes)
         self.maps: dict[str, TensorMap] = {
             name: tensor_map
             for name, tensor_map in growth_map.tensors.items()
@@ -182,22 +186,3 @@ class _GrownStates:
             return state[scale_of(entry)].dtype  # no longer in 8 bits
         part = entry if entry in state else next(e for e in state if e in (*FACTORED, "variance"))
         return state[part].dtype
-
-    def _check(self, name: str, state: dict[str, Entry], shape: tuple[int, ...] | None) -> None:
-        if shape is None:
-            raise self._error(f"the optimizer's state of {name} belongs to no parameter")
-        known = {"step", *FACTORED, *MOMENT_POWERS}
-        known |= {scale for scale, entry in SCALES.items() if entry in state}
-        if unknown := state.keys() - known:
-            raise self._error(f"no rule for the optimizer's state {min(unknown)!r} of {name}")
-        expected = state_shapes(state, shape)
-        for entry, found in state.items():
-            if found.shape != expected.get(entry):
-                raise self._error(
-                    f"optimizer state {entry} of {name} is {found.shape}, must be {expected.get(entry)}"
-                )
-            if (found.dtype == torch.uint8) != (scale_of(entry) in state):
-                raise self._error(f"optimizer state {entry} of {name} is {found.dtype}")
-
-    def _error(self, allowed: str) -> UserError:
-        return UserError("checkpoint", self.files.folder, allowed)

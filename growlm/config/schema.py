@@ -446,7 +446,7 @@ class GenerateCommand:
     batch_size: int = field(default=16, metadata=limits(minimum=1, maximum=1_000_000))
     """Continuations that are made at once."""
     stop_tokens: list[int] = field(default_factory=list, metadata=limits(minimum=0))
-    """Token ids that end a continuation, besides the end of text."""
+    """Token ids that end a continuation, besides the ends of text that the tokenizer's folder names."""
     format: str = field(default="text", metadata=limits(choices=("text", "json")))
     """`text`: prompt and continuation; `json`: an object a line, with token counts and why it ended."""
     out: str | None = None

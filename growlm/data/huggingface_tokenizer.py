@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from growlm.checkpoint.sealed import read_json
 from growlm.errors import UserError
 
 NAME = "huggingface"
@@ -72,12 +73,12 @@ class HuggingFaceTokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         self._known = frozenset(vocabulary.values())
-        end = _end_of_text(folder, vocabulary)
-        if end is None:
+        self.ends_of_text = _ends_of_text(folder, vocabulary)
+        if not self.ends_of_text:
             files = "none of tokenizer_config.json, generation_config.json, config.json"
             allowed = f"{files} names an end of text (eos_token) that the vocabulary has"
             raise UserError(key, folder, allowed)
-        self.end_of_text = end
+        self.end_of_text = self.ends_of_text[0]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,23 +118,27 @@ class HuggingFaceTokenizer:
         return ()
 
 
-def _end_of_text(folder: Path, vocabulary: dict[str, int]) -> int | None:
+def _ends_of_text(folder: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
+    """The token that `tokenizer_config.json` names, then those that the model may end with, each once."""
+    ends = []
     token = _setting(folder / "tokenizer_config.json", "eos_token")
     if isinstance(token, dict):  # written by older versions, with flags beside it
         token = token.get("content")
     if isinstance(token, str) and token in vocabulary:
-        return vocabulary[token]
+        ends.append(vocabulary[token])
+    known = set(vocabulary.values())
     for name in ("generation_config.json", "config.json"):
         ids = _setting(folder / name, "eos_token_id")
-        for candidate in ids if isinstance(ids, list) else [ids]:
-            if candidate in vocabulary.values():
-                return candidate
-    return None
+        found = ids if isinstance(ids, list) else [ids]
+        if found := [each for each in found if type(each) is int and each in known]:
+            ends += found
+            break
+    return tuple(dict.fromkeys(ends))
 
 
 def _setting(path: Path, key: str) -> Any:
     try:
-        settings = json.loads(path.read_bytes())
+        settings = read_json(path)
     except (OSError, ValueError):
         return None
     return settings.get(key) if isinstance(settings, dict) else None

@@ -46,6 +46,7 @@ class TiktokenTokenizer:
     def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
         self.name, self.encoding = name, encoding
         self.vocab_size, self.end_of_text = encoding.n_vocab, encoding.eot_token
+        self.ends_of_text: tuple[int, ...] = (self.end_of_text,)
 
     @cached_property
     def fingerprint(self) -> str:

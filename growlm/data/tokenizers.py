@@ -25,12 +25,14 @@ class Tokenizer(Protocol):
     """Ids are below it, the end of text too."""
     end_of_text: int
     """Follows every document."""
+    ends_of_text: tuple[int, ...]
+    """It, and other tokens that a model may end its text with, as an instruction-tuned one ends its turn."""
     begin_of_text: tuple[int, ...]
     """Precede every document and every prompt; none in our own encodings."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give equal ids."""
+        """Equal only for tokenizers that give equal ids; one of ours and its `tokenizer.json` differ in it."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without begin and end of text; special tokens written in it are plain text."""

@@ -7,8 +7,6 @@ from pathlib import Path
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.errors import UserError
 from growlm.interop.pretrained import Pretrained, open_pretrained
-from growlm.model.transformer import TransformerLM
-from growlm.reporting.plain import notes_console
 
 
 def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[Pretrained, Tokenizer]:
@@ -39,9 +37,3 @@ def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[Pretrained
         allowed = f"has {tokenizer.vocab_size} tokens, the model in {folder} only {rows}"
         raise UserError("tokenizer_name", tokenizer.name, allowed)
     return pretrained, tokenizer
-
-
-def read_weights(pretrained: Pretrained) -> TransformerLM:
-    """The model in fp32, in eval mode; a line on a terminal says so while it is read."""
-    with notes_console().status(f"reading {pretrained.folder}"):
-        return pretrained.model().eval()

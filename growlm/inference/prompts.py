@@ -89,6 +89,8 @@ def _from_json(key: str, line: str) -> str:
         record = json.loads(line)
     except ValueError as error:
         raise UserError(key, repr(line[:SHOWN]), f"is no JSON: {error}") from None
+    except RecursionError:
+        raise UserError(key, repr(line[:SHOWN]), "is nested too deeply") from None
     text = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(text, str):
         allowed = "must be an object with a text under prompt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,12 @@ def check_out(out: str | None) -> None:
         raise UserError("out", out, f"there is no folder {path.absolute().parent}")
 
 
+def _writable(text: str) -> str:
+    """The text with `?` for what standard output cannot hold, as bytes of a prompt that are no UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
 @contextmanager
 def writing_to(out: str | None) -> Iterator[Write]:
     """What writes to standard output, or to a file, which gets its name when the block ends well.
@@ -88,8 +95,9 @@ def writing_to(out: str | None) -> Iterator[Write]:
         is_terminal = sys.stdout.isatty()
 
         def show(text: str) -> None:
+            text = _writable(for_terminal(text) if is_terminal else text)
             try:
-                sys.stdout.write(for_terminal(text) if is_terminal else text)
+                sys.stdout.write(text)
                 sys.stdout.flush()
             except BrokenPipeError:  # whoever read has enough, as in `| head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,9 +106,9 @@ def writing_to(out: str | None) -> Iterator[Write]:
         yield show
         return
     path = Path(out).expanduser()
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        with partial.open("w", encoding="utf-8", errors="replace") as file:
+        with partial.open("x", encoding="utf-8", errors="replace") as file:
             yield file.write
         partial.rename(path)
     except BaseException as error:

@@ -125,7 +125,7 @@ def config_from(
     fields |= _extras(architecture, fields, keys)
     for name, declared in get_type_hints(ModelConfig).items():
         if declared is float and type(fields.get(name)) is int:
-            fields[name] = float(fields[name])
+            fields[name] = _as_float(architecture, name, fields[name], keys)
     config = ModelConfig(**fields)
     try:
         check_types(config)
@@ -138,6 +138,15 @@ def config_from(
         weight = config.router_balance_weight * config.top_k
         return dataclasses.replace(config, router_balance_weight=weight)
     return config
+
+
+def _as_float(architecture: Architecture, name: str, value: int, keys: ConfigKeys) -> float:
+    """An integer where a float is meant."""
+    try:
+        return float(value)
+    except OverflowError:
+        theirs = architecture.names.get(name, name).split()[0]
+        keys.refuse(theirs, f"an integer of {value.bit_length()} bits", "must be a finite number")
 
 
 def _extras(

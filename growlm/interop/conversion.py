@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
     check_shapes,
-    copy_files,
     new_folder,
     read_config,
     write_config,
 )
-from growlm.checkpoint.growing import check_target
+from growlm.checkpoint.carried import copy_files
+from growlm.checkpoint.growing import Progress, adding_up, check_target
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.errors import UserError
@@ -44,8 +45,6 @@ from growlm.interop.tokenizer_files import (
 from growlm.model.config import ModelConfig
 
 KEY = "source"
-Progress = Callable[[int, int], None]
-"""Called with the bytes written and the bytes to write."""
 
 CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
 AUTO_MAP = {
@@ -62,7 +61,8 @@ class Conversion:
     class_name: str
     """The Hugging Face class."""
     config: ModelConfig
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
+    """Of its tensors: more than one where the files are mixed."""
     tokenizer: str
     """In words."""
     left_out: tuple[str, ...] = ()
@@ -92,16 +92,15 @@ def to_growlm(
     check_fits(source, config.vocab_size, KEY)
 
     def others(folder: Path) -> None:
-        copy_files(carried_files(source), folder)
         write_generation_config(folder, _ids(record))
         write_config(folder, config, record)
 
-    _write(tensors, target, others, progress)
+    _write(tensors, target, carried_files(source), others, progress)
     words = (
         "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
     )
     class_name = architecture_of(source, KEY).class_name
-    return Conversion(class_name, config, _dtype(tensors), words)
+    return Conversion(class_name, config, _dtypes(tensors), words)
 
 
 def to_huggingface(
@@ -139,25 +138,26 @@ def to_huggingface(
     name = record.get("tokenizer")
     ids = _token_ids(source, config, record)
 
+    carried = carried_files(source) if name in (None, HUGGINGFACE) else None
+
     def others(folder: Path) -> None:
-        if name in (None, HUGGINGFACE):
-            copy_files(carried_files(source), folder)
-        else:
-            write_made(name, folder, config.max_seq_len)
+        if carried is None:
+            write_made(str(name), folder, config.max_seq_len)
         write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
         in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
         rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
-        content = config_content(chosen, config, _dtype(tensors), in_config, rest)
+        widest = reduce(torch.promote_types, _dtypes(tensors))  # what holds all of them exactly
+        content = config_content(chosen, config, widest, in_config, rest)
         if chosen is GROWLM:
             content["auto_map"] = AUTO_MAP
             _write_modules(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
-    _write(tensors, target, others, progress)
+    _write(tensors, target, carried or [], others, progress)
     words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
     left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
-    return Conversion(chosen.class_name, config, _dtype(tensors), words, left_out)
+    return Conversion(chosen.class_name, config, _dtypes(tensors), words, left_out)
 
 
 NOT_KEPT = ("tokenizer", "huggingface")
@@ -189,20 +189,20 @@ def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> 
 
 
 def _write(
-    tensors: MappedTensors, target: Path, others: Callable[[Path], None], progress: Progress
+    tensors: MappedTensors,
+    target: Path,
+    carried: Sequence[Path],
+    others: Callable[[Path], None],
+    progress: Progress,
 ) -> None:
     entries = [tensors.entry(name) for name in tensors.names]
     total = sum(entry.nbytes for entry in entries)
-    check_target(target, total)
-    done = 0
-
-    def count(written: int) -> None:
-        nonlocal done
-        done += written
-        progress(done, total)
-
+    check_target(target, total, carried, KEY)
     with new_folder(target) as (partial, digests), torch.no_grad():
-        digests |= write_tensors(partial, WEIGHTS, entries, tensors.read, count)
+        digests |= write_tensors(
+            partial, WEIGHTS, entries, tensors.read, adding_up(progress, total)
+        )
+        copy_files(carried, partial)
         others(partial)
 
 
@@ -213,5 +213,5 @@ def _write_modules(folder: Path) -> None:
         (folder / f"{module}.py").write_text(text)
 
 
-def _dtype(tensors: MappedTensors) -> torch.dtype:
-    return tensors.entry(tensors.names[0]).dtype
+def _dtypes(tensors: MappedTensors) -> tuple[torch.dtype, ...]:
+    return tuple(dict.fromkeys(tensors.entry(name).dtype for name in tensors.names))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 
 from growlm.checkpoint.artefact import OPTIMIZER, WEIGHTS, load_states, read_config, read_model
+from growlm.checkpoint.optimizer_files import StateEntries, checked_states
 from growlm.checkpoint.sealed import file_digest
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.data.huggingface_tokenizer import NAME, TOKENIZER_JSON
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.growth.optimizer_state import State, in_form
 from growlm.interop.config_reading import is_hf_folder, read_hf_config
-from growlm.interop.tensors import HuggingFaceTensors
+from growlm.interop.tensors import HuggingFaceTensors, our_shapes
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
@@ -93,14 +93,17 @@ class Pretrained:
             for name, state in states.items()
         }
 
-    def state_entries(self) -> dict[str, set[str]]:
-        """Which entries `states` has, by parameter name."""
-        entries: dict[str, set[str]] = defaultdict(set)
-        if self.is_ours and TensorFiles.exist(self.folder, OPTIMIZER):
-            for full_name in TensorFiles(self.folder, OPTIMIZER, self.key).names:
-                name, _, entry = full_name.rpartition(".")
-                entries[name].add(entry)
-        return entries
+    def state_entries(self) -> StateEntries:
+        """Type and shape of what `states` has.
+
+        Raises:
+            UserError: If the optimizer's files are damaged, or hold what fits no parameter of the model.
+        """
+        if not self.is_ours or not TensorFiles.exist(self.folder, OPTIMIZER):
+            return {}
+        return checked_states(
+            TensorFiles(self.folder, OPTIMIZER, self.key), our_shapes(self.config)
+        )
 
 
 def open_pretrained(folder: Path, key: str) -> Pretrained:

@@ -20,6 +20,15 @@ from growlm.model.config import ModelConfig
 from growlm.model.rotary import rotary_tables
 from growlm.model.transformer import TransformerLM
 
+NOT_DONE = (
+    "inputs_embeds",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "shift_labels",
+)
+"""Arguments of other models that would change what is given back."""
+
 
 class GrowLMConfig(PretrainedConfig):
     """`ModelConfig` under the names of Hugging Face, as `GROWLM` in `architectures.py` has them."""
@@ -79,6 +88,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Logits, and the loss where there are labels.
@@ -91,11 +101,16 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: Make one, if there is none.
             logits_to_keep: Only of the last so many positions, or of these; 0 for all.
             return_dict: False for a tuple.
-            others: What transformers hands to every model, and this one does without.
+            num_items_in_batch: What the sum of the losses is divided by, as `Trainer` asks for it where a step is
+                made of several batches; None for the mean of these.
+            others: What transformers hands to every model, and this one does without. Positions may be among them
+                if they are those that it counts itself.
 
         Raises:
-            ValueError: If the texts are longer than the model reads, or the cache is of another kind.
+            ValueError: If the texts are longer than the model reads, the cache is of another kind, or something
+                is asked for that the model does not do.
         """
+        self._check_others(others, input_ids, attention_mask, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         if not isinstance(past_key_values, DynamicCache | None):
@@ -105,10 +120,32 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         logits = nn.functional.linear(stream[:, kept], self.model.head_weight)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size)
+            loss = self.loss_function(
+                logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
         if not return_dict:
             return (logits,) if loss is None else (loss, logits)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _check_others(
+        self, others: dict[str, Any], tokens: Tensor, mask: Tensor | None, cache: Any
+    ) -> None:
+        for name in NOT_DONE:
+            if others.get(name) is not None and others[name] is not False:
+                raise ValueError(f"{name}: {type(self).__name__} has none")
+        positions = others.get("position_ids")
+        if positions is None:
+            return
+        past, time = 0 if cache is None else cache.get_seq_length(), tokens.shape[1]
+        slots = torch.arange(past, past + time, device=tokens.device)
+        fits = positions.shape in ((time,), (1, time), tokens.shape)
+        are_ours = fits and bool((positions == slots).all())
+        if fits and not are_ours and mask is not None:  # as transformers counts beside padding
+            counted, seen = (t[:, past : past + time] for t in (mask.cumsum(-1) - 1, mask.bool()))
+            are_ours = bool(((positions == counted) | ~seen).all())
+        if not are_ours:
+            allowed = "must be those of one text in each row, counted from its first token"
+            raise ValueError(f"position_ids: {allowed}; leave them out")
 
     def _stream(self, tokens: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
         """The final stream, (B, T) -> (B, T, D), of tokens that follow those in the cache."""

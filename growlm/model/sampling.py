@@ -15,6 +15,9 @@ from growlm.limits import limits
 BELOW_ONE = 1 - 2**-40
 """A draw times this stays below the sum of all probabilities, however that is rounded."""
 
+COLDEST = 1e-30
+"""A lower temperature draws as this one does. Its inverse, which a GPU multiplies by, is finite in fp32."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -48,7 +51,8 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     Returns:
         Probabilities (B, N), and the token ids (B, N) they belong to; None where those are 0 to V.
     """
-    logits = logits / sampling.temperature
+    # The likeliest at 0: however small the temperature, what is divided by it only falls.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, COLDEST)
     vocabulary = logits.shape[-1]
     ids: Tensor | None = None
     if 0 < sampling.top_k < vocabulary:

@@ -132,7 +132,7 @@ class SampleCallback(Callback):
                 self.settings.sample_tokens,
                 Sampling(temperature=self.settings.sample_temperature),
                 seeds=self.seed,
-                stop_tokens=(self.tokenizer.end_of_text,),
+                stop_tokens=self.tokenizer.ends_of_text,
                 num_token_ids=self.tokenizer.vocab_size,
             )
         self.text = self.tokenizer.decode([*prompt, *continuation.tokens])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,7 @@ WITHOUT_INFLUENCE = (
     "resume",
     "reuse.",
     "run_dir",
-    "tokenizer.path",  # the tokens are in the key
+    "tokenizer.path",  # the tokens and the tokenizer's files are in the key
     "schedule.",  # the rates themselves are in the key
     "trainer.keep_freed_memory",
     "trainer.max_time",
@@ -44,18 +45,24 @@ LIBRARIES = ("torch", "lightning", "numpy")
 
 
 def phase_keys(
-    config: RunConfig, plan: Plan, machine: Machine, circumstances: Circumstances
+    config: RunConfig,
+    plan: Plan,
+    machine: Machine,
+    circumstances: Circumstances,
+    carried: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """A key for the state after each phase but the last, in order.
 
     A key covers all phases up to its own (models, operators, lengths, the rate of every step), every setting that
-    is not known to be without influence, the tokens, this code, the libraries and the processor.
+    is not known to be without influence, the tokens, what artefacts carry, this code, the libraries and the
+    processor.
 
     Args:
         config: The run.
         plan: Made from it.
         machine: Where it runs.
         circumstances: The tokens' checksum.
+        carried: What else artefacts say and carry, with the files' checksums; plain JSON values.
     """
     settings = {
         key: value
@@ -69,6 +76,7 @@ def phase_keys(
         "libraries": [version(name) for name in LIBRARIES + more],
         "processor": processor(machine),
         "circumstances": asdict(circumstances),
+        "carried": carried,
         "settings": settings,
     }
     digest.update(_text(start))

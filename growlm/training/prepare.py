@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from growlm.checkpoint.carried import check_links
 from growlm.config.build import build
 from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
@@ -73,8 +74,7 @@ class Prepared:
     @property
     def tokenizer_files(self) -> list[Path]:
         """What an artefact carries so that its tokenizer is there; our own are known by their names."""
-        path = self.config.tokenizer.path
-        return [] if path is None else tokenizer_files(Path(path).expanduser())
+        return _tokenizer_files(self.config)
 
     def probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
@@ -97,6 +97,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     check_logger(config.logger)
     extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
+    check_links(_tokenizer_files(config), "tokenizer.path")
     pretrained = _pretrained(config, tokenizer)
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
@@ -126,6 +127,11 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     )
 
 
+def _tokenizer_files(config: RunConfig) -> list[Path]:
+    path = config.tokenizer.path
+    return [] if path is None else tokenizer_files(Path(path).expanduser())
+
+
 def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
     """The first phase's model on disk.
 
@@ -149,10 +155,15 @@ def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:
 
 
 def _check_states(pretrained: Pretrained, optimizer: str) -> None:
+    """Check that the optimizer's state there is this optimizer's, and of this model.
+
+    Raises:
+        UserError: If not.
+    """
     expected = state_entries(pretrained.config, optimizer)
     for name, found in pretrained.state_entries().items():
         # In 8 bits or not: it is brought into the optimizer's form as it is read.
-        if found - {"step"} - SCALES.keys() != set(expected[name]) - SCALES.keys():
+        if found.keys() - {"step"} - SCALES.keys() != set(expected.get(name, ())) - SCALES.keys():
             allowed = f"the optimizer's state there is none of optimizer={optimizer}; another optimizer begins "
             allowed += "with optimizer_state=reset in the first phase"
             raise UserError("model.path", pretrained.folder, allowed)

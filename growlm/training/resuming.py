@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from growlm.config.flat import flat
+from growlm.config.literal import with_literal_prompt
 from growlm.config.load import config_folder, typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
@@ -71,7 +72,7 @@ def settings_of(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     groups = {path.name for path in config_folder().iterdir() if path.is_dir()}
     if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
         return config
-    saved = OmegaConf.structured(saved_config(Path(config.resume)))
+    saved = OmegaConf.structured(with_literal_prompt(saved_config(Path(config.resume))))
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
             OmegaConf.update(saved, override.key_or_group, override.value(), force_add=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
+from growlm.checkpoint.sealed import file_digest
 from growlm.config.schema import RunConfig
 from growlm.errors import RunError, UserError
 from growlm.reporting.console import ConsoleReporter
@@ -154,4 +155,6 @@ def _keys_to_reuse(prepared: Prepared) -> list[str]:
     config = prepared.config
     if config.reuse.phases != "always" or config.callbacks.extra:
         return []
-    return phase_keys(config, prepared.plan, prepared.machine, prepared.circumstances)
+    files = {path.name: file_digest(path) for path in prepared.tokenizer_files}
+    carried = {"origin": prepared.origin, "files": files}
+    return phase_keys(config, prepared.plan, prepared.machine, prepared.circumstances, carried)

@@ -17,6 +17,7 @@ from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folder, state_folders
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
+from growlm.config.literal import with_literal_prompt
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
@@ -99,7 +100,9 @@ def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolde
         DiskError: If it cannot be written; nothing is left.
     """
     path = _make_dir(config)
-    text = OmegaConf.to_yaml(OmegaConf.structured(replace(config, resume=None)))
+    text = OmegaConf.to_yaml(
+        OmegaConf.structured(with_literal_prompt(replace(config, resume=None)))
+    )
     run_id = secrets.token_hex(4)
     digest = hashlib.sha256(text.encode()).hexdigest()
     record = {"id": run_id, "config": digest, **asdict(circumstances)}

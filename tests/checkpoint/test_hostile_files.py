@@ -8,12 +8,16 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint.growing import grow_checkpoint
 from growlm.checkpoint.run_state import RunState, write_state
 from growlm.checkpoint.sealed import write_manifest
 from growlm.errors import UserError
+from growlm.growth import Deepen
+from growlm.interop import to_huggingface
 
 
 class Malicious:
@@ -143,6 +147,51 @@ def test_an_index_that_leads_outside(name, checkpoint, tmp_path):
     index = {"weight_map": {"embedding.weight": name}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"no file of its folder"):
+        load_model(checkpoint)
+
+
+def grown(checkpoint, target):
+    return grow_checkpoint(checkpoint, target, [Deepen(extra_layers=1)])
+
+
+@pytest.mark.parametrize("copied_by", [grown, to_huggingface])
+def test_a_link_that_leads_outside_is_not_copied(copied_by, checkpoint, tmp_path):
+    (tmp_path / "secret").write_text("private")
+    (checkpoint / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"chat_template\.jinja: is a link to a file of another"):
+        copied_by(checkpoint, tmp_path / "out")
+    with pytest.raises(UserError, match="is a link"):
+        save_model(
+            load_model(checkpoint)[0], tmp_path / "out", {}, files=checkpoint.glob("*.jinja")
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "secret"}
+
+
+@pytest.mark.parametrize("copied_by", [grown, to_huggingface])
+def test_links_of_the_hugging_face_cache_are_followed(copied_by, checkpoint, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blob = tmp_path / "models--a--b" / "blobs" / "4567"
+    blob.parent.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    checkpoint.rename(snapshot)
+    blob.write_text("a template")
+    (snapshot / "chat_template.jinja").symlink_to("../../blobs/4567")
+    (snapshot / "merges.txt").symlink_to("chat_template.jinja")
+    copied_by(snapshot, tmp_path / "out")
+    for name in ("chat_template.jinja", "merges.txt"):
+        copy = tmp_path / "out" / name
+        assert (copy.read_text(), copy.is_symlink()) == ("a template", False)
+    (snapshot / "vocab.json").symlink_to("../other")
+    (snapshot.parent / "other").write_text("private")
+    with pytest.raises(UserError, match=r"vocab\.json: is a link"):
+        copied_by(snapshot, tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_in_place_of_weights(dtype, checkpoint):
+    file = checkpoint / "model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=f"is of type {dtype}, no weights"):
         load_model(checkpoint)
 
 

@@ -1,5 +1,6 @@
 """`growlm.convert` as a command."""
 
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,16 @@ def ours(tmp_path):
     return folder
 
 
+def test_all_types_of_mixed_files_are_named(run, tmp_path):
+    model = build(tiny_config(vocab_size=257), dtype=torch.float32)
+    model.embedding.bfloat16()
+    save_model(model, tmp_path / "mixed", {})
+    code, out, _ = run(f"source={tmp_path / 'mixed'}", f"out={tmp_path / 'hf'}", "to=huggingface")
+    assert code == 0
+    assert "parameters, bfloat16 and float32" in out
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_out_and_in_again(run, ours, tmp_path):
     total = parameter_report(load_model(ours)[0]).total
     hf, back = tmp_path / "to, 'share'", tmp_path / "back"
@@ -72,7 +83,7 @@ def test_out_and_in_again(run, ours, tmp_path):
         (["to=growlm", "architecture=growlm"], "architecture=growlm: is for to=huggingface"),
         (["to=huggingface", "dtype=int4"], "dtype=int4: must be one of same, float32"),
         (["to=huggingface", "format=gguf"], "no such key"),
-        (["to=huggingface", "source=nowhere"], "source=nowhere: no readable config.json"),
+        (["to=huggingface", "source=nowhere"], "source=nowhere: there is no such folder"),
     ],
 )
 def test_wrong_settings(run, ours, tmp_path, arguments, message):

@@ -2,13 +2,32 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from growlm.command import quote_free_text
+from growlm.command import QUOTED, quote_free_text
+from growlm.config.literal import with_literal_prompt
+from growlm.config.load import load_command, load_config
+from growlm.config.schema import GenerateCommand, RunConfig
+from growlm.errors import UserError
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1).filter(
-    lambda text: text == text.strip() and "${" not in text and text not in ("null", "''", '""')
+PIECES = st.sampled_from(
+    ["'", '"', "\\", "$", "{", "}", "${", "${seed}", "null", "???", ",", "=", " "]
+)
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")
+TEXT = st.lists(PIECES | CHARACTERS, min_size=1).map("".join)
+PROMPTS_THAT_WENT_WRONG = (
+    "'Twas the night, said 'Tom'",
+    '"Hi," she said. "Bye"',
+    "a\\'b",
+    "a\\\\'b,c",
+    "cost ${x} now",
+    "\\${x} and \\\\${y}",
+    "'quoted'",
+    "null",
+    "end\\",
+    " a\nb ",
 )
 
 
@@ -19,8 +38,7 @@ def parsed(argument):
 
 @given(TEXT)
 def test_any_text_arrives_as_it_is(text):
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return
+    assume("${" not in text and text != "null" and not QUOTED.fullmatch(text))
     for key in ("data.path", "data.sources.my-own.path", "+data.cache"):
         override = parsed(quote_free_text(f"{key}={text}"))
         assert override.value() == text
@@ -39,3 +57,37 @@ def test_any_text_arrives_as_it_is(text):
 )
 def test_other_arguments_are_left_alone(argument):
     assert quote_free_text(argument) == argument
+
+
+def test_a_key_in_a_path_is_looked_up_beside_a_comma():
+    override = parsed(quote_free_text("data.path=a, ${name}"))
+    assert (override.value(), override.is_sweep_override()) == ("a, ${name}", False)
+
+
+def with_examples(test):
+    for text in PROMPTS_THAT_WENT_WRONG:
+        test = example(text)(test)
+    return test
+
+
+@with_examples
+@given(TEXT)
+@settings(max_examples=30, deadline=None)
+def test_any_prompt_arrives_unchanged(text):
+    assume(text != "???")
+    arguments = [quote_free_text(f"prompt={text}"), "checkpoint=a"]
+    assert load_command("generate", GenerateCommand, arguments).prompt == text
+
+
+def test_the_one_prompt_that_cannot_be_given_is_refused():
+    with pytest.raises(UserError, match=r"prompt=\?\?\?: must be given"):
+        load_command("generate", GenerateCommand, [quote_free_text("prompt=???"), "checkpoint=a"])
+
+
+@pytest.mark.parametrize("text", PROMPTS_THAT_WENT_WRONG)
+def test_a_sample_prompt_arrives_unchanged_and_comes_back_from_a_runs_folder(text):
+    config = load_config(quote_free_text(f"callbacks.sample_prompt={text}"))
+    assert config.callbacks.sample_prompt == text
+    written = OmegaConf.to_yaml(OmegaConf.structured(with_literal_prompt(config)))
+    read = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(written))
+    assert OmegaConf.to_object(read).callbacks.sample_prompt == text

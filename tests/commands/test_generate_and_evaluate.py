@@ -132,6 +132,7 @@ def test_a_text_from_its_beginning(run, checkpoint, model):
         (["prompts_file=empty.txt"], "holds no prompt"),
         (["prompts_file=latin.txt"], "is not UTF-8 text"),
         (["prompts_file=bad.jsonl"], "prompts_file line 2='oh no': is no JSON"),
+        (["prompts_file=deep.jsonl"], "is nested too deeply"),
         (["prompts_file=fields.jsonl"], "must be an object with a text under prompt"),
         (["prompt=" + 64 * "a"], "has 64 tokens; the model reads 64, what it adds included"),
         (["prompt=a", "top_p=0"], "top_p=0.0: must be greater than 0.0"),
@@ -150,6 +151,7 @@ def test_what_cannot_be_is_refused(run, checkpoint, tmp_path, monkeypatch, argum
     (tmp_path / "empty.txt").write_text(" \n\n")
     (tmp_path / "latin.txt").write_bytes("né\n".encode("latin-1"))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\noh no\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "fields.jsonl").write_text('{"text": "a"}\n')
     before = set(tmp_path.iterdir())
 
@@ -159,6 +161,26 @@ def test_what_cannot_be_is_refused(run, checkpoint, tmp_path, monkeypatch, argum
     assert message in err
     assert "Traceback" not in err
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_prompt_that_is_no_utf8(checkpoint):
+    arguments = [f"checkpoint={checkpoint}", "max_new_tokens=3", *CPU]
+    command = [sys.executable, "-m", "growlm.generate", *arguments, b"prompt=caf\xe9"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert "caf?" in done.stdout.decode("utf-8")
+
+
+def test_a_file_of_the_partial_ones_name_stays(run, checkpoint, tmp_path):
+    other = tmp_path / ".out.txt.partial"
+    other.symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("kept")
+    out = tmp_path / "out.txt"
+    arguments = (f"checkpoint={checkpoint}", "prompt=a", "max_new_tokens=3", f"out={out}", *CPU)
+    assert run(generate_command, *arguments)[0] == 0
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "precious", "out.txt"}
 
 
 def test_a_checkpoint_that_names_no_tokenizer(run, model, tmp_path):
@@ -256,6 +278,18 @@ def test_a_hugging_face_folder_is_as_good(run, checkpoint, tmp_path):
     arguments = ("prompt=Once", "max_new_tokens=8", *CPU)
     texts = [run(generate_command, f"checkpoint={p}", *arguments)[1] for p in (checkpoint, folder)]
     assert texts[0] == texts[1]
+
+
+def test_a_text_ends_at_each_of_several_ends(run, checkpoint, model, tmp_path):
+    folder = tmp_path / "hf"
+    assert run(convert_command, f"source={checkpoint}", f"out={folder}", "to=huggingface")[0] == 0
+    (tmp_path / "hf" / "manifest.json").unlink()
+    _, found = expected_text(model, "Once", 8, temperature=0)
+    end, before = found.tokens[3], found.tokens[: found.tokens.index(found.tokens[3])]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, end]}))
+    arguments = ("prompt=Once", "max_new_tokens=8", "temperature=0", "format=json", *CPU)
+    record = json.loads(run(generate_command, f"checkpoint={folder}", *arguments)[1])
+    assert (record["new_tokens"], record["finish_reason"]) == (len(before), "stop")
 
 
 def test_a_table_for_people(run, checkpoint):

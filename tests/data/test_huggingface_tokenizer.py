@@ -156,7 +156,23 @@ def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
     (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     (tmp_path / name).write_text(json.dumps({"eos_token_id": [2, 1]}))
-    assert load_tokenizer("huggingface", tmp_path).end_of_text == 2
+    tokenizer = load_tokenizer("huggingface", tmp_path)
+    assert tokenizer.end_of_text == 2
+    assert tokenizer.ends_of_text == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"eos_token_id": true}', '{"eos_token_id": 2.0}', '{"eos_token_id": -1}'],
+)
+def test_a_file_that_names_no_token_is_passed_over(folders, tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match="names an end of text"):
+        load_tokenizer("huggingface", tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    end = load_tokenizer("huggingface", tmp_path).end_of_text
+    assert (end, type(end)) == (2, int)
 
 
 def test_files_that_make_a_tokenizer(folders, tmp_path):

@@ -93,6 +93,40 @@ def test_loss_gradients_and_padding(tmp_path):
     assert (kept - theirs(tokens).logits[:, -3:]).abs().max() <= 1e-12
 
 
+def test_a_step_of_several_batches_is_the_step_of_one(tmp_path):
+    """As `Trainer` accumulates: each batch's losses are summed and divided by the tokens of all."""
+    exported(tmp_path, tiny_config(**EXPERTS), torch.float64)
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True).train()
+    tokens = tokens_for(theirs.config, batch=4, time=9)
+    with Double():
+        theirs(tokens, labels=tokens).loss.backward()
+        whole = {name: parameter.grad.clone() for name, parameter in theirs.named_parameters()}
+        theirs.zero_grad()
+        for text in tokens.split(1):
+            theirs(text, labels=text, num_items_in_batch=torch.tensor(4 * 8)).loss.backward()
+    for name, parameter in theirs.named_parameters():
+        assert (parameter.grad - whole[name]).abs().max() <= 1e-12
+
+
+@torch.no_grad()
+def test_what_the_model_does_not_do_is_refused(tmp_path):
+    exported(tmp_path, tiny_config(**EXPERTS))
+    theirs = load(tmp_path / "hf", trust_remote_code=True)
+    tokens = tokens_for(theirs.config, batch=2, time=6)
+    plain = theirs(tokens, output_hidden_states=False, output_attentions=None).logits
+    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
+        with pytest.raises(ValueError, match=name):
+            theirs(tokens, **{name: True})
+    for positions in (3 * torch.arange(6), torch.tensor([[0, 1, 2, 0, 1, 2]] * 2), torch.arange(5)):
+        with pytest.raises(ValueError, match="position_ids"):
+            theirs(tokens, position_ids=positions)
+    assert torch.equal(theirs(tokens, position_ids=torch.arange(6)).logits, plain)
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 1, 0, 1, 2, 3]])
+    padded = theirs(tokens, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(padded, theirs(tokens, attention_mask=mask).logits)
+
+
 @torch.no_grad()
 def test_padding_on_either_side(tmp_path):
     model = exported(tmp_path, tiny_config(**EXPERTS), torch.float64)

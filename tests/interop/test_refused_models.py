@@ -56,6 +56,13 @@ REFUSED = [
         {"rope_theta": "many"},
         r"rope_theta='many': must be of type float",
     ),
+    (
+        "llama",
+        "rope_parameters",
+        {"rope_type": "default", "rope_theta": 10**400},
+        r"rope_theta=an integer of 1329 bits: must be a finite number",
+    ),
+    ("llama", "rms_norm_eps", 10**400, r"=an integer of 1329 bits: must be a finite number"),
     ("llama", "head_dim", 7, r"=7: must be even"),
     ("llama", "num_key_value_heads", 3, r"=3: must divide num_attention_heads=4"),
     ("llama", "num_attention_heads", 0, r"=0: must be at least 1"),
@@ -214,6 +221,11 @@ TENSORS = [
     ),
     ("llama", put(f"{QUERY[:-7]}.bias", lambda t: torch.zeros(32)), r"hold .*q_proj\.bias"),
     ("llama", put(QUERY, lambda t: torch.zeros(32, 32, dtype=torch.int8)), "of type I8, known"),
+    (
+        "llama",
+        put(QUERY, lambda t: t[QUERY].to(torch.uint8)),
+        rf"{QUERY} is of type torch\.uint8, no weights",
+    ),
     ("mixtral", drop(EXPERT), f"the weights lack {EXPERT}"),
     (
         "mixtral",

@@ -52,6 +52,15 @@ def test_filters_are_those_of_transformers(seed, temperature, top_k, top_p):
     assert (found - expected.softmax(dim=-1)).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_next_to_no_temperature_takes_the_likeliest_token(temperature, filters):
+    logits = random_logits(0).float()
+    draws = torch.tensor([0.0, 0.3, 0.7, 1 - 2**-53], dtype=torch.float64)
+    found = choose(logits, Sampling(temperature=temperature, **filters), draws)
+    assert torch.equal(found, logits.argmax(dim=-1))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, penalty=st.floats(0.5, 3))
 def test_the_penalty_is_that_of_transformers(seed, penalty):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stopping import SignalAt, assert_same_run
 from test_huggingface_tokenizer import llama_like, write
 from tiny_run import config_from, tiny_config, tiny_run
@@ -103,6 +104,25 @@ def test_other_weights_than_the_run_began_with(whole, tmp_path):
 def test_what_does_not_fit_the_model(overrides, wanted, whole, tmp_path):
     with pytest.raises(UserError, match=wanted):
         run_plan(config_from(whole / "dense_model", tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [
+        ({"foo.exp_avg": (2,)}, "state of foo belongs to no parameter"),
+        ({"embedding.weight.exp_avg": (2,)}, r"exp_avg of embedding\.weight is \(2,\), must be"),
+        ({"embedding.weight.foo": (2,)}, "no rule for the optimizer's state 'foo'"),
+    ],
+)
+def test_a_state_that_fits_no_parameter(state, wanted, whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole / "dense_model", folder)
+    (folder / "manifest.json").unlink()
+    file = folder / "optimizer.safetensors"
+    save_file(load_file(file) | {name: torch.zeros(size) for name, size in state.items()}, file)
+    with pytest.raises(UserError, match=wanted):
+        run_plan(config_from(folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from lightning.pytorch import Callback
 from stopping import SignalAt, assert_same_run
+from test_huggingface_tokenizer import byte_level, write
 from tiny_run import TINY, rows, tiny_config, tiny_run
 
 from growlm.checkpoint.bounded_folder import folder_size
@@ -50,6 +51,19 @@ def first(tmp_path_factory):
 @pytest.fixture
 def cache(tmp_path, first):
     return shutil.copytree(first.with_name("cache"), tmp_path / "cache")
+
+
+def test_artefacts_carry_the_tokenizer_of_their_own_run(tmp_path):
+    folder = write(tmp_path / "tokenizer", byte_level)
+    tokenizer = ("tokenizer=huggingface", f"tokenizer.path='{folder}'")
+    for template in ("one", "another"):
+        (folder / "chat_template.jinja").write_text(template)
+        two_phases = ("~phases.wide", "~phases.deep")
+        settings = sharing(tmp_path / "cache", *tokenizer, *two_phases)
+        run_dir = tiny_run(tmp_path / template, *settings).run_dir
+        assert reused(run_dir) is None
+        artefact = run_dir / "checkpoints" / "dense_model"
+        assert (artefact / "chat_template.jinja").read_text() == template
 
 
 def test_what_is_reused_ends_in_the_same_run(tmp_path, first, cache, plain):

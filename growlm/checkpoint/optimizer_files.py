@@ -1,0 +1,53 @@
+"""What the files of an optimizer's state hold, looked at before any of it is read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+from growlm.checkpoint.tensor_files import Entry, TensorFiles
+from growlm.errors import UserError
+from growlm.growth.eight_bit import scale_of
+from growlm.growth.optimizer_state import FACTORED, MOMENT_POWERS, SCALES, state_shapes
+
+StateEntries = dict[str, dict[str, Entry]]
+"""Type and shape of every tensor, by parameter name and entry."""
+
+
+def checked_states(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]]) -> StateEntries:
+    """What the files hold of each parameter's state.
+
+    Args:
+        files: Of the optimizer's state.
+        shapes: Of the model's parameters, by name.
+
+    Raises:
+        UserError: If they hold a state that fits no parameter, or one that is not known how to grow.
+    """
+    states: StateEntries = defaultdict(dict)
+    for full_name in files.names:
+        name, _, entry = full_name.rpartition(".")
+        states[name][entry] = files.entry(full_name)
+    for name, state in states.items():
+        if wrong := _what_is_wrong(name, state, shapes.get(name)):
+            raise UserError(files.key, files.folder, wrong)
+    return dict(states)
+
+
+def _what_is_wrong(name: str, state: dict[str, Entry], shape: tuple[int, ...] | None) -> str | None:
+    if shape is None:
+        return f"the optimizer's state of {name} belongs to no parameter"
+    known = {"step", *FACTORED, *MOMENT_POWERS}
+    known |= {scale for scale, entry in SCALES.items() if entry in state}
+    if unknown := state.keys() - known:
+        return f"no rule for the optimizer's state {min(unknown)!r} of {name}"
+    expected = state_shapes(state, shape)
+    for entry, found in state.items():
+        if found.shape != expected.get(entry):
+            words = f"is {found.shape}, must be {expected.get(entry)}"
+            return f"optimizer state {entry} of {name} {words}"
+        if (found.dtype == torch.uint8) != (scale_of(entry) in state):
+            return f"optimizer state {entry} of {name} is {found.dtype}"
+    return None
