@@ -174,8 +174,8 @@ def check_place(config: RunConfig) -> None:
         UserError: If not.
     """
     wanted = _wanted(config).absolute()
-    parent = next(path for path in wanted.parents if path.exists())
-    if wanted == wanted.parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    parent = next(path for path in (*wanted.parents, Path("/")) if path.exists())
+    if wanted == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         allowed = f"cannot be made: {parent} is no folder that can be written to"
         raise UserError("run_dir", wanted, allowed)
 

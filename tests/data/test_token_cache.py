@@ -223,8 +223,9 @@ def test_who_waits_goes_on_when_the_other_is_interrupted(tmp_path):
 
 
 SLOW_PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 sys.path.insert(0, "tests/data")
 from made_corpora import *
 from test_token_cache import *
