@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,10 @@ def exit_code_of(
         return complain(error)
     except RunError as error:
         tell(str(error))
-        print(f"stopped: {error}", file=sys.stderr)
+        if (code := getattr(error, "code", None)) is not None:
+            return int(code)  # another process of the run has said why
+        rank = os.environ.get("RANK", "0")
+        print(f"stopped: {error}" + f" (process {rank})" * (rank != "0"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -40,6 +44,17 @@ def exit_code_of(
 
 
 def complain(error: UserError) -> int:
-    """Print a user's error; the exit code for it."""
-    print(f"error: {error}", file=sys.stderr)
+    """Print a user's error, if this is the first process of its run; the exit code for it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def code_of(error: BaseException) -> int:
+    """What a command exits with because of an error."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = getattr(error, "code", 1)
+    return code if isinstance(code, int) else 1

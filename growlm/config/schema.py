@@ -172,10 +172,19 @@ class TrainerConfig:
 
     accelerator: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
     """`auto` takes a GPU where there is one."""
+    devices: int | None = field(default=None, metadata=limits(minimum=1))
+    """Devices of the whole run, each with a process of its own; on a CPU, processes. None for as many as `torchrun`
+    has started, and one without it. More than one without `torchrun` are started on this machine."""
+    strategy: str = field(default="auto", metadata=limits(choices=("auto", "ddp", "fsdp")))
+    """What several devices share: `ddp` nothing, each has the whole model; `fsdp` weights, gradients and moments
+    (FSDP2). `auto` is ddp where there are several."""
+    timeout_minutes: float = field(default=30.0, metadata=limits(above=0.0))
+    """How long one process of a run may keep the others waiting in a step before they stop."""
     precision: str = field(
-        default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true"))
+        default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true", "64-true"))
     )
-    """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true."""
+    """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true. 64-true is
+    for proofs."""
     memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
     """Memory that the run may take, above what the process holds when its first phase begins; a plan that needs
     more is refused. None for what is free."""

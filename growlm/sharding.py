@@ -1,0 +1,67 @@
+"""Tensors of which every process of a run holds its own rows (FSDP2), and plain ones, alike.
+
+Only the first dimension is ever divided, over all processes, as `torch.chunk` divides it: FSDP2's own rule.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether this process holds a part of the tensor only."""
+    module = sys.modules.get(
+        "torch.distributed.tensor"
+    )  # without it there is none; it loads slowly
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; shares its memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def own_rows(tensor: Tensor) -> slice:
+    """Which rows of the whole tensor this process holds."""
+    if not is_sharded(tensor):
+        return slice(0, tensor.shape[0] if tensor.ndim else 1)
+    mesh = tensor.device_mesh
+    return rows_of(tensor.shape[0], mesh.get_local_rank(), mesh.size())
+
+
+def rows_of(num_rows: int, rank: int, size: int) -> slice:
+    """Which rows a process holds of a tensor of so many rows; maybe none."""
+    chunk = -(-num_rows // size)
+    return slice(min(num_rows, rank * chunk), min(num_rows, (rank + 1) * chunk))
+
+
+def sharded_like(part: Tensor, like: Tensor) -> Tensor:
+    """A sharded tensor out of this process's part of it.
+
+    Args:
+        part: The rows `own_rows(like)`, and all of the other dimensions.
+        like: A sharded tensor of the same shape as the result.
+    """
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )

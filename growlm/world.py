@@ -1,0 +1,210 @@
+"""The processes of a run: which one this is, and how they agree.
+
+A run is one process, or several that `torchrun` (or anything that sets its variables) started; each trains on its
+share of every batch. Nothing in here is needed for one process alone, and every method then does the obvious.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from growlm.errors import RunError, UserError
+from growlm.exit_codes import code_of
+
+T = TypeVar("T")
+
+LOOK_EVERY = 0.05
+"""Seconds between looks at whether the first process has finished what the others wait for."""
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "timed out",
+    "Broken pipe",
+    "failed to connect",
+    "recvBytes failed",
+    "sendBytes failed",
+)
+"""What torch's errors say when another process does not answer."""
+
+
+class LostProcessError(RunError):
+    """Another process of the run has ended, or does not answer."""
+
+
+class EndedElsewhereError(RunError):
+    """Another process of the run has failed, and says why.
+
+    Args:
+        code: Its exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__("another process of this run has failed")
+
+
+@dataclass
+class World:
+    """All processes of a run, as one of them sees them.
+
+    Attributes:
+        rank: Of this process, from 0.
+        size: Number of processes.
+        local_rank: Of this process on its machine.
+        local_size: Processes on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: dist.Store | None = field(default=None, repr=False)
+    _turns: int = field(default=0, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Have the first process do something; everyone gets its result. However long it takes.
+
+        Raises:
+            EndedElsewhereError: In the others, if it failed in the first.
+        """
+        if self.size == 1:
+            return action()
+        assert self.store is not None
+        key = f"growlm/{self._turns}"
+        self._turns += 1
+        if self.is_first:
+            try:
+                result = action()
+            except BaseException as error:
+                self.store.set(key, pickle.dumps((False, code_of(error))))
+                raise
+            self.store.set(key, pickle.dumps((True, result)))
+            return result
+        while not self.store.check([key]):
+            time.sleep(LOOK_EVERY)
+        is_done, value = pickle.loads(self.store.get(key))  # our own processes' alone
+        if not is_done:
+            raise EndedElsewhereError(value)
+        return value  # type: ignore[no-any-return]
+
+    def after_first(self, action: Callable[[], T]) -> T:
+        """Do something in every process, but in the first one before the others: they find what it left on disk.
+
+        Raises:
+            EndedElsewhereError: In the others, if it failed in the first.
+        """
+        mine: list[T] = []
+        self.first(lambda: mine.append(action()))
+        if not mine:
+            try:
+                mine.append(action())
+            except UserError as error:
+                raise RunError(f"process {self.rank} alone: {error}") from error
+        return mine[0]
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes, a new tensor; no gradient."""
+        return self.sum(tensor) / self.size if self.size > 1 else tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, a new tensor; no gradient."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each number that any process has."""
+        if self.size == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return numbers.tolist()  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.gather(None)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process was started as one of a run's, by `torchrun` or something like it."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+@contextmanager
+def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
+    """Meet the other processes of the run, for the time of the block.
+
+    Args:
+        accelerator: `cpu` or `gpu`.
+        timeout: How long any of them may keep the others waiting in a step.
+
+    Raises:
+        LostProcessError: If one of them ended or did not answer, then or in the block.
+    """
+    if not started_by_torchrun():
+        yield World()
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with _lost_in_words():
+        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        if accelerator == "gpu":
+            torch.cuda.set_device(local_rank)
+        # Gloo for what lies in the machine's memory, whatever the accelerator.
+        backend = "cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo"
+        device = torch.device("cuda", local_rank) if accelerator == "gpu" else None
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("default", store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+            device_id=device,
+        )
+        try:
+            yield World(rank, size, local_rank, local_size, dist.PrefixStore("growlm", store))
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_in_words() -> Iterator[None]:
+    try:
+        yield
+    except RunError:
+        raise
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        what = str(error).strip().splitlines()[0]
+        raise LostProcessError(
+            f"another process of this run has ended, or did not answer within trainer.timeout_minutes ({what})"
+        ) from error
