@@ -6,11 +6,14 @@ Only the first dimension is ever divided, over all processes, as `torch.chunk` d
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -65,3 +68,41 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
         shape=like.shape,
         stride=like.stride(),
     )
+
+
+def mesh_of(model: nn.Module) -> DeviceMesh | None:
+    """The processes that a model's parameters are divided among; None if each has all of them."""
+    some = next(model.parameters(), None)
+    return some.device_mesh if is_sharded(some) else None
+
+
+def divided(part: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
+    """A sharded tensor out of this process's part of it.
+
+    Args:
+        part: Its own rows, as `rows_of` says, and all of the other dimensions.
+        shape: Of the whole.
+        mesh: The processes.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    strides = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(
+        part, mesh, (Shard(0),), run_check=False, shape=torch.Size(shape), stride=strides
+    )
+
+
+def total(tensor: Tensor, like: Tensor) -> Tensor:
+    """The sum over all processes of what each has made of its part of a tensor; a new tensor if that is sharded.
+
+    Args:
+        tensor: Plain; of any shape, the same in all processes.
+        like: What it was made of.
+    """
+    if not is_sharded(like):
+        return tensor
+    import torch.distributed as dist
+
+    summed = tensor.clone()
+    dist.all_reduce(summed, group=like.device_mesh.get_group())
+    return summed

@@ -1,0 +1,70 @@
+"""A model of which every process holds its own rows of each parameter (FSDP2).
+
+A block's weights are gathered when it computes and let go of afterwards; what lies outside the blocks is
+gathered by the model's own methods.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from growlm.dealing import Making, each_made
+from growlm.model.axes import axes_table
+from growlm.model.config import ModelConfig
+from growlm.model.initialisation import initial_value
+from growlm.model.transformer import TransformerLM
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+COMPUTING_METHODS = ("loss", "token_losses", "final_stream", "read_on")
+"""Of the model, beside `forward`: they gather its weights."""
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide a model's parameters among processes, in place; one without values (meta device) stays so.
+
+    Args:
+        model: With `blocks`, as `TransformerLM`.
+        mesh: Of one dimension.
+    """
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)  # type: ignore[arg-type]
+    # FSDP2 would keep what lies outside the blocks until a backward pass, which validation has none of.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    for method in COMPUTING_METHODS:
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
+
+
+def sharded_model(config: ModelConfig, seed: int, mesh: DeviceMesh) -> TransformerLM:
+    """A model with initial weights, those of `TransformerLM(config, seed)`, which no process ever holds whole."""
+    with torch.device("meta"):
+        model = TransformerLM(config)
+    shard(model, mesh)
+    table = axes_table(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    device = (
+        torch.device(mesh.device_type, torch.cuda.current_device())
+        if (mesh.device_type == "cuda")
+        else torch.device("cpu")
+    )
+    nothing = torch.empty(0, device=device)
+
+    def making(name: str) -> Making[str]:
+        row = table[name]
+        return Making(
+            name,
+            nothing,
+            lambda like: initial_value(name, row, config.n_layers, seed).to(like.device),
+            row.shape,
+        )
+
+    values = dict(each_made((making(name) for name in table if name in parameters), mesh))
+    values |= each_made((making(name) for name in table if name not in parameters), None)
+    model.load_state_dict(values, assign=True)
+    return model
