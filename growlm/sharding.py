@@ -26,13 +26,22 @@ def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it.
+
+    No gradient passes, if it is sharded.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.full_tensor()
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    """What this process holds of a tensor; shares its memory. No gradient passes, if it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
 
 
 def own_rows(tensor: Tensor) -> slice:
@@ -74,6 +83,13 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
     """The processes that a model's parameters are divided among; None if each has all of them."""
     some = next(model.parameters(), None)
     return some.device_mesh if is_sharded(some) else None
+
+
+def device_of(mesh: DeviceMesh) -> torch.device:
+    """Where this process's parts are."""
+    if mesh.device_type != "cuda":
+        return torch.device(mesh.device_type)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def divided(part: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:

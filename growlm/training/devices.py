@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from growlm.config.schema import RunConfig, TrainerConfig
 from growlm.errors import UserError
@@ -33,15 +34,32 @@ def with_devices(config: RunConfig, world: World) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, devices=world.size))
 
 
+def shards(world: World, settings: TrainerConfig) -> bool:
+    """Whether every process holds a part of the model only."""
+    return world.size > 1 and settings.strategy == "fsdp"
+
+
+def mesh_of_run(world: World, settings: TrainerConfig, accelerator: str) -> DeviceMesh | None:
+    """The processes that a model is divided among; None if each has all of it."""
+    if not shards(world, settings):
+        return None
+    return init_device_mesh("cuda" if accelerator == "gpu" else "cpu", (world.size,))
+
+
 def devices_of(world: World, settings: TrainerConfig) -> dict[str, Any]:
     """What Lightning's `Trainer` is told of the devices."""
     if world.size == 1:
         return {"devices": 1}
-    strategy = DDPStrategy(
-        timeout=timedelta(minutes=settings.timeout_minutes),
-        broadcast_buffers=False,  # what a router's bias is, all work out alike
-        gradient_as_bucket_view=True,
-    )
+    timeout = timedelta(minutes=settings.timeout_minutes)
+    strategy: Strategy
+    if shards(world, settings):
+        strategy = ModelParallelStrategy(world.size, tensor_parallel_size=1, timeout=timeout)
+    else:
+        strategy = DDPStrategy(
+            timeout=timeout,
+            broadcast_buffers=False,  # what a router's bias is, all work out alike
+            gradient_as_bucket_view=True,
+        )
     return {
         "devices": world.local_size,
         "num_nodes": world.size // world.local_size,

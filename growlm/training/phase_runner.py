@@ -24,7 +24,7 @@ from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training import adamw_8bit
-from growlm.training.devices import devices_of
+from growlm.training.devices import devices_of, mesh_of_run
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -76,6 +76,7 @@ class PhaseRunner:
         self.history, self.world = history, prepared.world
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
+        self.mesh = mesh_of_run(self.world, self.config.trainer, prepared.machine.accelerator)
         self.hand_off: HandOff | None = None
         compiles = self.config.optimizer.name == adamw_8bit.NAME
         self._compiling = [_Compiling(listener)] if compiles else []
@@ -140,6 +141,7 @@ class PhaseRunner:
             self.config.seed,
             self.config.trainer,
             self.world,
+            self.mesh,
         )
         data = self._data(phase, saved["step"])
         progress = self._progress_callback(phase, data)
