@@ -24,7 +24,7 @@ from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training import adamw_8bit
-from growlm.training.devices import devices_of, mesh_of_run
+from growlm.training.devices import describe_devices, devices_of, mesh_of_run
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -74,6 +74,9 @@ class PhaseRunner:
     ) -> None:
         self.prepared, self.folder, self.listener = prepared, folder, listener
         self.history, self.world = history, prepared.world
+        self._devices = describe_devices(
+            prepared.machine.accelerator, self.world, prepared.config.trainer
+        )
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.mesh = mesh_of_run(self.world, self.config.trainer, prepared.machine.accelerator)
@@ -86,7 +89,7 @@ class PhaseRunner:
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
-            device=prepared.machine.accelerator,
+            device=self._devices,
             precision=prepared.machine.precision,
             reused=reuse.reused,
         )
@@ -271,8 +274,7 @@ class PhaseRunner:
     def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             accelerator=self.prepared.machine.accelerator,
-            **devices_of(self.world, self.config.trainer),
-            precision=self.prepared.machine.precision,  # type: ignore[arg-type]
+            **devices_of(self.world, self.config.trainer, self.prepared.machine.precision),
             max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
@@ -305,7 +307,7 @@ class PhaseRunner:
             num_phases=len(self.plan.phases),
             steps=phase.steps,
             lr=phase.settings.lr,
-            device=self.prepared.machine.accelerator,
+            device=self._devices,
             precision=self.prepared.machine.precision,
             parameters=phase.parameters,
         )
