@@ -73,6 +73,8 @@ def _one_turn(turn: list[Making[K]], mesh: DeviceMesh) -> Iterator[tuple[K, Tens
     if rank < len(turn):
         assert whole is not None
         made = turn[rank].make(whole).contiguous()
+        if (made.shape, made.dtype) != (turn[rank].shape, whole.dtype):
+            raise AssertionError(f"{turn[rank].key}: made {made.dtype}, {tuple(made.shape)}")
     del whole
     keys = [making.key for making in turn]
     shapes = [making.shape for making in turn]

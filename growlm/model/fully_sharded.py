@@ -72,7 +72,7 @@ def sharded_model(config: ModelConfig, seed: int, mesh: DeviceMesh) -> Transform
         return Making(
             name,
             nothing,
-            lambda like: initial_value(name, row, config.n_layers, seed).to(like.device),
+            lambda like: initial_value(name, row, config.n_layers, seed).to(like),
             row.shape,
         )
 
