@@ -39,9 +39,9 @@ class Machine:
     accelerator: str
     """`cpu` or `gpu`."""
     precision: str
-    """`bf16-mixed` or `32-true`."""
+    """`bf16-mixed`, `32-true` or `64-true`."""
     memory: int
-    """Bytes that the run may take."""
+    """Bytes that the run may take, on each device."""
 
     @property
     def half_precision(self) -> bool:
@@ -49,21 +49,31 @@ class Machine:
         return self.precision == "bf16-mixed"
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of weights, gradients and moments; of products too, where these are not in half precision."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    @property
     def device(self) -> torch.device:
         """The first device of its kind."""
         return torch_device(self.accelerator)
 
 
-def find_machine(settings: TrainerConfig) -> Machine:
+def find_machine(settings: TrainerConfig, processes: int = 1) -> Machine:
     """What the settings choose of this machine.
+
+    Args:
+        settings: The choice.
+        processes: Of the run on this machine, which share a CPU's memory.
 
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
     accelerator = pick_accelerator(settings.accelerator, "trainer.accelerator")
-    return Machine(
-        accelerator, choose_precision(settings, accelerator), memory_limit(settings, accelerator)
-    )
+    memory = memory_limit(settings, accelerator)
+    if accelerator == "cpu" and settings.memory_gb is None:
+        memory //= processes
+    return Machine(accelerator, choose_precision(settings, accelerator), memory)
 
 
 def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
@@ -100,7 +110,7 @@ def peak_flops(machine: Machine) -> float | None:
             (peak for part, peak in DENSE_PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)),
             None,
         )
-    dtype = torch.bfloat16 if machine.half_precision else torch.float32
+    dtype = torch.bfloat16 if machine.half_precision else machine.weight_dtype
     size = 1024
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")
