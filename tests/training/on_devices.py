@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def start(command: list[str], processes: int = 2, **variables: str) -> list[subprocess.Popen]:
-    """Start a command as `torchrun` would, but for its watching over them: who kills one sees what the others do."""
+    """Start a command as `torchrun` would, but for its watching: who kills one sees what the others do."""
     common = {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
