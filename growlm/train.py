@@ -42,14 +42,21 @@ def run_job(composed: DictConfig) -> int:
     """Check a composed config and run it; the exit code."""
     config = typed_config(composed)
     # Lightning takes seconds to import.
+    from growlm.config.checks import check_config
+    from growlm.launch import launch
     from growlm.training import Interrupted, run_plan
     from growlm.training.resuming import settings_of
+    from growlm.world import started_by_torchrun
 
     settings = HydraConfig.get()
     try:
         config = settings_of(config, settings.overrides.task)
         if (chosen := str(settings.run.dir)) != "." and config.run_dir is None:
             config = replace(config, run_dir=chosen)
+        devices = config.trainer.devices or 1
+        if devices > 1 and not started_by_torchrun():
+            check_config(config)
+            return launch("growlm.train", sys.argv[1:], devices)
         run_plan(config)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)

@@ -93,16 +93,20 @@ class World:
             try:
                 result = action()
             except BaseException as error:
-                self.store.set(key, pickle.dumps((False, code_of(error))))
+                self._publish(key, (False, code_of(error)))
                 raise
-            self.store.set(key, pickle.dumps((True, result)))
+            self._publish(key, (True, result))
             return result
         while not self.store.check([key]):
             time.sleep(LOOK_EVERY)
         is_done, value = pickle.loads(self.store.get(key))  # our own processes' alone
         if not is_done:
             raise EndedElsewhereError(value)
-        return value  # type: ignore[no-any-return]
+        return value
+
+    def _publish(self, key: str, value: object) -> None:
+        assert self.store is not None
+        self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type] # it takes bytes, and gives them
 
     def after_first(self, action: Callable[[], T]) -> T:
         """Do something in every process, but in the first one before the others: they find what it left on disk.
@@ -157,7 +161,7 @@ class World:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
-        return numbers.tolist()  # type: ignore[no-any-return]
+        return numbers.tolist()
 
     def gather(self, value: T) -> list[T]:
         """What every process has, by rank."""

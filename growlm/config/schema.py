@@ -173,8 +173,8 @@ class TrainerConfig:
     accelerator: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
     """`auto` takes a GPU where there is one."""
     devices: int | None = field(default=None, metadata=limits(minimum=1))
-    """Devices of the whole run, each with a process of its own; on a CPU, processes. None for as many as `torchrun`
-    has started, and one without it. More than one without `torchrun` are started on this machine."""
+    """Devices of the whole run, each with a process of its own; on a CPU, processes. None for as many as
+    `torchrun` has started, and one without it. More than one without `torchrun` are started on this machine."""
     strategy: str = field(default="auto", metadata=limits(choices=("auto", "ddp", "fsdp")))
     """What several devices share: `ddp` nothing, each has the whole model; `fsdp` weights, gradients and moments
     (FSDP2). `auto` is ddp where there are several."""
@@ -186,8 +186,8 @@ class TrainerConfig:
     """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true. 64-true is
     for proofs."""
     memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
-    """Memory that the run may take, above what the process holds when its first phase begins; a plan that needs
-    more is refused. None for what is free."""
+    """Memory that each process of the run may take, above what it holds when the first phase begins; a plan that
+    needs more is refused. None for its share of what is free."""
     keep_freed_memory: bool = True
     """On a CPU: while training, keep freed memory for the next tensor instead of giving it back to the system each
     time, which takes page faults, and with them time. The price is memory that lies between tensors."""

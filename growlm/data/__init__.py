@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut
 from growlm.data.open_sources import open_sources
-from growlm.data.packing import HeldOutSamples, PackedSamples, phase_indices
+from growlm.data.packing import HeldOutSamples, PackedSamples, RankIndices
 from growlm.data.prepare import DataListener, RunData, open_data, prepare_data
 from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
 from growlm.data.stories import story
@@ -25,6 +25,7 @@ __all__ = [
     "HeldOutSamples",
     "PackedDataModule",
     "PackedSamples",
+    "RankIndices",
     "RunData",
     "Source",
     "StreamedSamples",
@@ -36,7 +37,6 @@ __all__ = [
     "load_tokenizer",
     "open_data",
     "open_sources",
-    "phase_indices",
     "prepare_data",
     "story",
 ]

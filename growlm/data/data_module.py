@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from growlm.data.packing import HeldOutSamples, PackedSamples, phase_indices
+from growlm.data.packing import HeldOutSamples, PackedSamples, RankIndices
 from growlm.data.streaming import StreamedSamples
 
 
@@ -21,9 +23,11 @@ class PackedDataModule(LightningDataModule):
         validation: Held-out samples.
         first_sample: The run's sample that this phase starts with.
         num_batches: Number of training batches.
-        batch_size: Samples in each of them.
+        batch_size: Samples in each of them, over all processes.
         validation_sequences: Held-out samples, the same whatever the batch size; fewer where the split does
             not have as many windows. A window never comes twice.
+        rank: Of this process.
+        size: Number of processes; a multiple of it is `batch_size`.
     """
 
     def __init__(
@@ -35,24 +39,29 @@ class PackedDataModule(LightningDataModule):
         num_batches: int,
         batch_size: int,
         validation_sequences: int,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
-        self.batch_size = batch_size
-        self.train_indices = phase_indices(first_sample, num_batches * batch_size)
-        self.validation_indices = range(min(validation_sequences, validation.num_windows))
+        self.batch_size = batch_size // size
+        self.train_indices = RankIndices(first_sample, num_batches, batch_size, rank, size)
+        windows = min(validation_sequences, validation.num_windows)
+        # All make the same number of passes; where the windows cannot be shared evenly, all look at all.
+        is_shared = windows % size == 0
+        self.validation_indices = range(windows)[rank::size] if is_shared else range(windows)
 
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
-        """The phase's batches in order, each (batch_size, sequence_length + 1), int64."""
+        """This process's share of the phase's batches, in order, (share, sequence_length + 1), int64."""
         return _loader(self.train, self.batch_size, self.train_indices)
 
     def val_dataloader(self) -> DataLoader[torch.Tensor]:
-        """The validation batches, each (at most batch_size, sequence_length + 1), int64."""
+        """Its share of the validation batches, each (at most a training share, sequence_length + 1), int64."""
         return _loader(self.validation, self.batch_size, self.validation_indices)
 
 
 def _loader(
-    samples: Dataset[torch.Tensor], batch_size: int, indices: range
+    samples: Dataset[torch.Tensor], batch_size: int, indices: Sequence[int]
 ) -> DataLoader[torch.Tensor]:
     # A loader without a generator of its own draws from the global one each time it is iterated.
     generator = torch.Generator()

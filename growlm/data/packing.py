@@ -7,7 +7,9 @@ were.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -74,6 +76,41 @@ class HeldOutSamples(Dataset[torch.Tensor]):
         return torch.from_numpy(sample.astype(np.int64))
 
 
-def phase_indices(start: int, count: int) -> range:
-    """Indices of the `count` samples that a phase reads, if the phases before it read `start`."""
-    return range(start, start + count)
+@dataclass(frozen=True)
+class RankIndices(Sequence[int]):
+    """Indices of the samples that one process reads in a phase: its part of every batch.
+
+    The batches are the same whatever the number of processes, and their parts follow each other by rank.
+
+    Args:
+        start: Samples of the run before the phase.
+        num_batches: Batches of the phase.
+        batch_size: Samples of a batch, a multiple of `size`.
+        rank: Of the process.
+        size: Number of processes.
+    """
+
+    start: int
+    num_batches: int
+    batch_size: int
+    rank: int = 0
+    size: int = 1
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size // self.size
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        """The index of its `place`-th sample."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        part = self.batch_size // self.size
+        batch, within = divmod(place % len(self), part)
+        return self.start + batch * self.batch_size + self.rank * part + within

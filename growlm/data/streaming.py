@@ -160,9 +160,11 @@ class StreamedSamples(Dataset[torch.Tensor]):
         return torch.from_numpy(self._read())
 
     def mark(self, index: int) -> dict[str, Any] | None:
-        """What `recall` takes to begin again with this sample: plain JSON. None unless it is the next one."""
-        if index != self._next:
+        """What `recall` takes to begin again with this sample: plain JSON. None for one before the next one."""
+        if index < self._next:
             return None
+        if index > self._next:  # the other processes' parts of the last batch
+            self._go_to(index)
         piece = self._pieces[0] if self._pieces else self._at
         before = self._documents_before(piece.document)
         streams = zip(self.streams, before, strict=True)

@@ -55,16 +55,18 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return nats / num_bytes / math.log(2)
 
 
-def mean_loss(model: TransformerLM, batches: Iterable[Tensor]) -> float:
-    """Mean loss over batches of token ids (B, T + 1), every one of them predicted; in the mode the model is in."""
+def summed_loss(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
+    """Sum of the losses over batches of token ids (B, T + 1), and number of the tokens, all of them predicted.
+
+    In the mode the model is in; (2,), fp64.
+    """
     device = model.embedding.weight.device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
+    total = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         losses = model.token_losses(batch.to(device))
-        total += losses.sum(dtype=torch.float64)
-        count += len(losses)
-    return float(total / count)
+        total[0] += losses.sum(dtype=torch.float64)
+        total[1] += len(losses)
+    return total
 
 
 @dataclass(frozen=True)

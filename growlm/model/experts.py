@@ -234,7 +234,7 @@ class MixtureOfExperts(nn.Module):
         tokens = x.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
-        routing = route(logits, self.top_k, self.break_ties, self.selection_bias)
+        routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
         if routings is not None:
             routings.append(routing)
         return self.experts(tokens, routing).unflatten(0, x.shape[:2])

@@ -36,13 +36,18 @@ class Routing:
         counts = torch.bincount(self.chosen.flatten(), minlength=self.num_experts)
         return counts.to(self.logits.dtype) / self.chosen.numel()
 
-    def balance_loss(self) -> Tensor:
+    def balance_loss(self, load: Tensor | None = None) -> Tensor:
         """E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
 
         Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
+
+        Args:
+            load: Of the whole micro-batch, (E,), where these are a part of its tokens; the mean of the parts'
+                losses is then the whole one's.
         """
         mean_probability = self.logits.softmax(dim=-1).mean(dim=0)
-        return self.num_experts * (self.load() * mean_probability).sum()
+        load = self.load() if load is None else load
+        return self.num_experts * (load * mean_probability).sum()
 
     def z_loss(self) -> Tensor:
         """Mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
@@ -63,24 +68,31 @@ class Routing:
 
 
 def route(
-    logits: Tensor, top_k: int, break_ties: bool, selection_bias: Tensor | None = None
+    logits: Tensor,
+    top_k: int,
+    break_ties: bool,
+    selection_bias: Tensor | None = None,
+    length: int | None = None,
 ) -> Routing:
     """Softmax, choose the top K, renormalise their gates to sum to one.
 
     Args:
         logits: (N, E), at least fp32.
         top_k: K.
-        break_ties: Order experts of equal logits pseudo-randomly, token by token. Only the choice sees it,
+        break_ties: Order experts of equal logits pseudo-randomly, position by position. Only the choice sees it,
             and it is the same at every call.
         selection_bias: (E,), added to the logits. Only the choice sees it.
+        length: Of the sequences that the tokens are of: ties are broken alike in all of them, so that it does not
+            matter which sequences are in a batch. N if not given.
     """
     scores = logits.detach()
     if selection_bias is not None:
         scores = scores + selection_bias.to(scores)
     ordered = scores
     if break_ties:
-        order = torch.rand(logits.shape, generator=generator_for("router ties"))
-        ordered = scores + 1e-6 * order.to(logits)
+        shape = (length or len(logits), logits.shape[1])
+        order = torch.rand(shape, generator=generator_for("router ties"))
+        ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
     chosen = ordered.topk(top_k, dim=-1).indices
     # The softmax over the chosen logits is the renormalised top-k of the full softmax.
     return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1), scores)

@@ -8,9 +8,9 @@ PLAIN_WIDTH = 100
 """Columns where there is no terminal to ask."""
 
 
-def plain_console() -> Console:
-    """Standard output: a terminal as wide as it is, anything else 100 columns."""
-    return _console(stderr=False)
+def plain_console(quiet: bool = False) -> Console:
+    """Standard output: a terminal as wide as it is, anything else 100 columns; or nothing at all."""
+    return _console(stderr=False, quiet=quiet)
 
 
 def notes_console() -> Console:
@@ -18,8 +18,8 @@ def notes_console() -> Console:
     return _console(stderr=True)
 
 
-def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+def _console(stderr: bool, quiet: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, quiet=quiet)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

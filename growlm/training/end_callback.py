@@ -19,6 +19,7 @@ from growlm.model.generation import generate
 from growlm.model.sampling import Sampling
 from growlm.training.plan import PlannedPhase
 from growlm.training.stage import PhaseStage
+from growlm.world import World
 
 
 class ArtefactCallback(Callback):
@@ -32,6 +33,7 @@ class ArtefactCallback(Callback):
         seed: Of the run, and so of the growth.
         keeps_optimizer: Whether `save_as` keeps the optimizer's state too.
         tell: Called with an artefact's name before it is written.
+        world: The processes of the run; the first one writes.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ArtefactCallback(Callback):
         seed: int,
         keeps_optimizer: bool,
         tell: Callable[[str], None],
+        world: World,
     ) -> None:
         self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
+        self.world = world
         self.tokenizer_files = tokenizer_files
         self.seed, self.keeps_optimizer = seed, keeps_optimizer
 
@@ -84,7 +88,8 @@ class ArtefactCallback(Callback):
         self.tell(name)
         record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
         files = self.tokenizer_files
-        save_model(pl_module.model, self.folder / name, record, states, files)
+        model, folder = pl_module.model, self.folder / name
+        self.world.first(lambda: save_model(model, folder, record, states, files))
 
 
 def forget_artefacts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from growlm.growth.factors import Factors
 from growlm.growth.grow import apply_growth, plan_growth
 from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import grow_moments, inexact_because
+from growlm.model.transformer import TransformerLM
 from growlm.reporting.records import BoundaryRecord
 from growlm.training.hand_off import HandOff
 from growlm.training.memory import release_memory
@@ -29,6 +31,10 @@ from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.stage import PhaseStage
 from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.verification.growth_check import detailed_growth_check
+from growlm.world import World
+
+CHECKSUM_WORDS = 2**20
+"""Words of a tensor that are summed at once; what is summed is twice as large, and made anew."""
 
 
 class GrowthError(RunError):
@@ -49,6 +55,7 @@ class GrowthCallback(Callback):
         optimizer_settings: Of the optimizer.
         seed: Of the run.
         tell: Called with the boundary's record, also when a check failed.
+        world: The processes of the run. Each grows the model; the first one checks it.
     """
 
     def __init__(
@@ -60,27 +67,29 @@ class GrowthCallback(Callback):
         optimizer_settings: OptimizerConfig,
         seed: int,
         tell: Callable[[BoundaryRecord], None],
+        world: World,
     ) -> None:
         self.hand_off, self.phase = hand_off, phase
         self.probe, self.settings = probe, settings
         self.optimizer_settings = optimizer_settings
-        self.seed, self.tell = seed, tell
+        self.seed, self.tell, self.world = seed, tell, world
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Grow.
 
         Raises:
-            GrowthError: If a check failed.
+            GrowthError: If a check failed, or the processes grew different models.
         """
         assert isinstance(pl_module, PhaseStage)
         start = time.perf_counter()
         mode = self.phase.settings.optimizer_state
-        old_model = self.hand_off.model
-        assert old_model is not None
+        assert self.hand_off.model is not None
+        old_model: TransformerLM = self.hand_off.model
         growth_map = plan_growth(old_model.config, self.phase.operators)
         draws = Draws(self.seed, boundary_index=self.phase.index)
         model = apply_growth(old_model, growth_map, draws)
-        report = detailed_growth_check(
+        check = partial(
+            detailed_growth_check,
             old_model=old_model,
             new_model=model,
             probe=self.probe,
@@ -90,6 +99,7 @@ class GrowthCallback(Callback):
             require_symmetry_breaking=self.settings.require_symmetry_breaking,
             unequal_moments=mode == "asymmetric" and bool(self.hand_off.states),
         )
+        report = self.world.first(check)
         record = BoundaryRecord(
             from_phase=self.hand_off.phase,
             to_phase=self.phase.name,
@@ -108,7 +118,8 @@ class GrowthCallback(Callback):
                 f"growing {record.from_phase} → {record.to_phase} failed its checks. "
                 + "; ".join(failed)
             )
-        self.hand_off.model = old_model = None
+        self.hand_off.model = None
+        del old_model, check
         release_memory()
         with torch.no_grad():
             pl_module.starting_states = grow_moments(growth_map, self.hand_off.states, mode)
@@ -116,6 +127,40 @@ class GrowthCallback(Callback):
             self.phase, growth_map, self.hand_off.factors, self.optimizer_settings
         )
         pl_module.model = model
+        check_replicas(self.world, {"": dict(model.state_dict()), **pl_module.starting_states})
+
+
+def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Check that all processes have the same tensors.
+
+    Args:
+        world: The processes.
+        tensors: By parameter, then by name.
+
+    Raises:
+        GrowthError: Naming the first that differs, in all of them.
+    """
+    if world.size == 1:
+        return
+    sums = {
+        f"{p} {n}".strip(): checksum(t) for p, state in tensors.items() for n, t in state.items()
+    }
+    everyone = world.gather(sums)
+    for rank, others in enumerate(everyone):
+        for name in everyone[0].keys() | others.keys():
+            if everyone[0].get(name) != others.get(name):
+                raise GrowthError(
+                    f"after growing, {name} of process {rank} is not that of process 0: they would train apart"
+                )
+
+
+def checksum(tensor: Tensor) -> int:
+    """Of a tensor's bits: the same on any device and with any number of threads."""
+    words = tensor.detach().contiguous().flatten()
+    words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8)
+    place = torch.arange(1, CHECKSUM_WORDS + 1, device=words.device)
+    sums = [(part.long() * place[: len(part)]).sum() for part in words.split(CHECKSUM_WORDS)]
+    return hash(tuple(int(part) for part in sums))
 
 
 def scaling_of(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:

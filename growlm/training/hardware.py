@@ -41,7 +41,7 @@ class Machine:
     precision: str
     """`bf16-mixed` or `32-true`."""
     memory: int
-    """Bytes that the run may take."""
+    """Bytes that the run may take, on each device."""
 
     @property
     def half_precision(self) -> bool:
@@ -54,16 +54,21 @@ class Machine:
         return torch_device(self.accelerator)
 
 
-def find_machine(settings: TrainerConfig) -> Machine:
+def find_machine(settings: TrainerConfig, processes: int = 1) -> Machine:
     """What the settings choose of this machine.
+
+    Args:
+        settings: The choice.
+        processes: Of the run on this machine, which share a CPU's memory.
 
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
     accelerator = pick_accelerator(settings.accelerator, "trainer.accelerator")
-    return Machine(
-        accelerator, choose_precision(settings, accelerator), memory_limit(settings, accelerator)
-    )
+    memory = memory_limit(settings, accelerator)
+    if accelerator == "cpu" and settings.memory_gb is None:
+        memory //= processes
+    return Machine(accelerator, choose_precision(settings, accelerator), memory)
 
 
 def choose_precision(settings: TrainerConfig, accelerator: str) -> str:

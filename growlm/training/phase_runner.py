@@ -24,6 +24,7 @@ from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training import adamw_8bit
+from growlm.training.devices import devices_of
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -55,7 +56,7 @@ class PhaseRunner:
         prepared: The run.
         folder: Where it leaves its files.
         listener: Is told of everything.
-        history: Its position is part of every state.
+        history: Its position is part of every state; the first process has one.
         callbacks: More of Lightning's, the same in every phase.
         requests: Who may stop it.
         reuse: Is given the state after each phase.
@@ -66,20 +67,21 @@ class PhaseRunner:
         prepared: Prepared,
         folder: RunFolder,
         listener: RunListener,
-        history: HistoryFiles,
+        history: HistoryFiles | None,
         callbacks: Sequence[Callback],
         requests: StopRequests,
         reuse: PhaseReuse,
     ) -> None:
         self.prepared, self.folder, self.listener = prepared, folder, listener
-        self.history = history
+        self.history, self.world = history, prepared.world
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
         compiles = self.config.optimizer.name == adamw_8bit.NAME
         self._compiling = [_Compiling(listener)] if compiles else []
         self.start = time.perf_counter()
-        self.peak_flops = peak_flops(prepared.machine)
+        peak = self.world.first(lambda: peak_flops(prepared.machine))
+        self.peak_flops = None if peak is None else peak * self.world.size
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
@@ -96,14 +98,14 @@ class PhaseRunner:
             self.prepared.data.train.recall(state.record.get("data"))
         first = 0 if state is None else self._go_on_from(state)
         if state is None:
-            forget_artefacts(self._checkpoints, self.plan.phases)
+            self.world.first(lambda: forget_artefacts(self._checkpoints, self.plan.phases))
         with _quiet_lightning():
             for phase in self.plan.phases[first:]:
                 with _advising_on_memory(self.prepared, phase):
                     self._run_phase(phase, state if self.hand_off is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start
         self.listener.run_finished(self.summary)
-        self.folder.remove_states()
+        self.world.first(self.folder.remove_states)
         return self.summary
 
     def _go_on_from(self, state: RunState) -> int:
@@ -114,10 +116,10 @@ class PhaseRunner:
         self.summary.boundaries = [BoundaryRecord.from_saved(b) for b in saved["boundaries"]]
         phase = self.plan.phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
-        if record["step"] < phase.steps:
-            forget_artefacts(self._checkpoints, later, unfinished=phase)
+        unfinished = phase if record["step"] < phase.steps else None
+        self.world.first(lambda: forget_artefacts(self._checkpoints, later, unfinished))
+        if unfinished is not None:
             return phase.index
-        forget_artefacts(self._checkpoints, later)
         scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
         self.hand_off = HandOff(
             phase.name, state.model(), state.optimizer_states(), scaling.lasting_factors
@@ -137,6 +139,7 @@ class PhaseRunner:
             self.config.schedule,
             self.config.seed,
             self.config.trainer,
+            self.world,
         )
         data = self._data(phase, saved["step"])
         progress = self._progress_callback(phase, data)
@@ -171,10 +174,13 @@ class PhaseRunner:
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": phase.steps}
             self._write_state(phase, phase_start, stage.model, states, record, {}, {})
-            self.reuse.phase_ended(phase, self.history.path)
+            if self.history is not None:
+                self.reuse.phase_ended(phase, self.history.path)
             self.requests.deferring = False
-            if (code := self.requests.asked) is not None:
-                raise Interrupted(code, f"after {phase.name}")
+            code = self.requests.asked
+            (asked,) = self.world.largest([-1 if code is None else code])
+            if asked >= 0:
+                raise Interrupted(int(asked), f"after {phase.name}")
 
     def _beginning(
         self,
@@ -206,21 +212,24 @@ class PhaseRunner:
         kept: dict[str, Any],
     ) -> None:
         global_step = phase.first_step + record["step"]
-        record["data"] = self.prepared.data.train.mark(
-            phase.first_sample + record["step"] * phase.samples_per_step
-        )
-        record["phase_seconds"] = time.perf_counter() - phase_start
-        record["run"] = {
-            "global_step": global_step,
-            "seconds": time.perf_counter() - self.start,
-            "phases": [asdict(summary) for summary in self.summary.phases],
-            "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
-            "history": self.history.position(),
-        }
+        folder = self.folder.state_folder(phase, record["step"])
         self.listener.task_progress("writing the state to resume from", 0, None)
         start = time.perf_counter()
-        folder = self.folder.state_folder(phase, record["step"])
-        write_state(folder, global_step, model, states, tensors, record, kept)
+        if self.history is not None:
+            record["data"] = self.prepared.data.train.mark(
+                phase.first_sample + record["step"] * phase.samples_per_step
+            )
+            record["phase_seconds"] = time.perf_counter() - phase_start
+            record["run"] = {
+                "global_step": global_step,
+                "seconds": time.perf_counter() - self.start,
+                "phases": [asdict(summary) for summary in self.summary.phases],
+                "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
+                "history": self.history.position(),
+            }
+        self.world.first(
+            lambda: write_state(folder, global_step, model, states, tensors, record, kept)
+        )
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 
@@ -250,7 +259,7 @@ class PhaseRunner:
             val_bits_per_byte=progress.val_loss * self.prepared.bits_per_nat,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=int(self.world.largest([peak_memory_bytes()])[0]),
             sample=sample,
             router_check=progress.router_check(),
         )
@@ -260,7 +269,7 @@ class PhaseRunner:
     def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             accelerator=self.prepared.machine.accelerator,
-            devices=1,
+            **devices_of(self.world, self.config.trainer),
             precision=self.prepared.machine.precision,  # type: ignore[arg-type]
             max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
@@ -283,6 +292,8 @@ class PhaseRunner:
             num_batches=max(1, phase.steps - done) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,
             validation_sequences=self.config.trainer.validation_sequences,
+            rank=self.world.rank,
+            size=self.world.size,
         )
 
     def _phase_start(self, phase: PlannedPhase) -> PhaseStart:
@@ -306,6 +317,7 @@ class PhaseRunner:
             self.config.optimizer,
             self.config.seed,
             self._tell_boundary,
+            self.world,
         )
 
     def _progress_callback(self, phase: PlannedPhase, data: PackedDataModule) -> ProgressCallback:
@@ -333,7 +345,9 @@ class PhaseRunner:
         phase_start: float,
     ) -> StateCallback:
         write = partial(self._write_state, phase, phase_start)
-        return StateCallback(phase, self.config.checkpoint, self.requests, progress, users, write)
+        return StateCallback(
+            phase, self.config.checkpoint, self.requests, progress, users, write, self.world
+        )
 
     def _artefact_callback(self, phase: PlannedPhase) -> ArtefactCallback:
         return ArtefactCallback(
@@ -344,6 +358,7 @@ class PhaseRunner:
             self.config.seed,
             self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),
+            self.world,
         )
 
     def _tell_boundary(self, record: BoundaryRecord) -> None:

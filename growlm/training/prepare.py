@@ -29,6 +29,7 @@ from growlm.training.optimizer import state_entries
 from growlm.training.plan import Plan, make_plan
 from growlm.training.planner import Forecast, check_fits, forecast
 from growlm.training.run_dir import Circumstances
+from growlm.world import World
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Prepared:
     data: RunData
     forecast: Forecast
     speed: Calibration
+    world: World
 
     @property
     def machine(self) -> Machine:
@@ -85,14 +87,19 @@ class Prepared:
         return torch.stack([validation[i][:length] for i in range(count)])
 
 
-def prepare(config: RunConfig, listener: RunListener) -> Prepared:
+def prepare(config: RunConfig, listener: RunListener, world: World) -> Prepared:
     """Check everything, then read and tokenize the data.
+
+    Args:
+        config: Of the run.
+        listener: Is told what takes long.
+        world: The processes of the run; what one of them leaves on disk, the first one makes.
 
     Raises:
         UserError: If something asked for is wrong.
     """
     check_config(config)
-    machine = find_machine(config.trainer)
+    machine = world.first(lambda: find_machine(config.trainer, world.local_size))
     check_available(config.optimizer.name, machine.accelerator)
     check_logger(config.logger)
     extra_callbacks(config)
@@ -102,19 +109,21 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
     check_fits(config, tokenizer.vocab_size, table)
-    sources, counts = open_sources(config.data, config.seed)
-    speed = calibration(machine, lambda: tell_measuring(listener))
-    data = open_data(
-        config.data,
-        tokenizer,
-        sources,
-        counts,
-        seed=config.seed,
-        sequence_length=config.sequence_length,
-        validation_samples=max(
-            config.trainer.validation_sequences, config.verification.probe_sequences
-        ),
-        listener=_DataProgress(listener),
+    sources, counts = world.after_first(lambda: open_sources(config.data, config.seed))
+    speed = world.first(lambda: calibration(machine, lambda: tell_measuring(listener)))
+    data = world.after_first(
+        lambda: open_data(
+            config.data,
+            tokenizer,
+            sources,
+            counts,
+            seed=config.seed,
+            sequence_length=config.sequence_length,
+            validation_samples=max(
+                config.trainer.validation_sequences, config.verification.probe_sequences
+            ),
+            listener=_DataProgress(listener),
+        )
     )
     return Prepared(
         config=config,
@@ -124,6 +133,7 @@ def prepare(config: RunConfig, listener: RunListener) -> Prepared:
         pretrained=pretrained,
         forecast=table,
         speed=speed,
+        world=world,
     )
 
 

@@ -40,12 +40,16 @@ HARMLESS = (
     "reuse.",
     "run_dir",
     "trainer.activation_checkpointing",  # the same numbers, computed again
+    "trainer.devices",  # these and the strategy change the order of sums
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",
     "trainer.on_nonfinite",
+    "trainer.strategy",
+    "trainer.timeout_minutes",
 )
-"""What may differ when a run goes on: how these keys begin. They change no weight and no row of the history."""
+"""What may differ when a run goes on: how these keys begin. They change no weight and no row of the history, but
+for rounding where the devices are others."""
 DATA_KEYS = {
     "embedded": "data.source",
     "text": "data.path",

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
+from growlm.checkpoint.run_state import RunState
 from growlm.checkpoint.sealed import file_digest
 from growlm.config.schema import RunConfig
+from growlm.device import pick_accelerator
 from growlm.errors import RunError, UserError
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.html import write_report
 from growlm.reporting.listener import Broadcast
 from growlm.reporting.metrics import MetricLogger
+from growlm.reporting.plain import plain_console
 from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.training.baseline import with_baseline
+from growlm.training.devices import with_devices
 from growlm.training.loggers import build_logger
 from growlm.training.memory import older_objects_left_alone
 from growlm.training.phase_keys import phase_keys
@@ -28,8 +33,15 @@ from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
 from growlm.training.resuming import check_circumstances, run_to_resume
 from growlm.training.reusing import PhaseReuse
-from growlm.training.run_dir import RunFolder, check_place, make_run_folder, open_run_folder
+from growlm.training.run_dir import (
+    Circumstances,
+    RunFolder,
+    check_place,
+    make_run_folder,
+    open_run_folder,
+)
 from growlm.training.stop import Interrupted, StopRequests
+from growlm.world import World, join_world
 
 
 @dataclass(frozen=True)
@@ -54,31 +66,78 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If something could not be written.
         Interrupted: If the run was asked to stop.
     """
-    console = ConsoleReporter()
+    accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
     with ExitStack() as stack:
-        stack.callback(console.close, failed=True)
         requests = stack.enter_context(StopRequests(config.trainer.max_time))
-        config = with_baseline(config, lambda: tell_measuring(console))
-        stopped = run_to_resume(config)
-        begun = None if stopped is None else stack.enter_context(open_run_folder(stopped))
-        if begun is None:
-            check_place(config)
-        prepared = prepare(config, console)
+        world = stack.enter_context(join_world(accelerator, timeout))
+        console = ConsoleReporter(plain_console(quiet=not world.is_first))
+        stack.callback(console.close, failed=True)
+        config = world.first(lambda: with_baseline(config, lambda: tell_measuring(console)))
+        begun = _opened_by_first(world, stack, lambda: _run_begun(config))
+        prepared = prepare(with_devices(config, world), console, world)
         if begun is not None:
             check_circumstances(config, begun, prepared.circumstances)
         elif config.resume is not None:
             console.console.print("No unfinished run with these settings: a new one begins")
-        folder = begun or stack.enter_context(make_run_folder(config, prepared.circumstances))
+        folder = begun or _opened_by_first(
+            world, stack, lambda: make_run_folder(config, prepared.circumstances)
+        )
+        assert folder is not None
         try:
             with older_objects_left_alone():
                 summary = _run_in(folder, prepared, callbacks, console, requests)
-            _write_report(folder.path, console)
+            world.first(lambda: _write_report(folder.path, console))
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
-            _write_report(folder.path, console)
+            if world.is_first:
+                _write_report(folder.path, console)
             how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
             console.console.print(f"To go on: {how}", markup=False, soft_wrap=True)
             raise
+
+
+def _run_begun(config: RunConfig) -> RunFolder | None:
+    """The folder of the run to go on with, locked; None for a new run, whose folder can be made."""
+    stopped = run_to_resume(config)
+    if stopped is None:
+        check_place(config)
+        return None
+    return open_run_folder(stopped)
+
+
+def _opened_by_first(
+    world: World, stack: ExitStack, action: Callable[[], RunFolder | None]
+) -> RunFolder | None:
+    """The folder that the first process makes or opens, and locks for itself until the stack is left."""
+    own: list[RunFolder] = []
+
+    def act() -> tuple[Path, str, Circumstances] | None:
+        folder = action()
+        if folder is None:
+            return None
+        own.append(stack.enter_context(folder))
+        return folder.path, folder.run_id, folder.circumstances
+
+    opened = world.first(act)
+    if opened is None:
+        return None
+    return own[0] if own else RunFolder(*opened, lock=None)
+
+
+def _newest_state(folder: RunFolder, world: World) -> tuple[RunState | None, list[UserError]]:
+    """`RunFolder.newest_state`, which the first process finds for all."""
+    found: list[tuple[RunState | None, list[UserError]]] = []
+
+    def find() -> Path | None:
+        found.append(folder.newest_state())
+        state = found[0][0]
+        return None if state is None else state.folder
+
+    path = world.first(find)
+    if found:
+        return found[0]
+    return (None if path is None else RunState.open(path)), []
 
 
 def _run_in(
@@ -88,15 +147,16 @@ def _run_in(
     console: ConsoleReporter,
     requests: StopRequests,
 ) -> RunSummary:
-    config = prepared.config
-    own_state, damaged = folder.newest_state()
+    config, world = prepared.config, prepared.world
+    own_state, damaged = _newest_state(folder, world)
     table = prepared.forecast.to_json(prepared.speed)
     console.run_planned(table)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
     for error in damaged:
         text = f"warning: {error}; going on from the state before it"
         console.console.print(text, markup=False, soft_wrap=True)
-    write_json(folder.path / "plan.json", table["phases"])
+    if world.is_first:
+        write_json(folder.path / "plan.json", table["phases"])
     keys = [] if callbacks else _keys_to_reuse(prepared)
     everyone = Broadcast([console])
     failed = True
@@ -105,12 +165,17 @@ def _run_in(
         state = reuse.begin(own_state, requests)
         saved = {} if state is None else state.record["run"]
         boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
-        history = HistoryFiles(folder.path, saved.get("history"), [b.to_json() for b in boundaries])
-        everyone.listeners.insert(0, history)
+        history = None
+        if world.is_first:
+            passed = [boundary.to_json() for boundary in boundaries]
+            history = HistoryFiles(folder.path, saved.get("history"), passed)
+            everyone.listeners.insert(0, history)
         try:
             first_step = None if own_state is None else saved["global_step"]
-            logger = build_logger(config, folder.path, folder.run_id, first_step)
-            if logger is not None:
+            logger = None
+            if history is not None:
+                logger = build_logger(config, folder.path, folder.run_id, first_step)
+            if history is not None and logger is not None:
                 metrics = MetricLogger(logger)
                 everyone.listeners.append(metrics)
                 with history.path.open() as lines:
@@ -153,7 +218,7 @@ def _sizes_to_keep(prepared: Prepared) -> list[int]:
 def _keys_to_reuse(prepared: Prepared) -> list[str]:
     """None for a run with callbacks of the user's: they would miss what is not trained."""
     config = prepared.config
-    if config.reuse.phases != "always" or config.callbacks.extra:
+    if config.reuse.phases != "always" or config.callbacks.extra or prepared.world.size > 1:
         return []
     files = {path.name: file_digest(path) for path in prepared.tokenizer_files}
     carried = {"origin": prepared.origin, "files": files}

@@ -42,18 +42,20 @@ class Circumstances:
 
 @dataclass
 class RunFolder:
-    """A run's folder, locked for this process for as long as this lives."""
+    """A run's folder, locked for as long as this lives by the process that opened it."""
 
     path: Path
     run_id: str
     circumstances: Circumstances
-    lock: BinaryIO
+    lock: BinaryIO | None
+    """None in the run's other processes."""
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
     @property
     def resume_dir(self) -> Path:

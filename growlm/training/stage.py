@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.growth.optimizer_state import State
-from growlm.inference.scoring import mean_loss
+from growlm.inference.scoring import summed_loss
 from growlm.model.experts import MixtureOfExperts
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
@@ -34,17 +34,21 @@ from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.schedule import schedule_factor
 from growlm.training.step_scaling import StepScaling
 from growlm.verification.router_lock import router_parameters
+from growlm.world import World
 
 
 @dataclass
 class StepFigures:
-    """Sums over the forward passes of the present step; read and cleared at its end."""
+    """Sums over the forward passes of the present step; read and cleared at its end.
+
+    While the step is under way the losses are of this process's part of the batch, then of the whole batch.
+    """
 
     passes: int
     loss: Tensor
     aux_loss: Tensor
     loads: Tensor | None
-    """(layers, experts), shares of assignments."""
+    """(layers, experts), shares of assignments; of the whole batch always."""
     tied: Tensor | None
     """Share of the tokens whose experts have equal scores."""
 
@@ -58,6 +62,12 @@ class StepFigures:
             self.loads + other.loads if both else None,  # type: ignore[operator]
             self.tied + other.tied if both else None,  # type: ignore[operator]
         )
+
+    def over_all(self, world: World) -> StepFigures:
+        """Those of the whole batch, of which every process has had an equal part."""
+        own = [self.loss, self.aux_loss, *([] if self.tied is None else [self.tied])]
+        loss, aux_loss, *tied = world.mean(torch.stack(own)).unbind()
+        return StepFigures(self.passes, loss, aux_loss, self.loads, tied[0] if tied else None)
 
 
 class PhaseStage(LightningModule):
@@ -73,6 +83,7 @@ class PhaseStage(LightningModule):
         schedule: Of the learning rate.
         seed: Of initial weights.
         trainer_settings: How blocks run.
+        world: The processes of the run.
     """
 
     model: TransformerLM
@@ -85,12 +96,13 @@ class PhaseStage(LightningModule):
         schedule: ScheduleConfig,
         seed: int,
         trainer_settings: TrainerConfig,
+        world: World,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
-        self.trainer_settings = trainer_settings
+        self.trainer_settings, self.world = trainer_settings, world
         self.starting_states: dict[str, State] = {}
         self.scaling = StepScaling()
         self.first_step = 0
@@ -122,16 +134,20 @@ class PhaseStage(LightningModule):
         """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""
         routings: list[Routing] = []
         loss = self.model.loss(batch, routings)
-        aux_loss = self._router_loss(routings) if routings else torch.zeros_like(loss)
-        self._collect(loss, aux_loss, routings)
+        loads = None
+        aux_loss = torch.zeros_like(loss)
+        if routings:
+            loads = self.world.mean(torch.stack([routing.load() for routing in routings]))
+            aux_loss = self._router_loss(routings, loads)
+        self._collect(loss, aux_loss, routings, loads)
         return loss + aux_loss
 
     def validation_loss(self, batches: Iterable[Tensor]) -> float:
-        """Mean language-model loss over batches of tokens (batch, time + 1), in eval mode."""
+        """Mean language-model loss over all processes' batches of tokens (batch, time + 1), in eval mode."""
         self.model.eval()
-        loss = mean_loss(self.model, batches)
+        total, count = self.world.sum(summed_loss(self.model, batches)).tolist()
         self.model.train()
-        return loss
+        return float(total / count)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, started from what the last phase's state grew to, and audited."""
@@ -190,6 +206,7 @@ class PhaseStage(LightningModule):
         self.gradient_norm = self.scaling.before_update(self.model, optimizer, limit)
         self.skipped = None
         assert self.figures is not None
+        self.figures = self.figures.over_all(self.world)
         if not torch.isfinite(self.gradient_norm + self.figures.loss):
             self._refuse_step()
         else:
@@ -224,19 +241,21 @@ class PhaseStage(LightningModule):
         assert figures is not None
         return figures
 
-    def _router_loss(self, routings: list[Routing]) -> Tensor:
+    def _router_loss(self, routings: list[Routing], loads: Tensor) -> Tensor:
         config = self.phase.model
-        balance = torch.stack([routing.balance_loss() for routing in routings]).mean()
+        pairs = zip(routings, loads, strict=True)
+        balance = torch.stack([routing.balance_loss(load) for routing, load in pairs]).mean()
         loss = config.router_balance_weight * balance
         if config.router_z_weight:
             z_loss = torch.stack([routing.z_loss() for routing in routings]).mean()
             loss = loss + config.router_z_weight * z_loss
         return loss
 
-    def _collect(self, loss: Tensor, aux_loss: Tensor, routings: list[Routing]) -> None:
-        new = StepFigures(1, loss.detach(), aux_loss.detach(), None, None)
+    def _collect(
+        self, loss: Tensor, aux_loss: Tensor, routings: list[Routing], loads: Tensor | None
+    ) -> None:
+        new = StepFigures(1, loss.detach(), aux_loss.detach(), loads, None)
         if routings:
-            new.loads = torch.stack([routing.load() for routing in routings])
             new.tied = torch.stack([r.tied().to(loss.dtype).mean() for r in routings]).mean()
         self.figures = new if self.figures is None else self.figures + new
 

@@ -21,6 +21,7 @@ from growlm.training.random_state import random_states, restore_random_states
 from growlm.training.stage import PhaseStage
 from growlm.training.step_scaling import StepScaling
 from growlm.training.stop import Interrupted, StopRequests
+from growlm.world import World
 
 WriteState = Callable[
     [TransformerLM, dict[str, State], dict[str, Any], dict[str, Tensor], dict[str, Any]], None
@@ -76,6 +77,7 @@ class StateCallback(Callback):
         progress: Counts the steps.
         callbacks: The user's, by name.
         write: Called with what is to be written.
+        world: The processes of the run, which write and stop together.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class StateCallback(Callback):
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
         write: WriteState,
+        world: World,
     ) -> None:
         self.phase, self.settings, self.requests = phase, settings, requests
         self.progress, self.callbacks, self.write = progress, callbacks, write
+        self.world = world
         self._written = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,13 +112,20 @@ class StateCallback(Callback):
         step = self.progress.step
         if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.steps:
             return
-        code = self.requests.asked
-        if code is not None or self._is_time(self.phase.first_step + step):
+        code, is_time = self._agreed(self.phase.first_step + step)
+        if code is not None or is_time:
             assert isinstance(pl_module, PhaseStage)
             self._write(trainer, pl_module)
             self._written = time.monotonic()
         if code is not None:
             raise Interrupted(code, f"after step {step} of {self.phase.steps} of {self.phase.name}")
+
+    def _agreed(self, global_step: int) -> tuple[int | None, bool]:
+        """The exit code to stop with, and whether it is time for a state: if any process thinks so."""
+        code = self.requests.asked
+        own = [-1 if code is None else code, self._is_time(global_step)]
+        asked, is_time = self.world.largest(own)
+        return (None if asked < 0 else int(asked)), bool(is_time)
 
     def _is_time(self, global_step: int) -> bool:
         every, minutes = self.settings.every_steps, self.settings.every_minutes

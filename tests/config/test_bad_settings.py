@@ -11,6 +11,7 @@ from growlm.errors import UserError
 from growlm.reporting import RunListener
 from growlm.training import run_plan
 from growlm.training.prepare import prepare
+from growlm.world import World
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
@@ -164,7 +165,7 @@ def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no login in a netrc file
     with pytest.raises(UserError) as caught:
-        prepare(load_config(*overrides), RunListener())
+        prepare(load_config(*overrides), RunListener(), World())
     message = str(caught.value)
     assert key in message or caught.value.key.endswith(key.partition("=")[0])
     assert reason in message
@@ -186,7 +187,7 @@ def test_a_device_that_does_not_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = load_config("trainer=gpu")
     with pytest.raises(UserError, match=r"trainer\.accelerator=gpu"):
-        prepare(config, RunListener())
+        prepare(config, RunListener(), World())
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 from growlm.data import load_tokenizer
 from growlm.errors import UserError
 from growlm.inference.rows import read_row
-from growlm.inference.scoring import bits_per_byte, mean_loss, score_row, windows
+from growlm.inference.scoring import bits_per_byte, score_row, summed_loss, windows
 from growlm.model import TransformerLM
 
 
@@ -89,13 +89,15 @@ def test_sums_are_those_by_hand(
     assert told[-1] == (length - 1, length - 1)
 
 
-def test_mean_loss_is_the_mean_of_all_tokens():
+def test_summed_loss_is_over_all_tokens():
     model = build(tiny_config())
     batches = [random_tokens(model.config, 3, 9), random_tokens(model.config, 1, 9, seed=1)]
     both = torch.cat(batches)
     logits = logits_of(model, both[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), both[:, 1:].flatten())
-    assert mean_loss(model, batches) == pytest.approx(expected.item(), abs=1e-12)
+    total, count = summed_loss(model, batches).tolist()
+    assert count == 32
+    assert total / count == pytest.approx(expected.item(), abs=1e-12)
 
 
 def uniform_model(vocab_size):

@@ -1,0 +1,47 @@
+"""Starting a command again as the processes of one run on this machine, by torch's own launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+
+def launch(module: str, arguments: Sequence[str], processes: int) -> int:
+    """Run `python -m module arguments` in so many processes that know of each other; the exit code.
+
+    What `torchrun --standalone --nproc-per-node` does, but for what it prints and exits with: here, the code of
+    the process that failed first.
+
+    Args:
+        module: A command's.
+        arguments: Of its command line.
+        processes: Their number.
+    """
+    # It takes a second to import, and one process alone does not need it.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for logger in ("elastic", "launcher"):  # the processes say themselves what is wrong
+        logging.getLogger(f"torch.distributed.{logger}").setLevel(logging.CRITICAL)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(os.getpid()),
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    return 0
