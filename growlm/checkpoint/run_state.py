@@ -145,24 +145,29 @@ class RunState:
     world: World
 
     @staticmethod
-    def open(folder: Path, world: World | None = None) -> RunState:
+    def open(folder: Path, world: World | None = None, is_checked: bool = False) -> RunState:
         """Compare every file with the manifest.
 
         Args:
             folder: Of the state.
-            world: All processes of the run, if it has several: all must ask for it, the first one compares.
+            world: All processes of the run, if it has several.
+            is_checked: Whether another one of them has compared.
 
         Raises:
             UserError: Naming the first file that is missing or damaged.
-            EndedElsewhereError: In the other processes, then.
         """
-        world = world or World()
-        world.first(lambda: _check_files(folder))
         weights, optimizer, progress = (
-            TensorFiles(folder, stem, KEY, is_checked=True)
-            for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
+            TensorFiles(folder, stem, KEY, is_checked) for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
         )
-        return RunState(folder, _read_record(folder), weights, optimizer, progress, world)
+        if not is_checked:
+            has_callbacks = (folder / CALLBACKS).exists()
+            others = [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])]
+            check_manifest(folder, KEY, others)
+        try:
+            record = dict(read_json(folder / RECORD))
+        except (ValueError, TypeError) as error:
+            raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error
+        return RunState(folder, record, weights, optimizer, progress, world or World())
 
     def model(self) -> TransformerLM:
         """The model, in memory of its own."""
@@ -215,18 +220,3 @@ class RunState:
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
             allowed = "holds more than tensors and plain values, and is not read"
             raise UserError(KEY, path, allowed) from error
-
-
-def _check_files(folder: Path) -> None:
-    for stem in (WEIGHTS, OPTIMIZER, PROGRESS):
-        TensorFiles(folder, stem, KEY)
-    has_callbacks = (folder / CALLBACKS).exists()
-    check_manifest(folder, KEY, [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])])
-    _read_record(folder)
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(folder / RECORD))
-    except (ValueError, TypeError) as error:
-        raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error

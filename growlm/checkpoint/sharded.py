@@ -1,7 +1,8 @@
 """Tensors of which every process holds its own rows, to disk and back.
 
-`torch.distributed.checkpoint` says who writes and who reads what; the files are ours (`parts.py`). torch's own storage is not used: `FileSystemWriter` leaves a pickle, and `HuggingFaceStorageWriter`, whose form of
-safetensors this is, puts all that a process writes together in memory first, and knows no checksums.
+`torch.distributed.checkpoint` says who writes and who reads what; the files are ours (`parts.py`). torch's own
+storage is not used: `FileSystemWriter` leaves a pickle, and `HuggingFaceStorageWriter`, whose form of safetensors
+this is, first puts all that a process writes together in memory, and knows no checksums.
 """
 
 from __future__ import annotations
