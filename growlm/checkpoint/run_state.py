@@ -175,7 +175,7 @@ class RunState:
         return read_model(config, self.weights, in_memory=True)
 
     def own_weights(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """The model's weights and buffers by name, this process's rows of each.
+        """The model's weights by name, this process's rows of each, and its buffers, whole.
 
         Args:
             mesh: All processes.
@@ -186,8 +186,9 @@ class RunState:
         from growlm.checkpoint.sharded import read_own_rows
 
         config, _ = read_config(self.folder, KEY)
-        check_weights(config, self.weights)
-        return read_own_rows(self.weights, mesh, self.world)
+        model = check_weights(config, self.weights)
+        buffers = [name for name, _ in model.named_buffers()]
+        return read_own_rows(self.weights, mesh, self.world, undivided=buffers)
 
     def optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, State]:
         """The optimizer's state by parameter name, in memory of its own.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,11 @@ def fill(tensors: Mapping[str, Tensor], source: TensorSource, world: World) -> N
 
 
 def read_own_rows(
-    source: TensorSource, mesh: DeviceMesh, world: World, dtype: torch.dtype | None = None
+    source: TensorSource,
+    mesh: DeviceMesh,
+    world: World,
+    undivided: Collection[str] = (),
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of a source as FSDP2 holds them: sharded by rows; those without rows whole.
 
@@ -109,6 +113,7 @@ def read_own_rows(
         source: Where they are.
         mesh: All processes; their devices are where the rows go.
         world: All processes.
+        undivided: Names of tensors that every process has whole, though they have rows: a model's buffers.
         dtype: Convert what has rows to it.
 
     Raises:
@@ -118,20 +123,23 @@ def read_own_rows(
     tensors: dict[str, Tensor] = {}
     for name in source.names:
         entry = source.entry(name)
-        tensors[name] = _empty(entry, mesh, dtype or entry.dtype)
+        kept = dtype if dtype is not None and entry.shape else entry.dtype
+        if entry.shape and name not in undivided:
+            tensors[name] = _own_rows(entry.shape, kept, mesh)
+        else:
+            device = mesh.device_type if entry.shape else "cpu"
+            tensors[name] = torch.empty(entry.shape, dtype=kept, device=device)
     fill(tensors, source, world)
     return tensors
 
 
-def _empty(entry: Entry, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:
-    if not entry.shape:
-        return torch.empty((), dtype=entry.dtype)
-    rows = rows_of(entry.shape[0], mesh.get_local_rank(), mesh.size())
-    shape = (rows.stop - rows.start, *entry.shape[1:])
-    part = torch.empty(shape, dtype=dtype, device=mesh.device_type)
-    stride = torch.empty(entry.shape, device="meta").stride()
+def _own_rows(shape: tuple[int, ...], dtype: torch.dtype, mesh: DeviceMesh) -> Tensor:
+    rows = rows_of(shape[0], mesh.get_local_rank(), mesh.size())
+    own = (rows.stop - rows.start, *shape[1:])
+    part = torch.empty(own, dtype=dtype, device=mesh.device_type)
+    stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        part, mesh, [Shard(0)], run_check=False, shape=torch.Size(entry.shape), stride=stride
+        part, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
     )
 
 
