@@ -216,7 +216,7 @@ def test_parts_of_different_writings(size, state):
 @pytest.mark.parametrize("full", ["limited", pytest.param("limited_first", marks=pytest.mark.slow)])
 def test_a_full_disk_of_one_process_stops_all_and_leaves_nothing(full, step, tmp_path):
     (tmp_path / "tokens.json").write_text("{}")
-    outcome = processes.ended(processes.start(2, SHARING, tmp_path, full, step))
+    outcome = processes.Processes(2, SHARING, tmp_path, full, step).ended()
     writes_alone = step == "save_shared_model" and full == "limited"
     assert [code for code, *_ in outcome] == ([0, 0] if writes_alone else [1, 1])
     told = "".join(errors for *_, errors in outcome)
