@@ -32,6 +32,7 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        max_restarts=0,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),

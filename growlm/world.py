@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 LOOK_EVERY = 0.05
 """Seconds between looks at whether the first process has finished what the others wait for."""
+ENDED = "ended"
+FIRST_SPEAKS = 10.0
+"""Seconds that the others wait for the first process to fail too; and when it has, a tenth of them more."""
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -200,6 +203,9 @@ def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with _lost_in_words():
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        # After `torchrun --max-restarts` has started all anew, the store has what the processes before left.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"growlm/{attempt}", store)
         if accelerator == "gpu":
             torch.cuda.set_device(local_rank)
         # Gloo for what lies in the machine's memory, whatever the accelerator.
@@ -207,16 +213,33 @@ def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
         device = torch.device("cuda", local_rank) if accelerator == "gpu" else None
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("default", store),
+            store=dist.PrefixStore("group", store),
             rank=rank,
             world_size=size,
             timeout=timeout,
             device_id=device,
         )
+        world = World(rank, size, local_rank, local_size, dist.PrefixStore("turns", store))
         try:
-            yield World(rank, size, local_rank, local_size, dist.PrefixStore("growlm", store))
+            yield world
+        except LostProcessError:
+            raise
+        except BaseException:
+            _let_first_speak(world)
+            raise
         finally:
             dist.destroy_process_group()
+
+
+def _let_first_speak(world: World) -> None:
+    """Torch's launchers end all processes as soon as one of them fails: let the first one say why."""
+    assert world.store is not None
+    if world.is_first:
+        world.store.set(ENDED, "")
+        return
+    with suppress(RuntimeError):
+        world.store.wait([ENDED], timedelta(seconds=FIRST_SPEAKS))
+        time.sleep(FIRST_SPEAKS / 10)
 
 
 @contextmanager

@@ -33,13 +33,24 @@ def with_devices(config: RunConfig, world: World) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, devices=world.size))
 
 
+def describe_devices(accelerator: str, world: World, settings: TrainerConfig) -> str:
+    """For people: `cpu`, or `4 × gpu, ddp`."""
+    if world.size == 1:
+        return accelerator
+    return f"{world.size} × {accelerator}, {strategy_of(settings)}"
+
+
+def strategy_of(settings: TrainerConfig) -> str:
+    """What several devices share."""
+    return "ddp" if settings.strategy == "auto" else settings.strategy
+
+
 def devices_of(world: World, settings: TrainerConfig) -> dict[str, Any]:
     """What Lightning's `Trainer` is told of the devices."""
     if world.size == 1:
         return {"devices": 1}
     strategy = DDPStrategy(
         timeout=timedelta(minutes=settings.timeout_minutes),
-        broadcast_buffers=False,  # what a router's bias is, all work out alike
         gradient_as_bucket_view=True,
     )
     return {

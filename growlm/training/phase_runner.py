@@ -24,7 +24,7 @@ from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training import adamw_8bit
-from growlm.training.devices import devices_of
+from growlm.training.devices import describe_devices, devices_of
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -74,6 +74,9 @@ class PhaseRunner:
     ) -> None:
         self.prepared, self.folder, self.listener = prepared, folder, listener
         self.history, self.world = history, prepared.world
+        self._devices = describe_devices(
+            prepared.machine.accelerator, self.world, prepared.config.trainer
+        )
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
         self.hand_off: HandOff | None = None
@@ -85,7 +88,7 @@ class PhaseRunner:
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
-            device=prepared.machine.accelerator,
+            device=self._devices,
             precision=prepared.machine.precision,
             reused=reuse.reused,
         )
@@ -301,7 +304,7 @@ class PhaseRunner:
             num_phases=len(self.plan.phases),
             steps=phase.steps,
             lr=phase.settings.lr,
-            device=self.prepared.machine.accelerator,
+            device=self._devices,
             precision=self.prepared.machine.precision,
             parameters=phase.parameters,
         )
