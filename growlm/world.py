@@ -161,6 +161,26 @@ class World:
                 raise RunError(f"process {self.rank} alone: {error}") from error
         return mine[0]
 
+    def together(self, action: Callable[[], T]) -> T:
+        """Do something in every process; if it fails in one, it has failed in all.
+
+        Raises:
+            EndedElsewhereError: In those where it went well, if it failed in another.
+        """
+        result: list[T] = []
+        failed: BaseException | None = None
+        try:
+            result.append(action())
+        except BaseException as error:
+            failed = error
+        codes = self.gather(None if failed is None else code_of(failed))
+        if failed is not None:
+            raise failed
+        for code in codes:
+            if code is not None:
+                raise EndedElsewhereError(code)
+        return result[0]
+
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, a new tensor; no gradient."""
         return self.sum(tensor) / self.size if self.size > 1 else tensor

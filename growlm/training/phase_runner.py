@@ -232,9 +232,7 @@ class PhaseRunner:
                 "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
                 "history": self.history.position(),
             }
-        self.world.first(
-            lambda: write_state(folder, global_step, model, states, tensors, record, kept)
-        )
+        write_state(folder, global_step, model, states, tensors, record, kept, self.world)
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 

@@ -131,14 +131,14 @@ def _newest_state(folder: RunFolder, world: World) -> tuple[RunState | None, lis
     found: list[tuple[RunState | None, list[UserError]]] = []
 
     def find() -> Path | None:
-        found.append(folder.newest_state())
+        found.append(folder.newest_state(world))
         state = found[0][0]
         return None if state is None else state.folder
 
     path = world.first(find)
     if found:
         return found[0]
-    return (None if path is None else RunState.open(path)), []
+    return (None if path is None else RunState.open(path, world, is_checked=True)), []
 
 
 def _run_in(
