@@ -171,7 +171,7 @@ class _Without:
     def __init__(self, files: TensorFiles, left_out: set[str]) -> None:
         self.folder, self.key, self.entry = files.folder, files.key, files.entry
         self.names = [name for name in files.names if name not in left_out]
-        self.read = files.read
+        self.read, self.read_rows = files.read, files.read_rows
 
 
 def _made_of_theirs(

@@ -1,0 +1,100 @@
+"""Runs on several processes of this machine, for tests: real processes, that meet through torch.distributed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+THREADS = "1"
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(command: list[str], processes: int = 2, **variables: str) -> list[subprocess.Popen]:
+    """Start a command as `torchrun` would, but for its watching: who kills one sees what the others do."""
+    common = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": THREADS,
+        **variables,
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def outcome(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each."""
+    try:
+        texts = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, out, err) for p, (out, err) in zip(processes, texts, strict=True)]
+
+
+def run_all(jobs: list[list[str]], processes: int = 2) -> None:
+    """Run plans one after another, given as overrides of `tiny_run.tiny_config`, on the same processes."""
+    ended = outcome(start([__file__, json.dumps(jobs)], processes))
+    assert [code for code, _, _ in ended] == [0] * processes, [text for _, *text in ended]
+
+
+def history(run_dir: Path) -> list[dict]:
+    """The lines of a run's history."""
+    lines = (run_dir / "checkpoints" / "training_history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Of any loss, of training, validation or a boundary, between two runs of the same steps."""
+    return max(loss_differences(one, other).values())
+
+
+def loss_differences(one: Path, other: Path) -> dict[tuple[str, int], float]:
+    """Largest difference of any loss, by phase and step; a boundary's by the phase that it leads to and 0."""
+    losses = ("loss", "val_loss", "aux_loss", "loss_before", "loss_after", "grad_norm")
+    found: dict[tuple[str, int], float] = {}
+    pairs = list(zip(history(one), history(other), strict=True))
+    for mine, theirs in pairs:
+        assert mine.keys() == theirs.keys()
+        place = mine.get("phase") or mine.get("to"), mine.get("step", 0)
+        for key in set(losses) & mine.keys():
+            found[place] = max(found.get(place, 0.0), abs(mine[key] - theirs[key]))
+    return found
+
+
+def main() -> None:
+    """What each process does."""
+    from tiny_run import tiny_config
+
+    from growlm.training import run_plan
+
+    torch.set_num_threads(int(THREADS))
+    for attempt, overrides in enumerate(json.loads(sys.argv[1])):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # they meet anew in every run
+        run_dir, *rest = overrides
+        run_plan(tiny_config(Path(run_dir), *rest))
+
+
+if __name__ == "__main__":
+    main()
