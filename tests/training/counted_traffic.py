@@ -10,18 +10,24 @@ from collections import Counter
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growlm.model import ModelConfig, TransformerLM
+from growlm.model.fully_sharded import shard
 
 
 def main(place, rank, shape):
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=int(rank), world_size=2)
     config = ModelConfig(**json.loads(shape))
     tokens = torch.zeros(2, 9, dtype=torch.long)
-    print(json.dumps({"ddp": ddp_step(config, tokens), **fsdp_steps(config, tokens)}))
+    counted = {
+        "ddp": ddp_step(config, tokens),
+        "32-true": fsdp_step(config, tokens, bf16=False),
+        "bf16-mixed": fsdp_step(config, tokens, bf16=True),
+    }
+    print(json.dumps(counted))
     dist.destroy_process_group()
 
 
@@ -38,19 +44,14 @@ def ddp_step(config, tokens):
     return sizes
 
 
-def fsdp_steps(config, tokens):
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    counted = {}
-    for precision, policy in (("32-true", MixedPrecisionPolicy()), ("bf16-mixed", half)):
-        model = TransformerLM(config)
-        for block in model.blocks:
-            fully_shard(block, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
-        register_fsdp_forward_method(model, "loss")
-        with Counting() as counting:
-            model.loss(tokens).backward()
-        counted[precision] = counting.sizes
-    return counted
+def fsdp_step(config, tokens, bf16):
+    model = TransformerLM(config)
+    shard(model, init_device_mesh("cpu", (2,)))
+    with Counting() as counting:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = model.loss(tokens)
+        loss.backward()
+    return counting.sizes
 
 
 class Counting(TorchDispatchMode):
