@@ -6,11 +6,14 @@ Only the first dimension is ever divided, over all processes, as `torch.chunk` d
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -23,13 +26,22 @@ def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it.
+
+    No gradient passes, if it is sharded.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.full_tensor()
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    """What this process holds of a tensor; shares its memory. No gradient passes, if it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
 
 
 def own_rows(tensor: Tensor) -> slice:
@@ -65,3 +77,48 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
         shape=like.shape,
         stride=like.stride(),
     )
+
+
+def mesh_of(model: nn.Module) -> DeviceMesh | None:
+    """The processes that a model's parameters are divided among; None if each has all of them."""
+    some = next(model.parameters(), None)
+    return some.device_mesh if is_sharded(some) else None
+
+
+def device_of(mesh: DeviceMesh) -> torch.device:
+    """Where this process's parts are."""
+    if mesh.device_type != "cuda":
+        return torch.device(mesh.device_type)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def divided(part: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
+    """A sharded tensor out of this process's part of it.
+
+    Args:
+        part: Its own rows, as `rows_of` says, and all of the other dimensions.
+        shape: Of the whole.
+        mesh: The processes.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    strides = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(
+        part, mesh, (Shard(0),), run_check=False, shape=torch.Size(shape), stride=strides
+    )
+
+
+def total(tensor: Tensor, like: Tensor) -> Tensor:
+    """The sum over all processes of what each has made of its part of a tensor; a new tensor if that is sharded.
+
+    Args:
+        tensor: Plain; of any shape, the same in all processes.
+        like: What it was made of.
+    """
+    if not is_sharded(like):
+        return tensor
+    import torch.distributed as dist
+
+    summed = tensor.clone()
+    dist.all_reduce(summed, group=like.device_mesh.get_group())
+    return summed

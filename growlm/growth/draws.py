@@ -7,11 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from growlm.model.draws import generator_for, normal
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BLOCK = 2**18
 """Entries that are drawn at once where there are many: they should stay in a core's cache."""
@@ -99,6 +103,12 @@ class Draws:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+    def share(self, mesh: DeviceMesh) -> None:
+        """Let all processes know what each of them drew."""
+        found: list[Any] = [None] * mesh.size()
+        torch.distributed.all_gather_object(found, self.noise, group=mesh.get_group())
+        self.noise = {key: drawn for noise in found for key, drawn in noise.items()}
 
     def choice(self, size: int, count: int, *key: object) -> Tensor:
         """`count` different numbers below `size`, in random order."""

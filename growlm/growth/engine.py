@@ -143,6 +143,16 @@ class TensorMap:
         """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
         return any(isinstance(piece, FillWhole | Forget) for piece in self.pieces)
 
+    @property
+    def keeps_weight(self) -> bool:
+        """Whether the new weight is the source, entry by entry."""
+        return self.source is not None and all(isinstance(p, Forget) for p in self.pieces)
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Likewise the moments."""
+        return self.source is not None and not self.pieces
+
     def _own(self, x: Tensor, source: Tensor) -> Tensor:
         if tuple(x.shape) != self.shape:
             raise AssertionError(f"grown to {tuple(x.shape)}, expected {self.shape}")

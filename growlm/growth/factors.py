@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap
+from growlm.sharding import own_part, own_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +86,15 @@ def as_originals(factors: Factors) -> Factors:
 
 
 def product(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The outer product of one vector per dimension of `like`, in its precision and on its device."""
+    """The outer product of one vector per dimension of `like`, in its precision and on its device.
+
+    If it is sharded: this process's rows of the product, a plain tensor.
+    """
     out = torch.ones((), dtype=like.dtype, device=like.device)
+    rows = own_rows(like)
+    like = own_part(like)
     for dim, vector in enumerate(vectors):
+        vector = vector[rows] if dim == 0 else vector
         shape = [1] * like.ndim
         shape[dim] = -1
         out = out * vector.to(like).view(shape)
@@ -105,5 +112,8 @@ def common_value(vectors: Sequence[Tensor]) -> float | None:
 
 
 def original_entries(factors: Factors, like: Tensor) -> Tensor:
-    """Which entries of `like` belong to the original block: original along every dimension. 1.0 or 0.0."""
+    """Which entries of `like` belong to the original block: original along every dimension. 1.0 or 0.0.
+
+    As `product`.
+    """
     return product([f.original for f in factors], like)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from growlm.dealing import Making, each_made
 from growlm.growth.channels import ChannelMap
 from growlm.growth.deepen import Deepen
 from growlm.growth.draws import Draws
@@ -18,6 +20,7 @@ from growlm.growth.widen import Widen
 from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import mesh_of, own_part
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -58,21 +61,44 @@ def plan_growth(
 
 
 def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
-    """The grown model, in the old one's precision, device and mode; the old one is left as it is."""
+    """The grown model, in the old one's precision, device and mode; the old one is left as it is.
+
+    The grown model of a sharded one is sharded likewise.
+    """
+    mesh = mesh_of(model)
     with torch.device("meta"):
         grown = type(model)(growth_map.new_config)
+    dealt: list[str] = []
+    if mesh is not None:
+        from growlm.model.fully_sharded import shard  # loads torch.distributed
+
+        shard(grown, mesh)
+        dealt = by_size(growth_map, dict(grown.named_parameters()))
     old = model.state_dict()
-    some = next(iter(old.values()))
+    some = own_part(next(iter(old.values())))
+
+    def making(name: str) -> Making[str]:
+        tensor_map = growth_map.tensors[name]
+        source = some if tensor_map.source is None else old[tensor_map.source]
+        return Making(name, source, lambda x: tensor_map.weight(x, draws), tensor_map.shape)
+
     with torch.no_grad():
-        new = {
-            name: tensor_map.weight(
-                some if tensor_map.source is None else old[tensor_map.source], draws
-            )
-            for name, tensor_map in growth_map.tensors.items()
-        }
+        new = dict(each_made(map(making, dealt), mesh))
+        new |= each_made(map(making, [n for n in growth_map.tensors if n not in new]), None)
     draws.end_threads()
+    if mesh is not None:
+        draws.share(mesh)
     grown.load_state_dict(new, assign=True)
     return grown.train(model.training)
+
+
+def by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
+    """Those new tensors that are not just their source, the largest first.
+
+    Processes that make tensors at the same time should have about as much to do.
+    """
+    changed = [name for name in names if not growth_map.tensors[name].keeps_weight]
+    return sorted(changed, key=lambda name: -math.prod(growth_map.tensors[name].shape))
 
 
 def grow(

@@ -13,11 +13,14 @@ How `exact` and `asymmetric` scale the steps: `growlm/training/step_scaling.py`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from growlm.dealing import Making, each_made
 from growlm.growth.eight_bit import (
     dequantise,
     fits_eight_bits,
@@ -31,6 +34,10 @@ from growlm.growth.factors import Factors, as_originals, no_factors, original_en
 from growlm.growth.noise import Noise
 from growlm.growth.pieces import Fill
 from growlm.growth.upcycle_pieces import Redraw
+from growlm.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 MODES = ("carry", "reset", "exact", "asymmetric")
 MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance": 2}
@@ -50,7 +57,7 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
     Args:
         growth_map: The growth.
         states: By old parameter name; emptied on the way, each state dropped once its last target is made, so that
-            old and new moments never exist all at once.
+            old and new moments never exist all at once. Where they are sharded, so is what they grow to.
         mode: One of `MODES`.
 
     Returns:
@@ -67,22 +74,83 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
     targets_left = Counter(t.source for t in growth_map.tensors.values() if not t.forgets)
     for name in [name for name in states if name not in targets_left]:
         del states[name]
-    grown: dict[str, State] = {}
-    for name, tensor_map in growth_map.tensors.items():
-        source = tensor_map.source
-        if tensor_map.forgets or source is None or source not in states:
-            continue
-        kept = None
-        if mode == "asymmetric":
-            kept = tensor_map.factors(as_originals(no_factors(growth_map.old_shapes[source])))
-        try:
-            grown[name] = grow_state(tensor_map, states[source], kept)
-        except ValueError as error:
-            raise ValueError(f"{error} of {source}") from error
+    wanted = {
+        name: tensor_map
+        for name, tensor_map in growth_map.tensors.items()
+        if not tensor_map.forgets and tensor_map.source in states
+    }
+    grown: dict[str, State] = {name: {} for name in wanted}
+    mesh = _mesh_of(states)
+    here = [name for name in wanted if mesh is None or wanted[name].keeps_moments]
+    for name in here:
+        source = _source(wanted[name])
+        grown[name] = _grow_state(growth_map, name, states[source], mode)
         targets_left[source] -= 1
         if not targets_left[source]:
             del states[source]
+    if mesh is not None:
+        dealt = sorted(
+            wanted.keys() - here, key=lambda name: (-math.prod(wanted[name].shape), name)
+        )
+        _grow_dealt(growth_map, dealt, states, grown, mode, mesh)
     return grown
+
+
+def _grow_dealt(
+    growth_map: GrowthMap,
+    names: Sequence[str],
+    states: dict[str, State],
+    grown: dict[str, State],
+    mode: str,
+    mesh: DeviceMesh,
+) -> None:
+    """Grow sharded states, moment by moment; those for the names go into `grown`, and the old ones away."""
+
+    def making(key: tuple[str, str]) -> Making[tuple[str, str]]:
+        name, entry = key
+        tensor_map = growth_map.tensors[name]
+
+        def make(moment: Tensor) -> Tensor:
+            return _grow_state(growth_map, name, {entry: moment}, mode)[entry]
+
+        return Making(key, states[_source(tensor_map)][entry], make, tensor_map.shape)
+
+    sources = {name: _source(growth_map.tensors[name]) for name in names}
+    keys = [(name, entry) for name in names for entry in states[sources[name]] if entry != "step"]
+    if strange := {entry for _, entry in keys if entry not in MOMENT_POWERS}:
+        raise ValueError(f"no rule for a part of the optimizer's state {strange}")
+    targets_left = Counter((sources[name], entry) for name, entry in keys)
+    for name in names:
+        grown[name] |= {e: v.clone() for e, v in states[sources[name]].items() if e == "step"}
+    for (name, entry), moment in each_made(map(making, keys), mesh):
+        grown[name][entry] = moment
+        targets_left[sources[name], entry] -= 1
+        if not targets_left[sources[name], entry]:
+            del states[sources[name]][entry]
+    for source in set(sources.values()):
+        del states[source]
+
+
+def _mesh_of(states: Mapping[str, State]) -> DeviceMesh | None:
+    values = (value for state in states.values() for value in state.values())
+    return next((value.device_mesh for value in values if is_sharded(value)), None)
+
+
+def _source(tensor_map: TensorMap) -> str:
+    assert tensor_map.source is not None
+    return tensor_map.source
+
+
+def _grow_state(growth_map: GrowthMap, name: str, state: State, mode: str) -> State:
+    """The state that a new parameter starts with, from that of its source or a part of it."""
+    tensor_map = growth_map.tensors[name]
+    source, kept = _source(tensor_map), None
+    if mode == "asymmetric":
+        kept = tensor_map.factors(as_originals(no_factors(growth_map.old_shapes[source])))
+    try:
+        return grow_state(tensor_map, state, kept)
+    except ValueError as error:
+        raise ValueError(f"{error} of {source}") from error
 
 
 def grow_state(tensor_map: TensorMap, state: State, kept: Factors | None = None) -> State:

@@ -20,7 +20,7 @@ from growlm.model.axes import Label, index, label, reads, writes
 from growlm.model.config import ModelConfig
 from growlm.model.feed_forward import activate
 from growlm.model.layers import linear
-from growlm.model.routing import Routing, route
+from growlm.model.routing import Routing, RoutingLog, route
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
@@ -224,17 +224,17 @@ class MixtureOfExperts(nn.Module):
 
     selection_bias: Tensor | None
 
-    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def forward(self, x: Tensor, routings: RoutingLog | None = None) -> Tensor:
         """Normalised residual stream (B, T, D) -> what to add to it (B, T, D).
 
         Args:
             x: The stream.
-            routings: If given, this layer's routing is appended.
+            routings: If given, is told this layer's routing.
         """
         tokens = x.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
         routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
         if routings is not None:
-            routings.append(routing)
+            routings.note(routing)
         return self.experts(tokens, routing).unflatten(0, x.shape[:2])

@@ -17,6 +17,7 @@ from growlm.model.draws import generator_for
 from growlm.model.kv_cache import KeyValueCache
 from growlm.model.sampling import Sampling, choose, penalise_repetition
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import whole
 
 TOKENS_AT_ONCE = 8192
 """Of the prompts, so many are read in one forward pass: what it holds in memory does not grow with them."""
@@ -100,7 +101,9 @@ class _Batch:
     ) -> None:
         self.model, self.prompts, self.sampling = model, prompts, sampling
         self.device = model.embedding.weight.device
-        self.head = model.head_weight  # autocast keeps what it made of a parameter, not of a part
+        self.head = whole(
+            model.head_weight
+        )  # autocast keeps what it made of a parameter, not of a part
         if num_token_ids is not None and num_token_ids < len(self.head):
             self.head = self.head[:num_token_ids]
         self.continuations = [Continuation() for _ in prompts]

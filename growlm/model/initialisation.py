@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from growlm.model.axes import Label, Role, axes_table
+from growlm.model.axes import Label, LabelledShape, Role, axes_table
 from growlm.model.draws import normal
 
 STD = 0.02
@@ -27,14 +27,24 @@ def initialise(model: nn.Module, seed: int) -> None:
     n_layers: int = model.config.n_layers  # type: ignore[union-attr, assignment]
     with torch.no_grad():
         for name, parameter in model.state_dict(keep_vars=True).items():
-            axes = table[name].label
-            if axes.has(Role.GAIN):
-                parameter.fill_(1.0)
-            elif not is_matrix(axes):
-                parameter.zero_()
-            else:
-                std = STD / math.sqrt(2 * n_layers) if is_residual_output(axes) else STD
-                parameter.copy_(normal(tuple(parameter.shape), "initial", seed, name).mul_(std))
+            parameter.copy_(initial_value(name, table[name], n_layers, seed))
+
+
+def initial_value(name: str, row: LabelledShape, n_layers: int, seed: int) -> Tensor:
+    """What a parameter or buffer begins with, in fp32 on the CPU.
+
+    Args:
+        name: Its name.
+        row: Its row of the axes table.
+        n_layers: Of the model.
+        seed: Of all initial values.
+    """
+    if row.label.has(Role.GAIN):
+        return torch.ones(row.shape)
+    if not is_matrix(row.label):
+        return torch.zeros(row.shape)
+    std = STD / math.sqrt(2 * n_layers) if is_residual_output(row.label) else STD
+    return normal(row.shape, "initial", seed, name).mul_(std)
 
 
 def is_matrix(axes: Label) -> bool:

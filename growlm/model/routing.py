@@ -67,6 +67,20 @@ class Routing:
         return (best[:, 1:] == best[:, :-1]).any(dim=-1)
 
 
+class RoutingLog:
+    """What a forward pass's routers decided, first layer first.
+
+    No list: FSDP2 looks into the lists that a block is given, and hands it others where gradients pass.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Routing] = []
+
+    def note(self, routing: Routing) -> None:
+        """Take one more."""
+        self.found.append(routing)
+
+
 def route(
     logits: Tensor,
     top_k: int,

@@ -23,7 +23,7 @@ from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers import linear, norm
 from growlm.model.loss import linear_cross_entropy, token_losses
 from growlm.model.rotary import rotary_tables
-from growlm.model.routing import Routing
+from growlm.model.routing import Routing, RoutingLog
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ class Block(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        routings: list[Routing] | None = None,
+        routings: RoutingLog | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Residual stream (B, T, D) -> residual stream (B, T, D)."""
@@ -109,7 +109,7 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: If the sequence is too long.
         """
-        return F.linear(self.final_stream(tokens, routings), self.head_weight)
+        return F.linear(self._stream(tokens, routings), self.head_weight)
 
     def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """Mean next-token cross-entropy, in at least fp32; the logits are never held all at once.
@@ -118,7 +118,7 @@ class TransformerLM(nn.Module):
             batch: (B, T + 1) tokens.
             routings: As for `forward`.
         """
-        hidden = self.final_stream(batch[:, :-1], routings).flatten(0, 1)
+        hidden = self._stream(batch[:, :-1], routings).flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class TransformerLM(nn.Module):
         Returns:
             (N,), those that count, row by row.
         """
-        hidden, targets = self.final_stream(batch[:, :-1]), batch[:, 1:]
+        hidden, targets = self._stream(batch[:, :-1]), batch[:, 1:]
         if scored is None:
             return token_losses(hidden.flatten(0, 1), self.head_weight, targets.flatten())
         return token_losses(hidden[scored], self.head_weight, targets[scored])
@@ -144,17 +144,24 @@ class TransformerLM(nn.Module):
 
     def final_stream(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """The normalised residual stream after the last block, (B, T) -> (B, T, D); see `forward`."""
+        return self._stream(tokens, routings)
+
+    def _stream(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        # Public methods do not call each other: under FSDP2 each of them gathers weights and lets go of them.
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
         x = self.embedding(tokens)
         cos, sin = rotary_tables(length, self.config, x)
         trains = self.training and torch.is_grad_enabled()
+        log = None if routings is None else RoutingLog()
         for block in self._compiled_blocks() if trains and self.compile_blocks else self.blocks:
             if trains and self.recompute_blocks:
-                x = _recomputed(block, x, cos, sin, routings)
+                x = _recomputed(block, x, cos, sin, log)
             else:
-                x = block(x, cos, sin, routings)
+                x = block(x, cos, sin, log)
+        if routings is not None and log is not None:
+            routings.extend(log.found)
         return self.final_norm(x)
 
     def read_on(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
@@ -190,11 +197,11 @@ def _recomputed(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    routings: list[Routing] | None,
+    routings: RoutingLog | None,
 ) -> Tensor:
     """The block's output; the backward pass computes the block again."""
-    mine: list[Routing] | None = None if routings is None else []
+    mine = None if routings is None else RoutingLog()
     x = checkpoint(block, x, cos, sin, mine, use_reentrant=False, preserve_rng_state=False)
     if routings is not None and mine is not None:
-        routings.extend(mine)  # not the list itself: computing again appends again
+        routings.found += mine.found  # not the log itself: computing again notes again
     return x

@@ -7,7 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from growlm.config.schema import RunConfig, TrainerConfig
 from growlm.errors import UserError
@@ -33,6 +35,11 @@ def with_devices(config: RunConfig, world: World) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, devices=world.size))
 
 
+def strategy_of(settings: TrainerConfig) -> str:
+    """What several devices share."""
+    return "ddp" if settings.strategy == "auto" else settings.strategy
+
+
 def describe_devices(accelerator: str, world: World, settings: TrainerConfig) -> str:
     """For people: `cpu`, or `4 × gpu, ddp`."""
     if world.size == 1:
@@ -40,23 +47,29 @@ def describe_devices(accelerator: str, world: World, settings: TrainerConfig) ->
     return f"{world.size} × {accelerator}, {strategy_of(settings)}"
 
 
-def strategy_of(settings: TrainerConfig) -> str:
-    """What several devices share."""
-    return "ddp" if settings.strategy == "auto" else settings.strategy
+def mesh_of_run(world: World, settings: TrainerConfig, accelerator: str) -> DeviceMesh | None:
+    """The processes that a model is divided among (FSDP2); None if each has all of it."""
+    if world.size == 1 or strategy_of(settings) != "fsdp":
+        return None
+    return init_device_mesh("cuda" if accelerator == "gpu" else "cpu", (world.size,))
 
 
-def devices_of(world: World, settings: TrainerConfig) -> dict[str, Any]:
-    """What Lightning's `Trainer` is told of the devices."""
+def devices_of(world: World, settings: TrainerConfig, precision: str) -> dict[str, Any]:
+    """What Lightning's `Trainer` is told of the devices and the precision."""
     if world.size == 1:
-        return {"devices": 1}
-    strategy = DDPStrategy(
-        timeout=timedelta(minutes=settings.timeout_minutes),
-        gradient_as_bucket_view=True,
-    )
-    return {
+        return {"devices": 1, "precision": precision}
+    timeout = timedelta(minutes=settings.timeout_minutes)
+    told: dict[str, Any] = {
         "devices": world.local_size,
         "num_nodes": world.size // world.local_size,
-        "strategy": strategy,
+        "precision": precision,
         "plugins": [TorchElasticEnvironment()],
         "use_distributed_sampler": False,  # the batches are shared out already
     }
+    if strategy_of(settings) == "ddp":
+        return told | {"strategy": DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)}
+    strategy = ModelParallelStrategy(world.size, tensor_parallel_size=1, timeout=timeout)
+    if precision == "64-true":  # Lightning refuses to shard under this name
+        del told["precision"]
+        told["plugins"].append(DoublePrecision())
+    return told | {"strategy": strategy}

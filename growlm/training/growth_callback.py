@@ -25,6 +25,7 @@ from growlm.growth.operators import operators_as_data
 from growlm.growth.optimizer_state import grow_moments, inexact_because
 from growlm.model.transformer import TransformerLM
 from growlm.reporting.records import BoundaryRecord
+from growlm.sharding import is_sharded, mesh_of
 from growlm.training.hand_off import HandOff
 from growlm.training.memory import release_memory
 from growlm.training.plan import Plan, PlannedPhase
@@ -55,7 +56,8 @@ class GrowthCallback(Callback):
         optimizer_settings: Of the optimizer.
         seed: Of the run.
         tell: Called with the boundary's record, also when a check failed.
-        world: The processes of the run. Each grows the model; the first one checks it.
+        world: The processes of the run. Each grows the model; the first one checks it. Where each holds a part of
+            it only, they do both together.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class GrowthCallback(Callback):
             require_symmetry_breaking=self.settings.require_symmetry_breaking,
             unequal_moments=mode == "asymmetric" and bool(self.hand_off.states),
         )
-        report = self.world.first(check)
+        report = self.world.first(check) if mesh_of(model) is None else check()
         record = BoundaryRecord(
             from_phase=self.hand_off.phase,
             to_phase=self.phase.name,
@@ -131,7 +133,7 @@ class GrowthCallback(Callback):
 
 
 def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Check that all processes have the same tensors.
+    """Check that all processes have the same tensors, but for those that are divided among them.
 
     Args:
         world: The processes.
@@ -143,7 +145,10 @@ def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) ->
     if world.size == 1:
         return
     sums = {
-        f"{p} {n}".strip(): checksum(t) for p, state in tensors.items() for n, t in state.items()
+        f"{p} {n}".strip(): checksum(t)
+        for p, state in tensors.items()
+        for n, t in state.items()
+        if not is_sharded(t)
     }
     everyone = world.gather(sums)
     for rank, others in enumerate(everyone):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from growlm.errors import RunError
+from growlm.sharding import own_part, total
 
 MOST_SKIPPED = 10
 """Steps skipped in a row before a run that may skip stops all the same."""
@@ -17,19 +20,24 @@ class NonFiniteError(RunError):
 
 def nonfinite_weight(model: nn.Module) -> str | None:
     """The first weight that holds NaN or infinity, in words."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the weight {name} holds {_what(parameter)}"
-    return None
+    found = _first_nonfinite(dict(model.named_parameters()))
+    return None if found is None else f"the weight {found[0]} holds {found[1]}"
 
 
 def nonfinite_gradient(model: nn.Module) -> str | None:
     """Likewise of gradients."""
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"the gradient of {name} holds {_what(parameter.grad)}"
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = _first_nonfinite(gradients)
+    return None if found is None else f"the gradient of {found[0]} holds {found[1]}"
+
+
+@torch.no_grad()
+def _first_nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Name of the first tensor that is not finite, in whatever process, and what it holds."""
+    for name, tensor in tensors.items():
+        part = own_part(tensor)
+        counts = torch.stack([part.isnan().sum(), part.isinf().sum()])
+        num_nan, num_infinite = total(counts, tensor).tolist()
+        if num_nan or num_infinite:
+            return name, "NaN" if num_nan else "infinity"
     return None
-
-
-def _what(tensor: torch.Tensor) -> str:
-    return "NaN" if torch.isnan(tensor).any() else "infinity"

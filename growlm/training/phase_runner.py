@@ -24,7 +24,7 @@ from growlm.reporting.history import HistoryFiles
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.training import adamw_8bit
-from growlm.training.devices import describe_devices, devices_of
+from growlm.training.devices import describe_devices, devices_of, mesh_of_run
 from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
 from growlm.training.growth_callback import GrowthCallback, scaling_of
 from growlm.training.hand_off import HandOff
@@ -79,6 +79,7 @@ class PhaseRunner:
         )
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
         self.config, self.plan = prepared.config, prepared.plan
+        self.mesh = mesh_of_run(self.world, self.config.trainer, prepared.machine.accelerator)
         self.hand_off: HandOff | None = None
         compiles = self.config.optimizer.name == adamw_8bit.NAME
         self._compiling = [_Compiling(listener)] if compiles else []
@@ -143,6 +144,7 @@ class PhaseRunner:
             self.config.seed,
             self.config.trainer,
             self.world,
+            self.mesh,
         )
         data = self._data(phase, saved["step"])
         progress = self._progress_callback(phase, data)
@@ -270,8 +272,7 @@ class PhaseRunner:
     def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             accelerator=self.prepared.machine.accelerator,
-            **devices_of(self.world, self.config.trainer),
-            precision=self.prepared.machine.precision,  # type: ignore[arg-type]
+            **devices_of(self.world, self.config.trainer, self.prepared.machine.precision),
             max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,

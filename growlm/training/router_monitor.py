@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from growlm.model.routing import router_health
+from growlm.sharding import own_part, own_rows, total, whole
 from growlm.training.stage import PhaseStage, StepFigures
 from growlm.verification.report import CheckReport
 from growlm.verification.router_lock import (
@@ -32,7 +33,7 @@ class RouterMonitor:
         self.stage = stage
         self.watch = RouterWatch()
         self._routers = router_parameters(stage.model)
-        self._start = [router.detach().clone() for router in self._routers]
+        self._start = [whole(router.detach()).clone() for router in self._routers]
         self._loads: Tensor | None = None
         self._tied: Tensor | None = None
         self._passes = 0
@@ -98,7 +99,11 @@ class RouterMonitor:
 
     @torch.no_grad()
     def _distance(self) -> float:
-        pairs = list(zip(self._routers, self._start, strict=True))
+        pairs = [
+            (own_part(now), start[own_rows(now)])
+            for now, start in zip(self._routers, self._start, strict=True)
+        ]
         moved = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
-        size = torch.stack([start.square().sum() for _, start in pairs]).sum()
+        moved = total(moved, self._routers[0])
+        size = torch.stack([start.square().sum() for start in self._start]).sum()
         return float((moved / size.clamp(min=1e-30)).sqrt())

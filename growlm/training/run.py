@@ -41,7 +41,7 @@ from growlm.training.run_dir import (
     open_run_folder,
 )
 from growlm.training.stop import Interrupted, StopRequests
-from growlm.world import World, join_world
+from growlm.world import World, join_world, lost_in_words
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         )
         assert folder is not None
         try:
-            with older_objects_left_alone():
+            with older_objects_left_alone(), lost_in_words():
                 summary = _run_in(folder, prepared, callbacks, console, requests)
-            world.first(lambda: _write_report(folder.path, console))
+            if world.is_first:
+                _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
             if world.is_first:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,8 +17,10 @@ from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.growth.optimizer_state import State
 from growlm.inference.scoring import summed_loss
 from growlm.model.experts import MixtureOfExperts
+from growlm.model.fully_sharded import divided_states, shard, sharded_model
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import mesh_of
 from growlm.training.nonfinite import (
     MOST_SKIPPED,
     NonFiniteError,
@@ -32,7 +35,7 @@ from growlm.training.optimizer import (
 )
 from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.schedule import schedule_factor
-from growlm.training.step_scaling import StepScaling
+from growlm.training.step_scaling import StepScaling, total_norm
 from growlm.verification.router_lock import router_parameters
 from growlm.world import World
 
@@ -84,6 +87,7 @@ class PhaseStage(LightningModule):
         seed: Of initial weights.
         trainer_settings: How blocks run.
         world: The processes of the run.
+        mesh: What the model is divided among (FSDP2); None if each process has all of it.
     """
 
     model: TransformerLM
@@ -97,12 +101,14 @@ class PhaseStage(LightningModule):
         seed: int,
         trainer_settings: TrainerConfig,
         world: World,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
         self.trainer_settings, self.world = trainer_settings, world
+        self.mesh = mesh
         self.starting_states: dict[str, State] = {}
         self.scaling = StepScaling()
         self.first_step = 0
@@ -118,7 +124,13 @@ class PhaseStage(LightningModule):
     def configure_model(self) -> None:
         """Draw initial weights, unless a grown model is there."""
         if "model" not in dict(self.named_children()):
-            self.model = TransformerLM(self.phase.model, self.seed)
+            if self.mesh is None:
+                self.model = TransformerLM(self.phase.model, self.seed)
+            else:
+                self.model = sharded_model(self.phase.model, self.seed, self.mesh)
+        elif self.mesh is not None and mesh_of(self.model) is None:
+            shard(self.model, self.mesh)
+            self.starting_states = divided_states(self.starting_states, self.mesh)
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
 
@@ -202,7 +214,7 @@ class PhaseStage(LightningModule):
         """Clip by our own setting and keep the norm: Lightning refuses clipping with a fused AdamW."""
         limit = self.optimizer_settings.gradient_clip or float("inf")
         gradients = [p.grad for p in self._routers if p.grad is not None]
-        self.router_gradient_norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        self.router_gradient_norm = total_norm(gradients) if gradients else None
         self.gradient_norm = self.scaling.before_update(self.model, optimizer, limit)
         self.skipped = None
         assert self.figures is not None

@@ -12,7 +12,7 @@ misses is made up for here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.optim import SGD, Optimizer
 
 from growlm.growth.factors import Factors, common_value, original_entries, product
 from growlm.growth.optimizer_state import State, bias_correction, change_moments
+from growlm.sharding import is_sharded, own_part, total
 
 
 class StepScaling:
@@ -60,7 +61,7 @@ class StepScaling:
             NaN from one to all.
         """
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, _or_zero(norm))
         return norm
 
@@ -69,6 +70,15 @@ class StepScaling:
 
     def abandon(self) -> None:
         """After `before_update`: there will be no step."""
+
+
+@torch.no_grad()
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of gradients, all sharded or none."""
+    norm = torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
+    if not is_sharded(gradients[0]):
+        return norm
+    return total(norm.square(), gradients[0]).sqrt()
 
 
 def _or_zero(norm: Tensor) -> Tensor:
@@ -99,14 +109,15 @@ class _EntrywiseUpdates:
             kept = 1.0 - group["lr"] * group["weight_decay"] if decoupled else 1.0
             for parameter in group["params"]:
                 if parameter in scales:
-                    old = parameter.detach() * kept
+                    old = own_part(parameter.detach()) * kept
                     self._before.append((parameter, old, scales[parameter]))
 
     @torch.no_grad()
     def apply(self) -> None:
         """After the update."""
         for parameter, old, scale in self._before:
-            parameter.copy_(torch.lerp(old, parameter, scale(old)))
+            new = own_part(parameter)
+            new.copy_(torch.lerp(old, new, scale(parameter)))
         self.forget()
 
     def forget(self) -> None:
@@ -152,14 +163,14 @@ class ExactScaling(StepScaling):
             factors, gradient = self.factors[name], parameter.grad
             assert gradient is not None
             if common_value([f.gradient for f in factors]) != 1.0:
-                gradient.div_(product([f.gradient for f in factors], gradient))
+                own_part(gradient).div_(product([f.gradient for f in factors], gradient))
             share = product([f.norm_share for f in factors], gradient)
-            squares.append((gradient.square() * share).sum())
-        norm = torch.stack(squares).sum().sqrt()
+            squares.append((own_part(gradient).square() * share).sum())
+        norm = total(torch.stack(squares).sum(), trained[0][1]).sqrt()
         shrink = (clip / (_or_zero(norm) + 1e-6)).clamp(max=1.0)
         for _, parameter in trained:
             assert parameter.grad is not None
-            parameter.grad.mul_(shrink)
+            own_part(parameter.grad).mul_(shrink)
         self._remember_uneven(dict(trained), optimizer)
         return norm
 
@@ -186,7 +197,9 @@ class ExactScaling(StepScaling):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p in scales and group["weight_decay"]:
-                        p.grad.add_(p / scales[p](p) - p, alpha=group["weight_decay"])
+                        own = own_part(p)
+                        decayed = own / scales[p](p) - own
+                        own_part(p.grad).add_(decayed, alpha=group["weight_decay"])
         self._updates.remember(optimizer, scales)
 
     def _scale_moments(self, states: Mapping[str, State], direction: int) -> None:
@@ -196,7 +209,7 @@ class ExactScaling(StepScaling):
                 continue
 
             def scale(moment: Tensor, power: int, vectors: list[Tensor] = vectors) -> None:
-                moment.mul_(product([v ** (direction * power) for v in vectors], moment))
+                own_part(moment).mul_(product([v ** (direction * power) for v in vectors], moment))
 
             change_moments(state, scale)
 
@@ -245,7 +258,7 @@ class AsymmetricScaling(StepScaling):
         assert self.betas is not None
         beta = self.betas[power - 1]
         ratio = bias_correction(beta, old_steps + self.age) / bias_correction(beta, self.age)
-        moment.mul_(_for_new_entries(factors, ratio, moment))
+        own_part(moment).mul_(_for_new_entries(factors, ratio, moment))
 
     def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
         """Clip, and remember what the new entries were."""

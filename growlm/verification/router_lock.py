@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from growlm.model.axes import Role, axes_table
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import whole
 from growlm.verification.comparison import exact_arithmetic
 from growlm.verification.report import CheckReport, Status
 
@@ -51,7 +52,7 @@ def expert_similarity(model: nn.Module) -> float:
     for name, parameter in model.named_parameters():
         label = table[name].label
         if label.stacked_from and label.has(Role.READS) and label.has(Role.WRITES, "hidden"):
-            flat = parameter.flatten(1).float()
+            flat = whole(parameter).flatten(1).float()
             gram = flat @ flat.T
             norms = gram.diagonal().clamp(min=1e-30).sqrt()
             cosine = gram / torch.outer(norms, norms)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import own_part, total
 from growlm.verification.comparison import exact_arithmetic, probe_loss
 
 
@@ -60,10 +61,11 @@ def quick_sanity_check(
     unreached = [name for name, gradient in gradients.items() if gradient is None]
     if unreached:
         problems.append(f"the loss does not reach {', '.join(unreached)}")
-    broken = [n for n, g in gradients.items() if g is not None and not torch.isfinite(g).all()]
+    reached = {name: g for name, g in gradients.items() if g is not None}
+    broken = [n for n, g in reached.items() if total((~own_part(g).isfinite()).sum(), g)]
     if broken:
         problems.append(f"gradients are not finite in {', '.join(broken)}")
-    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values() if g is not None))
+    norm = math.sqrt(sum(float(total(own_part(g).square().sum(), g)) for g in reached.values()))
     model.zero_grad(set_to_none=True)
     return SanityReport(
         label=label,

@@ -20,6 +20,7 @@ from growlm.growth.pieces import Copy, Split
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import whole
 from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
 from growlm.verification.report import CheckReport, Status
 
@@ -122,10 +123,13 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
             tensor_map.shape,
             tuple(piece for piece in tensor_map.pieces if not isinstance(piece, Noise)),
         )
-        residue = new[name] - clean_map.weight(old[source], Draws(seed=0))
+        old_weight = whole(old[source])
+        spread = float(old_weight.std(correction=0))
+        residue = clean_map.weight(old_weight, Draws(seed=0))
+        del old_weight  # one whole tensor less at a time, where weights are sharded
+        residue -= whole(new[name])
         for dim, channels in copies.items():
             residue = channels.sum_copies(residue, dim)
-        spread = float(old[source].std(correction=0))
         relative = float(residue.abs().max()) / (spread or 1.0)
         if not relative <= worst:
             worst, where = relative, name
@@ -212,7 +216,6 @@ def _measure(
     parameter: Tensor, dim: int, experts_apart: bool, twins: Tensor, unit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relative difference of weights, of gradients, and largest gradient, of each pair of twins."""
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     kept = {dim, 0} if experts_apart else {dim}
 
     def by_pair(x: Tensor) -> Tensor:
@@ -228,8 +231,10 @@ def _measure(
         mean = torch.linalg.vector_norm(x, ord=1) / x.numel()
         return by_pair(first - second) / mean.clamp(min=1e-30)
 
+    weight = relative(whole(parameter.detach()))
+    gradient = whole(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     magnitude = torch.maximum(*map(by_pair, pair(gradient)))
-    return relative(parameter.detach()), relative(gradient), magnitude
+    return weight, relative(gradient), magnitude
 
 
 def _take(x: Tensor, dim: int, members: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from tiny_models import FAMILIES, tiny_config
 
 from growlm.model.draws import normal
 from growlm.model.experts import CPU_ROWS, MixtureOfExperts
-from growlm.model.routing import route
+from growlm.model.routing import RoutingLog, route
 
 TOKENS, WIDTH, HIDDEN, NUM_EXPERTS = 96, 32, 48, 8
 
@@ -106,13 +106,13 @@ def test_dispatch_is_bitwise_repeatable(family, dtype):
 def test_autocast_leaves_the_router_in_full_precision():
     layer = mixture("default", 2)
     x = normal((1, TOKENS, WIDTH), "input")
-    plain, cast = [], []
+    plain, cast = RoutingLog(), RoutingLog()
     layer(x, plain)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x, cast)
 
-    assert torch.equal(plain[0].logits, cast[0].logits)
-    assert torch.equal(plain[0].chosen, cast[0].chosen)
+    assert torch.equal(plain.found[0].logits, cast.found[0].logits)
+    assert torch.equal(plain.found[0].chosen, cast.found[0].chosen)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 96, 700])

@@ -17,7 +17,7 @@ STORES: list[TCPStore] = []
 
 
 def start(command: list[str], processes: int = 2, **variables: str) -> list[subprocess.Popen]:
-    """Start a command as `torchrun` would, but for its watching over them: one killed, the others are not."""
+    """Start a command as `torchrun` would, but for its watching: who kills one sees what the others do."""
     STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     common = {
         "WORLD_SIZE": str(processes),
