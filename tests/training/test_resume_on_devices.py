@@ -18,7 +18,7 @@ SETTINGS = (
     "trainer.precision=64-true",
     "checkpoint.every_steps=3",
 )
-STRATEGIES = ["ddp"]
+STRATEGIES = ["ddp", *slow("fsdp")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def resume(run_dir, processes, *settings):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("processes", [1, *slow(2, 3)])
+@pytest.mark.parametrize("processes", [1, *slow(2, 4)])
 def test_one_process_killed_and_resumed(processes, strategy, whole, killed, tmp_path):
     """In the middle of the third phase, whose last state is from a step before."""
     run_dir, ended = killed(strategy, 10, "1", tmp_path / "run")
