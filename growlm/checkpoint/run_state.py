@@ -30,7 +30,6 @@ from growlm.checkpoint.artefact import (
     CONFIG_NAME,
     OPTIMIZER,
     WEIGHTS,
-    check_weights,
     flat_states,
     new_folder,
     read_config,
@@ -169,32 +168,27 @@ class RunState:
             raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error
         return RunState(folder, record, weights, optimizer, progress, world or World())
 
-    def model(self) -> TransformerLM:
-        """The model, in memory of its own."""
-        config, _ = read_config(self.folder, KEY)
-        return read_model(config, self.weights, in_memory=True)
-
-    def own_weights(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """The model's weights by name, this process's rows of each, and its buffers, whole.
+    def model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
+        """The model, in memory of its own.
 
         Args:
-            mesh: All processes.
+            mesh: All processes, for a model divided among them.
 
         Raises:
             UserError: If weights and config do not agree.
         """
-        from growlm.checkpoint.sharded import read_own_rows
-
         config, _ = read_config(self.folder, KEY)
-        model = check_weights(config, self.weights)
-        buffers = [name for name, _ in model.named_buffers()]
-        return read_own_rows(self.weights, mesh, self.world, undivided=buffers)
+        if mesh is not None:
+            from growlm.checkpoint.sharded import read_own_model  # loads slowly, and few need it
+
+            return read_own_model(config, self.weights, mesh, self.world)
+        return read_model(config, self.weights, in_memory=True)
 
     def optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, State]:
         """The optimizer's state by parameter name, in memory of its own.
 
         Args:
-            mesh: All processes, to have this one's rows of everything that has rows.
+            mesh: All processes, for states divided as the model is.
         """
         if mesh is not None:
             from growlm.checkpoint.sharded import read_own_rows

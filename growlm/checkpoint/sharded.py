@@ -35,13 +35,16 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
+from growlm.checkpoint.matching import check_weights
 from growlm.checkpoint.parts import notes_on, part_name
 from growlm.checkpoint.tensor_files import Entry, TensorSource, flush, write_file
 from growlm.errors import RunError
-from growlm.sharding import rows_of
+from growlm.model.config import ModelConfig
+from growlm.model.fully_sharded import shard
+from growlm.model.transformer import TransformerLM
+from growlm.sharding import device_of, divided, rows_of
 from growlm.world import World
 
 
@@ -127,20 +130,43 @@ def read_own_rows(
         if entry.shape and name not in undivided:
             tensors[name] = _own_rows(entry.shape, kept, mesh)
         else:
-            device = mesh.device_type if entry.shape else "cpu"
+            device = device_of(mesh) if entry.shape else "cpu"
             tensors[name] = torch.empty(entry.shape, dtype=kept, device=device)
     fill(tensors, source, world)
     return tensors
 
 
+def read_own_model(
+    config: ModelConfig,
+    source: TensorSource,
+    mesh: DeviceMesh,
+    world: World,
+    dtype: torch.dtype | None = None,
+) -> TransformerLM:
+    """A model of this config with these weights, divided by FSDP2; no process ever has more than its own rows.
+
+    Args:
+        config: Checked.
+        source: Of the weights.
+        mesh: All processes.
+        world: All processes.
+        dtype: Convert the weights to it.
+
+    Raises:
+        UserError: If weights and config do not agree.
+        EndedElsewhereError: If another process cannot read.
+    """
+    model = check_weights(config, source)
+    buffers = [name for name, _ in model.named_buffers()]
+    shard(model, mesh)
+    model.load_state_dict(read_own_rows(source, mesh, world, buffers, dtype), assign=True)
+    return model
+
+
 def _own_rows(shape: tuple[int, ...], dtype: torch.dtype, mesh: DeviceMesh) -> Tensor:
     rows = rows_of(shape[0], mesh.get_local_rank(), mesh.size())
     own = (rows.stop - rows.start, *shape[1:])
-    part = torch.empty(own, dtype=dtype, device=mesh.device_type)
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        part, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
-    )
+    return divided(torch.empty(own, dtype=dtype, device=device_of(mesh)), shape, mesh)
 
 
 class _Told:

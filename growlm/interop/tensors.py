@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from growlm.checkpoint.artefact import WEIGHTS, check_shapes
+from growlm.checkpoint.artefact import WEIGHTS
+from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.errors import UserError
 from growlm.interop.architecture import Architecture

@@ -126,7 +126,10 @@ class PhaseRunner:
             return phase.index
         scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
         self.hand_off = HandOff(
-            phase.name, state.model(), state.optimizer_states(), scaling.lasting_factors
+            phase.name,
+            state.model(self.mesh),
+            state.optimizer_states(self.mesh),
+            scaling.lasting_factors,
         )
         return phase.index + 1
 

@@ -14,7 +14,7 @@ from growlm.checkpoint import save_model
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
 from growlm.exit_codes import exit_code_of
-from growlm.sharding import is_sharded, rows_of
+from growlm.sharding import divided, is_sharded, rows_of
 from growlm.world import join_world
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
@@ -37,17 +37,8 @@ def random_tensors(seed):
 
 def shared(tensor, mesh):
     """A tensor of which every process has its own rows."""
-    from torch.distributed.tensor import DTensor, Shard
-
     rows = rows_of(tensor.shape[0], mesh.get_local_rank(), mesh.size())
-    return DTensor.from_local(
-        tensor[rows].clone(),
-        mesh,
-        [Shard(0)],
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
-    )
+    return divided(tensor[rows].clone(), tensor.shape, mesh)
 
 
 def trained_model():
@@ -62,17 +53,11 @@ def trained_model():
 
 def shared_model(mesh):
     """The same, by FSDP2's own means."""
-    from torch.distributed.fsdp import fully_shard
+    from growlm.model.fully_sharded import divided_states, shard
 
     model, states = trained_model()
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    states = {
-        name: {entry: shared(t, mesh) if t.ndim else t for entry, t in state.items()}
-        for name, state in states.items()
-    }
-    return model, states
+    shard(model, mesh)
+    return model, divided_states(states, mesh)
 
 
 def write_random(folder, world, mesh):
@@ -132,8 +117,7 @@ def read_states(folder, world, mesh):
         assert state.tensors()["x"].tolist() == [1.0, 1.0]
         assert state.callbacks() == {"a": {"n": 1}}
         assert_same_tensors(state.model().state_dict(), model.state_dict())
-        own, _ = shared_model(mesh)
-        own.load_state_dict(state.own_weights(mesh), assign=True)
+        own = state.model(mesh)
         assert all(is_sharded(p) for p in own.parameters())
         assert_same_tensors(own.state_dict(), model.state_dict())
         for read in (state.optimizer_states(), state.optimizer_states(mesh)):

@@ -9,9 +9,9 @@ import shutil
 import struct
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from on_devices import outcome, start
 from sharing import assert_same_tensors, random_tensors, trained_model
 from tiny_models import random_tokens
 
@@ -45,7 +45,7 @@ READ = ("read_random", "read_states")
 def written(tmp_path_factory):
     """What two processes wrote, and read again."""
     folder = tmp_path_factory.mktemp("written")
-    processes.run(2, SHARING, folder, *WRITE, *READ)
+    share(2, folder, *WRITE, *READ)
     return folder
 
 
@@ -57,9 +57,9 @@ def state(written, tmp_path):
 @pytest.mark.slow
 def test_any_number_reads_what_any_number_wrote(written, tmp_path):
     folder = shutil.copytree(written, tmp_path / "all")
-    processes.run(3, SHARING, folder, "write_random", "write_shared_state", *READ)
-    processes.run(2, SHARING, folder, *READ)
-    processes.run(1, SHARING, folder, *READ)
+    share(3, folder, "write_random", "write_shared_state", *READ)
+    share(2, folder, *READ)
+    share(1, folder, *READ)
     for seed in range(8):
         assert_same_tensors(read_all(folder / f"random-3-{seed}"), random_tensors(seed))
 
@@ -71,9 +71,9 @@ def test_a_process_alone_reads_it_all(seed, written):
     files = TensorFiles(folder, "model")
     for name, tensor in random_tensors(seed).items():
         assert files.entry(name).shape == tensor.shape
-        for start in range(len(tensor) if tensor.ndim else 0):
-            for stop in range(start, len(tensor) + 1):
-                assert torch.equal(files.read_rows(name, start, stop), tensor[start:stop])
+        for first in range(len(tensor) if tensor.ndim else 0):
+            for stop in range(first, len(tensor) + 1):
+                assert torch.equal(files.read_rows(name, first, stop), tensor[first:stop])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -216,10 +216,10 @@ def test_parts_of_different_writings(size, state):
 @pytest.mark.parametrize("full", ["limited", pytest.param("limited_first", marks=pytest.mark.slow)])
 def test_a_full_disk_of_one_process_stops_all_and_leaves_nothing(full, step, tmp_path):
     (tmp_path / "tokens.json").write_text("{}")
-    outcome = processes.Processes(2, SHARING, tmp_path, full, step).ended()
+    ended = outcome(start([str(SHARING), str(tmp_path), full, step]))
     writes_alone = step == "save_shared_model" and full == "limited"
-    assert [code for code, *_ in outcome] == ([0, 0] if writes_alone else [1, 1])
-    told = "".join(errors for *_, errors in outcome)
+    assert [code for code, *_ in ended] == ([0, 0] if writes_alone else [1, 1])
+    told = "".join(errors for *_, errors in ended)
     assert "Traceback" not in told
     if not writes_alone:
         assert told.count("stopped: cannot write") == 1
@@ -228,6 +228,12 @@ def test_a_full_disk_of_one_process_stops_all_and_leaves_nothing(full, step, tmp
             tmp_path / "tokens.json"
         ]
         assert not list(tmp_path.rglob(".*"))
+
+
+def share(processes, folder, *steps):
+    """Have so many processes do something; all must end well."""
+    for code, _, errors in outcome(start([str(SHARING), str(folder), *steps], processes)):
+        assert code == 0, errors
 
 
 def read_all(folder):

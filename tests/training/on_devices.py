@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed import TCPStore
 
 THREADS = "1"
 PROGRAM = __file__
 """What `main` is the program of."""
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+STORES: list[TCPStore] = []
+"""Where processes meet; here, so that no port has to be found free and stay so until a process has started."""
 
 
 def start(command: list[str], processes: int = 2, **variables: str) -> list[subprocess.Popen]:
     """Start a command as `torchrun` would, but for its watching: who kills one sees what the others do."""
+    STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     common = {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(STORES[-1].port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": THREADS,
+        "PYTHONPATH": os.pathsep.join(sys.path),
         **variables,
     }
     return [
