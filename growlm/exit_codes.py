@@ -31,8 +31,8 @@ def exit_code_of(
         tell(str(error))
         if (code := getattr(error, "code", None)) is not None:
             return int(code)  # another process of the run has said why
-        rank = os.environ.get("RANK", "0")
-        print(f"stopped: {error}" + f" (process {rank})" * (rank != "0"), file=sys.stderr)
+        where = "" if is_first_process() else f" (process {os.environ['RANK']})"
+        print(f"stopped: {error}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -45,9 +45,14 @@ def exit_code_of(
 
 def complain(error: UserError) -> int:
     """Print a user's error, if this is the first process of its run; the exit code for it."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of its run that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def code_of(error: BaseException) -> int:

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from growlm.command import run_small_command
+from growlm.config.checks import check_config
 from growlm.config.load import load_config
+from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
 from growlm.errors import UserError
 from growlm.exit_codes import complain
 from growlm.reporting.plain import plain_console
-from growlm.reporting.plan_table import print_plan
+from growlm.reporting.plan_table import print_plan, print_sharing
 from growlm.training.adamw_8bit import check_available
 from growlm.training.baseline import with_baseline
-from growlm.training.calibration import calibration
-from growlm.training.hardware import find_machine
+from growlm.training.calibration import Calibration
+from growlm.training.cluster import planned_machine, planned_speed
+from growlm.training.hardware import Machine
 from growlm.training.plan import make_plan
 from growlm.training.planner import DoesNotFitError, check_fits, forecast
+from growlm.training.sharing import STRATEGIES
 
 USAGE = """
-python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true]
+python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]
 
   phase_plan=four_stage model=... phases.wide.batch_size=4 ...   as for growlm.train
   format                 table (default) or json
   calibrate              true: measure this machine's speed anew, some seconds; else it is done once
+  trainer.devices        of the whole run; each strategy is shown beside the run's own (trainer.strategy)
+  cluster                here (default), or what the devices are: dgx_h100, dgx_a100, or any of its keys
+  devices                1,8,64: only a table of the plan on so many devices each, under each strategy
 
-Exit code 0: the plan fits this machine's free memory; 2: it does not, and the message says which changes would.
+Exit code 0: the plan fits the memory of its devices; 2: it does not, and the message says which changes would.
 """
 OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 """The first of each is the default."""
@@ -39,32 +49,98 @@ def main() -> None:
 
 def plan(arguments: list[str]) -> int:
     """Print the planner's table; the exit code."""
-    own = {key: allowed[0] for key, allowed in OWN_KEYS.items()}
-    for key, _, value in (a.partition("=") for a in arguments if a.partition("=")[0] in own):
-        if value not in OWN_KEYS[key]:
-            raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
-        own[key] = value
-    config = load_config(*(a for a in arguments if a.partition("=")[0] not in own))
-
-    def tell() -> None:
-        print("measuring this machine ...", file=sys.stderr)
-
-    config = with_baseline(config, tell)
-    machine = find_machine(config.trainer)
-    check_available(config.optimizer.name, machine.accelerator)
+    own, numbers, overrides = _own(arguments)
+    anew, as_json = own["calibrate"] == "true", own["format"] == "json"
+    config = with_baseline(load_config(*overrides), _tell)
+    machine = planned_machine(config)
+    if config.cluster.accelerator is None:
+        check_available(config.optimizer.name, machine.accelerator)
     vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
+    if numbers:
+        tables = _on_each(config, vocab_size, numbers, anew)
+        if as_json:
+            print(json.dumps(tables, indent=2))
+        else:
+            print_sharing(plain_console(), tables)
+        return 0
     table = forecast(config, make_plan(config, vocab_size), machine)
-    speed = calibration(machine, tell, anew=own["calibrate"] == "true")
+    speed = planned_speed(config, machine, _tell, anew)
     figures = table.to_json(speed)
-    if own["format"] == "json":
-        print(json.dumps(figures, indent=2))
+    tables = []
+    if table.layout.devices > 1:
+        tables = _under_each_strategy(config, vocab_size, machine, speed)
+    if as_json:
+        print(json.dumps(figures | ({"strategies": tables} if tables else {}), indent=2))
     else:
         print_plan(plain_console(), figures)
+        if tables:
+            print()
+            print_sharing(plain_console(), tables)
     try:
         check_fits(config, vocab_size, table)
     except DoesNotFitError as error:
         return complain(error)
     return 0
+
+
+def _own(arguments: Sequence[str]) -> tuple[dict[str, str], list[int], list[str]]:
+    """The command's own keys, the numbers of `devices=`, and everything else."""
+    own = {key: allowed[0] for key, allowed in OWN_KEYS.items()}
+    numbers: list[int] = []
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "devices":
+            numbers = _numbers(value)
+        elif key not in own:
+            overrides.append(argument)
+        elif value in OWN_KEYS[key]:
+            own[key] = value
+        else:
+            raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
+    return own, numbers, overrides
+
+
+def _numbers(value: str) -> list[int]:
+    parts = value.strip("[]").split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UserError("devices", value, "must be numbers of at least 1, as 1,8,64,512")
+    return [int(part) for part in parts]
+
+
+def _on_each(
+    config: RunConfig, vocab_size: int, numbers: Sequence[int], anew: bool
+) -> list[dict[str, Any]]:
+    """Forecasts of a plan on several numbers of devices, as JSON.
+
+    Raises:
+        UserError: If the plan's batches cannot be shared by one of them.
+    """
+    configs = [
+        replace(config, trainer=replace(config.trainer, devices=number)) for number in numbers
+    ]
+    for one in reversed(configs):  # what the last one needs often does for all
+        check_config(one)
+    tables = []
+    for index, one in enumerate(configs):
+        machine = planned_machine(one)
+        speed = planned_speed(one, machine, _tell, anew and not index)
+        tables += _under_each_strategy(one, vocab_size, machine, speed)
+    return tables
+
+
+def _under_each_strategy(
+    config: RunConfig, vocab_size: int, machine: Machine, speed: Calibration
+) -> list[dict[str, Any]]:
+    """Forecasts of the same plan on the same devices, as JSON; one alone has nothing to share."""
+    run_plan = make_plan(config, vocab_size)
+    strategies = STRATEGIES if (config.trainer.devices or 1) > 1 else STRATEGIES[:1]
+    tables = (forecast(config, run_plan, machine, strategy) for strategy in strategies)
+    return [table.to_json(speed) for table in tables]
+
+
+def _tell() -> None:
+    print("measuring this machine ...", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
+from growlm.exit_codes import is_first_process
 from growlm.sweep.command import run_sweep
 
 
@@ -59,7 +60,8 @@ def run_job(composed: DictConfig) -> int:
             return launch("growlm.train", sys.argv[1:], devices)
         run_plan(config)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if is_first_process():
+            print(interrupted, file=sys.stderr)
         return interrupted.code
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ LOOK_EVERY = 0.05
 ENDED = "ended"
 FIRST_SPEAKS = 10.0
 """Seconds that the others wait for the first process to fail too; and when it has, a tenth of them more."""
+GONE = "another process of this run has ended, or did not answer within trainer.timeout_minutes"
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -67,12 +69,14 @@ class World:
         size: Number of processes.
         local_rank: Of this process on its machine.
         local_size: Processes on this machine.
+        timeout: How long any of them may keep the others waiting.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    timeout: timedelta = timedelta(minutes=30)
     store: dist.Store | None = field(default=None, repr=False)
     _turns: int = field(default=0, repr=False)
 
@@ -100,12 +104,43 @@ class World:
                 raise
             self._publish(key, (True, result))
             return result
-        while not self.store.check([key]):
-            time.sleep(LOOK_EVERY)
+        self.await_key(key)
         is_done, value = pickle.loads(self.store.get(key))  # our own processes' alone
         if not is_done:
             raise EndedElsewhereError(value)
         return value
+
+    def await_key(self, key: str, limit: float = float("inf")) -> None:
+        """Wait until another process has set a key of the store.
+
+        Args:
+            key: It.
+            limit: Seconds to wait at most, however well the store answers.
+
+        Raises:
+            LostProcessError: If the store, which is the first machine's, does not answer for the run's timeout.
+        """
+        store = self.store
+        assert store is not None
+        found, answered = threading.Event(), [time.monotonic()]
+
+        def look() -> None:
+            while not found.is_set():
+                try:
+                    if store.check([key]):
+                        found.set()
+                except RuntimeError:
+                    return
+                answered[0] = time.monotonic()
+                time.sleep(LOOK_EVERY)
+
+        # In a thread of its own: where the network is cut, a look at the store never ends.
+        threading.Thread(target=look, daemon=True).start()
+        start, timeout = time.monotonic(), self.timeout.total_seconds()
+        while not found.wait(LOOK_EVERY) and time.monotonic() - start < limit:
+            if time.monotonic() - answered[0] > timeout:
+                raise LostProcessError(f"{GONE} (the first process's store is silent)")
+        found.set()
 
     def _publish(self, key: str, value: object) -> None:
         assert self.store is not None
@@ -125,6 +160,26 @@ class World:
             except UserError as error:
                 raise RunError(f"process {self.rank} alone: {error}") from error
         return mine[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do something in every process; if it fails in one, it has failed in all.
+
+        Raises:
+            EndedElsewhereError: In those where it went well, if it failed in another.
+        """
+        result: list[T] = []
+        failed: BaseException | None = None
+        try:
+            result.append(action())
+        except BaseException as error:
+            failed = error
+        codes = self.gather(None if failed is None else code_of(failed))
+        if failed is not None:
+            raise failed
+        for code in codes:
+            if code is not None:
+                raise EndedElsewhereError(code)
+        return result[0]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, a new tensor; no gradient."""
@@ -173,7 +228,7 @@ def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
         timeout: How long any of them may keep the others waiting in a step.
 
     Raises:
-        LostProcessError: If one of them ended or did not answer, then or in the block.
+        LostProcessError: If one of them does not come.
     """
     if not started_by_torchrun():
         yield World()
@@ -181,7 +236,7 @@ def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with _lost_in_words():
+    with lost_in_words():
         store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timeout))
         # After `torchrun --max-restarts` has started all anew, the store has what the processes before left.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -199,16 +254,17 @@ def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
             timeout=timeout,
             device_id=device,
         )
-        world = World(rank, size, local_rank, local_size, dist.PrefixStore("turns", store))
-        try:
-            yield world
-        except LostProcessError:
-            raise
-        except BaseException:
-            _let_first_speak(world)
-            raise
-        finally:
-            dist.destroy_process_group()
+    turns = dist.PrefixStore("turns", store)
+    world = World(rank, size, local_rank, local_size, timeout, turns)
+    try:
+        yield world
+    except LostProcessError:
+        raise  # whoever is gone answers no farewell
+    except BaseException:
+        _let_first_speak(world)
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _let_first_speak(world: World) -> None:
@@ -217,13 +273,14 @@ def _let_first_speak(world: World) -> None:
     if world.is_first:
         world.store.set(ENDED, "")
         return
-    with suppress(RuntimeError):
-        world.store.wait([ENDED], timedelta(seconds=FIRST_SPEAKS))
+    with suppress(LostProcessError):
+        world.await_key(ENDED, FIRST_SPEAKS)
         time.sleep(FIRST_SPEAKS / 10)
 
 
 @contextmanager
-def _lost_in_words() -> Iterator[None]:
+def lost_in_words() -> Iterator[None]:
+    """What torch says in the block of another process that has gone, as a `LostProcessError`."""
     try:
         yield
     except RunError:
@@ -232,6 +289,4 @@ def _lost_in_words() -> Iterator[None]:
         if not any(sign in str(error) for sign in LOST):
             raise
         what = str(error).strip().splitlines()[0]
-        raise LostProcessError(
-            f"another process of this run has ended, or did not answer within trainer.timeout_minutes ({what})"
-        ) from error
+        raise LostProcessError(f"{GONE} ({what})") from error

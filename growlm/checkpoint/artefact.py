@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.carried import copy_files
+from growlm.checkpoint.gathered import write_gathered
+from growlm.checkpoint.matching import check_weights
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
 from growlm.checkpoint.tensor_files import (
     INDEX,
-    Entry,
     TensorFiles,
     TensorSource,
     flush,
-    write_tensors,
 )
 from growlm.errors import DiskError, UserError
 from growlm.growth.optimizer_state import State
 from growlm.limits import check_types
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.world import World
 
 FORMAT = "growlm/1"
 CONFIG_NAME = "config.json"
@@ -45,33 +46,35 @@ def save_model(
     record: dict[str, Any],
     states: Mapping[str, State] | None = None,
     files: Iterable[Path] = (),
+    world: World | None = None,
 ) -> None:
     """Write a model.
 
     Args:
-        model: Its weights are written as they are, straight from memory.
+        model: Its weights are written as they are, straight from memory; sharded ones gathered tensor by tensor.
         folder: Made; must not exist.
         record: What else to remember (phase, step, tokenizer ...), plain JSON values.
         states: The optimizer's, by parameter name, if they are to be kept.
         files: Copied beside the weights.
+        world: All processes of the run, if it has several: all must ask for it, the first one writes.
 
     Raises:
         FileExistsError: If the folder exists.
         UserError: If one of the files is a link that leads out of its folder.
         DiskError: If it cannot be written; nothing is left behind.
+        EndedElsewhereError: In the other processes, if the first one cannot write it.
     """
-    with new_folder(folder) as (partial, digests):
-        digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
+    world = world or World()
+    with new_folder(folder, world) as (partial, digests):
+        digests |= write_gathered(partial, WEIGHTS, dict(model.state_dict()), world)
         if states is not None:
-            digests |= write_named(partial, OPTIMIZER, flat_states(states))
-        copy_files(files, partial)
-        write_config(partial, model.config, record)
+            digests |= write_gathered(partial, OPTIMIZER, flat_states(states), world)
 
+        def write_rest() -> None:
+            copy_files(files, partial)
+            write_config(partial, model.config, record)
 
-def write_named(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """`write_tensors` for tensors that are there already."""
-    entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
-    return write_tensors(folder, stem, entries, tensors.__getitem__)
+        world.first(write_rest)
 
 
 def other_files(folder: Path) -> list[Path]:
@@ -88,8 +91,13 @@ def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+def new_folder(folder: Path, world: World | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
+
+    Args:
+        folder: Its name.
+        world: All processes of the run, if several fill it: whatever fails in the block in one of them must fail
+            in all, and once the first one leaves the block, none writes any more.
 
     Yields:
         The folder while it has another name, and the checksums of its files, for those who know some.
@@ -98,20 +106,27 @@ def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         FileExistsError: If the name is taken.
         DiskError: If something cannot be written.
     """
+    world = world or World()
+    partial = folder.with_name(f".{folder.name}.partial")
+    digests: dict[str, str] = {}
+    world.first(lambda: _check_free(folder))
+    with _vanishing(folder, partial) if world.is_first else nullcontext():
+        world.first(lambda: _begin(partial))
+        yield partial, digests
+        world.first(lambda: _end(folder, partial, digests))
+
+
+def _check_free(folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _vanishing(folder: Path, partial: Path) -> Iterator[None]:
+    """Leave nothing behind that was made in the block, if it does not end well."""
     made = [parent for parent in partial.parents if not parent.exists()]
-    digests: dict[str, str] = {}
     try:
-        partial.mkdir(parents=True)
-        yield partial, digests
-        write_manifest(partial, digests)
-        for path in partial.iterdir():
-            flush(path)
-        partial.rename(folder)
-        flush(folder.parent)
+        yield
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
@@ -120,6 +135,19 @@ def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         if isinstance(error, OSError):
             raise DiskError(folder, error) from error
         raise
+
+
+def _begin(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _end(folder: Path, partial: Path, digests: dict[str, str]) -> None:
+    write_manifest(partial, digests)
+    for path in partial.iterdir():
+        flush(path)
+    partial.rename(folder)
+    flush(folder.parent)
 
 
 def write_config(folder: Path, config: ModelConfig, record: Mapping[str, Any]) -> None:
@@ -196,13 +224,7 @@ def read_model(
     Raises:
         UserError: If weights and config do not agree.
     """
-    if len(files.names) < config.n_layers:  # before building thousands of layers that are not there
-        allowed = f"{len(files.names)} tensors are no {config.n_layers} layers, as the config says"
-        raise UserError(files.key, files.folder, allowed)
-    with torch.device("meta"):
-        model = TransformerLM(config)
-    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    check_shapes(files, shapes, files.key)
+    model = check_weights(config, files)
     weights = {}
     for name in files.names:
         tensor = files.read(name)
@@ -219,33 +241,14 @@ def load_states(folder: Path) -> dict[str, State]:
     """The optimizer's state by parameter name; empty if it was not kept."""
     if not TensorFiles.exist(folder, OPTIMIZER):
         return {}
-    return read_states(TensorFiles(folder, OPTIMIZER))
+    files = TensorFiles(folder, OPTIMIZER)
+    return states_from({name: files.read(name) for name in files.names})
 
 
-def read_states(files: TensorFiles) -> dict[str, State]:
-    """The optimizer's state by parameter name."""
+def states_from(tensors: Mapping[str, Tensor]) -> dict[str, State]:
+    """The optimizer's state by parameter name, of tensors as they are named in files."""
     states: dict[str, State] = {}
-    for full_name in files.names:
+    for full_name, tensor in tensors.items():
         name, _, entry = full_name.rpartition(".")
-        states.setdefault(name, {})[entry] = files.read(full_name)
+        states.setdefault(name, {})[entry] = tensor
     return states
-
-
-def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str) -> None:
-    """Check that the files hold the tensors that a config describes.
-
-    Raises:
-        UserError: Naming the first tensor that is missing, unknown, of another shape, or of a type for no weights.
-    """
-    present = set(files.names)
-    for name in sorted(expected.keys() | present):
-        if name not in present:
-            raise UserError(key, files.folder, f"the weights lack {name}")
-        if name not in expected:
-            raise UserError(key, files.folder, f"the weights hold {name}, unknown to the config")
-        entry = files.entry(name)
-        if entry.shape != expected[name]:
-            allowed = f"{name} is {entry.shape}, the config says {expected[name]}"
-            raise UserError(key, files.folder, allowed)
-        if not entry.dtype.is_floating_point:
-            raise UserError(key, files.folder, f"{name} is of type {entry.dtype}, no weights")

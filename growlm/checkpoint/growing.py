@@ -13,13 +13,13 @@ from torch import Tensor
 from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
-    check_shapes,
     new_folder,
     other_files,
     read_config,
     write_config,
 )
 from growlm.checkpoint.carried import check_links, copy_files
+from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.optimizer_files import checked_states
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
 from growlm.errors import UserError

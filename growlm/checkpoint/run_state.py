@@ -6,6 +6,9 @@
     progress.safetensors    sums and random states
     callbacks.pt            what the user's own callbacks keep; tensors and plain values only
 
+Where weights are sharded, every process writes its own rows of them and of the optimizer's state, into files of
+its own (`parts.py`). Any number of processes can read them, each what it will hold.
+
 Written whole or not at all; the newest two are kept.
 """
 
@@ -18,7 +21,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,15 +34,20 @@ from growlm.checkpoint.artefact import (
     new_folder,
     read_config,
     read_model,
-    read_states,
+    states_from,
     write_config,
-    write_named,
 )
+from growlm.checkpoint.gathered import write_gathered
 from growlm.checkpoint.sealed import check_manifest, read_json
 from growlm.checkpoint.tensor_files import TensorFiles
 from growlm.errors import UserError
 from growlm.growth.optimizer_state import State
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import is_sharded
+from growlm.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 KEPT = 2
 RECORD = "state.json"
@@ -56,31 +64,51 @@ def write_state(
     tensors: Mapping[str, Tensor],
     record: dict[str, Any],
     callbacks: Mapping[str, Any] | None = None,
+    world: World | None = None,
 ) -> None:
     """Write a state and let go of all but the newest two.
 
     Args:
         folder: Of the state, from `state_folder`.
         global_step: Steps of the run.
-        model: Its weights, straight from memory.
-        states: The optimizer's, by parameter name.
-        tensors: What else is a tensor.
-        record: What else is JSON.
-        callbacks: What callbacks keep: tensors and plain values.
+        model: Its weights, straight from memory; sharded or not.
+        states: The optimizer's, by parameter name; sharded as the weights are.
+        tensors: What else is a tensor; the first process's are written.
+        record: What else is JSON; likewise.
+        callbacks: What callbacks keep: tensors and plain values; likewise.
+        world: All processes of the run, if it has several: all must ask for it.
 
     Raises:
         DiskError: If it cannot be written; the states before it stay.
+        EndedElsewhereError: If another process cannot write it.
     """
-    with new_folder(folder) as (partial, digests):
-        digests |= write_named(partial, WEIGHTS, dict(model.state_dict()))
-        digests |= write_named(partial, OPTIMIZER, flat_states(states))
-        digests |= write_named(partial, PROGRESS, tensors)
-        (partial / RECORD).write_text(json.dumps(record) + "\n")
-        if callbacks:
-            torch.save(dict(callbacks), partial / CALLBACKS)
-        write_config(partial, model.config, {"global_step": global_step})
-    for old in state_folders(folder.parent)[:-KEPT]:
-        shutil.rmtree(old)
+    world = world or World()
+    with new_folder(folder, world) as (partial, digests):
+        digests |= _write_tensors(partial, WEIGHTS, dict(model.state_dict()), world)
+        digests |= _write_tensors(partial, OPTIMIZER, flat_states(states), world)
+
+        def write_rest() -> dict[str, str]:
+            (partial / RECORD).write_text(json.dumps(record) + "\n")
+            if callbacks:
+                torch.save(dict(callbacks), partial / CALLBACKS)
+            write_config(partial, model.config, {"global_step": global_step})
+            return write_gathered(partial, PROGRESS, tensors, World())
+
+        digests |= world.first(write_rest)
+    if world.is_first:
+        for old in state_folders(folder.parent)[:-KEPT]:
+            shutil.rmtree(old)
+
+
+def _write_tensors(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], world: World
+) -> dict[str, str]:
+    """In parts, if every process has its own; else as one process writes them."""
+    if world.size > 1 and any(map(is_sharded, tensors.values())):
+        from growlm.checkpoint.sharded import write_parts  # loads slowly, and few need it
+
+        return write_parts(folder, stem, tensors, world)
+    return write_gathered(folder, stem, tensors, world)
 
 
 def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None = None) -> Path:
@@ -102,41 +130,71 @@ def state_folders(resume_dir: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class RunState:
-    """A state whose every file is what was written."""
+    """A state whose every file is what was written.
+
+    Without a mesh its tensors are read whole, by whoever asks. With one, all processes must ask, and each gets
+    its own rows as FSDP2 deals them out, on its device, whoever wrote them.
+    """
 
     folder: Path
     record: dict[str, Any]
     weights: TensorFiles
     optimizer: TensorFiles
     progress: TensorFiles
+    world: World
 
     @staticmethod
-    def open(folder: Path) -> RunState:
+    def open(folder: Path, world: World | None = None, is_checked: bool = False) -> RunState:
         """Compare every file with the manifest.
+
+        Args:
+            folder: Of the state.
+            world: All processes of the run, if it has several.
+            is_checked: Whether another one of them has compared.
 
         Raises:
             UserError: Naming the first file that is missing or damaged.
         """
         weights, optimizer, progress = (
-            TensorFiles(folder, stem, KEY) for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
+            TensorFiles(folder, stem, KEY, is_checked) for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
         )
-        has_callbacks = (folder / CALLBACKS).exists()
-        check_manifest(folder, KEY, [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])])
+        if not is_checked:
+            has_callbacks = (folder / CALLBACKS).exists()
+            others = [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])]
+            check_manifest(folder, KEY, others)
         try:
             record = dict(read_json(folder / RECORD))
         except (ValueError, TypeError) as error:
             raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error
-        return RunState(folder, record, weights, optimizer, progress)
+        return RunState(folder, record, weights, optimizer, progress, world or World())
 
-    def model(self) -> TransformerLM:
-        """The model, in memory of its own."""
+    def model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
+        """The model, in memory of its own.
+
+        Args:
+            mesh: All processes, for a model divided among them.
+
+        Raises:
+            UserError: If weights and config do not agree.
+        """
         config, _ = read_config(self.folder, KEY)
+        if mesh is not None:
+            from growlm.checkpoint.sharded import read_own_model  # loads slowly, and few need it
+
+            return read_own_model(config, self.weights, mesh, self.world)
         return read_model(config, self.weights, in_memory=True)
 
-    def optimizer_states(self) -> dict[str, State]:
-        """The optimizer's state by parameter name, in memory of its own."""
-        states = read_states(self.optimizer)
-        return {n: {e: t.clone() for e, t in state.items()} for n, state in states.items()}
+    def optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, State]:
+        """The optimizer's state by parameter name, in memory of its own.
+
+        Args:
+            mesh: All processes, for states divided as the model is.
+        """
+        if mesh is not None:
+            from growlm.checkpoint.sharded import read_own_rows
+
+            return states_from(read_own_rows(self.optimizer, mesh, self.world))
+        return states_from({n: self.optimizer.read(n).clone() for n in self.optimizer.names})
 
     def tensors(self) -> dict[str, Tensor]:
         """The other tensors, in memory of their own."""

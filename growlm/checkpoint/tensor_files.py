@@ -1,7 +1,8 @@
-"""Named tensors in safetensors files, one tensor in memory at a time: `stem.safetensors`, or shards and an index.
+"""Named tensors in safetensors files, one tensor in memory at a time.
 
-The format is eight bytes of length, a JSON header with every tensor's type, shape and place, and the bytes. All of
-the header is known before the first tensor is made, so files are written as the tensors come.
+`stem.safetensors`, or shards and an index, or parts that several processes wrote (`parts.py`). The format is eight
+bytes of length, a JSON header with every tensor's type, shape and place, and the bytes. All of the header is known
+before the first tensor is made, so files are written as the tensors come.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from growlm.checkpoint.parts import Part, first_row, joined, offsets_in, part_names
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json
 from growlm.errors import DiskError, UserError
 
@@ -82,24 +84,49 @@ def write_tensors(
         for number in range(1, len(shards) + 1)
     ]
     for file_name, shard in zip(names, shards, strict=True):
-        header = _header(shard)
-        size = len(header) + sum(entry.nbytes for entry in shard)
-        with _DigestedFile(folder / file_name, size) as file, ThreadPoolExecutor(1) as writer:
-            pending = writer.submit(file.write, header)
-            for entry in shard:
-                tensor = _checked(make(entry.name), entry)
-                pending.result()
-                pending = writer.submit(file.write, _bytes_of(tensor))
-                del tensor
-                progress(entry.nbytes)
-            pending.result()
-        digests[file_name] = file.digest.hexdigest()
+        digests[file_name] = write_file(folder / file_name, shard, make, progress)
     if len(shards) > 1:
         places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
         total = sum(entry.nbytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{stem}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
     return digests
+
+
+def write_file(
+    path: Path,
+    entries: Sequence[Entry],
+    make: Callable[[str], Tensor],
+    progress: Callable[[int], None] = lambda written: None,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Write one file of tensors, as `write_tensors` does.
+
+    Args:
+        path: Of the file.
+        entries: In the order of writing.
+        make: The tensor of a name, of the entry's type and shape.
+        progress: Called with the bytes of each tensor that has been handed over.
+        notes: What else its header says.
+
+    Returns:
+        Its SHA-256.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    header = _header(entries, notes or {})
+    size = len(header) + sum(entry.nbytes for entry in entries)
+    with _DigestedFile(path, size) as file, ThreadPoolExecutor(1) as writer:
+        pending = writer.submit(file.write, header)
+        for entry in entries:
+            tensor = _checked(make(entry.name), entry)
+            pending.result()
+            pending = writer.submit(file.write, _bytes_of(tensor))
+            del tensor
+            progress(entry.nbytes)
+        pending.result()
+    return file.digest.hexdigest()
 
 
 def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -157,8 +184,8 @@ class _DigestedFile:
             raise DiskError(self.path, error, self.size - self._written) from error
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(entries: Sequence[Entry], notes: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **notes}}
     start = 0
     for entry in entries:
         end = start + entry.nbytes
@@ -200,6 +227,9 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Tensor:
         """A tensor."""
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor."""
+
 
 class TensorFiles:
     """Tensors on disk, read one at a time; nothing stays mapped between two reads.
@@ -208,25 +238,33 @@ class TensorFiles:
         folder: Of the files.
         stem: Of their names.
         key: What the user calls the folder, for messages.
+        is_checked: Whether the files have been compared with the folder's manifest already.
 
     Raises:
         UserError: If the files are missing, or damaged: compared with the folder's manifest, if it has one.
     """
 
-    def __init__(self, folder: Path, stem: str, key: str = "checkpoint") -> None:
+    def __init__(
+        self, folder: Path, stem: str, key: str = "checkpoint", is_checked: bool = False
+    ) -> None:
         self.folder, self.stem, self.key = folder, stem, key
         self._file_of: dict[str, Path] = {}
-        files = self._files()
-        if (folder / MANIFEST).exists():
+        self._parts: dict[str, list[Part]] = {}
+        files, are_parts = self._files()
+        if not is_checked and (folder / MANIFEST).exists():
             check_manifest(folder, key, [file.name for file in files])
         for file in files:
             with self._open(file) as opened:
                 self._file_of |= dict.fromkeys(opened.keys(), file)
+                if are_parts:
+                    self._note_parts(file, opened)
+        self._joined = {name: self._join(name) for name in self._parts}
 
     @staticmethod
     def exist(folder: Path, stem: str) -> bool:
         """Whether there are any."""
-        return any((folder / f"{stem}{end}").is_file() for end in (".safetensors", INDEX))
+        ends = (".safetensors", INDEX, "-part-*.safetensors")
+        return any(path.is_file() for end in ends for path in folder.glob(f"{stem}{end}"))
 
     @property
     def names(self) -> list[str]:
@@ -235,28 +273,77 @@ class TensorFiles:
 
     def entry(self, name: str) -> Entry:
         """Type and shape of a tensor."""
+        if name in self._joined:
+            return self._joined[name]
         with self._open(self._file_of[name]) as opened:
-            view = opened.get_slice(name)
-            dtypes = [t for t, text in TYPE_NAMES.items() if text == view.get_dtype()]
-            if not dtypes:
-                allowed = (
-                    f"{name} is of type {view.get_dtype()}, known: {', '.join(TYPE_NAMES.values())}"
-                )
-                raise UserError(self.key, self._file_of[name], allowed)
-            return Entry(name, dtypes[0], tuple(view.get_shape()))
+            return self._entry_in(self._file_of[name], opened, name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor, mapped from its file for as long as it lives."""
+        """A tensor, mapped from its file for as long as it lives; in memory where it lies in several files."""
+        if len(self._parts.get(name, ())) > 1:
+            return self.read_rows(name, 0, self.entry(name).shape[0])
         with self._open(self._file_of[name]) as opened:
             return opened.get_tensor(name)
 
-    def _files(self) -> list[Path]:
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor, in memory; nothing else of it is read."""
+        if name not in self._joined:
+            with self._open(self._file_of[name]) as opened:
+                return opened.get_slice(name)[start:stop]
+        whole = self._joined[name]
+        rows = torch.empty((max(0, stop - start), *whole.shape[1:]), dtype=whole.dtype)
+        for part in self._parts[name]:
+            first, last = max(start, part.start), min(stop, part.stop)
+            if first < last:
+                with self._open(part.file) as opened:
+                    found = opened.get_slice(name)[first - part.start : last - part.start]
+                    rows[first - start : last - start] = found
+        return rows
+
+    def _entry_in(self, file: Path, opened: safe_open, name: str) -> Entry:
+        view = opened.get_slice(name)
+        dtypes = [t for t, text in TYPE_NAMES.items() if text == view.get_dtype()]
+        if not dtypes:
+            allowed = (
+                f"{name} is of type {view.get_dtype()}, known: {', '.join(TYPE_NAMES.values())}"
+            )
+            raise UserError(self.key, file, allowed)
+        return Entry(name, dtypes[0], tuple(view.get_shape()))
+
+    def _note_parts(self, file: Path, opened: safe_open) -> None:
+        try:
+            offsets = offsets_in(opened.metadata())
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                entry = self._entry_in(file, opened, name)
+                start = first_row(offsets, name, entry.shape)
+                self._parts.setdefault(name, []).append(Part(file, entry.dtype, entry.shape, start))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(self.key, file, str(error)) from error
+
+    def _join(self, name: str) -> Entry:
+        parts = sorted(self._parts[name], key=lambda part: (part.start, part.stop))
+        self._parts[name] = parts
+        try:
+            return Entry(name, parts[0].dtype, joined(name, parts))
+        except ValueError as error:
+            raise UserError(self.key, self.folder, str(error)) from error
+
+    def _files(self) -> tuple[list[Path], bool]:
+        """All files, and whether they are parts."""
         single, index = (
             self.folder / f"{self.stem}.safetensors",
             self.folder / f"{self.stem}{INDEX}",
         )
         if single.is_file():
-            return [single]
+            return [single], False
+        try:
+            parts = part_names(self.folder, self.stem)
+        except ValueError as error:
+            raise UserError(self.key, self.folder, str(error)) from error
+        if parts:
+            return [self.folder / name for name in parts], True
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -265,7 +352,7 @@ class TensorFiles:
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise UserError(self.key, index, f"names {name!r}, which is no file of its folder")
-        return [self.folder / name for name in names]
+        return [self.folder / name for name in names], False
 
     @contextmanager
     def _open(self, file: Path) -> Iterator[safe_open]:

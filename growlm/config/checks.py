@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
+    ClusterConfig,
     DataConfig,
     GrowSpec,
     OptimizerConfig,
     PhaseConfig,
     RunConfig,
     SourceConfig,
+    TrainerConfig,
 )
 from growlm.errors import UserError
 from growlm.growth.grow import Operator
@@ -44,6 +46,7 @@ def check_config(config: RunConfig) -> None:
         raise UserError("tokenizer.path", config.tokenizer.path, allowed)
     _check_optimizer(config.optimizer)
     _check_max_time(config.trainer.max_time)
+    _check_cluster(config.cluster, config.trainer)
     if not config.phases:
         raise UserError("phases", "{}", "a plan needs at least one phase")
     names: dict[str, str] = {}
@@ -57,6 +60,7 @@ def check_config(config: RunConfig) -> None:
         _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, begins_anew)
         for key in ("save_initial_as", "save_as"):
             _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
+    _check_shared_batches(config)
     # The tokenizer is not known yet; no operator minds the vocabulary.
     grown_models(config, config.model.shape(vocab_size=1))
 
@@ -151,6 +155,45 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
         )
     for index, spec in enumerate(phase.grow):
         chosen_operator(spec, f"{path}.grow.{index}")
+
+
+def _check_cluster(cluster: ClusterConfig, trainer: TrainerConfig) -> None:
+    """Devices that are stated are stated whole: nothing of them can be measured."""
+    together = {key: getattr(cluster, key) for key in ("peak_tflops", "memory_gb_per_s")}
+    if cluster.accelerator is not None:
+        together["memory_gb"] = cluster.memory_gb or trainer.memory_gb
+    elif all(value is None for value in together.values()):
+        return
+    for key, value in together.items():
+        if value is None:
+            others = ("cluster.accelerator",) if cluster.accelerator else tuple(together)
+            allowed = f"goes with {' and '.join(others)}: what is stated is not measured here"
+            raise UserError(f"cluster.{key}", value, allowed)
+
+
+def _check_shared_batches(config: RunConfig) -> None:
+    """Every device takes an equal part of each batch.
+
+    Raises:
+        UserError: With the changes to all phases that make it so, the nearest to what the plan says.
+    """
+    devices = config.trainer.devices or 1
+    uneven = {name: p for name, p in config.phases.items() if p.batch_size % devices}
+    if not uneven:
+        return
+    changes = []
+    for name, phase in uneven.items():
+        batch = -(-phase.batch_size // devices) * devices
+        changes.append(f"phases.{name}.batch_size={batch}")
+        if phase.accumulate > 1:  # about as many samples a step as before
+            passes = -(-phase.batch_size * phase.accumulate // batch)
+            changes.append(f"phases.{name}.accumulate={passes}")
+    name, phase = next(iter(uneven.items()))
+    allowed = (
+        f"must be a multiple of trainer.devices={devices}, each of which takes an equal part; "
+    )
+    allowed += f"these are: {' '.join(changes)}"
+    raise UserError(f"phases.{name}.batch_size", phase.batch_size, allowed)
 
 
 def _check_max_time(max_time: str | None) -> None:

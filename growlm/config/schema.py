@@ -210,6 +210,35 @@ class TrainerConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Group `cluster`: the devices that a plan is reckoned for. Nothing here changes what is trained."""
+
+    accelerator: str | None = field(default=None, metadata=limits(choices=("cpu", "gpu")))
+    """What its devices are, where they are not this machine's; memory and rates are then as stated below. None for
+    devices like this machine's, whose memory is looked at and whose rates are measured."""
+    devices_per_node: int | None = field(default=None, metadata=limits(minimum=1))
+    """Devices of a machine. None for as many as this one has: GPUs, or on a CPU a process for each core; these
+    share its memory and its rates."""
+    memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
+    """Memory of a device that a run may take. `trainer.memory_gb` goes first."""
+    peak_tflops: float | None = field(default=None, metadata=limits(above=0.0))
+    """Of a device, in the run's precision, dense: 10^12 operations per second. None measures this machine."""
+    mfu: float = field(default=0.4, metadata=limits(above=0.0, maximum=1.0))
+    """Share of the peak that a forward and backward pass reaches on one device."""
+    memory_gb_per_s: float | None = field(default=None, metadata=limits(above=0.0))
+    """How fast a device reads and writes its memory, which the optimizer's step is bound by; goes with
+    `peak_tflops`."""
+    link_gb_per_s: float = field(default=2.0, metadata=limits(above=0.0))
+    """10^9 bytes per second that a device sends to others of its node, while it receives as much."""
+    network_gb_per_s: float = field(default=1.25, metadata=limits(above=0.0))
+    """Likewise to other nodes, for each device."""
+    efficiency: float = field(default=1.0, metadata=limits(above=0.0, maximum=1.0))
+    """Share of these two that a collective reaches."""
+    latency_us: float = field(default=50.0, metadata=limits(minimum=0.0))
+    """10^-6 seconds of one message, whatever its size."""
+
+
+@dataclass
 class LoggerConfig:
     """Group `logger`: where the metrics go besides `training_history.jsonl`."""
 
@@ -377,6 +406,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)

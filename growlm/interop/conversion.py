@@ -14,13 +14,13 @@ import torch
 from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
-    check_shapes,
     new_folder,
     read_config,
     write_config,
 )
 from growlm.checkpoint.carried import copy_files
 from growlm.checkpoint.growing import Progress, adding_up, check_target
+from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.errors import UserError

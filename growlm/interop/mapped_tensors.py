@@ -60,6 +60,10 @@ class MappedTensors:
         made = self._made[name]
         return made.make([partial(self.files.read, source) for source in made.sources])
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor."""
+        return self.read(name)[start:stop]
+
     def _dtype(self, name: str, made: Made) -> torch.dtype:
         types = {self.files.entry(source).dtype for source in made.sources}
         if len(types) > 1:
@@ -98,11 +102,20 @@ class Converted:
         before = self.files.entry(name)
         if before.dtype == self.dtype:
             return self.files.read(name)
-        converted = torch.empty(before.shape, dtype=self.dtype)
-        for start, stop in few_rows(before.shape):
-            rows = self.files.read(name)[start:stop]  # mapped for as long as this takes
-            converted[start:stop] = rows
-            if bool(converted[start:stop].isinf().any()) and not bool(rows.isinf().any()):
+        return self.read_rows(name, 0, before.shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor.
+
+        Raises:
+            UserError: If numbers of them are beyond the type.
+        """
+        shape = (max(0, stop - start), *self.files.entry(name).shape[1:])
+        converted = torch.empty(shape, dtype=self.dtype)
+        for first, last in few_rows(shape):
+            rows = self.files.read(name)[start + first : start + last]  # mapped while this takes
+            converted[first:last] = rows
+            if bool(converted[first:last].isinf().any()) and not bool(rows.isinf().any()):
                 allowed = f"{name} has numbers beyond {torch.finfo(self.dtype).max:g}"
                 raise UserError("dtype", str(self.dtype).removeprefix("torch."), allowed)
         return converted

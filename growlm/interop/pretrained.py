@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,10 @@ from growlm.interop.config_reading import is_hf_folder, read_hf_config
 from growlm.interop.tensors import HuggingFaceTensors, our_shapes
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,28 @@ class Pretrained:
         both = "".join(f"{path.name} {file_digest(path)}\n" for path in files)
         return hashlib.sha256(both.encode()).hexdigest()
 
-    def model(self, config: ModelConfig | None = None) -> TransformerLM:
+    def model(
+        self,
+        config: ModelConfig | None = None,
+        mesh: DeviceMesh | None = None,
+        world: World | None = None,
+    ) -> TransformerLM:
         """The model in fp32 and in memory of its own.
 
         Args:
             config: Its own, or one that differs in what changes no weight.
+            mesh: All processes, for a model divided among them.
+            world: They too.
 
         Raises:
             UserError: If weights and config do not agree.
         """
-        return read_model(config or self.config, self.weights, dtype=torch.float32, in_memory=True)
+        config, dtype = config or self.config, torch.float32
+        if mesh is not None:
+            from growlm.checkpoint.sharded import read_own_model  # loads slowly, and few need it
+
+            return read_own_model(config, self.weights, mesh, world or World(), dtype)
+        return read_model(config, self.weights, dtype=dtype, in_memory=True)
 
     def tokenizer(self) -> Tokenizer | None:
         """What its tokens are; None if nothing says it.
@@ -81,17 +97,23 @@ class Pretrained:
             name = NAME if (self.folder / TOKENIZER_JSON).is_file() else None
         return None if name is None else load_tokenizer(name, self.folder, self.key)
 
-    def states(self, eight_bits: bool) -> dict[str, State]:
+    def states(self, eight_bits: bool, mesh: DeviceMesh | None = None) -> dict[str, State]:
         """The optimizer's state by parameter name, in memory of its own; empty if none was kept.
 
         Args:
             eight_bits: Whether moments are held in 8 bits; each is brought into that form as it is read.
+            mesh: All processes, for states divided among them.
         """
         states = load_states(self.folder) if self.is_ours else {}
-        return {
-            name: {entry: t.clone() for entry, t in in_form(state, eight_bits).items()}
-            for name, state in states.items()
-        }
+        found: dict[str, State] = {}
+        for name, state in states.items():
+            formed = {name: in_form(state, eight_bits)}
+            if mesh is not None:
+                from growlm.model.fully_sharded import divided_states
+
+                formed = divided_states(formed, mesh)
+            found[name] = {entry: tensor.clone() for entry, tensor in formed[name].items()}
+        return found
 
     def state_entries(self) -> StateEntries:
         """Type and shape of what `states` has.

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from growlm.checkpoint.artefact import WEIGHTS, check_shapes
+from growlm.checkpoint.artefact import WEIGHTS
+from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.errors import UserError
 from growlm.interop.architecture import Architecture
@@ -171,7 +172,7 @@ class _Without:
     def __init__(self, files: TensorFiles, left_out: set[str]) -> None:
         self.folder, self.key, self.entry = files.folder, files.key, files.entry
         self.names = [name for name in files.names if name not in left_out]
-        self.read = files.read
+        self.read, self.read_rows = files.read, files.read_rows
 
 
 def _made_of_theirs(

@@ -11,6 +11,8 @@ from rich.table import Table
 
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
 
+TIMES = ("messages", "waiting", "step")
+
 
 def print_plan(console: Console, table: Mapping[str, Any]) -> None:
     """Parameters, work, time and memory of every phase.
@@ -42,6 +44,40 @@ def print_plan(console: Console, table: Mapping[str, Any]) -> None:
     console.print()
     console.print(memory)
     console.print(f"The run may take {decimal(table['memory_limit'])} of memory")
+
+
+def print_sharing(console: Console, tables: Sequence[Mapping[str, Any]]) -> None:
+    """What each device has and sends in every phase, for each number of devices and each strategy.
+
+    Args:
+        console: Where to.
+        tables: Of `Forecast.to_json`, with times.
+    """
+    table = _table("phase", ("devices", "strategy", "held", "peak", "growth", "sent", *TIMES))
+    for index, first in enumerate(tables[0]["phases"]):
+        for number, forecast in enumerate(tables):
+            phase = forecast["phases"][index]
+            if forecast["strategy"] == "expert" and not phase["model"]["num_experts"]:
+                continue  # there are none
+            memory, seconds = phase["memory"], phase["seconds"]
+            held = memory["weights"] + memory["gradients"] + memory["optimizer"]
+            peak = decimal(memory["peak"])
+            table.add_row(
+                "" if number else first["name"],
+                f"{forecast['devices']:,}",
+                "" if forecast["devices"] == 1 else forecast["strategy"],
+                decimal(held),
+                peak if phase["fits"] else f"[bold red]{peak} ![/]",
+                decimal(memory["growth_peak"]),
+                decimal(sum(phase["sent"].values())),
+                *(duration(seconds[name]) for name in ("communication", "waiting", "step")),
+            )
+    console.print(table)
+    limit = decimal(tables[0]["memory_limit"])
+    console.print(
+        "On each device: held between passes, the most at once, while growing, sent in a step; how long messages "
+        f"take, how long it waits for them. Each may take {limit} of memory; ! where it would take more"
+    )
 
 
 def _table(first: str, others: Sequence[str]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,6 @@ def run_sweep(arguments: Sequence[str]) -> int:
         UserError: If something asked for is wrong; nothing was written.
         HydraException: And its like, if a job cannot be composed.
     """
-    _refuse_several_devices()
     first, parsed, wanted = compose_jobs(arguments)
     place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == PLACE for o in parsed)
@@ -133,17 +131,6 @@ def _unfinished(outputs: Path, wanted: Sweep) -> SweepFolder | None:
         if there.same_as(wanted):
             return folder if any(job.status != FINISHED for job in there.jobs) else None
     return None
-
-
-def _refuse_several_devices() -> None:
-    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(
-            "-m",
-            f"(WORLD_SIZE={size})",
-            "every process would run the whole sweep; run the jobs on one device each, as `python -m growlm.train "
-            "-m ...` (several at once: hydra/launcher=joblib or submitit_slurm), or run one after another with "
-            "`torchrun -m growlm.train ...`, without -m",
-        )
 
 
 def _make(place: Path, may_exist: bool) -> tuple[SweepFolder, list[Path]]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from growlm.config.load import ROOT_NAME, config_folder, typed_config
 from growlm.errors import UserError
+from growlm.sweep.devices import refuse_several_devices
 from growlm.sweep.folder import WRONG, Sweep, make_job
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -36,6 +37,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         something wrong say so already.
 
     Raises:
+        UserError: If a job asks for several devices.
         HydraException: And its like, for the first thing that is wrong.
     """
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -63,6 +65,8 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         if len(jobs) > MANY:
             print(f"composing {len(jobs)} jobs ...")
         configs = [composed(job) for job in jobs]
+    for job, config in zip(jobs, configs, strict=True):
+        refuse_several_devices(job, config, options.config_dir)
     sweep = Sweep(
         name=str(configs[0].name),
         command=[str(o.input_line) for o in own],

@@ -19,6 +19,10 @@ from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine, processor
 from growlm.training.memory import keep_freed_memory, stop_keeping_freed_memory
 
+ADAMW_TRAFFIC = 7
+"""Times that AdamW reads or writes every entry: the weight and two moments both, the gradient once."""
+CLIP_TRAFFIC = 3
+"""Times that clipping reads or writes every gradient."""
 TINY = ModelConfig(
     vocab_size=64, d_model=16, n_layers=8, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32
 )
@@ -37,7 +41,7 @@ class Calibration:
     half_flops: float
     """Of products in half precision, per second."""
     single_flops: float
-    """Of products in fp32, per second."""
+    """Of products in fp32 (with `trainer.precision=64-true` in fp64), per second."""
     other_bytes: float
     """Read and written by everything that is no product, per second, in memory that is there."""
     fresh_bytes: float
@@ -46,6 +50,11 @@ class Calibration:
     """Parameters that AdamW steps, per second."""
     call: float
     """Seconds that an operation takes beside its work."""
+
+    def shared_by(self, processes: int) -> Calibration:
+        """What each process has where several share the machine: the same calls, and its part of all else."""
+        rates = {name: rate / processes for name, rate in asdict(self).items()}
+        return Calibration(**rates | {"call": self.call})
 
     def pass_seconds(self, work: PassWork) -> float:
         """Of a forward and backward pass."""
@@ -88,7 +97,7 @@ def measure(machine: Machine) -> Calibration:
     keep_freed_memory()
     try:
         half = _product_rate(machine, torch.bfloat16)
-        single = _product_rate(machine, torch.float32)
+        single = _product_rate(machine, machine.weight_dtype)
         adamw = _adamw_rate(machine)
         tiny, tiny_seconds = _pass(machine, TINY, 1, 16)
         call = tiny_seconds / tiny.calls
@@ -121,7 +130,9 @@ def _product_rate(machine: Machine, dtype: torch.dtype) -> float:
 
 def _adamw_rate(machine: Machine) -> float:
     size = 2**24
-    parameter = torch.zeros(size, device=machine.device, requires_grad=True)
+    parameter = torch.zeros(
+        size, device=machine.device, dtype=machine.weight_dtype, requires_grad=True
+    )
     parameter.grad = torch.ones_like(parameter)
     optimizer = torch.optim.AdamW([parameter], fused=True)
     return size / _median_seconds(machine, optimizer.step)
@@ -139,7 +150,7 @@ def _fresh_rate(machine: Machine) -> float:
 
 def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tuple[PassWork, float]:
     with machine.device:
-        model = TransformerLM(shape)
+        model = TransformerLM(shape).to(machine.weight_dtype)
         tokens = torch.zeros(batch, length + 1, dtype=torch.long)
 
     def step() -> None:
@@ -150,7 +161,9 @@ def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tupl
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    return dry_run(shape, batch, length, machine.half_precision), _median_seconds(machine, step)
+    double = machine.weight_dtype is torch.float64
+    work = dry_run(shape, batch, length, machine.half_precision, double=double)
+    return work, _median_seconds(machine, step)
 
 
 def _cache_folder() -> Path:

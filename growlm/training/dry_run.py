@@ -44,10 +44,17 @@ class PassWork:
     """Read and written by everything that is no product."""
     calls: int
     """Operations of any kind."""
+    weight_copies: int = 0
+    """Of the activations: weights cast to half precision."""
 
 
 def dry_run(
-    config: ModelConfig, batch: int, time: int, bf16: bool, checkpointing: bool = False
+    config: ModelConfig,
+    batch: int,
+    time: int,
+    bf16: bool,
+    checkpointing: bool = False,
+    double: bool = False,
 ) -> PassWork:
     """Find the work of a pass.
 
@@ -57,9 +64,12 @@ def dry_run(
         time: Tokens of each.
         bf16: Whether products are in half precision.
         checkpointing: Whether blocks are computed again in the backward pass.
+        double: Whether everything is in fp64.
     """
     one, two = (
-        _dry_run(astuple(replace(config, n_layers=layers)), batch, time, bf16, checkpointing)
+        _dry_run(
+            astuple(replace(config, n_layers=layers)), batch, time, bf16, checkpointing, double
+        )
         for layers in (1, 2)
     )
     further = config.n_layers - 1
@@ -69,17 +79,23 @@ def dry_run(
 
 @lru_cache(maxsize=256)
 def _dry_run(
-    shape: tuple[object, ...], batch: int, time: int, bf16: bool, checkpointing: bool
+    shape: tuple[object, ...],
+    batch: int,
+    time: int,
+    bf16: bool,
+    checkpointing: bool,
+    double: bool = False,
 ) -> PassWork:
+    dtype = torch.float64 if double else torch.float32
     with FakeTensorMode():
         with torch.device("meta"):
             model = TransformerLM(ModelConfig(*shape))  # type: ignore[arg-type]
-        state = {name: torch.empty(t.shape) for name, t in model.state_dict().items()}
+        state = {name: torch.empty(t.shape, dtype=dtype) for name, t in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
         model.recompute_blocks = checkpointing
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        account = _Account()
+        account = _Account({p.untyped_storage() for p in model.parameters()})
         tokens = torch.zeros(batch, time + 1, dtype=torch.long)
         with (
             account,
@@ -94,6 +110,7 @@ def _dry_run(
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 mean = model.loss(tokens, [])
             activations, forward_peak = account.held, account.peak
+            weight_copies = account.copies
             mean.backward()
     return PassWork(
         activations=activations,
@@ -103,14 +120,20 @@ def _dry_run(
         single_flops=account.single_flops,
         other_bytes=account.other_bytes,
         calls=account.calls,
+        weight_copies=weight_copies,
     )
 
 
 class _Account(TorchDispatchMode):
-    """Adds up what every operation does, and what is held of what they made."""
+    """Adds up what every operation does, and what is held of what they made.
 
-    def __init__(self) -> None:
+    Args:
+        weights: The storages of the parameters.
+    """
+
+    def __init__(self, weights: set[torch.UntypedStorage]) -> None:
         super().__init__()
+        self._weights, self.copies = weights, 0
         self.half_flops = self.single_flops = self.other_bytes = self.calls = 0
         self.held = self.peak = 0
         self._known = WeakIdKeyDictionary()
@@ -130,8 +153,11 @@ class _Account(TorchDispatchMode):
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for storage in (x.untyped_storage() for x in inputs):
             self._known.setdefault(storage, None)  # weights and tokens: there before
+        is_copy = func.overloadpacket is torch.ops.aten._to_copy and any(
+            x.untyped_storage() in self._weights for x in inputs
+        )
         for storage in (x.untyped_storage() for x in outputs):
-            self._hold(storage)
+            self._hold(storage, is_copy)
         self.calls += 1
         flops = self._flops(func, args, kwargs, out)
         if not flops:
@@ -142,17 +168,19 @@ class _Account(TorchDispatchMode):
             self.single_flops += flops
         return out
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
+    def _hold(self, storage: torch.UntypedStorage, is_copy: bool) -> None:
         if storage in self._known:
             return
         size = storage.nbytes()
         self._known[storage] = None
         self.held += size
+        self.copies += size * is_copy
         self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._drop, size)
+        weakref.finalize(storage, self._drop, size, is_copy)
 
-    def _drop(self, size: int) -> None:
+    def _drop(self, size: int, is_copy: bool) -> None:
         self.held -= size
+        self.copies -= size * is_copy
 
     @staticmethod
     def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:

@@ -88,8 +88,7 @@ class ArtefactCallback(Callback):
         self.tell(name)
         record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
         files = self.tokenizer_files
-        model, folder = pl_module.model, self.folder / name
-        self.world.first(lambda: save_model(model, folder, record, states, files))
+        save_model(pl_module.model, self.folder / name, record, states, files, self.world)
 
 
 def forget_artefacts(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from growlm.config.schema import RunConfig
 from growlm.growth.eight_bit import scale_of
-from growlm.growth.engine import table_of
 from growlm.growth.grow import plan_growth
 from growlm.growth.optimizer_state import state_shapes
 from growlm.model.config import ModelConfig
-from growlm.model.transformer import TransformerLM
 from growlm.training import adamw_8bit
 from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine
 from growlm.training.optimizer import state_entries
 from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.sharing import Layout
 
-BYTES = 4
-"""Of a weight, a gradient and a moment: fp32. Half precision is used in products only."""
+ONE_DEVICE = Layout("ddp", 1, width=4, product_width=4)
+"""Everything in fp32: half precision is used in products only."""
 LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
 """Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
 libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
@@ -29,7 +30,7 @@ COMPILER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a phase, above what the process holds when the first one begins."""
+    """Bytes of a phase on one device, above what its process holds when the first phase begins."""
 
     weights: int
     gradients: int
@@ -40,7 +41,7 @@ class Footprint:
     growth_peak: int
     """While the model grows and is checked; 0 in the first phase."""
     disk: int
-    """Artefacts that the phase leaves."""
+    """Artefacts that the phase leaves, of all devices together."""
     libraries: int
     """Not tensors."""
 
@@ -51,7 +52,7 @@ class Footprint:
 
 
 def pass_work(config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machine) -> PassWork:
-    """What one forward and backward pass of a phase takes and does.
+    """What one forward and backward pass of a phase takes and does on one device, with its part of the batch.
 
     Args:
         config: The run.
@@ -61,11 +62,17 @@ def pass_work(config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machi
     """
     return dry_run(
         phase.model,
-        phase.settings.batch_size,
+        local_batch(config, phase),
         plan.sequence_length,
         machine.half_precision,
         config.trainer.activation_checkpointing,
+        machine.weight_dtype is torch.float64,
     )
+
+
+def local_batch(config: RunConfig, phase: PlannedPhase) -> int:
+    """Sequences that one device reads in a pass."""
+    return phase.settings.batch_size // (config.trainer.devices or 1)
 
 
 def footprint(
@@ -74,6 +81,7 @@ def footprint(
     before: PlannedPhase | None,
     work: PassWork,
     machine: Machine,
+    layout: Layout,
 ) -> Footprint:
     """The footprint of a phase.
 
@@ -83,38 +91,61 @@ def footprint(
         before: The one before it.
         work: From `pass_work`.
         machine: Where it runs.
+        layout: How models lie on its devices.
     """
-    weights = BYTES * phase.parameters.total
-    optimizer = optimizer_bytes(phase.model, config.optimizer.name)
+    weights = layout.weight_bytes(phase)
+    optimizer = optimizer_bytes(phase.model, config.optimizer.name, layout)
     on_cpu = machine.accelerator == "cpu"
+    spared = _spared_copies(phase, work, layout)
+    activations, forward_peak = work.activations - spared, work.forward_peak - spared
+    # Beside the gradients of the whole model, which a device may not hold.
+    peak = work.peak - spared - layout.width * phase.parameters.total + weights
     # Kept memory is full of the activations' holes, into which gradients do not fit. With accumulation, the
-    # gradients of earlier passes are there all the time.
+    # gradients of earlier passes are there all the time; so is the memory in which several devices sum them.
     apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
-    passes = max(work.peak, weights, work.forward_peak + weights if apart else 0)
+    apart = apart or layout.devices > 1
+    passes = max(peak, weights, forward_peak + weights if apart else 0)
     if not phase.steps:
-        passes = work.forward_peak
+        passes = forward_peak
+    passes += layout.pass_bytes(phase.model)
     scaled = weights if phase.settings.optimizer_state == "asymmetric" and before else 0
     growth_peak = 0
     if before is not None:
-        old = BYTES * before.parameters.total
-        old_states = optimizer_bytes(before.model, config.optimizer.name)
+        old = layout.weight_bytes(before)
+        old_states = optimizer_bytes(before.model, config.optimizer.name, layout)
         growth_peak = old + old_states + weights
+        # One tensor of each at a time; or whole blocks, where a check runs one model after the other.
+        models = (before.model, phase.model)
+        tensors = layout.width * sum(layout.whole(model).largest for model in models)
+        checks = max(layout.forward_bytes(model) for model in models)
         if has_twins(phase, before):  # the symmetry check takes a gradient then, in fp32
-            growth_peak += weights + 2 * round(work.activations * probe_share(config, phase))
+            share = probe_share(config, phase)
+            checks = max(
+                checks,
+                weights + 2 * round(activations * share) + layout.pass_bytes(phase.model, blocks=1),
+            )
+        growth_peak += max(tensors, checks)
     names = (phase.settings.save_as, phase.settings.save_initial_as)
-    disk = weights * sum(name is not None for name in names)
+    alone = replace(layout, devices=1)
+    disk = alone.weight_bytes(phase) * sum(name is not None for name in names)
     if config.checkpoint.save_optimizer and phase.settings.save_as:
-        disk += optimizer
+        disk += optimizer_bytes(phase.model, config.optimizer.name, alone)
     return Footprint(
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
-        activations=work.activations,
+        activations=activations,
         training_peak=weights + optimizer + max(passes, weights + scaled if phase.steps else 0),
         growth_peak=growth_peak,
         disk=disk,
         libraries=library_bytes(config, phase) if on_cpu else 0,
     )
+
+
+def _spared_copies(phase: PlannedPhase, work: PassWork, layout: Layout) -> int:
+    """Weights in half precision that one device keeps for its backward pass, and of several others do."""
+    missing = 1 - layout.weight_bytes(phase) / (layout.width * phase.parameters.total)
+    return 0 if layout.gathers else round(work.weight_copies * missing)
 
 
 def library_bytes(config: RunConfig, phase: PlannedPhase) -> int:
@@ -123,12 +154,15 @@ def library_bytes(config: RunConfig, phase: PlannedPhase) -> int:
     return LIBRARY_BYTES[phase.model.is_moe] + compiler
 
 
+def probe_tokens(config: RunConfig) -> int:
+    """Tokens of the boundary's probe."""
+    settings = config.verification
+    return settings.probe_sequences * min(settings.probe_length, config.sequence_length)
+
+
 def probe_share(config: RunConfig, phase: PlannedPhase) -> float:
-    """Tokens of the boundary's probe, in units of a training pass."""
-    probe = config.verification.probe_sequences * min(
-        config.verification.probe_length, config.sequence_length
-    )
-    return probe / (phase.settings.batch_size * config.sequence_length)
+    """These in units of a device's training pass."""
+    return probe_tokens(config) / (local_batch(config, phase) * config.sequence_length)
 
 
 def has_twins(phase: PlannedPhase, before: PlannedPhase) -> bool:
@@ -137,16 +171,17 @@ def has_twins(phase: PlannedPhase, before: PlannedPhase) -> bool:
     return any(len(channels.twins()) for channels in axes.values())
 
 
-def least_bytes(config: RunConfig, phase: PlannedPhase) -> int:
+def least_bytes(config: RunConfig, phase: PlannedPhase, layout: Layout) -> int:
     """What the phase takes whatever its batch: weights, gradients, optimizer. No dry run."""
-    return 2 * BYTES * phase.parameters.total + optimizer_bytes(phase.model, config.optimizer.name)
+    states = optimizer_bytes(phase.model, config.optimizer.name, layout)
+    return 2 * layout.weight_bytes(phase) + states
 
 
-def optimizer_bytes(config: ModelConfig, name: str) -> int:
-    """What an optimizer remembers of a model."""
+def optimizer_bytes(config: ModelConfig, name: str, layout: Layout = ONE_DEVICE) -> int:
+    """What an optimizer remembers of a model, on one device."""
     entries, total = state_entries(config, name), 0
-    for parameter, row in table_of(config, TransformerLM).items():
-        shapes = state_shapes(entries[parameter], row.shape)
+    for parameter, held in layout.held(config).items():
+        shapes = state_shapes(entries[parameter], held)
         for entry, shape in shapes.items():
-            total += math.prod(shape) * (1 if scale_of(entry) in shapes else BYTES)
+            total += math.prod(shape) * (1 if scale_of(entry) in shapes else layout.width)
     return total

@@ -39,7 +39,7 @@ class Machine:
     accelerator: str
     """`cpu` or `gpu`."""
     precision: str
-    """`bf16-mixed` or `32-true`."""
+    """`bf16-mixed`, `32-true` or `64-true`."""
     memory: int
     """Bytes that the run may take, on each device."""
 
@@ -47,6 +47,11 @@ class Machine:
     def half_precision(self) -> bool:
         """Whether products are in half precision."""
         return self.precision == "bf16-mixed"
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of weights, gradients and moments; of products too, where these are not in half precision."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +110,7 @@ def peak_flops(machine: Machine) -> float | None:
             (peak for part, peak in DENSE_PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)),
             None,
         )
-    dtype = torch.bfloat16 if machine.half_precision else torch.float32
+    dtype = torch.bfloat16 if machine.half_precision else machine.weight_dtype
     size = 1024
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")

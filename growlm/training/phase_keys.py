@@ -24,6 +24,7 @@ from growlm.training.schedule import schedule_factor
 WITHOUT_INFLUENCE = (
     "baseline.",  # has made the phases
     "checkpoint.every_",
+    "cluster.",  # what is reckoned with
     "data.cache",
     "data.path",  # the tokens themselves are in the key
     "growth.",  # has gone into the phases

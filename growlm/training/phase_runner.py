@@ -126,7 +126,10 @@ class PhaseRunner:
             return phase.index
         scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
         self.hand_off = HandOff(
-            phase.name, state.model(), state.optimizer_states(), scaling.lasting_factors
+            phase.name,
+            state.model(self.mesh),
+            state.optimizer_states(self.mesh),
+            scaling.lasting_factors,
         )
         return phase.index + 1
 
@@ -232,9 +235,7 @@ class PhaseRunner:
                 "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
                 "history": self.history.position(),
             }
-        self.world.first(
-            lambda: write_state(folder, global_step, model, states, tensors, record, kept)
-        )
+        write_state(folder, global_step, model, states, tensors, record, kept, self.world)
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 

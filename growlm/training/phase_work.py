@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from growlm.config.schema import RunConfig
 from growlm.model.report import training_flops_per_token
 from growlm.training import adamw_8bit
-from growlm.training.calibration import Calibration
+from growlm.training.calibration import CLIP_TRAFFIC, Calibration
+from growlm.training.cluster import links_of
 from growlm.training.dry_run import PassWork
-from growlm.training.footprint import BYTES, Footprint, has_twins, probe_share
+from growlm.training.footprint import Footprint, has_twins, local_batch, probe_share, probe_tokens
 from growlm.training.hardware import Machine
 from growlm.training.plan import Plan, PlannedPhase
+from growlm.training.sharing import Layout
+from growlm.training.traffic import Links, Traffic, traffic
 
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """What a phase does, in units that a `Calibration` has rates of."""
+    """What one device does in a phase, in units that a `Calibration` and `Links` have rates of."""
 
     step: PassWork
     """One pass; `passes` of them are a step."""
     passes: int
     steps: int
-    parameters: int
+    gradient_bytes: int
     adamw_entries: float
     """Parameters that AdamW would step in the time that the optimizer takes for its own."""
     validation_passes: float
@@ -35,14 +38,26 @@ class PhaseWork:
     """Of the checks at the boundary, in fp32."""
     twin_bytes: int
     """Read by the check that copies differ."""
+    recomputed: bool
+    """Whether the backward pass computes every block again."""
+    traffic: Traffic
+    """With other devices, in a step."""
+    links: Links
 
     def seconds(self, speed: Calibration) -> dict[str, float]:
-        """Of a step, all steps, all validations, and of growing."""
+        """Of a step, all steps, all validations, and of growing.
+
+        Of a step also how long messages take by themselves, and how much of that the device waits for.
+        """
         one_pass = speed.pass_seconds(self.step)
-        update = self.parameters * BYTES * CLIP_TRAFFIC / speed.other_bytes
-        step = self.passes * one_pass + update + self.adamw_entries / speed.adamw_entries
+        update = self.gradient_bytes * CLIP_TRAFFIC / speed.other_bytes
+        forward = one_pass / (4 if self.recomputed else 3)
+        waiting = self.traffic.waiting(self.links, self.passes, forward, one_pass - forward)
+        step = self.passes * one_pass + update + self.adamw_entries / speed.adamw_entries + waiting
         return {
             "step": step,
+            "communication": self.traffic.seconds(self.links, self.passes),
+            "waiting": waiting,
             "training": step * self.steps + self.training_memory / speed.fresh_bytes,
             "validation": one_pass * self.validation_passes,
             "growth": self.growth_memory / speed.fresh_bytes
@@ -51,8 +66,6 @@ class PhaseWork:
         }
 
 
-CLIP_TRAFFIC = 3
-"""Times that clipping reads or writes every gradient."""
 EIGHT_BIT_TIMES = 50
 """Times that torchao's 8-bit step takes as long as AdamW's fused one on a CPU (`scripts/bench_eight_bit.py`)."""
 TWIN_TRAFFIC = 12
@@ -67,6 +80,7 @@ def phase_work(
     work: PassWork,
     memory: Footprint,
     machine: Machine,
+    layout: Layout,
 ) -> PhaseWork:
     """The work of a phase.
 
@@ -78,33 +92,44 @@ def phase_work(
         work: Of one of its passes.
         memory: What it takes.
         machine: Where it runs.
+        layout: How models lie on its devices.
     """
     trainer = config.trainer
     is_slow = config.optimizer.name == adamw_8bit.NAME and machine.accelerator == "cpu"
     often = phase.steps // trainer.validate_every if trainer.validate_every else 0
-    share = trainer.validation_sequences / phase.settings.batch_size / 3
+    validation = trainer.validation_sequences / phase.settings.batch_size / 3  # shared out, too
     growth_memory = check_flops = twin_bytes = 0
     if before is not None:
         forward = [
             training_flops_per_token(p.model, plan.sequence_length) // 3 for p in (before, phase)
         ]
-        passes = probe_share(config, phase)
-        tokens = round(passes * phase.settings.batch_size * plan.sequence_length)
+        tokens = probe_tokens(config)
         check_flops = tokens * sum(forward)
         growth_memory = memory.weights + memory.optimizer
         if has_twins(phase, before):
             check_flops += 3 * tokens * forward[1]
-            growth_memory += memory.gradients + round(4 * passes * memory.activations)
+            share = probe_share(config, phase)
+            growth_memory += memory.gradients + round(4 * share * memory.activations)
             twin_bytes = TWIN_TRAFFIC * (memory.weights + memory.gradients)
+    entries = memory.weights / layout.width
     return PhaseWork(
         step=work,
         passes=phase.settings.accumulate,
         steps=phase.steps,
-        parameters=phase.parameters.total,
-        adamw_entries=phase.parameters.total * (EIGHT_BIT_TIMES if is_slow else 1),
-        validation_passes=(2 + often) * share,
+        gradient_bytes=memory.gradients,
+        # The rate is one of fp32.
+        adamw_entries=entries * layout.width / 4 * (EIGHT_BIT_TIMES if is_slow else 1),
+        validation_passes=(2 + often) * validation,
         training_memory=memory.training_peak,
         growth_memory=growth_memory,
         check_flops=check_flops,
         twin_bytes=twin_bytes,
+        recomputed=trainer.activation_checkpointing,
+        traffic=traffic(
+            layout,
+            phase,
+            tokens=local_batch(config, phase) * plan.sequence_length,
+            recomputed=trainer.activation_checkpointing,
+        ),
+        links=links_of(config.cluster, machine.accelerator),
     )

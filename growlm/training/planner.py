@@ -17,9 +17,10 @@ from growlm.errors import UserError
 from growlm.training import adamw_8bit
 from growlm.training.calibration import Calibration
 from growlm.training.footprint import Footprint, footprint, least_bytes, pass_work
-from growlm.training.hardware import Machine, choose_precision
+from growlm.training.hardware import Machine
 from growlm.training.phase_work import PhaseWork, phase_work
 from growlm.training.plan import Plan, PlannedPhase, make_plan
+from growlm.training.sharing import Layout, layout_of
 
 OFFERS = 3
 MARGIN = 0.98
@@ -38,10 +39,12 @@ class DoesNotFitError(UserError):
         cost = forecast.refused[0]
         needed, limit = decimal(cost.footprint.peak), decimal(forecast.machine.memory)
         offers = "; or ".join(" ".join(change.overrides) for change in changes)
+        devices = forecast.layout.devices
+        where = f" on each of {devices} devices" if devices > 1 else ""
         super().__init__(
             f"phases.{cost.phase.name}",
             f"{cost.phase.parameters.total:,} parameters",
-            f"needs {needed}, there are {limit} (trainer.memory_gb). "
+            f"needs {needed}{where}, there are {limit} (trainer.memory_gb). "
             + (f"These fit: {offers}" if offers else "No change that the planner knows fits"),
         )
 
@@ -69,6 +72,7 @@ class PhaseCost:
             "model": asdict(phase.model),
             "memory": {**asdict(self.footprint), "peak": self.footprint.peak},
             "fits": self.fits,
+            "sent": self.work.traffic.sent(self.work.passes),
         }
 
 
@@ -78,6 +82,7 @@ class Forecast:
 
     costs: list[PhaseCost]
     machine: Machine
+    layout: Layout
 
     @property
     def refused(self) -> list[PhaseCost]:
@@ -85,30 +90,39 @@ class Forecast:
         return [cost for cost in self.costs if not cost.fits]
 
     def to_json(self, calibration: Calibration | None = None) -> dict[str, Any]:
-        """As `growlm.plan format=json` prints it; with times where the machine's speed is given."""
+        """As `growlm.plan format=json` prints it; with times where the device's speed is given."""
         phases = [cost.to_json() for cost in self.costs]
         if calibration is not None:
             for phase, cost in zip(phases, self.costs, strict=True):
                 phase["seconds"] = cost.work.seconds(calibration)
-        return {"memory_limit": self.machine.memory, "phases": phases}
+        return {
+            "devices": self.layout.devices,
+            "strategy": self.layout.strategy,
+            "memory_limit": self.machine.memory,
+            "phases": phases,
+        }
 
 
-def forecast(config: RunConfig, plan: Plan, machine: Machine) -> Forecast:
+def forecast(
+    config: RunConfig, plan: Plan, machine: Machine, strategy: str | None = None
+) -> Forecast:
     """Cost every phase.
 
     Args:
         config: The run.
         plan: Made from it.
-        machine: Where it runs.
+        machine: What each of its devices is.
+        strategy: `ddp`, `fsdp` or `expert`, in place of the run's own.
     """
+    layout = layout_of(config.trainer, machine, strategy)
     costs: list[PhaseCost] = []
     for phase in plan.phases:
         before = costs[-1].phase if costs else None
         work = pass_work(config, plan, phase, machine)
-        memory = footprint(config, phase, before, work, machine)
-        time = phase_work(config, plan, phase, before, work, memory, machine)
+        memory = footprint(config, phase, before, work, machine, layout)
+        time = phase_work(config, plan, phase, before, work, memory, machine, layout)
         costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
-    return Forecast(costs, machine)
+    return Forecast(costs, machine, layout)
 
 
 def check_fits(config: RunConfig, vocab_size: int, table: Forecast) -> None:
@@ -184,13 +198,12 @@ def _fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
         plan = make_plan(config, vocab_size)
     except UserError:
         return False
-    if any(least_bytes(config, phase) > machine.memory for phase in plan.phases):
+    if config.trainer.precision != "auto":
+        machine = replace(machine, precision=config.trainer.precision)
+    layout = layout_of(config.trainer, machine)
+    if any(least_bytes(config, phase, layout) > machine.memory for phase in plan.phases):
         return False
-    machine = replace(
-        machine,
-        precision=choose_precision(config.trainer, machine.accelerator),
-        memory=round(MARGIN * machine.memory),
-    )
+    machine = replace(machine, memory=round(MARGIN * machine.memory))
     return not forecast(config, plan, machine).refused
 
 
@@ -198,12 +211,17 @@ def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) ->
     """Single changes, those first that change the run least: only its time, then its numbers, then its models."""
     if config.trainer.keep_freed_memory and machine.accelerator == "cpu":
         yield _trainer_change("keep_freed_memory", False)
+    devices = config.trainer.devices or 1
+    if devices > 1 and config.trainer.strategy != "fsdp":
+        yield _trainer_change("strategy", "fsdp")
     if not config.trainer.activation_checkpointing:
         yield _trainer_change("activation_checkpointing", True)
-    smaller = [_smaller_batch(phase) for phase in phases if phase.settings.batch_size > 1]
+    smaller = [_smaller_batch(p, devices) for p in phases if p.settings.batch_size > devices]
     if smaller:
         yield _all_of(smaller)
-    if not machine.half_precision and config.trainer.precision == "32-true":
+    if config.trainer.precision == "64-true":
+        yield _trainer_change("precision", "32-true")
+    if not machine.half_precision and config.trainer.precision != "auto":
         yield _trainer_change("precision", "bf16-mixed")
     for name in (adamw_8bit.NAME, "muon", "adafactor"):
         if name == adamw_8bit.NAME and adamw_8bit.why_unavailable(machine.accelerator):
@@ -230,14 +248,14 @@ def _all_of(changes: list[Change]) -> Change:
     return whole
 
 
-def _smaller_batch(phase: PlannedPhase) -> Change:
-    """One sequence a pass, as many passes more: the same steps, slower."""
-    accumulate = phase.settings.accumulate * phase.settings.batch_size
+def _smaller_batch(phase: PlannedPhase, devices: int) -> Change:
+    """One sequence a pass on each device, as many passes more: the same steps, slower."""
+    accumulate = phase.settings.accumulate * phase.settings.batch_size // devices
     path = f"phases.{phase.name}"
     return Change(
-        (f"{path}.batch_size=1", f"{path}.accumulate={accumulate}"),
+        (f"{path}.batch_size={devices}", f"{path}.accumulate={accumulate}"),
         lambda config: _with_phase(
-            config, phase.name, lambda p: replace(p, batch_size=1, accumulate=accumulate)
+            config, phase.name, lambda p: replace(p, batch_size=devices, accumulate=accumulate)
         ),
     )
 

@@ -24,7 +24,8 @@ class PretrainedCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read, tensor by tensor."""
         assert isinstance(pl_module, PhaseStage)
-        pl_module.model = self.pretrained.model(self.phase.model)
+        mesh = pl_module.mesh
+        pl_module.model = self.pretrained.model(self.phase.model, mesh, pl_module.world)
         if self.phase.settings.optimizer_state == "carry":
             eight_bits = pl_module.optimizer_settings.name == adamw_8bit.NAME
-            pl_module.starting_states = self.pretrained.states(eight_bits)
+            pl_module.starting_states = self.pretrained.states(eight_bits, mesh)

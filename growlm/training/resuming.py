@@ -31,6 +31,7 @@ AUTO = "auto"
 HARMLESS = (
     "callbacks.sample_",
     "checkpoint.",
+    "cluster.",
     "data.cache",
     "data.path",  # the text itself is compared
     "model.path",  # likewise the weights

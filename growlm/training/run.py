@@ -41,7 +41,7 @@ from growlm.training.run_dir import (
     open_run_folder,
 )
 from growlm.training.stop import Interrupted, StopRequests
-from growlm.world import World, join_world
+from growlm.world import World, join_world, lost_in_words
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         )
         assert folder is not None
         try:
-            with older_objects_left_alone():
+            with older_objects_left_alone(), lost_in_words():
                 summary = _run_in(folder, prepared, callbacks, console, requests)
-            world.first(lambda: _write_report(folder.path, console))
+            if world.is_first:
+                _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
             if world.is_first:
@@ -130,14 +131,14 @@ def _newest_state(folder: RunFolder, world: World) -> tuple[RunState | None, lis
     found: list[tuple[RunState | None, list[UserError]]] = []
 
     def find() -> Path | None:
-        found.append(folder.newest_state())
+        found.append(folder.newest_state(world))
         state = found[0][0]
         return None if state is None else state.folder
 
     path = world.first(find)
     if found:
         return found[0]
-    return (None if path is None else RunState.open(path)), []
+    return (None if path is None else RunState.open(path, world, is_checked=True)), []
 
 
 def _run_in(

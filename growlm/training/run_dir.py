@@ -22,6 +22,7 @@ from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
 from growlm.training.plan import PlannedPhase
+from growlm.world import World
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -67,8 +68,11 @@ class RunFolder:
         untrained = None if phase.steps else phase.index
         return state_folder(self.resume_dir, phase.first_step + step, untrained)
 
-    def newest_state(self) -> tuple[RunState | None, list[UserError]]:
+    def newest_state(self, world: World | None = None) -> tuple[RunState | None, list[UserError]]:
         """The newest whole state, and why newer ones are none; they are removed.
+
+        Args:
+            world: All processes of the run, if it has several, who will read it.
 
         Raises:
             UserError: If there are states, and none is whole.
@@ -77,7 +81,7 @@ class RunFolder:
         folders = state_folders(self.resume_dir)
         for folder in reversed(folders):
             try:
-                state = RunState.open(folder)
+                state = RunState.open(folder, world)
             except UserError as error:
                 damaged.append(error)
                 continue

@@ -53,9 +53,9 @@ class RestoreCallback(Callback):
         """Before anything is built from the model."""
         assert isinstance(pl_module, PhaseStage)
         record = self.state.record
-        pl_module.model = self.state.model()
+        pl_module.model = self.state.model(pl_module.mesh)
         self.scaling.restore(record["scaling"])
-        pl_module.go_on(record["step"], self.scaling, self.state.optimizer_states())
+        pl_module.go_on(record["step"], self.scaling, self.state.optimizer_states(pl_module.mesh))
         for name, kept in self.state.callbacks().items():
             self.callbacks[name].load_state_dict(kept)
 

@@ -1,0 +1,32 @@
+"""A tiny plan some of whose processes kill themselves: `killed_on_devices.py STEP RANKS RUN_DIR SETTING ...`.
+
+RANKS as `0,1`; STEP counts from the beginning of the run.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from stopping import SignalAt
+from tiny_run import tiny_config
+
+from growlm.exit_codes import exit_code_of
+from growlm.training import run_plan
+
+
+def main(step, ranks, run_dir, *settings):
+    torch.set_num_threads(1)
+    is_killed = int(os.environ["RANK"]) in map(int, ranks.split(","))
+    callbacks = [SignalAt(int(step), signal.SIGKILL)] if is_killed else []
+
+    def body():
+        run_plan(tiny_config(Path(run_dir), *settings), callbacks)
+        return 0
+
+    sys.exit(exit_code_of(body))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
