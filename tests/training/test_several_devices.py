@@ -71,17 +71,16 @@ def test_ddp_trains_as_one_process_does(on_both):
         {
             "dense": [*DENSE, "trainer.precision=32-true"],
             "moe": [*EVERY_STEP, "trainer.precision=64-true"],
-            "llama": [*EVERY_STEP, *LLAMA, "trainer.precision=32-true", *in_mode("asymmetric")],
         }
     )
     assert largest_difference(*runs["dense"]) < 1e-5
     assert largest_difference(*runs["moe"]) < 1e-7
-    assert_equal_until_a_choice_changes(*runs["llama"], 1e-5)
     for name in runs:
         one, two = (run / "checkpoints" / "large_moe_final" for run in runs[name])
         assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
 
 
+@pytest.mark.slow
 def test_accumulated_batches_and_uneven_validation(on_both):
     accumulate = [f"phases.{phase}.accumulate=2" for phase in ("dense", "moe", "wide", "deep")]
     settings = [
