@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
 from growlm.errors import RunError, UserError
+
+OTHERS_WAIT = 3.0
+"""Seconds that the other processes of a run wait before they say what the first one may be about to say; torch's
+launchers end them as soon as it has."""
 
 
 def exit_code_of(
@@ -44,15 +49,23 @@ def exit_code_of(
 
 
 def complain(error: UserError) -> int:
-    """Print a user's error, if this is the first process of its run; the exit code for it."""
-    if is_first_process():
-        print(f"error: {error}", file=sys.stderr)
+    """Print a user's error; the exit code for it."""
+    where = ""
+    if not is_first_process():
+        time.sleep(OTHERS_WAIT)
+        where = f" (process {os.environ['RANK']})"
+    print(f"error: {error}{where}", file=sys.stderr)
     return 2
 
 
 def is_first_process() -> bool:
     """Whether this is the process of its run that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_one_of_several() or os.environ["RANK"] == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of a run's, by `torchrun` or something like it."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def code_of(error: BaseException) -> int:

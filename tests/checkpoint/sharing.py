@@ -14,8 +14,8 @@ from growlm.checkpoint import save_model
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
 from growlm.exit_codes import exit_code_of
+from growlm.meeting import join_world
 from growlm.sharding import divided, is_sharded, rows_of
-from growlm.world import join_world
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
 CONFIG = {"num_experts": 3, "top_k": 2, "vocab_size": 29, "router_bias_step": 0.1}

@@ -12,6 +12,7 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
 from growlm.growth.draws import Draws
 from growlm.growth.grow import apply_growth, plan_growth
 from growlm.growth.optimizer_state import grow_moments
+from growlm.meeting import join_world
 from growlm.model import TransformerLM
 from growlm.model.draws import normal
 from growlm.model.fully_sharded import divided_states, shard, sharded_model
@@ -20,7 +21,6 @@ from growlm.sharding import is_sharded, own_part, whole
 from growlm.training.nonfinite import nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
 from growlm.verification.router_lock import expert_similarity
-from growlm.world import join_world
 
 GROWTHS = (
     [Upcycle(num_experts=4, drop_fraction=0.5)],
