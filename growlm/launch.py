@@ -24,8 +24,9 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for logger in ("elastic", "launcher"):  # the processes say themselves what is wrong
-        logging.getLogger(f"torch.distributed.{logger}").setLevel(logging.CRITICAL)
+    for part in ("agent.server.api", "multiprocessing.api"):
+        # The processes say themselves what is wrong.
+        logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(

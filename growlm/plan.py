@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,12 @@ from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan, print_sharing
 from growlm.training.adamw_8bit import check_available
 from growlm.training.baseline import with_baseline
+from growlm.training.calibration import Calibration
 from growlm.training.cluster import planned_machine, planned_speed
+from growlm.training.hardware import Machine
 from growlm.training.plan import make_plan
-from growlm.training.planner import DoesNotFitError, check_fits, every_strategy, forecast
+from growlm.training.planner import DoesNotFitError, check_fits, forecast
+from growlm.training.sharing import STRATEGIES
 
 USAGE = """
 python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]
@@ -45,6 +49,42 @@ def main() -> None:
 
 def plan(arguments: list[str]) -> int:
     """Print the planner's table; the exit code."""
+    own, numbers, overrides = _own(arguments)
+    anew, as_json = own["calibrate"] == "true", own["format"] == "json"
+    config = with_baseline(load_config(*overrides), _tell)
+    machine = planned_machine(config)
+    if config.cluster.accelerator is None:
+        check_available(config.optimizer.name, machine.accelerator)
+    vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
+    if numbers:
+        tables = _on_each(config, vocab_size, numbers, anew)
+        if as_json:
+            print(json.dumps(tables, indent=2))
+        else:
+            print_sharing(plain_console(), tables)
+        return 0
+    table = forecast(config, make_plan(config, vocab_size), machine)
+    speed = planned_speed(config, machine, _tell, anew)
+    figures = table.to_json(speed)
+    tables = []
+    if table.layout.devices > 1:
+        tables = _under_each_strategy(config, vocab_size, machine, speed)
+    if as_json:
+        print(json.dumps(figures | ({"strategies": tables} if tables else {}), indent=2))
+    else:
+        print_plan(plain_console(), figures)
+        if tables:
+            print()
+            print_sharing(plain_console(), tables)
+    try:
+        check_fits(config, vocab_size, table)
+    except DoesNotFitError as error:
+        return complain(error)
+    return 0
+
+
+def _own(arguments: Sequence[str]) -> tuple[dict[str, str], list[int], list[str]]:
+    """The command's own keys, the numbers of `devices=`, and everything else."""
     own = {key: allowed[0] for key, allowed in OWN_KEYS.items()}
     numbers: list[int] = []
     overrides = []
@@ -58,43 +98,20 @@ def plan(arguments: list[str]) -> int:
             own[key] = value
         else:
             raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
-    config = with_baseline(load_config(*overrides), _tell)
-    machine = planned_machine(config)
-    if config.cluster.accelerator is None:
-        check_available(config.optimizer.name, machine.accelerator)
-    vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
-    if numbers:
-        figures = _on_each(config, vocab_size, numbers, own["calibrate"] == "true")
-        if own["format"] == "json":
-            print(json.dumps(figures, indent=2))
-        else:
-            print_sharing(plain_console(), figures)
-        return 0
-    run_plan = make_plan(config, vocab_size)
-    table = forecast(config, run_plan, machine)
-    speed = planned_speed(config, machine, _tell, anew=own["calibrate"] == "true")
-    figures = table.to_json(speed)
-    others = []
-    if table.layout.devices > 1:
-        others = [other.to_json(speed) for other in every_strategy(config, run_plan, machine)]
-    if own["format"] == "json":
-        print(json.dumps(figures | ({"strategies": others} if others else {}), indent=2))
-    else:
-        print_plan(plain_console(), figures)
-        if others:
-            print()
-            print_sharing(plain_console(), others)
-    try:
-        check_fits(config, vocab_size, table)
-    except DoesNotFitError as error:
-        return complain(error)
-    return 0
+    return own, numbers, overrides
+
+
+def _numbers(value: str) -> list[int]:
+    parts = value.strip("[]").split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UserError("devices", value, "must be numbers of at least 1, as 1,8,64,512")
+    return [int(part) for part in parts]
 
 
 def _on_each(
-    config: RunConfig, vocab_size: int, numbers: list[int], anew: bool
+    config: RunConfig, vocab_size: int, numbers: Sequence[int], anew: bool
 ) -> list[dict[str, Any]]:
-    """The forecasts of a plan on several numbers of devices, as JSON.
+    """Forecasts of a plan on several numbers of devices, as JSON.
 
     Raises:
         UserError: If the plan's batches cannot be shared by one of them.
@@ -102,29 +119,24 @@ def _on_each(
     configs = [
         replace(config, trainer=replace(config.trainer, devices=number)) for number in numbers
     ]
-    for one in configs:
+    for one in reversed(configs):  # what the last one needs often does for all
         check_config(one)
-    figures = []
-    for one in configs:
+    tables = []
+    for index, one in enumerate(configs):
         machine = planned_machine(one)
-        speed = planned_speed(one, machine, _tell, anew)
-        anew = False
-        run_plan = make_plan(one, vocab_size)
-        tables = every_strategy(one, run_plan, machine)
-        figures += [
-            table.to_json(speed) for table in tables[: None if one.trainer.devices != 1 else 1]
-        ]
-    return figures
+        speed = planned_speed(one, machine, _tell, anew and not index)
+        tables += _under_each_strategy(one, vocab_size, machine, speed)
+    return tables
 
 
-def _numbers(value: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in value.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise UserError("devices", value, "must be numbers of at least 1, as 1,8,64,512")
-    return numbers
+def _under_each_strategy(
+    config: RunConfig, vocab_size: int, machine: Machine, speed: Calibration
+) -> list[dict[str, Any]]:
+    """Forecasts of the same plan on the same devices, as JSON; one alone has nothing to share."""
+    run_plan = make_plan(config, vocab_size)
+    strategies = STRATEGIES if (config.trainer.devices or 1) > 1 else STRATEGIES[:1]
+    tables = (forecast(config, run_plan, machine, strategy) for strategy in strategies)
+    return [table.to_json(speed) for table in tables]
 
 
 def _tell() -> None:

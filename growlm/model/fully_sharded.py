@@ -6,12 +6,13 @@ gathered by the model's own methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from growlm.dealing import Making, each_made
 from growlm.model.axes import axes_table
@@ -42,6 +43,23 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for method in COMPUTING_METHODS:
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
+
+
+@contextmanager
+def one_block_at_a_time(model: nn.Module) -> Iterator[None]:
+    """While a block goes through its backward pass, the next one's weights are not gathered yet: less memory.
+
+    Args:
+        model: Sharded or not.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_modules_to_backward_prefetch([part])  # which has been gathered
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_modules_to_backward_prefetch([])  # FSDP2's own choice
 
 
 def divided_states(

@@ -121,7 +121,8 @@ def footprint(
         if has_twins(phase, before):  # the symmetry check takes a gradient then, in fp32
             share = probe_share(config, phase)
             checks = max(
-                checks, weights + 2 * round(activations * share) + _whole_pass(layout, phase)
+                checks,
+                weights + 2 * round(activations * share) + layout.pass_bytes(phase.model, blocks=1),
             )
         growth_peak += max(tensors, checks)
     names = (phase.settings.save_as, phase.settings.save_initial_as)
@@ -141,20 +142,10 @@ def footprint(
     )
 
 
-def _whole_pass(layout: Layout, phase: PlannedPhase) -> int:
-    """Whole weights and gradients of a pass in full precision."""
-    return replace(layout, product_width=layout.width).pass_bytes(phase.model)
-
-
 def _spared_copies(phase: PlannedPhase, work: PassWork, layout: Layout) -> int:
-    """Weights in half precision that one device keeps for its backward pass and several do not.
-
-    Under fsdp they are put together in half precision anew; under expert parallelism they are other devices'.
-    """
-    if layout.gathers:
-        return work.weight_copies
+    """Weights in half precision that one device keeps for its backward pass, and of several others do."""
     missing = 1 - layout.weight_bytes(phase) / (layout.width * phase.parameters.total)
-    return round(work.weight_copies * missing)
+    return 0 if layout.gathers else round(work.weight_copies * missing)
 
 
 def library_bytes(config: RunConfig, phase: PlannedPhase) -> int:

@@ -129,7 +129,6 @@ def phase_work(
             layout,
             phase,
             tokens=local_batch(config, phase) * plan.sequence_length,
-            activation_width=layout.product_width,
             recomputed=trainer.activation_checkpointing,
         ),
         links=links_of(config.cluster, machine.accelerator),

@@ -20,7 +20,7 @@ from growlm.training.footprint import Footprint, footprint, least_bytes, pass_wo
 from growlm.training.hardware import Machine
 from growlm.training.phase_work import PhaseWork, phase_work
 from growlm.training.plan import Plan, PlannedPhase, make_plan
-from growlm.training.sharing import STRATEGIES, Layout, layout_of
+from growlm.training.sharing import Layout, layout_of
 
 OFFERS = 3
 MARGIN = 0.98
@@ -112,7 +112,7 @@ def forecast(
         config: The run.
         plan: Made from it.
         machine: What each of its devices is.
-        strategy: One of `STRATEGIES`, in place of the run's own.
+        strategy: `ddp`, `fsdp` or `expert`, in place of the run's own.
     """
     layout = layout_of(config.trainer, machine, strategy)
     costs: list[PhaseCost] = []
@@ -123,11 +123,6 @@ def forecast(
         time = phase_work(config, plan, phase, before, work, memory, machine, layout)
         costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
     return Forecast(costs, machine, layout)
-
-
-def every_strategy(config: RunConfig, plan: Plan, machine: Machine) -> list[Forecast]:
-    """The same plan on the same devices under each strategy."""
-    return [forecast(config, plan, machine, strategy) for strategy in STRATEGIES]
 
 
 def check_fits(config: RunConfig, vocab_size: int, table: Forecast) -> None:

@@ -33,8 +33,7 @@ class Layout:
     width: int
     """Bytes of an entry of a weight, a gradient and a moment."""
     product_width: int
-    """Bytes of an entry that goes into a product: of a token on its way to an expert; under fsdp also of a whole
-    weight, and of its gradient until it is summed."""
+    """Bytes of an entry that goes into a product, as of a token on its way to an expert."""
 
     @property
     def gathers(self) -> bool:
@@ -87,17 +86,21 @@ class Layout:
             largest = max(largest, entries)
         return Whole(root, block, largest)
 
-    def pass_bytes(self, model: ModelConfig) -> int:
-        """The most that whole weights and gradients take in a pass, beside what the device holds."""
-        whole, blocks = self.whole(model), min(BLOCKS_AT_ONCE, model.n_layers)
+    def pass_bytes(self, model: ModelConfig, blocks: int = BLOCKS_AT_ONCE) -> int:
+        """The most that whole weights and gradients take in a pass, beside what the device holds.
+
+        Args:
+            model: The model.
+            blocks: That are whole at once.
+        """
+        whole = self.whole(model)
         # Backward in a block: its gradients, and a copy of them that is being summed over the devices. The root's
         # weights and gradients stay to the end, when they are summed themselves.
-        in_block = self.product_width * (2 * whole.root + (blocks + 1) * whole.block)
-        at_end = 2 * self.product_width * whole.root
-        return max(in_block + self.width * whole.block, at_end + self.width * whole.root)
+        in_block = 2 * whole.root + (min(blocks, model.n_layers) + 2) * whole.block
+        return self.width * max(in_block, 3 * whole.root)
 
     def forward_bytes(self, model: ModelConfig) -> int:
-        """Likewise of a forward pass alone, in full precision: a check's."""
+        """Likewise of a forward pass alone: a check's."""
         whole, blocks = self.whole(model), min(BLOCKS_AT_ONCE, model.n_layers)
         return self.width * (whole.root + blocks * whole.block)
 

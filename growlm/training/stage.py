@@ -17,10 +17,9 @@ from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.growth.optimizer_state import State
 from growlm.inference.scoring import summed_loss
 from growlm.model.experts import MixtureOfExperts
-from growlm.model.fully_sharded import divided_states, shard, sharded_model
+from growlm.model.fully_sharded import sharded_model
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import mesh_of
 from growlm.training.nonfinite import (
     MOST_SKIPPED,
     NonFiniteError,
@@ -128,9 +127,6 @@ class PhaseStage(LightningModule):
                 self.model = TransformerLM(self.phase.model, self.seed)
             else:
                 self.model = sharded_model(self.phase.model, self.seed, self.mesh)
-        elif self.mesh is not None and mesh_of(self.model) is None:
-            shard(self.model, self.mesh)
-            self.starting_states = divided_states(self.starting_states, self.mesh)
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
 

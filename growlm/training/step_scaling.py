@@ -76,7 +76,7 @@ class StepScaling:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of gradients, all sharded or none."""
     norm = torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
-    if not is_sharded(gradients[0]):
+    if not gradients or not is_sharded(gradients[0]):
         return norm
     return total(norm.square(), gradients[0]).sqrt()
 

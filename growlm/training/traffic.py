@@ -110,16 +110,13 @@ def _not_covered(links: Links, exchanges: Sequence[Exchange], computing: float) 
     return max(least, _sum(links, exchanges) - computing)
 
 
-def traffic(
-    layout: Layout, phase: PlannedPhase, tokens: int, activation_width: int, recomputed: bool
-) -> Traffic:
+def traffic(layout: Layout, phase: PlannedPhase, tokens: int, recomputed: bool) -> Traffic:
     """What a phase's step sends.
 
     Args:
         layout: How its model lies on the devices.
         phase: The phase.
         tokens: That one device reads in a pass.
-        activation_width: Bytes of an entry that goes into an expert.
         recomputed: Whether blocks are computed again in the backward pass.
     """
     if layout.devices == 1:
@@ -128,7 +125,7 @@ def traffic(
         return _sharded(layout, phase)
     if layout.strategy == "ddp" or not phase.model.is_moe:
         return Traffic(last=(_summed(layout.weight_bytes(phase), layout.devices),))
-    return _expert_parallel(layout, phase, tokens, activation_width, recomputed)
+    return _expert_parallel(layout, phase, tokens, recomputed)
 
 
 def _summed(gradients: int, devices: int, spacing: int = 1) -> Exchange:
@@ -145,27 +142,25 @@ def _summed(gradients: int, devices: int, spacing: int = 1) -> Exchange:
 
 
 def _sharded(layout: Layout, phase: PlannedPhase) -> Traffic:
-    """FSDP2: every block is put together for the forward pass and again for the backward one, the root once."""
+    """FSDP2: everything is put together for the forward pass and again for the backward one, in full precision."""
     whole, layers = layout.whole(phase.model), phase.model.n_layers
-    blocks = layers * whole.block
-    entries, devices = whole.root + blocks, layout.devices
-    part = (devices - 1) / devices
-    gathered, summed = part * layout.product_width, part * layout.width
+    entries, devices = whole.root + layers * whole.block, layout.devices
+    sent = (devices - 1) / devices * layout.width * entries
     return Traffic(
         forward=(
             Exchange(
                 "all_gather",
-                gathered * entries,
+                sent,
                 layers + 1,
                 devices,
                 uncovered=(whole.root + whole.block) / entries,  # the first product needs both
             ),
         ),
         backward=(
-            Exchange("all_gather", gathered * blocks, layers, devices),
+            Exchange("all_gather", sent, layers + 1, devices),
             Exchange(
                 "reduce_scatter",
-                summed * entries,
+                sent,
                 layers + 1,
                 devices,
                 uncovered=whole.root / entries,  # the embedding's gradient is there last
@@ -174,9 +169,7 @@ def _sharded(layout: Layout, phase: PlannedPhase) -> Traffic:
     )
 
 
-def _expert_parallel(
-    layout: Layout, phase: PlannedPhase, tokens: int, activation_width: int, recomputed: bool
-) -> Traffic:
+def _expert_parallel(layout: Layout, phase: PlannedPhase, tokens: int, recomputed: bool) -> Traffic:
     model = phase.model
     group = layout.expert_devices(model)
     replicas = layout.devices // group
@@ -184,7 +177,7 @@ def _expert_parallel(
     experts = layout.expert_bytes(model)
     # To the experts and back; their gradients likewise; and once more what is computed again.
     times = 6 if recomputed else 4
-    rows = tokens * model.top_k * model.d_model * activation_width * model.n_layers
+    rows = tokens * model.top_k * model.d_model * layout.product_width * model.n_layers
     exchanges = Exchange(
         "all_to_all",
         sent=times * rows * (group - 1) / group,

@@ -19,6 +19,7 @@ from growlm.growth.noise import Noise, TieBreak
 from growlm.growth.pieces import Copy, Split
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Role, axes_table, split_block_name
+from growlm.model.fully_sharded import one_block_at_a_time
 from growlm.model.transformer import TransformerLM
 from growlm.sharding import whole
 from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
@@ -160,7 +161,7 @@ def _count_twins(comparison: Comparison) -> dict[str, TwinCounts]:
     if not twins:
         return {}  # the gradient of a big model is not cheap
     model.zero_grad(set_to_none=True)
-    with exact_arithmetic(model), torch.enable_grad():
+    with exact_arithmetic(model), torch.enable_grad(), one_block_at_a_time(model):
         probe_loss(model(comparison.probe), comparison.probe).backward()
     try:
         return {axis: _count_axis(model, axis, pairs) for axis, pairs in twins.items()}

@@ -132,6 +132,23 @@ BAD = [
     (["trainer.memory_gb=1e-3"], "phases.dense", "trainer.memory_gb"),
     (["trainer.validate_every=-1"], "trainer.validate_every=-1", "at least 0"),
     (["trainer.precision=16-mixed"], "trainer.precision=16-mixed", "bf16-mixed, 32-true"),
+    (["trainer.strategy=zero"], "trainer.strategy=zero", "auto, ddp, fsdp"),
+    (
+        ["trainer.devices=3", "phases.moe.batch_size=9", "phases.moe.accumulate=4"],
+        "phases.dense.batch_size=16",
+        "trainer.devices=3, each of which takes an equal part; these are: "
+        "phases.dense.batch_size=18 phases.wide.batch_size=18 phases.deep.batch_size=18",
+    ),
+    (
+        ["trainer.devices=64", "phases.moe.accumulate=8"],
+        "phases.dense.batch_size=16",
+        "phases.moe.batch_size=64 phases.moe.accumulate=2 phases.wide.batch_size=64",
+    ),
+    (["cluster=nowhere"], "cluster/nowhere", "dgx_h100"),
+    (["cluster.mfu=2"], "cluster.mfu=2.0", "at most 1"),
+    (["cluster.peak_tflops=10"], "cluster.memory_gb_per_s=None", "goes with peak_tflops"),
+    (["cluster.accelerator=gpu"], "cluster.peak_tflops=None", "goes with cluster.accelerator"),
+    (["cluster=dgx_a100", "cluster.memory_gb=null"], "cluster.memory_gb=None", "goes with"),
     (["checkpoint.every_minutes=-1"], "checkpoint.every_minutes=-1.0", "at least 0"),
     (["checkpoint.every_steps=-2"], "checkpoint.every_steps=-2", "at least 0"),
     (["checkpoint.every_step=2"], "checkpoint.every_step", "did you mean every_steps"),

@@ -194,3 +194,40 @@ def test_command_refuses_in_words(run_plan_command):
     assert "optimizer=adafactor" in err
     assert run_plan_command("format=xml")[0] == 2
     assert run_plan_command("phase_plan=nothing")[0] == 2
+
+
+BATCHES = " ".join(f"phases.{name}.batch_size=64" for name in ("dense", "moe", "wide", "deep"))
+
+
+def test_command_shows_every_strategy_on_several_devices(run_plan_command):
+    asked = f"trainer.devices=64 cluster=dgx_h100 {BATCHES}"
+    code, out, _ = run_plan_command(asked)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    code, out, _ = run_plan_command(f"{asked} trainer.strategy=fsdp format=json")
+    table = json.loads(out)
+    assert (code, table["devices"], table["strategy"]) == (0, 64, "fsdp")
+    by_name = {other["strategy"]: other["phases"] for other in table["strategies"]}
+    assert list(by_name) == ["ddp", "fsdp", "expert"]
+    assert by_name["fsdp"] == table["phases"]
+    for ddp, fsdp, expert in zip(*by_name.values(), strict=True):
+        assert fsdp["memory"]["weights"] < ddp["memory"]["weights"]
+        assert set(ddp["sent"]) == {"all_reduce"}
+        assert set(fsdp["sent"]) == {"all_gather", "reduce_scatter"}
+        assert ("all_to_all" in expert["sent"]) == bool(ddp["model"]["num_experts"])
+        assert 0 < ddp["seconds"]["waiting"] <= ddp["seconds"]["communication"]
+
+
+def test_command_on_several_numbers_of_devices(run_plan_command):
+    code, out, _ = run_plan_command(f"devices=1,8 cluster=dgx_h100 {BATCHES}")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:3] for row in rows if row[0] in ("dense", "moe")] == [
+        ["dense", "1", "14.8"],
+        ["moe", "1", "73.9"],
+    ]
+    assert sum("expert" in row for row in rows) == 3, "of phases with experts"
+    code, _, err = run_plan_command("devices=1,64 cluster=dgx_h100")
+    assert code == 2
+    assert BATCHES in err
+    assert run_plan_command("devices=1,none")[0] == 2

@@ -1,7 +1,17 @@
 """A plan on two processes is the plan on one: every loss of every phase, over all boundaries."""
 
+import json
+
 import pytest
-from on_devices import history, largest_difference, loss_differences, run_all
+from on_devices import (
+    PROGRAM,
+    history,
+    largest_difference,
+    loss_differences,
+    outcome,
+    run_all,
+    start,
+)
 from tiny_run import tiny_config
 
 from growlm.training import run_plan
@@ -61,17 +71,16 @@ def test_ddp_trains_as_one_process_does(on_both):
         {
             "dense": [*DENSE, "trainer.precision=32-true"],
             "moe": [*EVERY_STEP, "trainer.precision=64-true"],
-            "llama": [*EVERY_STEP, *LLAMA, "trainer.precision=32-true", *in_mode("asymmetric")],
         }
     )
     assert largest_difference(*runs["dense"]) < 1e-5
     assert largest_difference(*runs["moe"]) < 1e-7
-    assert_equal_until_a_choice_changes(*runs["llama"], 1e-5)
     for name in runs:
         one, two = (run / "checkpoints" / "large_moe_final" for run in runs[name])
         assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
 
 
+@pytest.mark.slow
 def test_accumulated_batches_and_uneven_validation(on_both):
     accumulate = [f"phases.{phase}.accumulate=2" for phase in ("dense", "moe", "wide", "deep")]
     settings = [
@@ -82,6 +91,13 @@ def test_accumulated_batches_and_uneven_validation(on_both):
     ]
     runs = on_both({"run": [*settings, "trainer.precision=64-true"]})
     assert largest_difference(*runs["run"]) < 1e-7
+
+
+def test_processes_that_grew_different_models_stop(tmp_path):
+    ended = outcome(start([PROGRAM, json.dumps([[str(tmp_path / "run"), "OneApart"]])]))
+    for rank, (code, _, errors) in enumerate(ended):
+        assert code == 1, errors
+        assert "final_norm.weight of process 1 is not that of process 0" in errors, rank
 
 
 @pytest.mark.slow

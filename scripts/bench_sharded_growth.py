@@ -1,0 +1,175 @@
+"""Memory and time of one growth, weights, checks and AdamW's moments, by one process and by several (FSDP2).
+
+    python scripts/bench_sharded_growth.py                (about 3 minutes on two cores, 6 GB)
+    python scripts/bench_sharded_growth.py --processes 1 2 4 --json FILE
+
+Every process is a new one and grows once, in the order of a run's boundary. Peaks are of the most loaded process,
+above what it holds when everything is imported, and include the old model and its moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import growlm  # noqa: F401 - before torch: it sets how threads wait
+from growlm.growth import Widen
+from growlm.growth.draws import Draws
+from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.optimizer_state import grow_moments
+from growlm.model import ModelConfig, TransformerLM
+from growlm.training.devices import mesh_of_run
+from growlm.training.memory import (
+    KeepFreedMemory,
+    peak_memory_bytes,
+    release_memory,
+    reset_peak_memory,
+    resident_memory_bytes,
+)
+from growlm.verification import detailed_growth_check
+from growlm.world import World, join_world
+
+AIM = 0.6
+MIXTURE = ModelConfig(
+    vocab_size=8192, d_model=512, n_layers=8, n_heads=8, n_kv_heads=8, head_dim=64, d_ff=2048,
+    num_experts=4, top_k=2,
+)  # fmt: skip
+CASES = {
+    "mixture": MIXTURE,
+    "dense, large vocabulary": replace(MIXTURE, vocab_size=50257, n_layers=20, num_experts=0),
+}
+WIDEN = Widen(scale_factor=2.0, noise_std=1e-2)
+
+
+def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
+    """One growth by this process, alone or together with the others: peaks in bytes, seconds."""
+    from growlm.config.schema import TrainerConfig
+    from growlm.model.fully_sharded import sharded_model
+
+    KeepFreedMemory().setup(None, None, "fit")  # type: ignore[arg-type] # as a run has it
+    mesh = mesh_of_run(world, TrainerConfig(strategy="fsdp"), "cpu")
+    world.barrier()
+    release_memory()
+    before = resident_memory_bytes()
+    old = TransformerLM(config) if mesh is None else sharded_model(config, 0, mesh)
+    states = {
+        name: {
+            "step": torch.tensor(1.0),
+            "exp_avg": torch.full_like(parameter, 1e-3, requires_grad=False),
+            "exp_avg_sq": torch.full_like(parameter, 1e-6, requires_grad=False),
+        }
+        for name, parameter in old.named_parameters()
+    }
+    found: dict[str, Any] = {}
+
+    def measured(what: str, action: Callable[[], Any]) -> Any:
+        release_memory()
+        world.barrier()
+        reset_peak_memory()
+        start = time.perf_counter()
+        result = action()
+        world.barrier()
+        found[what] = {
+            "peak": peak_memory_bytes() - before,
+            "seconds": time.perf_counter() - start,
+        }
+        return result
+
+    growth_map = plan_growth(config, [WIDEN])
+    new = measured("weights", lambda: apply_growth(old, growth_map, Draws(0, 1)))
+    probe = torch.randint(config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
+    report = measured(
+        "checks",
+        lambda: detailed_growth_check(
+            old_model=old, new_model=new, probe=probe, device="cpu", growth_map=growth_map
+        ),
+    )
+    old = None
+    grown = measured("moments", lambda: grow_moments(growth_map, states, "carry"))
+    found["passed"] = bool(report)
+    found["held"] = resident_memory_bytes() - before
+    found["parameters"] = sum(p.numel() for p in new.parameters())
+    assert len(grown) == len(list(new.parameters()))
+    return found
+
+
+def child(case: str, out: Path) -> None:
+    """What each process does."""
+    with join_world("cpu", timedelta(minutes=10)) as world:
+        found = world.gather(grow_once(CASES[case], world))
+        if world.is_first:
+            out.write_text(json.dumps(found))
+
+
+def run(case: str, processes: int) -> list[dict[str, Any]]:
+    """Start the processes; what each found."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes)] if processes > 1 else []
+        command = command if processes > 1 else [sys.executable]
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        subprocess.run(
+            [*command, __file__, "--child", case, str(out)],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )
+        found: list[dict[str, Any]] = json.loads(out.read_text())
+        return found
+
+
+def peak_of(found: list[dict[str, Any]]) -> int:
+    """Of the whole growth, in the process where it is the highest."""
+    return max(each[step]["peak"] for each in found for step in ("weights", "checks", "moments"))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child[0], Path(arguments.child[1]))
+        return
+    table = Table("widened ×2", "parameters", "processes", "peak: weights", "checks", "moments",
+                  "of one process's", "seconds")  # fmt: skip
+    results: dict[str, Any] = {}
+    for case in arguments.cases:
+        results[case] = {}
+        for processes in arguments.processes:
+            found = run(case, processes)
+            results[case][processes] = found
+            one = results[case].get(1)
+            share = f"{peak_of(found) / peak_of(one):.2f}" if one else ""
+            steps = ("weights", "checks", "moments")
+            peaks = [max(each[step]["peak"] for each in found) for step in steps]
+            seconds = [f"{found[0][step]['seconds']:.1f}" for step in steps]
+            table.add_row(
+                case, f"{found[0]['parameters'] / 1e6:,.0f} M", str(processes),
+                *(f"{peak / 1e9:.2f} GB" for peak in peaks),
+                share + (f" (aim {AIM})" if processes == 2 else ""), " + ".join(seconds),
+            )  # fmt: skip
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

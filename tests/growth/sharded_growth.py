@@ -1,0 +1,124 @@
+"""One of several processes that grow, check and look at sharded models, beside the same models whole."""
+
+import math
+import os
+from datetime import timedelta
+
+import torch
+from tiny_models import FAMILIES, build, random_tokens, tiny_config
+from torch.distributed.device_mesh import init_device_mesh
+
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
+from growlm.growth.draws import Draws
+from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.optimizer_state import grow_moments
+from growlm.model import TransformerLM
+from growlm.model.draws import normal
+from growlm.model.fully_sharded import divided_states, shard, sharded_model
+from growlm.model.generation import generate
+from growlm.sharding import is_sharded, own_part, whole
+from growlm.training.nonfinite import nonfinite_weight
+from growlm.verification import detailed_growth_check, quick_sanity_check
+from growlm.verification.router_lock import expert_similarity
+from growlm.world import join_world
+
+GROWTHS = (
+    [Upcycle(num_experts=4, drop_fraction=0.5)],
+    [Widen(scale_factor=1.5, noise_std=1e-2), Deepen(extra_layers=1)],
+    [MultiplyExperts(2), Widen(scale_factor=2, noise_snr_db=40.0)],
+)
+PROGRAM = __file__
+
+
+def assert_same(expected, sharded):
+    """The tensors of a sharded model are, to the bit, those of the whole one."""
+    assert expected.keys() == sharded.keys()
+    for name, tensor in sharded.items():
+        assert torch.equal(whole(tensor), expected[name]), name
+        if is_sharded(tensor):
+            assert len(own_part(tensor)) <= -(-len(tensor) // 2), name
+
+
+def random_states(model):
+    """As if AdamW had made some steps."""
+    return {
+        name: {
+            "step": torch.tensor(3.0),
+            "exp_avg": normal(tuple(p.shape), "mean", name),
+            "exp_avg_sq": normal(tuple(p.shape), "square", name).square_(),
+        }
+        for name, p in model.named_parameters()
+    }
+
+
+def assert_moments_grow_alike(growth_map, model, mesh):
+    for mode in ("carry", "asymmetric", "reset"):
+        states = random_states(model)
+        own = divided_states(states, mesh)
+        expected, grown = (grow_moments(growth_map, s, mode) for s in (states, own))
+        assert not own, "old moments are let go of"
+        assert expected.keys() == grown.keys()
+        for name, state in expected.items():
+            assert_same(state, grown[name])
+
+
+def assert_checks_agree(expected, found):
+    """Figures that do not depend on the order of sums are the same, the others nearly."""
+    assert bool(found)
+    assert math.isclose(found.loss_after, expected.loss_after, rel_tol=1e-9)
+    for name, check in expected.checks.items():
+        assert found.checks[name].status is check.status, name
+    counts = [report.checks["symmetry"].figures.get("axes", {}) for report in (expected, found)]
+    assert counts[0].keys() == counts[1].keys()
+    for axis, count in counts[0].items():
+        for figure, value in count.items():
+            assert math.isclose(counts[1][axis][figure], value, rel_tol=1e-6), (axis, figure)
+
+
+def grow_beside(family, mesh):
+    """A model whole, the same one sharded; both through all growths."""
+    config = tiny_config(family, d_ff=28)
+    assert_same(TransformerLM(config, 3).state_dict(), sharded_model(config, 3, mesh).state_dict())
+    plain, sharded = build(config), build(config)
+    shard(sharded, mesh)
+    for index, operators in enumerate(GROWTHS):
+        growth_map = plan_growth(plain.config, operators)
+        assert_moments_grow_alike(growth_map, plain, mesh)
+        draws = [Draws(5, index), Draws(5, index)]
+        old = plain, sharded
+        plain, sharded = (
+            apply_growth(model, growth_map, draw) for model, draw in zip(old, draws, strict=True)
+        )
+        assert_same(plain.state_dict(), sharded.state_dict())
+        assert draws[0].noise == draws[1].noise
+        probe = random_tokens(plain.config, batch=2, time=12)
+        reports = [
+            detailed_growth_check(
+                old_model=before, new_model=after, probe=probe, device="cpu", growth_map=growth_map
+            )
+            for before, after in zip(old, (plain, sharded), strict=True)
+        ]
+        assert_checks_agree(*reports)
+    sanity = [quick_sanity_check(model, probe, "cpu") for model in (plain, sharded)]
+    assert sanity[1]
+    assert math.isclose(sanity[0].gradient_norm, sanity[1].gradient_norm, rel_tol=1e-9)
+    assert math.isclose(expert_similarity(plain), expert_similarity(sharded), rel_tol=1e-5)
+    texts = [generate(model, [[1, 2, 3]], 5) for model in (plain, sharded)]
+    assert texts[0] == texts[1]
+    return sharded
+
+
+def main():
+    torch.set_num_threads(1)
+    with join_world("cpu", timedelta(minutes=2)) as world:
+        mesh = init_device_mesh("cpu", (world.size,))
+        for family in FAMILIES:
+            model = grow_beside(family, mesh)
+        assert nonfinite_weight(model) is None
+        if os.environ["RANK"] == "1":  # all must know of what one of them holds
+            own_part(model.head_weight)[0] = float("nan")
+        assert nonfinite_weight(model) == "the weight embedding.weight holds NaN"
+
+
+if __name__ == "__main__":
+    main()
