@@ -65,6 +65,16 @@ def each_made(makings: Iterable[Making[K]], mesh: DeviceMesh | None) -> Iterator
     yield from _one_turn(turn, mesh)
 
 
+def whole_in_first(tensor: Tensor) -> Tensor | None:
+    """A sharded tensor with all its rows, in the first process of its mesh; None in the others.
+
+    All processes must ask for it. One that is not sharded is itself, in all.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    return _gather([tensor], tensor.device_mesh)
+
+
 def _one_turn(turn: list[Making[K]], mesh: DeviceMesh) -> Iterator[tuple[K, Tensor]]:
     """One making for each process, or fewer."""
     rank = mesh.get_local_rank()

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from growlm.checkpoint.tensor_files import Entry, write_tensors
-from growlm.sharding import whole
+from growlm.dealing import whole_in_first
 from growlm.world import World
 
 
@@ -17,8 +17,8 @@ def write_gathered(
 ) -> dict[str, str]:
     """`write_tensors` for tensors that are there already, sharded or not; the files are the same to the bit.
 
-    All processes must ask for it, with the tensors in the same order. None ever has more than its own rows and
-    about one whole tensor.
+    All processes must ask for it, with the tensors in the same order. The first one has a whole tensor beside its
+    own rows, and the one before it while that is being written; the others have none.
 
     Args:
         folder: Exists, for the first process.
@@ -34,11 +34,16 @@ def write_gathered(
         EndedElsewhereError: In the others, then.
     """
     entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
-    gathered = (whole(tensor) for tensor in tensors.values())
+    gathered = (whole_in_first(tensor) for tensor in tensors.values())
+
+    def make(name: str) -> Tensor:
+        tensor = next(gathered)
+        assert tensor is not None
+        return tensor
 
     def write() -> dict[str, str]:
         try:
-            return write_tensors(folder, stem, entries, lambda name: next(gathered))
+            return write_tensors(folder, stem, entries, make)
         finally:
             _exhaust(gathered)  # also where writing failed: the others wait in every gathering
 
@@ -47,6 +52,6 @@ def write_gathered(
     return world.first(write)
 
 
-def _exhaust(gathered: Iterator[Tensor]) -> None:
+def _exhaust(gathered: Iterator[Tensor | None]) -> None:
     for _ in gathered:
         pass

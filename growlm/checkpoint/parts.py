@@ -34,6 +34,11 @@ class Part:
         """The row after its last."""
         return self.start + (self.shape[0] if self.shape else 1)
 
+    def within(self, start: int, stop: int) -> tuple[int, int]:
+        """Which of its rows are among these of the whole tensor, from and to; the same twice if none is."""
+        first = min(max(start, self.start), self.stop) - self.start
+        return first, max(first, min(stop, self.stop) - self.start)
+
 
 def part_name(stem: str, rank: int, size: int) -> str:
     """The file of one of so many processes."""

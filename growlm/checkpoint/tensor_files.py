@@ -286,19 +286,17 @@ class TensorFiles:
             return opened.get_tensor(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor, in memory; nothing else of it is read."""
+        """Some rows of a tensor, mapped as by `read`; nothing else of it is read."""
         if name not in self._joined:
-            with self._open(self._file_of[name]) as opened:
-                return opened.get_slice(name)[start:stop]
-        whole = self._joined[name]
-        rows = torch.empty((max(0, stop - start), *whole.shape[1:]), dtype=whole.dtype)
-        for part in self._parts[name]:
-            first, last = max(start, part.start), min(stop, part.stop)
-            if first < last:
-                with self._open(part.file) as opened:
-                    found = opened.get_slice(name)[first - part.start : last - part.start]
-                    rows[first - start : last - start] = found
-        return rows
+            return self._slice(self._file_of[name], name, start, stop)
+        parts = self._parts[name]
+        wanted = [part for part in parts if part.start < stop and start < part.stop] or parts[:1]
+        pieces = [self._slice(part.file, name, *part.within(start, stop)) for part in wanted]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _slice(self, file: Path, name: str, start: int, stop: int) -> Tensor:
+        with self._open(file) as opened:
+            return opened.get_slice(name)[start:stop]
 
     def _entry_in(self, file: Path, opened: safe_open, name: str) -> Entry:
         view = opened.get_slice(name)

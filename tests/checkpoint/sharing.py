@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,18 @@ from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
 from growlm.exit_codes import exit_code_of
 from growlm.meeting import join_world
-from growlm.sharding import divided, is_sharded, rows_of
+from growlm.sharding import divided, is_sharded, own_part, rows_of
+from growlm.training.memory import release_memory
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
+LARGE = {
+    "vocab_size": 16384,
+    "d_model": 512,
+    "head_dim": 128,
+    "d_ff": 2048,
+    "n_layers": 3,
+    "num_experts": 8,
+}
 CONFIG = {"num_experts": 3, "top_k": 2, "vocab_size": 29, "router_bias_step": 0.1}
 
 
@@ -131,6 +141,46 @@ def save_shared_model(folder, world, mesh):
     (folder / "tokens.json").write_text("{}")
     files = [folder / "tokens.json"]
     save_model(model, folder / "artefact", {"phase": "moe"}, states, files, world)
+
+
+def measure(folder, world, mesh):
+    """Print what writing and reading take at their peak, above what is there anyway, and how much that is."""
+    from growlm.model.fully_sharded import sharded_model
+
+    config = tiny_config(**(CONFIG | LARGE))
+    model = sharded_model(config, 0, mesh)
+    states = {
+        name: {"step": torch.tensor(1.0), "exp_avg": p.detach() * 2, "exp_avg_sq": p.detach() ** 2}
+        for name, p in model.named_parameters()
+    }
+    share = 3 * sum(own_part(p).nbytes for p in model.parameters())
+    found = {"share": share, "tensor": max(p.nbytes for p in model.parameters())}
+    state = folder / "run" / "000000001"
+    writing = partial(write_state, state, 1, model, states, {}, {}, None, world)
+    found["state"] = peak_of(writing)
+    found["artefact"] = peak_of(partial(save_model, model, folder / "model", {}, states, (), world))
+    del model, states, writing
+
+    def read():
+        opened = RunState.open(state, world, is_checked=True)
+        return opened.model(mesh), opened.optimizer_states(mesh)
+
+    found["reading"] = peak_of(read)
+    print(json.dumps(found))
+
+
+def peak_of(action):
+    """What something takes at its peak, above what is there when it begins; bytes."""
+    release_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmRSS")
+    action()
+    return memory("VmHWM") - before
+
+
+def memory(line):
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(x.split()[1]) for x in status if x.startswith(line))
 
 
 def limited(folder, world, mesh):

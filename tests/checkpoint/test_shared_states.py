@@ -236,6 +236,18 @@ def share(processes, folder, *steps):
         assert code == 0, errors
 
 
+@pytest.mark.slow
+def test_no_process_ever_has_more_than_its_share_and_about_one_tensor(tmp_path):
+    for code, told, errors in outcome(start([str(SHARING), str(tmp_path), "measure"])):
+        assert code == 0, errors
+        found = json.loads(told.splitlines()[0])
+        print({name: f"{size / 1e6:.0f} MB" for name, size in found.items()})
+        assert found["share"] > 6 * found["tensor"]
+        assert found["state"] < found["tensor"]
+        assert found["artefact"] < 2.5 * found["tensor"]
+        assert found["reading"] < found["share"] + found["tensor"]
+
+
 def read_all(folder):
     files = TensorFiles(folder, "model")
     return {name: files.read(name) for name in files.names}
