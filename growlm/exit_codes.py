@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from growlm.errors import RunError, UserError
 
@@ -46,6 +48,20 @@ def exit_code_of(
         tell(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. One of several ends when exit functions have run: Python does not take itself apart.
+
+    Torch's threads that carry messages (gloo's, after a pass under FSDP2) abort a process that does, once in a dozen
+    times, and a launcher would take a finished run for a failed one.
+    """
+    if is_one_of_several():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def complain(error: UserError) -> int:

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
-from growlm.exit_codes import is_first_process, is_one_of_several
+from growlm.exit_codes import is_first_process, is_one_of_several, leave
 from growlm.sweep.command import run_sweep
 
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_command(train))
+    leave(run_command(train))
 
 
 def train() -> int:

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
+from growlm.exit_codes import leave
 from growlm.growth import Widen
 from growlm.growth.draws import Draws
 from growlm.growth.grow import apply_growth, plan_growth
@@ -174,3 +175,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

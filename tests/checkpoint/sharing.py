@@ -14,7 +14,7 @@ from tiny_models import build, tiny_config
 from growlm.checkpoint import save_model
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
-from growlm.exit_codes import exit_code_of
+from growlm.exit_codes import exit_code_of, leave
 from growlm.meeting import join_world
 from growlm.sharding import divided, is_sharded, own_part, rows_of
 from growlm.training.memory import release_memory
@@ -222,7 +222,7 @@ def main(folder, *steps):
         print(json.dumps("done"))
         return 0
 
-    sys.exit(exit_code_of(body))
+    leave(exit_code_of(body))
 
 
 if __name__ == "__main__":

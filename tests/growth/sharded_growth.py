@@ -8,6 +8,7 @@ import torch
 from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
+from growlm.exit_codes import leave
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
 from growlm.growth.draws import Draws
 from growlm.growth.grow import apply_growth, plan_growth
@@ -122,3 +123,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave(0)

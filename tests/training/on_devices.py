@@ -114,7 +114,7 @@ class OneNaN(Callback):
 FAULTS = {"OneApart": OneApart, "OneNaN": OneNaN}
 
 
-def main() -> None:
+def main() -> int:
     """What each process does."""
     from tiny_run import tiny_config
 
@@ -126,7 +126,10 @@ def main() -> None:
         run_dir, *rest = overrides
         faults = [FAULTS[rest.pop(0)]()] if rest and rest[0] in FAULTS else []
         run_plan(tiny_config(Path(run_dir), *rest), faults)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from growlm.exit_codes import exit_code_of, leave
+
+    leave(exit_code_of(main))
