@@ -53,8 +53,8 @@ def exit_code_of(
 def leave(code: int) -> NoReturn:
     """End the process. One of several ends when exit functions have run: Python does not take itself apart.
 
-    Torch's threads that carry messages (gloo's, after a pass under FSDP2) abort a process that does, once in a dozen
-    times, and a launcher would take a finished run for a failed one.
+    Torch's threads that carry messages (gloo's, after a pass under FSDP2) abort one process in a dozen that does,
+    and a launcher would take a finished run for a failed one.
     """
     if is_one_of_several():
         atexit._run_exitfuncs()
