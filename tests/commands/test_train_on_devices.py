@@ -13,6 +13,7 @@ from tiny_run import TINY
 TRAIN = [sys.executable, "-m", "growlm.train", *TINY, "logger=none", "trainer.devices=2"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_once_and_nothing_is_left(tmp_path):
     wrong = [f"data.path={tmp_path}/nothing", "data=text", f"run_dir={tmp_path}/run"]
     done = subprocess.run([*TRAIN, *wrong], capture_output=True, text=True, timeout=120)

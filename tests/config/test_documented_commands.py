@@ -35,7 +35,9 @@ def test_it_composes(line, arguments):
         nodes = re.search(r"--nnodes (\d+)", line)
         numbers = [str(int(per_node[1]) * int(nodes[1] if nodes else 1))]
     for argument in shlex.split(arguments, comments=True):
-        key, _, value = argument.partition("=")
+        key, equals, value = argument.partition("=")
+        if not equals and key.startswith("$"):
+            continue  # what a script was given
         if key == "devices":
             numbers = value.split(",")
         elif key not in (*OWN_KEYS, "-m", "resume", "trainer.devices"):

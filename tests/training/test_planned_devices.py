@@ -94,6 +94,7 @@ def test_expert_parallelism_by_hand(devices, group, replicas):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_send_what_is_said(tmp_path):
     """Counted in torch's own DDP and FSDP2; 257 tokens and 5 experts do not come out even."""
     model = tiny_config(n_layers=3, vocab_size=257, **EXPERTS | {"num_experts": 5})

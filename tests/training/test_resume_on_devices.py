@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from on_devices import history, largest_difference, outcome, run_all, start
-from stopping import SignalAt, slow
+from stopping import SignalAt
 from tiny_run import tiny_config
 
 from growlm.training import Interrupted, run_plan
@@ -18,7 +18,7 @@ SETTINGS = (
     "trainer.precision=64-true",
     "checkpoint.every_steps=3",
 )
-STRATEGIES = ["ddp", *slow("fsdp")]
+STRATEGIES = ["ddp", "fsdp"]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,9 @@ def resume(run_dir, processes, *settings):
         run_all([[str(run_dir), *SETTINGS, f"resume='{run_dir}'", *settings]], processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("processes", [1, *slow(2, 4)])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_one_process_killed_and_resumed(processes, strategy, whole, killed, tmp_path):
     """In the middle of the third phase, whose last state is from a step before."""
     run_dir, ended = killed(strategy, 10, "1", tmp_path / "run")

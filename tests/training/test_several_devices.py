@@ -93,6 +93,7 @@ def test_accumulated_batches_and_uneven_validation(on_both):
     assert largest_difference(*runs["run"]) < 1e-7
 
 
+@pytest.mark.slow
 def test_processes_that_grew_different_models_stop(tmp_path):
     ended = outcome(start([PROGRAM, json.dumps([[str(tmp_path / "run"), "OneApart"]])]))
     for rank, (code, _, errors) in enumerate(ended):
