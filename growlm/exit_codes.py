@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from growlm.errors import RunError, UserError
+
+OTHERS_WAIT = 3.0
+"""Seconds that the other processes of a run wait before they say what the first one may be about to say; torch's
+launchers end them as soon as it has."""
 
 
 def exit_code_of(
@@ -43,16 +50,38 @@ def exit_code_of(
         return 1
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. One of several ends when exit functions have run: Python does not take itself apart.
+
+    Torch's threads that carry messages (gloo's, after a pass under FSDP2) abort one process in a dozen that does,
+    and a launcher would take a finished run for a failed one.
+    """
+    if is_one_of_several():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def complain(error: UserError) -> int:
-    """Print a user's error, if this is the first process of its run; the exit code for it."""
-    if is_first_process():
-        print(f"error: {error}", file=sys.stderr)
+    """Print a user's error; the exit code for it."""
+    where = ""
+    if not is_first_process():
+        time.sleep(OTHERS_WAIT)
+        where = f" (process {os.environ['RANK']})"
+    print(f"error: {error}{where}", file=sys.stderr)
     return 2
 
 
 def is_first_process() -> bool:
     """Whether this is the process of its run that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_one_of_several() or os.environ["RANK"] == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of a run's, by `torchrun` or something like it."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def code_of(error: BaseException) -> int:

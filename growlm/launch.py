@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+PATIENCE = 1800
+"""Seconds that the processes have after a signal."""
+
 
 def launch(module: str, arguments: Sequence[str], processes: int) -> int:
     """Run `python -m module arguments` in so many processes that know of each other; the exit code.
@@ -27,8 +30,10 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> int:
     for part in ("agent.server.api", "multiprocessing.api"):
         # The processes say themselves what is wrong.
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # After a signal they finish the step and write the state; torch would end them after 30 seconds.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -11,18 +11,19 @@ from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
-from growlm.exit_codes import is_first_process
+from growlm.exit_codes import is_first_process, is_one_of_several, leave
 from growlm.sweep.command import run_sweep
 
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_command(train))
+    leave(run_command(train))
 
 
 def train() -> int:
     """Let Hydra compose the config from the command line, and run it; the exit code."""
-    sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
+    given = sys.argv[1:]
+    sys.argv[1:] = [quote_free_text(argument) for argument in given]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         return run_sweep(sys.argv[1:])
@@ -32,22 +33,26 @@ def train() -> int:
     def job(composed: DictConfig) -> None:
         nonlocal code
         code = run_command(
-            lambda: run_job(composed)
+            lambda: run_job(composed, given)
         )  # Hydra prints lines of its own about what leaves a job
 
     job()
     return code
 
 
-def run_job(composed: DictConfig) -> int:
-    """Check a composed config and run it; the exit code."""
+def run_job(composed: DictConfig, given: list[str]) -> int:
+    """Check a composed config and run it; the exit code.
+
+    Args:
+        composed: By Hydra.
+        given: The command line that it was composed of.
+    """
     config = typed_config(composed)
     # Lightning takes seconds to import.
     from growlm.config.checks import check_config
     from growlm.launch import launch
     from growlm.training import Interrupted, run_plan
     from growlm.training.resuming import settings_of
-    from growlm.world import started_by_torchrun
 
     settings = HydraConfig.get()
     try:
@@ -55,9 +60,9 @@ def run_job(composed: DictConfig) -> int:
         if (chosen := str(settings.run.dir)) != "." and config.run_dir is None:
             config = replace(config, run_dir=chosen)
         devices = config.trainer.devices or 1
-        if devices > 1 and not started_by_torchrun():
+        if devices > 1 and not is_one_of_several():
             check_config(config)
-            return launch("growlm.train", sys.argv[1:], devices)
+            return launch("growlm.train", given, devices)
         run_plan(config)
     except Interrupted as interrupted:
         if is_first_process():

@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, and how they agree.
+"""The processes of a run: which one this is, and how they agree. How they meet: `meeting.py`.
 
 A run is one process, or several that `torchrun` (or anything that sets its variables) started; each trains on its
 share of every batch. Nothing in here is needed for one process alone, and every method then does the obvious.
@@ -6,12 +6,11 @@ share of every batch. Nothing in here is needed for one process alone, and every
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,21 +26,7 @@ T = TypeVar("T")
 
 LOOK_EVERY = 0.05
 """Seconds between looks at whether the first process has finished what the others wait for."""
-ENDED = "ended"
-FIRST_SPEAKS = 10.0
-"""Seconds that the others wait for the first process to fail too; and when it has, a tenth of them more."""
 GONE = "another process of this run has ended, or did not answer within trainer.timeout_minutes"
-LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Timed out waiting",
-    "timed out",
-    "Broken pipe",
-    "failed to connect",
-    "recvBytes failed",
-    "sendBytes failed",
-)
-"""What torch's errors say when another process does not answer."""
 
 
 class LostProcessError(RunError):
@@ -110,37 +95,46 @@ class World:
             raise EndedElsewhereError(value)
         return value
 
-    def await_key(self, key: str, limit: float = float("inf")) -> None:
+    def await_key(self, key: str, limit: float = float("inf")) -> bool:
         """Wait until another process has set a key of the store.
 
         Args:
             key: It.
             limit: Seconds to wait at most, however well the store answers.
 
+        Returns:
+            Whether it was set.
+
         Raises:
-            LostProcessError: If the store, which is the first machine's, does not answer for the run's timeout.
+            LostProcessError: If the store, which is the first machine's, has gone or is silent for the timeout.
         """
         store = self.store
         assert store is not None
-        found, answered = threading.Event(), [time.monotonic()]
+        is_set, is_over = threading.Event(), threading.Event()
+        answered = time.monotonic()
 
         def look() -> None:
-            while not found.is_set():
-                try:
+            nonlocal answered
+            with suppress(RuntimeError):  # the store has gone
+                while not is_over.is_set():
                     if store.check([key]):
-                        found.set()
-                except RuntimeError:
-                    return
-                answered[0] = time.monotonic()
-                time.sleep(LOOK_EVERY)
+                        is_set.set()
+                        return
+                    answered = time.monotonic()
+                    time.sleep(LOOK_EVERY)
 
         # In a thread of its own: where the network is cut, a look at the store never ends.
-        threading.Thread(target=look, daemon=True).start()
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
         start, timeout = time.monotonic(), self.timeout.total_seconds()
-        while not found.wait(LOOK_EVERY) and time.monotonic() - start < limit:
-            if time.monotonic() - answered[0] > timeout:
-                raise LostProcessError(f"{GONE} (the first process's store is silent)")
-        found.set()
+        try:
+            while not is_set.wait(LOOK_EVERY) and time.monotonic() - start < limit:
+                is_gone = not looking.is_alive() and not is_set.is_set()
+                if is_gone or time.monotonic() - answered > timeout:
+                    raise LostProcessError(f"{GONE} (the first process's store is silent)")
+        finally:
+            is_over.set()
+        return is_set.is_set()
 
     def _publish(self, key: str, value: object) -> None:
         assert self.store is not None
@@ -212,81 +206,3 @@ class World:
     def barrier(self) -> None:
         """Wait for all."""
         self.gather(None)
-
-
-def started_by_torchrun() -> bool:
-    """Whether this process was started as one of a run's, by `torchrun` or something like it."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
-@contextmanager
-def join_world(accelerator: str, timeout: timedelta) -> Iterator[World]:
-    """Meet the other processes of the run, for the time of the block.
-
-    Args:
-        accelerator: `cpu` or `gpu`.
-        timeout: How long any of them may keep the others waiting in a step.
-
-    Raises:
-        LostProcessError: If one of them does not come.
-    """
-    if not started_by_torchrun():
-        yield World()
-        return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with lost_in_words():
-        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=timeout))
-        # After `torchrun --max-restarts` has started all anew, the store has what the processes before left.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"growlm/{attempt}", store)
-        if accelerator == "gpu":
-            torch.cuda.set_device(local_rank)
-        # Gloo for what lies in the machine's memory, whatever the accelerator.
-        backend = "cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo"
-        device = torch.device("cuda", local_rank) if accelerator == "gpu" else None
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("group", store),
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-            device_id=device,
-        )
-    turns = dist.PrefixStore("turns", store)
-    world = World(rank, size, local_rank, local_size, timeout, turns)
-    try:
-        yield world
-    except LostProcessError:
-        raise  # whoever is gone answers no farewell
-    except BaseException:
-        _let_first_speak(world)
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
-
-
-def _let_first_speak(world: World) -> None:
-    """Torch's launchers end all processes as soon as one of them fails: let the first one say why."""
-    assert world.store is not None
-    if world.is_first:
-        world.store.set(ENDED, "")
-        return
-    with suppress(LostProcessError):
-        world.await_key(ENDED, FIRST_SPEAKS)
-        time.sleep(FIRST_SPEAKS / 10)
-
-
-@contextmanager
-def lost_in_words() -> Iterator[None]:
-    """What torch says in the block of another process that has gone, as a `LostProcessError`."""
-    try:
-        yield
-    except RunError:
-        raise
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST):
-            raise
-        what = str(error).strip().splitlines()[0]
-        raise LostProcessError(f"{GONE} ({what})") from error

@@ -27,10 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
+from growlm.exit_codes import leave
 from growlm.growth import Widen
 from growlm.growth.draws import Draws
 from growlm.growth.grow import apply_growth, plan_growth
 from growlm.growth.optimizer_state import grow_moments
+from growlm.meeting import join_world
 from growlm.model import ModelConfig, TransformerLM
 from growlm.training.devices import mesh_of_run
 from growlm.training.memory import (
@@ -41,7 +43,7 @@ from growlm.training.memory import (
     resident_memory_bytes,
 )
 from growlm.verification import detailed_growth_check
-from growlm.world import World, join_world
+from growlm.world import World
 
 AIM = 0.6
 MIXTURE = ModelConfig(
@@ -173,3 +175,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

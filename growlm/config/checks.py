@@ -22,6 +22,12 @@ from growlm.limits import check_limits
 from growlm.model.config import ModelConfig
 
 MAX_TIME = re.compile(r"\d{1,4}(:\d{1,4}){3}")
+NEEDS_WHOLE_TENSORS = {
+    "adafactor": "it steps by the size of the whole tensor",
+    "muon": "it orthogonalises whole matrices",
+    "adamw_8bit": "the blocks that it rounds by cross the rows",
+}
+"""Optimizers that cannot step shards, and why."""
 ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -45,6 +51,7 @@ def check_config(config: RunConfig) -> None:
         allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
         raise UserError("tokenizer.path", config.tokenizer.path, allowed)
     _check_optimizer(config.optimizer)
+    _check_sharding(config)
     _check_max_time(config.trainer.max_time)
     _check_cluster(config.cluster, config.trainer)
     if not config.phases:
@@ -208,6 +215,16 @@ def _check_optimizer(settings: OptimizerConfig) -> None:
         if (value is None) == (key in has):
             needed = "needs a value" if value is None else "has no such setting; leave it null"
             raise UserError(f"optimizer.{key}", value, f"optimizer={settings.name} {needed}")
+
+
+def _check_sharding(config: RunConfig) -> None:
+    name = config.optimizer.name
+    if config.trainer.strategy == "fsdp" and name in NEEDS_WHOLE_TENSORS:
+        allowed = (
+            "cannot step weights of which each process has some rows (trainer.strategy=fsdp): "
+        )
+        allowed += NEEDS_WHOLE_TENSORS[name]
+        raise UserError("optimizer.name", name, f"{allowed}; adamw and sgd can")
 
 
 def _check_optimizer_state(

@@ -25,10 +25,13 @@ def with_devices(config: RunConfig, world: World) -> RunConfig:
     wanted = config.trainer.devices
     if wanted is not None and wanted != world.size:
         if world.size > 1:
-            allowed = f"torchrun has started {world.size} processes"
+            allowed = f"torchrun has started {world.size} processes: trainer.devices={world.size}"
         else:
             allowed = f"every device needs a process: torchrun --nproc-per-node {wanted} ..."
         raise UserError("trainer.devices", wanted, allowed)
+    if world.size % world.local_size:
+        allowed = f"every machine must run as many processes; {world.local_size} run here"
+        raise UserError("trainer.devices", world.size, allowed)
     if world.size > 1 and config.reuse.phases == "always":
         allowed = f"runs on several devices ({world.size}) neither keep phases nor take them over"
         raise UserError("reuse.phases", "always", allowed)

@@ -27,6 +27,9 @@ libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
 COMPILER_BYTES = 100_000_000
 """Of `torch.compile`, once it has made the kernels of `optimizer=adamw_8bit`; measured likewise."""
 
+SHARDING_BYTES = 50_000_000
+"""Of torch's sharded tensors, under fsdp; measured on a CPU, by a dense model."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -138,7 +141,7 @@ def footprint(
         training_peak=weights + optimizer + max(passes, weights + scaled if phase.steps else 0),
         growth_peak=growth_peak,
         disk=disk,
-        libraries=library_bytes(config, phase) if on_cpu else 0,
+        libraries=library_bytes(config, phase, layout) if on_cpu else 0,
     )
 
 
@@ -148,10 +151,10 @@ def _spared_copies(phase: PlannedPhase, work: PassWork, layout: Layout) -> int:
     return 0 if layout.gathers else round(work.weight_copies * missing)
 
 
-def library_bytes(config: RunConfig, phase: PlannedPhase) -> int:
+def library_bytes(config: RunConfig, phase: PlannedPhase, layout: Layout) -> int:
     """What is no tensor, on a CPU."""
     compiler = COMPILER_BYTES if config.optimizer.name == adamw_8bit.NAME else 0
-    return LIBRARY_BYTES[phase.model.is_moe] + compiler
+    return LIBRARY_BYTES[phase.model.is_moe] + compiler + SHARDING_BYTES * layout.gathers
 
 
 def probe_tokens(config: RunConfig) -> int:

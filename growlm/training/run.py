@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from growlm.checkpoint.sealed import file_digest
 from growlm.config.schema import RunConfig
 from growlm.device import pick_accelerator
 from growlm.errors import RunError, UserError
+from growlm.meeting import join_world, lost_in_words
 from growlm.reporting.console import ConsoleReporter
 from growlm.reporting.history import HistoryFiles, write_json
 from growlm.reporting.html import write_report
@@ -41,7 +42,7 @@ from growlm.training.run_dir import (
     open_run_folder,
 )
 from growlm.training.stop import Interrupted, StopRequests
-from growlm.world import World, join_world, lost_in_words
+from growlm.world import World
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         world = stack.enter_context(join_world(accelerator, timeout))
         console = ConsoleReporter(plain_console(quiet=not world.is_first))
         stack.callback(console.close, failed=True)
+        asked = config.trainer
+        config = with_devices(config, world)
         config = world.first(lambda: with_baseline(config, lambda: tell_measuring(console)))
+        config = replace(config, trainer=asked)  # as it is saved: it may go on with other devices
         begun = _opened_by_first(world, stack, lambda: _run_begun(config))
         prepared = prepare(with_devices(config, world), console, world)
+        _check_same_circumstances(prepared)
         if begun is not None:
             check_circumstances(config, begun, prepared.circumstances)
         elif config.resume is not None:
@@ -105,6 +110,18 @@ def _run_begun(config: RunConfig) -> RunFolder | None:
         check_place(config)
         return None
     return open_run_folder(stopped)
+
+
+def _check_same_circumstances(prepared: Prepared) -> None:
+    """Check that all processes read the same: their files may be on disks of their own.
+
+    Raises:
+        RunError: In all of them, if not.
+    """
+    everyone = prepared.world.gather(prepared.circumstances)
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            raise RunError(f"process {rank} reads {other}, and process 0 {everyone[0]}")
 
 
 def _opened_by_first(

@@ -98,6 +98,7 @@ class StateCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, steps are finished before the run stops."""
         self.requests.take_signals()
+        self.world.barrier()  # a signal to all finds all before this line, or all after the next
         self.requests.deferring = True
         self._written = time.monotonic()
 

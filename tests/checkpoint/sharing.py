@@ -14,11 +14,11 @@ from tiny_models import build, tiny_config
 from growlm.checkpoint import save_model
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
-from growlm.exit_codes import exit_code_of
+from growlm.exit_codes import exit_code_of, leave
 from growlm.interop.pretrained import open_pretrained
+from growlm.meeting import join_world
 from growlm.sharding import divided, is_sharded, own_part, rows_of
 from growlm.training.memory import release_memory
-from growlm.world import join_world
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
 LARGE = {
@@ -236,7 +236,7 @@ def main(folder, *steps):
         print(json.dumps("done"))
         return 0
 
-    sys.exit(exit_code_of(body))
+    leave(exit_code_of(body))
 
 
 if __name__ == "__main__":

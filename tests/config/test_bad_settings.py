@@ -15,6 +15,7 @@ from growlm.world import World
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
+    (["trainer=fsdp", "optimizer=muon"], "optimizer.name=muon", "adamw and sgd can"),
     (["phases.dense.stepz=3"], "phases.dense.stepz", "did you mean steps"),
     (["phases.dense.steps=ten"], "phases.dense.steps", "Integer"),
     (["phases.dense.steps=-1"], "phases.dense.steps=-1", "at least 0"),

@@ -8,10 +8,12 @@ import torch
 from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
+from growlm.exit_codes import leave
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
 from growlm.growth.draws import Draws
 from growlm.growth.grow import apply_growth, plan_growth
 from growlm.growth.optimizer_state import grow_moments
+from growlm.meeting import join_world
 from growlm.model import TransformerLM
 from growlm.model.draws import normal
 from growlm.model.fully_sharded import divided_states, shard, sharded_model
@@ -20,7 +22,6 @@ from growlm.sharding import is_sharded, own_part, whole
 from growlm.training.nonfinite import nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
 from growlm.verification.router_lock import expert_similarity
-from growlm.world import join_world
 
 GROWTHS = (
     [Upcycle(num_experts=4, drop_fraction=0.5)],
@@ -122,3 +123,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from growlm.exit_codes import leave
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.fully_sharded import shard
 
@@ -72,3 +73,4 @@ class Counting(TorchDispatchMode):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

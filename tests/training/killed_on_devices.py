@@ -12,7 +12,7 @@ import torch
 from stopping import SignalAt
 from tiny_run import tiny_config
 
-from growlm.exit_codes import exit_code_of
+from growlm.exit_codes import exit_code_of, leave
 from growlm.training import run_plan
 
 
@@ -25,7 +25,7 @@ def main(step, ranks, run_dir, *settings):
         run_plan(tiny_config(Path(run_dir), *settings), callbacks)
         return 0
 
-    sys.exit(exit_code_of(body))
+    leave(exit_code_of(body))
 
 
 if __name__ == "__main__":

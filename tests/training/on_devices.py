@@ -55,7 +55,12 @@ def outcome(processes: list[subprocess.Popen], timeout: float = 300) -> list[tup
 
 
 def run_all(jobs: list[list[str]], processes: int = 2) -> None:
-    """Run plans one after another on the same processes: each a folder, and overrides of the tiny run."""
+    """Run plans one after another on the same processes.
+
+    Args:
+        jobs: Each a folder, maybe one of `FAULTS`, and overrides of the tiny run.
+        processes: Their number.
+    """
     ended = outcome(start([PROGRAM, json.dumps(jobs)], processes))
     assert [code for code, _, _ in ended] == [0] * processes, [text for _, *text in ended]
 
@@ -93,7 +98,23 @@ class OneApart(Callback):
                 pl_module.model.final_norm.weight[0] += 1e-7
 
 
-def main() -> None:
+class OneNaN(Callback):
+    """The loss of one process alone is NaN in the second step of every phase."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        whole = pl_module.training_step
+
+        def step(batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            is_hit = trainer.global_rank == 1 and batch_idx == 1
+            return whole(batch, batch_idx) * (float("nan") if is_hit else 1.0)
+
+        pl_module.training_step = step  # type: ignore[method-assign]
+
+
+FAULTS = {"OneApart": OneApart, "OneNaN": OneNaN}
+
+
+def main() -> int:
     """What each process does."""
     from tiny_run import tiny_config
 
@@ -103,9 +124,12 @@ def main() -> None:
     for attempt, overrides in enumerate(json.loads(sys.argv[1])):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # they meet anew in every run
         run_dir, *rest = overrides
-        apart = [OneApart()] if rest[:1] == [OneApart.__name__] else []
-        run_plan(tiny_config(Path(run_dir), *rest[len(apart) :]), apart)
+        faults = [FAULTS[rest.pop(0)]()] if rest and rest[0] in FAULTS else []
+        run_plan(tiny_config(Path(run_dir), *rest), faults)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    from growlm.exit_codes import exit_code_of, leave
+
+    leave(exit_code_of(main))

@@ -99,5 +99,20 @@ def test_what_one_process_began_two_finish(strategy, whole, tmp_path):
     assert history(run_dir)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_streamed_documents_go_on_where_they_were(strategy, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Document {i} says {i * i} and then {i**3}." for i in range(3000)))
+    streamed = ["data=text", f"data.path={text}", "data.streaming=true", "data.shuffle_window=100"]
+    settings = [*SETTINGS, *streamed, "data.validation_every=30", f"trainer.strategy={strategy}"]
+    run_all([[str(tmp_path / "whole"), *settings]])
+    ended = outcome(start([str(KILLED), "10", "0,1", str(tmp_path / "run"), *settings]))
+    assert [code for code, *_ in ended] == [-signal.SIGKILL] * 2
+    resumed = [str(tmp_path / "run"), *settings, f"resume='{tmp_path / 'run'}'"]
+    run_all([resumed])
+    assert largest_difference(tmp_path / "whole", tmp_path / "run") == 0.0
+
+
 def newest(run_dir):
     return max(path.name for path in (run_dir / "resume").glob("0*"))

@@ -102,6 +102,39 @@ def test_processes_that_grew_different_models_stop(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_of_one_process_that_is_nan(strategy, tmp_path):
+    settings = ["OneNaN", f"trainer.strategy={strategy}", "callbacks.log_every=1"]
+    run_all([[str(tmp_path / "skips"), *settings, "trainer.on_nonfinite=skip"]])
+    skipped = [row["step"] for row in history(tmp_path / "skips") if row.get("event") == "warning"]
+    assert skipped == [2, 2, 2, 2]
+    for code, _, errors in outcome(
+        start([PROGRAM, json.dumps([[str(tmp_path / "stops"), *settings]])])
+    ):
+        assert code == 1
+        assert "phase dense, step 2: the gradient of embedding.weight holds NaN" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_phase_that_only_grows_and_streamed_documents(strategy, on_both, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Document {i} says {i * i} and then {i**3}." for i in range(3000)))
+    streamed = ["data=text", f"data.path={text}", "data.streaming=true", "data.shuffle_window=100"]
+    settings = {
+        "untrained": [*EVERY_STEP, "trainer.precision=64-true", "phases.wide.steps=0"],
+        "streamed": [
+            *EVERY_STEP,
+            "trainer.precision=64-true",
+            "data.validation_every=30",
+            *streamed,
+        ],
+    }
+    for name, runs in on_both(settings, strategy).items():
+        assert largest_difference(*runs) < 1e-7, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("family", [[], LLAMA], ids=["default", "llama"])
 def test_every_optimizer_state_on_two_processes(strategy, family, on_both):
     settings = [*EVERY_STEP, *family]
