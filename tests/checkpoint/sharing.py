@@ -15,6 +15,7 @@ from growlm.checkpoint import save_model
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.run_state import RunState, write_state
 from growlm.exit_codes import exit_code_of, leave
+from growlm.interop.pretrained import open_pretrained
 from growlm.meeting import join_world
 from growlm.sharding import divided, is_sharded, own_part, rows_of
 from growlm.training.memory import release_memory
@@ -134,6 +135,19 @@ def read_states(folder, world, mesh):
             assert read.keys() == states.keys()
             for name, kept in read.items():
                 assert_same_tensors(kept, states[name])
+
+
+def read_pretrained(folder, world, mesh):
+    """An artefact and a state in parts, as `model=pretrained` begins with them."""
+    model, states = trained_model()
+    for path in (folder / "artefact", *sorted(folder.glob("shared-*/000000003"))):
+        pretrained = open_pretrained(path, "model.path")
+        found = pretrained.model(mesh=mesh, world=world)
+        assert all(is_sharded(p) for p in found.parameters())
+        assert_same_tensors(found.state_dict(), model.state_dict())
+        for name, kept in pretrained.states(eight_bits=False, mesh=mesh).items():
+            assert all(is_sharded(t) for t in kept.values() if t.ndim)
+            assert_same_tensors(kept, states[name])
 
 
 def save_shared_model(folder, world, mesh):

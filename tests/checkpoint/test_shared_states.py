@@ -38,7 +38,7 @@ FILES = (
     "callbacks.pt",
 )
 WRITE = ("write_random", "write_shared_state", "write_plain_state", "save_shared_model")
-READ = ("read_random", "read_states")
+READ = ("read_random", "read_states", "read_pretrained")
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,16 @@ def test_all_killed_and_resumed(step, processes, strategy, whole, killed, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_the_strategy_may_change(before, after, whole, killed, tmp_path):
+    run_dir, _ = killed(before, 10, "1", tmp_path / "run")
+    parts = list((run_dir / "resume" / "000000009").glob("model-part-*"))
+    assert len(parts) == {"ddp": 0, "fsdp": 2}[before]
+    resume(run_dir, 2, f"trainer.strategy={after}")
+    assert largest_difference(whole, run_dir) < 1e-7
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_one_process_began_two_finish(strategy, whole, tmp_path):
     run_dir = tmp_path / "run"
