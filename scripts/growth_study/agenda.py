@@ -1,0 +1,125 @@
+"""Which runs are to do, from those that are done: rates are tuned first, what takes the tuned rate comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from growth_study.arms import GRID, SEEDS, TUNED_AT, Arm, Axis, axis_named
+from growth_study.record_file import Record
+from growth_study.runs import Run
+
+STEP = 2.0
+"""Between neighbouring rates of the grid."""
+Losses = Mapping[tuple[str, int, float, float, float], float]
+"""Of the finished runs, by arm, seed, rate before the growth, rate, share."""
+
+
+def losses_of(records: Iterable[Record]) -> dict[tuple[str, int, float, float, float], float]:
+    """By what the agenda asks for; a run that diverged lost everything."""
+    return {
+        (r["arm"], r["seed"], r["source_rate"], r["rate"], r["share"]): (
+            math.inf if r["loss"] is None else r["loss"]
+        )
+        for r in records
+    }
+
+
+def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> list[list[Run]]:
+    """The runs that can begin now, in groups; those of one group share phases and follow one another.
+
+    Args:
+        axes: To study.
+        losses: What has been found so far.
+        taken: Runs that have begun, or failed. Groups that share phases with the last of them come last: they
+            would wait for each other.
+    """
+    groups: list[list[Run]] = []
+    seen = {_key(run) for run in taken}
+    for arm in (arm for axis in axes for arm in axis.arms):
+        for group in _runs_of(arm, losses):
+            todo = [run for run in group if _key(run) not in losses and _key(run) not in seen]
+            seen |= {_key(run) for run in todo}
+            if todo:
+                groups.append(todo)
+    return sorted(groups, key=lambda group: any(_begin_alike(group[0], run) for run in taken))
+
+
+def tuned_rate(arm: Arm, losses: Losses) -> float | None:
+    """The best rate for the arm, tuned with the first seed; None while that is not known."""
+    if arm.factor:
+        own = tuned_rate(_grown(arm.axis), losses)
+        return None if own is None else own * arm.rate_factor
+    known = _tried(arm, losses)
+    if known is None or any(rate not in known for rate in _to_try(known)):
+        return None
+    return min(known, key=lambda rate: known[rate])
+
+
+def source_rate(arm: Arm, losses: Losses) -> float | None:
+    """The rate of the first model, as its own continuation has it."""
+    own = axis_named(arm.axis).source
+    return tuned_rate(Arm(own, "continue"), losses)
+
+
+def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
+    """Rate -> loss at the length that rates are tuned at."""
+    return _tried(arm, losses) or {}
+
+
+def _grown(axis: str) -> Arm:
+    return next(arm for arm in axis_named(axis).arms if arm.name == "grown")
+
+
+def _tried(arm: Arm, losses: Losses) -> dict[float, float] | None:
+    before = None if arm.baseline != "none" else source_rate(arm, losses)
+    if arm.baseline == "none" and before is None:
+        return None
+    return {
+        rate: loss
+        for (key, seed, source, rate, share), loss in losses.items()
+        if (key, seed, share) == (arm.key, SEEDS[0], TUNED_AT)
+        and (before is None or source == before)
+    }
+
+
+def _to_try(known: Mapping[float, float]) -> list[float]:
+    """The grid, and beyond it as long as its best is at an end."""
+    rates = sorted({*GRID, *known})
+    if any(rate not in known for rate in rates):
+        return rates
+    best = min(rates, key=lambda rate: known[rate])
+    if best == rates[0]:
+        return [best / STEP, *rates]
+    return [*rates, best * STEP] if best == rates[-1] else rates
+
+
+def _runs_of(arm: Arm, losses: Losses) -> list[list[Run]]:
+    grows = arm.baseline == "none"
+    before = source_rate(arm, losses) if grows else None
+    if grows and before is None:
+        return []
+
+    def run(seed: int, rate: float, share: float) -> Run:
+        return Run(arm, seed, rate if before is None else before, rate, share)
+
+    groups = []
+    if arm.is_tuned:
+        known = tried_rates(arm, losses)
+        groups = [[run(SEEDS[0], rate, TUNED_AT)] for rate in _to_try(known) if rate not in known]
+    rate = tuned_rate(arm, losses)
+    if rate is not None:
+        groups += [[run(seed, rate, share) for share in arm.shares] for seed in arm.seeds]
+    return groups
+
+
+def _begin_alike(one: Run, other: Run) -> bool:
+    def beginning(run: Run) -> tuple[object, ...]:
+        source = axis_named(run.arm.axis).source
+        return (source, run.arm.grows_at, run.seed, run.source_rate, run.arm.baseline)
+
+    return beginning(one) == beginning(other) and one.arm.baseline == "none"
+
+
+def _key(run: Run) -> tuple[str, int, float, float, float]:
+    return (run.arm.key, run.seed, run.source_rate, run.rate, run.share)

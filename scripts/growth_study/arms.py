@@ -1,0 +1,156 @@
+"""What the study compares: every arm, as overrides of growlm.train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GRID = (4e-3, 8e-3, 1.6e-2)
+"""Learning rates that every tuned arm is tried with; where the best is at an end, the next one beyond it too."""
+TUNED_AT = 0.5
+"""Share of the budget that rates are tuned at."""
+SHARES = (0.5, 0.65, 0.8, 1.0)
+"""Of the budget: how long grown models train, each time with a decay of its own, to see when they reach a loss."""
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed, their learning rate and how long they train.
+
+    Args:
+        axis: What grows.
+        name: What is done about it: `grown`, `scratch` and `continue`, or a change to `grown`.
+        factor: Which factor the change turns; empty for those three.
+        overrides: Of growlm.train.
+        seeds: It is run with.
+        shares: Of the budget that it is trained for.
+        grows_at: Share of the budget before the growth, in place of the plan's.
+        rate_factor: Of the learning rate after the growth, relative to the tuned one.
+    """
+
+    axis: str
+    name: str
+    factor: str = ""
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    shares: tuple[float, ...] = (1.0,)
+    grows_at: float | None = None
+    rate_factor: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """As it is called on the command line and in the records."""
+        return f"{self.axis}/{self.name}"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it looks for its own learning rate; a change to `grown` takes the rate of `grown`."""
+        return not self.factor
+
+    @property
+    def baseline(self) -> str:
+        """As the key of the same name has it."""
+        return self.name if self.name in ("scratch", "continue") else "none"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A way to grow: the plan, and the arms on it."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+    is_headline: bool
+    """Whether its three arms get three seeds."""
+    source: str
+    """The axis whose `continue` arm is this one's too: the same first model, the same budget."""
+    changes: tuple[Arm, ...] = ()
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All of them."""
+        seeds = SEEDS if self.is_headline else SEEDS[:1]
+        main = [
+            Arm(self.source, "continue", seeds=seeds),
+            Arm(self.name, "scratch", seeds=seeds, shares=(TUNED_AT, 1.0)),
+            Arm(self.name, "grown", seeds=seeds, shares=SHARES),
+        ]
+        return [*main, *self.changes]
+
+
+def _change(axis: str, factor: str, name: str, *overrides: str, **settings: float) -> Arm:
+    return Arm(axis, name, factor, overrides, **settings)  # type: ignore[arg-type]
+
+
+def _changes(axis: str) -> tuple[Arm, ...]:
+    """What is tried on every axis that is looked at closely."""
+    return (
+        *(_change(axis, "when", f"at {share:.0%}", grows_at=share) for share in (0.1, 0.5, 0.8)),
+        _change(axis, "state", "reset", "phases.grown.optimizer_state=reset"),
+        _change(axis, "rate after", "rate x2", rate_factor=2.0),
+        _change(axis, "rate after", "rate /2", rate_factor=0.5),
+        _change(axis, "schedule", "cosine per phase", "schedule=cosine"),
+    )
+
+
+def _noise(name: str, *overrides: str) -> Arm:
+    return _change("width x2", "noise", name, *overrides)
+
+
+def _new_blocks(init: str, placement: str) -> Arm:
+    settings = (f"init={init}", f"placement={placement}")
+    overrides = (f"phases.grown.grow.0.deepen.{setting}" for setting in settings)
+    return _change("depth x2", "new blocks", f"{init}, {placement}", *overrides)
+
+
+def _experts(name: str, setting: str) -> Arm:
+    return _change("experts", "experts", name, f"phases.grown.grow.0.upcycle.{setting}")
+
+
+AXES = (
+    Axis(
+        "width x2", "Width ×2", ("experiment=study_width",), True, "width x2",
+        (
+            *_changes("width x2"),
+            _change("width x2", "state", "asymmetric", "phases.grown.optimizer_state=asymmetric"),
+            _noise("no noise", "growth.noise_std=0"),
+            _noise("noise 1e-5", "growth.noise_std=1e-5"),
+            _noise("noise 0.1", "growth.noise_std=0.1"),
+            _noise("noise 10 dB below", "phases.grown.grow.0.widen.noise_snr_db=10"),
+            _noise("split 1:2, no noise", "growth.noise_std=0", "phases.grown.grow.0.widen.split='1:2'"),
+        ),
+    ),
+    Axis(
+        "depth x2", "Depth ×2", ("experiment=study_depth",), True, "depth x2",
+        (
+            *_changes("depth x2"),
+            _new_blocks("identity", "append"),
+            _new_blocks("identity", "interleave"),
+            _new_blocks("copy", "append"),
+            _new_blocks("copy", "stack"),
+            _new_blocks("copy", "interleave"),
+        ),
+    ),
+    Axis(
+        "experts", "Dense to 8 experts", ("experiment=study_moe",), True, "depth x2",
+        (
+            *_changes("experts"),
+            _experts("half of the units redrawn", "drop_fraction=0.5"),
+            _experts("router 0.2", "router_std=0.2"),
+        ),
+    ),
+    Axis("path", "Four stages", ("experiment=study_path",), True, "width x2"),
+    Axis(
+        "width x1.5", "Width ×1.5", ("experiment=study_width", "growth.scale_factor=1.5"), False,
+        "width x2",
+    ),
+    Axis(
+        "depth x4", "Depth ×4", ("experiment=study_depth", "growth.extra_layers=6"), False,
+        "depth x2",
+    ),
+)  # fmt: skip
+
+
+def axis_named(name: str) -> Axis:
+    """By its name."""
+    return next(axis for axis in AXES if axis.name == name)

@@ -1,0 +1,43 @@
+"""runs.jsonl: a line for each run that has finished, added as soon as it has."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from growlm.errors import UserError
+
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> list[Record]:
+    """All lines; half a line at the end, of a process that was killed, is cut off.
+
+    Raises:
+        UserError: If another line is no record.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        os.truncate(path, whole)
+    records = []
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            record["key"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError("--out", path, f"line {number} is no record of a run") from error
+        records.append(record)
+    return records
+
+
+def add_record(path: Path, record: Record) -> None:
+    """Write a line, for good."""
+    with path.open("ab") as file:
+        file.write((json.dumps(record) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())

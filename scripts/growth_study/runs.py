@@ -1,0 +1,192 @@
+"""One run of the study: its config, and the record of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from growlm.config import load_config
+from growlm.config.flat import flat
+from growlm.config.schema import RunConfig
+from growlm.data import load_tokenizer
+from growlm.reporting.html.history import History, read_history
+from growlm.training import run_plan
+from growlm.training.baseline import with_baseline
+from growlm.training.hardware import find_machine, processor
+from growlm.training.nonfinite import NonFiniteError
+from growlm.training.phase_keys import CODE
+from growlm.training.plan import make_plan
+from growth_study.arms import Arm, axis_named
+from growth_study.lengths import scaled, trained_for
+from growth_study.record_file import Record
+
+CURVE = 40
+"""Points of a record's curve at most."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs have in common."""
+
+    overrides: tuple[str, ...]
+    """Of growlm.train, besides the arms' own."""
+    scale: float
+    """Of all lengths."""
+    work: Path
+    """Where runs leave their files while they train."""
+    states: Path
+    """Where the states are that they share."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with one seed, one learning rate and one length."""
+
+    arm: Arm
+    seed: int
+    source_rate: float
+    rate: float
+    """After the first growth; of a baseline, all the way."""
+    share: float
+
+    @property
+    def title(self) -> str:
+        """In a line."""
+        return f"{self.arm.key}, seed {self.seed}, rate {self.rate:g}, {self.share:.0%}"
+
+    def config(self, study: Study) -> RunConfig:
+        """The config; nothing is written.
+
+        Raises:
+            UserError: If an override of the study's cannot be.
+        """
+        config = load_config(
+            *axis_named(self.arm.axis).overrides, *self.arm.overrides, f"seed={self.seed}",
+            f"baseline={self.arm.baseline}", f"reuse.folder={study.states}",
+            f"data.cache={study.work}/tokens", *study.overrides,
+        )  # fmt: skip
+        first, *others = config.phases
+        rates = {first: self.source_rate} | dict.fromkeys(others, self.rate)
+        phases = {name: replace(s, lr=rates[name]) for name, s in config.phases.items()}
+        config = scaled(replace(config, phases=phases), study.scale, self.arm.grows_at)
+        config = with_baseline(config, lambda: None)
+        vocabulary = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
+        shares = self.arm.shares if self.arm.shares != (1.0,) else (self.share,)
+        return trained_for(config, make_plan(config, vocabulary), self.share, shares)
+
+
+def key_of(config: RunConfig) -> str:
+    """Names what a config trains: everything that is not as the schema has it, places apart."""
+    defaults = dict(flat(asdict(RunConfig())))
+    settings = {
+        name: value
+        for name, value in flat(asdict(config))
+        if defaults.get(name, ...) != value
+        and not name.startswith(("reuse.", "data.cache", "data.path", "logger.", "name", "run_dir"))
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def carry_out(run: Run, study: Study) -> Record:
+    """Train, or go on training; what the run prints goes to a file beside its folder.
+
+    Raises:
+        RunError: If the run was stopped, or something could not be written. A loss that is not finite is a result.
+    """
+    config = run.config(study)
+    key = key_of(config)
+    folder = study.work / "runs" / key
+    begun = (folder / "resume" / "run.json").is_file()
+    if (folder / "summary.json").is_file() or not begun:
+        shutil.rmtree(folder, ignore_errors=True)
+        begun = False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = replace(config, run_dir=str(folder), resume=str(folder) if begun else None)
+    record = {
+        "key": key,
+        "arm": run.arm.key,
+        "factor": run.arm.factor,
+        "seed": run.seed,
+        "source_rate": run.source_rate,
+        "rate": run.rate,
+        "share": run.share,
+        "overrides": list(study.overrides),
+        "scale": study.scale,
+        "code": CODE[:12],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": processor(find_machine(config.trainer)),
+    }
+    with (
+        folder.with_suffix(".log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            record |= _findings(run_plan(config).summary.to_json(), folder)
+        except NonFiniteError as error:
+            record |= {"loss": None, "diverged": str(error)}
+    shutil.rmtree(folder)
+    return record
+
+
+def _findings(summary: dict[str, Any], folder: Path) -> Record:
+    history = read_history(folder / "checkpoints" / "training_history.jsonl")
+    last = summary["phases"][-1]
+    return {
+        "loss": last["val_loss"],
+        "bits_per_byte": last["val_bits_per_byte"],
+        "flops": summary["flops"],
+        "tokens": summary["tokens"],
+        "precision": summary["precision"],
+        "phases": [_phase(phase, history) for phase in summary["phases"]],
+        "boundaries": [
+            {key: boundary[key] for key in ("to", "jump", "lossless", "seconds")}
+            for boundary in summary["boundaries"]
+            if boundary["growth"]
+        ],
+        "curve": thinned([(row["flops"], row["loss"]) for row in history.rows]),
+    }
+
+
+def _phase(summary: dict[str, Any], history: History) -> dict[str, Any]:
+    rates = [
+        row["tokens_per_second"]
+        for row in history.rows
+        if row["phase"] == summary["name"] and row.get("tokens_per_second")
+    ]
+    return {
+        "name": summary["name"],
+        "parameters": summary["total_parameters"],
+        "active": summary["active_parameters"],
+        "steps": summary["steps"],
+        "tokens": summary["tokens"],
+        "flops": summary["flops"],
+        # The median over the rows: what else the machine did meanwhile does not count.
+        "seconds": summary["tokens"] / median(rates) if rates else 0.0,
+        "val_loss": summary["val_loss"],
+        "initial_val_loss": summary["initial_val_loss"],
+    }
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Means over as many points in a row as leave at most `CURVE`; what is not finite stays out."""
+    each = max(1, math.ceil(len(points) / CURVE))
+    groups = [points[i : i + each] for i in range(0, len(points), each)]
+    means = []
+    for group in groups:
+        losses = [loss for _, loss in group if math.isfinite(loss)]
+        if losses:
+            flops = sum(f for f, _ in group) / len(group)
+            means.append([float(f"{flops:.5g}"), float(f"{sum(losses) / len(losses):.5g}")])
+    return means

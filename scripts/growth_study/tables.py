@@ -1,0 +1,138 @@
+"""The study's tables, in Markdown, put where a page has room for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from growlm.files import write_whole
+from growth_study.arms import AXES, Axis
+from growth_study.costs import Cost
+from growth_study.findings import AxisFindings, Findings, Spread
+
+PLACE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def room(name: str) -> str:
+    """A place for a table."""
+    return f"<!-- table: {name} -->\n<!-- end -->"
+
+
+def fill_page(page: Path, findings: Findings) -> None:
+    """Write every table anew between `<!-- table: NAME -->` and `<!-- end -->`."""
+    tables = all_tables(findings)
+    filled = PLACE.sub(lambda m: f"{m[1]}\n{tables.get(m[2], '')}\n{m[3]}", page.read_text())
+    write_whole(page, filled)
+
+
+def all_tables(findings: Findings) -> dict[str, str]:
+    """By name."""
+    tables = {
+        "headline": _headline(findings.axes()),
+        "savings": _savings(findings.axes()),
+        "rates": _rates(findings),
+        "speeds": _speeds(findings),
+    }
+    for axis in AXES:
+        if axis.changes:
+            tables[f"changes-{axis.name.replace(' ', '-')}"] = _changes(findings, axis)
+    return tables
+
+
+def _headline(axes: Sequence[AxisFindings]) -> str:
+    rows = [
+        [
+            axis.axis.title,
+            str(len(axis.difference.values)),
+            *(axis.losses[name].text(".4f") for name in ("continue", "scratch", "grown")),
+            axis.difference.text("+.4f"),
+            "–" if axis.difference_in_time is None else axis.difference_in_time.text("+.4f"),
+        ]
+        for axis in axes
+    ]
+    head = [
+        "",
+        "seeds",
+        "first model on",
+        "from scratch",
+        "grown",
+        "grown − scratch",
+        "in equal seconds",
+    ]
+    return _table(head, rows)
+
+
+def _savings(axes: Sequence[AxisFindings]) -> str:
+    rows = [
+        [
+            axis.axis.title,
+            _ratio(axis.flops),
+            _saved(axis.flops),
+            _ratio(axis.seconds),
+            _saved(axis.seconds),
+        ]
+        for axis in axes
+    ]
+    return _table(["", "FLOPs", "saved", "seconds", "saved"], rows)
+
+
+def _ratio(costs: Sequence[Cost | None]) -> str:
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return "not reached"
+    bounds = [cost.bound for cost in known if cost.bound]
+    sign = {"at most": "≤ ", "about": "≈ "}[bounds[0]] if bounds else ""
+    return sign + Spread(tuple(cost.value for cost in known)).text(".2f")
+
+
+def _saved(costs: Sequence[Cost | None]) -> str:
+    known = [1 - cost.value for cost in costs if cost is not None]
+    return f"{sum(known) / len(known):.0%}" if len(known) == len(costs) else "–"
+
+
+def _changes(findings: Findings, axis: Axis) -> str:
+    rows = [
+        [
+            change.arm.factor,
+            change.arm.name,
+            str(len(change.loss.values)),
+            change.loss.text(".4f"),
+            change.difference.text("+.4f"),
+            f"{change.jump:+.4f}",
+        ]
+        for change in findings.changes(axis)
+    ]
+    return _table(
+        ["factor", "in place of the plan's", "seeds", "loss", "to the plan", "jump"], rows
+    )
+
+
+def _rates(findings: Findings) -> str:
+    rows = []
+    for axis in AXES:
+        for arm, losses in findings.tuning(axis).items():
+            if arm == "continue" and axis.source != axis.name:
+                continue
+            best = min(losses, key=lambda rate: losses[rate], default=None)
+            shown = (
+                f"**{rate:g}: {losses[rate]:.4f}**"
+                if rate == best
+                else f"{rate:g}: {losses[rate]:.4f}"
+                for rate in sorted(losses)
+            )
+            rows.append([axis.title, arm, ", ".join(shown)])
+    return _table(["", "arm", "rate: loss at half of the budget"], rows)
+
+
+def _speeds(findings: Findings) -> str:
+    rows = [
+        [f"{total:,}", f"{active:,}", f"{1 / seconds:,.0f}"]
+        for (total, active), seconds in sorted(findings.speeds.items())
+    ]
+    return _table(["parameters", "active", "tokens a second"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

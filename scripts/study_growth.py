@@ -1,0 +1,206 @@
+"""Does growth pay? Trains every arm of the study, keeps a line for each run, and makes the tables and plots.
+
+    python scripts/study_growth.py                          hours on two cores; again goes on where it stopped
+    python scripts/study_growth.py --only "width x2"        one axis
+    python scripts/study_growth.py --tables                 of what has been trained so far
+    python scripts/study_growth.py --again "width x2/grown" runs its seed 0 once more, and compares
+    python scripts/study_growth.py --scale 0.01 --out /tmp/try --work /tmp/try/work    everything, in minutes
+    python scripts/study_growth.py --out DIR data=text data.path=FILE                  on other data
+
+What follows the options are overrides of growlm.train, for every arm. docs/results/growth_pays.md has the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from growth_study.agenda import losses_of, next_runs
+from growth_study.arms import AXES, Axis
+from growth_study.findings import Findings
+from growth_study.plots import draw_all
+from growth_study.record_file import Record, add_record, read_records
+from growth_study.runs import Run, Study
+from growth_study.tables import all_tables, fill_page, room
+from growth_study.workers import Workers
+from rich.console import Console
+
+from growlm.checkpoint.locks import LockedError, take_lock
+from growlm.errors import RunError, UserError
+from growlm.exit_codes import exit_code_of
+from growlm.files import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "growth_pays"
+RECORDS = "runs.jsonl"
+
+
+def main() -> int:
+    """Train what is missing, then write tables and plots."""
+    arguments = _arguments()
+    axes = _axes(arguments.only)
+    out = arguments.out
+    work = arguments.work.absolute()
+    study = Study(tuple(arguments.overrides), arguments.scale, work, work / "phases")
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = take_lock(out / ".lock")
+    except LockedError as error:
+        raise UserError("--out", out, f"{error.owner} is at it") from error
+    with lock:
+        records = _of_this_study(read_records(out / RECORDS), study, out)
+        if arguments.again:
+            _again(arguments.again, study, records, console)
+            return 0
+        if not arguments.tables:
+            _train(axes, study, out / RECORDS, records, arguments.jobs, console)
+        _show(Findings(records), out, arguments.page, console)
+    return 0
+
+
+def _train(
+    axes: Sequence[Axis],
+    study: Study,
+    path: Path,
+    records: list[Record],
+    jobs: int,
+    console: Console,
+) -> None:
+    """Carry out all runs that are missing.
+
+    Raises:
+        RunError: If some of them failed; all others have been carried out.
+    """
+    workers = Workers(jobs, study)
+    failed: list[Run] = []
+    try:
+        while True:
+            while workers.has_room:
+                todo = next_runs(axes, losses_of(records), [*failed, *workers.running])
+                if not todo:
+                    break
+                workers.begin(todo[0])
+            if not workers.running:
+                break
+            for run, record in workers.next_done():
+                if isinstance(record, BaseException):
+                    failed.append(run)
+                    console.print(f"failed: {run.title}: {record}", markup=False, soft_wrap=True)
+                    continue
+                add_record(path, record)
+                records.append(record)
+                _tell(record, run, len(records), console)
+    finally:
+        workers.close()
+    if failed:
+        raise RunError(f"{len(failed)} runs failed; what they said is below {study.work / 'runs'}")
+
+
+def _show(findings: Findings, out: Path, page: Path | None, console: Console) -> None:
+    """Write the tables into their page, or beside the records, and draw the plots."""
+    if page is None:
+        page = out / "tables.md"
+        write_whole(
+            page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in all_tables(findings))
+        )
+    fill_page(page, findings)
+    files = [page, *draw_all(findings, out)]
+    console.print(f"wrote {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
+
+
+def _tell(record: Record, run: Run, number: int, console: Console) -> None:
+    loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
+    console.print(f"{number:4d}  {loss}  {run.title}", highlight=False, soft_wrap=True)
+
+
+def _again(name: str, study: Study, records: Sequence[Record], console: Console) -> None:
+    """Run a finished run once more, with nothing kept from before.
+
+    Raises:
+        UserError: If no such run has finished.
+        RunError: If its loss is another.
+    """
+    arm = next((arm for axis in AXES for arm in axis.arms if arm.key == name), None)
+    found = [
+        r
+        for r in records
+        if arm is not None and (r["arm"], r["seed"], r["share"]) == (name, 0, 1.0)
+    ]
+    if arm is None or not found:
+        known = sorted({r["arm"] for r in records if r["share"] == 1.0})
+        raise UserError("--again", name, f"must be one that has finished: {', '.join(known)}")
+    before = found[-1]
+    run = Run(arm, 0, before["source_rate"], before["rate"], 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = Workers(1, replace(study, states=Path(folder)))
+        try:
+            workers.begin([run])
+            ((_, record),) = workers.next_done()
+        finally:
+            workers.close()
+    if isinstance(record, BaseException):
+        raise record
+    same = "the same to the last bit" if record["loss"] == before["loss"] else "DIFFERENT"
+    console.print(f"{name}: {before['loss']!r}, again {record['loss']!r}: {same}", highlight=False)
+    if record["loss"] != before["loss"]:
+        raise RunError(f"code {before['code']} gave the first, {record['code']} the second")
+
+
+def _of_this_study(records: Sequence[Record], study: Study, path: Path) -> list[Record]:
+    """The records, all made with the same overrides as this study has.
+
+    Raises:
+        UserError: If some were not.
+    """
+    for record in records:
+        if (tuple(record["overrides"]), record["scale"]) != (study.overrides, study.scale):
+            before = " ".join([*record["overrides"], f"--scale {record['scale']:g}"])
+            raise UserError("--out", path, f"has runs of another study: {before}")
+    return list(records)
+
+
+def _axes(names: Sequence[str] | None) -> Sequence[Axis]:
+    unknown = set(names or ()) - {axis.name for axis in AXES}
+    if unknown:
+        known = ", ".join(axis.name for axis in AXES)
+        raise UserError("--only", min(unknown), f"must be of: {known}")
+    return [axis for axis in AXES if names is None or axis.name in names]
+
+
+def _arguments() -> argparse.Namespace:
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="AXIS", help="this axis; may be repeated"
+    )
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--again", metavar="ARM", help="run its first seed once more, and compare")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="for runs.jsonl, tables and plots"
+    )
+    parser.add_argument("--page", type=Path, help="with places for the tables; else OUT/tables.md")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "outputs" / "study", help="for the runs"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
+    parser.add_argument("overrides", nargs="*", help="of growlm.train, for every arm")
+    return parser.parse_args()
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
+    sys.exit(exit_code_of(main))
