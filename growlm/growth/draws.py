@@ -68,7 +68,7 @@ class Draws:
         not depend on the threads.
 
         Args:
-            x: The tensor; blocks are parts of it, or of each member of a stack, across another dimension than `dim`.
+            x: The tensor; blocks are parts of it, or of each member of a stack, across another dimension.
             dim: The dimension along which `count` numbers are wanted, in place of the size of x.
             count: Their number.
             purpose: What for.
@@ -170,7 +170,7 @@ def _normal(size: int, source: np.random.SFC64) -> Tensor:
 def normal_quantiles() -> Tensor:
     """(65536,), fp32: what stands for the normal distribution, each as likely; mean 0, standard deviation 1.
 
-    The middles of 65,536 slices of equal probability. The largest is 4.3; the fourth moment is 2.998 in place of 3.
+    The middles of slices of equal probability. The largest is 4.3; the fourth moment is 2.999 in place of 3.
     """
     half = torch.special.ndtri((torch.arange(2**15, dtype=torch.float64) + 0.5) / 2**16)
     half /= half.square().mean().sqrt()

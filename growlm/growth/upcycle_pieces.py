@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,14 @@ class Redraw:
     Args:
         dim: The hidden dimension of the stack.
         fraction: Of the units.
+        shards: Which shard of the block each expert copies: experts of one shard are equal still.
         block: (operator index, block): chooses the units, which are the same in all tensors of an expert.
         key: (operator index, new tensor name): draws the values.
     """
 
     dim: int
     fraction: float
+    shards: ChannelMap
     block: tuple[int, int]
     key: tuple[int, str]
 
@@ -74,7 +77,7 @@ class Redraw:
             return x
         dim = self.dim - x.ndim
         units = [self._units(x, member, count, draws) for member in range(len(x))]
-        spreads = [_spread(expert, dim, own) for expert, own in zip(x, units, strict=True)]
+        spreads = self._spreads(x, units)
 
         def put(part: Tensor, numbers: Tensor, member: int) -> None:
             mean, std = spreads[member]
@@ -95,18 +98,20 @@ class Redraw:
         """As they were."""
         return factors
 
+    def _spreads(self, x: Tensor, units: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of the entries of each expert's units."""
+        others = [dim for dim in range(x.ndim - 1) if dim != self.dim - 1]
+        sums: dict[int, tuple[Tensor, Tensor]] = {}  # of every unit of a shard, and its squares
+        found = []
+        for expert, own, shard in zip(x, units, self.shards.source.tolist(), strict=True):
+            if shard not in sums:
+                norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
+                sums[shard] = expert.sum(dim=others) if others else expert, norms.square()
+            size = expert.numel() // expert.shape[self.dim - 1] * len(own)
+            mean, mean_square = (unit_sums[own].sum() / size for unit_sums in sums[shard])
+            found.append((mean, (mean_square - mean.square()).clamp(min=0).sqrt()))
+        return found
+
     def _units(self, x: Tensor, member: int, count: int, draws: Draws) -> Tensor:
         chosen = draws.choice(x.shape[self.dim], count, *self.block, "redrawn units", member)
         return chosen.sort().values.to(x.device)
-
-
-def _spread(expert: Tensor, dim: int, units: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the entries of some units along `dim`."""
-    chosen = expert.new_zeros(expert.shape[dim]).index_fill_(0, units, 1.0)
-    size = expert.numel() // len(chosen) * len(units)
-    # As products: neither gathering the entries nor a norm by units is as fast.
-    mean, mean_square = (
-        torch.tensordot(x, chosen, dims=([dim], [0])).sum() / size
-        for x in (expert, expert.square())
-    )
-    return mean, (mean_square - mean.square()).clamp(min=0).sqrt()
