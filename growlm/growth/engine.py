@@ -355,14 +355,14 @@ def _to_experts(
     shards = growth.shards
     hidden = [place for place, dim in enumerate(row.label.dims) if dim.axis == "hidden"]
     if shards.old_size == 1 or not hidden:
-        whole = ChannelMap.equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
-        pieces: list[Piece] = [Copy(0, whole, inserts=True)]
+        shards = ChannelMap.equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
+        pieces: list[Piece] = [Copy(0, shards, inserts=True)]
     else:
         scaled = row.label.has(Role.READS, "hidden")  # each shard has its part of the gate
         pieces = [Scale(shards.old_size)] if scaled else []
         pieces.append(Cut(hidden[0] - 1, shards))
     if growth.redrawn_fraction and hidden:
-        pieces.append(Redraw(hidden[0], growth.redrawn_fraction, (key[0], block), key))
+        pieces.append(Redraw(hidden[0], growth.redrawn_fraction, shards, (key[0], block), key))
     return pieces
 
 

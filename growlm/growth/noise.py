@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channels import ChannelMap, along, runs_of
-from growlm.growth.draws import UNIFORM_STD, Draws
+from growlm.growth.draws import ODD_STD, Draws
 from growlm.growth.factors import Factors
 from growlm.growth.pieces import matrix_std
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Uniform noise in the columns of copies that sums to zero over the copies of each source, row by row.
+    """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
 
     The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
     standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
-    differences between copies, layer after layer.
+    differences between copies, layer after layer. It is uniform, of 128 levels, where no channel has more than two
+    copies, else normal.
 
     Args:
         dim: The dimension that reads the grown axis.
@@ -47,36 +48,31 @@ class Noise:
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }
-        if x.ndim < 3 or self.dim == 0:
-            self._add(x, self.dim, sigma.to(x), draws, 0)
-        else:
-            for member, matrix in enumerate(x):
-                self._add(matrix, self.dim - 1, sigma[member].squeeze().to(x), draws, member)
+        self._add(x, sigma.to(x), draws)
         return x
 
-    def _add(self, x: Tensor, dim: int, sigma: Tensor, draws: Draws, member: int) -> None:
-        """Add noise to a matrix, or over the members of a stack (`dim` 0), block by block."""
+    def _add(self, x: Tensor, sigma: Tensor, draws: Draws) -> None:
+        """Add noise of deviation `sigma`, of all or of each member of a stack, block by block."""
+        stacked = x.ndim >= 3 and self.dim > 0
+        dim = self.dim - x.ndim  # of a member too
         pairs = self.channels.twins() if self.channels.most_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
         runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
-        if pairs is not None and sigma.ndim:  # of each member of a stack
-            sigma = sigma[pairs[:, 0]]
+        if pairs is not None and x.ndim >= 3 and not stacked:
+            sigma = sigma[pairs[:, 0]]  # over the members
 
-        def add_balanced(part: Tensor, numbers: Tensor) -> None:
-            self._add_balanced(part, numbers.mul_(sigma), dim)
+        def add_balanced(part: Tensor, numbers: Tensor, member: int) -> None:
+            self._add_balanced(part, numbers.mul_(sigma[member] if stacked else sigma), dim)
 
-        def add_opposite(part: Tensor, numbers: Tensor) -> None:
-            factor = sigma * (0.5**0.5 / UNIFORM_STD)
-            if factor.ndim:
-                self._add_opposite(part, numbers.mul_(factor), 1.0, dim, runs)
-            else:
+        def add_opposite(part: Tensor, numbers: Tensor, member: int) -> None:
+            factor = (sigma[member] if stacked else sigma) * (0.5**0.5 / ODD_STD)
+            if factor.numel() == 1:
                 self._add_opposite(part, numbers, float(factor), dim, runs)
+            else:
+                self._add_opposite(part, numbers.mul_(factor), 1.0, dim, runs)
 
-        if pairs is None:
-            add, std = add_balanced, 1.0
-        else:
-            add, std = add_opposite, UNIFORM_STD
-        draws.blocks(x, dim, count, "noise", self.key, member, add, std)
+        add, odd = (add_balanced, False) if pairs is None else (add_opposite, True)
+        draws.blocks(x, self.dim, count, "noise", self.key, add, stacked=stacked, odd=odd)
 
     def _add_opposite(
         self, x: Tensor, noise: Tensor, factor: float, dim: int, runs: list[tuple[int, ...]]

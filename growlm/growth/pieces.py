@@ -168,12 +168,7 @@ class Fill:
         """Fill."""
         if self.kind != "random":
             return self._put(x, None if self.kind == "zero" else self._mean(x))
-        std = matrix_std(x.narrow(self.dim, 0, self.channels.old_size)).to(x)
-        if x.ndim < 3:
-            self._draw(x, self.dim, std, draws, 0)
-        else:
-            for member, matrix in enumerate(x):
-                self._draw(matrix, self.dim - 1, std[member].squeeze(), draws, member)
+        self._draw(x, draws)
         return x
 
     def moment(self, x: Tensor, power: int) -> Tensor:
@@ -188,15 +183,17 @@ class Fill:
         """Fillers have none already."""
         return factors
 
-    def _draw(self, x: Tensor, dim: int, std: Tensor, draws: Draws, member: int) -> None:
-        runs = self.channels.filler_runs
+    def _draw(self, x: Tensor, draws: Draws) -> None:
+        std = matrix_std(x.narrow(self.dim, 0, self.channels.old_size)).to(x)
+        runs, stacked, dim = self.channels.filler_runs, x.ndim >= 3, self.dim - x.ndim
 
-        def put(part: Tensor, numbers: Tensor) -> None:
+        def put(part: Tensor, numbers: Tensor, member: int) -> None:
+            own = std[member] if stacked else std
             for new, start, size in runs:
-                torch.mul(numbers.narrow(dim, start, size), std, out=part.narrow(dim, new, size))
+                torch.mul(numbers.narrow(dim, start, size), own, out=part.narrow(dim, new, size))
 
         count = sum(size for *_, size in runs)
-        draws.blocks(x, dim, count, "filler", self.key, member, put)
+        draws.blocks(x, self.dim, count, "filler", self.key, put, stacked=stacked)
 
     def _put(self, x: Tensor, value: Tensor | None) -> Tensor:
         for new, _, size in self.channels.filler_runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,38 +59,36 @@ class Redraw:
     Args:
         dim: The hidden dimension of the stack.
         fraction: Of the units.
+        shards: Which shard of the block each expert copies: experts of one shard are equal still.
         block: (operator index, block): chooses the units, which are the same in all tensors of an expert.
         key: (operator index, new tensor name): draws the values.
     """
 
     dim: int
     fraction: float
+    shards: ChannelMap
     block: tuple[int, int]
     key: tuple[int, str]
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Re-draw."""
-        for member, expert in enumerate(x):
-            units = self._units(expert, member, draws)
-            if len(units):
-                self._redraw(expert, units, draws, member)
+        count = round(self.fraction * x.shape[self.dim])
+        if not count:
+            return x
+        dim = self.dim - x.ndim
+        units = [self._units(x, member, count, draws) for member in range(len(x))]
+        spreads = self._spreads(x, units)
+
+        def put(part: Tensor, numbers: Tensor, member: int) -> None:
+            mean, std = spreads[member]
+            numbers.mul_(std).add_(mean)
+            if dim == -1:  # `index_copy_` takes twice as long here
+                part.scatter_(-1, units[member].expand_as(numbers), numbers)
+            else:
+                part.index_copy_(dim, units[member], numbers)
+
+        draws.blocks(x, self.dim, count, "redrawn", self.key, put, stacked=True)
         return x
-
-    def _redraw(self, expert: Tensor, units: Tensor, draws: Draws, member: int) -> None:
-        dim = self.dim - 1
-        size = expert.numel() // expert.shape[dim] * len(units)
-        others = [other for other in range(expert.ndim) if other != dim]
-        # By units, not of the gathered entries, which takes twice as long.
-        sums = (expert.sum(dim=others) if others else expert)[units].sum()
-        norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
-        squares = norms[units].square().sum()
-        mean = sums / size
-        std = (squares / size - mean.square()).clamp(min=0).sqrt()
-
-        def put(part: Tensor, numbers: Tensor) -> None:
-            part.index_copy_(dim, units, numbers.mul_(std).add_(mean))
-
-        draws.blocks(expert, dim, len(units), "redrawn", self.key, member, put)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """As it was: the second moment of a re-drawn unit is a better guess than none."""
@@ -99,7 +98,20 @@ class Redraw:
         """As they were."""
         return factors
 
-    def _units(self, expert: Tensor, member: int, draws: Draws) -> Tensor:
-        size = expert.shape[self.dim - 1]
-        count = round(self.fraction * size)
-        return draws.choice(size, count, *self.block, "redrawn units", member).to(expert.device)
+    def _spreads(self, x: Tensor, units: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of the entries of each expert's units."""
+        others = [dim for dim in range(x.ndim - 1) if dim != self.dim - 1]
+        sums: dict[int, tuple[Tensor, Tensor]] = {}  # of every unit of a shard, and its squares
+        found = []
+        for expert, own, shard in zip(x, units, self.shards.source.tolist(), strict=True):
+            if shard not in sums:
+                norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
+                sums[shard] = expert.sum(dim=others) if others else expert, norms.square()
+            size = expert.numel() // expert.shape[self.dim - 1] * len(own)
+            mean, mean_square = (unit_sums[own].sum() / size for unit_sums in sums[shard])
+            found.append((mean, (mean_square - mean.square()).clamp(min=0).sqrt()))
+        return found
+
+    def _units(self, x: Tensor, member: int, count: int, draws: Draws) -> Tensor:
+        chosen = draws.choice(x.shape[self.dim], count, *self.block, "redrawn units", member)
+        return chosen.sort().values.to(x.device)

@@ -13,8 +13,13 @@ def generator_for(*key: object) -> torch.Generator:
     The same key gives the same numbers in memory, on disk and on every rank, whatever was drawn before, and
     the global generator is not touched.
     """
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: object) -> int:
+    """A hash of `key`, 63 bits."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def normal(shape: tuple[int, ...], *key: object) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A sequence of operators is one map, repeatable to the bit, that touches nothing but the new model."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from growlm.growth import (
     grow,
     plan_growth,
 )
-from growlm.growth import draws as draws_module
 from growlm.growth.engine import derive, table_of
 from growlm.model import TransformerLM
 
@@ -131,28 +131,18 @@ def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
     assert len({tuple(member.flatten().tolist()) for member in five}) == 5
 
 
-def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch):
-    def drawn(threads):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        monkeypatch.setattr(draws_module, "BLOCK", 12)
-        out = torch.zeros(23, 4)
-        draws = Draws(0)
-        draws.blocks(out, 1, 4, "noise", (0, "up"), 0, lambda part, numbers: part.copy_(numbers))
-        draws.end_threads()
-        return out
-
-    one = drawn(1)
-    assert one.shape == (23, 4)
-    assert len(one.unique()) == one.numel()
-    assert torch.equal(one, drawn(2))
-    assert torch.equal(one, drawn(5))
-
-
 def test_a_growth_leaves_no_threads():
     """They would slow the training down, see `Draws.end_threads`."""
     before = threading.active_count()
     grow(build(tiny_config()), [Widen(scale_factor=2)])
     assert threading.active_count() == before
+
+
+def test_threads_that_begin_after_a_growth_use_all_cores():
+    """Those that drew had one core each."""
+    grow(build(tiny_config()), [Widen(scale_factor=2)])
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads()
 
 
 @SEQUENCE
