@@ -36,7 +36,9 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
     """
     groups: list[list[Run]] = []
     seen = {_key(run) for run in taken}
-    for arm in (arm for axis in axes for arm in axis.arms):
+    for arm in sorted(
+        (arm for axis in axes for arm in axis.arms), key=lambda arm: bool(arm.factor)
+    ):
         for group in _runs_of(arm, losses):
             todo = [run for run in group if _key(run) not in losses and _key(run) not in seen]
             seen |= {_key(run) for run in todo}

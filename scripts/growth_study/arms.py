@@ -82,10 +82,13 @@ def _change(axis: str, factor: str, name: str, *overrides: str, **settings: floa
     return Arm(axis, name, factor, overrides, **settings)  # type: ignore[arg-type]
 
 
-def _changes(axis: str) -> tuple[Arm, ...]:
-    """What is tried on every axis that is looked at closely."""
+def _when(axis: str, *shares: float) -> tuple[Arm, ...]:
+    return tuple(_change(axis, "when", f"at {share:.0%}", grows_at=share) for share in shares)
+
+
+def _recipe(axis: str) -> tuple[Arm, ...]:
     return (
-        *(_change(axis, "when", f"at {share:.0%}", grows_at=share) for share in (0.1, 0.5, 0.8)),
+        *_when(axis, 0.1, 0.5, 0.8),
         _change(axis, "state", "reset", "phases.grown.optimizer_state=reset"),
         _change(axis, "rate after", "rate x2", rate_factor=2.0),
         _change(axis, "rate after", "rate /2", rate_factor=0.5),
@@ -111,11 +114,10 @@ AXES = (
     Axis(
         "width x2", "Width ×2", ("experiment=study_width",), True, "width x2",
         (
-            *_changes("width x2"),
+            *_recipe("width x2"),
             _change("width x2", "state", "asymmetric", "phases.grown.optimizer_state=asymmetric"),
             _noise("no noise", "growth.noise_std=0"),
             _noise("noise 1e-5", "growth.noise_std=1e-5"),
-            _noise("noise 0.1", "growth.noise_std=0.1"),
             _noise("noise 10 dB below", "phases.grown.grow.0.widen.noise_snr_db=10"),
             _noise("split 1:2, no noise", "growth.noise_std=0", "phases.grown.grow.0.widen.split='1:2'"),
         ),
@@ -123,7 +125,7 @@ AXES = (
     Axis(
         "depth x2", "Depth ×2", ("experiment=study_depth",), True, "depth x2",
         (
-            *_changes("depth x2"),
+            *_recipe("depth x2"),
             _new_blocks("identity", "append"),
             _new_blocks("identity", "interleave"),
             _new_blocks("copy", "append"),
@@ -134,7 +136,9 @@ AXES = (
     Axis(
         "experts", "Dense to 8 experts", ("experiment=study_moe",), True, "depth x2",
         (
-            *_changes("experts"),
+            *_when("experts", 0.1, 0.5),
+            _change("experts", "state", "reset", "phases.grown.optimizer_state=reset"),
+            _change("experts", "rate after", "rate x2", rate_factor=2.0),
             _experts("half of the units redrawn", "drop_fraction=0.5"),
             _experts("router 0.2", "router_std=0.2"),
         ),
