@@ -144,11 +144,16 @@ def truncate(path):
     os.truncate(path, path.stat().st_size - 1)
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, os.remove])
-@pytest.mark.parametrize("name", FILES)
+DAMAGES = [
+    (name, damage)
+    for name in FILES
+    for damage in (flip, truncate, os.remove)
+    if (name, damage) != ("callbacks.pt", os.remove)  # a state may do without it
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
 def test_a_damaged_file_of_any_process_is_named(name, damage, state):
-    if damage is os.remove and name == "callbacks.pt":
-        pytest.skip("a state may do without it")
     damage(state / name)
     with pytest.raises(UserError) as refused:
         RunState.open(state)

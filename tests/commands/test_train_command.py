@@ -129,8 +129,15 @@ def test_brackets_in_a_path_are_no_markup(tmp_path):
     assert (tmp_path / "a[" / "b]c[bold]" / "summary.json").exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "code", "sweep"),
+    [
+        (signal.SIGTERM, 143, False),
+        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, True, marks=pytest.mark.slow),
+        (signal.SIGINT, 130, True),
+    ],
+)
 def test_a_signal_ends_the_run_with_its_code(tmp_path, sent, code, sweep):
     long = [o for o in TINY if "dense.steps" not in o]
     # Hydra wants -m before all overrides.

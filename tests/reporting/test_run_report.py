@@ -203,6 +203,7 @@ def test_what_is_wrong_is_said_once(tmp_path, arguments, words):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_to_reproduce_trains_the_same(tmp_path):
     from tiny_run import rows, tiny_run
 

@@ -103,6 +103,7 @@ def test_a_sweep_without_reuse_ends_the_same(tmp_path):
         assert_same_run(first / name, second / name)
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_what_they_can(tmp_path):
     both = [start(tmp_path, "growth.noise_std=1e-3,1e-2") for _ in range(2)]
     for process in both:

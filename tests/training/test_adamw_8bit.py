@@ -331,6 +331,7 @@ def test_it_is_not_offered_where_it_cannot_run(missing):
     assert "optimizer=adamw_8bit" not in offered(load_config())
 
 
+@pytest.mark.slow
 def test_the_command_compiles_and_says_nothing_of_it_but_that(tmp_path):
     """The one default test that pays for the compiler: a real run of one kernel, warnings being errors."""
     one_kernel = "model.d_model=66"  # all matrices are 64 by 66 or the other way round; the embedding is plain

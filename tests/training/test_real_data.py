@@ -131,6 +131,7 @@ def finish(process, code=0):
     return output
 
 
+@pytest.mark.slow
 def test_a_streamed_mixture_that_is_killed_goes_on(files, tmp_path):
     """With SIGKILL, as a process; compared with a run that is neither streamed nor killed."""
     mixture = (

@@ -228,6 +228,7 @@ def start(folder, name, cache, *overrides):
     )
 
 
+@pytest.mark.slow
 def test_one_trains_while_others_wait_also_when_it_is_killed(tmp_path):
     longer = ["phases.dense.steps=120", "callbacks.log_every=50"]
     first = start(tmp_path, "first", "cache", *longer)
