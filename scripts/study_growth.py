@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from growth_study.agenda import losses_of, next_runs
-from growth_study.arms import AXES, Axis
+from growth_study.arms import AXES, GRID, SEEDS, Axis
 from growth_study.findings import Findings
 from growth_study.plots import draw_all
 from growth_study.record_file import Record, add_record, read_records
@@ -76,8 +76,11 @@ def _train(
     """Carry out all runs that are missing.
 
     Raises:
+        UserError: If the overrides cannot be; nothing has begun.
         RunError: If some of them failed; all others have been carried out.
     """
+    for axis in axes:
+        Run(axis.arms[0], SEEDS[0], GRID[0], GRID[0], 1.0).config(study)
     workers = Workers(jobs, study)
     failed: list[Run] = []
     try:

@@ -1,0 +1,49 @@
+"""A study whose runs cost nothing: losses from a formula."""
+
+import math
+
+from growth_study.agenda import losses_of, next_runs
+from growth_study.arms import AXES, Arm
+
+BUDGET = 1e12
+BEST_RATE = {"continue": 3.2e-2, "scratch": 8e-3, "grown": 2e-3}
+"""One above the grid, one inside, one below."""
+AHEAD = 1.7
+"""The grown model is where the other one is after so many times as much."""
+
+
+def loss(arm: Arm, rate: float, share: float, seed: int) -> float:
+    best = BEST_RATE.get(arm.name, BEST_RATE["grown"])
+    ahead = AHEAD if arm.baseline == "none" else 1.0
+    far = math.log2(rate / best) ** 2
+    return 1.0 - 0.05 * math.log(share * ahead) + 0.01 * far + 0.001 * seed
+
+
+def record(run):
+    flops = run.share * BUDGET
+    # The grown model's steps take 1.5 times as long for each operation.
+    pace = 1.5e-9 if run.arm.baseline == "none" else 1e-9
+    model = {"continue": 10, "scratch": 30}.get(run.arm.name, 20)
+    phase = {"name": "all", "parameters": model, "active": model, "tokens": flops, "flops": flops}
+    return {
+        "key": run.title, "arm": run.arm.key, "seed": run.seed, "source_rate": run.source_rate,
+        "rate": run.rate, "share": run.share, "flops": flops, "curve": [],
+        "loss": loss(run.arm, run.rate, run.share, run.seed),
+        "phases": [{**phase, "seconds": flops * pace}],
+        "boundaries": [{"to": "all", "jump": 0.0, "seconds": 0.0}],
+    }  # fmt: skip
+
+
+def carried_out(axes=AXES, at_once=2):
+    """The records of all runs, in the order in which they were begun."""
+    records = []
+    while True:
+        taken = []
+        while len(taken) < at_once:
+            groups = next_runs(axes, losses_of(records), taken)
+            if not groups:
+                break
+            taken.append(groups[0][0])
+        if not taken:
+            return records
+        records += [record(run) for run in taken]

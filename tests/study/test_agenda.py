@@ -1,0 +1,71 @@
+"""Which runs are done, in which order."""
+
+import pytest
+from growth_study.agenda import losses_of, next_runs, source_rate, tuned_rate
+from growth_study.arms import AXES, GRID, TUNED_AT
+from growth_study.findings import main_arm
+from simulated_study import BEST_RATE, carried_out, loss
+
+
+@pytest.fixture(scope="module")
+def records():
+    return carried_out()
+
+
+def test_nothing_is_done_twice_and_nothing_is_left(records):
+    done = [(r["arm"], r["seed"], r["source_rate"], r["rate"], r["share"]) for r in records]
+    assert len(done) == len(set(done))
+    assert next_runs(AXES, losses_of(records), []) == []
+    for axis in AXES:
+        for arm in axis.arms:
+            rate = tuned_rate(arm, losses_of(records))
+            found = {
+                (r["seed"], r["share"]) for r in records if (r["arm"], r["rate"]) == (arm.key, rate)
+            }
+            assert found >= {(seed, share) for seed in arm.seeds for share in arm.shares}
+
+
+@pytest.mark.parametrize("name", BEST_RATE)
+def test_the_grid_grows_until_its_best_is_inside(records, name):
+    for axis in AXES:
+        arm = main_arm(axis, name)
+        assert tuned_rate(arm, losses_of(records)) == BEST_RATE[name]
+        tried = {
+            r["rate"]
+            for r in records
+            if (r["arm"], r["share"], r["seed"]) == (arm.key, TUNED_AT, 0)
+        }
+        assert {*GRID, BEST_RATE[name] / 2, BEST_RATE[name] * 2} <= tried
+
+
+def test_changes_differ_from_the_plan_in_nothing_else(records):
+    losses = losses_of(records)
+    for axis in AXES:
+        for arm in axis.changes:
+            assert tuned_rate(arm, losses) == pytest.approx(BEST_RATE["grown"] * arm.rate_factor)
+            assert source_rate(arm, losses) == BEST_RATE["continue"]
+
+
+def test_rates_are_known_before_they_are_used(records):
+    for number, record in enumerate(records):
+        arm = next(arm for axis in AXES for arm in axis.arms if arm.key == record["arm"])
+        before = losses_of(records[:number])
+        if arm.baseline == "none":
+            assert record["source_rate"] == source_rate(arm, before)
+        if record["share"] != TUNED_AT:
+            assert record["rate"] == tuned_rate(arm, before)
+
+
+def test_what_diverged_is_no_best_rate():
+    records = carried_out(AXES[:1])
+    for record in records:
+        if record["rate"] == BEST_RATE["continue"]:
+            record["loss"] = None
+    arm = main_arm(AXES[0], "continue")
+    assert tuned_rate(arm, losses_of(records)) == BEST_RATE["continue"] / 2
+
+
+def test_what_has_begun_is_left_alone():
+    first = next_runs(AXES, {}, [])[0]
+    assert all(first[0] not in group for group in next_runs(AXES, {}, first))
+    assert loss(first[0].arm, 8e-3, 1.0, 0) > 0

@@ -1,0 +1,58 @@
+"""What the study's tables say, of runs whose answer is known."""
+
+import pytest
+from growth_study.arms import AXES, SEEDS
+from growth_study.findings import Findings
+from growth_study.plots import draw_all
+from growth_study.tables import all_tables, fill_page, room
+from simulated_study import AHEAD, carried_out
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return Findings(carried_out())
+
+
+def test_savings_are_what_was_built_in(findings):
+    axes = findings.axes()
+    assert [found.axis for found in axes] == list(AXES)
+    for found in axes:
+        seeds = len(SEEDS) if found.axis.is_headline else 1
+        assert [cost.value for cost in found.flops] == pytest.approx([1 / AHEAD] * seeds)
+        assert [cost.value for cost in found.seconds] == pytest.approx([1.5 / AHEAD] * seeds)
+        assert found.difference.mean < 0
+
+
+def test_changes_are_beside_the_plan_with_the_same_seed(findings):
+    for axis in AXES:
+        for change in findings.changes(axis):
+            expected = 0.01 if change.arm.rate_factor != 1 else 0.0
+            assert change.difference.mean == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_page_is_filled_where_it_has_room(findings, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{room('savings')}\n\nbetween {room('headline')} after")
+    fill_page(page, findings)
+    once = page.read_text()
+    assert "| Width ×2 | 0.59 ± 0.00 | 41% | 0.88 ± 0.00 | 12% |" in once
+    assert once.startswith("before\n")
+    assert once.endswith(" after")
+    fill_page(page, findings)
+    assert page.read_text() == once
+
+
+def test_every_table_has_as_many_cells_in_each_row(findings):
+    for name, table in all_tables(findings).items():
+        lines = table.splitlines()
+        assert len(lines) > 2, name
+        assert len({line.count(" | ") for line in lines}) == 1, name
+
+
+def test_unfinished_studies_have_tables_and_plots_too(tmp_path):
+    records = carried_out(AXES[:1])
+    for some in ([], records[:3], records):
+        assert "headline" in all_tables(Findings(some))
+        files = draw_all(Findings(some), tmp_path)
+        assert all(file.stat().st_size > 5000 for file in files)
+        assert bool(files) == (some is records)

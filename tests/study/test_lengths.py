@@ -1,0 +1,73 @@
+"""How long the study's runs are."""
+
+from dataclasses import replace
+
+import pytest
+from growth_study.arms import AXES, SHARES
+from growth_study.lengths import DECAY, scaled, trained_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growlm.config import load_config
+from growlm.training.plan import make_plan
+from growlm.training.schedule import schedule_factor
+
+VOCABULARY = 1024
+
+
+def planned(axis, factor=1.0, grows_at=None):
+    config = scaled(load_config(*axis.overrides), factor, grows_at)
+    return config, make_plan(config, VOCABULARY)
+
+
+def flops(plan):
+    return sum(phase.steps * phase.flops_per_step for phase in plan.phases)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    axis=st.sampled_from([axis for axis in AXES if axis.name != "path"]),
+    shares=st.lists(st.sampled_from(SHARES), min_size=2, max_size=4, unique=True),
+    factor=st.floats(0.1, 2.0),
+)
+def test_shorter_runs_are_longer_ones_until_they_decay(axis, shares, factor):
+    config, plan = planned(axis, factor)
+    dear = plan.phases[-1].flops_per_step
+    begun = []
+    for share in sorted(shares):
+        run = trained_for(config, plan, share, shares)
+        own = make_plan(run, VOCABULARY)
+        assert abs(flops(own) - share * flops(plan)) <= dear
+        *before, decay = own.phases
+        assert abs(decay.steps * dear - DECAY * share * flops(plan)) <= dear
+        assert [operators for p in before[2:] for operators in p.operators] == []
+        for phase in before:
+            rates = [schedule_factor(run.schedule, own, phase, step) for step in range(phase.steps)]
+            assert set(rates[run.schedule.warmup_steps if phase is before[0] else 0 :]) == {1.0}
+        assert schedule_factor(run.schedule, own, decay, 1) < 1.0
+        # What another run has trained is trained by this one too, under the same name.
+        assert [(p.name, p.settings) for p in before[: len(begun)]] == begun
+        begun = [(p.name, p.settings) for p in before]
+
+
+@pytest.mark.parametrize("grows_at", [0.1, 0.5, 0.8])
+def test_the_growth_can_be_moved(grows_at):
+    config, plan = planned(AXES[0], grows_at=grows_at)
+    source = plan.phases[0]
+    assert source.steps * source.flops_per_step == pytest.approx(grows_at * flops(plan), rel=0.01)
+    own = make_plan(trained_for(config, plan, 1.0, (1.0,)), VOCABULARY)
+    assert [phase.name for phase in own.phases] == ["source", "grown"]
+    schedule = trained_for(config, plan, 1.0, (1.0,)).schedule
+    last = own.phases[0].steps - 1
+    assert schedule_factor(schedule, own, own.phases[0], last) == 1.0, "it grows on the plateau"
+
+
+def test_a_cosine_is_not_cut():
+    config, plan = planned(AXES[0])
+    cosine = replace(config, schedule=replace(config.schedule, name="cosine"))
+    assert [
+        p.name for p in make_plan(trained_for(cosine, plan, 1.0, (1.0,)), VOCABULARY).phases
+    ] == [
+        "source",
+        "grown",
+    ]

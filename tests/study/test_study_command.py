@@ -1,0 +1,97 @@
+"""The study's command, killed and gone on with; minutes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import study_growth
+
+from growlm.checkpoint.locks import take_lock
+from growlm.exit_codes import exit_code_of
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "study_growth.py"
+SMALL = ("--scale", "0.002", "--only", "depth x2", "data.documents=500", "schedule.warmup_steps=2")
+SAME = ("arm", "seed", "source_rate", "rate", "share", "loss", "flops", "curve")
+
+
+def command(out, *arguments):
+    return [sys.executable, str(SCRIPT), "--out", str(out), "--work", f"{out}_work", *arguments]
+
+
+def run(out, *arguments):
+    return subprocess.run(command(out, *arguments), capture_output=True, text=True, timeout=900)
+
+
+def lines(out):
+    path = out / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_any_other(tmp_path):
+    whole = run(tmp_path / "whole", *SMALL)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(killed, *SMALL), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(lines(killed)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    found = len(lines(killed))
+    process = subprocess.Popen(command(killed, *SMALL), stdout=subprocess.DEVNULL)
+    while len(lines(killed)) < found + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    done = run(killed, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, other = (
+        sorted([[r[name] for name in SAME] for r in lines(out)], key=str)
+        for out in (tmp_path / "whole", killed)
+    )
+    assert one == other
+    assert (killed / "changes.png").exists()
+    again = run(killed, "--again", "depth x2/grown", *SMALL)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "the same to the last bit" in again.stdout
+    nothing = run(killed, *SMALL)
+    assert nothing.returncode == 0
+    assert len(lines(killed)) == len(other)
+
+
+def refused(monkeypatch, capsys, out, *arguments):
+    """What the command says, in this process: a new one takes seconds to start."""
+    monkeypatch.setattr(sys, "argv", command(out, *arguments)[1:])
+    assert exit_code_of(study_growth.main) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "hight"), "--only=hight: must be of: width x2, depth x2"),
+        (("--again", "depth x2/grown"), "--again=depth x2/grown: must be one that has finished"),
+        (("trainer.precison=32-true", "--only", "depth x2"), "did you mean precision?"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, monkeypatch, capsys, arguments, message):
+    assert message in refused(monkeypatch, capsys, tmp_path / "out", *arguments)
+    assert not lines(tmp_path / "out")
+
+
+def test_another_studys_records_are_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs.jsonl").write_text('{"key": "a", "overrides": ["seed=3"], "scale": 0.5}\n')
+    message = refused(monkeypatch, capsys, tmp_path, *SMALL)
+    assert "has runs of another study: seed=3 --scale 0.5" in message
+
+
+def test_two_at_once_are_refused(tmp_path, monkeypatch, capsys):
+    with take_lock(tmp_path / ".lock"):
+        assert "is at it" in refused(monkeypatch, capsys, tmp_path, *SMALL)
