@@ -26,7 +26,7 @@ from growth_study.arms import AXES, GRID, SEEDS, Axis
 from growth_study.findings import Findings
 from growth_study.plots import draw_all
 from growth_study.record_file import Record, add_record, read_records
-from growth_study.runs import Run, Study
+from growth_study.runs import Run, Study, key_of
 from growth_study.tables import all_tables, fill_page, room
 from growth_study.workers import Workers
 from rich.console import Console
@@ -157,15 +157,22 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
 
 
 def _of_this_study(records: Sequence[Record], study: Study, path: Path) -> list[Record]:
-    """The records, all made with the same overrides as this study has.
+    """The records, all of runs that this study would make as they were made.
 
     Raises:
         UserError: If some were not.
     """
+    arms = {arm.key: arm for axis in AXES for arm in axis.arms}
     for record in records:
         if (tuple(record["overrides"]), record["scale"]) != (study.overrides, study.scale):
             before = " ".join([*record["overrides"], f"--scale {record['scale']:g}"])
             raise UserError("--out", path, f"has runs of another study: {before}")
+        arm = arms.get(record["arm"])
+        names = ("seed", "source_rate", "rate", "share")
+        run = None if arm is None else Run(arm, *(record[name] for name in names))
+        if run is None or key_of(run.config(study)) != record["key"]:
+            what = f"its run {record['key']} ({record['arm']}) is not what this code and conf/ make"
+            raise UserError("--out", path, f"{what}; move it away, or take out its line")
     return list(records)
 
 

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,11 +71,11 @@ class Run:
         Raises:
             UserError: If an override of the study's cannot be.
         """
-        config = load_config(
-            *axis_named(self.arm.axis).overrides, *self.arm.overrides, f"seed={self.seed}",
-            f"baseline={self.arm.baseline}", f"reuse.folder={study.states}",
-            f"data.cache={study.work}/tokens", *study.overrides,
+        config = _composed(
+            *axis_named(self.arm.axis).overrides, *self.arm.overrides, f"baseline={self.arm.baseline}",
+            f"reuse.folder={study.states}", f"data.cache={study.work}/tokens", *study.overrides,
         )  # fmt: skip
+        config = replace(config, seed=self.seed)
         first, *others = config.phases
         rates = {first: self.source_rate} | dict.fromkeys(others, self.rate)
         phases = {name: replace(s, lr=rates[name]) for name, s in config.phases.items()}
@@ -83,6 +84,11 @@ class Run:
         vocabulary = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
         shares = self.arm.shares if self.arm.shares != (1.0,) else (self.share,)
         return trained_for(config, make_plan(config, vocabulary), self.share, shares)
+
+
+@lru_cache
+def _composed(*overrides: str) -> RunConfig:
+    return load_config(*overrides)
 
 
 def key_of(config: RunConfig) -> str:

@@ -92,6 +92,16 @@ def test_another_studys_records_are_refused(tmp_path, monkeypatch, capsys):
     assert "has runs of another study: seed=3 --scale 0.5" in message
 
 
+@pytest.mark.parametrize("arm", ["depth x2/grown", "height x2/grown"])
+def test_records_of_other_settings_are_refused(tmp_path, monkeypatch, capsys, arm):
+    """As they are when a file in conf/ has changed since."""
+    record = {"key": "a", "arm": arm, "overrides": SMALL[4:], "scale": 0.002, "seed": 0}
+    record |= {"source_rate": 8e-3, "rate": 8e-3, "share": 1.0}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(record) + "\n")
+    message = refused(monkeypatch, capsys, tmp_path, *SMALL)
+    assert f"its run a ({arm}) is not what this code and conf/ make" in message
+
+
 def test_two_at_once_are_refused(tmp_path, monkeypatch, capsys):
     with take_lock(tmp_path / ".lock"):
         assert "is at it" in refused(monkeypatch, capsys, tmp_path, *SMALL)
