@@ -128,7 +128,7 @@ class Draws:
 
 
 def _parts(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
-    """Of at most `BLOCK` numbers, if x has another dimension than `dim`; an even number, for threads to share."""
+    """Parts of about `BLOCK` numbers at most, across another dimension than `dim`; an even number of them."""
     if x.ndim < 2:
         return [x]
     numbers = x.numel() // x.shape[dim] * count
@@ -144,7 +144,7 @@ def _buffers(size: int) -> tuple[Tensor, Tensor]:
     """Room for numbers, and for places in a table."""
     if getattr(_memory, "size", 0) < size:
         _memory.size = max(size, BLOCK)
-        _memory.numbers = torch.empty(_memory.size)
+        _memory.numbers = torch.empty(_memory.size, dtype=torch.float32)
         _memory.places = torch.empty(_memory.size, dtype=torch.int32)
     return _memory.numbers[:size], _memory.places[:size]
 

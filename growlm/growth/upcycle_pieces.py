@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +75,11 @@ class Redraw:
         if not count:
             return x
         dim = self.dim - x.ndim
-        units = [self._units(x, member, count, draws) for member in range(len(x))]
-        spreads = self._spreads(x, units)
+        units = torch.stack([self._units(x, member, count, draws) for member in range(len(x))])
+        means, stds = self._spreads(x, units)
 
         def put(part: Tensor, numbers: Tensor, member: int) -> None:
-            mean, std = spreads[member]
-            numbers.mul_(std).add_(mean)
+            numbers.mul_(stds[member]).add_(means[member])
             if dim == -1:  # `index_copy_` takes twice as long here
                 part.scatter_(-1, units[member].expand_as(numbers), numbers)
             else:
@@ -98,19 +96,21 @@ class Redraw:
         """As they were."""
         return factors
 
-    def _spreads(self, x: Tensor, units: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation of the entries of each expert's units."""
+    def _spreads(self, x: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+        """(experts,): mean and standard deviation of the entries of each expert's units, (experts, units)."""
+        shards = self.shards.source.tolist()
         others = [dim for dim in range(x.ndim - 1) if dim != self.dim - 1]
-        sums: dict[int, tuple[Tensor, Tensor]] = {}  # of every unit of a shard, and its squares
-        found = []
-        for expert, own, shard in zip(x, units, self.shards.source.tolist(), strict=True):
-            if shard not in sums:
-                norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
-                sums[shard] = expert.sum(dim=others) if others else expert, norms.square()
-            size = expert.numel() // expert.shape[self.dim - 1] * len(own)
-            mean, mean_square = (unit_sums[own].sum() / size for unit_sums in sums[shard])
-            found.append((mean, (mean_square - mean.square()).clamp(min=0).sqrt()))
-        return found
+        sums, squares = [], []  # of every unit of a shard
+        for expert in (x[shards.index(shard)] for shard in range(self.shards.old_size)):
+            norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
+            sums.append(expert.sum(dim=others) if others else expert)
+            squares.append(norms.square())
+        size = x.numel() // (len(x) * x.shape[self.dim]) * units.shape[1]
+        means, mean_squares = (
+            torch.stack(of_shards)[shards].gather(1, units).sum(dim=1) / size
+            for of_shards in (sums, squares)
+        )
+        return means, (mean_squares - means.square()).clamp(min=0).sqrt()
 
     def _units(self, x: Tensor, member: int, count: int, draws: Draws) -> Tensor:
         chosen = draws.choice(x.shape[self.dim], count, *self.block, "redrawn units", member)
