@@ -75,7 +75,7 @@ def grow_checkpoint(
     check_target(target, total, carried)
     count = adding_up(progress, total)
     draws = Draws(seed, boundary_index)
-    with new_folder(target) as (partial, digests), torch.no_grad():
+    with new_folder(target) as (partial, digests), torch.no_grad(), draws:
 
         def make(name: str) -> Tensor:
             tensor_map = growth_map.tensors[name]

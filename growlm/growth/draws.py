@@ -30,7 +30,8 @@ ODD_STD = ((2.0**14 - 1) / 3) ** 0.5
 class Draws:
     """Where the random entries of one growth come from, and what was drawn.
 
-    Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone.
+    Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. In a `with` block, whose
+    end ends the threads that drew.
     """
 
     seed: int
@@ -100,7 +101,10 @@ class Draws:
             )
         list(self._pool.map(draw, *zip(*parts, strict=True)))
 
-    def end_threads(self) -> None:
+    def __enter__(self) -> Draws:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the threads that drew; they begin again when needed.
 
         While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two

@@ -82,10 +82,9 @@ def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
         source = some if tensor_map.source is None else old[tensor_map.source]
         return Making(name, source, lambda x: tensor_map.weight(x, draws), tensor_map.shape)
 
-    with torch.no_grad():
+    with torch.no_grad(), draws:
         new = dict(each_made(map(making, dealt), mesh))
         new |= each_made(map(making, [n for n in growth_map.tensors if n not in new]), None)
-    draws.end_threads()
     if mesh is not None:
         draws.share(mesh)
     grown.load_state_dict(new, assign=True)
@@ -184,7 +183,7 @@ def hyperclone_weight(
         pieces.append(Copy(dim, channels) if dim == 0 else Split(dim, channels))
         if dim == 1 and noise_std > 0:
             pieces.append(Noise(dim, channels, noise_std, None, (0, "weight")))
-    draws = Draws(seed)
-    for piece in pieces:
-        weight = piece.weight(weight, draws)
+    with Draws(seed) as draws:
+        for piece in pieces:
+            weight = piece.weight(weight, draws)
     return weight

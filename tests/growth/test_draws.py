@@ -14,13 +14,12 @@ def drawn(x, dim, count, *, threads=None, key=(0, "up"), **options):
     """What `Draws.blocks` gives a tensor that is as large along `dim` as `count` says."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    draws = Draws(0)
     try:
-        draws.blocks(
-            x, dim, count, "noise", key, lambda part, numbers, _: part.copy_(numbers), **options
-        )
+        with Draws(0) as draws:
+            draws.blocks(
+                x, dim, count, "noise", key, lambda part, numbers, _: part.copy_(numbers), **options
+            )
     finally:
-        draws.end_threads()
         torch.set_num_threads(before)
     return x
 
@@ -53,17 +52,16 @@ def test_members_of_a_stack_have_draws_of_their_own(monkeypatch):
 def test_no_block_is_larger_than_said_and_their_number_is_even(monkeypatch):
     monkeypatch.setattr(draws_module, "BLOCK", 40)
     sizes = []
-    draws = Draws(0)
-    draws.blocks(
-        torch.zeros(30, 8),
-        1,
-        4,
-        "",
-        (0, ""),
-        lambda _, n, __: sizes.append(n.numel()),
-        stacked=False,
-    )
-    draws.end_threads()
+    with Draws(0) as draws:
+        draws.blocks(
+            torch.zeros(30, 8),
+            1,
+            4,
+            "",
+            (0, ""),
+            lambda _, n, __: sizes.append(n.numel()),
+            stacked=False,
+        )
     assert len(sizes) == 4
     assert sum(sizes) == 30 * 4
     assert max(sizes) <= 40

@@ -15,6 +15,7 @@ from growlm.growth import (
     Widen,
     apply_growth,
     grow,
+    hyperclone_weight,
     plan_growth,
 )
 from growlm.growth.engine import derive, table_of
@@ -131,18 +132,31 @@ def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
     assert len({tuple(member.flatten().tolist()) for member in five}) == 5
 
 
-def test_a_growth_leaves_no_threads():
-    """They would slow the training down, see `Draws.end_threads`."""
+GROWTHS = {
+    "model": lambda: grow(build(tiny_config()), [Widen(scale_factor=2)]),
+    "matrix": lambda: hyperclone_weight(torch.randn(6, 4), noise_std=0.02),
+}
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_a_growth_leaves_no_threads(growth):
+    """They would slow the training down, see `Draws`."""
     before = threading.active_count()
-    grow(build(tiny_config()), [Widen(scale_factor=2)])
+    GROWTHS[growth]()
     assert threading.active_count() == before
 
 
-def test_threads_that_begin_after_a_growth_use_all_cores():
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_threads_that_begin_after_a_growth_use_all_cores(growth):
     """Those that drew had one core each."""
-    grow(build(tiny_config()), [Widen(scale_factor=2)])
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        GROWTHS[growth]()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @SEQUENCE
