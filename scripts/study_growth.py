@@ -1,6 +1,6 @@
 """Does growth pay? Trains every arm of the study, keeps a line for each run, and makes the tables and plots.
 
-    python scripts/study_growth.py                          hours on two cores; again goes on where it stopped
+    python scripts/study_growth.py                          an hour and a half on two cores; again goes on
     python scripts/study_growth.py --only "width x2"        one axis
     python scripts/study_growth.py --tables                 of what has been trained so far
     python scripts/study_growth.py --again "width x2/grown" runs its seed 0 once more, and compares
@@ -30,6 +30,7 @@ from growth_study.runs import Run, Study, key_of
 from growth_study.tables import all_tables, fill_page, room
 from growth_study.workers import Workers
 from rich.console import Console
+from rich.markdown import Markdown
 
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.errors import RunError, UserError
@@ -81,9 +82,8 @@ def _train(
     """
     for axis in axes:
         Run(axis.arms[0], SEEDS[0], GRID[0], GRID[0], 1.0).config(study)
-    workers = Workers(jobs, study)
     failed: list[Run] = []
-    try:
+    with Workers(jobs, study) as workers, console.status("beginning") as status:
         while True:
             while workers.has_room:
                 todo = next_runs(axes, losses_of(records), [*failed, *workers.running])
@@ -92,6 +92,7 @@ def _train(
                 workers.begin(todo[0])
             if not workers.running:
                 break
+            status.update(f"training: {'; '.join(run.title for run in workers.training)}")
             for run, record in workers.next_done():
                 if isinstance(record, BaseException):
                     failed.append(run)
@@ -100,8 +101,6 @@ def _train(
                 add_record(path, record)
                 records.append(record)
                 _tell(record, run, len(records), console)
-    finally:
-        workers.close()
     if failed:
         raise RunError(f"{len(failed)} runs failed; what they said is below {study.work / 'runs'}")
 
@@ -114,6 +113,9 @@ def _show(findings: Findings, out: Path, page: Path | None, console: Console) ->
             page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in all_tables(findings))
         )
     fill_page(page, findings)
+    tables = all_tables(findings)
+    for name in ("headline", "savings"):
+        console.print(Markdown(tables[name]))
     files = [page, *draw_all(findings, out)]
     console.print(f"wrote {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 
@@ -141,13 +143,13 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
         raise UserError("--again", name, f"must be one that has finished: {', '.join(known)}")
     before = found[-1]
     run = Run(arm, 0, before["source_rate"], before["rate"], 1.0)
-    with tempfile.TemporaryDirectory() as folder:
-        workers = Workers(1, replace(study, states=Path(folder)))
-        try:
-            workers.begin([run])
-            ((_, record),) = workers.next_done()
-        finally:
-            workers.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Workers(1, replace(study, states=Path(folder))) as workers,
+        console.status(f"training: {run.title}"),
+    ):
+        workers.begin([run])
+        ((_, record),) = workers.next_done()
     if isinstance(record, BaseException):
         raise record
     same = "the same to the last bit" if record["loss"] == before["loss"] else "DIFFERENT"

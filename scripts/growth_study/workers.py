@@ -37,6 +37,21 @@ class Workers:
         """Whether a process waits for work."""
         return len(self._running) < self._number
 
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; runs that train write their state first."""
+        for process in (self._pool._processes or {}).values():
+            if self._running and process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def training(self) -> list[Run]:
+        """At this moment."""
+        return [group[0] for group in self._running.values()]
+
     @property
     def running(self) -> list[Run]:
         """At this moment, and right after."""
@@ -57,13 +72,6 @@ class Workers:
             if others and error is None:
                 self.begin(others)
         return found
-
-    def close(self) -> None:
-        """End; runs that train write their state first."""
-        for process in (self._pool._processes or {}).values():
-            if self._running and process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _begin(begun: Synchronized[int], parent: int) -> None:
