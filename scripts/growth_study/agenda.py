@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from growth_study.arms import GRID, SEEDS, TUNED_AT, Arm, Axis, axis_named
+from growth_study.arms import GRID, SEEDS, Arm, Axis, axis_named
 from growth_study.record_file import Record
 from growth_study.runs import Run
 
@@ -31,27 +31,28 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
     Args:
         axes: To study.
         losses: What has been found so far.
-        taken: Runs that have begun, or failed. Groups that share phases with the last of them come last: they
-            would wait for each other.
+        taken: Runs that have begun, or failed.
+
+    Returns:
+        The first seed's come first, then what need not wait for what others are training.
     """
     groups: list[list[Run]] = []
     seen = {_key(run) for run in taken}
-    for arm in sorted(
-        (arm for axis in axes for arm in axis.arms), key=lambda arm: bool(arm.factor)
-    ):
+    for arm in (arm for axis in axes for arm in axis.arms):
         for group in _runs_of(arm, losses):
             todo = [run for run in group if _key(run) not in losses and _key(run) not in seen]
             seen |= {_key(run) for run in todo}
             if todo:
                 groups.append(todo)
-    return sorted(groups, key=lambda group: any(_begin_alike(group[0], run) for run in taken))
+    return sorted(
+        groups, key=lambda group: (group[0].seed != SEEDS[0], _would_wait(group[0], taken))
+    )
 
 
 def tuned_rate(arm: Arm, losses: Losses) -> float | None:
     """The best rate for the arm, tuned with the first seed; None while that is not known."""
     if arm.factor:
-        own = tuned_rate(_grown(arm.axis), losses)
-        return None if own is None else own * arm.rate_factor
+        return tuned_rate(_grown(arm.axis), losses)
     known = _tried(arm, losses)
     if known is None or any(rate not in known for rate in _to_try(known)):
         return None
@@ -65,7 +66,7 @@ def source_rate(arm: Arm, losses: Losses) -> float | None:
 
 
 def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
-    """Rate -> loss at the length that rates are tuned at."""
+    """Rate -> loss after the whole budget, with the first seed."""
     return _tried(arm, losses) or {}
 
 
@@ -80,13 +81,12 @@ def _tried(arm: Arm, losses: Losses) -> dict[float, float] | None:
     return {
         rate: loss
         for (key, seed, source, rate, share), loss in losses.items()
-        if (key, seed, share) == (arm.key, SEEDS[0], TUNED_AT)
-        and (before is None or source == before)
+        if (key, seed, share) == (arm.key, SEEDS[0], 1.0) and (before is None or source == before)
     }
 
 
 def _to_try(known: Mapping[float, float]) -> list[float]:
-    """The grid, and beyond it as long as its best is at an end."""
+    """The first rates, and beyond them as long as the best is at an end."""
     rates = sorted({*GRID, *known})
     if any(rate not in known for rate in rates):
         return rates
@@ -108,19 +108,21 @@ def _runs_of(arm: Arm, losses: Losses) -> list[list[Run]]:
     groups = []
     if arm.is_tuned:
         known = tried_rates(arm, losses)
-        groups = [[run(SEEDS[0], rate, TUNED_AT)] for rate in _to_try(known) if rate not in known]
+        groups = [[run(SEEDS[0], rate, 1.0)] for rate in _to_try(known) if rate not in known]
     rate = tuned_rate(arm, losses)
     if rate is not None:
         groups += [[run(seed, rate, share) for share in arm.shares] for seed in arm.seeds]
     return groups
 
 
-def _begin_alike(one: Run, other: Run) -> bool:
+def _would_wait(run: Run, taken: Sequence[Run]) -> bool:
+    """For the phases that another one is training."""
+
     def beginning(run: Run) -> tuple[object, ...]:
         source = axis_named(run.arm.axis).source
         return (source, run.arm.grows_at, run.seed, run.source_rate, run.arm.baseline)
 
-    return beginning(one) == beginning(other) and one.arm.baseline == "none"
+    return run.arm.baseline == "none" and beginning(run) in map(beginning, taken)
 
 
 def _key(run: Run) -> tuple[str, int, float, float, float]:

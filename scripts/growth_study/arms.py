@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GRID = (4e-3, 8e-3, 1.6e-2)
-"""Learning rates that every tuned arm is tried with; where the best is at an end, the next one beyond it too."""
-TUNED_AT = 0.5
-"""Share of the budget that rates are tuned at."""
-SHARES = (0.5, 0.65, 0.8, 1.0)
+GRID = (4e-3, 8e-3)
+"""Learning rates that every tuned arm begins with; from the better one on by factors of 2 until it gets worse."""
+SHARES = (0.6, 0.8, 1.0)
 """Of the budget: how long grown models train, each time with a decay of its own, to see when they reach a loss."""
 SEEDS = (0, 1, 2)
 
@@ -25,7 +23,6 @@ class Arm:
         seeds: It is run with.
         shares: Of the budget that it is trained for.
         grows_at: Share of the budget before the growth, in place of the plan's.
-        rate_factor: Of the learning rate after the growth, relative to the tuned one.
     """
 
     axis: str
@@ -35,7 +32,6 @@ class Arm:
     seeds: tuple[int, ...] = (0,)
     shares: tuple[float, ...] = (1.0,)
     grows_at: float | None = None
-    rate_factor: float = 1.0
 
     @property
     def key(self) -> str:
@@ -72,7 +68,7 @@ class Axis:
         seeds = SEEDS if self.is_headline else SEEDS[:1]
         main = [
             Arm(self.source, "continue", seeds=seeds),
-            Arm(self.name, "scratch", seeds=seeds, shares=(TUNED_AT, 1.0)),
+            Arm(self.name, "scratch", seeds=seeds, shares=(0.5, 1.0)),
             Arm(self.name, "grown", seeds=seeds, shares=SHARES),
         ]
         return [*main, *self.changes]
@@ -90,8 +86,6 @@ def _recipe(axis: str) -> tuple[Arm, ...]:
     return (
         *_when(axis, 0.1, 0.5, 0.8),
         _change(axis, "state", "reset", "phases.grown.optimizer_state=reset"),
-        _change(axis, "rate after", "rate x2", rate_factor=2.0),
-        _change(axis, "rate after", "rate /2", rate_factor=0.5),
         _change(axis, "schedule", "cosine per phase", "schedule=cosine"),
     )
 
@@ -138,7 +132,6 @@ AXES = (
         (
             *_when("experts", 0.1, 0.5),
             _change("experts", "state", "reset", "phases.grown.optimizer_state=reset"),
-            _change("experts", "rate after", "rate x2", rate_factor=2.0),
             _experts("half of the units redrawn", "drop_fraction=0.5"),
             _experts("router 0.2", "router_std=0.2"),
         ),

@@ -122,7 +122,7 @@ def _rates(findings: Findings) -> str:
                 for rate in sorted(losses)
             )
             rows.append([axis.title, arm, ", ".join(shown)])
-    return _table(["", "arm", "rate: loss at half of the budget"], rows)
+    return _table(["", "arm", "rate: final loss, first seed"], rows)
 
 
 def _speeds(findings: Findings) -> str:
