@@ -34,7 +34,8 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
         taken: Runs that have begun, or failed.
 
     Returns:
-        The first seed's come first, then what need not wait for what others are training.
+        Those of the main axes come first, then those of the first seed, then those that need not wait for what
+        others are training.
     """
     groups: list[list[Run]] = []
     seen = {_key(run) for run in taken}
@@ -44,9 +45,7 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
             seen |= {_key(run) for run in todo}
             if todo:
                 groups.append(todo)
-    return sorted(
-        groups, key=lambda group: (group[0].seed != SEEDS[0], _would_wait(group[0], taken))
-    )
+    return sorted(groups, key=lambda group: (*_turn(group[0]), _would_wait(group[0], taken)))
 
 
 def tuned_rate(arm: Arm, losses: Losses) -> float | None:
@@ -113,6 +112,10 @@ def _runs_of(arm: Arm, losses: Losses) -> list[list[Run]]:
     if rate is not None:
         groups += [[run(seed, rate, share) for share in arm.shares] for seed in arm.seeds]
     return groups
+
+
+def _turn(run: Run) -> tuple[bool, bool]:
+    return (not axis_named(run.arm.axis).is_headline, run.seed != SEEDS[0])
 
 
 def _would_wait(run: Run, taken: Sequence[Run]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 GRID = (4e-3, 8e-3)
 """Learning rates that every tuned arm begins with; from the better one on by factors of 2 until it gets worse."""
@@ -74,17 +75,20 @@ class Axis:
         return [*main, *self.changes]
 
 
-def _change(axis: str, factor: str, name: str, *overrides: str, **settings: float) -> Arm:
-    return Arm(axis, name, factor, overrides, **settings)  # type: ignore[arg-type]
+def _change(axis: str, factor: str, name: str, *overrides: str, **settings: Any) -> Arm:
+    return Arm(axis, name, factor, overrides, **settings)
 
 
-def _when(axis: str, *shares: float) -> tuple[Arm, ...]:
-    return tuple(_change(axis, "when", f"at {share:.0%}", grows_at=share) for share in shares)
+def _late(axis: str) -> Arm:
+    """The one change that is looked at as closely as the plan itself."""
+    return _change(axis, "when", "at 50%", grows_at=0.5, seeds=SEEDS, shares=SHARES)
 
 
 def _recipe(axis: str) -> tuple[Arm, ...]:
     return (
-        *_when(axis, 0.1, 0.5, 0.8),
+        _late(axis),
+        _change(axis, "when", "at 10%", grows_at=0.1),
+        _change(axis, "when", "at 80%", grows_at=0.8),
         _change(axis, "state", "reset", "phases.grown.optimizer_state=reset"),
         _change(axis, "schedule", "cosine per phase", "schedule=cosine"),
     )
@@ -130,10 +134,9 @@ AXES = (
     Axis(
         "experts", "Dense to 8 experts", ("experiment=study_moe",), True, "depth x2",
         (
-            *_when("experts", 0.1, 0.5),
+            _late("experts"),
             _change("experts", "state", "reset", "phases.grown.optimizer_state=reset"),
             _experts("half of the units redrawn", "drop_fraction=0.5"),
-            _experts("router 0.2", "router_std=0.2"),
         ),
     ),
     Axis("path", "Four stages", ("experiment=study_path",), True, "width x2"),
