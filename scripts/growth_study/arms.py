@@ -9,6 +9,8 @@ GRID = (4e-3, 8e-3)
 """Learning rates that every tuned arm begins with; from the better one on by factors of 2 until it gets worse."""
 SHARES = (0.6, 0.8, 1.0)
 """Of the budget: how long grown models train, each time with a decay of its own, to see when they reach a loss."""
+PLANNED_GROWTH = 0.25
+"""Share of the budget before the (first) growth in the plans of conf/experiment."""
 SEEDS = (0, 1, 2)
 
 
@@ -33,6 +35,11 @@ class Arm:
     seeds: tuple[int, ...] = (0,)
     shares: tuple[float, ...] = (1.0,)
     grows_at: float | None = None
+
+    @property
+    def growth_share(self) -> float:
+        """Of the budget, before the growth."""
+        return PLANNED_GROWTH if self.grows_at is None else self.grows_at
 
     @property
     def key(self) -> str:
@@ -62,6 +69,11 @@ class Axis:
     source: str
     """The axis whose `continue` arm is this one's too: the same first model, the same budget."""
     changes: tuple[Arm, ...] = ()
+
+    @property
+    def grown_arms(self) -> list[Arm]:
+        """Those that are trained for several lengths, and so can be held against the baselines at equal loss."""
+        return [arm for arm in self.arms if arm.baseline == "none" and len(arm.shares) > 1]
 
     @property
     def arms(self) -> list[Arm]:

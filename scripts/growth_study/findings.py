@@ -33,9 +33,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class AxisFindings:
-    """An axis beside its baselines; None where too few of its runs have finished."""
+    """A grown model beside the baselines of its axis; only seeds with all three."""
 
     axis: Axis
+    arm: Arm
+    """The grown one."""
     losses: dict[str, Spread]
     """Of `continue`, `scratch`, `grown`, for the whole budget."""
     difference: Spread
@@ -84,8 +86,9 @@ class Findings:
         ]
 
     def axes(self) -> list[AxisFindings]:
-        """Those whose main runs have finished."""
-        found = [self._axis(axis) for axis in AXES]
+        """Those whose runs have finished."""
+        arms = [(axis, arm) for axis in AXES for arm in axis.grown_arms]
+        found = [self._axis(axis, arm) for axis, arm in arms]
         return [axis for axis in found if axis is not None]
 
     def changes(self, axis: Axis) -> list[ChangeFindings]:
@@ -93,7 +96,7 @@ class Findings:
         plan = {r["seed"]: r for r in self.of_arm(main_arm(axis, "grown")) if r["share"] == 1.0}
         found = []
         for arm in axis.changes:
-            runs = [r for r in self.of_arm(arm) if r["seed"] in plan]
+            runs = [r for r in self.of_arm(arm) if r["seed"] in plan and r["share"] == 1.0]
             if runs:
                 differences = tuple(r["loss"] - plan[r["seed"]]["loss"] for r in runs)
                 losses = tuple(r["loss"] for r in runs)
@@ -115,8 +118,8 @@ class Findings:
         """Of a whole run."""
         return record["flops"] if cost == "flops" else seconds_of(record, self.speeds)
 
-    def _axis(self, axis: Axis) -> AxisFindings | None:
-        arms = {name: main_arm(axis, name) for name in ("continue", "scratch", "grown")}
+    def _axis(self, axis: Axis, arm: Arm) -> AxisFindings | None:
+        arms = {name: main_arm(axis, name) for name in ("continue", "scratch")} | {"grown": arm}
         whole = {
             name: {r["seed"]: r for r in self.of_arm(arm) if r["share"] == 1.0}
             for name, arm in arms.items()
@@ -140,6 +143,7 @@ class Findings:
         known = tuple(value for value in late if value is not None)
         return AxisFindings(
             axis,
+            arm,
             losses,
             Spread(tuple(a - b for a, b in zip(grown, scratch_losses, strict=True))),
             Spread(known) if len(known) == len(late) else None,

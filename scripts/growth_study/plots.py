@@ -12,15 +12,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from growth_study.arms import AXES, Axis
+from growth_study.arms import AXES, SEEDS, Arm, Axis
 from growth_study.costs import seconds_after
-from growth_study.findings import AxisFindings, Findings, main_arm
+from growth_study.findings import Findings, main_arm
+from growth_study.record_file import Record
 
-LOOKS = {
-    "grown": ("#c0392b", "grown"),
+BASELINES = {
     "scratch": ("#2c3e50", "from scratch"),
     "continue": ("#8e9aa6", "first model trained on"),
 }
+GROWN = ("#c0392b", "#e67e22")
+BETTER = "#27ae60"
 UNITS = {
     "flops": (1e12, "10¹² FLOPs, the first model's included"),
     "seconds": (1.0, "seconds on one core"),
@@ -33,7 +35,7 @@ def draw_all(findings: Findings, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    axes = findings.axes()
+    axes = list({found.axis.name: found.axis for found in findings.axes()}.values())
     if not axes:
         return []
     files = []
@@ -47,7 +49,7 @@ def draw_all(findings: Findings, folder: Path) -> list[Path]:
     return files
 
 
-def _draw_losses(findings: Findings, axes: Sequence[AxisFindings], cost: str, path: Path) -> None:
+def _draw_losses(findings: Findings, axes: Sequence[Axis], cost: str, path: Path) -> None:
     columns = 2 if len(axes) > 1 else 1
     rows = -(-len(axes) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)
@@ -61,49 +63,50 @@ def _draw_losses(findings: Findings, axes: Sequence[AxisFindings], cost: str, pa
     plt.close(figure)
 
 
-def _draw_axis(findings: Findings, found: AxisFindings, cost: str, panel: Axes) -> None:
-    unit, label = UNITS[cost]
-    lowest, highest = [], []
-    for name, (colour, title) in LOOKS.items():
-        runs = findings.of_arm(main_arm(found.axis, name))
-        shares = sorted({run["share"] for run in runs})
-        at = [[r for r in runs if r["share"] == share] for share in shares]
-        costs = [mean(findings.cost(r, cost) for r in group) / unit for group in at]
-        losses = [mean(r["loss"] for r in group) for group in at]
-        panel.plot(costs, losses, "o-", color=colour, markersize=4, label=title)
-        for run in runs:
-            panel.plot(
-                findings.cost(run, cost) / unit,
-                run["loss"],
-                ".",
-                color=colour,
-                markersize=3,
-                alpha=0.5,
-            )
-        lowest.append(min(losses))
-        highest.append(max(losses))
-        longest = [r for r in runs if r["seed"] == 0 and r["share"] == shares[-1]]
-        for run in longest:
-            flops = [point[0] for point in run["curve"]]
-            x = flops if cost == "flops" else seconds_after(run, findings.speeds, flops)
-            y = [point[1] for point in run["curve"]]
-            panel.plot([value / unit for value in x], y, color=colour, linewidth=0.8, alpha=0.5)
-            if name == "grown":
-                _mark_growths(findings, run, cost, panel)
-    room = max(highest) - min(lowest)
-    panel.set_ylim(min(lowest) - 0.15 * room, max(highest) + 2.5 * room)
-    panel.set(title=found.axis.title, xlabel=label, ylabel="validation loss")
+def _draw_axis(findings: Findings, axis: Axis, cost: str, panel: Axes) -> None:
+    arms = [(main_arm(axis, name), *look) for name, look in BASELINES.items()]
+    for arm, colour in zip(axis.grown_arms, GROWN, strict=False):
+        arms.append((arm, colour, f"grown after {arm.growth_share:.0%}"))
+    ends: list[float] = []
+    for arm, colour, title in arms:
+        ends += _draw_arm(findings, arm, colour, title, cost, panel)
+    room = max(ends) - min(ends)
+    panel.set_ylim(min(ends) - 0.1 * room, max(ends) + 1.5 * room)
+    panel.set(title=axis.title, xlabel=UNITS[cost][1], ylabel="validation loss")
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_growths(findings: Findings, run: dict, cost: str, panel: Axes) -> None:
+def _draw_arm(
+    findings: Findings, arm: Arm, colour: str, title: str, cost: str, panel: Axes
+) -> list[float]:
+    """Final losses by length, their mean as a line; beneath, the training loss of the first seed's longest run."""
+    unit, _ = UNITS[cost]
+    runs = findings.of_arm(arm)
+    shares = sorted({run["share"] for run in runs})
+    at = [[run for run in runs if run["share"] == share] for share in shares]
+    costs = [mean(findings.cost(run, cost) for run in group) / unit for group in at]
+    losses = [mean(run["loss"] for run in group) for group in at]
+    if not runs:
+        return []
+    panel.plot(costs, losses, "o-", color=colour, markersize=4, label=title)
+    each = [findings.cost(run, cost) / unit for run in runs]
+    panel.plot(each, [run["loss"] for run in runs], ".", color=colour, markersize=3, alpha=0.5)
+    for run in (run for run in at[-1] if run["seed"] == SEEDS[0]):
+        flops, y = zip(*run["curve"], strict=True)
+        x = flops if cost == "flops" else seconds_after(run, findings.speeds, flops)
+        panel.plot([value / unit for value in x], y, color=colour, linewidth=0.8, alpha=0.4)
+        _mark_growths(findings, run, cost, colour, panel)
+    return losses
+
+
+def _mark_growths(findings: Findings, run: Record, cost: str, colour: str, panel: Axes) -> None:
     unit, _ = UNITS[cost]
     spent = 0.0
     growths = {boundary["to"] for boundary in run["boundaries"]}
     for phase in run["phases"]:
         if phase["name"] in growths:
             x = spent if cost == "flops" else seconds_after(run, findings.speeds, [spent])[0]
-            panel.axvline(x / unit, color="black", linestyle=":", linewidth=0.8)
+            panel.axvline(x / unit, color=colour, linestyle=":", linewidth=0.8)
         spent += phase["flops"]
 
 
@@ -112,7 +115,7 @@ def _draw_changes(findings: Findings, axes: Sequence[Axis], path: Path) -> None:
     figure, panel = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 1.2))
     for place, (_, change) in enumerate(rows):
         values = change.difference.values
-        colour = LOOKS["grown"][0] if change.difference.mean > 0 else "#27ae60"
+        colour = GROWN[0] if change.difference.mean > 0 else BETTER
         panel.plot(values, [place] * len(values), "o", color=colour, markersize=5)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(

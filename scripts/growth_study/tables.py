@@ -44,6 +44,7 @@ def _headline(axes: Sequence[AxisFindings]) -> str:
     rows = [
         [
             axis.axis.title,
+            f"{axis.arm.growth_share:.0%}",
             str(len(axis.difference.values)),
             *(axis.losses[name].text(".4f") for name in ("continue", "scratch", "grown")),
             axis.difference.text("+.4f"),
@@ -53,6 +54,7 @@ def _headline(axes: Sequence[AxisFindings]) -> str:
     ]
     head = [
         "",
+        "grown after",
         "seeds",
         "first model on",
         "from scratch",
@@ -67,6 +69,7 @@ def _savings(axes: Sequence[AxisFindings]) -> str:
     rows = [
         [
             axis.axis.title,
+            f"{axis.arm.growth_share:.0%}",
             _ratio(axis.flops),
             _saved(axis.flops),
             _ratio(axis.seconds),
@@ -74,7 +77,7 @@ def _savings(axes: Sequence[AxisFindings]) -> str:
         ]
         for axis in axes
     ]
-    return _table(["", "FLOPs", "saved", "seconds", "saved"], rows)
+    return _table(["", "grown after", "FLOPs", "saved", "seconds", "saved"], rows)
 
 
 def _ratio(costs: Sequence[Cost | None]) -> str:

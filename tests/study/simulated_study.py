@@ -27,7 +27,7 @@ def record(run):
     phase = {"name": "all", "parameters": model, "active": model, "tokens": flops, "flops": flops}
     return {
         "key": run.title, "arm": run.arm.key, "seed": run.seed, "source_rate": run.source_rate,
-        "rate": run.rate, "share": run.share, "flops": flops, "curve": [],
+        "rate": run.rate, "share": run.share, "flops": flops, "curve": [[flops / 2, 2.0], [flops, 1.0]],
         "loss": loss(run.arm, run.rate, run.share, run.seed),
         "phases": [{**phase, "seconds": flops * pace}],
         "boundaries": [{"to": "all", "jump": 0.0, "seconds": 0.0}],
