@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from re import fullmatch
 
 from growth_study.agenda import losses_of, next_runs
 from growth_study.arms import AXES, GRID, SEEDS, Axis
@@ -40,6 +41,16 @@ from growlm.files import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "growth_pays"
 RECORDS = "runs.jsonl"
+SETTLED = (
+    "baseline",
+    "data.cache",
+    "resume",
+    "reuse.folder",
+    "run_dir",
+    "schedule.decay_fraction",
+    "seed",
+)
+"""Keys that every run of the study has from the study."""
 
 
 def main() -> int:
@@ -47,6 +58,7 @@ def main() -> int:
     arguments = _arguments()
     axes = _axes(arguments.only)
     out = arguments.out
+    _check_overrides(arguments.overrides)
     work = arguments.work.absolute()
     study = Study(tuple(arguments.overrides), arguments.scale, work, work / "phases")
     console = Console()
@@ -132,17 +144,13 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
         UserError: If no such run has finished.
         RunError: If its loss is another.
     """
-    arm = next((arm for axis in AXES for arm in axis.arms if arm.key == name), None)
-    found = [
-        r
-        for r in records
-        if arm is not None and (r["arm"], r["seed"], r["share"]) == (name, 0, 1.0)
-    ]
-    if arm is None or not found:
-        known = sorted({r["arm"] for r in records if r["share"] == 1.0})
-        raise UserError("--again", name, f"must be one that has finished: {', '.join(known)}")
-    before = found[-1]
-    run = Run(arm, 0, before["source_rate"], before["rate"], 1.0)
+    findings = Findings(records)
+    arms = {arm.key: arm for axis in AXES for arm in axis.arms}
+    finished = {key: runs for key, arm in arms.items() if (runs := findings.of_arm(arm))}
+    if name not in finished:
+        raise UserError("--again", name, f"must be one that has finished: {', '.join(finished)}")
+    before = finished[name][-1]
+    run = Run(arms[name], *(before[field] for field in ("seed", "source_rate", "rate", "share")))
     with (
         tempfile.TemporaryDirectory() as folder,
         Workers(1, replace(study, states=Path(folder))) as workers,
@@ -152,9 +160,11 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
         ((_, record),) = workers.next_done()
     if isinstance(record, BaseException):
         raise record
-    same = "the same to the last bit" if record["loss"] == before["loss"] else "DIFFERENT"
-    console.print(f"{name}: {before['loss']!r}, again {record['loss']!r}: {same}", highlight=False)
-    if record["loss"] != before["loss"]:
+    is_same = record["loss"] == before["loss"]
+    verdict = "the same to the last bit" if is_same else "DIFFERENT"
+    found = f"{before['loss']!r}, again {record['loss']!r}: {verdict}"
+    console.print(f"{run.title}: {found}", highlight=False, soft_wrap=True)
+    if not is_same:
         raise RunError(f"code {before['code']} gave the first, {record['code']} the second")
 
 
@@ -172,10 +182,22 @@ def _of_this_study(records: Sequence[Record], study: Study, path: Path) -> list[
         arm = arms.get(record["arm"])
         names = ("seed", "source_rate", "rate", "share")
         run = None if arm is None else Run(arm, *(record[name] for name in names))
-        if run is None or key_of(run.config(study)) != record["key"]:
+        if run is None or not run.is_planned or key_of(run.config(study), study) != record["key"]:
             what = f"its run {record['key']} ({record['arm']}) is not what this code and conf/ make"
             raise UserError("--out", path, f"{what}; move it away, or take out its line")
     return list(records)
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what the study sets itself.
+
+    Raises:
+        UserError: Naming the first such key.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in SETTLED or fullmatch(r"phases\.\w+\.lr", key):
+            raise UserError(key, value, "is the study's own to set, for every run")
 
 
 def _axes(names: Sequence[str] | None) -> Sequence[Axis]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from growth_study.arms import GRID, SEEDS, Arm, Axis, axis_named
+from growth_study.arms import GRID, TUNING_SEED, Arm, Axis, axis_named
 from growth_study.record_file import Record
 from growth_study.runs import Run
 
@@ -34,8 +34,8 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
         taken: Runs that have begun, or failed.
 
     Returns:
-        Those of the main axes come first, then those of the first seed, then those that need not wait for what
-        others are training.
+        Those of the main axes come first, seed by seed, and before others those that need not wait for what is
+        being trained.
     """
     groups: list[list[Run]] = []
     seen = {_key(run) for run in taken}
@@ -49,13 +49,14 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
 
 
 def tuned_rate(arm: Arm, losses: Losses) -> float | None:
-    """The best rate for the arm, tuned with the first seed; None while that is not known."""
-    if arm.factor:
+    """The best rate for the arm, tuned with a seed of its own; None while that is not known."""
+    if not arm.is_tuned:
         return tuned_rate(_grown(arm.axis), losses)
     known = _tried(arm, losses)
     if known is None or any(rate not in known for rate in _to_try(known)):
         return None
-    return min(known, key=lambda rate: known[rate])
+    best = min(known, key=lambda rate: known[rate])
+    return best if known[best] < math.inf else None
 
 
 def source_rate(arm: Arm, losses: Losses) -> float | None:
@@ -65,7 +66,7 @@ def source_rate(arm: Arm, losses: Losses) -> float | None:
 
 
 def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
-    """Rate -> loss after the whole budget, with the first seed."""
+    """Rate -> loss after the whole budget, with the seed that rates are tuned with."""
     return _tried(arm, losses) or {}
 
 
@@ -80,7 +81,8 @@ def _tried(arm: Arm, losses: Losses) -> dict[float, float] | None:
     return {
         rate: loss
         for (key, seed, source, rate, share), loss in losses.items()
-        if (key, seed, share) == (arm.key, SEEDS[0], 1.0) and (before is None or source == before)
+        if (key, seed, share) == (arm.key, TUNING_SEED, 1.0)
+        and (before is None or source == before)
     }
 
 
@@ -90,6 +92,8 @@ def _to_try(known: Mapping[float, float]) -> list[float]:
     if any(rate not in known for rate in rates):
         return rates
     best = min(rates, key=lambda rate: known[rate])
+    if known[best] == math.inf:
+        return rates  # none is any good
     if best == rates[0]:
         return [best / STEP, *rates]
     return [*rates, best * STEP] if best == rates[-1] else rates
@@ -107,15 +111,15 @@ def _runs_of(arm: Arm, losses: Losses) -> list[list[Run]]:
     groups = []
     if arm.is_tuned:
         known = tried_rates(arm, losses)
-        groups = [[run(SEEDS[0], rate, 1.0)] for rate in _to_try(known) if rate not in known]
+        groups = [[run(TUNING_SEED, rate, 1.0)] for rate in _to_try(known) if rate not in known]
     rate = tuned_rate(arm, losses)
     if rate is not None:
         groups += [[run(seed, rate, share) for share in arm.shares] for seed in arm.seeds]
     return groups
 
 
-def _turn(run: Run) -> tuple[bool, bool]:
-    return (not axis_named(run.arm.axis).is_headline, run.seed != SEEDS[0])
+def _turn(run: Run) -> tuple[bool, int]:
+    return (not axis_named(run.arm.axis).is_headline, run.seed)
 
 
 def _would_wait(run: Run, taken: Sequence[Run]) -> bool:

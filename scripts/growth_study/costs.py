@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import linear_regression, median
 
 from growth_study.record_file import Record
 
@@ -16,26 +16,29 @@ Speeds = Mapping[tuple[int, int], float]
 Point = tuple[float, float]
 """A cost and the loss after it."""
 BEYOND = 1.5
-"""How far beyond the longest run a cost is extrapolated, relative to it."""
+"""How far beyond the longest run the line is drawn on, relative to it."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What it takes to reach a loss."""
+class Read:
+    """A cost or a loss, read off a line."""
 
     value: float
-    bound: str = ""
-    """`at most`: the shortest run was there already; `about`: beyond the longest run."""
+    sign: str = ""
+    """`≤`: the shortest run was there already; `≈`: beyond the runs, on the line drawn on."""
 
 
 def measured_speeds(records: Iterable[Record]) -> dict[tuple[int, int], float]:
-    """The median over all runs, for each model: no run is the slower for what the machine did meanwhile."""
-    found = defaultdict(list)
+    """The median over all runs, for each model: no run is the slower for what the machine did meanwhile.
+
+    Phases that several runs share were trained, and timed, once.
+    """
+    found = defaultdict(set)
     for record in records:
         for phase in record.get("phases", []):
             if phase["seconds"]:
                 model = (phase["parameters"], phase["active"])
-                found[model].append(phase["seconds"] / phase["tokens"])
+                found[model].add(phase["seconds"] / phase["tokens"])
     return {model: median(values) for model, values in found.items()}
 
 
@@ -65,35 +68,33 @@ def _between(points: Sequence[Point], x: float) -> float:
     return points[0][1] if x <= points[0][0] else points[-1][1]
 
 
-def cost_to(points: Sequence[Point], target: float) -> Cost | None:
-    """The cost at which runs of rising cost reach a loss: on a straight line over the cost's logarithm.
+class Line:
+    """Final losses over the logarithm of the cost, as the straight line nearest to them.
 
-    Returns:
-        None where the losses do not lead there.
+    Args:
+        points: Of runs of different lengths, at least two.
     """
-    points = sorted(points)
-    if points[0][1] <= target:
-        return Cost(points[0][0], "at most")
-    for before, after in pairwise(points):
-        if after[1] <= target:
-            return Cost(_cost_between(before, after, target))
-    if len(points) > 1 and points[-1][1] < points[-2][1]:
-        value = _cost_between(points[-2], points[-1], target)
-        if value <= BEYOND * points[-1][0]:
-            return Cost(value, "about")
-    return None
 
+    def __init__(self, points: Sequence[Point]) -> None:
+        costs = [cost for cost, _ in points]
+        self.shortest, self.longest = min(costs), max(costs)
+        x = [math.log(cost) for cost in costs]
+        self.slope, self.start = linear_regression(x, [loss for _, loss in points])
 
-def loss_at(points: Sequence[Point], cost: float) -> float | None:
-    """The loss of a run of that cost, likewise; None where no two runs are near."""
-    points = sorted(points)
-    if len(points) < 2 or not points[0][0] / BEYOND <= cost <= points[-1][0] * BEYOND:
-        return None
-    later = next((i for i in range(1, len(points)) if points[i][0] >= cost), len(points) - 1)
-    (x0, y0), (x1, y1) = points[later - 1], points[later]
-    return y0 + (y1 - y0) * math.log(cost / x0) / math.log(x1 / x0)
+    def cost_to(self, loss: float) -> Read | None:
+        """The cost at which a loss is reached; None where the line does not lead there."""
+        if self.slope >= 0:
+            return None
+        power = (loss - self.start) / self.slope
+        if power <= math.log(self.shortest):
+            return Read(self.shortest, "≤")
+        if power > math.log(BEYOND * self.longest):
+            return None
+        return Read(math.exp(power), "≈" if power > math.log(self.longest) else "")
 
-
-def _cost_between(before: Point, after: Point, target: float) -> float:
-    (x0, y0), (x1, y1) = before, after
-    return x0 * (x1 / x0) ** ((y0 - target) / (y0 - y1))
+    def loss_at(self, cost: float) -> Read | None:
+        """The loss of a run of that cost; None where no run is near."""
+        if not self.shortest / BEYOND <= cost <= self.longest * BEYOND:
+            return None
+        is_between = self.shortest <= cost <= self.longest
+        return Read(self.start + self.slope * math.log(cost), "" if is_between else "≈")

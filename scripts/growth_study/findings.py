@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 from growth_study.agenda import Losses, losses_of, source_rate, tried_rates, tuned_rate
 from growth_study.arms import AXES, Arm, Axis
-from growth_study.costs import Cost, Point, Speeds, cost_to, loss_at, measured_speeds, seconds_of
+from growth_study.costs import Line, Point, Read, Speeds, measured_speeds, seconds_of
 from growth_study.record_file import Record
 
 
@@ -22,6 +22,10 @@ class Spread:
     def mean(self) -> float:
         """Over the seeds."""
         return mean(self.values)
+
+    def less(self, other: Spread) -> Spread:
+        """The differences, seed by seed."""
+        return Spread(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def text(self, form: str) -> str:
         """`0.6543 ± 0.0012`; the deviation only where there are several seeds."""
@@ -40,13 +44,13 @@ class AxisFindings:
     """The grown one."""
     losses: dict[str, Spread]
     """Of `continue`, `scratch`, `grown`, for the whole budget."""
-    difference: Spread
-    """Of the final loss, grown less scratch."""
-    difference_in_time: Spread | None
-    """Likewise after the seconds that scratch took."""
-    flops: list[Cost | None]
-    """That the grown model needs for the loss of scratch, relative to what scratch took; a seed each."""
-    seconds: list[Cost | None]
+    differences: dict[str, Spread]
+    """Of the final loss, grown less `scratch`, and less `continue`."""
+    late: list[Read | None]
+    """Grown less scratch after the seconds that scratch took; a seed each."""
+    flops: list[Read | None]
+    """That the grown model needs for the loss of scratch, relative to what scratch took."""
+    seconds: list[Read | None]
     """Likewise seconds."""
 
 
@@ -58,8 +62,8 @@ class ChangeFindings:
     loss: Spread
     difference: Spread
     """Of the final loss, to the plan's with the same seed."""
-    jump: float
-    """Of the loss on the probe, where the model grew."""
+    jumps: list[float]
+    """Of the loss on the probe, wherever the model grew."""
 
 
 class Findings:
@@ -82,7 +86,10 @@ class Findings:
         return [
             r
             for r in self.records
-            if (r["arm"], r["source_rate"], r["rate"]) == wanted and r["loss"] is not None
+            if (r["arm"], r["source_rate"], r["rate"]) == wanted
+            and r["seed"] in arm.seeds
+            and r["share"] in arm.shares
+            and r["loss"] is not None
         ]
 
     def axes(self) -> list[AxisFindings]:
@@ -98,10 +105,10 @@ class Findings:
         for arm in axis.changes:
             runs = [r for r in self.of_arm(arm) if r["seed"] in plan and r["share"] == 1.0]
             if runs:
-                differences = tuple(r["loss"] - plan[r["seed"]]["loss"] for r in runs)
-                losses = tuple(r["loss"] for r in runs)
-                jump = runs[0]["boundaries"][0]["jump"]
-                found.append(ChangeFindings(arm, Spread(losses), Spread(differences), jump))
+                losses = Spread(tuple(r["loss"] for r in runs))
+                plans = Spread(tuple(plan[r["seed"]]["loss"] for r in runs))
+                jumps = [boundary["jump"] for boundary in runs[0]["boundaries"]]
+                found.append(ChangeFindings(arm, losses, losses.less(plans), jumps))
         return found
 
     def tuning(self, axis: Axis) -> dict[str, dict[float, float]]:
@@ -124,31 +131,34 @@ class Findings:
             name: {r["seed"]: r for r in self.of_arm(arm) if r["share"] == 1.0}
             for name, arm in arms.items()
         }
-        seeds = sorted(set.intersection(*(set(runs) for runs in whole.values())))
+        lengths = {seed: len(self.points(arm, "flops", seed)) for seed in whole["grown"]}
+        seeds = [
+            seed
+            for seed in sorted(set.intersection(*(set(runs) for runs in whole.values())))
+            if lengths[seed] == len(arm.shares)
+        ]
         if not seeds:
             return None
         losses = {n: Spread(tuple(runs[s]["loss"] for s in seeds)) for n, runs in whole.items()}
-        costs: dict[str, list[Cost | None]] = {"flops": [], "seconds": []}
-        in_time = []
+        ratios: dict[str, list[Read | None]] = {"flops": [], "seconds": []}
+        late: list[Read | None] = []
         for seed in seeds:
             scratch = whole["scratch"][seed]
-            for cost, found in costs.items():
-                reached = cost_to(self.points(arms["grown"], cost, seed), scratch["loss"])
+            for cost, found in ratios.items():
                 price = self.cost(scratch, cost)
-                found.append(reached and Cost(reached.value / price, reached.bound))
-            price = self.cost(scratch, "seconds")
-            in_time.append(loss_at(self.points(arms["grown"], "seconds", seed), price))
-        grown, scratch_losses = losses["grown"].values, losses["scratch"].values
-        late = [None if a is None else a - b for a, b in zip(in_time, scratch_losses, strict=True)]
-        known = tuple(value for value in late if value is not None)
+                line = Line(self.points(arm, cost, seed))
+                reached = line.cost_to(scratch["loss"])
+                found.append(reached and Read(reached.value / price, reached.sign))
+            then = line.loss_at(price)
+            late.append(then and Read(then.value - scratch["loss"], then.sign))
         return AxisFindings(
             axis,
             arm,
             losses,
-            Spread(tuple(a - b for a, b in zip(grown, scratch_losses, strict=True))),
-            Spread(known) if len(known) == len(late) else None,
-            costs["flops"],
-            costs["seconds"],
+            {name: losses["grown"].less(losses[name]) for name in ("scratch", "continue")},
+            late,
+            ratios["flops"],
+            ratios["seconds"],
         )
 
 

@@ -14,7 +14,7 @@ DECAY = 0.2
 
 
 def scaled(config: RunConfig, factor: float, grows_at: float | None = None) -> RunConfig:
-    """The plan with every phase's FLOPs times a factor, and, if asked for, the growth moved.
+    """The plan with every phase's FLOPs and the warm-up times a factor, and, if asked for, the growth moved.
 
     Args:
         config: Whose phases have their lengths in FLOPs; the growth can be moved where it has two.
@@ -25,7 +25,12 @@ def scaled(config: RunConfig, factor: float, grows_at: float | None = None) -> R
     if grows_at is not None:
         flops = [sum(flops) * grows_at, sum(flops) * (1 - grows_at)]
     phases = zip(config.phases.items(), flops, strict=True)
-    return replace(config, phases={name: replace(s, flops=f) for (name, s), f in phases})
+    warmup = round(config.schedule.warmup_steps * factor)
+    return replace(
+        config,
+        phases={name: replace(s, flops=f) for (name, s), f in phases},
+        schedule=replace(config.schedule, warmup_steps=warmup),
+    )
 
 
 def trained_for(config: RunConfig, plan: Plan, share: float, shares: Sequence[float]) -> RunConfig:

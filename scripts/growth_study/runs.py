@@ -20,6 +20,7 @@ from growlm.config import load_config
 from growlm.config.flat import flat
 from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
+from growlm.errors import RunError, UserError
 from growlm.reporting.html.history import History, read_history
 from growlm.training import run_plan
 from growlm.training.baseline import with_baseline
@@ -61,6 +62,11 @@ class Run:
     share: float
 
     @property
+    def is_planned(self) -> bool:
+        """Whether the arm is trained for that long."""
+        return self.share in self.arm.shares or self.share == 1.0
+
+    @property
     def title(self) -> str:
         """In a line."""
         return f"{self.arm.key}, seed {self.seed}, rate {self.rate:g}, {self.share:.0%}"
@@ -72,18 +78,22 @@ class Run:
             UserError: If an override of the study's cannot be.
         """
         config = _composed(
-            *axis_named(self.arm.axis).overrides, *self.arm.overrides, f"baseline={self.arm.baseline}",
-            f"reuse.folder={study.states}", f"data.cache={study.work}/tokens", *study.overrides,
+            *axis_named(self.arm.axis).overrides, *self.arm.overrides,
+            f"baseline={self.arm.baseline}", *study.overrides,
         )  # fmt: skip
-        config = replace(config, seed=self.seed)
+        config = replace(
+            config,
+            seed=self.seed,
+            data=replace(config.data, cache=str(study.work / "tokens")),
+            reuse=replace(config.reuse, folder=str(study.states)),
+        )
         first, *others = config.phases
         rates = {first: self.source_rate} | dict.fromkeys(others, self.rate)
         phases = {name: replace(s, lr=rates[name]) for name, s in config.phases.items()}
         config = scaled(replace(config, phases=phases), study.scale, self.arm.grows_at)
         config = with_baseline(config, lambda: None)
         vocabulary = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
-        shares = self.arm.shares if self.arm.shares != (1.0,) else (self.share,)
-        return trained_for(config, make_plan(config, vocabulary), self.share, shares)
+        return trained_for(config, make_plan(config, vocabulary), self.share, self.arm.shares)
 
 
 @lru_cache
@@ -91,8 +101,8 @@ def _composed(*overrides: str) -> RunConfig:
     return load_config(*overrides)
 
 
-def key_of(config: RunConfig) -> str:
-    """Names what a config trains: everything that is not as the schema has it, places apart."""
+def key_of(config: RunConfig, study: Study) -> str:
+    """Names what a config trains: everything that is not as the schema has it, places apart; and the study."""
     defaults = dict(flat(asdict(RunConfig())))
     settings = {
         name: value
@@ -100,24 +110,31 @@ def key_of(config: RunConfig) -> str:
         if defaults.get(name, ...) != value
         and not name.startswith(("reuse.", "data.cache", "data.path", "logger.", "name", "run_dir"))
     }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return _digest(json.dumps([settings, study.overrides, study.scale], sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def carry_out(run: Run, study: Study) -> Record:
     """Train, or go on training; what the run prints goes to a file beside its folder.
 
     Raises:
-        RunError: If the run was stopped, or something could not be written. A loss that is not finite is a result.
+        RunError: If it cannot be done; it says why. A loss that is not finite is a result.
+        Interrupted: If this process was asked to stop.
     """
+    try:
+        return _carried_out(run, study)
+    except (UserError, RunError) as error:
+        raise RunError(str(error)) from None  # which can be sent to another process
+
+
+def _carried_out(run: Run, study: Study) -> Record:
     config = run.config(study)
-    key = key_of(config)
+    key = key_of(config, study)
     folder = study.work / "runs" / key
-    begun = (folder / "resume" / "run.json").is_file()
-    if (folder / "summary.json").is_file() or not begun:
-        shutil.rmtree(folder, ignore_errors=True)
-        begun = False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(config, run_dir=str(folder), resume=str(folder) if begun else None)
     record = {
         "key": key,
         "arm": run.arm.key,
@@ -131,7 +148,7 @@ def carry_out(run: Run, study: Study) -> Record:
         "code": CODE[:12],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": processor(find_machine(config.trainer)),
+        "processor": _digest(processor(find_machine(config.trainer))),
     }
     with (
         folder.with_suffix(".log").open("a") as log,
@@ -139,11 +156,23 @@ def carry_out(run: Run, study: Study) -> Record:
         contextlib.redirect_stderr(log),
     ):
         try:
-            record |= _findings(run_plan(config).summary.to_json(), folder)
+            record |= _findings(_trained(config, folder), folder)
         except NonFiniteError as error:
             record |= {"loss": None, "diverged": str(error)}
     shutil.rmtree(folder)
     return record
+
+
+def _trained(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The summary of the run; one that was stopped goes on, or begins anew where it cannot."""
+    config = replace(config, run_dir=str(folder))
+    if (folder / "resume" / "run.json").is_file() and not (folder / "summary.json").is_file():
+        try:
+            return run_plan(replace(config, resume=str(folder))).summary.to_json()
+        except UserError as error:
+            print(f"begins anew: {error}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return run_plan(config).summary.to_json()
 
 
 def _findings(summary: dict[str, Any], folder: Path) -> Record:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from growlm.files import write_whole
 from growth_study.arms import AXES, Axis
-from growth_study.costs import Cost
+from growth_study.costs import Read
 from growth_study.findings import AxisFindings, Findings, Spread
 
 PLACE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -45,10 +45,10 @@ def _headline(axes: Sequence[AxisFindings]) -> str:
         [
             axis.axis.title,
             f"{axis.arm.growth_share:.0%}",
-            str(len(axis.difference.values)),
+            str(len(axis.losses["grown"].values)),
             *(axis.losses[name].text(".4f") for name in ("continue", "scratch", "grown")),
-            axis.difference.text("+.4f"),
-            "–" if axis.difference_in_time is None else axis.difference_in_time.text("+.4f"),
+            axis.differences["continue"].text("+.4f"),
+            axis.differences["scratch"].text("+.4f"),
         ]
         for axis in axes
     ]
@@ -59,8 +59,8 @@ def _headline(axes: Sequence[AxisFindings]) -> str:
         "first model on",
         "from scratch",
         "grown",
-        "grown − scratch",
-        "in equal seconds",
+        "− first on",
+        "− scratch",
     ]
     return _table(head, rows)
 
@@ -70,28 +70,22 @@ def _savings(axes: Sequence[AxisFindings]) -> str:
         [
             axis.axis.title,
             f"{axis.arm.growth_share:.0%}",
-            _ratio(axis.flops),
-            _saved(axis.flops),
-            _ratio(axis.seconds),
-            _saved(axis.seconds),
+            _read(axis.flops, ".2f"),
+            _read(axis.seconds, ".2f"),
+            _read(axis.late, "+.4f"),
         ]
         for axis in axes
     ]
-    return _table(["", "grown after", "FLOPs", "saved", "seconds", "saved"], rows)
+    return _table(["", "grown after", "FLOPs", "seconds", "− scratch, in its seconds"], rows)
 
 
-def _ratio(costs: Sequence[Cost | None]) -> str:
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs):
+def _read(reads: Sequence[Read | None], form: str) -> str:
+    known = [read for read in reads if read is not None]
+    if len(known) < len(reads):
         return "not reached"
-    bounds = [cost.bound for cost in known if cost.bound]
-    sign = {"at most": "≤ ", "about": "≈ "}[bounds[0]] if bounds else ""
-    return sign + Spread(tuple(cost.value for cost in known)).text(".2f")
-
-
-def _saved(costs: Sequence[Cost | None]) -> str:
-    known = [1 - cost.value for cost in costs if cost is not None]
-    return f"{sum(known) / len(known):.0%}" if len(known) == len(costs) else "–"
+    signs = {read.sign for read in known if read.sign}
+    sign = f"{signs.pop()} " if len(signs) == 1 else "≈ " if signs else ""
+    return sign + Spread(tuple(read.value for read in known)).text(form)
 
 
 def _changes(findings: Findings, axis: Axis) -> str:
@@ -102,7 +96,7 @@ def _changes(findings: Findings, axis: Axis) -> str:
             str(len(change.loss.values)),
             change.loss.text(".4f"),
             change.difference.text("+.4f"),
-            f"{change.jump:+.4f}",
+            ", ".join(f"{jump:+.4f}" for jump in change.jumps),
         ]
         for change in findings.changes(axis)
     ]
@@ -125,7 +119,7 @@ def _rates(findings: Findings) -> str:
                 for rate in sorted(losses)
             )
             rows.append([axis.title, arm, ", ".join(shown)])
-    return _table(["", "arm", "rate: final loss, first seed"], rows)
+    return _table(["", "arm", "rate: final loss"], rows)
 
 
 def _speeds(findings: Findings) -> str:

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 
 import torch
 
+from growlm.errors import RunError
 from growth_study.record_file import Record
 from growth_study.runs import Run, Study, carry_out
 
@@ -58,8 +60,15 @@ class Workers:
         return [run for group in self._running.values() for run in group]
 
     def begin(self, group: Sequence[Run]) -> None:
-        """Let a process carry out runs, one after another."""
-        self._running[self._pool.submit(carry_out, group[0], self._study)] = group
+        """Let a process carry out runs, one after another.
+
+        Raises:
+            RunError: If a process has died.
+        """
+        try:
+            self._running[self._pool.submit(carry_out, group[0], self._study)] = group
+        except BrokenProcessPool as error:
+            raise RunError("a process died, for want of memory perhaps; again goes on") from error
 
     def next_done(self) -> list[tuple[Run, Record | BaseException]]:
         """Wait until runs have ended, and begin those after them; each with its record, or why there is none."""
@@ -89,6 +98,9 @@ def _begin(begun: Synchronized[int], parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
+    while True:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(
+                os.getpid(), signal.SIGTERM
+            )  # the first one stops a run, the next one the process

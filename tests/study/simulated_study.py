@@ -8,13 +8,13 @@ from growth_study.arms import AXES, Arm
 BUDGET = 1e12
 BEST_RATE = {"continue": 3.2e-2, "scratch": 8e-3, "grown": 2e-3}
 """One above the grid, one inside, one below."""
-AHEAD = 1.45
-"""The grown model is where the other one is after so many times as much."""
+AHEAD = {"grown": 1.45, "at 50%": 1.3}
+"""These are where the others are after so many times as much."""
 
 
 def loss(arm: Arm, rate: float, share: float, seed: int) -> float:
     best = BEST_RATE.get(arm.name, BEST_RATE["grown"])
-    ahead = AHEAD if arm.baseline == "none" else 1.0
+    ahead = AHEAD.get(arm.name, 1.0)
     far = math.log2(rate / best) ** 2
     return 1.0 - 0.05 * math.log(share * ahead) + 0.01 * far + 0.001 * seed
 

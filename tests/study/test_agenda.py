@@ -2,9 +2,9 @@
 
 import pytest
 from growth_study.agenda import losses_of, next_runs, source_rate, tuned_rate
-from growth_study.arms import AXES, GRID
+from growth_study.arms import AXES, GRID, TUNING_SEED
 from growth_study.findings import main_arm
-from simulated_study import BEST_RATE, carried_out, loss
+from simulated_study import BEST_RATE, carried_out
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def test_the_grid_grows_until_its_best_is_inside(records, name):
         arm = main_arm(axis, name)
         assert tuned_rate(arm, losses_of(records)) == BEST_RATE[name]
         tried = {
-            r["rate"] for r in records if (r["arm"], r["share"], r["seed"]) == (arm.key, 1.0, 0)
+            r["rate"]
+            for r in records
+            if (r["arm"], r["share"], r["seed"]) == (arm.key, 1.0, TUNING_SEED)
         }
         assert {*GRID, BEST_RATE[name] / 2, BEST_RATE[name] * 2} <= tried
 
@@ -41,6 +43,7 @@ def test_changes_differ_from_the_plan_in_nothing_else(records):
     for axis in AXES:
         for arm in axis.changes:
             assert tuned_rate(arm, losses) == BEST_RATE["grown"]
+            assert arm.is_tuned == arm.is_grown
             assert source_rate(arm, losses) == BEST_RATE["continue"]
 
 
@@ -50,7 +53,7 @@ def test_rates_are_known_before_they_are_used(records):
         before = losses_of(records[:number])
         if arm.baseline == "none":
             assert record["source_rate"] == source_rate(arm, before)
-        if (record["seed"], record["share"]) != (0, 1.0):
+        if record["seed"] != TUNING_SEED:
             assert record["rate"] == tuned_rate(arm, before)
 
 
@@ -66,4 +69,8 @@ def test_what_diverged_is_no_best_rate():
 def test_what_has_begun_is_left_alone():
     first = next_runs(AXES, {}, [])[0]
     assert all(first[0] not in group for group in next_runs(AXES, {}, first))
-    assert loss(first[0].arm, 8e-3, 1.0, 0) > 0
+
+
+def test_where_nothing_converges_it_gives_up():
+    records = [{**record, "loss": None} for record in carried_out(AXES[:1])]
+    assert next_runs(AXES[:1], losses_of(records), []) == []

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from growth_study.costs import BEYOND, cost_to, loss_at, measured_speeds, seconds_after, seconds_of
+from growth_study.costs import BEYOND, Line, Read, measured_speeds, seconds_after, seconds_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,29 +11,35 @@ from hypothesis import strategies as st
 @given(
     start=st.floats(0.5, 5),
     slope=st.floats(0.01, 1),
-    costs=st.lists(st.floats(1, 100), min_size=2, max_size=5, unique_by=lambda c: round(c, 3)),
+    costs=st.lists(st.integers(1, 100), min_size=2, max_size=5, unique=True),
     wanted=st.floats(0.5, 200),
 )
 def test_on_a_line_over_the_logarithm_it_is_exact(start, slope, costs, wanted):
-    points = [(cost, start - slope * math.log(cost)) for cost in costs]
+    line = Line([(float(cost), start - slope * math.log(cost)) for cost in costs])
     target = start - slope * math.log(wanted)
-    found = cost_to(points, target)
-    if wanted < min(costs) * (1 - 1e-9):
-        assert found.bound == "" or (found.value, found.bound) == (min(costs), "at most")
-    if min(costs) <= wanted <= max(costs):
+    found = line.cost_to(target)
+    if wanted < min(costs) * (1 - 1e-6):
+        assert found == Read(float(min(costs)), "≤")
+    elif wanted > BEYOND * max(costs) * (1 + 1e-6):
+        assert found is None
+        assert line.loss_at(wanted) is None
+    elif min(costs) * (1 + 1e-6) < wanted < BEYOND * max(costs) * (1 - 1e-6):
         assert found.value == pytest.approx(wanted, rel=1e-6)
-        assert loss_at(points, wanted) == pytest.approx(target, abs=1e-9)
-    if wanted > max(costs) * (1 + 1e-9):
-        if wanted <= BEYOND * max(costs):
-            assert found.value == pytest.approx(wanted, rel=1e-6)
-            assert found.bound == "about"
-        elif wanted > BEYOND * max(costs) * (1 + 1e-9):
-            assert found is None
+        assert line.loss_at(wanted).value == pytest.approx(target, abs=1e-6)
+        if abs(wanted / max(costs) - 1) > 1e-6:
+            assert found.sign == line.loss_at(wanted).sign == ("≈" if wanted > max(costs) else "")
 
 
 def test_losses_that_rise_lead_nowhere():
-    assert cost_to([(1.0, 2.0), (2.0, 2.5)], 1.0) is None
-    assert loss_at([(1.0, 2.0)], 1.0) is None
+    assert Line([(1.0, 2.0), (2.0, 2.5)]).cost_to(1.0) is None
+
+
+def test_no_single_run_decides():
+    """The line is the nearest one to all runs."""
+    costs = (1.0, math.e, math.e**2)
+    line = Line([(cost, loss) for cost, loss in zip(costs, (3.0, 2.3, 1.0), strict=True)])
+    assert line.slope == pytest.approx(-1.0)
+    assert line.loss_at(math.e).value == pytest.approx(2.1)
 
 
 PHASES = [
@@ -44,8 +50,9 @@ RECORD = {"phases": PHASES, "boundaries": [{"to": "b", "seconds": 0.5}]}
 
 
 def test_seconds_are_of_the_models_and_not_of_the_moment():
-    slow = {"phases": [{**PHASES[0], "seconds": 40.0}], "boundaries": []}
-    speeds = measured_speeds([RECORD, slow, RECORD, {"loss": None}])
+    slow, fast = ({"phases": [{**PHASES[0], "seconds": x}], "boundaries": []} for x in (40.0, 1.5))
+    # What was trained once counts once, in however many records it is.
+    speeds = measured_speeds([slow, slow, slow, RECORD, RECORD, fast, {"loss": None}])
     assert speeds == {(5, 5): 0.02, (9, 7): 0.06}
     assert seconds_of(slow, speeds) == 2.0
     assert seconds_of(RECORD, speeds) == 5.5

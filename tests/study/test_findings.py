@@ -1,5 +1,7 @@
 """What the study's tables say, of runs whose answer is known."""
 
+import math
+
 import pytest
 from growth_study.arms import AXES, SEEDS
 from growth_study.findings import Findings
@@ -18,15 +20,19 @@ def test_savings_are_what_was_built_in(findings):
     assert [found.arm for found in axes] == [arm for axis in AXES for arm in axis.grown_arms]
     for found in axes:
         seeds = len(SEEDS) if found.axis.is_headline else 1
-        assert [cost.value for cost in found.flops] == pytest.approx([1 / AHEAD] * seeds)
-        assert [cost.value for cost in found.seconds] == pytest.approx([1.2 / AHEAD] * seeds)
-        assert found.difference.mean < 0
+        ahead = AHEAD[found.arm.name]
+        assert [cost.value for cost in found.flops] == pytest.approx([1 / ahead] * seeds)
+        assert [cost.value for cost in found.seconds] == pytest.approx([1.2 / ahead] * seeds)
+        assert found.differences["scratch"].mean == pytest.approx(-0.05 * math.log(ahead))
+        late = [read.value for read in found.late]
+        assert late == pytest.approx([-0.05 * math.log(ahead / 1.2)] * seeds)
 
 
 def test_changes_are_beside_the_plan_with_the_same_seed(findings):
     for axis in AXES:
         for change in findings.changes(axis):
-            assert change.difference.mean == pytest.approx(0.0, abs=1e-9)
+            behind = AHEAD["grown"] / AHEAD.get(change.arm.name, 1.0)
+            assert change.difference.mean == pytest.approx(0.05 * math.log(behind))
 
 
 def test_a_page_is_filled_where_it_has_room(findings, tmp_path):
@@ -34,7 +40,7 @@ def test_a_page_is_filled_where_it_has_room(findings, tmp_path):
     page.write_text(f"before\n\n{room('savings')}\n\nbetween {room('headline')} after")
     fill_page(page, findings)
     once = page.read_text()
-    assert "| Width ×2 | 25% | 0.69 ± 0.00 | 31% | 0.83 ± 0.00 | 17% |" in once
+    assert "| Width ×2 | 25% | 0.69 ± 0.00 | 0.83 ± 0.00 | -0.0095 ± 0.0000 |" in once
     assert once.startswith("before\n")
     assert once.endswith(" after")
     fill_page(page, findings)
