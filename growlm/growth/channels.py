@@ -91,6 +91,12 @@ class ChannelMap:
         whole = self.shares[copied] * self.copies()[copied]
         return bool(torch.allclose(whole, torch.ones_like(whole)))
 
+    @cached_property
+    def period(self) -> int:
+        """Channels of the first copy, if the others repeat it whole; else all of them."""
+        whole = torch.arange(self.old_size).repeat(-(-self.new_size // self.old_size))
+        return self.old_size if torch.equal(self.source, whole) else self.new_size
+
     def repeated(self, unit: int) -> ChannelMap:
         """The map of single channels when this one maps whole units (heads) of `unit` channels."""
         source = (self.source.unsqueeze(1) * unit + torch.arange(unit)).flatten()

@@ -336,10 +336,19 @@ def _along_axis(
     if dim.role is Role.GAIN and growth.gain_factor != 1.0:
         pieces.append(Scale(growth.gain_factor))
     if change.noise is not None and _takes_noise(dim, row.label):
-        pieces.append(Noise(position, channels, change.noise.std, change.noise.snr_db, key))
+        level, alike = change.noise, _repeated_rows(position, change, row)
+        pieces.append(Noise(position, channels, level.std, level.snr_db, key, alike))
     if change.tie_breaking_std and dim.role is Role.INDEX and row.label.scores_members:
         pieces.append(TieBreak(channels, change.tie_breaking_std, key))
     return pieces
+
+
+def _repeated_rows(position: int, change: Change, row: LabelledShape) -> tuple[int, int] | None:
+    """The dimension before `position` whose channels have been copied whole, and the channels of one copy."""
+    for other, dim in enumerate(row.label.dims[:position]):
+        if dim.role is Role.WRITES and dim.axis in change.axes:
+            return other, change.axes[dim.axis].channels.period
+    return None
 
 
 def _takes_noise(dim: Dim, label: Label) -> bool:

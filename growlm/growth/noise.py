@@ -29,6 +29,8 @@ class Noise:
         snr_db: Signal to noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
             (HyperCloning, Samragh et al. 2024, arXiv 2409.12903, section 3.2).
         key: (operator index, new tensor name).
+        alike: (dimension, size), where entries beyond that size repeat those before it: the deviation of the whole
+            is had from a part.
     """
 
     dim: int
@@ -36,12 +38,13 @@ class Noise:
     std: float
     snr_db: float | None
     key: tuple[int, str]
+    alike: tuple[int, int] | None = None
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Add the noise."""
         if self.channels.most_copies < 2:
             return x
-        own = matrix_std(x)
+        own = matrix_std(x if self.alike is None else x.narrow(self.alike[0], 0, self.alike[1]))
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
         draws.noise[self.key] = {

@@ -7,6 +7,7 @@ from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens
 from growlm.growth import Draws, Widen, apply_growth, plan_growth
 from growlm.growth.channels import ChannelMap
 from growlm.growth.noise import Noise
+from growlm.growth.pieces import chain_weight, matrix_std
 from growlm.model.axes import Role, axes_table
 
 MODEL = pytest.mark.parametrize(
@@ -183,3 +184,26 @@ def test_row_paired_noise_does_not_cancel():
         matrix += torch.cat((noise, -noise))
 
     assert max_difference(logits_of(plain, tokens), expected) > 1e-4
+
+
+@MODEL
+@pytest.mark.parametrize(("scale_factor", "repeats"), [(1.5, False), (2.0, True), (3.0, True)])
+def test_the_deviation_of_a_part_is_that_of_the_matrix(family, changes, scale_factor, repeats):
+    """Rows that repeat others are not looked at, and the rest has the same mean and deviation."""
+    model = build(tiny_config(family, **changes))
+    operators = [Widen(scale_factor=scale_factor, noise_std=0.02)]
+    growth_map = plan_growth(model.config, operators)
+    parts = 0
+    for tensor_map in growth_map.tensors.values():
+        for place, piece in enumerate(tensor_map.pieces):
+            if isinstance(piece, Noise):
+                source = model.state_dict()[tensor_map.source]
+                whole = chain_weight(tensor_map.pieces[:place], source, Draws(0))
+                part = (
+                    whole
+                    if piece.alike is None
+                    else whole.narrow(piece.alike[0], 0, piece.alike[1])
+                )
+                assert torch.allclose(matrix_std(part), matrix_std(whole), rtol=1e-9)
+                parts += part.numel() < whole.numel()
+    assert bool(parts) == repeats
