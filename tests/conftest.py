@@ -14,6 +14,14 @@ hypothesis.settings.register_profile("growlm", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("growlm")
 
 
+LONG = ("training", "commands", "sweep", "interop")
+"""Folders whose files take long: begun last, one would be waited for by all processes but its own."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """The machine's speed is measured once for all tests, also those that start processes."""

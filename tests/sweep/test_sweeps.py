@@ -60,6 +60,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_repeated_and_only_the_rest_runs(tmp_path):
     process = start(tmp_path, NOISES)
     wait_for(lambda: list(tmp_path.rglob("1_*/checkpoints/medium_moe_final")), process)
