@@ -217,7 +217,7 @@ def test_parts_of_different_writings(size, state):
         RunState.open(state)
 
 
-@pytest.mark.parametrize("step", [*WRITE[1:2], *WRITE[3:]])
+@pytest.mark.parametrize("step", [pytest.param(WRITE[1], marks=pytest.mark.slow), *WRITE[3:]])
 @pytest.mark.parametrize("full", ["limited", pytest.param("limited_first", marks=pytest.mark.slow)])
 def test_a_full_disk_of_one_process_stops_all_and_leaves_nothing(full, step, tmp_path):
     (tmp_path / "tokens.json").write_text("{}")

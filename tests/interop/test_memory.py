@@ -84,6 +84,7 @@ def peaks(folder, config, ways=tuple(WAYS)):
     return found, size, largest
 
 
+@pytest.mark.slow
 def test_a_small_checkpoint(tmp_path):
     ways = ("to huggingface", "to growlm, bfloat16")
     found, size, largest = peaks(tmp_path / "all", mixtral(256, 1024, 6, 8192), ways)
