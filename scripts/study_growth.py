@@ -1,13 +1,13 @@
 """Does growth pay? Trains every arm of the study, keeps a line for each run, and makes the tables and plots.
 
-    python scripts/study_growth.py                          an hour and a half on two cores; again goes on
+    python scripts/study_growth.py                          two to three hours on two cores; again goes on
     python scripts/study_growth.py --only "width x2"        one axis
     python scripts/study_growth.py --tables                 of what has been trained so far
-    python scripts/study_growth.py --again "width x2/grown" runs its seed 0 once more, and compares
+    python scripts/study_growth.py --again "width x2/grown" runs one of its runs once more, and compares
     python scripts/study_growth.py --scale 0.01 --out /tmp/try --work /tmp/try/work    everything, in minutes
     python scripts/study_growth.py --out DIR data=text data.path=FILE                  on other data
 
-What follows the options are overrides of growlm.train, for every arm. docs/results/growth_pays.md has the results.
+What follows the options are overrides of growlm.train, for every arm. What is done and how: docs/growth_study.md.
 """
 
 from __future__ import annotations
@@ -119,13 +119,11 @@ def _train(
 
 def _show(findings: Findings, out: Path, page: Path | None, console: Console) -> None:
     """Write the tables into their page, or beside the records, and draw the plots."""
+    tables = all_tables(findings)
     if page is None:
         page = out / "tables.md"
-        write_whole(
-            page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in all_tables(findings))
-        )
-    fill_page(page, findings)
-    tables = all_tables(findings)
+        write_whole(page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in tables))
+    fill_page(page, tables)
     for name in ("headline", "savings"):
         console.print(Markdown(tables[name]))
     files = [page, *draw_all(findings, out)]
@@ -145,12 +143,13 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
         RunError: If its loss is another.
     """
     findings = Findings(records)
-    arms = {arm.key: arm for axis in AXES for arm in axis.arms}
-    finished = {key: runs for key, arm in arms.items() if (runs := findings.of_arm(arm))}
+    arms = [arm for axis in AXES for arm in axis.arms]
+    finished = {arm.key: runs for arm in arms if (runs := findings.of_arm(arm))}
     if name not in finished:
         raise UserError("--again", name, f"must be one that has finished: {', '.join(finished)}")
     before = finished[name][-1]
-    run = Run(arms[name], *(before[field] for field in ("seed", "source_rate", "rate", "share")))
+    run = Run.of(before)
+    assert run is not None
     with (
         tempfile.TemporaryDirectory() as folder,
         Workers(1, replace(study, states=Path(folder))) as workers,
@@ -174,15 +173,12 @@ def _of_this_study(records: Sequence[Record], study: Study, path: Path) -> list[
     Raises:
         UserError: If some were not.
     """
-    arms = {arm.key: arm for axis in AXES for arm in axis.arms}
     for record in records:
         if (tuple(record["overrides"]), record["scale"]) != (study.overrides, study.scale):
             before = " ".join([*record["overrides"], f"--scale {record['scale']:g}"])
             raise UserError("--out", path, f"has runs of another study: {before}")
-        arm = arms.get(record["arm"])
-        names = ("seed", "source_rate", "rate", "share")
-        run = None if arm is None else Run(arm, *(record[name] for name in names))
-        if run is None or not run.is_planned or key_of(run.config(study), study) != record["key"]:
+        run = Run.of(record)
+        if run is None or key_of(run.config(study), study) != record["key"]:
             what = f"its run {record['key']} ({record['arm']}) is not what this code and conf/ make"
             raise UserError("--out", path, f"{what}; move it away, or take out its line")
     return list(records)
@@ -217,7 +213,7 @@ def _arguments() -> argparse.Namespace:
         "--only", action="append", metavar="AXIS", help="this axis; may be repeated"
     )
     parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--again", metavar="ARM", help="run its first seed once more, and compare")
+    parser.add_argument("--again", metavar="ARM", help="one of its runs once more, and compare")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="for runs.jsonl, tables and plots"
     )

@@ -51,9 +51,9 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
 def tuned_rate(arm: Arm, losses: Losses) -> float | None:
     """The best rate for the arm, tuned with a seed of its own; None while that is not known."""
     if not arm.is_tuned:
-        return tuned_rate(_grown(arm.axis), losses)
-    known = _tried(arm, losses)
-    if known is None or any(rate not in known for rate in _to_try(known)):
+        return tuned_rate(axis_named(arm.axis).main_arm("grown"), losses)
+    known = tried_rates(arm, losses)
+    if any(rate not in known for rate in _to_try(known)):
         return None
     best = min(known, key=lambda rate: known[rate])
     return best if known[best] < math.inf else None
@@ -61,28 +61,17 @@ def tuned_rate(arm: Arm, losses: Losses) -> float | None:
 
 def source_rate(arm: Arm, losses: Losses) -> float | None:
     """The rate of the first model, as its own continuation has it."""
-    own = axis_named(arm.axis).source
-    return tuned_rate(Arm(own, "continue"), losses)
+    return tuned_rate(axis_named(arm.axis).main_arm("continue"), losses)
 
 
 def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
     """Rate -> loss after the whole budget, with the seed that rates are tuned with."""
-    return _tried(arm, losses) or {}
-
-
-def _grown(axis: str) -> Arm:
-    return next(arm for arm in axis_named(axis).arms if arm.name == "grown")
-
-
-def _tried(arm: Arm, losses: Losses) -> dict[float, float] | None:
-    before = None if arm.baseline != "none" else source_rate(arm, losses)
-    if arm.baseline == "none" and before is None:
-        return None
+    before = source_rate(arm, losses) if arm.baseline == "none" else None
     return {
         rate: loss
         for (key, seed, source, rate, share), loss in losses.items()
         if (key, seed, share) == (arm.key, TUNING_SEED, 1.0)
-        and (before is None or source == before)
+        and source == (before if arm.baseline == "none" else rate)
     }
 
 

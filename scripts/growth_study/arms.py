@@ -78,6 +78,10 @@ class Axis:
     """The axis whose `continue` arm is this one's too: the same first model, the same budget."""
     changes: tuple[Arm, ...] = ()
 
+    def main_arm(self, name: str) -> Arm:
+        """`continue`, `scratch` or `grown`."""
+        return next(arm for arm in self.arms if arm.name == name)
+
     @property
     def grown_arms(self) -> list[Arm]:
         """Those that are held against the baselines."""
@@ -175,3 +179,8 @@ AXES = (
 def axis_named(name: str) -> Axis:
     """By its name."""
     return next(axis for axis in AXES if axis.name == name)
+
+
+def arm_named(key: str) -> Arm | None:
+    """By its key; None if there is none."""
+    return next((arm for axis in AXES for arm in axis.arms if arm.key == key), None)

@@ -100,7 +100,7 @@ class Findings:
 
     def changes(self, axis: Axis) -> list[ChangeFindings]:
         """Those that have finished."""
-        plan = {r["seed"]: r for r in self.of_arm(main_arm(axis, "grown")) if r["share"] == 1.0}
+        plan = {r["seed"]: r for r in self.of_arm(axis.main_arm("grown")) if r["share"] == 1.0}
         found = []
         for arm in axis.changes:
             runs = [r for r in self.of_arm(arm) if r["seed"] in plan and r["share"] == 1.0]
@@ -113,7 +113,7 @@ class Findings:
 
     def tuning(self, axis: Axis) -> dict[str, dict[float, float]]:
         """What each arm that is tuned lost with each rate."""
-        arms = {name: main_arm(axis, name) for name in ("continue", "scratch", "grown")}
+        arms = {name: axis.main_arm(name) for name in ("continue", "scratch", "grown")}
         return {name: tried_rates(arm, self.losses) for name, arm in arms.items()}
 
     def points(self, arm: Arm, cost: str, seed: int) -> list[Point]:
@@ -126,7 +126,7 @@ class Findings:
         return record["flops"] if cost == "flops" else seconds_of(record, self.speeds)
 
     def _axis(self, axis: Axis, arm: Arm) -> AxisFindings | None:
-        arms = {name: main_arm(axis, name) for name in ("continue", "scratch")} | {"grown": arm}
+        arms = {name: axis.main_arm(name) for name in ("continue", "scratch")} | {"grown": arm}
         whole = {
             name: {r["seed"]: r for r in self.of_arm(arm) if r["share"] == 1.0}
             for name, arm in arms.items()
@@ -160,8 +160,3 @@ class Findings:
             ratios["flops"],
             ratios["seconds"],
         )
-
-
-def main_arm(axis: Axis, name: str) -> Arm:
-    """`continue`, `scratch` or `grown`."""
-    return next(arm for arm in axis.arms if arm.name == name)

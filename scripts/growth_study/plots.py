@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from growth_study.arms import AXES, SEEDS, Arm, Axis
 from growth_study.costs import seconds_after
-from growth_study.findings import Findings, main_arm
+from growth_study.findings import Findings
 from growth_study.record_file import Record
 
 BASELINES = {
@@ -64,7 +64,7 @@ def _draw_losses(findings: Findings, axes: Sequence[Axis], cost: str, path: Path
 
 
 def _draw_axis(findings: Findings, axis: Axis, cost: str, panel: Axes) -> None:
-    arms = [(main_arm(axis, name), *look) for name, look in BASELINES.items()]
+    arms = [(axis.main_arm(name), *look) for name, look in BASELINES.items()]
     for arm, colour in zip(axis.grown_arms, GROWN, strict=False):
         arms.append((arm, colour, f"grown after {arm.growth_share:.0%}"))
     ends: list[float] = []

@@ -28,7 +28,7 @@ from growlm.training.hardware import find_machine, processor
 from growlm.training.nonfinite import NonFiniteError
 from growlm.training.phase_keys import CODE
 from growlm.training.plan import make_plan
-from growth_study.arms import Arm, axis_named
+from growth_study.arms import Arm, arm_named, axis_named
 from growth_study.lengths import scaled, trained_for
 from growth_study.record_file import Record
 
@@ -61,10 +61,13 @@ class Run:
     """After the first growth; of a baseline, all the way."""
     share: float
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether the arm is trained for that long."""
-        return self.share in self.arm.shares or self.share == 1.0
+    @staticmethod
+    def of(record: Record) -> Run | None:
+        """The run that a record is of; None if no arm is trained like that."""
+        arm = arm_named(record["arm"])
+        if arm is None or record["share"] not in arm.shares:
+            return None
+        return Run(arm, *(record[name] for name in ("seed", "source_rate", "rate", "share")))
 
     @property
     def title(self) -> str:

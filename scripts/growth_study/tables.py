@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from growlm.files import write_whole
@@ -19,9 +19,8 @@ def room(name: str) -> str:
     return f"<!-- table: {name} -->\n<!-- end -->"
 
 
-def fill_page(page: Path, findings: Findings) -> None:
+def fill_page(page: Path, tables: Mapping[str, str]) -> None:
     """Write every table anew between `<!-- table: NAME -->` and `<!-- end -->`."""
-    tables = all_tables(findings)
     filled = PLACE.sub(lambda m: f"{m[1]}\n{tables.get(m[2], '')}\n{m[3]}", page.read_text())
     write_whole(page, filled)
 

@@ -91,9 +91,7 @@ def _begin(begun: Synchronized[int], parent: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # of a terminal: it is for the study, which ends its workers
+    os.setsid()  # Ctrl-C is for the study, which ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -101,6 +99,4 @@ def _end_with(parent: int) -> None:
     while True:
         time.sleep(1)
         if os.getppid() != parent:
-            os.kill(
-                os.getpid(), signal.SIGTERM
-            )  # the first one stops a run, the next one the process
+            os.kill(os.getpid(), signal.SIGTERM)  # first for the run, then for the process

@@ -3,7 +3,6 @@
 import pytest
 from growth_study.agenda import losses_of, next_runs, source_rate, tuned_rate
 from growth_study.arms import AXES, GRID, TUNING_SEED
-from growth_study.findings import main_arm
 from simulated_study import BEST_RATE, carried_out
 
 
@@ -28,7 +27,7 @@ def test_nothing_is_done_twice_and_nothing_is_left(records):
 @pytest.mark.parametrize("name", BEST_RATE)
 def test_the_grid_grows_until_its_best_is_inside(records, name):
     for axis in AXES:
-        arm = main_arm(axis, name)
+        arm = axis.main_arm(name)
         assert tuned_rate(arm, losses_of(records)) == BEST_RATE[name]
         tried = {
             r["rate"]
@@ -62,7 +61,7 @@ def test_what_diverged_is_no_best_rate():
     for record in records:
         if record["rate"] == BEST_RATE["continue"]:
             record["loss"] = None
-    arm = main_arm(AXES[0], "continue")
+    arm = AXES[0].main_arm("continue")
     assert tuned_rate(arm, losses_of(records)) == BEST_RATE["continue"] / 2
 
 
