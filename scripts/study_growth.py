@@ -68,7 +68,8 @@ def main() -> int:
     except LockedError as error:
         raise UserError("--out", out, f"{error.owner} is at it") from error
     with lock:
-        records = _of_this_study(read_records(out / RECORDS), study, out)
+        with console.status("checking the runs that there are"):
+            records = _of_this_study(read_records(out / RECORDS), study, out)
         if arguments.again:
             _again(arguments.again, study, records, console)
             return 0
@@ -224,7 +225,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread")
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
     parser.add_argument("overrides", nargs="*", help="of growlm.train, for every arm")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    cores = os.cpu_count() or 1
+    if not 1 <= arguments.jobs <= cores:
+        raise UserError("--jobs", arguments.jobs, f"must be 1 to {cores}, a core each")
+    if not arguments.scale > 0:
+        raise UserError("--scale", arguments.scale, "must be above 0")
+    return arguments
 
 
 def _end(*_: object) -> None:

@@ -103,6 +103,11 @@ class ChannelMap:
         source[self.is_filler.repeat_interleave(unit)] = FILLER
         return ChannelMap(self.old_size * unit, source, self.shares.repeat_interleave(unit))
 
+    def without_copies(self) -> ChannelMap:
+        """The first copy of each channel is the channel; all others are fillers."""
+        source = torch.where(self.is_first_copy, self.source, FILLER)
+        return ChannelMap.equal_shares(self.old_size, source)
+
     def then(self, later: ChannelMap) -> ChannelMap:
         """This map followed by another. What copies a filler is a filler."""
         before = later.source.clamp(min=0)
@@ -136,6 +141,13 @@ class ChannelMap:
         first = ~self.is_filler
         first[self.twins()[:, 1]] = False
         return first
+
+    def first_copies(self, tensor: Tensor, dim: int) -> Tensor:
+        """The first copy of every channel along `dim`; a view where they come before all others."""
+        places = self.is_first_copy.nonzero().squeeze(1)
+        if torch.equal(places, torch.arange(self.old_size)):
+            return tensor.narrow(dim, 0, self.old_size)
+        return tensor.index_select(dim, places.to(tensor.device))
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
         """New entry j along `dim` is old entry s(j); fillers hold what happens to be there. A new tensor."""

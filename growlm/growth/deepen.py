@@ -16,7 +16,7 @@ from growlm.model.config import ModelConfig
 
 @dataclass
 class Deepen:
-    """More blocks; lossless with `init="identity"`."""
+    """More blocks; lossless but for `init="copy"`."""
 
     extra_layers: int = field(default=1, metadata=limits(minimum=1, maximum=4096))
     """New blocks."""
@@ -25,8 +25,9 @@ class Deepen:
     )
     """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
     end; `interleave` evenly spread blocks, right behind each."""
-    init: str = field(default="identity", metadata=limits(choices=("identity", "copy")))
-    """`identity` keeps the function; `copy` does not, and is reported so."""
+    init: str = field(default="identity", metadata=limits(choices=("identity", "fresh", "copy")))
+    """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh` likewise, with
+    all other matrices drawn anew; `copy` as they are, which does not keep the function and is reported so."""
 
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.
@@ -36,7 +37,11 @@ class Deepen:
         """
         check_limits(self)
         blocks = self._blocks(config.n_layers)
-        how = "output projections at zero" if self.init == "identity" else "as it is (not lossless)"
+        how = {
+            "identity": "output projections at zero",
+            "fresh": "output projections at zero, other matrices drawn anew",
+            "copy": "as it is (not lossless)",
+        }[self.init]
         return Change(
             config=replace(config, n_layers=len(blocks)),
             description=[
@@ -44,7 +49,7 @@ class Deepen:
                 for i, origin in enumerate(blocks)
                 if origin.kind != "kept"
             ],
-            lossless=self.init == "identity",
+            lossless=self.init != "copy",
             blocks=blocks,
         )
 

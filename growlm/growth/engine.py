@@ -25,6 +25,7 @@ from growlm.growth.pieces import (
     FillWhole,
     Forget,
     Piece,
+    RedrawWhole,
     Scale,
     Split,
     chain_moment,
@@ -43,7 +44,7 @@ class AxisGrowth:
 
     Args:
         channels: Which channel copies which.
-        written_filler: What rows that write a filler hold: `zero`, or the `mean` over the other rows.
+        written_filler: What rows that write a filler hold: `zero`, `random`, or the `mean` over the other rows.
         read_filler: What columns that read a filler hold: `random` or `zero`.
         gain_factor: What norms over the axis multiply their gain with.
     """
@@ -60,8 +61,8 @@ class BlockOrigin:
 
     Args:
         source: Old block.
-        kind: `kept`: that block; `identity`: a second one of it whose output projections are zero; `copy`: a
-            second one of it.
+        kind: `kept`: that block; `identity`: a second one of it whose output projections are zero; `fresh`:
+            likewise, and its other matrices are drawn anew; `copy`: a second one of it.
     """
 
     source: int
@@ -314,8 +315,10 @@ def _derive_tensor(
     for position, dim in dims:
         if dim.axis in change.axes:
             pieces += _along_axis(position, dim, change, row, key)
-    if origin is not None and origin.kind == "identity":
+    if origin is not None and origin.kind in ("identity", "fresh"):
         adds_to_stream = row.label.has(Role.WRITES, "residual")
+        if origin.kind == "fresh" and row.label.has(Role.READS) and not adds_to_stream:
+            pieces.append(RedrawWhole(key))
         pieces.append(FillWhole(row.shape) if adds_to_stream else Forget())
     return TensorMap(source, row.shape, tuple(pieces))
 

@@ -154,7 +154,7 @@ class Fill:
     Args:
         dim: Dimension.
         channels: The map whose fillers are filled.
-        kind: `zero`; `mean` over the first full copy; `random`, normal with the standard deviation of the matrix's
+        kind: `zero`; `mean` over the first copies; `random`, normal with the standard deviation of the matrix's
             other entries.
         key: (operator index, new tensor name), for `random`.
     """
@@ -184,7 +184,7 @@ class Fill:
         return factors
 
     def _draw(self, x: Tensor, draws: Draws) -> None:
-        std = matrix_std(x.narrow(self.dim, 0, self.channels.old_size)).to(x)
+        std = matrix_std(self.channels.first_copies(x, self.dim)).to(x)
         runs, stacked, dim = self.channels.filler_runs, x.ndim >= 3, self.dim - x.ndim
 
         def put(part: Tensor, numbers: Tensor, member: int) -> None:
@@ -202,7 +202,7 @@ class Fill:
         return x
 
     def _mean(self, x: Tensor) -> Tensor:
-        return x.narrow(self.dim, 0, self.channels.old_size).mean(dim=self.dim, keepdim=True)
+        return self.channels.first_copies(x, self.dim).mean(dim=self.dim, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,29 @@ class FillWhole:
     def factors(self, factors: Factors) -> Factors:
         """None."""
         return no_factors(self.shape)
+
+
+@dataclass(frozen=True)
+class RedrawWhole:
+    """All entries drawn anew, normal with the standard deviation that those of the matrix have.
+
+    Args:
+        key: (operator index, new tensor name).
+    """
+
+    key: tuple[int, str]
+
+    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+        """Draw."""
+        return draws.normal(tuple(x.shape), "fresh", self.key).to(x).mul_(matrix_std(x))
+
+    def moment(self, x: Tensor, power: int) -> Tensor:
+        """As it was: `Forget` comes after."""
+        return x
+
+    def factors(self, factors: Factors) -> Factors:
+        """As they were, likewise."""
+        return factors
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Widen:
     second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
     2602.02472, table 7)."""
 
+    new_channels: str = field(default="copies", metadata=limits(choices=("copies", "fresh")))
+    """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing: heads
+    and hidden units drawn at random that nothing reads yet, and filler channels only."""
+
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.
 
@@ -54,25 +58,27 @@ class Widen:
                 out whole.
         """
         check_limits(self)
+        self._check_fresh()
         new = self._new_config(config)
         query_heads, kv_heads = map_heads(config, new.n_heads, self._heads_key())
         new = replace(new, n_kv_heads=kv_heads.new_size)
-        residual = ChannelMap.tiled(config.d_model, new.d_model)
-        full_copies = new.d_model // config.d_model
+        residual = self._split(ChannelMap.tiled(config.d_model, new.d_model))
+        full_copies = residual.copies().max().item()
         ratio = full_copies * config.d_model / new.d_model
         axes = {
             "residual": AxisGrowth(
-                self._split(residual),
+                residual,
                 # LayerNorm subtracts the mean, so a channel that holds it is exactly zero behind the norm.
                 written_filler="mean" if config.norm == "layernorm" else "zero",
                 read_filler="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
             ),
-            "query_heads": AxisGrowth(self._split(query_heads).repeated(config.head_dim)),
-            "key_value_heads": AxisGrowth(self._split(kv_heads).repeated(config.head_dim)),
-            "hidden": AxisGrowth(self._split(ChannelMap.round_robin(config.d_ff, new.d_ff))),
+            "query_heads": self._inner(query_heads, config.head_dim),
+            "key_value_heads": self._inner(kv_heads, config.head_dim),
+            "hidden": self._inner(ChannelMap.round_robin(config.d_ff, new.d_ff)),
         }
-        noisy = self.noise_snr_db is not None or self.noise_std > 0
+        copies = self.new_channels == "copies"
+        noisy = copies and (self.noise_snr_db is not None or self.noise_std > 0)
         return Change(
             config=replace(new, norm_eps=config.norm_eps * ratio),
             description=self._describe(config, new),
@@ -82,7 +88,24 @@ class Widen:
             noise=NoiseLevel(self.noise_std, self.noise_snr_db) if noisy else None,
         )
 
+    def _check_fresh(self) -> None:
+        if self.new_channels == "copies":
+            return
+        for name, value, default in (
+            ("split", self.split, "equal"),
+            ("noise_snr_db", self.noise_snr_db, None),
+        ):
+            if value != default:
+                raise UserError(name, value, "is about copies, and new_channels=fresh makes none")
+
+    def _inner(self, channels: ChannelMap, unit: int = 1) -> AxisGrowth:
+        """Heads or hidden units, which no norm stands behind: fillers may hold anything if they are read as zero."""
+        channels = self._split(channels).repeated(unit)
+        return AxisGrowth(channels, written_filler="random", read_filler="zero")
+
     def _split(self, channels: ChannelMap) -> ChannelMap:
+        if self.new_channels == "fresh":
+            return channels.without_copies()
         if self.split == "equal":
             return channels
         return ChannelMap.rising_shares(channels.old_size, channels.source)
@@ -137,10 +160,13 @@ class Widen:
         else:
             noise = "none"
         split = "" if self.split == "equal" else f"; columns split {self.split}"
+        how = f"Cancelling noise: {noise}{split}"
+        if self.new_channels == "fresh":
+            how = "New ones are fresh: drawn at random where they are written or read, zero where they are added"
         return [
             f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
             f"hidden units {old.d_ff} → {new.d_ff}",
-            f"Cancelling noise: {noise}{split}",
+            how,
         ]
 
 

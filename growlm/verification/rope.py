@@ -89,4 +89,5 @@ def _strayed_heads(comparison: Comparison) -> int:
     return sum(
         int(kv_source[head // new_group]) != int(query_source[head]) // old_group
         for head in range(new.n_heads)
+        if query_source[head] >= 0  # a fresh one has no source
     )

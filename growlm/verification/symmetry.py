@@ -16,7 +16,7 @@ from growlm.growth.channels import ChannelMap
 from growlm.growth.draws import Draws
 from growlm.growth.engine import GrowthMap, TensorMap
 from growlm.growth.noise import Noise, TieBreak
-from growlm.growth.pieces import Copy, Split
+from growlm.growth.pieces import Copy, Fill, Split
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.model.fully_sharded import one_block_at_a_time
@@ -144,9 +144,10 @@ def _summed_copies(tensor_map: TensorMap) -> dict[int, ChannelMap]:
         return found  # copies lie in other experts then
     split = [piece.channels for piece in tensor_map.pieces if isinstance(piece, Split)]
     for place, piece in enumerate(tensor_map.pieces):
-        if not isinstance(piece, Split | Noise):
+        drawn = isinstance(piece, Fill) and piece.kind == "random"
+        if not (drawn or isinstance(piece, Split | Noise)):
             continue
-        if isinstance(piece, Noise) and any(piece.channels is channels for channels in split):
+        if not isinstance(piece, Split) and any(piece.channels is channels for channels in split):
             continue  # its Split is counted
         later = tensor_map.pieces[place + 1 :]
         dim = piece.dim + sum(isinstance(p, Copy) and p.inserts for p in later)

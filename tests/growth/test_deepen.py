@@ -7,6 +7,8 @@ from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens
 from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
 from growlm.growth.engine import BlockOrigin
 
+OUTPUTS = ("attention.output.", "feed_forward.down.", "feed_forward.experts.down")
+
 
 def origins(n_layers, *operators):
     return plan_growth(tiny_config(n_layers=n_layers), operators).blocks
@@ -59,14 +61,13 @@ def test_residual_stream_behind_new_blocks_is_that_of_the_kept_one():
 def test_identity_zeroes_output_projections_and_copies_the_rest(experts):
     model = build(tiny_config(**experts))
     old, grown = model.blocks[1].state_dict(), grow(model, [Deepen()]).blocks[2].state_dict()
-    outputs = ("attention.output.", "feed_forward.down.", "feed_forward.experts.down")
 
     for name, tensor in grown.items():
-        if name.startswith(outputs):
+        if name.startswith(OUTPUTS):
             assert not tensor.any()
         else:
             assert torch.equal(tensor, old[name])
-    assert sum(name.startswith(outputs) for name in grown) == 4
+    assert sum(name.startswith(OUTPUTS) for name in grown) == 4
 
 
 def test_identity_blocks_train_from_the_first_step():
@@ -111,3 +112,25 @@ def test_identity_says_what_came_from_what():
     description = plan_growth(tiny_config(n_layers=12), [Deepen()]).description
 
     assert description == ["Layer 12 from layer 11, output projections at zero"]
+
+
+@pytest.mark.parametrize("experts", [{}, EXPERTS])
+@pytest.mark.parametrize("family", ["default", "llama"])
+def test_fresh_blocks_keep_the_function_and_copy_no_matrix(family, experts):
+    model = build(tiny_config(family, d_model=32, n_layers=2, **experts), std=0.2)
+    grown = grow(model, [Deepen(init="fresh")])
+    tokens = random_tokens(model.config)
+    assert torch.equal(logits_of(grown, tokens), logits_of(model, tokens))
+
+    source = dict(model.blocks[1].named_parameters())
+    for name, new in grown.blocks[2].named_parameters():
+        old = source[name]
+        if name.startswith(OUTPUTS):
+            assert not new.any()
+        elif "norm" in name or "bias" in name:
+            assert torch.equal(new, old)
+        else:
+            assert torch.isclose(new, old).float().mean() < 0.01
+            assert new.std().item() == pytest.approx(old.std().item(), rel=0.15)
+    grown(tokens).square().sum().backward()
+    assert (grown.blocks[2].attention.output.weight.grad.abs() > 0).all()

@@ -43,6 +43,8 @@ def widenings(draw, config):
     """By a factor, or every axis to a size of its own."""
     noise = draw(st.sampled_from([{"noise_std": 0.0}, {"noise_std": 0.02}, {"noise_snr_db": 10.0}]))
     noise["split"] = draw(st.sampled_from(["equal", "1:2"]))
+    if draw(st.booleans()):
+        noise = {"new_channels": "fresh"}
     filler = draw(st.sampled_from(["random", "zeros"]))
     if draw(st.booleans()):
         factor = draw(st.sampled_from([1.25, 1.5, 2, 2.25, 3]))
@@ -79,6 +81,7 @@ def multiplications():
 def deepenings():
     return st.builds(
         Deepen,
+        init=st.sampled_from(["identity", "fresh"]),
         extra_layers=st.integers(1, 3),
         placement=st.sampled_from(["append", "interleave", "stack"]),
     )
