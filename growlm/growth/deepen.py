@@ -26,8 +26,8 @@ class Deepen:
     """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
     end; `interleave` evenly spread blocks, right behind each."""
     init: str = field(default="identity", metadata=limits(choices=("identity", "fresh", "copy")))
-    """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh` likewise, with
-    all other matrices drawn anew; `copy` as they are, which does not keep the function and is reported so."""
+    """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh`
+    likewise, with all other matrices drawn anew; `copy` as they are, which does not keep it and is reported so."""
 
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.

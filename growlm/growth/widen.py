@@ -47,8 +47,8 @@ class Widen:
     2602.02472, table 7)."""
 
     new_channels: str = field(default="copies", metadata=limits(choices=("copies", "fresh")))
-    """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing: heads
-    and hidden units drawn at random that nothing reads yet, and filler channels only."""
+    """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing:
+    heads and hidden units drawn at random that nothing reads yet, and filler channels only."""
 
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.
@@ -99,7 +99,7 @@ class Widen:
                 raise UserError(name, value, "is about copies, and new_channels=fresh makes none")
 
     def _inner(self, channels: ChannelMap, unit: int = 1) -> AxisGrowth:
-        """Heads or hidden units, which no norm stands behind: fillers may hold anything if they are read as zero."""
+        """Heads or hidden units: no norm is behind them, so fillers are read as zero and hold what they like."""
         channels = self._split(channels).repeated(unit)
         return AxisGrowth(channels, written_filler="random", read_filler="zero")
 

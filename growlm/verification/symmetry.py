@@ -138,14 +138,15 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
 
 
 def _summed_copies(tensor_map: TensorMap) -> dict[int, ChannelMap]:
-    """By dimension of the new tensor, the copies over which its noise must sum to zero."""
+    """By dimension of the new tensor, the copies over which its noise must sum to zero; drawn fillers are none."""
     found: dict[int, ChannelMap] = {}
     if any(isinstance(piece, Cut) for piece in tensor_map.pieces):
         return found  # copies lie in other experts then
     split = [piece.channels for piece in tensor_map.pieces if isinstance(piece, Split)]
     for place, piece in enumerate(tensor_map.pieces):
-        drawn = isinstance(piece, Fill) and piece.kind == "random"
-        if not (drawn or isinstance(piece, Split | Noise)):
+        if not isinstance(piece, Split | Noise | Fill):
+            continue
+        if isinstance(piece, Fill) and piece.kind != "random":
             continue
         if not isinstance(piece, Split) and any(piece.channels is channels for channels in split):
             continue  # its Split is counted

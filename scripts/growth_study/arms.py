@@ -35,7 +35,7 @@ class Arm:
     name: str
     factor: str = ""
     overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = SEEDS[:1]
+    seeds: tuple[int, ...] = SEEDS
     shares: tuple[float, ...] = (1.0,)
     grows_at: float | None = None
 
@@ -103,35 +103,31 @@ def _change(axis: str, factor: str, name: str, *overrides: str, **settings: Any)
     return Arm(axis, name, factor, overrides, **settings)
 
 
-def _late(axis: str) -> Arm:
-    """The one change that is looked at as closely as the plan itself."""
-    return _change(axis, "when", "at 50%", grows_at=0.5, seeds=SEEDS, shares=SHARES)
-
-
 def _recipe(axis: str) -> tuple[Arm, ...]:
     return (
-        _late(axis),
-        _change(axis, "when", "at 10%", grows_at=0.1),
+        # The one change that is looked at as closely as the plan itself.
+        _change(axis, "when", "at 10%", grows_at=0.1, shares=SHARES),
+        _change(axis, "when", "at 50%", grows_at=0.5),
         _change(axis, "when", "at 80%", grows_at=0.8),
-        _change(axis, "rate", "no growth, its rates", "phases.grown.grow=[]"),
         _change(axis, "state", "reset", "phases.grown.optimizer_state=reset"),
         _change(axis, "schedule", "cosine per phase", "schedule=cosine"),
     )
 
 
-def _noise(name: str, *overrides: str) -> Arm:
-    return _change("width x2", "noise", name, *overrides)
+def _copies(name: str, *settings: str) -> Arm:
+    overrides = (f"phases.grown.grow.0.widen.{s}" for s in ("new_channels=copies", *settings))
+    return _change("width x2", "new channels", f"copies, {name}", *overrides)
 
 
-def _new_blocks(init: str, placement: str) -> Arm:
+def _new_blocks(
+    axis: str, init: str, placement: str = "stack", seeds: tuple[int, ...] = SEEDS
+) -> Arm:
     settings = (f"init={init}", f"placement={placement}")
     overrides = (f"phases.grown.grow.0.deepen.{setting}" for setting in settings)
-    return _change("depth x2", "new blocks", f"{init}, {placement}", *overrides)
+    return _change(axis, "new blocks", f"{init}, {placement}", *overrides, seeds=seeds)
 
 
-def _experts(name: str, setting: str) -> Arm:
-    return _change("experts", "experts", name, f"phases.grown.grow.0.upcycle.{setting}")
-
+THREE_MORE = "depth 3 to 6"
 
 AXES = (
     Axis(
@@ -139,29 +135,29 @@ AXES = (
         (
             *_recipe("width x2"),
             _change("width x2", "state", "asymmetric", "phases.grown.optimizer_state=asymmetric"),
-            _noise("no noise", "growth.noise_std=0"),
-            _noise("noise 1e-5", "growth.noise_std=1e-5"),
-            _noise("noise 10 dB below", "phases.grown.grow.0.widen.noise_snr_db=10"),
-            _noise("split 1:2, no noise", "growth.noise_std=0", "phases.grown.grow.0.widen.split='1:2'"),
+            _copies("noise 1e-2", "noise_std=1e-2"),
+            _copies("noise 1e-5", "noise_std=1e-5"),
+            _copies("no noise", "noise_std=0"),
+            _copies("noise 10 dB below", "noise_snr_db=10"),
+            _copies("split 1:2, no noise", "noise_std=0", "split='1:2'"),
         ),
     ),
     Axis(
         "depth x2", "Depth ×2", ("experiment=study_depth",), True, "depth x2",
         (
             *_recipe("depth x2"),
-            _new_blocks("identity", "append"),
-            _new_blocks("identity", "interleave"),
-            _new_blocks("copy", "append"),
-            _new_blocks("copy", "stack"),
-            _new_blocks("copy", "interleave"),
+            _new_blocks("depth x2", "identity"),
+            _new_blocks("depth x2", "copy"),
         ),
     ),
     Axis(
         "experts", "Dense to 8 experts", ("experiment=study_moe",), True, "depth x2",
         (
-            _late("experts"),
-            _change("experts", "state", "reset", "phases.grown.optimizer_state=reset"),
-            _experts("half of the units redrawn", "drop_fraction=0.5"),
+            *_recipe("experts"),
+            _change(
+                "experts", "experts", "half of the units redrawn",
+                "phases.grown.grow.0.upcycle.drop_fraction=0.5",
+            ),
         ),
     ),
     Axis("path", "Four stages", ("experiment=study_path",), True, "width x2"),
@@ -170,8 +166,19 @@ AXES = (
         "width x2",
     ),
     Axis(
-        "depth x4", "Depth ×4", ("experiment=study_depth", "growth.extra_layers=6"), False,
+        "depth x4", "Depth ×4", ("experiment=study_depth", "growth.extra_layers=3"), False,
         "depth x2",
+    ),
+    Axis(
+        THREE_MORE, "Depth 3 to 6", (
+            "experiment=study_depth", "growth.extra_layers=3", "model.d_model=24", "model.n_layers=3",
+            "model.head_dim=12", "model.d_ff=96",
+        ), False, "width x2",
+        tuple(
+            _new_blocks(THREE_MORE, init, placement, SEEDS[:1])
+            for init in ("fresh", "copy") for placement in ("append", "stack", "interleave")
+            if (init, placement) != ("fresh", "stack")
+        ),
     ),
 )  # fmt: skip
 

@@ -17,13 +17,14 @@ def scaled(config: RunConfig, factor: float, grows_at: float | None = None) -> R
     """The plan with every phase's FLOPs and the warm-up times a factor, and, if asked for, the growth moved.
 
     Args:
-        config: Whose phases have their lengths in FLOPs; the growth can be moved where it has two.
+        config: Whose phases have their lengths in FLOPs; there are several where the growth is moved.
         factor: 1 for the plan's own.
-        grows_at: Share of the FLOPs that the first phase gets, the last one the rest.
+        grows_at: Share of the FLOPs that the first phase gets; the others share the rest as before.
     """
     flops = [(settings.flops or 0.0) * factor for settings in config.phases.values()]
     if grows_at is not None:
-        flops = [sum(flops) * grows_at, sum(flops) * (1 - grows_at)]
+        later = sum(flops) * (1 - grows_at) / sum(flops[1:])
+        flops = [sum(flops) * grows_at, *(own * later for own in flops[1:])]
     phases = zip(config.phases.items(), flops, strict=True)
     warmup = round(config.schedule.warmup_steps * factor)
     return replace(

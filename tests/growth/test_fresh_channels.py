@@ -1,4 +1,4 @@
-"""New heads, hidden units and residual channels that copy nothing: the function stays, and all of them learn at once."""
+"""New heads, hidden units and channels that copy nothing: the function stays, and all of them learn at once."""
 
 import pytest
 import torch
@@ -10,7 +10,12 @@ from growlm.growth.channels import ChannelMap
 from growlm.growth.optimizer_state import inexact_because
 from growlm.verification import Status, detailed_growth_check
 
-SHAPES = {"dense": {}, "experts": EXPERTS, "grouped": {"n_kv_heads": 2}, "one key": {"n_kv_heads": 1}}
+SHAPES = {
+    "dense": {},
+    "experts": EXPERTS,
+    "grouped": {"n_kv_heads": 2},
+    "one key": {"n_kv_heads": 1},
+}
 
 
 def test_all_but_the_first_copies_are_fillers():

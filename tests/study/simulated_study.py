@@ -8,7 +8,7 @@ from growth_study.arms import AXES, Arm
 BUDGET = 1e12
 BEST_RATE = {"continue": 3.2e-2, "scratch": 8e-3, "grown": 2e-3}
 """One above the grid, one inside, one below."""
-AHEAD = {"grown": 1.45, "at 50%": 1.3}
+AHEAD = {"grown": 1.45, "at 10%": 1.3}
 """These are where the others are after so many times as much."""
 
 
