@@ -336,7 +336,13 @@ class GrowthDials:
     extra_layers: int = field(default=4, metadata=limits(minimum=1, maximum=4096))
     """How many layers deeper."""
     noise_std: float = field(default=1e-2, metadata=limits(minimum=0.0, maximum=10.0))
-    """Cancelling noise of a widening."""
+    """Cancelling noise of a widening by copies."""
+    new_channels: str = field(default="copies", metadata=limits(choices=("copies", "fresh")))
+    """What a widening's new channels, heads and hidden units are (group `recipe`)."""
+    new_blocks: str = field(
+        default="identity", metadata=limits(choices=("identity", "fresh", "copy"))
+    )
+    """What a deepening's new blocks are (group `recipe`)."""
 
 
 @dataclass

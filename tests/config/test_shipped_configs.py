@@ -63,6 +63,18 @@ def test_dials_reach_into_the_plans():
         assert (widen.noise_std, widen.scale_factor, deepen.extra_layers) == (0.003, 3.0, 5)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "new"), [("copies", ("copies", "identity")), ("fresh", ("fresh", "fresh"))]
+)
+@pytest.mark.parametrize("plan", ["quickstart", "three_stage", "four_stage"])
+def test_a_recipe_reaches_into_the_plans(plan, recipe, new):
+    config = load_config(f"phase_plan={plan}", f"recipe={recipe}")
+    operators = [spec for phase in config.phases.values() for spec in phase.grow]
+    (widen,) = [spec.widen for spec in operators if spec.widen]
+    (deepen,) = [spec.deepen for spec in operators if spec.deepen]
+    assert (widen.new_channels, deepen.init) == new
+
+
 def test_a_phase_is_reached_by_its_name():
     config = load_config("phases.wide.grow.0.widen.scale_factor=3", "phases.wide.lr=1e-5")
     assert config.phases["wide"].grow[0].widen.scale_factor == 3
