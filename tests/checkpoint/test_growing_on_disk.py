@@ -26,6 +26,7 @@ from growlm.training.optimizer import states_by_name
 
 SEQUENCES = {
     "widen and deepen": [Widen(scale_factor=1.5), Deepen(extra_layers=3, placement="interleave")],
+    "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
     "experts": [MultiplyExperts(2), Widen(scale_factor=2, split="1:2")],
     "copies": [Deepen(extra_layers=2, placement="stack", init="copy")],
 }
