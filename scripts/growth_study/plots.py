@@ -22,7 +22,7 @@ BASELINES = {
     "continue": ("#8e9aa6", "first model trained on"),
 }
 GROWN = ("#c0392b", "#e67e22")
-BETTER = "#27ae60"
+BETTER, UNCLEAR = "#27ae60", "#7f8c8d"
 UNITS = {
     "flops": (1e12, "10¹² FLOPs, the first model's included"),
     "seconds": (1.0, "seconds on one core"),
@@ -115,14 +115,22 @@ def _draw_changes(findings: Findings, axes: Sequence[Axis], path: Path) -> None:
     figure, panel = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 1.2))
     for place, (_, change) in enumerate(rows):
         values = change.difference.values
-        colour = GROWN[0] if change.difference.mean > 0 else BETTER
-        panel.plot(values, [place] * len(values), "o", color=colour, markersize=5)
+        colour = UNCLEAR
+        if len(values) > 1 and min(values) > 0:
+            colour = GROWN[0]
+        elif len(values) > 1 and max(values) < 0:
+            colour = BETTER
+        panel.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6)
+        panel.plot([mean(values)], [place], "|", color=colour, markersize=13, markeredgewidth=2)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(
         range(len(rows)), [f"{axis.title}: {change.arm.name}" for axis, change in rows]
     )
     panel.invert_yaxis()
-    panel.set_xlabel("final loss, less that of the plan as it is")
+    panel.set_xlabel(
+        "final loss, less that of the plan as it is: a dot a seed, their mean;\n"
+        "green: better with every seed, red: worse with every seed, grey: neither, or one seed"
+    )
     panel.grid(axis="y", linewidth=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
