@@ -43,6 +43,8 @@ CASES: dict[str, tuple[ModelConfig, Sequence[Operator]]] = {
         DENSE, [Widen(scale_factor=2.0, noise_std=1e-2, split="1:2")]
     ),
     "widen a mixture x2, noise": (MIXTURE, [Widen(scale_factor=2.0, noise_std=1e-2)]),
+    "widen x2, fresh": (DENSE, [Widen(scale_factor=2.0, new_channels="fresh")]),
+    "deepen, fresh": (DENSE, [Deepen(extra_layers=4, init="fresh")]),
     "deepen, identity": (DENSE, [Deepen(extra_layers=4)]),
     "deepen, plain copies": (DENSE, [Deepen(extra_layers=4, placement="stack", init="copy")]),
     "multiply experts": (MIXTURE, [MultiplyExperts(factor=2)]),

@@ -240,7 +240,14 @@ class RedrawWhole:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Draw."""
-        return draws.normal(tuple(x.shape), "fresh", self.key).to(x).mul_(matrix_std(x))
+        out, std, stacked = torch.empty_like(x), matrix_std(x), x.ndim >= 3
+
+        def put(part: Tensor, numbers: Tensor, member: int) -> None:
+            torch.mul(numbers, std[member] if stacked else std, out=part)
+
+        dim = x.ndim - 1
+        draws.blocks(out, dim, x.shape[dim], "fresh", self.key, put, stacked=stacked)
+        return out
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """As it was: `Forget` comes after."""

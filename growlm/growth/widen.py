@@ -162,7 +162,7 @@ class Widen:
         split = "" if self.split == "equal" else f"; columns split {self.split}"
         how = f"Cancelling noise: {noise}{split}"
         if self.new_channels == "fresh":
-            how = "New ones are fresh: drawn at random where they are written or read, zero where they are added"
+            how = "What is new is fresh: drawn at random, and read or added with weight zero"
         return [
             f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
             f"hidden units {old.d_ff} → {new.d_ff}",
