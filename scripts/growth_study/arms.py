@@ -30,6 +30,7 @@ class Arm:
         seeds: It is run with.
         shares: Of the budget that it is trained for.
         grows_at: Share of the budget before the growth, in place of the plan's.
+        own_rate: A change that looks for its own learning rate, as what is trained for several lengths does.
     """
 
     axis: str
@@ -39,6 +40,7 @@ class Arm:
     seeds: tuple[int, ...] = SEEDS
     shares: tuple[float, ...] = (1.0,)
     grows_at: float | None = None
+    own_rate: bool = False
 
     @property
     def growth_share(self) -> float:
@@ -58,7 +60,7 @@ class Arm:
     @property
     def is_tuned(self) -> bool:
         """Whether it looks for its own learning rate; a change to `grown` takes the rate of `grown`."""
-        return not self.factor or self.is_grown
+        return not self.factor or self.is_grown or self.own_rate
 
     @property
     def baseline(self) -> str:
@@ -115,9 +117,11 @@ def _recipe(axis: str, seeds: tuple[int, ...] = SCREENING) -> tuple[Arm, ...]:
     )
 
 
-def _copies(name: str, *settings: str, seeds: tuple[int, ...] = SCREENING) -> Arm:
-    overrides = (f"phases.grown.grow.0.widen.{s}" for s in ("new_channels=copies", *settings))
-    return _change("width x2", "new channels", f"copies, {name}", *overrides, seeds=seeds)
+def _copies(name: str, *overrides: str, seeds: tuple[int, ...] = SCREENING, **settings: Any) -> Arm:
+    overrides = tuple(f"phases.grown.grow.0.widen.{o}" for o in ("new_channels=copies", *overrides))
+    return _change(
+        "width x2", "new channels", f"copies, {name}", *overrides, seeds=seeds, **settings
+    )
 
 
 def _new_blocks(
@@ -137,7 +141,7 @@ AXES = (
                 "width x2", "state", "asymmetric", "phases.grown.optimizer_state=asymmetric",
                 seeds=SCREENING,
             ),
-            _copies("noise 1e-2", "noise_std=1e-2", seeds=SEEDS),
+            _copies("noise 1e-2", "noise_std=1e-2", seeds=SEEDS, own_rate=True),
             _copies("noise 1e-5", "noise_std=1e-5"),
             _copies("no noise", "noise_std=0"),
             _copies("noise 10 dB below", "noise_snr_db=10", seeds=SEEDS),

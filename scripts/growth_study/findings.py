@@ -113,8 +113,7 @@ class Findings:
 
     def tuning(self, axis: Axis) -> dict[str, dict[float, float]]:
         """What each arm that is tuned lost with each rate."""
-        arms = {name: axis.main_arm(name) for name in ("continue", "scratch", "grown")}
-        return {name: tried_rates(arm, self.losses) for name, arm in arms.items()}
+        return {arm.name: tried_rates(arm, self.losses) for arm in axis.arms if arm.is_tuned}
 
     def points(self, arm: Arm, cost: str, seed: int) -> list[Point]:
         """(cost, loss) of the arm's runs, by `flops` or `seconds`."""

@@ -128,8 +128,9 @@ def _draw_changes(findings: Findings, axes: Sequence[Axis], path: Path) -> None:
     )
     panel.invert_yaxis()
     panel.set_xlabel(
-        "final loss, less that of the plan as it is: a dot a seed, their mean;\n"
-        "green: better with every seed, red: worse with every seed, grey: neither, or one seed"
+        "final loss, less that of the plan as it is\n"
+        "a dot a seed, a bar their mean; green: better with every seed,\n"
+        "red: worse with every seed, grey: neither, or one seed only"
     )
     panel.grid(axis="y", linewidth=0.3)
     panel.spines[["top", "right"]].set_visible(False)
