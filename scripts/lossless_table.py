@@ -39,8 +39,13 @@ GROWTHS: list[tuple[str, bool, list[Operator]]] = [
         (f"widen ×{f:g}, noise 0.02 (8 experts)", True, [Widen(scale_factor=f, noise_std=0.02)])
         for f in (1.5, 2, 3)
     ),
+    *(
+        (f"widen ×{f:g}, fresh (8 experts)", True, [Widen(scale_factor=f, new_channels="fresh")])
+        for f in (1.5, 2, 3)
+    ),
     ("widen ×1.5 twice", True, [Widen(scale_factor=1.5), Widen(scale_factor=1.5)]),
     ("deepen by 4, identity", True, [Deepen(extra_layers=4)]),
+    ("deepen by 4, fresh", True, [Deepen(extra_layers=4, init="fresh")]),
     (
         "upcycle, widen ×1.5, deepen by 2",
         False,
