@@ -143,7 +143,8 @@ def test_name_group_tags_and_config(run_dir):
     assert (run.display_name, run.run_group) == ("run", "some_sweep")
     assert list(run.tags) == ["quickstart", "mine"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["growth"] == {"scale_factor": 1.5, "extra_layers": 1, "noise_std": 0.01}
+    dials = {"scale_factor": 1.5, "extra_layers": 1, "noise_std": 0.01}
+    assert config["growth"] == {**dials, "new_channels": "copies", "new_blocks": "identity"}
     assert config["phases"]["wide"]["grow"][0]["widen"]["noise_std"] == 0.01
     assert config["resume"] is None
 
