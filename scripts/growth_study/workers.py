@@ -18,6 +18,9 @@ from growlm.errors import RunError
 from growth_study.record_file import Record
 from growth_study.runs import Run, Study, carry_out
 
+STATE_SECONDS = 30
+"""More than a run of the study takes to write its state."""
+
 
 class Workers:
     """Processes that carry out runs. What a run gives does not depend on how many there are.
@@ -44,9 +47,14 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         """End; runs that train write their state first."""
-        for process in (self._pool._processes or {}).values():
-            if self._running and process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
+        if self._running:
+            processes = list((self._pool._processes or {}).values())
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                # One that dies between two runs may leave the queue locked, where the others wait for ever.
+                process.join(STATE_SECONDS)
+                process.kill()
         self._pool.shutdown(cancel_futures=True)
 
     @property
