@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from growlm.growth.deepen import Deepen
+from growlm.growth.deepen import NEW_BLOCKS, Deepen
 from growlm.growth.multiply_experts import MultiplyExperts
 from growlm.growth.optimizer_state import MODES
 from growlm.growth.upcycle import Upcycle
-from growlm.growth.widen import Widen
+from growlm.growth.widen import NEW_CHANNELS, Widen
 from growlm.limits import limits
 from growlm.model.config import ModelConfig
 
@@ -335,13 +335,11 @@ class GrowthDials:
     """How much wider."""
     extra_layers: int = field(default=4, metadata=limits(minimum=1, maximum=4096))
     """How many layers deeper."""
-    noise_std: float = field(default=1e-2, metadata=limits(minimum=0.0, maximum=10.0))
-    """Cancelling noise of a widening by copies."""
-    new_channels: str = field(default="copies", metadata=limits(choices=("copies", "fresh")))
+    noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
+    """Cancelling noise of a widening by copies; setting it makes a widening one by copies (but `recipe=fresh`)."""
+    new_channels: str = field(default="auto", metadata=limits(choices=NEW_CHANNELS))
     """What a widening's new channels, heads and hidden units are (group `recipe`)."""
-    new_blocks: str = field(
-        default="identity", metadata=limits(choices=("identity", "fresh", "copy"))
-    )
+    new_blocks: str = field(default="fresh", metadata=limits(choices=NEW_BLOCKS))
     """What a deepening's new blocks are (group `recipe`)."""
 
 

@@ -13,6 +13,8 @@ from growlm.growth.engine import BlockOrigin, Change
 from growlm.limits import check_limits, limits
 from growlm.model.config import ModelConfig
 
+NEW_BLOCKS = ("identity", "fresh", "copy")
+
 
 @dataclass
 class Deepen:
@@ -25,7 +27,7 @@ class Deepen:
     )
     """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
     end; `interleave` evenly spread blocks, right behind each."""
-    init: str = field(default="identity", metadata=limits(choices=("identity", "fresh", "copy")))
+    init: str = field(default="identity", metadata=limits(choices=NEW_BLOCKS))
     """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh`
     likewise, with all other matrices drawn anew; `copy` as they are, which does not keep it and is reported so."""
 

@@ -20,6 +20,8 @@ from growlm.model.config import ModelConfig
 
 D_FF_MULTIPLE = 8
 """Hidden widths are rounded up to this, which grouped matrix products need."""
+NEW_CHANNELS = ("copies", "fresh", "auto")
+COPIES_NOISE_STD = 1e-2
 
 
 @dataclass
@@ -34,9 +36,9 @@ class Widen:
     """New number of query heads, likewise."""
     d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
     """New number of hidden units, likewise."""
-    noise_std: float = field(default=1e-2, metadata=limits(minimum=0.0, maximum=10.0))
+    noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
     """Standard deviation of the noise that makes copies differ and cancels in the function; for each matrix capped
-    at the standard deviation of its own entries."""
+    at the standard deviation of its own entries. Copies take 1e-2 unless it is set."""
     noise_snr_db: float | None = field(default=None, metadata=limits(minimum=-6.0, maximum=200.0))
     """In place of `noise_std`: signal to noise ratio of each matrix, in decibels."""
     filler: str = field(default="random", metadata=limits(choices=("random", "zeros")))
@@ -46,9 +48,10 @@ class Widen:
     second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
     2602.02472, table 7)."""
 
-    new_channels: str = field(default="copies", metadata=limits(choices=("copies", "fresh")))
+    new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNELS))
     """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing:
-    heads and hidden units drawn at random that nothing reads yet, and filler channels only."""
+    heads and hidden units drawn at random that nothing reads yet, and filler channels only. With `auto` they are
+    fresh, unless noise or a split is set, which only copies have."""
 
     def change(self, config: ModelConfig) -> Change:
         """What happens to a model of this config.
@@ -77,26 +80,35 @@ class Widen:
             "key_value_heads": self._inner(kv_heads, config.head_dim),
             "hidden": self._inner(ChannelMap.round_robin(config.d_ff, new.d_ff)),
         }
-        copies = self.new_channels == "copies"
-        noisy = copies and (self.noise_snr_db is not None or self.noise_std > 0)
         return Change(
             config=replace(new, norm_eps=config.norm_eps * ratio),
             description=self._describe(config, new),
             axes={
                 axis: g for axis, g in axes.items() if g.channels.new_size != g.channels.old_size
             },
-            noise=NoiseLevel(self.noise_std, self.noise_snr_db) if noisy else None,
+            noise=self._noise(),
         )
 
+    def _about_copies(self) -> dict[str, float | str]:
+        """What is set that means nothing where nothing is copied."""
+        values = {"noise_std": self.noise_std, "noise_snr_db": self.noise_snr_db}
+        found: dict[str, float | str] = {k: v for k, v in values.items() if v is not None}
+        return found if self.split == "equal" else found | {"split": self.split}
+
     def _check_fresh(self) -> None:
-        if self.new_channels == "copies":
-            return
-        for name, value, default in (
-            ("split", self.split, "equal"),
-            ("noise_snr_db", self.noise_snr_db, None),
-        ):
-            if value != default:
-                raise UserError(name, value, "is about copies, and new_channels=fresh makes none")
+        if self.new_channels == "fresh":
+            for name, value in self._about_copies().items():
+                raise UserError(
+                    name, value, "is about copies: new_channels=fresh makes none, copies does"
+                )
+
+    def _is_fresh(self) -> bool:
+        return self.new_channels != "copies" and not self._about_copies()
+
+    def _noise(self) -> NoiseLevel | None:
+        std = COPIES_NOISE_STD if self.noise_std is None else self.noise_std
+        quiet = self.noise_snr_db is None and std == 0
+        return None if quiet or self._is_fresh() else NoiseLevel(std, self.noise_snr_db)
 
     def _inner(self, channels: ChannelMap, unit: int = 1) -> AxisGrowth:
         """Heads or hidden units: no norm is behind them, so fillers are read as zero and hold what they like."""
@@ -104,7 +116,7 @@ class Widen:
         return AxisGrowth(channels, written_filler="random", read_filler="zero")
 
     def _split(self, channels: ChannelMap) -> ChannelMap:
-        if self.new_channels == "fresh":
+        if self._is_fresh():
             return channels.without_copies()
         if self.split == "equal":
             return channels
@@ -153,21 +165,24 @@ class Widen:
 
     def _describe(self, old: ModelConfig, new: ModelConfig) -> list[str]:
         groups = f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else ""
-        if self.noise_snr_db is not None:
-            noise = f"{self.noise_snr_db:g} dB below each matrix"
-        elif self.noise_std:
-            noise = f"standard deviation {self.noise_std:g}, capped at each matrix's own"
-        else:
-            noise = "none"
-        split = "" if self.split == "equal" else f"; columns split {self.split}"
-        how = f"Cancelling noise: {noise}{split}"
-        if self.new_channels == "fresh":
-            how = "What is new is fresh: drawn at random, and read or added with weight zero"
         return [
             f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
             f"hidden units {old.d_ff} → {new.d_ff}",
-            how,
+            self._describe_new_channels(),
         ]
+
+    def _describe_new_channels(self) -> str:
+        if self._is_fresh():
+            return "What is new is fresh: drawn at random, and read or added with weight zero"
+        level = self._noise()
+        if level is None:
+            noise = "none"
+        elif level.snr_db is not None:
+            noise = f"{level.snr_db:g} dB below each matrix"
+        else:
+            noise = f"standard deviation {level.std:g}, capped at each matrix's own"
+        split = "" if self.split == "equal" else f"; columns split {self.split}"
+        return f"What is new are copies; cancelling noise: {noise}{split}"
 
 
 def map_heads(

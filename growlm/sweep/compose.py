@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from growlm.config.load import ROOT_NAME, config_folder, typed_config
+from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.errors import UserError
 from growlm.sweep.devices import refuse_several_devices
 from growlm.sweep.folder import WRONG, Sweep, make_job
@@ -45,6 +45,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     known.add_argument("--config-name", "-cn", default=ROOT_NAME)
     known.add_argument("overrides", nargs="*")
     options, _ = known.parse_known_args(list(arguments))
+    register_schema()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)

@@ -7,7 +7,9 @@ import pytest
 from growlm.checkpoint import save_model
 from growlm.config import load_config
 from growlm.config.load import config_folder
+from growlm.errors import UserError
 from growlm.model import TransformerLM
+from growlm.training.footprint import has_twins
 from growlm.training.plan import make_plan
 
 GROUPS = {
@@ -64,7 +66,12 @@ def test_dials_reach_into_the_plans():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "new"), [("copies", ("copies", "identity")), ("fresh", ("fresh", "fresh"))]
+    ("recipe", "new"),
+    [
+        ("auto", ("auto", "fresh")),
+        ("copies", ("copies", "identity")),
+        ("fresh", ("fresh", "fresh")),
+    ],
 )
 @pytest.mark.parametrize("plan", ["quickstart", "three_stage", "four_stage"])
 def test_a_recipe_reaches_into_the_plans(plan, recipe, new):
@@ -72,7 +79,26 @@ def test_a_recipe_reaches_into_the_plans(plan, recipe, new):
     operators = [spec for phase in config.phases.values() for spec in phase.grow]
     (widen,) = [spec.widen for spec in operators if spec.widen]
     (deepen,) = [spec.deepen for spec in operators if spec.deepen]
-    assert (widen.new_channels, deepen.init) == new
+    assert (widen.new_channels, widen.noise_std, deepen.init) == (new[0], None, new[1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        ([], False),
+        (["growth.noise_std=0"], True),
+        (["growth.noise_std=0.02"], True),
+        (["recipe=copies"], True),
+    ],
+)
+def test_a_plan_widens_by_copies_where_noise_is_set(overrides, copies):
+    plan = make_plan(load_config(*overrides), 257)
+    assert has_twins(plan.phase("wide"), plan.phase("moe")) is copies
+
+
+def test_noise_is_refused_where_fresh_channels_are_asked_for():
+    with pytest.raises(UserError, match=r"growth\.noise_std=0\.02.*new_channels=fresh makes none"):
+        make_plan(load_config("recipe=fresh", "growth.noise_std=0.02"), 257)
 
 
 def test_a_phase_is_reached_by_its_name():

@@ -86,8 +86,25 @@ def test_it_is_told_that_training_is_not_exact():
     assert inexact_because(growth_map) == ["random columns read the filler channels"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("split", "1:2"), ("noise_snr_db", 10.0)])
-def test_what_is_about_copies_is_refused(name, value):
-    operator = Widen(scale_factor=2, new_channels="fresh", **{name: value})
+ABOUT_COPIES = [{"split": "1:2"}, {"noise_snr_db": 10.0}, {"noise_std": 0.02}, {"noise_std": 0.0}]
+
+
+@pytest.mark.parametrize("setting", ABOUT_COPIES, ids=str)
+def test_what_is_about_copies_is_refused(setting):
     with pytest.raises(UserError, match="new_channels=fresh makes none"):
-        plan_growth(tiny_config(), [operator])
+        plan_growth(tiny_config(), [Widen(scale_factor=2, new_channels="fresh", **setting)])
+
+
+@pytest.mark.parametrize("setting", ABOUT_COPIES, ids=str)
+def test_auto_copies_where_something_about_copies_is_set(setting):
+    assert widened("auto", **setting) == widened("copies", **setting)
+
+
+def test_auto_is_fresh_otherwise():
+    assert widened("auto") == widened("fresh") != widened("copies")
+
+
+def widened(new_channels, **setting):
+    model = build(tiny_config(), std=0.2)
+    grown = grow(model, [Widen(scale_factor=2, new_channels=new_channels, **setting)])
+    return {name: parameter.tolist() for name, parameter in grown.named_parameters()}

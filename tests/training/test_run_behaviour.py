@@ -69,7 +69,7 @@ def test_accumulated_passes_are_one_step(tmp_path):
 def test_a_growth_that_loses_something_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Split, "share_exponent", lambda self, power: 0)
     with pytest.raises(GrowthError, match="functional"):
-        tiny_run(tmp_path / "run")
+        tiny_run(tmp_path / "run", "recipe=copies")
     boundaries = json.loads((tmp_path / "run" / "boundaries.json").read_text())
     assert [b["passed"] for b in boundaries] == [True, False]
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -95,9 +95,16 @@ def test_unequal_moments_part_twins_without_noise(tmp_path):
     assert "unequal moments" in run.summary.boundaries[1].report.checks["symmetry"].summary
 
 
-def test_what_an_exact_growth_is_not_is_said(tmp_path, capsys):
-    run = tiny_run(tmp_path / "run", "phases.wide.optimizer_state=exact")
-    assert "scaled, not exact: noise makes copies differ" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("recipe", "because"),
+    [
+        ("copies", "noise makes copies differ"),
+        ("fresh", "filler channels of LayerNorm learn apart"),
+    ],
+)
+def test_what_an_exact_growth_is_not_is_said(tmp_path, capsys, recipe, because):
+    run = tiny_run(tmp_path / "run", f"recipe={recipe}", "phases.wide.optimizer_state=exact")
+    assert f"scaled, not exact: {because}" in capsys.readouterr().out
     boundaries = json.loads((run.run_dir / "boundaries.json").read_text())
     assert [bool(b["inexact_because"]) for b in boundaries] == [False, True, False]
 

@@ -143,9 +143,9 @@ def test_name_group_tags_and_config(run_dir):
     assert (run.display_name, run.run_group) == ("run", "some_sweep")
     assert list(run.tags) == ["quickstart", "mine"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    dials = {"scale_factor": 1.5, "extra_layers": 1, "noise_std": 0.01}
-    assert config["growth"] == {**dials, "new_channels": "copies", "new_blocks": "identity"}
-    assert config["phases"]["wide"]["grow"][0]["widen"]["noise_std"] == 0.01
+    dials = {"scale_factor": 1.5, "extra_layers": 1, "noise_std": None}
+    assert config["growth"] == {**dials, "new_channels": "auto", "new_blocks": "fresh"}
+    assert config["phases"]["wide"]["grow"][0]["widen"]["scale_factor"] == 1.5
     assert config["resume"] is None
 
 
@@ -173,7 +173,7 @@ def test_wandb_s_own_reader_finds_the_same(run_dir, tmp_path):
     run, *_ = received.runs
     assert (run["groupName"], run["tags"]) == ("some_sweep", ["quickstart", "mine"])
     config = json.loads(run["config"])
-    assert config["growth"]["value"]["noise_std"] == 0.01
+    assert config["growth"]["value"]["scale_factor"] == 1.5
 
 
 def flat(row):
