@@ -99,7 +99,9 @@ class Widen:
         if self.new_channels == "fresh":
             for name, value in self._about_copies().items():
                 raise UserError(
-                    name, value, "is about copies: new_channels=fresh makes none, copies does"
+                    name,
+                    value,
+                    "is about copies, and new_channels=fresh makes none: set it to copies",
                 )
 
     def _is_fresh(self) -> bool:
