@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from growlm.files import write_whole
-from growth_study.arms import AXES, Axis
+from growth_study.arms import AXES
 from growth_study.costs import Read
-from growth_study.findings import AxisFindings, Findings, Spread
+from growth_study.findings import AxisFindings, ChangeFindings, Findings, Spread
 
 PLACE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -26,7 +26,7 @@ def fill_page(page: Path, tables: Mapping[str, str]) -> None:
 
 
 def all_tables(findings: Findings) -> dict[str, str]:
-    """By name."""
+    """By name; of what has been trained."""
     tables = {
         "headline": _headline(findings.axes()),
         "savings": _savings(findings.axes()),
@@ -34,8 +34,8 @@ def all_tables(findings: Findings) -> dict[str, str]:
         "speeds": _speeds(findings),
     }
     for axis in AXES:
-        if axis.changes:
-            tables[f"changes-{axis.name.replace(' ', '-')}"] = _changes(findings, axis)
+        if changes := findings.changes(axis):
+            tables[f"changes-{axis.name.replace(' ', '-')}"] = _changes(changes)
     return tables
 
 
@@ -87,7 +87,7 @@ def _read(reads: Sequence[Read | None], form: str) -> str:
     return sign + Spread(tuple(read.value for read in known)).text(form)
 
 
-def _changes(findings: Findings, axis: Axis) -> str:
+def _changes(changes: Sequence[ChangeFindings]) -> str:
     rows = [
         [
             change.arm.factor,
@@ -97,7 +97,7 @@ def _changes(findings: Findings, axis: Axis) -> str:
             change.difference.text("+.4f"),
             ", ".join(f"{jump:+.4f}" for jump in change.jumps),
         ]
-        for change in findings.changes(axis)
+        for change in changes
     ]
     return _table(
         ["factor", "in place of the plan's", "seeds", "loss", "to the plan", "jump"], rows
@@ -108,9 +108,9 @@ def _rates(findings: Findings) -> str:
     rows = []
     for axis in AXES:
         for arm, losses in findings.tuning(axis).items():
-            if arm == "continue" and axis.source != axis.name:
+            if not losses or (arm == "continue" and axis.source != axis.name):
                 continue
-            best = min(losses, key=lambda rate: losses[rate], default=None)
+            best = min(losses, key=lambda rate: losses[rate])
             shown = (
                 f"**{rate:g}: {losses[rate]:.4f}**"
                 if rate == best
