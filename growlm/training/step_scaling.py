@@ -24,6 +24,9 @@ from growlm.growth.factors import Factors, common_value, original_entries, produ
 from growlm.growth.optimizer_state import State, bias_correction, change_moments
 from growlm.sharding import is_sharded, own_part, total
 
+CLIP_EPS = 1e-6
+"""Added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
+
 
 class StepScaling:
     """Nothing is scaled: `carry` and `reset`."""
@@ -60,9 +63,12 @@ class StepScaling:
             The norm before clipping. If it is not finite, gradients are left as they are: clipping would spread
             NaN from one to all.
         """
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, _or_zero(norm))
+        trained = [p for p in model.parameters() if p.grad is not None]
+        norm = total_norm([p.grad for p in trained if p.grad is not None])
+        # Torch multiplies them all, by 1 too. Only a CPU's norm can be looked at without waiting for it.
+        within = norm.device.type == "cpu" and bool(clip / (norm + CLIP_EPS) >= 1.0)
+        if not within:
+            torch.nn.utils.clip_grads_with_norm_(trained, clip, _or_zero(norm))
         return norm
 
     def after_update(self) -> None:
@@ -167,7 +173,7 @@ class ExactScaling(StepScaling):
             share = product([f.norm_share for f in factors], gradient)
             squares.append((own_part(gradient).square() * share).sum())
         norm = total(torch.stack(squares).sum(), trained[0][1]).sqrt()
-        shrink = (clip / (_or_zero(norm) + 1e-6)).clamp(max=1.0)
+        shrink = (clip / (_or_zero(norm) + CLIP_EPS)).clamp(max=1.0)
         for _, parameter in trained:
             assert parameter.grad is not None
             own_part(parameter.grad).mul_(shrink)
