@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ SMALL = ModelConfig(
     num_experts=8,
 )  # fmt: skip
 """Most of its step is moving bytes, and products too small to be fast."""
+ROUNDS = 11
+Action = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -94,48 +97,64 @@ def calibration(machine: Machine, tell: Callable[[], None], anew: bool = False) 
 
 def measure(machine: Machine) -> Calibration:
     """Measure, as training would find it: with freed memory kept."""
+    size = 8192 if machine.accelerator == "gpu" else 1024
+    product_flops, entries = 2 * size**3, 2**24
     keep_freed_memory()
     try:
-        half = _product_rate(machine, torch.bfloat16)
-        single = _product_rate(machine, machine.weight_dtype)
-        adamw = _adamw_rate(machine)
-        tiny, tiny_seconds = _pass(machine, TINY, 1, 16)
-        call = tiny_seconds / tiny.calls
-        small, small_seconds = _pass(machine, SMALL, 16, 128)
-        products = small.half_flops / half + small.single_flops / single
-        rest = max(small_seconds - products - small.calls * call, 0.25 * small_seconds)
-        other = small.other_bytes / rest
+        tiny, tiny_step = _pass(machine, TINY, 1, 16)
+        small, small_step = _pass(machine, SMALL, 16, 128)
+        actions = {
+            "half": _product(machine, torch.bfloat16, size),
+            "single": _product(machine, machine.weight_dtype, size),
+            "adamw": _adamw(machine, entries),
+            "tiny": tiny_step,
+            "small": small_step,
+        }
+        seconds = _in_turns(machine, actions)
     finally:
         stop_keeping_freed_memory()
-    return Calibration(half, single, other, _fresh_rate(machine), adamw, call)
+    half, single = product_flops / seconds["half"], product_flops / seconds["single"]
+    call = seconds["tiny"] / tiny.calls
+    products = small.half_flops / half + small.single_flops / single
+    rest = max(seconds["small"] - products - small.calls * call, 0.25 * seconds["small"])
+    return Calibration(
+        half,
+        single,
+        other_bytes=small.other_bytes / rest,
+        fresh_bytes=_fresh_rate(machine),
+        adamw_entries=entries / seconds["adamw"],
+        call=call,
+    )
 
 
-def _median_seconds(machine: Machine, action: Callable[[], object], times: int = 6) -> float:
-    """The median of a few, after one to warm up."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        action()
-        if machine.accelerator == "gpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[len(seconds[1:]) // 2]
+def _in_turns(machine: Machine, actions: Mapping[str, Action]) -> dict[str, float]:
+    """The median seconds of each.
+
+    In turns, since a machine that others share changes its speed within seconds, and what one action took is
+    subtracted from what another did.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(1 + ROUNDS):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            if machine.accelerator == "gpu":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}  # one warms up
 
 
-def _product_rate(machine: Machine, dtype: torch.dtype) -> float:
-    size = 8192 if machine.accelerator == "gpu" else 1024
+def _product(machine: Machine, dtype: torch.dtype, size: int) -> Action:
     a = torch.ones(size, size, dtype=dtype, device=machine.device)
-    return 2 * size**3 / _median_seconds(machine, lambda: torch.mm(a, a))
+    return lambda: torch.mm(a, a)
 
 
-def _adamw_rate(machine: Machine) -> float:
-    size = 2**24
+def _adamw(machine: Machine, entries: int) -> Action:
     parameter = torch.zeros(
-        size, device=machine.device, dtype=machine.weight_dtype, requires_grad=True
+        entries, device=machine.device, dtype=machine.weight_dtype, requires_grad=True
     )
     parameter.grad = torch.ones_like(parameter)
-    optimizer = torch.optim.AdamW([parameter], fused=True)
-    return size / _median_seconds(machine, optimizer.step)
+    return torch.optim.AdamW([parameter], fused=True).step
 
 
 def _fresh_rate(machine: Machine) -> float:
@@ -148,7 +167,7 @@ def _fresh_rate(machine: Machine) -> float:
     return size / (time.perf_counter() - start)
 
 
-def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tuple[PassWork, float]:
+def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tuple[PassWork, Action]:
     with machine.device:
         model = TransformerLM(shape).to(machine.weight_dtype)
         tokens = torch.zeros(batch, length + 1, dtype=torch.long)
@@ -163,7 +182,7 @@ def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tupl
 
     double = machine.weight_dtype is torch.float64
     work = dry_run(shape, batch, length, machine.half_precision, double=double)
-    return work, _median_seconds(machine, step)
+    return work, step
 
 
 def _cache_folder() -> Path:
