@@ -164,7 +164,7 @@ class ChannelMap:
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
-        for new, old, size in self._copied_runs:
+        for new, old, size in self.copied_runs:
             out.narrow(dim, old, size).add_(tensor.narrow(dim, new, size))
         return out
 
@@ -175,7 +175,8 @@ class ChannelMap:
         return runs_of(fillers, torch.arange(len(fillers)))
 
     @cached_property
-    def _copied_runs(self) -> list[tuple[int, ...]]:
+    def copied_runs(self) -> list[tuple[int, ...]]:
+        """As `runs`, without fillers."""
         copied = (~self.is_filler).nonzero().squeeze(1)
         return runs_of(copied, self.source[copied])
 
@@ -200,7 +201,11 @@ MOST_RUNS = 256
 
 
 def select_along(
-    tensor: Tensor, maps: Mapping[int, ChannelMap], factors: Mapping[int, Tensor] | None = None
+    tensor: Tensor,
+    maps: Mapping[int, ChannelMap],
+    factors: Mapping[int, Tensor] | None = None,
+    *,
+    to_be_filled: bool = False,
 ) -> Tensor:
     """`ChannelMap.select` along several dimensions at once, which writes every entry once. A new tensor.
 
@@ -208,6 +213,7 @@ def select_along(
         tensor: The old one.
         maps: By dimension.
         factors: By dimension, each (new size,): what the new entries are multiplied by.
+        to_be_filled: Fillers are written next, and need not hold anything before.
     """
     factors = {dim: along(vector, dim, tensor) for dim, vector in (factors or {}).items()}
     if math.prod(len(channels.runs) for channels in maps.values()) > MOST_RUNS:
@@ -220,7 +226,8 @@ def select_along(
     for dim, channels in maps.items():
         shape[dim] = channels.new_size
     out = tensor.new_empty(shape)
-    for runs in product(*(channels.runs for channels in maps.values())):
+    runs_along = [c.copied_runs if to_be_filled else c.runs for c in maps.values()]
+    for runs in product(*runs_along):
         to, of, times = out, tensor, []
         for dim, (new, old, size) in zip(maps, runs, strict=True):
             to, of = to.narrow(dim, new, size), of.narrow(dim, old, size)

@@ -84,7 +84,9 @@ def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
         x = x.unsqueeze(piece.dim) if piece.inserts else x
         if exponent := piece.share_exponent(power):
             factors[piece.dim] = piece.channels.shares**exponent
-    return select_along(x, {piece.dim: piece.channels for piece in pieces}, factors)
+    # The engine puts a Fill behind every selection that has fillers.
+    maps = {piece.dim: piece.channels for piece in pieces}
+    return select_along(x, maps, factors, to_be_filled=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Growth takes memory as the system gives it, and leaves nothing in a tensor that it has not written itself."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny_models import build, tiny_config
+
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, grow_moments, plan_growth
+
+GROWTHS = {
+    "copies": [Widen(scale_factor=2)],
+    "copies and fillers": [Widen(scale_factor=1.5)],
+    "one axis": [Widen(d_ff=40)],
+    "zeros": [Widen(scale_factor=1.5, filler="zeros")],
+    "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
+    "twice": [Widen(scale_factor=1.5), Widen(scale_factor=1.5, new_channels="fresh")],
+    "experts": [Upcycle(4), Widen(scale_factor=1.5, new_channels="fresh"), MultiplyExperts(2)],
+    "finer experts": [Upcycle(4, granularity=2, drop_fraction=0.5), Widen(scale_factor=1.5)],
+}
+
+
+@contextmanager
+def nan_in_new_memory():
+    torch.use_deterministic_algorithms(True)  # fills what `empty` gives with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("family", ["default", "llama"])
+@pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
+def test_weights(family, operators):
+    model = build(tiny_config(family), std=0.2)
+    with nan_in_new_memory():
+        grown = grow(model, operators)
+    assert all(parameter.isfinite().all() for parameter in grown.parameters())
+
+
+@pytest.mark.parametrize("family", ["default", "llama"])
+@pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
+def test_moments(family, operators):
+    model = build(tiny_config(family), std=0.2)
+    states = {
+        name: {"step": torch.tensor(3.0), "exp_avg": p.clone(), "exp_avg_sq": p.square()}
+        for name, p in model.state_dict().items()
+    }
+    with nan_in_new_memory():
+        grown = grow_moments(plan_growth(model.config, operators), states, "carry")
+    assert grown
+    assert all(entry.isfinite().all() for state in grown.values() for entry in state.values())
