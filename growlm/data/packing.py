@@ -37,6 +37,15 @@ class PackedSamples(Dataset[torch.Tensor]):
         position = index * self.sequence_length
         return torch.from_numpy(self.row.read(position, self.sequence_length + 1))
 
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        """Several samples, as the loader asks for a batch: neighbours are read in one go."""
+        first, count = indices[0], len(indices)
+        if indices != list(range(first, first + count)):
+            return [self[index] for index in indices]
+        length = self.sequence_length
+        tokens = torch.from_numpy(self.row.read(first * length, count * length + 1))
+        return list(tokens.unfold(0, length + 1, length))
+
     def mark(self, index: int) -> dict[str, Any] | None:
         """None: nothing is needed to begin with any sample."""
         return None

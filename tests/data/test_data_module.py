@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples
 from growlm.data.rows import ShuffledDocuments
@@ -34,6 +36,15 @@ def test_batches_are_consecutive_samples_from_the_first_one():
     expected = torch.stack([module.train[i] for i in range(33, 48)])  # crosses into epoch 1
     assert torch.equal(torch.cat(batches), expected)
     assert batches[0].dtype == torch.int64
+
+
+@given(first=st.integers(0, 90), count=st.integers(1, 9), order=st.randoms(use_true_random=False))
+def test_a_batch_is_its_samples_in_any_order(first, count, order):
+    samples, neighbours = PackedSamples(ROW, 4), list(range(first, first + count))
+    shuffled = order.sample(neighbours, count)
+    for indices in (neighbours, shuffled, [first, *neighbours]):
+        expected = torch.stack([samples[i] for i in indices])
+        assert torch.equal(torch.stack(samples.__getitems__(indices)), expected)
 
 
 def test_phases_of_any_batch_sizes_read_on_where_the_last_one_stopped():

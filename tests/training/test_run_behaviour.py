@@ -46,13 +46,13 @@ def test_another_seed_is_another_run(tmp_path):
 
 def test_phases_read_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     read = []
-    original = PackedSamples.__getitem__
+    original = PackedSamples.__getitems__
 
-    def spy(self, index):
-        read.append(index)
-        return original(self, index)
+    def spy(self, indices):
+        read.extend(indices)
+        return original(self, indices)
 
-    monkeypatch.setattr(PackedSamples, "__getitem__", spy)
+    monkeypatch.setattr(PackedSamples, "__getitems__", spy)
     tiny_run(tmp_path / "run", "phases.moe.batch_size=2", "phases.wide.accumulate=3")
     assert read == list(range(4 * (4 + 2 + 3 * 4 + 4)))
 
