@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from growlm.command import run_small_command
 from growlm.config.load import load_command
 from growlm.config.schema import ConvertCommand
 from growlm.errors import UserError
+from growlm.exit_codes import leave
 from growlm.interop import to_growlm, to_huggingface
 from growlm.model.report import parameter_report
 from growlm.reporting.bars import ByteBar
@@ -34,7 +34,7 @@ python -m growlm.convert source=DIR out=DIR to=growlm
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, convert))
+    leave(run_small_command(USAGE, convert))
 
 
 def convert(arguments: list[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from growlm.config.schema import EvaluateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import pick_accelerator, torch_device
 from growlm.errors import RunError, UserError
+from growlm.exit_codes import leave
 from growlm.inference.loading import open_checkpoint
 from growlm.inference.rows import Row, evaluation_documents, read_row
 from growlm.inference.scoring import Score, bits_per_byte, score_row
@@ -44,7 +44,7 @@ python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, evaluate))
+    leave(run_small_command(USAGE, evaluate))
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ from growlm.config.schema import GenerateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.errors import UserError
+from growlm.exit_codes import leave
 from growlm.inference.loading import open_checkpoint
 from growlm.inference.prompts import read_prompts
 from growlm.inference.text_stream import TextStream
@@ -52,7 +53,7 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, generate))
+    leave(run_small_command(USAGE, generate))
 
 
 def generate(arguments: list[str]) -> int:

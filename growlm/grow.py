@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from growlm.config.checks import applied_operators
 from growlm.config.load import load_command
 from growlm.config.schema import GrowCommand
 from growlm.errors import UserError
+from growlm.exit_codes import leave
 from growlm.reporting.bars import ByteBar
 from growlm.reporting.plain import plain_console
 
@@ -32,7 +32,7 @@ python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, 
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, grow))
+    leave(run_small_command(USAGE, grow))
 
 
 def grow(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from growlm.config.load import load_config
 from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
 from growlm.errors import UserError
-from growlm.exit_codes import complain
+from growlm.exit_codes import complain, leave
 from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan, print_sharing
 from growlm.training.adamw_8bit import check_available
@@ -44,7 +44,7 @@ OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, plan))
+    leave(run_small_command(USAGE, plan))
 
 
 def plan(arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from growlm.command import run_small_command
 from growlm.config.load import load_command
 from growlm.config.schema import VerifyCommand
 from growlm.errors import UserError
+from growlm.exit_codes import leave
 from growlm.growth import operators_from_data
 from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import plan_growth
@@ -45,7 +45,7 @@ CHECKS_SHOWN = ("rope", "router", "symmetry", "functional")
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, verify))
+    leave(run_small_command(USAGE, verify))
 
 
 def verify(arguments: list[str]) -> int:
