@@ -48,7 +48,15 @@ def test_every_boundary_is_lossless(run):
         assert boundary["passed"]
         assert set(boundary["checks"]) == {"rope", "router", "symmetry", "functional"}
         assert all(c["status"] in ("passed", "not_applicable") for c in boundary["checks"].values())
-    assert boundaries[1]["noise"]["sigma_max"] <= 1e-2
+        assert boundary["noise"] == {}  # nothing is copied, but to experts
+
+
+def test_the_noise_that_parts_copies_is_on_record(tmp_path):
+    run = tiny_run(tmp_path / "run", "recipe=copies")
+    boundary = json.loads((run.run_dir / "boundaries.json").read_text())[1]
+    assert 0 < boundary["noise"]["sigma_max"] <= 1e-2
+    assert boundary["lossless"]
+    assert boundary["checks"]["symmetry"]["status"] == "passed"
 
 
 def test_history_is_one_continuous_axis(run):
