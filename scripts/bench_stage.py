@@ -53,7 +53,7 @@ class Case:
 
 CASES = {
     "20 ms": Case(
-        ("model.n_layers=2", "model.d_model=128", "model.d_ff=512", "phases.dense.batch_size=8"), 0.08
+        ("model.n_layers=2", "model.d_model=128", "model.d_ff=512", "phases.dense.batch_size=10"), 0.08
     ),
     "100 ms": Case(
         ("model.n_layers=4", "model.d_model=256", "model.d_ff=1024", "phases.dense.batch_size=16"), 0.03
