@@ -150,21 +150,21 @@ class ChannelMap:
         return tensor.index_select(dim, places.to(tensor.device))
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
-        """New entry j along `dim` is old entry s(j); fillers hold what happens to be there. A new tensor."""
+        """New entry j along `dim` is old entry s(j); fillers are left unwritten. A new tensor."""
         return select_along(tensor, {dim: self})
 
     @cached_property
     def runs(self) -> list[tuple[int, ...]]:
-        """(first new, first old, how many) of neighbours that copy neighbours; fillers copy something."""
-        new = torch.arange(self.new_size)
-        return runs_of(new, torch.where(self.is_filler, new % self.old_size, self.source))
+        """(first new, first old, how many) of neighbours that copy neighbours."""
+        copied = (~self.is_filler).nonzero().squeeze(1)
+        return runs_of(copied, self.source[copied])
 
     def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
         """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
-        for new, old, size in self.copied_runs:
+        for new, old, size in self.runs:
             out.narrow(dim, old, size).add_(tensor.narrow(dim, new, size))
         return out
 
@@ -173,12 +173,6 @@ class ChannelMap:
         """(first, how many before it, how many) of neighbouring fillers."""
         fillers = self.is_filler.nonzero().squeeze(1)
         return runs_of(fillers, torch.arange(len(fillers)))
-
-    @cached_property
-    def copied_runs(self) -> list[tuple[int, ...]]:
-        """As `runs`, without fillers."""
-        copied = (~self.is_filler).nonzero().squeeze(1)
-        return runs_of(copied, self.source[copied])
 
 
 def runs_of(*columns: Tensor) -> list[tuple[int, ...]]:
@@ -201,19 +195,14 @@ MOST_RUNS = 256
 
 
 def select_along(
-    tensor: Tensor,
-    maps: Mapping[int, ChannelMap],
-    factors: Mapping[int, Tensor] | None = None,
-    *,
-    to_be_filled: bool = False,
+    tensor: Tensor, maps: Mapping[int, ChannelMap], factors: Mapping[int, Tensor] | None = None
 ) -> Tensor:
-    """`ChannelMap.select` along several dimensions at once, which writes every entry once. A new tensor.
+    """`ChannelMap.select` along several dimensions at once, which writes no entry twice. A new tensor.
 
     Args:
         tensor: The old one.
         maps: By dimension.
         factors: By dimension, each (new size,): what the new entries are multiplied by.
-        to_be_filled: Fillers are written next, and need not hold anything before.
     """
     factors = {dim: along(vector, dim, tensor) for dim, vector in (factors or {}).items()}
     if math.prod(len(channels.runs) for channels in maps.values()) > MOST_RUNS:
@@ -226,8 +215,7 @@ def select_along(
     for dim, channels in maps.items():
         shape[dim] = channels.new_size
     out = tensor.new_empty(shape)
-    runs_along = [c.copied_runs if to_be_filled else c.runs for c in maps.values()]
-    for runs in product(*runs_along):
+    for runs in product(*(channels.runs for channels in maps.values())):
         to, of, times = out, tensor, []
         for dim, (new, old, size) in zip(maps, runs, strict=True):
             to, of = to.narrow(dim, new, size), of.narrow(dim, old, size)

@@ -90,7 +90,7 @@ class Noise:
         copies = self.channels.copies()
         mean = self.channels.sum_copies(noise, dim)
         noise.sub_(self.channels.select(mean, dim).div_(along(copies.clamp(min=1), dim, x)))
-        noise.mul_(along((copies > 1).to(x.dtype), dim, x))
+        noise.masked_fill_(along(copies < 2, dim, x).bool(), 0.0)  # fillers' is what memory held
         x.add_(noise)
 
     def moment(self, x: Tensor, power: int) -> Tensor:

@@ -85,8 +85,7 @@ def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
         if exponent := piece.share_exponent(power):
             factors[piece.dim] = piece.channels.shares**exponent
     # The engine puts a Fill behind every selection that has fillers.
-    maps = {piece.dim: piece.channels for piece in pieces}
-    return select_along(x, maps, factors, to_be_filled=True)
+    return select_along(x, {piece.dim: piece.channels for piece in pieces}, factors)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, grow_mo
 GROWTHS = {
     "copies": [Widen(scale_factor=2)],
     "copies and fillers": [Widen(scale_factor=1.5)],
+    "three copies and fillers": [Widen(scale_factor=3.5)],
     "one axis": [Widen(d_ff=40)],
     "zeros": [Widen(scale_factor=1.5, filler="zeros")],
     "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
