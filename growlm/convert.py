@@ -9,8 +9,8 @@ import torch
 from rich.filesize import decimal
 
 from growlm.command import run_small_command
+from growlm.config.command_schema import ConvertCommand
 from growlm.config.load import load_command
-from growlm.config.schema import ConvertCommand
 from growlm.errors import UserError
 from growlm.exit_codes import leave
 from growlm.interop import to_growlm, to_huggingface

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from growlm.command import run_small_command
+from growlm.config.command_schema import EvaluateCommand
 from growlm.config.load import load_command
-from growlm.config.schema import EvaluateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import pick_accelerator, torch_device
 from growlm.errors import RunError, UserError

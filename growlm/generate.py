@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from growlm.command import run_small_command
+from growlm.config.command_schema import GenerateCommand
 from growlm.config.load import load_command
-from growlm.config.schema import GenerateCommand
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.errors import UserError

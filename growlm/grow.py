@@ -11,8 +11,8 @@ from growlm.checkpoint.artefact import read_config
 from growlm.checkpoint.growing import grow_checkpoint
 from growlm.command import run_small_command
 from growlm.config.checks import applied_operators
+from growlm.config.command_schema import GrowCommand
 from growlm.config.load import load_command
-from growlm.config.schema import GrowCommand
 from growlm.errors import UserError
 from growlm.exit_codes import leave
 from growlm.reporting.bars import ByteBar

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from growlm.checkpoint.artefact import load_model
 from growlm.command import run_small_command
+from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import load_command
-from growlm.config.schema import VerifyCommand
 from growlm.errors import UserError
 from growlm.exit_codes import leave
 from growlm.growth import operators_from_data

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from growlm.command import QUOTED, quote_free_text
+from growlm.config.command_schema import GenerateCommand
 from growlm.config.literal import with_literal_prompt
 from growlm.config.load import load_command, load_config
-from growlm.config.schema import GenerateCommand, RunConfig
+from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 
 PIECES = st.sampled_from(
