@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from growlm.data.corpus import TokenizedCorpus
 from growlm.data.held_out import HeldOut
 from growlm.data.open_sources import open_sources
-from growlm.data.packing import HeldOutSamples, PackedSamples, RankIndices
+from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches
 from growlm.data.prepare import DataListener, RunData, open_data, prepare_data
 from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
 from growlm.data.stories import story
@@ -25,7 +25,7 @@ __all__ = [
     "HeldOutSamples",
     "PackedDataModule",
     "PackedSamples",
-    "RankIndices",
+    "RankBatches",
     "RunData",
     "Source",
     "StreamedSamples",

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growlm.data.packing import HeldOutSamples, PackedSamples, RankIndices
+from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches
 from growlm.data.streaming import StreamedSamples
 
 
@@ -44,25 +45,34 @@ class PackedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
-        self.batch_size = batch_size // size
-        self.train_indices = RankIndices(first_sample, num_batches, batch_size, rank, size)
+        self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, size)
         windows = min(validation_sequences, validation.num_windows)
         # All make the same number of passes; where the windows cannot be shared evenly, all look at all.
         is_shared = windows % size == 0
-        self.validation_indices = range(windows)[rank::size] if is_shared else range(windows)
+        own = range(windows)[rank::size] if is_shared else range(windows)
+        part = batch_size // size
+        self.validation_batches = [own[i : i + part] for i in range(0, len(own), part)]
 
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
         """This process's share of the phase's batches, in order, (share, sequence_length + 1), int64."""
-        return _loader(self.train, self.batch_size, self.train_indices)
+        return _loader(self.train, self.train_batches)
 
     def val_dataloader(self) -> DataLoader[torch.Tensor]:
         """Its share of the validation batches, each (at most a training share, sequence_length + 1), int64."""
-        return _loader(self.validation, self.batch_size, self.validation_indices)
+        return _loader(self.validation, self.validation_batches)
 
 
-def _loader(
-    samples: Dataset[torch.Tensor], batch_size: int, indices: Sequence[int]
-) -> DataLoader[torch.Tensor]:
+def _loader(samples: Dataset[torch.Tensor], batches: Sequence[range]) -> DataLoader[torch.Tensor]:
     # A loader without a generator of its own draws from the global one each time it is iterated.
     generator = torch.Generator()
-    return DataLoader(samples, batch_size=batch_size, sampler=indices, generator=generator)
+    return DataLoader(
+        samples,
+        batch_sampler=batches,  # type: ignore[arg-type] # of lists, by its type
+        collate_fn=_stacked,
+        generator=generator,
+    )
+
+
+def _stacked(samples: Sequence[Tensor] | Tensor) -> Tensor:
+    """One by one, or a batch already."""
+    return samples if isinstance(samples, Tensor) else torch.stack(list(samples))

@@ -18,6 +18,9 @@ from torch.utils.data import Dataset
 from growlm.data.rows import Row
 from growlm.errors import UserError
 
+READ_TOGETHER = 2**15
+"""Tokens that are read at once: between two steps of training all that reading needs has left the caches."""
+
 
 class PackedSamples(Dataset[torch.Tensor]):
     """Samples of an endless row, in any order.
@@ -31,20 +34,28 @@ class PackedSamples(Dataset[torch.Tensor]):
 
     def __init__(self, row: Row, sequence_length: int) -> None:
         self.row, self.sequence_length = row, sequence_length
+        self._begin, self._tokens = 0, torch.empty(0, dtype=torch.int64)  # read ahead
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sample `index` of the run, any number from 0 up: (sequence_length + 1,), int64."""
         position = index * self.sequence_length
         return torch.from_numpy(self.row.read(position, self.sequence_length + 1))
 
-    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
-        """Several samples, as the loader asks for a batch: neighbours are read in one go."""
-        first, count = indices[0], len(indices)
-        if indices != list(range(first, first + count)):
-            return [self[index] for index in indices]
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        """A batch, as the loader asks for it, (samples, sequence_length + 1); a range of neighbours is quick."""
+        if not isinstance(indices, range) or indices.step != 1:
+            return torch.stack([self[index] for index in indices])
         length = self.sequence_length
-        tokens = torch.from_numpy(self.row.read(first * length, count * length + 1))
-        return list(tokens.unfold(0, length + 1, length))
+        tokens = self._read(indices.start * length, len(indices) * length + 1)
+        return tokens.unfold(0, length + 1, length).clone(memory_format=torch.contiguous_format)
+
+    def _read(self, position: int, count: int) -> torch.Tensor:
+        """Tokens `position` ... `position + count - 1` of the row, a view of what was read ahead."""
+        start = position - self._begin
+        if not 0 <= start <= len(self._tokens) - count:
+            self._tokens = torch.from_numpy(self.row.read(position, max(count, READ_TOGETHER)))
+            self._begin, start = position, 0
+        return self._tokens[start : start + count]
 
     def mark(self, index: int) -> dict[str, Any] | None:
         """None: nothing is needed to begin with any sample."""
@@ -86,8 +97,8 @@ class HeldOutSamples(Dataset[torch.Tensor]):
 
 
 @dataclass(frozen=True)
-class RankIndices(Sequence[int]):
-    """Indices of the samples that one process reads in a phase: its part of every batch.
+class RankBatches(Sequence[range]):
+    """Indices of the samples that one process reads in a phase, batch by batch: its part of each.
 
     The batches are the same whatever the number of processes, and their parts follow each other by rank.
 
@@ -106,20 +117,18 @@ class RankIndices(Sequence[int]):
     size: int = 1
 
     def __len__(self) -> int:
-        return self.num_batches * self.batch_size // self.size
+        return self.num_batches
 
     @overload
-    def __getitem__(self, place: int) -> int: ...
+    def __getitem__(self, batch: int) -> range: ...
 
     @overload
-    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, batch: slice) -> Sequence[range]: ...
 
-    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
-        """The index of its `place`-th sample."""
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
+    def __getitem__(self, batch: int | slice) -> range | Sequence[range]:
+        """The indices of its part of a batch."""
+        if isinstance(batch, slice):
+            return [self[i] for i in range(*batch.indices(self.num_batches))]
         part = self.batch_size // self.size
-        batch, within = divmod(place % len(self), part)
-        return self.start + batch * self.batch_size + self.rank * part + within
+        first = self.start + range(self.num_batches)[batch] * self.batch_size + self.rank * part
+        return range(first, first + part)

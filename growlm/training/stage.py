@@ -67,6 +67,8 @@ class StepFigures:
 
     def over_all(self, world: World) -> StepFigures:
         """Those of the whole batch, of which every process has had an equal part."""
+        if world.size == 1:
+            return self
         own = [self.loss, self.aux_loss, *([] if self.tied is None else [self.tied])]
         loss, aux_loss, *tied = world.mean(torch.stack(own)).unbind()
         return StepFigures(self.passes, loss, aux_loss, self.loads, tied[0] if tied else None)
@@ -196,7 +198,8 @@ class PhaseStage(LightningModule):
         if self.skipped is None:
             self.scaling.after_update()
             self._balance_by_bias()
-        self.zero_grad(set_to_none=True)
+        # Not the module's own, which looks through all of it for parameters.
+        optimizer.zero_grad(set_to_none=True)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: `optimizer_step` has dropped them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,11 +41,24 @@ def test_batches_are_consecutive_samples_from_the_first_one():
 
 @given(first=st.integers(0, 90), count=st.integers(1, 9), order=st.randoms(use_true_random=False))
 def test_a_batch_is_its_samples_in_any_order(first, count, order):
-    samples, neighbours = PackedSamples(ROW, 4), list(range(first, first + count))
+    samples, neighbours = PackedSamples(ROW, 4), range(first, first + count)
     shuffled = order.sample(neighbours, count)
-    for indices in (neighbours, shuffled, [first, *neighbours]):
+    for indices in (neighbours, shuffled, [first, *neighbours], neighbours[::2]):
         expected = torch.stack([samples[i] for i in indices])
-        assert torch.equal(torch.stack(samples.__getitems__(indices)), expected)
+        assert torch.equal(samples.__getitems__(indices), expected)
+
+
+@given(first=st.integers(0, 90), reads=st.lists(st.tuples(st.integers(-20, 20), st.integers(1, 9))))
+def test_what_was_read_ahead_serves_any_batch(first, reads):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("growlm.data.packing.READ_TOGETHER", 50)
+        samples = PackedSamples(ROW, 4)
+        for stride, count in reads:
+            first = max(0, first + stride)
+            batch = samples.__getitems__(range(first, first + count))
+            expected = [samples[i] for i in range(first, first + count)]
+            assert torch.equal(batch, torch.stack(expected))
+            batch.zero_()  # whoever has it may change it
 
 
 def test_phases_of_any_batch_sizes_read_on_where_the_last_one_stopped():

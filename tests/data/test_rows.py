@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_corpora import mixed, shuffled, texts_of, tokenizer, trained_on
 
-from growlm.data import PackedSamples, RankIndices
+from growlm.data import PackedSamples, RankBatches
 from growlm.data.packing import HeldOutSamples
 from growlm.data.rows import MixedDocuments, ShuffledDocuments
 from growlm.data.shuffling import mixture_counts, mixture_order, window_order
@@ -184,7 +184,8 @@ def test_held_out_windows_are_in_order_and_end():
 
 
 def test_phases_read_on():
-    assert [*RankIndices(0, 1, 5), *RankIndices(5, 3, 1)] == list(range(8))
+    batches = [*RankBatches(0, 1, 5), *RankBatches(5, 3, 1)]
+    assert [index for batch in batches for index in batch] == list(range(8))
 
 
 @given(
@@ -195,8 +196,8 @@ def test_phases_read_on():
 )
 def test_processes_share_every_batch_in_order(start, num_batches, part, size):
     batch_size = part * size
-    shares = [list(RankIndices(start, num_batches, batch_size, r, size)) for r in range(size)]
+    shares = [list(RankBatches(start, num_batches, batch_size, r, size)) for r in range(size)]
     for batch in range(num_batches):
-        together = [i for share in shares for i in share[batch * part : (batch + 1) * part]]
+        together = [i for share in shares for i in share[batch]]
         first = start + batch * batch_size
         assert together == list(range(first, first + batch_size))
