@@ -72,7 +72,7 @@ def similarity(model: TransformerLM, axis: str, axes: Mapping[str, ChannelMap]) 
     Columns are summed over the copies they read: what the row makes of the old channels, noise cancelled.
     """
     cosines = []
-    twins, residual = axes[axis].twins(), axes["residual"]
+    twins, residual = axes[axis].twins, axes["residual"]
     table = axes_table(model)
     for name, weight in model.named_parameters():
         label = table[name].label

@@ -119,6 +119,13 @@ class ChannelMap:
         """Of any channel."""
         return int(self.copies().max())
 
+    @cached_property
+    def only_appends(self) -> bool:
+        """Whether all old channels stay where they are, whole, and what comes behind them copies none."""
+        fillers = torch.full((self.new_size - self.old_size,), FILLER)
+        return torch.equal(self.source, torch.cat((torch.arange(self.old_size), fillers)))
+
+    @cached_property
     def twins(self) -> Tensor:
         """(pairs, 2): every further copy of a channel beside its first copy."""
         first = torch.full((self.old_size,), FILLER)
@@ -139,15 +146,22 @@ class ChannelMap:
     def is_first_copy(self) -> Tensor:
         """(new size,), which channels are the first copy of their source."""
         first = ~self.is_filler
-        first[self.twins()[:, 1]] = False
+        first[self.twins[:, 1]] = False
         return first
 
     def first_copies(self, tensor: Tensor, dim: int) -> Tensor:
         """The first copy of every channel along `dim`; a view where they come before all others."""
-        places = self.is_first_copy.nonzero().squeeze(1)
-        if torch.equal(places, torch.arange(self.old_size)):
+        if self._begins_with_first_copies:
             return tensor.narrow(dim, 0, self.old_size)
-        return tensor.index_select(dim, places.to(tensor.device))
+        return tensor.index_select(dim, self._first_copies.to(tensor.device))
+
+    @cached_property
+    def _first_copies(self) -> Tensor:
+        return self.is_first_copy.nonzero().squeeze(1)
+
+    @cached_property
+    def _begins_with_first_copies(self) -> bool:
+        return torch.equal(self._first_copies, torch.arange(self.old_size))
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
         """New entry j along `dim` is old entry s(j); fillers are left unwritten. A new tensor."""

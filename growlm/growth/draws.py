@@ -94,6 +94,9 @@ class Draws:
             numbers = _odd(size, source) if odd else _normal(size, source)
             use(part, numbers.view(shape).to(x), member)
 
+        if len(parts) == 1:
+            draw(*parts[0])
+            return
         if self._pool is None:
             # One core each: by default every one of them would start OpenMP threads for all cores.
             self._pool = ThreadPoolExecutor(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growlm.growth.chain import chain_moment, chain_weight
 from growlm.growth.channels import ChannelMap
 from growlm.growth.draws import Draws
 from growlm.growth.factors import Factors, as_originals, no_factors
@@ -28,8 +29,6 @@ from growlm.growth.pieces import (
     RedrawWhole,
     Scale,
     Split,
-    chain_moment,
-    chain_weight,
 )
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Dim, Label, LabelledShape, Role, axes_table, split_block_name

@@ -58,7 +58,7 @@ class Noise:
         """Add noise of deviation `sigma`, of all or of each member of a stack, block by block."""
         stacked = x.ndim >= 3 and self.dim > 0
         dim = self.dim - x.ndim  # of a member too
-        pairs = self.channels.twins() if self.channels.most_copies <= 2 else None
+        pairs = self.channels.twins if self.channels.most_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
         runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
         if pairs is not None and x.ndim >= 3 and not stacked:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,48 +37,8 @@ class Piece(Protocol):
         """The factors of each entry after it."""
 
 
-def chain_weight(pieces: Sequence[Piece], x: Tensor, draws: Draws) -> Tensor:
-    """What a chain of pieces does to a weight."""
-    for group in _groups(pieces):
-        x = _select(group, x, 0) if isinstance(group, list) else group.weight(x, draws)
-    return x
-
-
-def chain_moment(pieces: Sequence[Piece], x: Tensor, power: int) -> Tensor:
-    """What a chain of pieces does to a running mean of gradient**power."""
-    for group in _groups(pieces):
-        x = _select(group, x, power) if isinstance(group, list) else group.moment(x, power)
-    return x
-
-
-def _groups(pieces: Sequence[Piece]) -> Iterator[Piece | list[Selection]]:
-    """The pieces in order, but selections along different dimensions together, to be done in one pass.
-
-    Zeros and means along one dimension are the same after a selection along another, so they wait for it.
-    """
-    group: list[Selection] = []
-    fills: list[Fill] = []
-    for piece in pieces:
-        selection = piece if isinstance(piece, Selection) and not piece.inserts else None
-        if group and isinstance(piece, Fill) and piece.kind != "random":
-            fills.append(piece)
-            continue
-        dims = {other.dim for other in group} | {other.dim for other in fills}
-        if group and (selection is None or selection.dim in dims):
-            yield group
-            yield from fills
-            group, fills = [], []
-        if selection is None:
-            yield piece
-        else:
-            group.append(selection)
-    if group:
-        yield group
-        yield from fills
-
-
-def _select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
-    """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0)."""
+def select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
+    """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0); one pass."""
     factors = {}
     for piece in pieces:
         x = x.unsqueeze(piece.dim) if piece.inserts else x
@@ -108,11 +68,11 @@ class Selection(ABC):
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Select."""
-        return _select([self], x, 0)
+        return select([self], x, 0)
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Select."""
-        return _select([self], x, power)
+        return select([self], x, power)
 
     @abstractmethod
     def factors(self, factors: Factors) -> Factors:
@@ -167,10 +127,9 @@ class Fill:
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
         """Fill."""
-        if self.kind != "random":
-            return self._put(x, None if self.kind == "zero" else self._mean(x))
-        self._draw(x, draws)
-        return x
+        if self.kind == "random":
+            return self.draw(x, matrix_std(self.channels.first_copies(x, self.dim)), draws)
+        return self._put(x, None if self.kind == "zero" else self._mean(x))
 
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Zero for the first moment, the mean of the other entries for the second.
@@ -184,8 +143,8 @@ class Fill:
         """Fillers have none already."""
         return factors
 
-    def _draw(self, x: Tensor, draws: Draws) -> None:
-        std = matrix_std(self.channels.first_copies(x, self.dim)).to(x)
+    def draw(self, x: Tensor, std: Tensor, draws: Draws) -> Tensor:
+        """Fill at random with a standard deviation, that of all or of each member of a stack."""
         runs, stacked, dim = self.channels.filler_runs, x.ndim >= 3, self.dim - x.ndim
 
         def put(part: Tensor, numbers: Tensor, member: int) -> None:
@@ -195,6 +154,7 @@ class Fill:
 
         count = sum(size for *_, size in runs)
         draws.blocks(x, self.dim, count, "filler", self.key, put, stacked=stacked)
+        return x
 
     def _put(self, x: Tensor, value: Tensor | None) -> Tensor:
         for new, _, size in self.channels.filler_runs:

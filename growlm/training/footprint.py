@@ -171,7 +171,7 @@ def probe_share(config: RunConfig, phase: PlannedPhase) -> float:
 def has_twins(phase: PlannedPhase, before: PlannedPhase) -> bool:
     """Whether the growth to a phase makes copies of channels."""
     axes = plan_growth(before.model, phase.operators).axes
-    return any(len(channels.twins()) for channels in axes.values())
+    return any(len(channels.twins) for channels in axes.values())
 
 
 def least_bytes(config: RunConfig, phase: PlannedPhase, layout: Layout) -> int:

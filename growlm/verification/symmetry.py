@@ -158,7 +158,7 @@ def _summed_copies(tensor_map: TensorMap) -> dict[int, ChannelMap]:
 
 def _count_twins(comparison: Comparison) -> dict[str, TwinCounts]:
     model = comparison.new_model
-    twins = {axis: channels.twins() for axis, channels in comparison.growth_map.axes.items()}
+    twins = {axis: channels.twins for axis, channels in comparison.growth_map.axes.items()}
     twins = {axis: pairs for axis, pairs in twins.items() if len(pairs)}
     if not twins:
         return {}  # the gradient of a big model is not cheap

@@ -57,7 +57,7 @@ def test_twins_pair_every_further_copy_with_the_first(channels):
         [source.index(s), j] for j, s in enumerate(source) if s != FILLER and source.index(s) != j
     ]
 
-    assert channels.twins().tolist() == expected
+    assert channels.twins.tolist() == expected
 
 
 @given(channel_maps(), st.integers(0, 2), st.integers(0, 100))
