@@ -90,10 +90,13 @@ class _OnePass:
         """Whether a fill is the same after a later selection: zeros and means are, along another dimension.
 
         Random values are if that selection leaves them where they are, unscaled. Their deviation is that of the
-        copied entries, and it must be had from the weight before the selections.
+        copied entries, and it must be had from the weight before the selections. In a moment they do not wait: a
+        mean taken there would be rounded otherwise than it always was.
         """
-        if power or fill.kind != "random":
+        if fill.kind != "random":
             return True
+        if power:
+            return False
         own, *others = self.selections[:before]
         is_plain = own.dim == fill.dim and not own.share_exponent(0) and not others
         return is_plain and later.channels.only_appends

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from growlm.model.draws import generator_for, normal, seed_of
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 BLOCK = 2**19
 """Numbers that are drawn at once where there are many: threads wait for each other at every block."""
 
@@ -28,10 +31,10 @@ ODD_STD = ((2.0**14 - 1) / 3) ** 0.5
 
 @dataclass
 class Draws:
-    """Where the random entries of one growth come from, and what was drawn.
+    """Where the random entries of one growth come from, what was drawn, and the threads that draw.
 
     Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. In a `with` block, whose
-    end ends the threads that drew.
+    end ends the threads.
     """
 
     seed: int
@@ -39,6 +42,10 @@ class Draws:
     noise: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
     """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
+
+    def at_once(self, make: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Do something for every item, several at once, each in a thread of its own that draws alone too."""
+        return list(self._threads().map(make, items))
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
@@ -66,7 +73,7 @@ class Draws:
 
         Drawing is the slowest part of a growth, so the bits are SFC64's (C. Doty-Humphrey, PractRand), which gives
         them in half of the time of torch's generator. Every block has a seed of its own, so that the numbers do
-        not depend on the threads.
+        not depend on the threads. In a thread of `at_once` it is that one alone.
 
         Args:
             x: The tensor; blocks are parts of it, or of each member of a stack, across another dimension.
@@ -94,15 +101,16 @@ class Draws:
             numbers = _odd(size, source) if odd else _normal(size, source)
             use(part, numbers.view(shape).to(x), member)
 
-        if len(parts) == 1:
-            draw(*parts[0])
-            return
+        if len(parts) == 1 or hasattr(_memory, "is_of_pool"):
+            for part in parts:
+                draw(*part)
+        else:
+            list(self._threads().map(draw, *zip(*parts, strict=True)))
+
+    def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            # One core each: by default every one of them would start OpenMP threads for all cores.
-            self._pool = ThreadPoolExecutor(
-                torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-            )
-        list(self._pool.map(draw, *zip(*parts, strict=True)))
+            self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_begin_thread)
+        return self._pool
 
     def __enter__(self) -> Draws:
         return self
@@ -114,7 +122,7 @@ class Draws:
         operations: a step takes up to twice as long.
         """
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
             self._pool = None
             # They set it for themselves, and for all threads that begin after them.
             torch.set_num_threads(torch.get_num_threads())
@@ -145,6 +153,13 @@ def _parts(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
 
 _memory = threading.local()
 """A thread's own, used again for every block: new memory costs page faults."""
+
+
+def _begin_thread() -> None:
+    # One core each: by default every one of them would start OpenMP threads for all cores.
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    _memory.is_of_pool = True
 
 
 def _buffers(size: int) -> tuple[Tensor, Tensor]:

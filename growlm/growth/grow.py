@@ -24,6 +24,9 @@ from growlm.sharding import mesh_of, own_part
 
 Model = TypeVar("Model", bound=nn.Module)
 
+LARGE = 2**25
+"""Entries of tensors that are made one after another, with all cores; smaller ones at once, each with one."""
+
 
 class Operator(Protocol):
     """What every growth operator offers."""
@@ -82,9 +85,18 @@ def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
         source = some if tensor_map.source is None else old[tensor_map.source]
         return Making(name, source, lambda x: tensor_map.weight(x, draws), tensor_map.shape)
 
+    def made(name: str) -> tuple[str, Tensor]:
+        ((_, tensor),) = each_made([making(name)], None)
+        return name, tensor
+
     with torch.no_grad(), draws:
         new = dict(each_made(map(making, dealt), mesh))
-        new |= each_made(map(making, [n for n in growth_map.tensors if n not in new]), None)
+        rest = [name for name in growth_map.tensors if name not in new]
+        sizes = {name: math.prod(growth_map.tensors[name].shape) for name in rest}
+        # Many cores can share a large tensor, and two of them at once would not fit into any cache.
+        new |= map(made, [name for name in rest if sizes[name] >= LARGE])
+        small = [name for name in rest if sizes[name] < LARGE]
+        new |= draws.at_once(made, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         draws.share(mesh)
     grown.load_state_dict(new, assign=True)

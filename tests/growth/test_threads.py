@@ -1,0 +1,69 @@
+"""What a growth gives does not depend on how many threads make it, nor on which tensors they share."""
+
+import sys
+
+import pytest
+import torch
+from tiny_models import build, tiny_config
+
+from growlm.growth import Deepen, Upcycle, Widen, grow
+from growlm.growth.draws import Draws
+from growlm.growth.pieces import matrix_std
+
+GROWTHS = {
+    "copies": [Widen(scale_factor=1.5)],
+    "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
+    "redrawn": [Upcycle(4, drop_fraction=0.5)],
+}
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
+def test_the_same_bits_with_any_threads(operators, threads):
+    model = build(tiny_config("default", d_ff=1024), std=0.2)  # enough for torch to share the sums
+    threads(1)
+    expected = grow(model, operators).state_dict()
+    for number in (2, 5):
+        threads(number)
+        found = grow(model, operators).state_dict()
+        assert torch.get_num_threads() == number
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
+def test_the_same_bits_one_after_another_and_at_once(operators, monkeypatch):
+    model = build(tiny_config("default"), std=0.2)
+    expected = grow(model, operators).state_dict()
+    monkeypatch.setattr(sys.modules["growlm.growth.grow"], "LARGE", 1)  # `grow` is the function
+    found = grow(model, operators).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_fails_in_a_thread_fails(threads):
+    threads(2)
+
+    def fail(item: int) -> int:
+        if item == 1:
+            raise ArithmeticError("no")
+        return item
+
+    with Draws(0) as draws, pytest.raises(ArithmeticError, match="no"):
+        draws.at_once(fail, range(4))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_deviation_of_a_large_matrix_is_not_lost_in_rounding(number, threads):
+    """Summed in one go, it is wrong by a thousandth here, and by five percent in one twenty times as large."""
+    threads(number)
+    wide = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0)) * 0.02
+    half = wide.narrow(1, 0, 2048)
+    for matrix in (wide, half):
+        expected = matrix.double().std(correction=0)
+        assert float(matrix_std(matrix)) == pytest.approx(float(expected), rel=1e-5)
+        assert matrix_std(matrix.unsqueeze(0)).shape == (1, 1, 1)
