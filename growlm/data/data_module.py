@@ -74,5 +74,5 @@ def _loader(samples: Dataset[torch.Tensor], batches: Sequence[range]) -> DataLoa
 
 
 def _stacked(samples: Sequence[Tensor] | Tensor) -> Tensor:
-    """One by one, or a batch already."""
+    """A batch, (samples, sequence_length + 1), of samples or of one that is stacked already."""
     return samples if isinstance(samples, Tensor) else torch.stack(list(samples))

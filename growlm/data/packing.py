@@ -19,7 +19,7 @@ from growlm.data.rows import Row
 from growlm.errors import UserError
 
 READ_TOGETHER = 2**15
-"""Tokens that are read at once: between two steps of training all that reading needs has left the caches."""
+"""Tokens of batches that are read at once: between two steps all that reading needs has left the caches."""
 
 
 class PackedSamples(Dataset[torch.Tensor]):
@@ -35,6 +35,7 @@ class PackedSamples(Dataset[torch.Tensor]):
     def __init__(self, row: Row, sequence_length: int) -> None:
         self.row, self.sequence_length = row, sequence_length
         self._begin, self._tokens = 0, torch.empty(0, dtype=torch.int64)  # read ahead
+        self._next = -1
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sample `index` of the run, any number from 0 up: (sequence_length + 1,), int64."""
@@ -51,10 +52,14 @@ class PackedSamples(Dataset[torch.Tensor]):
 
     def _read(self, position: int, count: int) -> torch.Tensor:
         """Tokens `position` ... `position + count - 1` of the row, a view of what was read ahead."""
+        new = count - 1  # the last one begins the next batch too
         start = position - self._begin
         if not 0 <= start <= len(self._tokens) - count:
-            self._tokens = torch.from_numpy(self.row.read(position, max(count, READ_TOGETHER)))
+            # Whole batches, and only where one follows the other: processes that share them skip what is others'.
+            batches = max(1, READ_TOGETHER // new) if position == self._next else 1
+            self._tokens = torch.from_numpy(self.row.read(position, batches * new + 1))
             self._begin, start = position, 0
+        self._next = position + new
         return self._tokens[start : start + count]
 
     def mark(self, index: int) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A chain of pieces, done: no entry is written twice where the order allows it."""
+"""A chain of pieces, done in few passes over the tensor."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class _OnePass:
             return True
         if power:
             return False
-        own, *others = self.selections[:before]
-        is_plain = own.dim == fill.dim and not own.share_exponent(0) and not others
+        own = self.selections[0]
+        is_plain = before == 1 and own.dim == fill.dim and not own.share_exponent(0)
         return is_plain and later.channels.only_appends
 
 

@@ -128,11 +128,10 @@ class ChannelMap:
     @cached_property
     def twins(self) -> Tensor:
         """(pairs, 2): every further copy of a channel beside its first copy."""
-        first = torch.full((self.old_size,), FILLER)
         channels = torch.arange(self.new_size)[~self.is_filler]
         sources = self.source[channels]
-        # Reversed, so that the first copy is written last.
-        first[sources.flip(0)] = channels.flip(0)
+        first = torch.full((self.old_size,), self.new_size)
+        first.scatter_reduce_(0, sources, channels, "amin")
         further = first[sources] != channels
         return torch.stack((first[sources[further]], channels[further]), dim=1)
 

@@ -31,7 +31,7 @@ ODD_STD = ((2.0**14 - 1) / 3) ** 0.5
 
 @dataclass
 class Draws:
-    """Where the random entries of one growth come from, what was drawn, and the threads that draw.
+    """Where the random entries of one growth come from, what was drawn, and the threads that grow.
 
     Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. In a `with` block, whose
     end ends the threads.
@@ -44,7 +44,7 @@ class Draws:
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
 
     def at_once(self, make: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Do something for every item, several at once, each in a thread of its own that draws alone too."""
+        """Do something for every item, results in order. Each is done by one of the threads, which draws alone."""
         return list(self._threads().map(make, items))
 
     def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
@@ -69,11 +69,11 @@ class Draws:
         stacked: bool,
         odd: bool = False,
     ) -> None:
-        """Draw numbers of mean 0 for a tensor and use them, by blocks, in all torch threads.
+        """Draw numbers of mean 0 for a tensor and use them, by blocks, several at once.
 
         Drawing is the slowest part of a growth, so the bits are SFC64's (C. Doty-Humphrey, PractRand), which gives
         them in half of the time of torch's generator. Every block has a seed of its own, so that the numbers do
-        not depend on the threads. In a thread of `at_once` it is that one alone.
+        not depend on the threads. Inside `at_once` one thread draws them all.
 
         Args:
             x: The tensor; blocks are parts of it, or of each member of a stack, across another dimension.
@@ -116,16 +116,19 @@ class Draws:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the threads that drew; they begin again when needed.
+        """End the threads; they begin again when needed.
 
         While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two
         operations: a step takes up to twice as long.
         """
+        vars(_memory).clear()
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-            # They set it for themselves, and for all threads that begin after them.
-            torch.set_num_threads(torch.get_num_threads())
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                self._pool = None
+                # They set it for themselves, and for all threads that begin after them.
+                torch.set_num_threads(torch.get_num_threads())
 
     def share(self, mesh: DeviceMesh) -> None:
         """Let all processes know what each of them drew."""

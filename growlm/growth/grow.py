@@ -86,8 +86,8 @@ def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
         return Making(name, source, lambda x: tensor_map.weight(x, draws), tensor_map.shape)
 
     def made(name: str) -> tuple[str, Tensor]:
-        ((_, tensor),) = each_made([making(name)], None)
-        return name, tensor
+        one = making(name)
+        return name, one.make(one.source)
 
     with torch.no_grad(), draws:
         new = dict(each_made(map(making, dealt), mesh))

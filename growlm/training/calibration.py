@@ -18,7 +18,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine, processor
-from growlm.training.memory import keep_freed_memory, stop_keeping_freed_memory
+from growlm.training.memory import free_memory, keep_freed_memory, stop_keeping_freed_memory
 
 ADAMW_TRAFFIC = 7
 """Times that AdamW reads or writes every entry: the weight and two moments both, the gradient once."""
@@ -34,6 +34,8 @@ SMALL = ModelConfig(
 )  # fmt: skip
 """Most of its step is moving bytes, and products too small to be fast."""
 ROUNDS = 11
+METHOD = 2
+"""Counts the ways of measuring, so that what another one found is not taken for this one's."""
 Action = Callable[[], object]
 
 
@@ -158,8 +160,8 @@ def _adamw(machine: Machine, entries: int) -> Action:
 
 
 def _fresh_rate(machine: Machine) -> float:
-    # Once, and large: what was used a moment ago is faster to get again.
-    size = 2**29
+    # Once, and large: what was used a moment ago comes several times as fast as what a machine has to find first.
+    size = max(2**26, min(2**32, free_memory(machine.accelerator) // 6))
     start = time.perf_counter()
     torch.ones(size, dtype=torch.uint8, device=machine.device)
     if machine.accelerator == "gpu":
@@ -192,5 +194,5 @@ def _cache_folder() -> Path:
 def _fingerprint(machine: Machine) -> str:
     """Of everything that the figures depend on."""
     node = "" if machine.accelerator == "gpu" else platform.node()
-    text = f"{node} {processor(machine)} {machine.precision} {torch.__version__}"
+    text = f"{node} {processor(machine)} {machine.precision} {torch.__version__} {METHOD}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

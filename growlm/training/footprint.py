@@ -9,7 +9,7 @@ import torch
 
 from growlm.config.schema import RunConfig
 from growlm.growth.eight_bit import scale_of
-from growlm.growth.grow import plan_growth
+from growlm.growth.grow import LARGE, plan_growth
 from growlm.growth.optimizer_state import state_shapes
 from growlm.model.config import ModelConfig
 from growlm.training import adamw_8bit
@@ -117,9 +117,11 @@ def footprint(
         old = layout.weight_bytes(before)
         old_states = optimizer_bytes(before.model, config.optimizer.name, layout)
         growth_peak = old + old_states + weights
-        # One tensor of each at a time; or whole blocks, where a check runs one model after the other.
+        # One tensor of each at a time, or a small one on every core; or whole blocks, where a check runs one model
+        # after the other.
         models = (before.model, phase.model)
-        tensors = layout.width * sum(layout.whole(model).largest for model in models)
+        largest = [layout.whole(model).largest for model in models]
+        tensors = layout.width * max(sum(largest), torch.get_num_threads() * min(LARGE, *largest))
         checks = max(layout.forward_bytes(model) for model in models)
         if has_twins(phase, before):  # the symmetry check takes a gradient then, in fp32
             share = probe_share(config, phase)

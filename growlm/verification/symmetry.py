@@ -126,7 +126,8 @@ def _noise_residue(comparison: Comparison) -> tuple[float, str]:
         )
         old_weight = whole(old[source])
         spread = float(old_weight.std(correction=0))
-        residue = clean_map.weight(old_weight, Draws(seed=0))
+        with Draws(seed=0) as draws:
+            residue = clean_map.weight(old_weight, draws)
         del old_weight  # one whole tensor less at a time, where weights are sharded
         residue -= whole(new[name])
         for dim, channels in copies.items():

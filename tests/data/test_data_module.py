@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples
+from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples, RankBatches
 from growlm.data.rows import ShuffledDocuments
 
 ROW = ShuffledDocuments(np.arange(161, dtype=np.uint16), np.array([50, 90, 161]), 2, seed=0)
@@ -59,6 +61,30 @@ def test_what_was_read_ahead_serves_any_batch(first, reads):
             expected = [samples[i] for i in range(first, first + count)]
             assert torch.equal(batch, torch.stack(expected))
             batch.zero_()  # whoever has it may change it
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 7, 12])
+def test_batches_are_read_several_at_a_time_and_no_token_in_vain(samples, monkeypatch):
+    monkeypatch.setattr("growlm.data.packing.READ_TOGETHER", 32)
+    data, reads = PackedSamples(ROW, 4), []
+    monkeypatch.setattr(
+        data, "row", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
+    )
+    for batch in range(24):
+        data.__getitems__(range(batch * samples, (batch + 1) * samples))
+    together = max(1, 32 // (4 * samples))
+    assert len(reads) == 1 + -(-23 // together)
+    assert sum(reads) <= (24 + together) * 4 * samples + len(reads)
+
+
+def test_processes_that_share_batches_read_their_own_parts(monkeypatch):
+    data, reads = PackedSamples(ROW, 4), []
+    monkeypatch.setattr(
+        data, "row", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
+    )
+    for part in RankBatches(0, num_batches=5, batch_size=8, rank=1, size=4):
+        data.__getitems__(part)
+    assert reads == [2 * 4 + 1] * 5
 
 
 def test_phases_of_any_batch_sizes_read_on_where_the_last_one_stopped():

@@ -157,3 +157,17 @@ def test_a_copied_query_head_reads_a_copy_of_its_own_key_value_head(kv_heads, gr
     assert remainder == 0
     for head, source in enumerate(queries.source.tolist()):
         assert key_values.source[head // new_group] == source // group
+
+
+@pytest.mark.parametrize("size", [4096, 100_000])
+def test_the_first_copy_is_the_first_however_many_threads_look_for_it(size):
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        channels = ChannelMap.round_robin(size, 2 * size)
+        first, second = channels.twins.T
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(first, torch.arange(size))
+    assert torch.equal(second, first + size)
+    assert channels.without_copies().only_appends

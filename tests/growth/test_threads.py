@@ -1,6 +1,7 @@
 """What a growth gives does not depend on how many threads make it, nor on which tensors they share."""
 
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ GROWTHS = {
 }
 
 
+# Sums of so many entries torch shares among its threads; and those of so many rows.
+SIZES = {"d_ff": 4096, "vocab_size": 40_000, "tie_embeddings": False, "n_layers": 1}
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -25,24 +30,19 @@ def threads():
 
 
 @pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
-def test_the_same_bits_with_any_threads(operators, threads):
-    model = build(tiny_config("default", d_ff=1024), std=0.2)  # enough for torch to share the sums
+def test_the_same_bits_with_any_threads_at_once_and_one_after_another(
+    operators, threads, monkeypatch
+):
+    model = build(tiny_config("default", **SIZES), std=0.2)
     threads(1)
     expected = grow(model, operators).state_dict()
-    for number in (2, 5):
+    module = sys.modules["growlm.growth.grow"]  # by its name in the package it is the function
+    for large, number in product((1, module.LARGE), (2, 5)):
+        monkeypatch.setattr(module, "LARGE", large)
         threads(number)
         found = grow(model, operators).state_dict()
         assert torch.get_num_threads() == number
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-@pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
-def test_the_same_bits_one_after_another_and_at_once(operators, monkeypatch):
-    model = build(tiny_config("default", d_ff=1024), std=0.2)
-    expected = grow(model, operators).state_dict()
-    monkeypatch.setattr(sys.modules["growlm.growth.grow"], "LARGE", 1)  # `grow` is the function
-    found = grow(model, operators).state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_what_fails_in_a_thread_fails(threads):
