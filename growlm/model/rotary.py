@@ -5,6 +5,8 @@ Shapes: B batch, T time, C channels of a head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (T, C/2), or (B, 1, T, C/2) where sequences are at positions of their own.
         sin: Likewise.
     """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return _Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Rotation(torch.autograd.Function):
+    """In half of the passes over memory that autograd would need, and to the same bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, x.new_empty(x.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        batch, heads, length, channels = grads[0].shape
+        # Laid out as the projection before it has it, which would copy it otherwise.
+        out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
+        return _rotated(grads[0], cos, -sin, out), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    (first, second), (new_first, new_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=new_first).sub_(second * sin)
+    torch.mul(second, cos, out=new_second).add_(first * sin)
+    return out
