@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches
+from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches, Samples
 from growlm.data.streaming import StreamedSamples
 
 
@@ -53,26 +53,28 @@ class PackedDataModule(LightningDataModule):
         part = batch_size // size
         self.validation_batches = [own[i : i + part] for i in range(0, len(own), part)]
 
-    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+    def train_dataloader(self) -> DataLoader[Tensor]:
         """This process's share of the phase's batches, in order, (share, sequence_length + 1), int64."""
         return _loader(self.train, self.train_batches)
 
-    def val_dataloader(self) -> DataLoader[torch.Tensor]:
+    def val_dataloader(self) -> DataLoader[Tensor]:
         """Its share of the validation batches, each (at most a training share, sequence_length + 1), int64."""
         return _loader(self.validation, self.validation_batches)
 
 
-def _loader(samples: Dataset[torch.Tensor], batches: Sequence[range]) -> DataLoader[torch.Tensor]:
+class _Batches(Dataset[Tensor]):
+    """Whole batches as the loader's items, so that it need not put them together out of samples."""
+
+    def __init__(self, samples: Samples, indices: Sequence[range]) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.samples.__getitems__(self.indices[number])
+
+
+def _loader(samples: Samples, indices: Sequence[range]) -> DataLoader[Tensor]:
     # A loader without a generator of its own draws from the global one each time it is iterated.
-    generator = torch.Generator()
-    return DataLoader(
-        samples,
-        batch_sampler=batches,  # type: ignore[arg-type] # of lists, by its type
-        collate_fn=_stacked,
-        generator=generator,
-    )
-
-
-def _stacked(samples: Sequence[Tensor] | Tensor) -> Tensor:
-    """A batch, (samples, sequence_length + 1), of samples or of one that is stacked already."""
-    return samples if isinstance(samples, Tensor) else torch.stack(list(samples))
+    return DataLoader(_Batches(samples, indices), batch_size=None, generator=torch.Generator())

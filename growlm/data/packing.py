@@ -18,11 +18,20 @@ from torch.utils.data import Dataset
 from growlm.data.rows import Row
 from growlm.errors import UserError
 
+
+class Samples(Dataset[torch.Tensor]):
+    """Samples by index, one by one or several as a batch."""
+
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+        """A batch of them, (samples, sequence_length + 1)."""
+        return torch.stack([self[index] for index in indices])
+
+
 READ_TOGETHER = 2**15
 """Tokens of batches that are read at once: between two steps all that reading needs has left the caches."""
 
 
-class PackedSamples(Dataset[torch.Tensor]):
+class PackedSamples(Samples):
     """Samples of an endless row, in any order.
 
     They are `sequence_length + 1` long and start `sequence_length` apart, so that every token is predicted once.
@@ -43,9 +52,9 @@ class PackedSamples(Dataset[torch.Tensor]):
         return torch.from_numpy(self.row.read(position, self.sequence_length + 1))
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """A batch, as the loader asks for it, (samples, sequence_length + 1); a range of neighbours is quick."""
+        """A batch, (samples, sequence_length + 1); a range of neighbours is quick."""
         if not isinstance(indices, range) or indices.step != 1:
-            return torch.stack([self[index] for index in indices])
+            return super().__getitems__(indices)
         length = self.sequence_length
         tokens = self._read(indices.start * length, len(indices) * length + 1)
         return tokens.unfold(0, length + 1, length).clone(memory_format=torch.contiguous_format)
@@ -70,7 +79,7 @@ class PackedSamples(Dataset[torch.Tensor]):
         """Nothing to do."""
 
 
-class HeldOutSamples(Dataset[torch.Tensor]):
+class HeldOutSamples(Samples):
     """Windows of the held-out documents, in order, each once.
 
     Args:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from growlm.data.chunks import BEGINNING, Chunk, ChunkPlace, ReadAhead, chunk_documents, chunks
+from growlm.data.packing import Samples
 from growlm.data.shuffling import mixture_order, window_order
 from growlm.data.sources import Source
 from growlm.data.tokenizers import Tokenizer
@@ -116,7 +116,7 @@ class _Piece:
     tokens: np.ndarray
 
 
-class StreamedSamples(Dataset[torch.Tensor]):
+class StreamedSamples(Samples):
     """Samples of a row that is read forwards.
 
     Args:

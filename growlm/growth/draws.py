@@ -121,7 +121,7 @@ class Draws:
         While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two
         operations: a step takes up to twice as long.
         """
-        vars(_memory).clear()
+        vars(_memory).clear()  # of the thread that draws what is one block only
         if self._pool is not None:
             try:
                 self._pool.shutdown(cancel_futures=True)
