@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+
+
+def names(wanted: Path) -> Iterator[Path]:
+    """This name, and then it with one suffix after another, without end.
+
+    Raises:
+        OSError: If it has no name.
+    """
+    if not wanted.name:
+        raise OSError(errno.EEXIST, "it is the root of the file system")
+    yield wanted
+    for suffix in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}_{suffix}")
 
 
 def make_free(wanted: Path) -> Path:
@@ -16,10 +30,7 @@ def make_free(wanted: Path) -> Path:
     Raises:
         OSError: If it cannot be made.
     """
-    if not wanted.name:
-        raise OSError(errno.EEXIST, "it is the root of the file system")
-    for suffix in itertools.count(1):
-        path = wanted if suffix == 1 else wanted.with_name(f"{wanted.name}_{suffix}")
+    for path in names(wanted):
         try:
             path.mkdir()
         except FileExistsError:

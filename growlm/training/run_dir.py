@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
 
-from growlm.checkpoint.free_name import make_free
+from growlm.checkpoint.free_name import names
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folder, state_folders
 from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
@@ -99,7 +99,7 @@ class RunFolder:
 
 
 def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolder:
-    """Make the folder that the config names, or the default one; a taken name gets a suffix.
+    """Make the folder that the config names, or the default one; the name of one that is not empty gets a suffix.
 
     Raises:
         UserError: If it cannot be made.
@@ -113,7 +113,6 @@ def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolde
     digest = hashlib.sha256(text.encode()).hexdigest()
     record = {"id": run_id, "config": digest, **asdict(circumstances)}
     try:
-        (path / "resume").mkdir()
         write_whole(path / CONFIG, text)
         write_whole(path / "resume" / RECORD, sealed(record))
         lock = lock_run(path)
@@ -196,7 +195,18 @@ def _wanted(config: RunConfig) -> Path:
 def _make_dir(config: RunConfig) -> Path:
     wanted = _wanted(config)
     try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        return make_free(wanted)
+        return next(path for path in names(wanted) if _take(path))
     except OSError as error:
         raise UserError("run_dir", wanted, f"cannot be made: {error.strerror}") from error
+
+
+def _take(path: Path) -> bool:
+    """Make a folder, or take one that is there and empty, as Hydra leaves that of `hydra.run.dir`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            return False
+        (path / "resume").mkdir()  # of two runs that find it empty one gets it
+    except FileExistsError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -237,6 +238,22 @@ def test_two_runs_of_the_same_second(stopped, tmp_path, monkeypatch):
     for folder in made:
         folder.lock.close()
     assert made[0].path != made[1].path
+
+
+def test_of_runs_that_find_a_folder_empty_one_gets_it(stopped, tmp_path):
+    config, circumstances = tiny_config(tmp_path), open_run_folder(stopped)
+    circumstances.lock.close()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    config.run_dir = str(empty)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make_run_folder, [config] * 8, [circumstances.circumstances] * 8))
+    for folder in made:
+        folder.lock.close()
+    assert {folder.path for folder in made} == {
+        empty,
+        *(tmp_path / f"empty_{suffix}" for suffix in range(2, 9)),
+    }
 
 
 def test_a_finished_run_is_refused(whole):
