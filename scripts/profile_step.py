@@ -91,7 +91,9 @@ def main() -> None:
     for name in arguments.cases:
         side = CASES[name].sides["growlm"]
         variants = {None: Without(side)} | {
-            m: Without(side, m) for m in MEASURES if m != "rows" or side.config.is_moe
+            m: Without(side, m)
+            for m in MEASURES
+            if m != "rows" or (side.config.is_moe and side.bf16)
         }
         measured = take_turns(
             {str(m): Steps(variant) for m, variant in variants.items()}, arguments.rounds, 2

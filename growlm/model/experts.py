@@ -116,7 +116,7 @@ class Experts(nn.Module):
         if not self._can_group(x) or _are_few(x):
             return self.loop(x, routing)
         num_tokens, top_k = routing.chosen.shape
-        slots, ends = self._slots(routing.chosen.flatten())
+        slots, ends = self._slots(routing.chosen.flatten(), x.dtype)
         size = num_rows(slots, ends)
         repeated = x.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
         rows = place(repeated, slots, size)  # sorted by expert
@@ -131,17 +131,16 @@ class Experts(nn.Module):
         out = take(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
         return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
 
-    def _slots(self, assigned: Tensor) -> tuple[Tensor, Tensor]:
+    def _slots(self, assigned: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Where each assignment's row goes, (M,), and where each expert's rows end, (E,).
 
-        On a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library makes and keeps a
-        kernel for every number of rows that it meets, which would be new ones at every step.
+        In half precision on a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library
+        makes and keeps a kernel for every number of rows that it meets, which would be new ones at every step.
         """
         counts = F.one_hot(assigned, self.num_experts).sum(dim=0)
+        padded = assigned.device.type == "cpu" and dtype.itemsize < 4
         multiple = 1
-        while assigned.device.type == "cpu" and multiple < min(
-            CPU_ROWS, len(assigned) // (4 * self.num_experts)
-        ):
+        while padded and multiple < min(CPU_ROWS, len(assigned) // (4 * self.num_experts)):
             multiple *= 2
         room = (counts + (multiple - 1)) // multiple * multiple
         ends = room.cumsum(0)

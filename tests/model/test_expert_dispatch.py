@@ -115,26 +115,29 @@ def test_autocast_leaves_the_router_in_full_precision():
     assert torch.equal(plain.found[0].chosen, cast.found[0].chosen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7, 96, 700])
-def test_slots_are_all_different_and_each_experts_rows_are_its_own(tokens):
+def test_slots_are_all_different_and_each_experts_rows_are_its_own(tokens, dtype):
     layer = mixture("default", 2)
     assigned = torch.randint(NUM_EXPERTS, (2 * tokens,), generator=torch.Generator().manual_seed(1))
 
-    slots, ends = layer.experts._slots(assigned)
+    slots, ends = layer.experts._slots(assigned, dtype)
 
     assert len(set(slots.tolist())) == len(slots)
     owner = torch.searchsorted(ends, slots.to(ends.dtype), right=True)
     assert torch.equal(owner, assigned)
-    assert int(ends[-1]) <= 1.3 * len(slots), "padding stays small"
+    largest = 1.3 if dtype is torch.bfloat16 else 1
+    assert len(slots) <= int(ends[-1]) <= largest * len(slots), "padding stays small"
 
 
 def test_many_tokens_are_padded_to_few_different_sizes():
-    """The CPU's library keeps a kernel for every number of rows."""
+    """In half precision the CPU's library keeps a kernel for every number of rows."""
     layer = mixture("default", 2)
     generator = torch.Generator().manual_seed(0)
     sizes = set()
     for _ in range(50):
-        _, ends = layer.experts._slots(torch.randint(NUM_EXPERTS, (4096,), generator=generator))
+        assigned = torch.randint(NUM_EXPERTS, (4096,), generator=generator)
+        _, ends = layer.experts._slots(assigned, torch.bfloat16)
         sizes |= set(ends.diff(prepend=ends.new_zeros(1)).tolist())
     assert all(size % CPU_ROWS == 0 for size in sizes)
     assert len(sizes) <= 4
