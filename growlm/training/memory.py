@@ -129,12 +129,13 @@ class KeepFreedMemory(Callback):
 def keep_freed_memory() -> None:
     """Take tensors of every size from the heap, which does not shrink but in `release_memory`."""
     _mallopt(_M_MMAP_MAX, 0)
-    _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    _mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def stop_keeping_freed_memory() -> None:
     """Give everything back that is free, and from now on what gets free."""
     _mallopt(_M_MMAP_MAX, _GLIBC_MMAP_MAX)
+    _mallopt(_M_TRIM_THRESHOLD, _GLIBC_TRIM_THRESHOLD)
     release_memory()
 
 
@@ -168,5 +169,6 @@ def _mallopt(option: int, value: int) -> None:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """Names and numbers of malloc.h."""
-_GLIBC_MMAP_MAX = 65536
-"""What it is until somebody sets it."""
+_NEVER = -1
+_GLIBC_TRIM_THRESHOLD, _GLIBC_MMAP_MAX = 2**17, 2**16
+"""What they are until somebody sets them."""

@@ -30,16 +30,17 @@ def faults(bytes):
         torch.ones(bytes // 4)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults(48 * 2**20))
+print(faults(int(sys.argv[2])))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc's malloc")
 @pytest.mark.slow
-def test_freed_memory_is_kept():
+@pytest.mark.parametrize("size", [48 * 2**20, 2**31 + 2**26])
+def test_freed_memory_is_kept(size):
     found = {}
     for mode in ("none", "kept"):
-        command = [sys.executable, "-c", PAGE_FAULTS, mode]
+        command = [sys.executable, "-c", PAGE_FAULTS, mode, str(size)]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[mode] = int(out)
     assert found["kept"] < 1000
