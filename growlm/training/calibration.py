@@ -50,7 +50,9 @@ class Calibration:
     other_bytes: float
     """Read and written by everything that is no product, per second, in memory that is there."""
     fresh_bytes: float
-    """Written to memory that the system has to give first, per second."""
+    """Written to memory that the system has to find first, per second."""
+    again_bytes: float
+    """Written to memory that the process has had before and given back, per second."""
     adamw_entries: float
     """Parameters that AdamW steps, per second."""
     call: float
@@ -119,11 +121,13 @@ def measure(machine: Machine) -> Calibration:
     call = seconds["tiny"] / tiny.calls
     products = small.half_flops / half + small.single_flops / single
     rest = max(seconds["small"] - products - small.calls * call, 0.25 * seconds["small"])
+    fresh, again = _memory_rates(machine)
     return Calibration(
         half,
         single,
         other_bytes=small.other_bytes / rest,
-        fresh_bytes=_fresh_rate(machine),
+        fresh_bytes=fresh,
+        again_bytes=again,
         adamw_entries=entries / seconds["adamw"],
         call=call,
     )
@@ -159,14 +163,18 @@ def _adamw(machine: Machine, entries: int) -> Action:
     return torch.optim.AdamW([parameter], fused=True).step
 
 
-def _fresh_rate(machine: Machine) -> float:
-    # Once, and large: what was used a moment ago comes several times as fast as what a machine has to find first.
+def _memory_rates(machine: Machine) -> tuple[float, float]:
+    # Large, and each once: what was used a moment ago comes several times as fast as what has to be found first.
     size = max(2**26, min(2**32, free_memory(machine.accelerator) // 6))
-    start = time.perf_counter()
-    torch.ones(size, dtype=torch.uint8, device=machine.device)
-    if machine.accelerator == "gpu":
-        torch.cuda.synchronize()
-    return size / (time.perf_counter() - start)
+
+    def rate() -> float:
+        start = time.perf_counter()
+        torch.ones(size, dtype=torch.uint8, device=machine.device)
+        if machine.accelerator == "gpu":
+            torch.cuda.synchronize()
+        return size / (time.perf_counter() - start)
+
+    return rate(), rate()
 
 
 def _pass(machine: Machine, shape: ModelConfig, batch: int, length: int) -> tuple[PassWork, Action]:

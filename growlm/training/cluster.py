@@ -68,6 +68,7 @@ def planned_speed(
         # What is no product is in the MFU.
         other_bytes=math.inf,
         fresh_bytes=math.inf,
+        again_bytes=math.inf,
         adamw_entries=cluster.memory_gb_per_s * 1e9 / entry,
         call=0.0,
     )

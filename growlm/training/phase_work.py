@@ -18,6 +18,26 @@ from growlm.training.traffic import Links, Traffic, traffic
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Bytes that are asked of the system."""
+
+    fresh: int
+    """More than the run has had before."""
+    again: int
+    """It has had before, and given back."""
+
+    @classmethod
+    def of(cls, size: int, peak: int, had: int) -> Asked:
+        """So many, on the way to a peak, by a run that has had some memory before."""
+        fresh = min(size, max(0, peak - had))
+        return cls(fresh, size - fresh)
+
+    def seconds(self, speed: Calibration) -> float:
+        """Until they are there."""
+        return self.fresh / speed.fresh_bytes + self.again / speed.again_bytes
+
+
+@dataclass(frozen=True)
 class PhaseWork:
     """What one device does in a phase, in units that a `Calibration` and `Links` have rates of."""
 
@@ -30,10 +50,10 @@ class PhaseWork:
     """Parameters that AdamW would step in the time that the optimizer takes for its own."""
     validation_passes: float
     """In units of a training pass; a forward pass is a third of one."""
-    training_memory: int
-    """Bytes that the first steps ask the system for."""
-    growth_memory: int
-    """Bytes that the growth and its checks ask the system for."""
+    training_memory: Asked
+    """By the first steps."""
+    growth_memory: Asked
+    """By the growth and its checks."""
     check_flops: int
     """Of the checks at the boundary, in fp32."""
     twin_bytes: int
@@ -58,9 +78,9 @@ class PhaseWork:
             "step": step,
             "communication": self.traffic.seconds(self.links, self.passes),
             "waiting": waiting,
-            "training": step * self.steps + self.training_memory / speed.fresh_bytes,
+            "training": step * self.steps + self.training_memory.seconds(speed),
             "validation": one_pass * self.validation_passes,
-            "growth": self.growth_memory / speed.fresh_bytes
+            "growth": self.growth_memory.seconds(speed)
             + self.check_flops / speed.single_flops
             + self.twin_bytes / speed.other_bytes,
         }
@@ -81,6 +101,7 @@ def phase_work(
     memory: Footprint,
     machine: Machine,
     layout: Layout,
+    had: int,
 ) -> PhaseWork:
     """The work of a phase.
 
@@ -93,6 +114,7 @@ def phase_work(
         memory: What it takes.
         machine: Where it runs.
         layout: How models lie on its devices.
+        had: The most memory that the run has had before.
     """
     trainer = config.trainer
     is_slow = config.optimizer.name == adamw_8bit.NAME and machine.accelerator == "cpu"
@@ -120,8 +142,10 @@ def phase_work(
         # The rate is one of fp32.
         adamw_entries=entries * layout.width / 4 * (EIGHT_BIT_TIMES if is_slow else 1),
         validation_passes=(2 + often) * validation,
-        training_memory=memory.training_peak,
-        growth_memory=growth_memory,
+        training_memory=Asked.of(
+            memory.training_peak, memory.training_peak, max(had, memory.growth_peak)
+        ),
+        growth_memory=Asked.of(growth_memory, memory.growth_peak, had),
         check_flops=check_flops,
         twin_bytes=twin_bytes,
         recomputed=trainer.activation_checkpointing,

@@ -116,12 +116,14 @@ def forecast(
     """
     layout = layout_of(config.trainer, machine, strategy)
     costs: list[PhaseCost] = []
+    had = 0
     for phase in plan.phases:
         before = costs[-1].phase if costs else None
         work = pass_work(config, plan, phase, machine)
         memory = footprint(config, phase, before, work, machine, layout)
-        time = phase_work(config, plan, phase, before, work, memory, machine, layout)
+        time = phase_work(config, plan, phase, before, work, memory, machine, layout, had)
         costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
+        had = max(had, memory.peak)
     return Forecast(costs, machine, layout)
 
 

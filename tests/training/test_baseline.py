@@ -16,7 +16,7 @@ from growlm.training.baseline import with_baseline
 from growlm.training.hardware import Machine
 from growlm.training.plan import make_plan
 
-SPEED = calibration.Calibration(1e11, 4e10, 1e10, 2e9, 1e8, 1e-5)
+SPEED = calibration.Calibration(1e11, 4e10, 1e10, 2e9, 4e9, 1e8, 1e-5)
 
 
 def price(plan, unit):

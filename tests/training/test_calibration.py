@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import accumulate
 
 import pytest
 from tiny_run import tiny_config as run_config
@@ -11,13 +12,15 @@ from growlm.training import calibration as module
 from growlm.training.calibration import Calibration, calibration
 from growlm.training.dry_run import PassWork
 from growlm.training.hardware import Machine
+from growlm.training.phase_work import Asked
 from growlm.training.plan import make_plan
 from growlm.training.planner import forecast
 
 MACHINE = Machine("cpu", "bf16-mixed", 10**9)
 SPEED = Calibration(
-    half_flops=1e9, single_flops=1e8, other_bytes=1e7, fresh_bytes=1e6, adamw_entries=1e5, call=1e-3
-)
+    half_flops=1e9, single_flops=1e8, other_bytes=1e7, fresh_bytes=1e6, again_bytes=4e6, adamw_entries=1e5,
+    call=1e-3,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -81,6 +84,24 @@ def test_twice_the_steps_take_twice_as_long(tmp_path):
     assert all(phase["growth"] > 0 for phase in once[1:])
     accumulated = seconds("phases.wide.steps=10", "phases.wide.accumulate=3")[2]["step"]
     assert 2 < accumulated / once[2]["step"] < 3
+
+
+def test_memory_that_a_run_has_had_comes_at_another_rate(tmp_path):
+    assert Asked.of(100, peak=100, had=60) == Asked(40, 60)
+    assert Asked.of(30, peak=100, had=60) == Asked(30, 0)
+    assert Asked.of(30, peak=50, had=60) == Asked(0, 30)
+    assert Asked(4 * 10**6, 4 * 10**6).seconds(SPEED) == pytest.approx(4 + 1)
+
+    config = run_config(tmp_path, "phases.wide.batch_size=1")
+    costs = forecast(config, make_plan(config, 257), MACHINE).costs
+    assert costs[0].work.training_memory == Asked(costs[0].footprint.training_peak, 0)
+    peaks = [cost.footprint.peak for cost in costs]
+    for cost, had in zip(costs[1:], accumulate(peaks, max), strict=False):
+        work, memory = cost.work, cost.footprint
+        assert work.training_memory.fresh == max(
+            0, memory.training_peak - max(had, memory.growth_peak)
+        )
+        assert work.growth_memory.fresh <= max(0, memory.growth_peak - had)
 
 
 def test_a_run_keeps_what_was_said_of_its_time(tmp_path):
