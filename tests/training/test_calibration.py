@@ -92,16 +92,17 @@ def test_memory_that_a_run_has_had_comes_at_another_rate(tmp_path):
     assert Asked.of(30, peak=50, had=60) == Asked(0, 30)
     assert Asked(4 * 10**6, 4 * 10**6).seconds(SPEED) == pytest.approx(4 + 1)
 
-    config = run_config(tmp_path, "phases.wide.batch_size=1")
+    config = run_config(tmp_path, "phases.moe.batch_size=512")
     costs = forecast(config, make_plan(config, 257), MACHINE).costs
     assert costs[0].work.training_memory == Asked(costs[0].footprint.training_peak, 0)
     peaks = [cost.footprint.peak for cost in costs]
     for cost, had in zip(costs[1:], accumulate(peaks, max), strict=False):
         work, memory = cost.work, cost.footprint
-        assert work.training_memory.fresh == max(
-            0, memory.training_peak - max(had, memory.growth_peak)
-        )
-        assert work.growth_memory.fresh <= max(0, memory.growth_peak - had)
+        fits = max(memory.growth_peak, memory.weights + memory.optimizer) <= had
+        expected = memory.training_peak - had if fits else memory.training_peak
+        assert work.training_memory.fresh == max(0, expected)
+        assert (work.growth_memory.fresh == 0) == fits
+    assert costs[2].work.growth_memory.fresh == 0, "less than the phase before took"
 
 
 def test_a_run_keeps_what_was_said_of_its_time(tmp_path):
