@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
+from growlm.errors import UserError
 from growlm.exit_codes import is_first_process, is_one_of_several, leave
 from growlm.sweep.command import run_sweep
 
@@ -36,7 +37,11 @@ def train() -> int:
             lambda: run_job(composed, given)
         )  # Hydra prints lines of its own about what leaves a job
 
-    job()
+    try:
+        job()
+    except OSError as error:  # Hydra's: it makes the folder before the job begins
+        allowed = f"cannot be made: {error.strerror}"
+        raise UserError("hydra.run.dir", error.filename, allowed) from error
     return code
 
 

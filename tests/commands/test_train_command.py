@@ -113,12 +113,13 @@ def test_clean_up_leaves_folders_that_were_there(tmp_path):
     assert [path.name for path in (tmp_path / "u").rglob("*")] == ["v"]
 
 
-@pytest.mark.parametrize("place", ["a_file/run", "/"])
-def test_a_run_folder_that_cannot_be_made(tmp_path, place):
+@pytest.mark.parametrize("setting", ["run_dir=a_file/run", "run_dir=/", "hydra.run.dir=a_file/run"])
+def test_a_run_folder_that_cannot_be_made(tmp_path, setting):
     (tmp_path / "a_file").touch()
-    done = train(tmp_path, *TINY, "logger=none", f"run_dir={place}")
+    done = train(tmp_path, *TINY, "logger=none", setting)
     assert done.returncode == 2
-    assert "run_dir" in done.stderr
+    assert setting.partition("=")[0] in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
 
 
