@@ -6,6 +6,7 @@ An export's folder has two files that import these classes, so that with growlm 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from growlm.model.config import ModelConfig
 from growlm.model.rotary import rotary_tables
 from growlm.model.transformer import TransformerLM
 
-NOT_DONE = (
-    "inputs_embeds",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "shift_labels",
+CACHE_FIELD = (
+    "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
 )
-"""Arguments of other models that would change what is given back."""
+"""How transformers names the cache in outputs: `cache` since 5.24."""
+CHECKED = ("position_ids", "cache_position")
+"""Arguments that older releases of transformers count for themselves, and that must agree with our own count."""
 
 
 class GrowLMConfig(PretrainedConfig):
@@ -85,37 +84,43 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
-        """Logits, and the loss where there are labels.
+        """Return logits, and the loss where there are labels.
 
         Args:
             input_ids: (B, T).
             attention_mask: (B, S), 0 where a token is padding; S counts the tokens in the cache too.
             labels: (B, T), as transformers has them: the loss shifts them, -100 counts for nothing.
             past_key_values: Keys and values of the tokens before these; those of these are added.
+            cache: The same, under its name since transformers 5.24.
             use_cache: Make one, if there is none.
             logits_to_keep: Only of the last so many positions, or of these; 0 for all.
             return_dict: False for a tuple.
             num_items_in_batch: What the sum of the losses is divided by, as `Trainer` asks for it where a step is
                 made of several batches; None for the mean of these.
-            others: What transformers hands to every model, and this one does without. Positions may be among them
-                if they are those that it counts itself.
+            others: Arguments of other models. None and False mean that nothing is asked for; positions must be
+                those that this model counts itself; anything else is an error, since a newer transformers may mean
+                something by it.
 
         Raises:
             ValueError: If the texts are longer than the model reads, the cache is of another kind, or something
                 is asked for that the model does not do.
         """
-        self._check_others(others, input_ids, attention_mask, past_key_values)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        if not isinstance(past_key_values, DynamicCache | None):
-            raise ValueError("past_key_values: must be a DynamicCache")
-        stream = self._stream(input_ids, attention_mask, past_key_values)
+        if cache is not None and past_key_values is not None and cache is not past_key_values:
+            raise ValueError("cache and past_key_values are two names of one argument: give one")
+        cache = past_key_values if cache is None else cache
+        if not isinstance(cache, DynamicCache | None):
+            raise ValueError(f"{CACHE_FIELD}: {type(cache).__name__}; must be a DynamicCache")
+        self._check_others(others, input_ids, attention_mask, cache)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        stream = self._stream(input_ids, attention_mask, cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = nn.functional.linear(stream[:, kept], self.model.head_weight)
         loss = None
@@ -125,27 +130,25 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if not return_dict:
             return (logits,) if loss is None else (loss, logits)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_FIELD: cache})
 
     def _check_others(
-        self, others: dict[str, Any], tokens: Tensor, mask: Tensor | None, cache: Any
+        self,
+        others: dict[str, Any],
+        tokens: Tensor,
+        mask: Tensor | None,
+        cache: DynamicCache | None,
     ) -> None:
-        for name in NOT_DONE:
-            if others.get(name) is not None and others[name] is not False:
-                raise ValueError(f"{name}: {type(self).__name__} has none")
-        positions = others.get("position_ids")
-        if positions is None:
-            return
-        past, time = 0 if cache is None else cache.get_seq_length(), tokens.shape[1]
-        slots = torch.arange(past, past + time, device=tokens.device)
-        fits = positions.shape in ((time,), (1, time), tokens.shape)
-        are_ours = fits and bool((positions == slots).all())
-        if fits and not are_ours and mask is not None:  # as transformers counts beside padding
-            counted, seen = (t[:, past : past + time] for t in (mask.cumsum(-1) - 1, mask.bool()))
-            are_ours = bool(((positions == counted) | ~seen).all())
-        if not are_ours:
-            allowed = "must be those of one text in each row, counted from its first token"
-            raise ValueError(f"position_ids: {allowed}; leave them out")
+        past = 0 if cache is None else cache.get_seq_length()
+        for name, value in others.items():
+            if value is None or value is False:
+                continue
+            if name not in CHECKED:
+                what = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"{name}={what}: {type(self).__name__} has no such argument")
+            if not _are_own_positions(value, past, tokens, mask):
+                allowed = "must be those of one text in each row, counted from its first token"
+                raise ValueError(f"{name}: {allowed}; leave them out")
 
     def _stream(self, tokens: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
         """The final stream, (B, T) -> (B, T, D), of tokens that follow those in the cache."""
@@ -189,6 +192,19 @@ class _Layer:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=self.visible, enable_gqa=grouped
         )
+
+
+def _are_own_positions(positions: Tensor, past: int, tokens: Tensor, mask: Tensor | None) -> bool:
+    """Return whether positions are the model's own, or those that transformers counts beside padding."""
+    time = tokens.shape[1]
+    if positions.shape not in ((time,), (1, time), tokens.shape):
+        return False
+    if bool((positions == torch.arange(past, past + time, device=tokens.device)).all()):
+        return True
+    if mask is None:
+        return False
+    counted, seen = (t[:, past : past + time] for t in (mask.cumsum(-1) - 1, mask.bool()))
+    return bool(((positions == counted) | ~seen).all())
 
 
 __all__ = ["GrowLMConfig", "GrowLMForCausalLM"]

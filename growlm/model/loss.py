@@ -36,7 +36,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_cast, weight_cast = hidden.to(dtype), weight.to(dtype)
         width = -(-vocabulary // PADDING) * PADDING
         rows = min(num_tokens, max(1, CHUNK_BYTES // (width * hidden_cast.element_size())))
-        padded = hidden_cast.new_empty(rows, width)
+        # Zeros, not `new_empty`: oneDNN's AMX kernels read a column of the padding when the vocabulary is odd and
+        # multiply it by zero; what uninitialised memory holds may be NaN, and NaN · 0 = NaN.
+        padded = hidden_cast.new_zeros(rows, width)
         for start in range(0, num_tokens, rows):
             chunk = hidden_cast[start : start + rows]
             scores = padded[: len(chunk), :vocabulary]

@@ -11,7 +11,7 @@ from tiny_models import assert_same_state, build, tiny_config
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from growlm.checkpoint import load_model, save_model
-from growlm.interop import to_growlm, to_huggingface
+from growlm.interop import to_growlm, to_huggingface, transformers_model
 from growlm.model.draws import generator_for
 
 EXPERTS = {"num_experts": 4, "top_k": 2}
@@ -114,9 +114,12 @@ def test_what_the_model_does_not_do_is_refused(tmp_path):
     theirs = load(tmp_path / "hf", trust_remote_code=True)
     tokens = tokens_for(theirs.config, batch=2, time=6)
     plain = theirs(tokens, output_hidden_states=False, output_attentions=None).logits
-    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
-        with pytest.raises(ValueError, match=name):
-            theirs(tokens, **{name: True})
+    unknown = {"output_hidden_states": True, "inputs_embeds": torch.ones(2, 6, 16), "kv_store": {}}
+    for name, value in unknown.items():
+        with pytest.raises(ValueError, match=f"{name}=.* has no such argument"):
+            theirs(tokens, **{name: value})
+    with pytest.raises(ValueError, match="cache_position: must be"):
+        theirs(tokens, cache_position=torch.arange(1, 7))
     for positions in (3 * torch.arange(6), torch.tensor([[0, 1, 2, 0, 1, 2]] * 2), torch.arange(5)):
         with pytest.raises(ValueError, match="position_ids"):
             theirs(tokens, position_ids=positions)
@@ -155,43 +158,93 @@ def test_a_cache_changes_nothing(tmp_path, padded):
     for start, stop in ((0, 5), (5, 6), (6, 10), (10, 12)):
         part = {"attention_mask": mask[:, :stop], "past_key_values": cache, "use_cache": True}
         output = theirs(tokens[:, start:stop], **part)
-        cache = output.past_key_values
+        cache = output[transformers_model.CACHE_FIELD]
         found.append(output.logits)
     difference = (torch.cat(found, dim=1) - expected).abs() * mask.unsqueeze(-1)
     assert cache.get_seq_length() == 12
     assert difference.max() <= 1e-12
     with pytest.raises(ValueError, match="65 tokens; max_seq_len is 64"):
         theirs(tokens_for(theirs.config, batch=3, time=53), past_key_values=cache)
-    with pytest.raises(ValueError, match="must be a DynamicCache"):
+    with pytest.raises(ValueError, match="tuple; must be a DynamicCache"):
         theirs(tokens, past_key_values=((), ()))
 
 
+@pytest.fixture
+def generating(tmp_path):
+    """An exported mixture in fp64, where near ties do not decide which token comes, and what generates with it."""
+    model = exported(tmp_path, tiny_config(**EXPERTS), torch.float64)
+    theirs = load(tmp_path / "hf", dtype=torch.float64, trust_remote_code=True)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+    @torch.no_grad()
+    def generate(text, **changes):
+        return theirs.generate(text, **(settings | changes))
+
+    generate.model, generate.theirs, generate.folder = model, theirs, tmp_path / "hf"
+    return generate
+
+
 @torch.no_grad()
-def test_generate_in_a_batch_as_alone(tmp_path):
-    exported(tmp_path, tiny_config(**EXPERTS))
-    theirs = load(tmp_path / "hf", trust_remote_code=True)
-    texts = tokens_for(theirs.config, batch=2, time=8)
+def test_generate_takes_the_likeliest_token_each_time(generating):
+    text = expected = tokens_for(generating.theirs.config, batch=1, time=5)
+    for _ in range(12):
+        expected = torch.cat([expected, generating.model(expected)[:, -1:].argmax(-1)], dim=-1)
+    assert torch.equal(generating(text), expected)
+    assert torch.equal(generating(text, use_cache=False), expected)
+    assert generating(text, max_new_tokens=3, do_sample=True).shape == (1, 8)
+
+
+def test_generate_reads_each_token_once(generating, monkeypatch):
+    """A cache that the model overlooks gives other text, or none and much work."""
+    lengths, stream = [], type(generating.theirs)._stream
+
+    def counted(self, tokens, mask, cache):
+        lengths.append(tokens.shape[1])
+        return stream(self, tokens, mask, cache)
+
+    monkeypatch.setattr(type(generating.theirs), "_stream", counted)
+    generating(tokens_for(generating.theirs.config, batch=1, time=5))
+    assert lengths == [5, *[1] * 11]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_in_a_batch_as_alone(generating, beams):
+    texts = tokens_for(generating.theirs.config, batch=2, time=8)
     mask = torch.ones_like(texts)
     mask[1, :5] = 0
-    settings = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "num_beams": 2}
-    together = theirs.generate(texts, attention_mask=mask, **settings)
-    for row, text in enumerate((texts[:1], texts[1:, 5:])):
-        alone = theirs.generate(text, **settings)
-        assert torch.equal(together[row, -alone.shape[1] :], alone[0])
+    for use_cache in (True, False):
+        settings = {"num_beams": beams, "use_cache": use_cache}
+        together = generating(texts, attention_mask=mask, **settings)
+        for row, text in enumerate((texts[:1], texts[1:, 5:])):
+            alone = generating(text, **settings)
+            assert torch.equal(together[row, -alone.shape[1] :], alone[0])
+
+
+def test_generate_with_an_assistant_as_without(generating):
+    assistant = load(generating.folder, dtype=torch.float64, trust_remote_code=True)
+    with torch.no_grad():  # another model, so that some of its proposals are refused
+        for parameter in assistant.parameters():
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=generator_for("assistant"), dtype=torch.float64
+            )
+    text = tokens_for(generating.theirs.config, batch=1, time=5)
+    assert torch.equal(generating(text, assistant_model=assistant), generating(text))
 
 
 @torch.no_grad()
-def test_generate_takes_the_likeliest_token_each_time(tmp_path):
-    model = exported(tmp_path, tiny_config(**EXPERTS))
-    theirs = load(tmp_path / "hf", trust_remote_code=True)
-    text = tokens_for(theirs.config, batch=1, time=5)
-    found = theirs.generate(text, max_new_tokens=12, do_sample=False)
-    slowly = theirs.generate(text, max_new_tokens=12, do_sample=False, use_cache=False)
-    for _ in range(12):
-        text = torch.cat([text, model(text)[:, -1:].argmax(-1)], dim=-1)
-    assert torch.equal(found, text)
-    assert torch.equal(slowly, text)
-    assert theirs.generate(text, max_new_tokens=3, do_sample=True).shape == (1, 20)
+def test_both_names_of_the_cache(generating):
+    theirs = generating.theirs
+    tokens = tokens_for(theirs.config, batch=1, time=6)
+    expected = theirs(tokens).logits
+    for name in ("cache", "past_key_values"):
+        cache = transformers.DynamicCache()
+        theirs(tokens[:, :4], **{name: cache})
+        assert cache.get_seq_length() == 4
+        rest = theirs(tokens[:, 4:], **{name: cache})
+        assert rest[transformers_model.CACHE_FIELD] is cache
+        assert (rest.logits - expected[:, 4:]).abs().max() <= 1e-12
+    with pytest.raises(ValueError, match="two names of one argument"):
+        theirs(tokens, cache=cache, past_key_values=transformers.DynamicCache())
 
 
 def test_without_trust_nothing_is_run(tmp_path):
