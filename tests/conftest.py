@@ -4,10 +4,9 @@ import os
 
 import hypothesis
 import pytest
-import torch
+from imitation import imitate_machine
 
-# Tiny products gain nothing from a second thread, and where cores are shared its waiting costs minutes.
-torch.set_num_threads(1)
+imitate_machine()
 
 # No deadline: the first example of a test pays for torch's own start.
 hypothesis.settings.register_profile("growlm", print_blob=True, deadline=None)

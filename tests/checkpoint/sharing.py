@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from imitation import imitate_machine
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import save_model
@@ -224,7 +225,7 @@ def assert_same(found, expected):
 
 
 def main(folder, *steps):
-    torch.set_num_threads(1)
+    imitate_machine()
 
     def body():
         with join_world("cpu", timedelta(seconds=60)) as world:

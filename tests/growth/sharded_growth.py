@@ -5,6 +5,7 @@ import os
 from datetime import timedelta
 
 import torch
+from imitation import imitate_machine
 from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -111,7 +112,7 @@ def grow_beside(family, mesh):
 
 
 def main():
-    torch.set_num_threads(1)
+    imitate_machine()
     with join_world("cpu", timedelta(minutes=2)) as world:
         mesh = init_device_mesh("cpu", (world.size,))
         for family in FAMILIES:

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from imitation import fill_new_memory
 from tiny_models import build, tiny_config
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, grow_moments, plan_growth
@@ -23,12 +24,12 @@ GROWTHS = {
 
 @contextmanager
 def nan_in_new_memory():
-    torch.use_deterministic_algorithms(True)  # fills what `empty` gives with NaN
+    before = fill_new_memory(True)
     try:
         assert torch.empty(3).isnan().all()
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        fill_new_memory(before)
 
 
 @pytest.mark.parametrize("family", ["default", "llama"])

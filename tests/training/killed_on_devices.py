@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
+from imitation import imitate_machine
 from stopping import SignalAt
 from tiny_run import tiny_config
 
@@ -17,7 +17,7 @@ from growlm.training import run_plan
 
 
 def main(step, ranks, run_dir, *settings):
-    torch.set_num_threads(1)
+    imitate_machine()
     is_killed = int(os.environ["RANK"]) in map(int, ranks.split(","))
     callbacks = [SignalAt(int(step), signal.SIGKILL)] if is_killed else []
 

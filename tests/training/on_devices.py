@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from imitation import imitate_machine
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import TCPStore
 
@@ -120,7 +121,7 @@ def main() -> int:
 
     from growlm.training import run_plan
 
-    torch.set_num_threads(int(THREADS))
+    imitate_machine()
     for attempt, overrides in enumerate(json.loads(sys.argv[1])):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # they meet anew in every run
         run_dir, *rest = overrides
