@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -30,6 +31,14 @@ DENSE_PEAK_FLOPS = {
 
 CPU_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
 """How the lines of /proc/cpuinfo begin that tell a kind of processor, on x86 and on ARM."""
+INSTRUCTION_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+)
+"""Environment variables that choose the instructions of torch's libraries, and with them the last bits of sums."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +93,32 @@ def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
 
 
 def processor(machine: Machine) -> str:
-    """What computes, in all the words that the system has for it."""
+    """Return what computes, in all the words that the system has for it: equal words, equal results to the bit."""
     if machine.accelerator == "gpu":
         cudnn = torch.backends.cudnn.version()
         return f"{torch.cuda.get_device_name()} CUDA {torch.version.cuda} cuDNN {cudnn}"
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        model = " ".join(line for line in first if line.startswith(CPU_WORDS))
     except OSError:
-        model = platform.processor()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model} {capability} {torch.get_num_threads()} threads"
+        first = []
+    words = " ".join(line for line in first if line.startswith(CPU_WORDS))
+    return f"{words} {describe_processor(machine)}"
+
+
+def describe_processor(machine: Machine) -> str:
+    """Return what computes, in a few words for people: `AMD EPYC, AVX512 with avx512_bf16, 2 threads`."""
+    if machine.accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    features = torch.cpu.get_capabilities()
+    halves = sorted(name for name, has in features.items() if has and name.endswith("bf16"))
+    threads = torch.get_num_threads()
+    parts = [
+        features.get("cpu_name") or platform.processor() or platform.machine(),
+        " with ".join([torch.backends.cpu.get_cpu_capability(), *halves]),
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        *(f"{name}={os.environ[name]}" for name in INSTRUCTION_LIMITS if name in os.environ),
+    ]
+    return ", ".join(map(str, parts))
 
 
 def peak_flops(machine: Machine) -> float | None:

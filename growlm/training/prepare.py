@@ -23,7 +23,7 @@ from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
 from growlm.training.adamw_8bit import check_available
 from growlm.training.calibration import Calibration, calibration
-from growlm.training.hardware import Machine, find_machine
+from growlm.training.hardware import Machine, describe_processor, find_machine
 from growlm.training.loggers import check_logger
 from growlm.training.optimizer import state_entries
 from growlm.training.plan import Plan, make_plan
@@ -65,6 +65,7 @@ class Prepared:
             self.machine.accelerator,
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
+            describe_processor(self.machine),
         )
 
     @property

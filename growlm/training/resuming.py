@@ -125,6 +125,16 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
             raise UserError("resume", folder.path, allowed)
 
 
+def processor_note(begun: Circumstances, now: Circumstances) -> str | None:
+    """Return what a resume on another kind of processor promises; None on the same one, or on one not known."""
+    if begun.processor in (None, now.processor):
+        return None
+    return (
+        f"This run began on another kind of processor ({begun.processor}; here: {now.processor}). It continues "
+        "with the same data and settings, and agrees with the uninterrupted run to rounding, not to the bit."
+    )
+
+
 def saved_config(path: Path) -> RunConfig:
     """The config that a run began with.
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,8 @@ class Circumstances:
     precision: str
     weights: str | None = None
     """Checksum of the weights that the first phase begins with, if they were trained before."""
+    processor: str | None = field(default=None, compare=False)
+    """In a few words. On another one the run goes on too, but not to the bit."""
 
 
 @dataclass
@@ -132,7 +134,11 @@ def open_run_folder(path: Path) -> RunFolder:
     if (path / SUMMARY).exists():
         raise UserError(KEY, path, "has finished; there is nothing to go on with")
     circumstances = Circumstances(
-        record["data"], record["accelerator"], record["precision"], record.get("weights")
+        record["data"],
+        record["accelerator"],
+        record["precision"],
+        record.get("weights"),
+        record.get("processor"),
     )
     folder = RunFolder(path, record["id"], circumstances, lock_run(path))
     for half_written in (*path.glob("resume/.*.partial"), *path.glob("checkpoints/.*.partial")):

@@ -1,5 +1,7 @@
 """Models that transformers made and saved compute the same as ours, and come back as they were, to the bit."""
 
+import shutil
+
 import pytest
 import torch
 from hf_models import (
@@ -14,9 +16,10 @@ from hf_models import (
     rope,
     tokens_for,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from growlm.checkpoint import load_model
 from growlm.interop import HuggingFaceTensors, read_hf_config, to_growlm, to_huggingface
@@ -145,6 +148,8 @@ def shapes(draw, family):
         experts = draw(st.integers(2, 5))
         chosen = draw(st.integers(2, experts))
         shape |= {"num_local_experts": experts, "num_experts_per_tok": chosen}
+        # Older releases of transformers save a matrix of one entry without its dimensions.
+        assume(max(width, shape["intermediate_size"]) > 1)
     return shape | {"hidden_size": width}
 
 
@@ -191,10 +196,11 @@ def test_experts_as_transformers_holds_them_in_memory(tmp_path):
 
 
 def test_the_head_of_gpt_neox_under_both_its_names(tmp_path):
-    theirs = make("gpt_neox")
-    theirs.save_pretrained(tmp_path / "old")
-    theirs.save_pretrained(tmp_path / "new", save_original_format=False)
-    assert "lm_head.weight" in tensors_of(tmp_path / "new")
-    assert "embed_out.weight" in tensors_of(tmp_path / "old")
+    """It is saved as `embed_out` or, by some releases of transformers, as `lm_head`."""
+    make("gpt_neox").save_pretrained(tmp_path / "old")
+    tensors = tensors_of(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    save_file(tensors, tmp_path / "new" / "model.safetensors", {"format": "pt"})
     old, new = (HuggingFaceTensors(tmp_path / name) for name in ("old", "new"))
     assert all(torch.equal(old.read(name), new.read(name)) for name in old.names)
