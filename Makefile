@@ -16,9 +16,23 @@ test: ## The default tests (a few minutes on two cores)
 test-slow: ## The slow tests
 	$(PYTHON) -m pytest -m slow
 
+test-lowest: ## The default tests with the oldest libraries that are supported, in .venv-lowest
+test-newest: ## The default tests with the newest ones, in .venv-newest
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q -c constraints/$*.txt -e '.[test]'
+	.venv-$*/bin/python -m pytest
+
+test-machines: ## The tests as if on other processors, a table (about 25 minutes)
+	$(PYTHON) scripts/imitate_machines.py
+
+constraints: ## Write constraints/*.txt anew: the libraries of test-lowest and test-newest
+	$(PYTHON) -m pip install -q uv
+	$(PYTHON) scripts/write_constraints.py
+
 lint: ## Lint, format and type checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-.PHONY: help install run test test-slow lint
+.PHONY: help install run test test-slow test-lowest test-newest test-machines constraints lint

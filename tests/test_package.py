@@ -1,13 +1,17 @@
 """What is installed: a wheel with its configuration, and a README whose commands are the ones that work."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
@@ -51,6 +55,32 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     where, name = done.stdout.split()
     assert where.startswith(str(installed))
     assert name == "quickstart"
+
+
+@pytest.mark.parametrize("name", ["lowest", "newest"])
+def test_constraints_are_within_the_bounds(name):
+    """The lowest are the lower bounds themselves: `make constraints` writes both files."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"])
+    lines = (ROOT / "constraints" / f"{name}.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    for requirement in wanted:
+        version = pinned[requirement.name]
+        assert requirement.specifier.contains(version), requirement
+        lowest = [s.version for s in requirement.specifier if s.operator == ">="]
+        if name == "lowest":
+            assert Version(version).release[:2] == Version(lowest[0]).release[:2], requirement
+
+
+def test_one_package_has_one_bound():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = {}
+    for text in itertools.chain(
+        project["dependencies"], *project["optional-dependencies"].values()
+    ):
+        requirement = Requirement(text)
+        bounds.setdefault(requirement.name, set()).add(str(requirement.specifier))
+    assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
 
 
 def readme_commands():

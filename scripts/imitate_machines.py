@@ -1,0 +1,103 @@
+"""Run the `machines` tests as if on other processors, and print a table.
+
+    python scripts/imitate_machines.py                         all imitations, about 25 minutes on two cores
+    python scripts/imitate_machines.py --only avx2 --only "two threads"
+    python scripts/imitate_machines.py --list
+
+Each imitation is a process of its own with one thing changed: the instructions that oneDNN or torch's own kernels
+may use, the number of threads, or what new memory holds. Everywhere, models must be finite, growth lossless, its
+seeded output equal to the golden values, and a resumed run equal to the uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITE = (
+    "tests/machines",
+    "tests/model",
+    "tests/growth",
+    "tests/verification",
+    "tests/training/test_exact_state.py",
+    "tests/training/test_resume.py",
+)
+TESTS = "machines or (not slow and not gpu)"
+IMITATIONS: dict[str, dict[str, str]] = {
+    "as it is": {},
+    "oneDNN: AVX512_CORE_BF16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+    "oneDNN: AVX512_CORE": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "oneDNN: AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "torch: avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "torch: default": {"ATEN_CPU_CAPABILITY": "default"},
+    "two threads": {"GROWLM_TEST_THREADS": "2"},
+    "NaN in new memory": {"GROWLM_TEST_NAN_IN_NEW_MEMORY": "1"},
+}
+COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
+
+
+def run(imitation: str, paths: list[str]) -> tuple[bool, str, float]:
+    """Run the suite under an imitation: whether it passed, pytest's counts, and seconds."""
+    imitated = {name for variables in IMITATIONS.values() for name in variables}
+    environment = {k: v for k, v in os.environ.items() if k not in imitated}
+    command = [sys.executable, "-m", "pytest", "-m", TESTS, "--durations=0", "--durations-min=20"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*command, *paths],
+        cwd=ROOT,
+        env=environment | IMITATIONS[imitation],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    last = done.stdout.strip().rpartition("\n")[2]
+    counts = ", ".join(f"{number} {word}" for number, word in COUNTS.findall(last))
+    if done.returncode:
+        print(done.stdout[-20_000:], done.stderr[-5_000:], sep="\n", file=sys.stderr)
+    return done.returncode == 0, counts or last, seconds
+
+
+def main() -> int:
+    """Run what is asked for and print the table; 1 if anything failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="part of a name"
+    )
+    parser.add_argument("--list", action="store_true", help="name the imitations")
+    parser.add_argument(
+        "paths", nargs="*", default=list(SUITE), help="tests to run in place of the suite"
+    )
+    asked = parser.parse_args()
+    chosen = [
+        name for name in IMITATIONS if not asked.only or any(word in name for word in asked.only)
+    ]
+    if asked.list or not chosen:
+        print("\n".join(IMITATIONS))
+        return 0 if asked.list else 2
+    features = torch.cpu.get_capabilities()
+    bf16 = [name for name, has in features.items() if has and name.endswith("bf16")]
+    print(
+        f"{features.get('cpu_name', 'CPU')}, {', '.join(bf16) or 'no bf16'}, torch {torch.__version__}"
+    )
+    print(f"{'imitation':26} {'seconds':>7}  result")
+    all_passed = True
+    for name in chosen:
+        passed, counts, seconds = run(name, asked.paths)
+        all_passed &= passed
+        print(f"{name:26} {seconds:7.0f}  {counts}", flush=True)
+    return 0 if all_passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
