@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +90,21 @@ def processor(machine: Machine) -> str:
     if machine.accelerator == "gpu":
         cudnn = torch.backends.cudnn.version()
         return f"{torch.cuda.get_device_name()} CUDA {torch.version.cuda} cuDNN {cudnn}"
-    try:
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        model = " ".join(line for line in first if line.startswith(CPU_WORDS))
-    except OSError:
-        model = platform.processor()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model} {capability} {torch.get_num_threads()} threads"
+    return f"{_cpu_model()} {capability} {torch.get_num_threads()} threads"
+
+
+def _cpu_model() -> str:
+    try:
+        if sys.platform == "darwin":  # where `platform.processor` is `arm` for all of them
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        return " ".join(line for line in first if line.startswith(CPU_WORDS))
+    except (OSError, subprocess.CalledProcessError):
+        return platform.processor() or platform.machine()
 
 
 def peak_flops(machine: Machine) -> float | None:
