@@ -31,6 +31,7 @@ def exit_code_of(
         tell: Called with what went wrong, besides its being printed.
     """
     try:
+        check_platform()
         return body()
     except UserError as error:
         tell(str(error))
@@ -49,6 +50,17 @@ def exit_code_of(
         tell(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
+
+
+def check_platform() -> None:
+    """Refuse Windows, which lacks the signals and file locks that runs rely on.
+
+    Raises:
+        UserError: On Windows.
+    """
+    if sys.platform == "win32":
+        allowed = "growlm runs on Linux and macOS; on Windows, run it inside WSL"
+        raise UserError("platform", sys.platform, allowed)
 
 
 def leave(code: int) -> NoReturn:

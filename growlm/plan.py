@@ -13,17 +13,18 @@ from growlm.config.checks import check_config
 from growlm.config.load import load_config
 from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
+from growlm.device import pick_accelerator
 from growlm.errors import UserError
 from growlm.exit_codes import complain, leave
 from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan, print_sharing
-from growlm.training.adamw_8bit import check_available
 from growlm.training.baseline import with_baseline
 from growlm.training.calibration import Calibration
 from growlm.training.cluster import planned_machine, planned_speed
 from growlm.training.hardware import Machine
 from growlm.training.plan import make_plan
 from growlm.training.planner import DoesNotFitError, check_fits, forecast
+from growlm.training.requirements import check_requirements
 from growlm.training.sharing import STRATEGIES
 
 USAGE = """
@@ -51,10 +52,12 @@ def plan(arguments: list[str]) -> int:
     """Print the planner's table; the exit code."""
     own, numbers, overrides = _own(arguments)
     anew, as_json = own["calibrate"] == "true", own["format"] == "json"
-    config = with_baseline(load_config(*overrides), _tell)
-    machine = planned_machine(config)
+    config = load_config(*overrides)
     if config.cluster.accelerator is None:
-        check_available(config.optimizer.name, machine.accelerator)
+        accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
+        check_requirements(config, accelerator)
+    config = with_baseline(config, _tell)
+    machine = planned_machine(config)
     vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
     if numbers:
         tables = _on_each(config, vocab_size, numbers, anew)

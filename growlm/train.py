@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from growlm.command import quote_free_text, run_command
@@ -39,6 +40,8 @@ def train() -> int:
 
     try:
         job()
+    except HydraException:
+        raise  # some of them are an OSError too
     except OSError as error:  # Hydra's: it makes the folder before the job begins
         allowed = f"cannot be made: {error.strerror}"
         raise UserError("hydra.run.dir", error.filename, allowed) from error
@@ -55,8 +58,10 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
     config = typed_config(composed)
     # Lightning takes seconds to import.
     from growlm.config.checks import check_config
+    from growlm.device import pick_accelerator
     from growlm.launch import launch
     from growlm.training import Interrupted, run_plan
+    from growlm.training.requirements import check_requirements
     from growlm.training.resuming import settings_of
 
     settings = HydraConfig.get()
@@ -67,6 +72,8 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
         devices = config.trainer.devices or 1
         if devices > 1 and not is_one_of_several():
             check_config(config)
+            accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
+            check_requirements(config, accelerator)
             return launch("growlm.train", given, devices)
         run_plan(config)
     except Interrupted as interrupted:

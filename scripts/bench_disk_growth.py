@@ -52,7 +52,7 @@ def peak_bytes(command: list[str]) -> tuple[int, float]:
     ):  # the process's own peak; what wait4 tells begins with the parent's memory
         try:
             lines = status.read_text().splitlines()
-        except OSError:
+        except OSError:  # the process has ended, or there is no /proc (macOS): the peak stays 0
             break
         peak = max([peak, *(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))])
         time.sleep(0.02)

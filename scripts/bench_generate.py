@@ -25,7 +25,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from turns import Step, Steps, take_turns  # isort: skip - imports growlm before torch
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,6 +35,14 @@ from growlm.model import ModelConfig, TransformerLM
 from growlm.model.generation import generate
 from growlm.model.precision import in_precision
 from growlm.model.sampling import Sampling
+from growlm.optional_packages import exit_without
+from growlm.torchao_notices import without_torchao_notices
+
+try:
+    import transformers
+except ModuleNotFoundError:
+    exit_without("transformers", "'growlm[huggingface]'")
+    raise
 
 PROMPT, NEW = 64, 64
 GPT_NEOX = ModelConfig(
@@ -127,6 +134,8 @@ def agreement(sides: dict[str, Side]) -> float:
 
 def theirs(ours: TransformerLM, side: Side) -> nn.Module:
     """The same model in transformers, by `growlm.convert`."""
+    with without_torchao_notices():
+        from transformers import modeling_utils  # noqa: F401 - it imports torchao
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         save_model(ours, Path(folder) / "ours", {})

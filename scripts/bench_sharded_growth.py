@@ -117,6 +117,13 @@ def child(case: str, out: Path) -> None:
             out.write_text(json.dumps(found))
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use; all of them where the system has no such limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run(case: str, processes: int) -> list[dict[str, Any]]:
     """Start the processes; what each found."""
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +131,7 @@ def run(case: str, processes: int) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes)] if processes > 1 else []
         command = command if processes > 1 else [sys.executable]
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        threads = max(1, available_cores() // processes)
         subprocess.run(
             [*command, __file__, "--child", case, str(out)],
             check=True,

@@ -27,13 +27,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from turns import Step, Steps, take_turns  # isort: skip - imports growlm before torch
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from growlm.model import ModelConfig, TransformerLM
+from growlm.optional_packages import exit_without
+from growlm.torchao_notices import without_torchao_notices
 from growlm.training.memory import keep_freed_memory
+
+try:
+    import transformers
+except ModuleNotFoundError:
+    exit_without("transformers", "'growlm[huggingface]'")
+    raise
 
 TIME = 256
 DENSE = ModelConfig(
@@ -144,6 +151,9 @@ def ours(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 def theirs(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The same shape in transformers."""
+    with without_torchao_notices():
+        from transformers import modeling_utils  # noqa: F401 - it imports torchao
+
     c = side.config
     shape = {
         "vocab_size": c.vocab_size,

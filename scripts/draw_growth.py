@@ -10,20 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from growlm.growth import Deepen, MultiplyExperts, Operator, Upcycle, Widen, plan_growth
 from growlm.growth.pieces import Copy, Fill, FillWhole, Split
 from growlm.growth.upcycle_pieces import Cut
 from growlm.model import ModelConfig
+from growlm.optional_packages import exit_without
+
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError:
+    exit_without("matplotlib", "'growlm[docs]'")
+    raise
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLOURS = matplotlib.colormaps["viridis"].with_extremes(bad="white")

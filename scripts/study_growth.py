@@ -25,7 +25,6 @@ from re import fullmatch
 from growth_study.agenda import losses_of, next_runs
 from growth_study.arms import AXES, GRID, SEEDS, Axis
 from growth_study.findings import Findings
-from growth_study.plots import draw_all
 from growth_study.record_file import Record, add_record, read_records
 from growth_study.runs import Run, Study, key_of
 from growth_study.tables import all_tables, fill_page, room
@@ -37,6 +36,7 @@ from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.errors import RunError, UserError
 from growlm.exit_codes import exit_code_of
 from growlm.files import write_whole
+from growlm.optional_packages import exit_without
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "growth_pays"
@@ -56,6 +56,7 @@ SETTLED = (
 def main() -> int:
     """Train what is missing, then write tables and plots."""
     arguments = _arguments()
+    exit_without("matplotlib", "'growlm[docs]'")  # rather now than when all is trained
     axes = _axes(arguments.only)
     out = arguments.out
     _check_overrides(arguments.overrides)
@@ -120,6 +121,8 @@ def _train(
 
 def _show(findings: Findings, out: Path, page: Path | None, console: Console) -> None:
     """Write the tables into their page, or beside the records, and draw the plots."""
+    from growth_study.plots import draw_all  # takes a second, in every process that trains
+
     tables = all_tables(findings)
     if page is None:
         page = out / "tables.md"

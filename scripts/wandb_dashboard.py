@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 
-import wandb_workspaces.reports.v2 as reports
-import wandb_workspaces.workspaces as workspaces
 from omegaconf import OmegaConf
 from wandb.errors import Error
 
+from growlm.optional_packages import exit_without
 from growlm.reporting.metric_names import (
     BOUNDARY_TABLE,
     LOSS_BY_PHASE,
@@ -32,6 +31,13 @@ from growlm.reporting.metric_names import (
     layer_name,
 )
 from growlm.reporting.wandb_login import has_login
+
+try:
+    import wandb_workspaces.reports.v2 as reports
+    import wandb_workspaces.workspaces as workspaces
+except ModuleNotFoundError:
+    exit_without("wandb_workspaces", "'growlm[dashboard]'")
+    raise
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of phases, in order: apart from each other also for the colour-blind."""

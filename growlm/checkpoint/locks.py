@@ -1,11 +1,26 @@
-"""Locks between processes, which end with the process that has them, however it ends."""
+"""Locks between processes, which end with the process that has them, however it ends.
+
+They are the system's own (`flock`). Where a file system has none, the `filelock` library would use a marker file,
+which outlives a killed process.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
+import platform
+import sys
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What file systems without locks answer: Lustre mounted without `flock`, NFS without its lock daemon."""
 
 
 class LockedError(Exception):
@@ -23,6 +38,8 @@ class LockedError(Exception):
 def take_lock(path: Path) -> BinaryIO:
     """Take a lock, without waiting; closing the file lets go of it.
 
+    Where there are no locks, print a warning, once, and go on without.
+
     Args:
         path: The lock's file; made where it is missing.
 
@@ -32,7 +49,7 @@ def take_lock(path: Path) -> BinaryIO:
     """
     file = path.open("a+b")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, waits=False)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().decode(errors="replace")
@@ -42,6 +59,42 @@ def take_lock(path: Path) -> BinaryIO:
         file.close()
         raise
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+    file.write(f"process {os.getpid()} on {platform.node()}".encode())
     file.flush()
     return file
+
+
+def wait_for_lock(path: Path) -> BinaryIO:
+    """Take a lock as soon as no other process has it; closing the file lets go of it.
+
+    Args:
+        path: The lock's file; made where it is missing.
+
+    Raises:
+        OSError: If the file cannot be written to.
+    """
+    file = path.open("ab")
+    try:
+        _lock(file, waits=True)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _lock(file: BinaryIO, waits: bool) -> None:
+    if fcntl is None:
+        _warn_of_no_locks()
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _warn_of_no_locks()
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    text = "no file locks here; make sure that no other process works in the same folders"
+    print(f"warning: {text}", file=sys.stderr)

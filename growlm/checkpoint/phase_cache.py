@@ -151,5 +151,5 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except FileNotFoundError:
         raise
-    except OSError:  # another file system, or one without links
+    except (AttributeError, OSError):  # another file system, or a system without links
         shutil.copy2(source, target)

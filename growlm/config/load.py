@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -23,6 +23,8 @@ Command = TypeVar("Command")
 
 SCHEMA_NAME = "run_schema"
 ROOT_NAME = "train"
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""Hydra's launchers that are packages of their own, and growlm's extra that installs each."""
 
 
 def config_folder() -> Path:
@@ -171,6 +173,14 @@ def explain(error: Exception) -> UserError:
         near = difflib.get_close_matches(last, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return _ExplainedError(f"{cause.full_key}: there is no such key; {hint}")
+    missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
+    group, _, launcher = (missing or "").rpartition("/")
+    if group == "hydra/launcher" and launcher in LAUNCHERS:
+        extra = LAUNCHERS[launcher]
+        reason = (
+            f"needs hydra-{extra}-launcher, which is not installed: pip install 'growlm[{extra}]'"
+        )
+        return UserError("hydra/launcher", launcher, reason)
     words = " ".join(str(error).split())
     return _ExplainedError(words.partition(" Config search path")[0])
 

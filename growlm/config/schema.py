@@ -187,7 +187,8 @@ class TrainerConfig:
     for proofs."""
     memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
     """Memory that each process of the run may take, above what it holds when the first phase begins; a plan that
-    needs more is refused. None for its share of what is free."""
+    needs more is refused. None for its share of what is free; of all memory where the system does not tell what
+    is free (macOS)."""
     keep_freed_memory: bool = True
     """On a CPU: while training, keep freed memory for the next tensor instead of giving it back to the system each
     time, which takes page faults, and with them time. The price is memory that lies between tensors."""
@@ -196,7 +197,7 @@ class TrainerConfig:
     fraction of the activations' memory."""
     compile: bool = False
     """Compile the blocks of every phase's model (`torch.compile`) at its first step, which takes from seconds to
-    minutes, and on a CPU a C++ compiler. Validation, checks and samples run uncompiled."""
+    minutes, and on a CPU a C++ compiler, on a GPU triton. Validation, checks and samples run uncompiled."""
     on_nonfinite: str = field(default="stop", metadata=limits(choices=("stop", "skip")))
     """Where the loss or a gradient is NaN or infinite: `stop` the run, which can be resumed from before, or `skip`
     the step, at most ten in a row; the history tells of each. A weight that is not finite always stops it."""

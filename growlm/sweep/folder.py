@@ -5,7 +5,6 @@ Several processes may write it: the sweep's own, and one for each job where a la
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from growlm.checkpoint.locks import LockedError, take_lock
+from growlm.checkpoint.locks import LockedError, take_lock, wait_for_lock
 from growlm.checkpoint.sealed import read_json
 from growlm.files import write_whole
 
@@ -147,8 +146,7 @@ class SweepFolder:
 
     @contextmanager
     def _changing(self) -> Iterator[Sweep]:
-        with (self.path / LOCKS[1]).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with wait_for_lock(self.path / LOCKS[1]):
             sweep = self.read()
             yield sweep
             self.write(sweep)

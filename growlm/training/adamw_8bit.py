@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import sys
-import sysconfig
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growlm.errors import UserError
+from growlm.compilers import why_no_compiler
 from growlm.growth.eight_bit import dynamic_map, fits_eight_bits, scale_of, scales_in
+from growlm.torchao_notices import without_torchao_notices
 
 NAME = "adamw_8bit"
 VERSION = "0.18."
@@ -32,37 +24,14 @@ PARTS = (262_144, 16_384, 4096)
 
 
 def why_unavailable(accelerator: str) -> str | None:
-    """Why this optimizer cannot run here, in words; None if it can. Imports nothing large."""
+    """Return why this optimizer cannot run here, in words; None if it can. Imports nothing large."""
     try:
         found = version("torchao")
     except PackageNotFoundError:
         return "needs torchao, which is not installed: pip install 'growlm[torchao]'"
     if not found.startswith(VERSION):
         return f"needs torchao {VERSION}*, installed is {found}: pip install 'growlm[torchao]'"
-    if accelerator == "gpu":
-        return None if find_spec("triton") else "needs triton, which is not installed, on a GPU"
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        return f"needs a C++ compiler on a CPU, and there is no {compiler} (CXX names another)"
-    headers = Path(sysconfig.get_paths()["include"])
-    if not (headers / "Python.h").is_file():
-        return f"needs Python's headers on a CPU, and there is no Python.h in {headers}"
-    return None
-
-
-def check_available(optimizer: str, accelerator: str) -> None:
-    """Refuse what cannot run here.
-
-    Args:
-        optimizer: Its name; only this module's own can be unavailable.
-        accelerator: `cpu` or `gpu`.
-
-    Raises:
-        UserError: If it cannot.
-    """
-    reason = why_unavailable(accelerator) if optimizer == NAME else None
-    if reason is not None:
-        raise UserError("optimizer.name", optimizer, reason)
+    return why_no_compiler(accelerator)
 
 
 class AdamW8bit(Optimizer):
@@ -88,7 +57,7 @@ class AdamW8bit(Optimizer):
         eps: float,
     ) -> None:
         super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0})
-        with _quiet():
+        with without_torchao_notices():
             from torchao.optim import AdamW8bit as TorchaoAdamW8bit
             from torchao.optim.subclass_8bit import OptimState8bit
         self._held: Callable[..., Tensor] = OptimState8bit
@@ -124,7 +93,7 @@ class AdamW8bit(Optimizer):
             for key in ("lr", "weight_decay"):
                 torchao.param_groups[0][key].fill_(group[key])
             self._lend(parameters, torchao)
-            with _quiet():
+            with without_torchao_notices():
                 torchao.step()
             torchao.zero_grad()
             torchao.state.clear()
@@ -175,28 +144,3 @@ def _parts(parameter: Tensor) -> Iterator[slice]:
             stop = start + size if left >= PARTS[-1] else end
             yield slice(start, stop)
             start = stop
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torchao and the compiler say of themselves when they are loaded and first used."""
-
-    def is_worth_saying(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        kernels_for_gpus = said.startswith("Failed to load ") and "/torchao/" in said
-        return not (kernels_for_gpus or "Calling register_constant() on Enum subclasses" in said)
-
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    for logger in loggers:
-        logger.addFilter(is_worth_saying)
-    try:
-        with warnings.catch_warnings():
-            for hint in (
-                r"`torch\.jit\.script_method` is deprecated",
-                "OptimState8bit does not implement _stable_hash_for_caching",
-            ):
-                warnings.filterwarnings("ignore", hint)
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_worth_saying)

@@ -165,7 +165,8 @@ def _adamw(machine: Machine, entries: int) -> Action:
 
 def _memory_rates(machine: Machine) -> tuple[float, float]:
     # Large, and each once: what was used a moment ago comes several times as fast as what has to be found first.
-    size = max(2**26, min(2**32, free_memory(machine.accelerator) // 6))
+    free = free_memory(machine.accelerator) or machine.memory
+    size = max(2**26, min(2**32, free // 6))
 
     def rate() -> float:
         start = time.perf_counter()

@@ -58,7 +58,7 @@ def check_logger(settings: LoggerConfig) -> None:
     """Find out beforehand what the logger will need.
 
     Raises:
-        UserError: If W&B is to be online without a login, or a package is missing.
+        UserError: If W&B is to be online without a login.
     """
     if settings.name == "wandb" and settings.mode == "online" and not has_login():
         raise UserError(
@@ -66,11 +66,6 @@ def check_logger(settings: LoggerConfig) -> None:
             "online",
             "you are not logged in: `wandb login`, or use logger.mode=offline",
         )
-    if settings.name == "tensorboard":
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise UserError("logger", "tensorboard", "needs `pip install tensorboard`") from error
 
 
 def _mode(settings: LoggerConfig) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +16,35 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from growlm.config.schema import TrainerConfig
+from growlm.errors import UserError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 
 def memory_limit(settings: TrainerConfig, accelerator: str) -> int:
-    """Bytes that a run may take: the setting, or what is free."""
+    """Return the bytes that a run may take: the setting, or what is free.
+
+    Raises:
+        UserError: If neither is known.
+    """
     if settings.memory_gb is not None:
         return round(settings.memory_gb * 1e9)
-    return free_memory(accelerator)
+    free = free_memory(accelerator)
+    if free is None:
+        allowed = "must be set here: this system does not say how much memory it has"
+        raise UserError("trainer.memory_gb", "null", allowed)
+    return free
 
 
-def free_memory(accelerator: str) -> int:
-    """Bytes that this process may still take: of the GPU, or of the machine and its control group."""
+def free_memory(accelerator: str) -> int | None:
+    """Return the bytes that this process may still take: of the GPU, or of the machine and its control group.
+
+    Where the system does not tell what is free (macOS), all of the machine's memory; None where it does not tell
+    that either.
+    """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
     free = []
@@ -43,7 +61,15 @@ def free_memory(accelerator: str) -> int:
         figures = [line for path in (limit, used) for line in _lines(path)[:1]]
         if len(figures) == 2 and all(figure.isdigit() for figure in figures):
             free.append(int(figures[0]) - int(figures[1]))
-    return min(free, default=2**62)
+    return min(free) if free else _physical_memory()
+
+
+def _physical_memory() -> int | None:
+    try:
+        pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return pages * page_size if min(pages, page_size) > 0 else None  # -1 where it is not known
 
 
 def _lines(path: str) -> list[str]:
@@ -77,11 +103,16 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The high-water mark of `resident_memory_bytes` since the last reset (else since the process began)."""
+    """Return the high-water mark of `resident_memory_bytes` since the last reset (else since the process began).
+
+    0 where the system does not tell.
+    """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     if peak := _status_bytes("VmHWM"):
         return peak
+    if resource is None:
+        return 0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 
@@ -158,13 +189,20 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    _call_glibc("malloc_trim", 0)
 
 
 def _mallopt(option: int, value: int) -> None:
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(option, value)
+    _call_glibc("mallopt", option, value)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Call a function of glibc's allocator; other C libraries (musl, macOS) have none, or another of that name."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4

@@ -21,7 +21,6 @@ from growlm.growth.optimizer_state import SCALES
 from growlm.inference.scoring import bits_per_byte
 from growlm.interop.pretrained import Pretrained, open_pretrained
 from growlm.reporting.listener import RunListener
-from growlm.training.adamw_8bit import check_available
 from growlm.training.calibration import Calibration, calibration
 from growlm.training.hardware import Machine, describe_processor, find_machine
 from growlm.training.loggers import check_logger
@@ -101,7 +100,6 @@ def prepare(config: RunConfig, listener: RunListener, world: World) -> Prepared:
     """
     check_config(config)
     machine = world.first(lambda: find_machine(config.trainer, world.local_size))
-    check_available(config.optimizer.name, machine.accelerator)
     check_logger(config.logger)
     extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)

@@ -32,6 +32,7 @@ from growlm.training.memory import older_objects_left_alone
 from growlm.training.phase_keys import phase_keys
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
+from growlm.training.requirements import check_requirements
 from growlm.training.resuming import check_circumstances, processor_note, run_to_resume
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import (
@@ -74,6 +75,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         world = stack.enter_context(join_world(accelerator, timeout))
         console = ConsoleReporter(plain_console(quiet=not world.is_first))
         stack.callback(console.close, failed=True)
+        check_requirements(config, accelerator)
         asked = config.trainer
         config = with_devices(config, world)
         config = world.first(lambda: with_baseline(config, lambda: tell_measuring(console)))

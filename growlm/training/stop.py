@@ -7,7 +7,9 @@ import signal
 import time
 from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGUSR2: 140, signal.SIGTERM: 143}
+REQUEUE: signal.Signals | None = getattr(signal, "SIGUSR2", None)
+"""What submitit sends before a job's time is up; None on systems without it (Windows)."""
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | ({} if REQUEUE is None else {REQUEUE: 140})
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
@@ -46,16 +48,16 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         self._before = {number: signal.getsignal(number) for number in EXIT_CODES}
-        if not callable(self._before[signal.SIGUSR2]):
-            del self._before[signal.SIGUSR2]
+        if REQUEUE is not None and not callable(self._before[REQUEUE]):
+            del self._before[REQUEUE]
         self.take_signals()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             _set_handler(number, handler)
-        if self.code == EXIT_CODES[signal.SIGUSR2]:
-            os.kill(os.getpid(), signal.SIGUSR2)
+        if REQUEUE is not None and self.code == EXIT_CODES[REQUEUE]:
+            os.kill(os.getpid(), REQUEUE)
 
     def take_signals(self) -> None:
         """Again: Lightning puts a handler of its own in front of them when it begins to train."""

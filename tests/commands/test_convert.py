@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from growlm import convert as convert_command
 from growlm.checkpoint import load_model, save_model
 from growlm.model import parameter_report
+from growlm.torchao_notices import without_torchao_notices
 
 
 @pytest.fixture
@@ -68,7 +69,8 @@ def test_out_and_in_again(run, ours, tmp_path):
     assert record["tokenizer"] == "huggingface"
     assert_same_state(model.state_dict(), load_model(ours)[0].bfloat16().state_dict())
 
-    theirs = AutoModelForCausalLM.from_pretrained(hf)
+    with without_torchao_notices():
+        theirs = AutoModelForCausalLM.from_pretrained(hf)
     tokenizer = AutoTokenizer.from_pretrained(hf)
     prompt = tokenizer("Once upon a time", return_tensors="pt")
     assert theirs.generate(**prompt, max_new_tokens=3, do_sample=False).shape == (1, 19)

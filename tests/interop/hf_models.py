@@ -10,6 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from growlm.checkpoint.artefact import read_model
 from growlm.interop import HuggingFaceTensors
+from growlm.torchao_notices import without_torchao_notices
+
+with without_torchao_notices():  # before the first test needs a model class
+    import transformers.modeling_utils
 
 transformers.logging.disable_progress_bar()
 

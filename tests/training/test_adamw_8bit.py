@@ -24,6 +24,7 @@ from growlm.errors import UserError
 from growlm.growth import Deepen, Upcycle, Widen, grow_moments, plan_growth
 from growlm.growth.optimizer_state import SCALES, in_form
 from growlm.model import ModelConfig, TransformerLM
+from growlm.torchao_notices import without_torchao_notices
 from growlm.training import Interrupted, adamw_8bit, planner, run_plan
 from growlm.training.adamw_8bit import AdamW8bit
 from growlm.training.footprint import optimizer_bytes
@@ -69,7 +70,7 @@ def with_gradients(shapes, seed=0):
 
 def largest_difference_from_torchao(shapes, steps, block_size=256):
     """Of parameters stepped in parts, from the same ones stepped by torchao whole; codes and scales are equal."""
-    with adamw_8bit._quiet():
+    with without_torchao_notices():
         from torchao.optim import AdamW8bit as TorchaoAdamW8bit
     ours, theirs = with_gradients(shapes), with_gradients(shapes)
     groups = [
@@ -85,7 +86,7 @@ def largest_difference_from_torchao(shapes, steps, block_size=256):
             p.grad = torch.randn_like(p) * 10.0**-step
             q.grad = p.grad.clone()
         for optimizer in optimizers:
-            with adamw_8bit._quiet():
+            with without_torchao_notices():
                 optimizer.step()
     for p, q in zip(ours, theirs, strict=True):
         mine, torchaos = optimizers[0].state[p], optimizers[1].state[q]
@@ -282,10 +283,13 @@ def no_torchao(name):
 
 
 MISSING = {
-    "torchao": (("version", no_torchao), r"pip install 'growlm\[torchao\]'"),
-    "another torchao": (("version", lambda name: "0.12.0"), "torchao 0.18.*, installed is 0.12.0"),
+    "torchao": (("training.adamw_8bit.version", no_torchao), r"pip install 'growlm\[torchao\]'"),
+    "another torchao": (
+        ("training.adamw_8bit.version", lambda name: "0.12.0"),
+        "torchao 0.18.*, installed is 0.12.0",
+    ),
     "headers": (
-        ("sysconfig.get_paths", lambda: {"include": "/nowhere"}),
+        ("compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}),
         "no Python.h in /nowhere",
     ),
     "compiler": (None, "needs a C.. compiler on a CPU, and there is no no-such-compiler"),
@@ -299,7 +303,7 @@ def missing(request, monkeypatch):
     if change is None:
         monkeypatch.setenv("CXX", "no-such-compiler")
     else:
-        monkeypatch.setattr(f"growlm.training.adamw_8bit.{change[0]}", change[1])
+        monkeypatch.setattr(f"growlm.{change[0]}", change[1])
     return message
 
 

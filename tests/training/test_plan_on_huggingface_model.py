@@ -7,13 +7,17 @@ import json
 import pytest
 import torch
 from test_huggingface_tokenizer import byte_level, write
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
+from transformers import AutoTokenizer
 
 from growlm.checkpoint import load_model
 from growlm.config import load_config
 from growlm.data import embedded_documents, load_tokenizer
 from growlm.interop import to_huggingface
+from growlm.torchao_notices import without_torchao_notices
 from growlm.training import run_plan
+
+with without_torchao_notices():
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
 PLAN = (
     "phase_plan=grow_pretrained",

@@ -1,0 +1,31 @@
+"""Check that the packages and compilers which a plan needs are there, before anything is read or written."""
+
+from __future__ import annotations
+
+from growlm.compilers import why_no_compiler
+from growlm.config.schema import RunConfig
+from growlm.errors import UserError
+from growlm.optional_packages import why_missing
+from growlm.training import adamw_8bit
+
+
+def check_requirements(config: RunConfig, accelerator: str) -> None:
+    """Refuse a plan that cannot run here for want of a package or a compiler.
+
+    Args:
+        config: The run.
+        accelerator: `cpu` or `gpu`.
+
+    Raises:
+        UserError: Naming the setting that needs what is missing.
+    """
+    name = config.optimizer.name
+    if name == adamw_8bit.NAME and (reason := adamw_8bit.why_unavailable(accelerator)):
+        raise UserError("optimizer.name", name, reason)
+    if config.trainer.compile and (reason := why_no_compiler(accelerator)):
+        allowed = f"{reason}; install it, or use trainer.compile=false"
+        raise UserError("trainer.compile", "true", allowed)
+    if config.logger.name == "tensorboard" and (
+        reason := why_missing("tensorboard", "tensorboard")
+    ):
+        raise UserError("logger", "tensorboard", reason)
