@@ -68,6 +68,13 @@ def greedy(model, tokens, count):
         )
 
 
+def clearly_chosen(rows):
+    """How many of the first tokens win by more than both models' rounding, on any processor."""
+    best = rows.topk(2).values
+    is_close = best[:, 0] - best[:, 1] <= 2e-4
+    return int(is_close.nonzero()[0]) if is_close.any() else len(rows)
+
+
 def logits(model, tokens):
     with torch.no_grad():
         return model(tokens).logits
@@ -89,7 +96,10 @@ def test_nothing_is_lost_from_llama_to_mixtral(llama, tmp_path):
     tokens = text["input_ids"][:, :60]
     difference = (logits(after, tokens) - logits(before, tokens)).abs().max()
     assert difference <= 1e-4
-    assert greedy(after, tokens, 50).tolist() == greedy(before, tokens, 50).tolist()
+    text = greedy(before, tokens, 50)
+    clear = len(tokens[0]) + clearly_chosen(logits(before, text)[0, len(tokens[0]) - 1 : -1])
+    assert greedy(after, tokens, 50)[0, :clear].tolist() == text[0, :clear].tolist()
+    assert clear >= len(tokens[0]) + 5
     jumps = [b["jump"] for b in json.loads((run_dir / "boundaries.json").read_text())]
     assert max(map(abs, jumps)) < 1e-5
 
