@@ -24,7 +24,7 @@ from growlm.model.transformer import TransformerLM
 CACHE_FIELD = (
     "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
 )
-"""How transformers names the cache in outputs: `cache` since 5.24."""
+"""How transformers names the cache in outputs; newer releases call it `cache`, in arguments too."""
 CHECKED = ("position_ids", "cache_position")
 """Arguments that older releases of transformers count for themselves, and that must agree with our own count."""
 
@@ -98,7 +98,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: (B, S), 0 where a token is padding; S counts the tokens in the cache too.
             labels: (B, T), as transformers has them: the loss shifts them, -100 counts for nothing.
             past_key_values: Keys and values of the tokens before these; those of these are added.
-            cache: The same, under its name since transformers 5.24.
+            cache: The same, under the name that newer releases of transformers give it.
             use_cache: Make one, if there is none.
             logits_to_keep: Only of the last so many positions, or of these; 0 for all.
             return_dict: False for a tuple.
