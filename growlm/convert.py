@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from growlm.command import run_small_command
 from growlm.config.command_schema import ConvertCommand
 from growlm.config.load import load_command
 from growlm.errors import UserError
-from growlm.exit_codes import leave
+from growlm.exit_codes import run_as_program
 from growlm.interop import to_growlm, to_huggingface
 from growlm.model.report import parameter_report
 from growlm.reporting.bars import ByteBar
@@ -34,7 +35,7 @@ python -m growlm.convert source=DIR out=DIR to=growlm
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, convert))
+    sys.exit(run_small_command(USAGE, convert))
 
 
 def convert(arguments: list[str]) -> int:
@@ -72,4 +73,4 @@ def convert(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

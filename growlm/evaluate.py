@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from growlm.config.load import load_command
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import pick_accelerator, torch_device
 from growlm.errors import RunError, UserError
-from growlm.exit_codes import leave
+from growlm.exit_codes import run_as_program
 from growlm.inference.loading import open_checkpoint
 from growlm.inference.rows import Row, evaluation_documents, read_row
 from growlm.inference.scoring import Score, bits_per_byte, score_row
@@ -44,7 +45,7 @@ python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, evaluate))
+    sys.exit(run_small_command(USAGE, evaluate))
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -142,4 +143,4 @@ def _print(console: Console, record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from growlm.errors import RunError, UserError
@@ -63,19 +64,29 @@ def check_platform() -> None:
         raise UserError("platform", sys.platform, allowed)
 
 
-def leave(code: int) -> NoReturn:
-    """End the process. One of several ends when exit functions have run: Python does not take itself apart.
+def run_as_program(main: Callable[[], object]) -> NoReturn:
+    """Run a command that exits by `sys.exit` as all that this process does, and end the process."""
+    try:
+        main()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    leave(0)
 
-    Torch's threads that carry messages (gloo's, after a pass under FSDP2) abort one process in a dozen that does,
-    and a launcher would take a finished run for a failed one.
+
+def leave(code: int) -> NoReturn:
+    """End the process when exit functions have run; Python does not take itself apart.
+
+    Its last collection would walk all that the libraries hold, for two seconds. In a run of several processes,
+    torch's threads that carry messages (gloo's, after a pass under FSDP2) abort one in a dozen that does, and a
+    launcher takes a finished run for a failed one; so these are not waited for either.
     """
-    if is_one_of_several():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    gc.freeze()  # the last collection would walk all that the libraries hold: a second
-    sys.exit(code)
+    if not is_one_of_several():
+        threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads any more
+            stream.flush()
+    os._exit(code)
 
 
 def complain(error: UserError) -> int:

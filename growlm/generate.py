@@ -14,7 +14,7 @@ from growlm.config.load import load_command
 from growlm.data.tokenizers import Tokenizer
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.errors import UserError
-from growlm.exit_codes import leave
+from growlm.exit_codes import run_as_program
 from growlm.inference.loading import open_checkpoint
 from growlm.inference.prompts import read_prompts
 from growlm.inference.text_stream import TextStream
@@ -53,7 +53,7 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, generate))
+    sys.exit(run_small_command(USAGE, generate))
 
 
 def generate(arguments: list[str]) -> int:
@@ -191,4 +191,4 @@ def _tell(found: Sequence[Continuation], seconds: float, longest: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from growlm.config.checks import applied_operators
 from growlm.config.command_schema import GrowCommand
 from growlm.config.load import load_command
 from growlm.errors import UserError
-from growlm.exit_codes import leave
+from growlm.exit_codes import run_as_program
 from growlm.reporting.bars import ByteBar
 from growlm.reporting.plain import plain_console
 
@@ -32,7 +33,7 @@ python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, 
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, grow))
+    sys.exit(run_small_command(USAGE, grow))
 
 
 def grow(arguments: list[str]) -> int:
@@ -65,4 +66,4 @@ def grow(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

@@ -15,7 +15,7 @@ from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
 from growlm.device import pick_accelerator
 from growlm.errors import UserError
-from growlm.exit_codes import complain, leave
+from growlm.exit_codes import complain, run_as_program
 from growlm.reporting.plain import plain_console
 from growlm.reporting.plan_table import print_plan, print_sharing
 from growlm.training.baseline import with_baseline
@@ -45,7 +45,7 @@ OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, plan))
+    sys.exit(run_small_command(USAGE, plan))
 
 
 def plan(arguments: list[str]) -> int:
@@ -147,4 +147,4 @@ def _tell() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)

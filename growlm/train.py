@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,13 +14,18 @@ from omegaconf import DictConfig
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.errors import UserError
-from growlm.exit_codes import is_first_process, is_one_of_several, leave
+from growlm.exit_codes import is_first_process, is_one_of_several, run_as_program
 from growlm.sweep.command import run_sweep
 
 
 def main() -> None:
-    """The console script."""
-    leave(run_command(train))
+    """Run the command; exit by `sys.exit`."""
+    sys.exit(run_command(train))
+
+
+def program() -> NoReturn:
+    """Run the command as a console script."""
+    run_as_program(main)
 
 
 def train() -> int:
@@ -84,4 +90,4 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    program()

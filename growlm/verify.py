@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from growlm.command import run_small_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import load_command
 from growlm.errors import UserError
-from growlm.exit_codes import leave
+from growlm.exit_codes import run_as_program
 from growlm.growth import operators_from_data
 from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import plan_growth
@@ -45,7 +46,7 @@ CHECKS_SHOWN = ("rope", "router", "symmetry", "functional")
 
 def main() -> None:
     """The command."""
-    leave(run_small_command(USAGE, verify))
+    sys.exit(run_small_command(USAGE, verify))
 
 
 def verify(arguments: list[str]) -> int:
@@ -155,4 +156,4 @@ def _suite_row(case: Case) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_program(main)
