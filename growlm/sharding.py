@@ -32,7 +32,8 @@ def whole(tensor: Tensor) -> Tensor:
     """
     if not is_sharded(tensor):
         return tensor
-    with torch.no_grad():
+    # Out of inference mode: there torch 2.11 lacks an operation that this needs.
+    with torch.inference_mode(False), torch.no_grad():
         return tensor.full_tensor()
 
 

@@ -40,7 +40,7 @@ def build_logger(
             group=settings.group,
             tags=list(dict.fromkeys([config.name, *settings.tags])),
             config=asdict(replace(config, resume=None)),
-            dir=run_dir,
+            dir=str(run_dir),  # older releases take no path
             mode=_mode(settings),
             settings=wandb.Settings(silent=True),
         )

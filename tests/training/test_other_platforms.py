@@ -152,7 +152,7 @@ def test_peak_memory_is_in_the_units_of_the_system(nothing_readable, monkeypatch
 @pytest.mark.parametrize("library", ["musl", ""])
 def test_another_c_library_is_left_alone(monkeypatch, library):
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: (library, ""))
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("was called"))
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: pytest.fail(name)))
     memory.keep_freed_memory()
     memory.stop_keeping_freed_memory()
 
