@@ -135,6 +135,18 @@ def processor_note(begun: Circumstances, now: Circumstances) -> str | None:
     )
 
 
+def files_note(begun: Circumstances, now: Circumstances) -> str | None:
+    """Return a warning if streamed files may hold other text under the same sizes and times; else None."""
+    before, after = begun.newest_inode_change, now.newest_inode_change
+    if before is None or after is None or after <= before:
+        return None
+    return (
+        "warning: since the run began, a file that it streams was moved, copied, given another mode, or edited "
+        "and given its old time of change again. Names, sizes and times are the same; if the text is not, "
+        "begin a new run."
+    )
+
+
 def saved_config(path: Path) -> RunConfig:
     """The config that a run began with.
 

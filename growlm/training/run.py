@@ -33,7 +33,7 @@ from growlm.training.phase_keys import phase_keys
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
 from growlm.training.requirements import check_requirements
-from growlm.training.resuming import check_circumstances, processor_note, run_to_resume
+from growlm.training.resuming import check_circumstances, files_note, processor_note, run_to_resume
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import (
     Circumstances,
@@ -85,8 +85,9 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         _check_same_circumstances(prepared)
         if begun is not None:
             check_circumstances(config, begun, prepared.circumstances)
-            if note := processor_note(begun.circumstances, prepared.circumstances):
-                console.noted(note)
+            for note_of in (processor_note, files_note):
+                if note := note_of(begun.circumstances, prepared.circumstances):
+                    console.noted(note)
         elif config.resume is not None:
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or _opened_by_first(
