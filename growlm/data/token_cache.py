@@ -99,6 +99,7 @@ class TokenCache:
         for key, path in self._entries.partials():
             with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
                 shutil.rmtree(path, ignore_errors=True)
+                (self.folder / f".{key}.lock").unlink(missing_ok=True)
 
     def digest(self, path: Path) -> str:
         """Return a file's SHA-256; see `FileDigests`."""

@@ -144,9 +144,20 @@ def open_run_folder(path: Path) -> RunFolder:
         record.get("newest_inode_change"),
     )
     folder = RunFolder(path, record["id"], circumstances, lock_run(path))
-    for half_written in (*path.glob("resume/.*.partial"), *path.glob("checkpoints/.*.partial")):
-        shutil.rmtree(half_written, ignore_errors=True)
+    _remove_half_written(path)
     return folder
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove what a killed process left in a run's folder."""
+    for pattern in (".*.partial", "resume/.*.partial", "checkpoints/.*.partial"):
+        for half_written in path.glob(pattern):
+            if half_written.is_dir():
+                shutil.rmtree(half_written, ignore_errors=True)
+            else:
+                half_written.unlink(missing_ok=True)
+    for lock in (*path.glob("resume/.*.lock"), *path.glob("checkpoints/.*.lock")):
+        lock.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:
