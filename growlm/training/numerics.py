@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def numeric_settings() -> dict[str, str]:
     found = {"torch": torch.__config__.show(), "libc": " ".join(platform.libc_ver())}
     found |= {name: _text_of(switch) for name, switch in SWITCHES.items()}
     for place, names in BACKENDS.items():
-        found |= {f"{place}.{name}": _text_of(lambda p=place, n=name: _get(p, n)) for name in names}
+        found |= {f"{place}.{name}": _text_of(partial(_get, place, name)) for name in names}
     return found | numeric_environment()
 
 
