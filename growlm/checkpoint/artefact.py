@@ -48,6 +48,7 @@ def save_model(
     states: Mapping[str, State] | None = None,
     files: Iterable[Path] = (),
     world: World | None = None,
+    makes_parents: bool = True,
 ) -> None:
     """Write a model.
 
@@ -58,6 +59,7 @@ def save_model(
         states: The optimizer's, by parameter name, if they are to be kept.
         files: Copied beside the weights.
         world: All processes of the run, if it has several: all must ask for it, the first one writes.
+        makes_parents: Whether the folder that it goes into is made where it is missing.
 
     Raises:
         FileExistsError: If the folder exists.
@@ -67,7 +69,7 @@ def save_model(
         EndedElsewhereError: In the other processes, if the first one cannot write it.
     """
     world = world or World()
-    with new_folder(folder, world) as (partial, digests):
+    with new_folder(folder, world, makes_parents) as (partial, digests):
         digests |= write_gathered(partial, WEIGHTS, dict(model.state_dict()), world)
         if states is not None:
             digests |= write_gathered(partial, OPTIMIZER, flat_states(states), world)
@@ -93,13 +95,16 @@ def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def new_folder(folder: Path, world: World | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+def new_folder(
+    folder: Path, world: World | None = None, makes_parents: bool = True
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
 
     Args:
         folder: Its name.
         world: All processes of the run, if several fill it: whatever fails in the block in one of them must fail
             in all, and once the first one leaves the block, none writes any more.
+        makes_parents: Whether the folder that it goes into is made where it is missing.
 
     Yields:
         The folder while it has another name, and the checksums of its files, for those who know some.
@@ -113,7 +118,7 @@ def new_folder(folder: Path, world: World | None = None) -> Iterator[tuple[Path,
     partial = folder.with_name(f".{folder.name}.partial")
     digests: dict[str, str] = {}
     with ExitStack() as stack:
-        world.first(lambda: stack.enter_context(_reserved(folder, partial)))
+        world.first(lambda: stack.enter_context(_reserved(folder, partial, makes_parents)))
         yield partial, digests
         world.first(lambda: _end(folder, partial, digests))
 
@@ -123,11 +128,12 @@ class _TakenError(FileExistsError):
 
 
 @contextmanager
-def _reserved(folder: Path, partial: Path) -> Iterator[None]:
+def _reserved(folder: Path, partial: Path, makes_parents: bool) -> Iterator[None]:
     """Make the partial folder, for this process alone; leave nothing of it behind if the block fails."""
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if makes_parents:
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with lock_new(folder), _vanishing(partial):
             if folder.exists():
                 raise _TakenError(folder)

@@ -196,6 +196,13 @@ def _stamp(file: TextFile) -> Any:
         return None
 
 
+def _size(file: TextFile, key: str) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{key}.path", file.path, f"cannot be read: {error.strerror}") from None
+
+
 class FileReader(Reader):
     """Documents of files, one file after another."""
 
@@ -203,7 +210,7 @@ class FileReader(Reader):
         self.source = source
         self.file, self.document = place
         self._open: FileDocuments | None = None
-        self._sizes = [file.path.stat().st_size for file in source.files]
+        self._sizes = [_size(file, source.key) for file in source.files]
         self._before = [0, *accumulate(self._sizes)]
         self._documents = self._read()
 

@@ -36,6 +36,7 @@ from growlm.training.requirements import check_requirements
 from growlm.training.resuming import check_circumstances, files_note, processor_note, run_to_resume
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import (
+    RECORD,
     Circumstances,
     RunFolder,
     check_place,
@@ -101,6 +102,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
+            if not (folder.resume_dir / RECORD).exists():
+                raise  # it was removed
             if world.is_first:
                 _write_report(folder.path, console)
             how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
