@@ -19,8 +19,11 @@ class RemovedError(RunError):
     def __init__(self, path: Path) -> None:
         self.path = path
         super().__init__(
-            f"{path} was removed or moved while the run went on; nothing is written there any more"
+            f"{path} was removed or moved while it was written to; nothing is written there any more"
         )
+
+    def __reduce__(self) -> tuple[type[RemovedError], tuple[Path]]:
+        return RemovedError, (self.path,)
 
 
 class WatchedFolders:

@@ -94,7 +94,7 @@ def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said
     (line,) = said.splitlines()
-    assert line.startswith(f"stopped: {tmp_path}/run was removed or moved while the run went on")
+    assert line.startswith(f"stopped: {tmp_path}/run was removed or moved while it was written to")
     assert not (tmp_path / "run").exists()
 
 
