@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from stopping import slow
 from tiny_run import TINY, rows
 
 STOP = """
@@ -60,10 +59,8 @@ def whole(tmp_path_factory):
     [
         (MACHINE, True),
         ({"ATEN_CPU_CAPABILITY": "default"}, False),
-        *slow(
-            (MACHINE | {"OMP_NUM_THREADS": "2"}, False),
-            (MACHINE | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
-        ),
+        pytest.param(MACHINE | {"OMP_NUM_THREADS": "2"}, False, marks=pytest.mark.slow),
+        pytest.param(MACHINE | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False, marks=pytest.mark.slow),
     ],
     ids=["the same", "other random numbers", "threads", "other products"],
 )
