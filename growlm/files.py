@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         DiskError: If it cannot be written; what was there before stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # Of two processes that write at once, each has its own: else one would rename the other's half of a file.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.rename(path)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from growlm.checkpoint.carried import copy_files
 from growlm.checkpoint.gathered import write_gathered
+from growlm.checkpoint.locks import lock_new
 from growlm.checkpoint.matching import check_weights
 from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
 from growlm.checkpoint.tensor_files import (
@@ -47,6 +48,7 @@ def save_model(
     states: Mapping[str, State] | None = None,
     files: Iterable[Path] = (),
     world: World | None = None,
+    makes_parents: bool = True,
 ) -> None:
     """Write a model.
 
@@ -57,15 +59,17 @@ def save_model(
         states: The optimizer's, by parameter name, if they are to be kept.
         files: Copied beside the weights.
         world: All processes of the run, if it has several: all must ask for it, the first one writes.
+        makes_parents: Whether the folder that it goes into is made where it is missing.
 
     Raises:
         FileExistsError: If the folder exists.
+        LockedError: If another process writes it.
         UserError: If one of the files is a link that leads out of its folder.
         DiskError: If it cannot be written; nothing is left behind.
         EndedElsewhereError: In the other processes, if the first one cannot write it.
     """
     world = world or World()
-    with new_folder(folder, world) as (partial, digests):
+    with new_folder(folder, world, makes_parents) as (partial, digests):
         digests |= write_gathered(partial, WEIGHTS, dict(model.state_dict()), world)
         if states is not None:
             digests |= write_gathered(partial, OPTIMIZER, flat_states(states), world)
@@ -91,55 +95,68 @@ def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def new_folder(folder: Path, world: World | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+def new_folder(
+    folder: Path, world: World | None = None, makes_parents: bool = True
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
 
     Args:
         folder: Its name.
         world: All processes of the run, if several fill it: whatever fails in the block in one of them must fail
             in all, and once the first one leaves the block, none writes any more.
+        makes_parents: Whether the folder that it goes into is made where it is missing.
 
     Yields:
         The folder while it has another name, and the checksums of its files, for those who know some.
 
     Raises:
         FileExistsError: If the name is taken.
+        LockedError: If another process writes a folder of this name.
         DiskError: If something cannot be written.
     """
     world = world or World()
     partial = folder.with_name(f".{folder.name}.partial")
     digests: dict[str, str] = {}
-    world.first(lambda: _check_free(folder))
-    with _vanishing(folder, partial) if world.is_first else nullcontext():
-        world.first(lambda: _begin(partial))
+    with ExitStack() as stack:
+        world.first(lambda: stack.enter_context(_reserved(folder, partial, makes_parents)))
         yield partial, digests
         world.first(lambda: _end(folder, partial, digests))
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists():
-        raise FileExistsError(folder)
+class _TakenError(FileExistsError):
+    """A folder of this name exists."""
 
 
 @contextmanager
-def _vanishing(folder: Path, partial: Path) -> Iterator[None]:
-    """Leave nothing behind that was made in the block, if it does not end well."""
-    made = [parent for parent in partial.parents if not parent.exists()]
+def _reserved(folder: Path, partial: Path, makes_parents: bool) -> Iterator[None]:
+    """Make the partial folder, for this process alone; leave nothing of it behind if the block fails."""
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        yield
+        if makes_parents:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock_new(folder), _vanishing(partial):
+            if folder.exists():
+                raise _TakenError(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, _TakenError):
             raise DiskError(folder, error) from error
         raise
 
 
-def _begin(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+@contextmanager
+def _vanishing(partial: Path) -> Iterator[None]:
+    """Remove the folder if the block fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _end(folder: Path, partial: Path, digests: dict[str, str]) -> None:

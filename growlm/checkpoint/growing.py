@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from growlm.checkpoint.artefact import (
     write_config,
 )
 from growlm.checkpoint.carried import check_links, copy_files
+from growlm.checkpoint.locks import LockedError
 from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.optimizer_files import checked_states
 from growlm.checkpoint.tensor_files import Entry, TensorFiles, write_tensors
@@ -75,7 +77,7 @@ def grow_checkpoint(
     check_target(target, total, carried)
     count = adding_up(progress, total)
     draws = Draws(seed, boundary_index)
-    with new_folder(target) as (partial, digests), torch.no_grad(), draws:
+    with new_target(target) as (partial, digests), torch.no_grad(), draws:
 
         def make(name: str) -> Tensor:
             tensor_map = growth_map.tensors[name]
@@ -137,6 +139,24 @@ def check_target(
     if needed > free:
         allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
         raise UserError("out", target, allowed)
+
+
+@contextmanager
+def new_target(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Return `new_folder` of the folder that a user's `out` names.
+
+    Raises:
+        UserError: If it exists by now, or another process writes it.
+        DiskError: If something cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(new_folder(target))
+        except FileExistsError as error:
+            raise UserError("out", target, "exists already") from error
+        except LockedError as error:
+            raise UserError("out", target, f"another process writes it ({error.owner})") from error
+        yield made
 
 
 class _GrownStates:

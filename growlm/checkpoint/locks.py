@@ -10,6 +10,8 @@ import errno
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -62,6 +64,38 @@ def take_lock(path: Path) -> BinaryIO:
     file.write(f"process {os.getpid()} on {platform.node()}".encode())
     file.flush()
     return file
+
+
+@contextmanager
+def lock_new(path: Path) -> Iterator[None]:
+    """Hold the lock for writing a file or folder that does not exist yet; its file lies beside it meanwhile.
+
+    Args:
+        path: What will be written; its parent exists.
+
+    Raises:
+        LockedError: If another process writes it.
+        OSError: If nothing can be written there.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    while True:
+        lock = take_lock(place)
+        if _is_there(lock, place):
+            break
+        lock.close()  # whoever had it removed the file between its being opened and locked
+    with lock:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                place.unlink()
+
+
+def _is_there(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def wait_for_lock(path: Path) -> BinaryIO:

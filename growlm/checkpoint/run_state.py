@@ -65,6 +65,7 @@ def write_state(
     record: dict[str, Any],
     callbacks: Mapping[str, Any] | None = None,
     world: World | None = None,
+    makes_parents: bool = True,
 ) -> None:
     """Write a state and let go of all but the newest two.
 
@@ -77,13 +78,14 @@ def write_state(
         record: What else is JSON; likewise.
         callbacks: What callbacks keep: tensors and plain values; likewise.
         world: All processes of the run, if it has several: all must ask for it.
+        makes_parents: Whether the folder that it goes into is made where it is missing.
 
     Raises:
         DiskError: If it cannot be written; the states before it stay.
         EndedElsewhereError: If another process cannot write it.
     """
     world = world or World()
-    with new_folder(folder, world) as (partial, digests):
+    with new_folder(folder, world, makes_parents) as (partial, digests):
         digests |= _write_tensors(partial, WEIGHTS, dict(model.state_dict()), world)
         digests |= _write_tensors(partial, OPTIMIZER, flat_states(states), world)
 

@@ -97,11 +97,8 @@ class CorpusWriter:
         numbers = self.num_documents + np.arange(len(documents.lengths))
         held_out = numbers % self.validation_every == self.validation_every - 1
         self.num_documents += len(numbers)
-        of_tokens = np.repeat(held_out, documents.lengths)
-        for name, chosen, tokens in (
-            ("train", ~held_out, documents.tokens[~of_tokens]),
-            ("validation", held_out, documents.tokens[of_tokens]),
-        ):
+        for name, chosen in (("train", ~held_out), ("validation", held_out)):
+            tokens = _tokens_of(documents, chosen)
             part = self._parts[name]
             ends = part["tokens"] + np.cumsum(documents.lengths[chosen])
             sizes = documents.num_bytes[chosen]
@@ -135,6 +132,15 @@ class CorpusWriter:
 
 
 _PARTS = ("train", "validation")
+
+
+def _tokens_of(documents: TokenizedDocuments, chosen: np.ndarray) -> np.ndarray:
+    """The tokens of some of the documents; of all of them without a copy."""
+    if chosen.all():
+        return documents.tokens
+    if not chosen.any():
+        return documents.tokens[:0]
+    return documents.tokens[np.repeat(chosen, documents.lengths)]
 
 
 def open_corpus(folder: Path, key: str) -> TokenizedCorpus:

@@ -42,7 +42,8 @@ class FileDocuments(Iterator[str]):
         self.file, self.column, self.key = file, column, key
         self.sample_by = sample_by
         self._raw: BinaryIO | None = None
-        self._size = max(1, file.path.stat().st_size)
+        with self._explained():
+            self._size = max(1, file.path.stat().st_size)
         self._documents = self._read()
 
     def __next__(self) -> str:

@@ -97,6 +97,11 @@ class HuggingFaceTokenizer:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text as `encode` does, and where the characters of each begin and end."""
+        encoding = self.backend.encode(_encodable(text), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
         pieces = []

@@ -10,10 +10,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+from growlm.data.file_digests import file_stamp
 from growlm.data.file_readers import SAMPLE_BY, FileDocuments
 from growlm.data.stories import story
 from growlm.data.text_files import TextFile, find_text_files
@@ -172,7 +173,7 @@ class TextFiles(Source):
         return ["text", self.column, self.sample_by, files]
 
     def stamps(self) -> dict[Path, Any]:
-        """Sizes and times of change; None for what has gone."""
+        """Sizes, times of change and inodes; None for what has gone."""
         return {file.path: _stamp(file) for file in self.files}
 
     def documents_of(self, file: TextFile) -> FileDocuments:
@@ -190,9 +191,16 @@ class TextFiles(Source):
 
 def _stamp(file: TextFile) -> Any:
     try:
-        return file.stamp()
+        return file_stamp(file.path.stat())
     except OSError:
         return None
+
+
+def _size(file: TextFile, key: str) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{key}.path", file.path, f"cannot be read: {error.strerror}") from None
 
 
 class FileReader(Reader):
@@ -202,7 +210,8 @@ class FileReader(Reader):
         self.source = source
         self.file, self.document = place
         self._open: FileDocuments | None = None
-        self._sizes = [file.path.stat().st_size for file in source.files]
+        self._sizes = [_size(file, source.key) for file in source.files]
+        self._before = [0, *accumulate(self._sizes)]
         self._documents = self._read()
 
     def __next__(self) -> str:
@@ -216,7 +225,7 @@ class FileReader(Reader):
     def share_read(self) -> float:
         """Of the files' bytes."""
         within = self._open.share_read * self._sizes[self.file] if self._open else 0
-        return min(1.0, (sum(self._sizes[: self.file]) + within) / sum(self._sizes))
+        return min(1.0, (self._before[self.file] + within) / self._before[-1])
 
     def close(self) -> None:
         """Close the file."""

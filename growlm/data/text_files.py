@@ -95,4 +95,4 @@ def _ending(path: Path) -> tuple[str, str]:
     """`a.jsonl.gz` -> `.jsonl`, `.gz`."""
     name = path.name.lower()
     compression = next((c for c in COMPRESSIONS if name.endswith(c)), "")
-    return Path(name.removesuffix(compression)).suffix, compression
+    return os.path.splitext(name.removesuffix(compression))[1], compression

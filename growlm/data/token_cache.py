@@ -24,11 +24,10 @@ import numpy as np
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.bounded_folder import BoundedFolder
 from growlm.checkpoint.locks import LockedError, take_lock
-from growlm.checkpoint.sealed import file_digest, read_json
 from growlm.data.corpus import RECORD, CorpusWriter, TokenizedCorpus, open_corpus
+from growlm.data.file_digests import FileDigests
 from growlm.data.tokenizing import TokenizedDocuments
-from growlm.errors import DiskError, UserError
-from growlm.files import write_whole
+from growlm.errors import UserError
 
 KEY = "data.cache"
 FORMAT = 1
@@ -36,8 +35,6 @@ FORMAT = 1
 DIGESTS = "digests.json"
 WAIT = 0.3
 """Seconds between looks at whether another process has finished."""
-SETTLED_NS = 2_000_000_000
-"""A file that changed less than this ago may change again without its time of change showing it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ class TokenCache:
     max_bytes: int
     tell: Callable[[str], object]
     _in_use: set[str] = field(default_factory=set, init=False)
+    _digests: FileDigests = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_digests", FileDigests(self.folder / DIGESTS))
 
     @property
     def _entries(self) -> BoundedFolder:
@@ -85,37 +86,24 @@ class TokenCache:
         if (corpus := self._whole(entry)) is not None:
             return corpus
         with self._locked(key):
+            self._digests.save()  # tokenizing may be killed
             if (corpus := self._whole(entry)) is None:  # not written while this one waited
                 self._write(entry, parts, dtype, validation_every, tokenize())
                 corpus = open_corpus(entry, KEY)
         return corpus
 
     def keep_within_bounds(self) -> None:
-        """Let go of what is too much and not in use here, and of what killed processes have left."""
+        """Let go of what is too much and not in use here, and of what killed processes left; save checksums."""
+        self._digests.save()
         self._entries.keep_within_bounds(self._in_use)
         for key, path in self._entries.partials():
             with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
                 shutil.rmtree(path, ignore_errors=True)
+                (self.folder / f".{key}.lock").unlink(missing_ok=True)
 
     def digest(self, path: Path) -> str:
-        """SHA-256 of a file, read again only if its size, time of change or place on disk is another."""
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        known = self._known_digests()
-        if known.get(str(path), [None])[:-1] == stamp:
-            return str(known[str(path)][-1])
-        digest = file_digest(path)
-        if time.time_ns() - stat.st_mtime_ns > SETTLED_NS and self.folder.exists():
-            known[str(path)] = [*stamp, digest]
-            with suppress(DiskError):  # then it is read again next time
-                write_whole(self.folder / DIGESTS, json.dumps(known))
-        return digest
-
-    def _known_digests(self) -> dict[str, list[Any]]:
-        try:
-            return dict(read_json(self.folder / DIGESTS))
-        except (OSError, ValueError, TypeError):
-            return {}
+        """Return a file's SHA-256; see `FileDigests`."""
+        return self._digests.digest(path)
 
     def _whole(self, entry: Path) -> TokenizedCorpus | None:
         """The entry, if it is there and is what was written."""

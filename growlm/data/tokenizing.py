@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from growlm.data.long_texts import LONG, encode_long
 from growlm.data.tiktoken_encodings import TiktokenTokenizer
 from growlm.data.tokenizers import Tokenizer
 
 CHUNK_DOCUMENTS = 256
 CHUNK_CHARACTERS = 1 << 18
 """A chunk is full at either; one long document is a chunk of its own."""
+CHARACTERS_AT_ONCE = 1 << 26
+"""Of the chunks that are encoded or wait for it, if they are several: few long documents are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +59,19 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Tokeniz
     """
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="tokenize") as pool:
-        running: deque[Future[TokenizedDocuments]] = deque()
+        running: deque[tuple[int, Future[TokenizedDocuments]]] = deque()
         for chunk in _chunks(documents):
-            running.append(pool.submit(encode_documents, chunk, tokenizer))
-            while len(running) > 2 * threads or (running and running[0].done()):
-                yield running.popleft().result()
+            size = sum(map(len, chunk))
+            running.append((size, pool.submit(encode_documents, chunk, tokenizer)))
+            del chunk
+            while (
+                len(running) > 2 * threads
+                or sum(size for size, _ in running) > CHARACTERS_AT_ONCE
+                or (running and running[0][1].done())
+            ):
+                yield running.popleft()[1].result()
         while running:
-            yield running.popleft().result()
+            yield running.popleft()[1].result()
 
 
 def join(parts: Iterable[TokenizedDocuments], tokenizer: Tokenizer) -> TokenizedDocuments:
@@ -82,6 +91,7 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
     for document in documents:
         chunk.append(document)
         characters += len(document)
+        del document
         if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -94,13 +104,14 @@ def encode_documents(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocumen
     dtype = token_type(tokenizer)
     ids = array(dtype.char)  # made from a list several times as fast as a NumPy array
     lengths = []
-    for encoded in _encoded(chunk, tokenizer):
+    for parts in _encoded(chunk, tokenizer):
         before = len(ids)
         ids.extend(tokenizer.begin_of_text)
-        ids.extend(encoded)
+        for part in parts:
+            ids.extend(iter(part))  # an array's only from another of its own type
         ids.append(tokenizer.end_of_text)
         lengths.append(len(ids) - before)
-    sizes = [len(document.encode("utf-8", "replace")) for document in chunk]
+    sizes = [_num_bytes(document) for document in chunk]
     return TokenizedDocuments(
         np.frombuffer(ids, dtype=dtype),
         np.array(lengths, dtype=np.int64),
@@ -108,8 +119,20 @@ def encode_documents(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocumen
     )
 
 
-def _encoded(chunk: list[str], tokenizer: Tokenizer) -> Iterable[list[int]]:
+def _num_bytes(document: str) -> int:
+    """Return the length as UTF-8, without a copy of what is ASCII."""
+    return len(document) if document.isascii() else len(document.encode("utf-8", "replace"))
+
+
+def _encoded(chunk: list[str], tokenizer: Tokenizer) -> Iterator[Iterable[Sequence[int]]]:
+    """For each document, its ids in parts."""
+    encoded = iter(_encoded_whole([text for text in chunk if len(text) <= LONG], tokenizer))
+    for text in chunk:
+        yield [next(encoded)] if len(text) <= LONG else encode_long(text, tokenizer)
+
+
+def _encoded_whole(texts: list[str], tokenizer: Tokenizer) -> Iterable[list[int]]:
     """Each library by the way that lets go of Python's lock for longest."""
     if isinstance(tokenizer, TiktokenTokenizer):  # whose batch hands over every document by itself
-        return map(tokenizer.encode, chunk)
-    return tokenizer.encode_batch(chunk)
+        return map(tokenizer.encode, texts)
+    return tokenizer.encode_batch(texts)

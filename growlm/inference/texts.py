@@ -7,10 +7,11 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from growlm.checkpoint.locks import LockedError, lock_new
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import DiskError, UserError
 from growlm.inference.prompts import Prompt
@@ -89,6 +90,7 @@ def writing_to(out: str | None) -> Iterator[Write]:
     """What writes to standard output, or to a file, which gets its name when the block ends well.
 
     Raises:
+        UserError: If the file exists by now, or another process writes it.
         DiskError: If the file cannot be written; nothing is left behind.
     """
     if out is None:
@@ -106,6 +108,26 @@ def writing_to(out: str | None) -> Iterator[Write]:
         yield show
         return
     path = Path(out).expanduser()
+    with _locked(path):
+        check_out(out)
+        with _written(path) as write:
+            yield write
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_new(path))
+        except LockedError as error:
+            raise UserError("out", path, f"another process writes it ({error.owner})") from error
+        except OSError as error:
+            raise DiskError(path, error) from error
+        yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Write]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with partial.open("x", encoding="utf-8", errors="replace") as file:

@@ -14,12 +14,11 @@ import torch
 from growlm.checkpoint.artefact import (
     OPTIMIZER,
     WEIGHTS,
-    new_folder,
     read_config,
     write_config,
 )
 from growlm.checkpoint.carried import copy_files
-from growlm.checkpoint.growing import Progress, adding_up, check_target
+from growlm.checkpoint.growing import Progress, adding_up, check_target, new_target
 from growlm.checkpoint.matching import check_shapes
 from growlm.checkpoint.tensor_files import TensorFiles, write_tensors
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
@@ -198,7 +197,7 @@ def _write(
     entries = [tensors.entry(name) for name in tensors.names]
     total = sum(entry.nbytes for entry in entries)
     check_target(target, total, carried, KEY)
-    with new_folder(target) as (partial, digests), torch.no_grad():
+    with new_target(target) as (partial, digests), torch.no_grad():
         digests |= write_tensors(
             partial, WEIGHTS, entries, tensors.read, adding_up(progress, total)
         )

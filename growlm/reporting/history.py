@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.checkpoint.watched_folders import WatchedFolders
 from growlm.errors import DiskError, UserError
 from growlm.files import write_whole
 from growlm.reporting.listener import RunListener
@@ -26,6 +27,7 @@ class HistoryFiles(RunListener):
 
     Raises:
         UserError: If the history up to there is not what was written.
+        RemovedError: From every event, once one of the run's folders was removed.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class HistoryFiles(RunListener):
         else:
             self._cut_back_to(position)
         self.history: BinaryIO = self.path.open("ab" if position else "wb")
+        marker = run_dir / "resume" / "run.json"
+        self.folders = WatchedFolders([run_dir, run_dir / "resume", folder, self.path], marker)
 
     def position(self) -> dict[str, Any]:
         """Where the history stands: bytes on disk, and their checksum."""
@@ -89,6 +93,7 @@ class HistoryFiles(RunListener):
 
     def run_finished(self, summary: RunSummary) -> None:
         """summary.json, and boundaries.json also where nothing grew."""
+        self.folders.check()
         write_json(self.run_dir / "boundaries.json", self.boundaries)
         write_json(self.run_dir / "summary.json", summary.to_json())
 
@@ -109,6 +114,7 @@ class HistoryFiles(RunListener):
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
     def _write(self, record: dict[str, Any]) -> None:
+        self.folders.check()
         line = (json.dumps(record) + "\n").encode()
         try:
             self.history.write(line)

@@ -10,6 +10,7 @@ import hydra
 
 from growlm.checkpoint.free_name import make_free
 from growlm.checkpoint.locks import LockedError
+from growlm.checkpoint.watched_folders import RemovedError
 from growlm.command import quote_free_text
 from growlm.config.load import ROOT_NAME, config_folder
 from growlm.errors import UserError
@@ -18,7 +19,7 @@ from growlm.reporting.plain import plain_console
 from growlm.reporting.run_tables import print_report
 from growlm.sweep.compose import compose_jobs
 from growlm.sweep.folder import FINISHED, LOCKS, RECORD, WRONG, Sweep, SweepFolder
-from growlm.sweep.job import BASIC_LAUNCHER, sweep_job
+from growlm.sweep.job import BASIC_LAUNCHER, SweepRemoved, sweep_job
 
 PLACE = "hydra.sweep.dir"
 
@@ -35,6 +36,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
     Raises:
         UserError: If something asked for is wrong; nothing was written.
+        RemovedError: If the sweep's folder was removed while it ran.
         HydraException: And its like, if a job cannot be composed.
     """
     first, parsed, wanted = compose_jobs(arguments)
@@ -88,6 +90,10 @@ def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
         main(sweep_job)()
     except KeyboardInterrupt:
         default = 130
+    except SweepRemoved as removed:
+        raise removed.error from None
+    except RemovedError:
+        raise
     except Exception as error:  # a launcher's: one of its processes was killed, say
         print(f"the launcher failed: {type(error).__name__}: {error}", file=sys.stderr)
         default = 1

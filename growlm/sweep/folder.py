@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from growlm.checkpoint.locks import LockedError, take_lock, wait_for_lock
 from growlm.checkpoint.sealed import read_json
+from growlm.checkpoint.watched_folders import RemovedError
 from growlm.files import write_whole
 
 RECORD = "sweep.json"
@@ -144,8 +145,18 @@ class SweepFolder:
                     self.lock_job(job.number).close()
                     job.status, job.code, job.message = status, 1, "its process ended"
 
+    def check(self) -> None:
+        """Check that the folder is still there.
+
+        Raises:
+            RemovedError: If not.
+        """
+        if not (self.path / RECORD).is_file():
+            raise RemovedError(self.path)
+
     @contextmanager
     def _changing(self) -> Iterator[Sweep]:
+        self.check()
         with wait_for_lock(self.path / LOCKS[1]):
             sweep = self.read()
             yield sweep

@@ -9,10 +9,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from growlm.checkpoint.locks import LockedError
+from growlm.checkpoint.watched_folders import RemovedError
 from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
@@ -27,9 +29,28 @@ def sweep_job(composed: DictConfig) -> None:
 
     Raises:
         KeyboardInterrupt: After a signal, where the jobs run in one process: it is meant for the sweep.
+        SweepRemoved: If the sweep's folder was removed, where the jobs run in one process.
+        RemovedError: Likewise, in a job's own process.
     """
     settings = HydraConfig.get()
     is_alone = settings.launcher._target_ == BASIC_LAUNCHER
+    try:
+        _job_of_sweep(composed, settings, is_alone)
+    except RemovedError as error:
+        if is_alone:
+            raise SweepRemoved(error) from error
+        raise
+
+
+class SweepRemoved(BaseException):
+    """The sweep's folder was removed; carries the error that says so."""
+
+    def __init__(self, error: RemovedError) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+def _job_of_sweep(composed: DictConfig, settings: HydraConf, is_alone: bool) -> None:
     folder = SweepFolder(Path(settings.sweep.dir))
     job = folder.job(settings.job.num, settings.overrides.task)
     try:

@@ -88,7 +88,15 @@ class ArtefactCallback(Callback):
         self.tell(name)
         record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
         files = self.tokenizer_files
-        save_model(pl_module.model, self.folder / name, record, states, files, self.world)
+        save_model(
+            pl_module.model,
+            self.folder / name,
+            record,
+            states,
+            files,
+            self.world,
+            makes_parents=False,  # if it was removed, the run stops
+        )
 
 
 def forget_artefacts(

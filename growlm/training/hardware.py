@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from growlm.config.schema import TrainerConfig
 from growlm.device import multiplies_bf16, pick_accelerator, torch_device
 from growlm.training.memory import memory_limit
+from growlm.training.numerics import numeric_settings
 
 DENSE_PEAK_FLOPS = {
     # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
@@ -33,12 +34,15 @@ CPU_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "F
 """How the lines of /proc/cpuinfo begin that tell a kind of processor, on x86 and on ARM."""
 INSTRUCTION_LIMITS = (
     "ATEN_CPU_CAPABILITY",
+    "DNNL_DEFAULT_FPMATH_MODE",
     "DNNL_MAX_CPU_ISA",
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
 )
-"""Environment variables that choose the instructions of torch's libraries, and with them the last bits of sums."""
+"""Environment variables that choose the instructions of torch's libraries, and with them the last bits of sums.
+People are told of these; a key has all that `numerics` finds."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,21 @@ def choose_precision(settings: TrainerConfig, accelerator: str) -> str:
 
 
 def processor(machine: Machine) -> str:
-    """Return what computes, in all the words that the system has for it: equal words, equal results to the bit."""
+    """Return what computes, in all the words that the system has for it: equal words, equal results to the bit.
+
+    A GPU's run has the CPU's words too: initial weights and noise are drawn there.
+    """
+    words = [f"{name}={value}" for name, value in numeric_settings().items()]
     if machine.accelerator == "gpu":
-        cudnn = torch.backends.cudnn.version()
-        return f"{torch.cuda.get_device_name()} CUDA {torch.version.cuda} cuDNN {cudnn}"
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        words += [torch.cuda.get_device_name(), f"{found.multi_processor_count} multiprocessors"]
+        words += [f"CUDA {torch.version.cuda} cuDNN {torch.backends.cudnn.version()}"]
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         first = []
-    words = " ".join(line for line in first if line.startswith(CPU_WORDS))
-    return f"{words} {describe_processor(machine)}"
+    words += [line for line in first if line.startswith(CPU_WORDS)]
+    return "\n".join([*words, describe_processor(replace(machine, accelerator="cpu"))])
 
 
 def describe_processor(machine: Machine) -> str:

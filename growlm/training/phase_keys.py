@@ -37,9 +37,11 @@ WITHOUT_INFLUENCE = (
     "run_dir",
     "tokenizer.path",  # the tokens and the tokenizer's files are in the key
     "schedule.",  # the rates themselves are in the key
+    "trainer.accelerator",  # which there is, and which precision, is in the key
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",
+    "trainer.precision",
 )
 """How settings begin that are not in a key as they stand."""
 LIBRARIES = ("torch", "lightning", "numpy")

@@ -235,7 +235,17 @@ class PhaseRunner:
                 "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
                 "history": self.history.position(),
             }
-        write_state(folder, global_step, model, states, tensors, record, kept, self.world)
+        write_state(
+            folder,
+            global_step,
+            model,
+            states,
+            tensors,
+            record,
+            kept,
+            self.world,
+            makes_parents=False,  # if it was removed, the run stops
+        )
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 

@@ -65,6 +65,7 @@ class Prepared:
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
             describe_processor(self.machine),
+            self.data.newest_inode_change,
         )
 
     @property

@@ -16,6 +16,7 @@ from growlm.config.flat import flat
 from growlm.config.literal import with_literal_prompt
 from growlm.config.load import config_folder, typed_config
 from growlm.config.schema import RunConfig
+from growlm.device import multiplies_bf16, pick_accelerator
 from growlm.errors import UserError
 from growlm.training.run_dir import (
     CONFIG,
@@ -40,12 +41,14 @@ HARMLESS = (
     "resume",
     "reuse.",
     "run_dir",
+    "trainer.accelerator",  # see `check_circumstances`
     "trainer.activation_checkpointing",  # the same numbers, computed again
     "trainer.devices",  # these and the strategy change the order of sums
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",
     "trainer.on_nonfinite",
+    "trainer.precision",  # what it came to is compared
     "trainer.strategy",
     "trainer.timeout_minutes",
 )
@@ -101,6 +104,27 @@ def run_to_resume(config: RunConfig) -> Path | None:
     return path
 
 
+def with_begun_accelerator(config: RunConfig) -> RunConfig:
+    """Let `trainer.accelerator=auto` be what it was when the run of `resume=RUN_DIR` began, where that is here.
+
+    Raises:
+        UserError: If there is no such run.
+    """
+    if config.resume in (None, AUTO) or config.trainer.accelerator != AUTO:
+        return config
+    begun = str(read_record(Path(config.resume).expanduser().absolute())["accelerator"])
+    if begun == "gpu" and pick_accelerator(AUTO, "trainer.accelerator") != "gpu":
+        return config
+    return replace(config, trainer=replace(config.trainer, accelerator=begun))
+
+
+def with_begun_precision(config: RunConfig, begun: Circumstances) -> RunConfig:
+    """Let `trainer.precision=auto` be what it was when the run began, whatever it would be on this machine."""
+    if config.trainer.precision != AUTO:
+        return config
+    return replace(config, trainer=replace(config.trainer, precision=begun.precision))
+
+
 def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances) -> None:
     """Check that a run finds what it began with.
 
@@ -119,10 +143,17 @@ def check_circumstances(config: RunConfig, folder: RunFolder, now: Circumstances
     if now.weights != begun.weights:
         allowed = "holds other weights than when the run began"
         raise UserError("model.path", config.model.path, allowed)
-    for key in ("accelerator", "precision"):
-        if (old := getattr(begun, key)) != (new := getattr(now, key)):
-            allowed = f"it began with trainer.{key}={old}, and would go on with {new}"
-            raise UserError("resume", folder.path, allowed)
+    if now.precision != begun.precision:
+        allowed = (
+            f"the run began with {begun.precision}, and goes on with nothing else; leave it out"
+        )
+        raise UserError("trainer.precision", now.precision, allowed)
+    if now.accelerator != begun.accelerator and config.trainer.accelerator == AUTO:
+        allowed = (
+            f"the run began on a {begun.accelerator}; trainer.accelerator={now.accelerator} goes on without one, "
+            "more slowly, and agrees with the uninterrupted run to rounding, not to the bit"
+        )
+        raise UserError("resume", folder.path, allowed)
 
 
 def processor_note(begun: Circumstances, now: Circumstances) -> str | None:
@@ -132,6 +163,28 @@ def processor_note(begun: Circumstances, now: Circumstances) -> str | None:
     return (
         f"This run began on another kind of processor ({begun.processor}; here: {now.processor}). It continues "
         "with the same data and settings, and agrees with the uninterrupted run to rounding, not to the bit."
+    )
+
+
+def precision_note(begun: Circumstances, now: Circumstances) -> str | None:
+    """Return what a precision costs that this processor only imitates; None where it multiplies it."""
+    if begun.precision != "bf16-mixed" or multiplies_bf16(now.accelerator):
+        return None
+    return (
+        "The run goes on with trainer.precision=bf16-mixed, as it began. This processor has no instructions for "
+        "products of bf16 and imitates them: with AVX512 as fast as fp32, without it tens of times slower."
+    )
+
+
+def files_note(begun: Circumstances, now: Circumstances) -> str | None:
+    """Return a warning if streamed files may hold other text under the same sizes and times; else None."""
+    before, after = begun.newest_inode_change, now.newest_inode_change
+    if before is None or after is None or after <= before:
+        return None
+    return (
+        "warning: since the run began, a file that it streams was moved, copied, given another mode, or edited "
+        "and given its old time of change again. Names, sizes and times are the same; if the text is not, "
+        "begin a new run."
     )
 
 
@@ -158,7 +211,10 @@ def newest_unfinished(config: RunConfig) -> Path | None:
         if (path / SUMMARY).exists():
             continue
         with contextlib.suppress(UserError):
-            if not differences(saved_config(path), config):
+            precisions = (AUTO, read_record(path)["precision"])
+            if config.trainer.precision in precisions and not differences(
+                saved_config(path), config
+            ):
                 lock_run(path).close()
                 return path
     return None

@@ -33,9 +33,18 @@ from growlm.training.phase_keys import phase_keys
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.prepare import Prepared, prepare, tell_measuring
 from growlm.training.requirements import check_requirements
-from growlm.training.resuming import check_circumstances, processor_note, run_to_resume
+from growlm.training.resuming import (
+    check_circumstances,
+    files_note,
+    precision_note,
+    processor_note,
+    run_to_resume,
+    with_begun_accelerator,
+    with_begun_precision,
+)
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import (
+    RECORD,
     Circumstances,
     RunFolder,
     check_place,
@@ -68,6 +77,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If something could not be written.
         Interrupted: If the run was asked to stop.
     """
+    config = with_begun_accelerator(config)
     accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
     timeout = timedelta(minutes=config.trainer.timeout_minutes)
     with ExitStack() as stack:
@@ -81,12 +91,15 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         config = world.first(lambda: with_baseline(config, lambda: tell_measuring(console)))
         config = replace(config, trainer=asked)  # as it is saved: it may go on with other devices
         begun = _opened_by_first(world, stack, lambda: _run_begun(config))
+        if begun is not None:
+            config = with_begun_precision(config, begun.circumstances)
         prepared = prepare(with_devices(config, world), console, world)
         _check_same_circumstances(prepared)
         if begun is not None:
             check_circumstances(config, begun, prepared.circumstances)
-            if note := processor_note(begun.circumstances, prepared.circumstances):
-                console.noted(note)
+            for note_of in (processor_note, precision_note, files_note):
+                if note := note_of(begun.circumstances, prepared.circumstances):
+                    console.noted(note)
         elif config.resume is not None:
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or _opened_by_first(
@@ -100,6 +113,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
+            if not (folder.resume_dir / RECORD).exists():
+                raise  # it was removed
             if world.is_first:
                 _write_report(folder.path, console)
             how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"

@@ -41,6 +41,8 @@ class Circumstances:
     """Checksum of the weights that the first phase begins with, if they were trained before."""
     processor: str | None = field(default=None, compare=False)
     """In a few words. On another one the run goes on too, but not to the bit."""
+    newest_inode_change: int | None = field(default=None, compare=False)
+    """See `RunData`. With a later one the run goes on too, after a warning."""
 
 
 @dataclass
@@ -139,11 +141,23 @@ def open_run_folder(path: Path) -> RunFolder:
         record["precision"],
         record.get("weights"),
         record.get("processor"),
+        record.get("newest_inode_change"),
     )
     folder = RunFolder(path, record["id"], circumstances, lock_run(path))
-    for half_written in (*path.glob("resume/.*.partial"), *path.glob("checkpoints/.*.partial")):
-        shutil.rmtree(half_written, ignore_errors=True)
+    _remove_half_written(path)
     return folder
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove what a killed process left in a run's folder."""
+    for pattern in (".*.partial", "resume/.*.partial", "checkpoints/.*.partial"):
+        for half_written in path.glob(pattern):
+            if half_written.is_dir():
+                shutil.rmtree(half_written, ignore_errors=True)
+            else:
+                half_written.unlink(missing_ok=True)
+    for lock in (*path.glob("resume/.*.lock"), *path.glob("checkpoints/.*.lock")):
+        lock.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What a sweep remembers of its jobs. The runs themselves are stand-ins here; test_sweeps.py has real ones."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import growlm.training
 from growlm.checkpoint.locks import take_lock
+from growlm.checkpoint.watched_folders import RemovedError
 from growlm.errors import RunError, UserError
 from growlm.sweep.folder import Sweep, SweepFolder, make_job
 from growlm.train import train
@@ -189,3 +192,31 @@ def test_a_value_that_cannot_be_is_said_before_the_first_job_begins(
             "finished",
         ]
         said.clear()
+
+
+def test_a_sweep_whose_folder_is_removed_stops_and_makes_nothing_anew(runs, monkeypatch, tmp_path):
+    def remove(config):
+        shutil.rmtree(tmp_path / "sweep")
+        return RemovedError(Path(config.run_dir))
+
+    runs.ending = remove
+    with pytest.raises(RemovedError, match=rf"^{tmp_path}/sweep was removed or moved"):
+        sweep(monkeypatch, "seed=1,2,3", "hydra.sweep.dir=sweep")
+    assert runs.taken() == [(1, False)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_whose_folder_is_removed_fails_alone(runs, monkeypatch, tmp_path):
+    def remove(config):
+        if config.seed != 2:
+            return None
+        shutil.rmtree(config.run_dir)
+        return RemovedError(Path(config.run_dir))
+
+    runs.ending = remove
+    assert sweep(monkeypatch, "seed=1,2,3", "hydra.sweep.dir=sweep") == 1
+    assert [status for _, status, _ in jobs(tmp_path / "sweep")] == [
+        "finished",
+        "failed",
+        "finished",
+    ]

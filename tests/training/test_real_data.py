@@ -192,6 +192,27 @@ def test_a_stream_whose_files_changed_does_not_go_on(change, tmp_path):
         run_plan(tiny_config(tmp_path / "run", *settings, f"resume='{tmp_path}/run'"))
 
 
+def test_a_stream_whose_file_was_edited_under_its_old_time_is_warned_of(tmp_path, capsys):
+    file = tmp_path / "x.txt"
+    file.write_text("\n\n".join(DOCUMENTS))
+    reuse = ("reuse.phases=always", f"reuse.folder='{tmp_path}/phases'")
+    settings = ("data=text", f"data.path='{file}'", *STREAMED)
+    with pytest.raises(Interrupted):
+        run_plan(tiny_config(tmp_path / "run", *settings, *reuse), [SignalAt(2)])
+    run_plan(tiny_config(tmp_path / "other", *settings, *reuse))
+    before = file.stat()
+    with file.open("r+") as opened:
+        opened.write("THE")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capsys.readouterr()
+    run_plan(tiny_config(tmp_path / "run", *settings, *reuse, f"resume='{tmp_path}/run'"))
+    assert "edited and given its old time of change again" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    again = run_plan(tiny_config(tmp_path / "again", *settings, *reuse))
+    assert again.summary.reused is None
+
+
 def test_the_cache_may_move_and_a_mixtures_files_too(files, tmp_path):
     moved = tmp_path / "moved.jsonl.gz"
     moved.write_bytes((files / "x.jsonl.gz").read_bytes())

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from stopping import SignalAt, assert_same_run
 from test_huggingface_tokenizer import byte_level, write
@@ -19,7 +20,7 @@ from tiny_run import TINY, rows, tiny_config, tiny_run
 from growlm.checkpoint.bounded_folder import folder_size
 from growlm.config import load_config
 from growlm.errors import UserError
-from growlm.training import Interrupted, phase_runner, run_plan
+from growlm.training import Interrupted, calibration, phase_runner, run_plan
 from growlm.training.hardware import Machine
 from growlm.training.phase_keys import phase_keys
 from growlm.training.plan import make_plan
@@ -201,6 +202,80 @@ def test_a_key_covers_what_came_before(override, shared):
     equal = [a == b for a, b in zip(one, other, strict=True)]
     assert sum(equal) == shared, equal
     assert equal == sorted(equal, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ATEN_CPU_CAPABILITY",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "DNNL_MAX_CPU_ISA",
+        "MKL_CBWR",
+        "MKL_DYNAMIC",
+        "NVIDIA_TF32_OVERRIDE",
+        "OMP_DYNAMIC",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "ONEDNN_MAX_CPU_ISA",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    ],
+)
+def test_a_key_covers_what_chooses_kernels(name, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
+    before = keys()
+    monkeypatch.setenv(name, "AVX2")
+    assert not set(keys()) & set(before)
+    monkeypatch.delenv(name)
+    assert keys() == before
+
+
+SWITCHES = {
+    "deterministic": (torch.use_deterministic_algorithms, True, False),
+    "matmul": (torch.set_float32_matmul_precision, "medium", "highest"),
+    "dtype": (torch.set_default_dtype, torch.float64, torch.float32),
+    "denormal": (torch.set_flush_denormal, True, False),
+    "mkldnn": (lambda on: torch.backends.mkldnn.set_flags(on), False, True),
+    "tf32": (lambda on: setattr(torch.backends.cuda.matmul, "allow_tf32", on), True, False),
+    "sdp": (torch.backends.cuda.enable_flash_sdp, False, True),
+    "threads": (torch.set_num_threads, 3, torch.get_num_threads()),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_key_covers_torchs_switches(name):
+    switch, other, usual = SWITCHES[name]
+    switch(usual)
+    before = keys()
+    try:
+        switch(other)
+        changed = keys()
+    finally:
+        switch(usual)
+    assert not set(changed) & set(before)
+    assert keys() == before
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "ONEDNN_VERBOSE", "TORCHINDUCTOR_CACHE_DIR"])
+def test_a_key_leaves_out_what_changes_nothing(name, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
+    before = keys()
+    monkeypatch.setenv(name, "1")
+    assert keys() == before
+
+
+def test_phases_of_other_instructions_are_not_reused(tmp_path, monkeypatch):
+    """Nor those of the machine's own by a run under a limit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rates = calibration.Calibration(*[1e9] * 6, call=1e-5)
+    monkeypatch.setattr(calibration, "measure", lambda machine: rates)  # takes longer than all else
+    overrides = (*sharing(tmp_path / "cache"), "trainer.precision=32-true")
+    plain = tiny_run(tmp_path / "plain", *overrides)
+    with monkeypatch.context() as limited:
+        limited.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert reused(tiny_run(tmp_path / "limited", *overrides).run_dir) is None
+        again = tiny_run(tmp_path / "limited_again", *overrides)
+        assert reused(again.run_dir)["run"] == str(tmp_path / "limited")
+    again = tiny_run(tmp_path / "plain_again", *overrides)
+    assert reused(again.run_dir)["run"] == str(plain.run_dir)
 
 
 @pytest.mark.parametrize(

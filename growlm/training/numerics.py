@@ -1,0 +1,103 @@
+"""Read what changes the last bits beside config, code and processor: torch's switches and the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+ENVIRONMENT = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS",
+    "CUDNN_",
+    "CXX",
+    "DISABLE_ADDMM_CUDA_LT",
+    "DNNL_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_",
+    "ONEDNN_",
+    "TORCHINDUCTOR_",
+    "TORCH_ALLOW_TF32",
+    "TORCH_BLAS_",
+    "TORCH_CUDNN_",
+    "TORCH_LINEAR_",
+    "VECLIB_",
+)
+"""How environment variables begin that choose kernels, their precision, or in how many parts a sum is made. Some
+that begin so do neither; a key that changes needlessly costs time, one that stays costs the right bits."""
+HARMLESS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "VERBOSE", "CACHE_DIR")
+"""How those end that do not: `torch.get_num_threads()` says what the first two have led to."""
+SWITCHES: dict[str, Callable[[], Any]] = {
+    "default dtype": torch.get_default_dtype,
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "float32 matmul precision": torch.get_float32_matmul_precision,
+    "denormal numbers are zero": lambda: bool(torch.tensor(1e-40) * 1 == 0),
+    "cuda sdp": lambda: [
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
+    ],
+    "cuda blas": torch.backends.cuda.preferred_blas_library,
+}
+BACKENDS = {
+    "backends": ("fp32_precision",),
+    "backends.cuda.matmul": (
+        "allow_tf32",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_accumulation",
+        "allow_fp16_reduced_precision_reduction",
+        "fp32_precision",
+    ),
+    "backends.cudnn": ("enabled", "allow_tf32", "benchmark", "deterministic"),
+    "backends.mkldnn": ("enabled", "allow_tf32", "deterministic", "fp32_precision"),
+    "backends.mkldnn.matmul": ("fp32_precision",),
+    "backends.nnpack": ("enabled",),
+    "backends.opt_einsum": ("enabled", "strategy"),
+}
+"""Attributes of `torch.backends`; what a version of torch lacks reads as None."""
+
+
+def numeric_settings() -> dict[str, str]:
+    """Return every switch and library that changes bits, by name, as text: equal texts, equal results to the bit.
+
+    The versions of oneDNN and MKL are in torch's own description of how it was built.
+    """
+    found = {"torch": torch.__config__.show(), "libc": " ".join(platform.libc_ver())}
+    found |= {name: _text_of(switch) for name, switch in SWITCHES.items()}
+    for place, names in BACKENDS.items():
+        found |= {f"{place}.{name}": _text_of(partial(_get, place, name)) for name in names}
+    return found | numeric_environment()
+
+
+def numeric_environment() -> dict[str, str]:
+    """Return the environment variables that change bits, where they are set."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENVIRONMENT) and not name.endswith(HARMLESS)
+    }
+
+
+def _text_of(switch: Callable[[], Any]) -> str:
+    try:
+        return str(switch())
+    except (
+        RuntimeError
+    ) as error:  # torch refuses to say where its old and new switches are both set
+        return str(error)
+
+
+def _get(place: str, name: str) -> Any:
+    found: Any = torch
+    for part in (*place.split("."), name):
+        found = getattr(found, part, None)
+    # Products are exact in both; the first becomes the second where a switch was set and set back.
+    return "ieee" if (name, found) == ("fp32_precision", "none") else found

@@ -1,0 +1,128 @@
+"""Two commands that write to one place at once: one is refused in a line, the other's result is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from tiny_models import build, tiny_config
+
+from growlm.checkpoint import load_model, save_model
+from growlm.checkpoint.locks import LockedError, lock_new
+from growlm.errors import DiskError
+from growlm.files import write_whole
+
+COMMANDS = {
+    "grow": ("checkpoint={model}", "out={out}", "grow=[{widen: {scale_factor: 4}}]"),
+    "convert": ("source={model}", "out={out}", "to=huggingface"),
+    "generate": ("checkpoint={model}", "out={out}", "prompt=a", "max_new_tokens=400", "device=cpu"),
+}
+
+
+def start(name, model, out):
+    arguments = [
+        argument.replace("{model}", str(model)).replace("{out}", str(out))
+        for argument in COMMANDS[name]
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", f"growlm.{name}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    config = tiny_config(
+        d_model=256, n_heads=16, n_kv_heads=16, head_dim=16, d_ff=2048, n_layers=6, vocab_size=257
+    )
+    save_model(build(config, dtype=torch.float32), folder, {"tokenizer": "bytes"})
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_second_is_refused_and_the_first_is_whole(name, model, tmp_path):
+    out = tmp_path / "out"
+    first = start(name, model, out)
+    while not list(tmp_path.glob(".out*.partial")) and first.poll() is None:
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)  # until the second has come and gone
+    second = start(name, model, out)
+    _, said = second.communicate(timeout=120)
+    first.send_signal(signal.SIGCONT)
+    _, first_said = first.communicate(timeout=120)
+    assert (second.returncode, first.returncode) == (2, 0), (said, first_said)
+    assert said.startswith(f"error: out={out}: another process writes it (process {first.pid} on")
+    assert said.count("\n") == 1
+    assert os.listdir(tmp_path) == ["out"]
+    if name == "grow":
+        assert load_model(out)[0].config.d_model == 1024
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_killed_command_leaves_is_no_obstacle(name, model, tmp_path):
+    out = tmp_path / "out"
+    first = start(name, model, out)
+    while not list(tmp_path.glob(".out*.partial")) and first.poll() is None:
+        time.sleep(0.001)
+    first.kill()
+    first.communicate()
+    second = start(name, model, out)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    assert out.exists()
+    assert not list(tmp_path.glob(".out.lock"))
+
+
+def test_of_many_at_once_one_writes_at_a_time(tmp_path):
+    """Also where the one before removes the lock's file while the next one opens it."""
+    inside, most, refused = [], [], []
+
+    def work():
+        for _ in range(200):
+            try:
+                with lock_new(tmp_path / "x"):
+                    inside.append(1)
+                    most.append(len(inside))
+                    time.sleep(0)
+                    inside.pop()
+            except LockedError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert len(most) + len(refused) == 800
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_two_write_at_once_are_one_of_both(tmp_path):
+    texts = ["a" * 10**5, "b" * 2 * 10**5]
+
+    failed = []
+
+    def work(text):
+        try:
+            for _ in range(50):
+                write_whole(tmp_path / "report.html", text)
+        except DiskError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if (tmp_path / "report.html").exists():
+            assert (tmp_path / "report.html").read_text() in texts
+    assert not failed
+    assert os.listdir(tmp_path) == ["report.html"]

@@ -1,0 +1,130 @@
+"""What is removed under a run while it goes on: it stops in words and makes nothing anew, or it does without."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from stopping import assert_same_run
+from test_faults import AtStep
+from tiny_run import TINY, tiny_config
+
+from growlm.checkpoint.watched_folders import RemovedError, WatchedFolders
+from growlm.errors import UserError
+from growlm.training import run_plan
+from growlm.training.reusing import PhaseReuse
+
+LOGGERS = ("none", "csv", "tensorboard", "wandb")
+
+
+OVERRIDES = ("phases.dense.steps=100000", "logger=none", "run_dir=run")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run_plan(tiny_config(tmp_path_factory.mktemp("whole") / "run")).run_dir
+
+
+@pytest.mark.parametrize("step", [1, 6, 16])
+@pytest.mark.parametrize("name", ["", "resume", "checkpoints"])
+def test_a_run_whose_folder_is_removed_stops(name, step, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    removed = run_dir / name
+    remove = AtStep(step, lambda _: shutil.rmtree(removed))
+    with pytest.raises(RemovedError, match=f"^{removed} was removed or moved"):
+        run_plan(tiny_config(run_dir, "checkpoint.every_steps=1"), [remove])
+    assert not removed.exists()
+    assert not (run_dir / "summary.json").exists()
+    said = capsys.readouterr()
+    assert ("To go on" in said.out) == (name == "checkpoints")
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_no_logger_makes_it_anew(logger, tmp_path):
+    run_dir = tmp_path / "run"
+    config = tiny_config(run_dir, f"logger={logger}", *["logger.mode=offline"][: logger == "wandb"])
+    with pytest.raises(RemovedError):
+        run_plan(config, [AtStep(6, lambda _: shutil.rmtree(run_dir))])
+    assert not run_dir.exists()
+
+
+def test_another_run_in_its_place_is_left_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    others = []
+
+    def replace(_):
+        shutil.rmtree(run_dir)
+        others.append(run_plan(tiny_config(run_dir)).run_dir)
+
+    with pytest.raises(RemovedError):
+        run_plan(tiny_config(run_dir), [AtStep(6, replace)])
+    assert others == [run_dir]
+    assert (run_dir / "summary.json").exists()
+
+
+def test_folders_whose_inodes_are_numbered_anew_are_the_same(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "marker").write_text("one")
+    folders = WatchedFolders([tmp_path / "run"], tmp_path / "run" / "marker")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "run").rename(tmp_path / "old")
+    (tmp_path / "copy").rename(tmp_path / "run")
+    folders.check()
+    (tmp_path / "run" / "marker").write_text("another")
+    with pytest.raises(RemovedError):
+        folders.check()
+
+
+def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "growlm.train", *TINY, *OVERRIDES],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    history = tmp_path / "run" / "checkpoints" / "training_history.jsonl"
+    while process.poll() is None and not (history.exists() and '"step": 2' in history.read_text()):
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "run")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    (line,) = said.splitlines()
+    assert line.startswith(f"stopped: {tmp_path}/run was removed or moved while it was written to")
+    assert not (tmp_path / "run").exists()
+
+
+def test_caches_that_are_removed_are_done_without(whole, tmp_path, monkeypatch):
+    """What is mapped stays; phases are kept anew."""
+    caches = [tmp_path / name for name in ("tokens", "phases")]
+    really = PhaseReuse.phase_ended
+    removed = []
+
+    def remove(self, phase, history):
+        if phase.name == "moe":
+            removed.extend(cache for cache in caches if cache.exists())
+            for cache in caches:
+                shutil.rmtree(cache)
+        really(self, phase, history)
+
+    monkeypatch.setattr(PhaseReuse, "phase_ended", remove)
+    settings = (f"reuse.folder='{caches[1]}'", "reuse.phases=always", f"data.cache='{caches[0]}'")
+    run = run_plan(tiny_config(tmp_path / "run", *settings))
+    assert removed == caches
+    assert not caches[0].exists()
+    assert len(list(caches[1].glob("[0-9a-f]*"))) == 2  # after moe and after wide
+    assert_same_run(whole, run.run_dir)
+
+
+def test_a_streamed_file_that_is_removed_stops_the_run_in_words(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"document {i}." for i in range(3000)))
+    settings = ("data=text", f"data.path='{tmp_path}/?.txt'", "data.streaming=true")
+    remove = AtStep(2, lambda _: (tmp_path / "b.txt").unlink())
+    config = tiny_config(tmp_path / "run", *settings, "phases.dense.steps=2000")
+    with pytest.raises(UserError, match=r"data\.path=.*b\.txt: cannot be read: No such file"):
+        run_plan(config, [remove])
