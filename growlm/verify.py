@@ -20,10 +20,10 @@ from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import plan_growth
 from growlm.model.config import ModelConfig
 from growlm.model.draws import generator_for
-from growlm.model.transformer import TransformerLM
 from growlm.reporting.checks import MARKS, print_checks
 from growlm.reporting.plain import plain_console
 from growlm.verification import check_router_lock, detailed_growth_check, infer_growth
+from growlm.verification.comparison import half_precision_tolerance
 from growlm.verification.report import Status
 from growlm.verification.suite import Case, cases
 
@@ -40,7 +40,7 @@ python -m growlm.verify                     the standalone suite, on small model
 Exit code 0: nothing failed; 1: a check failed.
 """
 
-CHECKS_SHOWN = ("rope", "router", "symmetry", "functional")
+CHECKS_SHOWN = ("rope", "router", "symmetry", "functional", "weights")
 
 
 def main() -> None:
@@ -67,11 +67,13 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
     old_model, _ = load_model(Path(old), "old")
     new_model, record = load_model(Path(new), "new")
     console = plain_console()
-    tolerance = max(command.tolerance, *(_rounding(model) for model in (old_model, new_model)))
+    dtypes = [next(model.parameters()).dtype for model in (old_model, new_model)]
+    stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = max(command.tolerance, half_precision_tolerance(stored_as))
     if tolerance > command.tolerance:
         console.print(f"  Weights of half precision: tolerance {tolerance:.1e}, their rounding")
-    stored_as = next(new_model.parameters()).dtype
-    old_model, new_model = _at_least_single(old_model), _at_least_single(new_model)
+    if half_precision_tolerance(stored_as):
+        old_model, new_model = old_model.float(), new_model.float()  # in place
     growth_map = _growth_between(old_model.config, new_model.config, record, new)
     shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
     probe = torch.randint(
@@ -96,16 +98,6 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
     failed = [name for name, check in report.checks.items() if not check]
     console.print(f"[bold red]failed[/]: {', '.join(failed)}" if failed else "[green]passed[/]")
     return int(bool(failed))
-
-
-def _rounding(model: TransformerLM) -> float:
-    """Relative difference of logits that the weights' own precision excuses."""
-    eps = torch.finfo(next(model.parameters()).dtype).eps
-    return 4 * eps if eps > 1e-6 else 0.0
-
-
-def _at_least_single(model: TransformerLM) -> TransformerLM:
-    return model.float() if _rounding(model) else model
 
 
 def _growth_between(

@@ -155,6 +155,20 @@ class ChannelMap:
         return tensor.index_select(dim, self._first_copies.to(tensor.device))
 
     @cached_property
+    def first_of(self) -> Tensor:
+        """(old size,), the first copy of each old channel."""
+        first = torch.full((self.old_size,), FILLER)
+        channels = self._first_copies
+        first[self.source[channels]] = channels
+        return first
+
+    def first_of_each(self, tensor: Tensor, dim: int) -> Tensor:
+        """The first copy of every channel along `dim`, in the order of the old ones; a view where it can be."""
+        if torch.equal(self.first_of, torch.arange(self.old_size)):
+            return tensor.narrow(dim, 0, self.old_size)
+        return tensor.index_select(dim, self.first_of.to(tensor.device))
+
+    @cached_property
     def _first_copies(self) -> Tensor:
         return self.is_first_copy.nonzero().squeeze(1)
 

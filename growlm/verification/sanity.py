@@ -10,7 +10,7 @@ from torch import Tensor
 
 from growlm.model.transformer import TransformerLM
 from growlm.sharding import own_part, total
-from growlm.verification.comparison import exact_arithmetic, probe_loss
+from growlm.verification.comparison import exact_arithmetic, nonfinite_tensors, probe_loss
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SanityReport:
 def quick_sanity_check(
     model: TransformerLM, probe: Tensor, device: torch.device | str, label: str = "Model"
 ) -> SanityReport:
-    """Finite logits and gradients, no look into the future, every parameter reached by the loss.
+    """Finite weights, logits and gradients, no look into the future, every parameter reached by the loss.
 
     Args:
         model: The model; moved to `device`. Gradients it holds are dropped.
@@ -52,6 +52,8 @@ def quick_sanity_check(
         last_changed[:, -1] = (probe[:, -1] + 1) % model.config.vocab_size
         with torch.no_grad():
             leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
+    if nonfinite := nonfinite_tensors(model):
+        problems.append(f"weights are not finite in {', '.join(nonfinite)}")
     if not torch.isfinite(logits).all():
         problems.append("logits are not finite")
     # A mixture's rounding depends on how many tokens each expert gets, so not exactly zero.
