@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -167,8 +169,7 @@ class Comparison:
         old_model: Before.
         new_model: After.
         probe: Tokens, (B, T); moved to the models' device.
-        growth_map: How one became the other; inferred from the two configs if not given, which assumes
-            that new blocks were appended.
+        growth_map: How one became the other; inferred if not given (`infer_growth_of`).
         tolerance: Relative: differences up to tolerance · max(1, max |logit|) are rounding; at least 4 times the
             `eps` of half precision. Where that is exceeded, rounding is measured.
         scale_factor: If given, what the width is expected to have grown by.
@@ -192,7 +193,7 @@ class Comparison:
         self.stored_as = stored_as or next(new_model.parameters()).dtype
         self.old_model, self.new_model = at_least_single(old_model), at_least_single(new_model)
         self.probe = probe.to(next(new_model.parameters()).device)
-        self.growth_map = growth_map or infer_growth(old_model.config, new_model.config)
+        self.growth_map = growth_map or infer_growth_of(old_model, new_model, self.stored_as)
         self.relative_tolerance = max(tolerance, half_precision_tolerance(self.stored_as))
         self.scale_factor = scale_factor
 
@@ -398,22 +399,75 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     Raises:
         ValueError: If the operators cannot make one of the other.
     """
+    return _infer_growth(old, new, {}, {})
+
+
+def infer_growth_of(
+    old: TransformerLM, new: TransformerLM, stored_as: torch.dtype | None = None
+) -> GrowthMap:
+    """The growth between two models: that between their configs, with the settings that explain the weights.
+
+    Args:
+        old: Before.
+        new: After.
+        stored_as: As for `Comparison`.
+
+    Returns:
+        As `infer_growth`, with its settings if none explain all weights.
+
+    Raises:
+        ValueError: If the operators cannot make one of the other.
+    """
+    usual = infer_growth(old.config, new.config)
+    is_wider = any(axis != "experts" for axis in usual.axes)
+    is_deeper = new.config.n_layers != old.config.n_layers
+    for widen, deepen in product(
+        WIDEN_SETTINGS if is_wider else WIDEN_SETTINGS[:1],
+        DEEPEN_SETTINGS if is_deeper else DEEPEN_SETTINGS[:1],
+    ):
+        growth_map = _infer_growth(old.config, new.config, widen, deepen)
+        found = find_faults(
+            old.state_dict(), new.state_dict(), growth_map, stored_as, first_only=True
+        )
+        if not found.faults:
+            return growth_map
+    return usual
+
+
+WIDEN_SETTINGS: tuple[dict[str, Any], ...] = ({}, {"new_channels": "fresh"}, {"split": "1:2"})
+"""How channels may have been made; noise may have been added or not, that is the same check."""
+DEEPEN_SETTINGS: tuple[dict[str, Any], ...] = tuple(
+    {"placement": placement, "init": init}
+    for init in ("identity", "fresh", "copy")
+    for placement in ("append", "stack", "interleave")
+)
+LARGEST_STD = 10.0
+"""Of random numbers whose deviation is not known: what the operators allow at most; noise is capped below."""
+
+
+def _infer_growth(
+    old: ModelConfig, new: ModelConfig, widen: dict[str, Any], deepen: dict[str, Any]
+) -> GrowthMap:
+    """As `infer_growth`, with some settings of `Widen` and `Deepen`."""
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
         finer = max(1, old.d_ff // new.d_ff)
-        operators.append(Upcycle(new.num_experts // finer, new.top_k // finer, granularity=finer))
+        experts, top_k = new.num_experts // finer, new.top_k // finer
+        operators.append(Upcycle(experts, top_k, router_std=LARGEST_STD, granularity=finer))
     elif old.is_moe and new.num_experts >= 2 * old.num_experts:
         factor = new.num_experts // old.num_experts
-        top_k = None if new.top_k == old.top_k * factor else new.top_k
-        noise_std = 0.0 if old.router_tie_breaking else 1e-2
-        operators.append(MultiplyExperts(factor, top_k, noise_std))
+        more = None if new.top_k == old.top_k * factor else new.top_k
+        noise_std = 0.0 if old.router_tie_breaking else LARGEST_STD
+        operators.append(MultiplyExperts(factor, more, noise_std, LARGEST_STD))
     d_ff = old.d_ff
     if operators:
         d_ff = plan_growth(old, operators).new_config.d_ff
     if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, d_ff):
-        operators.append(Widen(d_model=new.d_model, n_heads=new.n_heads, d_ff=new.d_ff))
+        noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": LARGEST_STD}
+        sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
+        operators.append(Widen(**(sizes | noise | widen)))
     if new.n_layers != old.n_layers:
-        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers))
+        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
     growth_map = plan_growth(old, operators)
     # A changed head size is for the RoPE check to find.
     if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():

@@ -64,15 +64,15 @@ def check_weight_integrity(
     Args:
         old_model: Before the growth.
         new_model: After it.
-        growth_map: How one became the other; inferred from the two configs if not given.
+        growth_map: How one became the other; inferred if not given.
         stored_as: The precision that the weights were grown in, where they have been brought to another since.
 
     Raises:
         ValueError: If no growth leads from one config to the other.
     """
-    from growlm.verification.comparison import infer_growth
+    from growlm.verification.comparison import infer_growth_of
 
-    growth_map = growth_map or infer_growth(old_model.config, new_model.config)
+    growth_map = growth_map or infer_growth_of(old_model, new_model, stored_as)
     return weight_integrity(
         find_faults(old_model.state_dict(), new_model.state_dict(), growth_map, stored_as)
     )
@@ -84,6 +84,8 @@ def find_faults(
     new: Mapping[str, Tensor],
     growth_map: GrowthMap,
     stored_as: torch.dtype | None = None,
+    *,
+    first_only: bool = False,
 ) -> WeightFaults:
     """Compare all tensors of two models, one at a time; where they are sharded, all processes must ask for it.
 
@@ -92,12 +94,15 @@ def find_faults(
         new: Those after it.
         growth_map: How they became these.
         stored_as: As for `check_weight_integrity`.
+        first_only: Stop at the first tensor with a fault.
     """
     session: dict[Any, Tensor] = {}
     faults, residue, drawn = [], 0.0, 0
     for name in sorted(new.keys() - growth_map.tensors.keys()):
         faults.append(TensorFault(name, Fault("is no tensor of the grown model"), True))
     for name, tensor_map in growth_map.tensors.items():
+        if first_only and faults:
+            break
         if name not in new or tuple(new[name].shape) != tensor_map.shape:
             shape = tuple(new[name].shape) if name in new else "missing"
             fault = Fault(f"is {shape}, expected {tensor_map.shape}")
