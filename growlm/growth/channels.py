@@ -186,13 +186,14 @@ class ChannelMap:
         copied = (~self.is_filler).nonzero().squeeze(1)
         return runs_of(copied, self.source[copied])
 
-    def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
-        """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
+    def sum_copies(self, tensor: Tensor, dim: int, *, magnitudes: bool = False) -> Tensor:
+        """Sum a tensor, or its magnitudes, over the copies of each old channel: `dim` goes to the old size."""
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
         for new, old, size in self.runs:
-            out.narrow(dim, old, size).add_(tensor.narrow(dim, new, size))
+            part = tensor.narrow(dim, new, size)
+            out.narrow(dim, old, size).add_(part.abs() if magnitudes else part)
         return out
 
     @cached_property

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -218,14 +219,15 @@ class Fill(Piece):
                 found.require_drawn(fillers, std, "a filler is out of range", like)
             return
         means = mean_sizes = torch.zeros((), dtype=x.dtype, device=x.device)
-        roundings, sizes = 0.0, found.magnitudes()
+        roundings = 0.0
         if self.kind == "mean":
-            means, mean_sizes = self._mean(x), self._mean(sizes)
+            means, mean_sizes = self._mean(x), self._mean(found.magnitudes())
             roundings = mean_roundings(self.channels.old_size, found.stored_as)
         for new, _, size in runs:
+            part = partial(torch.narrow, dim=dim, start=new, length=size)
             found.require(
-                x.narrow(dim, new, size) - means,
-                sizes.narrow(dim, new, size) + mean_sizes,
+                part(x) - means,
+                found.magnitudes(part) + mean_sizes,
                 "a filler is not zero" if self.kind == "zero" else "a filler is not the mean",
                 roundings,
             )

@@ -113,9 +113,9 @@ class Reconstruction:
         """Note a fault that is no difference of numbers."""
         self.faults.append(Fault(what))
 
-    def magnitudes(self) -> Tensor:
-        """What rounding is relative to."""
-        return self.x.abs() if self.sizes is None else self.sizes
+    def magnitudes(self, part: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """What rounding is relative to, in a part of the tensor or in all of it."""
+        return part(self.x).abs() if self.sizes is None else part(self.sizes)
 
     def replace(self, change: Callable[[Tensor], Tensor]) -> None:
         """Make another tensor of this one, its sizes alike."""
@@ -247,7 +247,9 @@ class Reconstruction:
         """Add up copies that differ by noise, which cancels in the sum; arguments as `merge_copies`."""
         old, most = self.x, channels.most_copies
         self.x = channels.sum_copies(old, dim)
-        self.sizes = channels.sum_copies(old.abs() if self.sizes is None else self.sizes, dim)
+        self.sizes = channels.sum_copies(
+            old if self.sizes is None else self.sizes, dim, magnitudes=True
+        )
         # Of each copy: the product with its share, the noise that is added, the sum of both here.
         self.round(SHARE_ROUNDINGS + most)
         self.floor *= most
@@ -261,7 +263,10 @@ class Reconstruction:
 
 def all_finite(x: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
-    return bool(torch.isfinite(x).all())
+    # A sum is not finite if an entry is not, and takes a tenth of the time.
+    return math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))) or bool(
+        torch.isfinite(x).all()
+    )
 
 
 def _largest(x: Tensor) -> float:

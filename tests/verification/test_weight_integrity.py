@@ -14,6 +14,7 @@ from growlm.model import TransformerLM
 from growlm.verification import (
     Comparison,
     Status,
+    check_router_lock,
     check_symmetry_breaking,
     check_weight_integrity,
     detailed_growth_check,
@@ -395,3 +396,28 @@ def test_fp16_weights_of_large_norm_grow_finite():
             parameter.mul_(50)
     new = grow(old, [Widen(scale_factor=1.5)])
     assert all(parameter.isfinite().all() for parameter in new.parameters())
+
+
+def test_a_leak_is_found_in_a_model_of_small_logits(monkeypatch):
+    model = build(tiny_config(), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.final_norm.parameters():
+            parameter.mul_(1e-5)
+    probe = random_tokens(model.config)
+    assert quick_sanity_check(model, probe, "cpu")
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda *args, is_causal, **kwargs: attend(*args, is_causal=False, **kwargs),
+    )
+    problems = quick_sanity_check(model, probe, "cpu").problems
+    assert any("later token" in problem for problem in problems)
+
+
+def test_the_router_lock_check_fails_at_a_nan():
+    model = build(tiny_config(**EXPERTS), dtype=torch.float32)
+    probe = random_tokens(model.config)
+    assert check_router_lock(model, probe)
+    with torch.no_grad():
+        model.blocks[0].feed_forward.experts.up[3, 0, 0] = math.nan
+    assert check_router_lock(model, probe).status is Status.FAILED
