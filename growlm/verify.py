@@ -19,12 +19,12 @@ from growlm.exit_codes import run_as_program
 from growlm.growth import operators_from_data
 from growlm.growth.engine import GrowthMap
 from growlm.growth.grow import plan_growth
-from growlm.model.config import ModelConfig
 from growlm.model.draws import generator_for
 from growlm.model.transformer import TransformerLM
 from growlm.reporting.checks import MARKS, print_checks
 from growlm.reporting.plain import plain_console
-from growlm.verification import check_router_lock, detailed_growth_check, infer_growth
+from growlm.verification import check_router_lock, detailed_growth_check
+from growlm.verification.comparison import half_precision_tolerance, infer_growth_of
 from growlm.verification.report import Status
 from growlm.verification.suite import Case, cases
 
@@ -41,7 +41,7 @@ python -m growlm.verify                     the standalone suite, on small model
 Exit code 0: nothing failed; 1: a check failed.
 """
 
-CHECKS_SHOWN = ("rope", "router", "symmetry", "functional")
+CHECKS_SHOWN = ("rope", "router", "symmetry", "functional", "weights")
 
 
 def main() -> None:
@@ -68,12 +68,14 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
     old_model, _ = load_model(Path(old), "old")
     new_model, record = load_model(Path(new), "new")
     console = plain_console()
-    tolerance = max(command.tolerance, *(_rounding(model) for model in (old_model, new_model)))
+    dtypes = [next(model.parameters()).dtype for model in (old_model, new_model)]
+    stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = max(command.tolerance, half_precision_tolerance(stored_as))
     if tolerance > command.tolerance:
         console.print(f"  Weights of half precision: tolerance {tolerance:.1e}, their rounding")
-    stored_as = next(new_model.parameters()).dtype
-    old_model, new_model = _at_least_single(old_model), _at_least_single(new_model)
-    growth_map = _growth_between(old_model.config, new_model.config, record, new)
+    if half_precision_tolerance(stored_as):
+        old_model, new_model = old_model.float(), new_model.float()  # in place
+    growth_map = _growth_between(old_model, new_model, record, new, stored_as)
     shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
     probe = torch.randint(
         old_model.config.vocab_size, shape, generator=generator_for("verify", command.seed)
@@ -99,26 +101,20 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
     return int(bool(failed))
 
 
-def _rounding(model: TransformerLM) -> float:
-    """Relative difference of logits that the weights' own precision excuses."""
-    eps = torch.finfo(next(model.parameters()).dtype).eps
-    return 4 * eps if eps > 1e-6 else 0.0
-
-
-def _at_least_single(model: TransformerLM) -> TransformerLM:
-    return model.float() if _rounding(model) else model
-
-
 def _growth_between(
-    old: ModelConfig, new: ModelConfig, record: dict[str, Any], path: str
+    old: TransformerLM,
+    new: TransformerLM,
+    record: dict[str, Any],
+    path: str,
+    stored_as: torch.dtype,
 ) -> GrowthMap:
     """As the grown checkpoint says, if it was grown from a model of the old shape; else inferred."""
     try:
         if grown_from := record.get("grown_from"):
-            growth_map = plan_growth(old, operators_from_data(grown_from["operators"]))
-            if growth_map.new_config == new:
+            growth_map = plan_growth(old.config, operators_from_data(grown_from["operators"]))
+            if growth_map.new_config == new.config:
                 return growth_map
-        return infer_growth(old, new)
+        return infer_growth_of(old, new, stored_as)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("new", path, f"is not grown from old: {error}") from error
 

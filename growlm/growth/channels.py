@@ -155,6 +155,20 @@ class ChannelMap:
         return tensor.index_select(dim, self._first_copies.to(tensor.device))
 
     @cached_property
+    def first_of(self) -> Tensor:
+        """(old size,), the first copy of each old channel."""
+        first = torch.full((self.old_size,), FILLER)
+        channels = self._first_copies
+        first[self.source[channels]] = channels
+        return first
+
+    def first_of_each(self, tensor: Tensor, dim: int) -> Tensor:
+        """The first copy of every channel along `dim`, in the order of the old ones; a view where it can be."""
+        if torch.equal(self.first_of, torch.arange(self.old_size)):
+            return tensor.narrow(dim, 0, self.old_size)
+        return tensor.index_select(dim, self.first_of.to(tensor.device))
+
+    @cached_property
     def _first_copies(self) -> Tensor:
         return self.is_first_copy.nonzero().squeeze(1)
 
@@ -172,13 +186,14 @@ class ChannelMap:
         copied = (~self.is_filler).nonzero().squeeze(1)
         return runs_of(copied, self.source[copied])
 
-    def sum_copies(self, tensor: Tensor, dim: int) -> Tensor:
-        """Sum a tensor over the copies of each old channel: `dim` goes from new size to old size."""
+    def sum_copies(self, tensor: Tensor, dim: int, *, magnitudes: bool = False) -> Tensor:
+        """Sum a tensor, or its magnitudes, over the copies of each old channel: `dim` goes to the old size."""
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
         for new, old, size in self.runs:
-            out.narrow(dim, old, size).add_(tensor.narrow(dim, new, size))
+            part = tensor.narrow(dim, new, size)
+            out.narrow(dim, old, size).add_(part.abs() if magnitudes else part)
         return out
 
     @cached_property

@@ -141,8 +141,35 @@ class Draws:
         generator = generator_for(self.seed, self.boundary_index, *key)
         return torch.randperm(size, generator=generator)[:count]
 
+    @staticmethod
+    def silent() -> Draws:
+        """Draws that are all zero: with them a chain makes what does not depend on chance."""
+        return _Silent(seed=0)
+
     def _seeds(self, purpose: str, key: tuple[int, str]) -> tuple[object, ...]:
         return (self.seed, self.boundary_index, *key, purpose)
+
+
+class _Silent(Draws):
+    def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
+        return torch.zeros(shape)
+
+    def blocks(
+        self,
+        x: Tensor,
+        dim: int,
+        count: int,
+        purpose: str,
+        key: tuple[int, str],
+        use: Callable[[Tensor, Tensor, int], None],
+        *,
+        stacked: bool,
+        odd: bool = False,
+    ) -> None:
+        for member, part in enumerate(x if stacked else [x]):
+            shape = list(part.shape)
+            shape[dim - stacked] = count
+            use(part, part.new_zeros(shape), member)
 
 
 def _parts(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:

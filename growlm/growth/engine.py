@@ -7,7 +7,7 @@ models, optimizer moments, files and the verification all use that map.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -30,6 +30,7 @@ from growlm.growth.pieces import (
     Scale,
     Split,
 )
+from growlm.growth.reconstruction import Reconstruction, all_finite
 from growlm.growth.upcycle_pieces import Cut, Redraw
 from growlm.model.axes import Dim, Label, LabelledShape, Role, axes_table, split_block_name
 from growlm.model.config import ModelConfig
@@ -137,6 +138,59 @@ class TensorMap:
         for piece in self.pieces:
             start = piece.factors(start)
         return start
+
+    def reconstruct(
+        self,
+        grown: Tensor,
+        source: Callable[[], Tensor],
+        stored_as: torch.dtype,
+        session: dict[Any, Tensor],
+    ) -> Reconstruction:
+        """Follow a grown tensor back to its source, and check what each step guarantees.
+
+        Args:
+            grown: The tensor.
+            source: Gives the old tensor; asked once the grown one has been reduced to its size, or by a step that
+                draws numbers like those of the source.
+            stored_as: The precision that the tensor was grown in, if it has been brought to another since.
+            session: What the tensors of one model tell each other; empty at first.
+
+        Returns:
+            The source as the grown tensor has it, with all faults that were found.
+        """
+        dtype = torch.promote_types(grown.dtype, torch.float32)
+
+        def make(steps: Sequence[Piece], drawn: bool) -> Tensor:
+            with Draws(seed=0) if drawn else Draws.silent() as draws:
+                return chain_weight(steps, source().to(dtype), draws)
+
+        found = Reconstruction(grown.to(dtype), stored_as, make, session)
+        if not all_finite(grown):
+            found.fail("holds NaN or infinity")
+            return found
+        for place in reversed(range(len(self.pieces))):
+            found.earlier = self.pieces[:place]
+            self.pieces[place].undo(found)
+            if found.is_done:
+                return found
+        if self.source is not None:
+            old = source().to(stored_as).to(dtype)
+            if not all_finite(old):
+                found.fail("the old model's tensor holds NaN or infinity")
+            found.require_equal(old, "differs from its source")
+        return found
+
+    def free_entries(self, old_shape: Sequence[int], draws: Draws) -> Tensor:
+        """Return which entries of the grown tensor may hold any number of their range, a mask.
+
+        Args:
+            old_shape: The source's shape.
+            draws: Of the growth; its seed says which hidden units were drawn anew.
+        """
+        mask = torch.zeros(tuple(old_shape), dtype=torch.bool)
+        for place, piece in enumerate(self.pieces):
+            mask = piece.free(mask, self.pieces[place + 1 :], draws)
+        return mask
 
     @property
     def forgets(self) -> bool:

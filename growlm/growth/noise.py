@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from growlm.growth.channels import ChannelMap, along, runs_of
 from growlm.growth.draws import ODD_STD, Draws
 from growlm.growth.factors import Factors
-from growlm.growth.pieces import matrix_std
+from growlm.growth.pieces import Piece, matrix_std
+from growlm.growth.reconstruction import NOISE_ROUNDINGS, Reconstruction
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Piece):
     """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
 
     The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
@@ -101,9 +103,21 @@ class Noise:
         """As they were."""
         return factors
 
+    def undo(self, found: Reconstruction) -> None:
+        """Copies differ, and only their sum is known: the step that made them is told so."""
+        found.noisy.add(self.dim)
+        if self.channels.most_copies > 2:
+            largest = float(matrix_std(found.x).max())  # no less than without the noise
+            cap = self.std if self.snr_db is None else largest * 10 ** (-self.snr_db / 20)
+            found.floor += NOISE_ROUNDINGS * found.unit * min(largest, cap)
+
+    def adds_noise_along(self, dim: int) -> bool:
+        """Along its own."""
+        return dim == self.dim
+
 
 @dataclass(frozen=True)
-class TieBreak:
+class TieBreak(Piece):
     """Noise on all copies but the first of each member: copies of a router's row stop tying. Not lossless.
 
     Args:
@@ -129,3 +143,17 @@ class TieBreak:
     def factors(self, factors: Factors) -> Factors:
         """As they were."""
         return factors
+
+    def undo(self, found: Reconstruction) -> None:
+        """Copies but the first must be as near to it as the noise allows; they are not known any better."""
+        further = ~self.channels.is_first_copy.to(found.x.device)
+        first = self.channels.first_of_each(found.x, 0)
+        distance = found.x - self.channels.select(first, 0)
+        found.require_drawn(distance[further], self.std, "a router row is too far from its source")
+        found.x = found.x.clone()
+        found.x[further] = torch.nan
+        found.is_partial = True
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """All copies but the first."""
+        return mask | along(~self.channels.is_first_copy, 0, mask)

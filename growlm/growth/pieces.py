@@ -14,14 +14,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from growlm.growth.channels import ChannelMap, select_along
+from growlm.growth.channels import ChannelMap, along, select_along
 from growlm.growth.draws import Draws
 from growlm.growth.factors import DimFactors, Factors, no_factors, replaced
+from growlm.growth.reconstruction import Reconstruction, follows
 
 
 class Piece(Protocol):
@@ -36,6 +38,31 @@ class Piece(Protocol):
     def factors(self, factors: Factors) -> Factors:
         """The factors of each entry after it."""
 
+    def undo(self, found: Reconstruction) -> None:
+        """Check what the step guarantees of what it makes, and turn that into what it was made of.
+
+        Args:
+            found: What the step has made; changed.
+        """
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """Return which entries can hold other numbers than they do, as far as `undo` can know.
+
+        Args:
+            mask: Likewise of what the step is given, bool.
+            later: The steps after it.
+            draws: Of the growth.
+        """
+        return mask
+
+    def adds_noise_along(self, dim: int) -> bool:
+        """Whether it makes the copies along a dimension differ."""
+        return False
+
+    def selects_along(self, dim: int) -> bool:
+        """Whether it makes copies along a dimension."""
+        return False
+
 
 def select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
     """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0); one pass."""
@@ -49,7 +76,7 @@ def select(pieces: Sequence[Selection], x: Tensor, power: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selection(ABC):
+class Selection(Piece, ABC):
     """New entry j along `dim` is old entry s(j), times a power of its share.
 
     Args:
@@ -73,6 +100,43 @@ class Selection(ABC):
     def moment(self, x: Tensor, power: int) -> Tensor:
         """Select."""
         return select([self], x, power)
+
+    def undo(self, found: Reconstruction) -> None:
+        """Copies must be equal, or sum to their source where they differ by noise."""
+        for mean in self._means_before(found.earlier):
+            roundings = mean_roundings(mean.channels.old_size, found.stored_as)
+            found.note_means(mean.dim, roundings)
+        exponent = self.share_exponent(0)
+        factors = self.channels.shares**exponent if exponent else None
+        if self.dim in found.noisy and self.channels.most_copies > 1:
+            found.sum_copies(self.channels, self.dim, factors)
+        else:
+            found.merge_copies(self.channels, self.dim, factors)
+        found.noisy.discard(self.dim)
+        if self.inserts:
+            found.replace(lambda x: x.squeeze(self.dim))
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """Free entries stay so, unless their copies must be equal."""
+        mask = mask.unsqueeze(self.dim) if self.inserts else mask
+        mask = mask.index_select(self.dim, self.channels.source.clamp(min=0))
+        if follows(later, self.dim):
+            return mask
+        return mask & along(self.channels.copies() < 2, self.dim, mask)
+
+    def selects_along(self, dim: int) -> bool:
+        """Along its own."""
+        return dim == self.dim
+
+    def _means_before(self, earlier: Sequence[Piece]) -> list[Fill]:
+        """Means along other dimensions that are taken after this selection, in one pass with it (`chain.py`)."""
+        found = []
+        for step in reversed(earlier):
+            if isinstance(step, Fill):
+                found += [step] if step.kind == "mean" and step.dim != self.dim else []
+            elif not isinstance(step, Selection) or step.inserts:
+                break
+        return found
 
     @abstractmethod
     def factors(self, factors: Factors) -> Factors:
@@ -109,7 +173,7 @@ class Split(Selection):
 
 
 @dataclass(frozen=True)
-class Fill:
+class Fill(Piece):
     """Filler entries along `dim` get values of their own.
 
     Args:
@@ -143,6 +207,38 @@ class Fill:
         """Fillers have none already."""
         return factors
 
+    def undo(self, found: Reconstruction) -> None:
+        """Fillers must hold what they are filled with, or what can have been drawn."""
+        x, dim = found.x, self.dim
+        runs = self.channels.filler_runs
+        if self.kind == "random":
+            like = self.channels.first_copies(x, dim)
+            std = matrix_std(like)
+            for new, _, size in runs:
+                fillers = x.narrow(dim, new, size)
+                found.require_drawn(fillers, std, "a filler is out of range", like)
+            return
+        means = mean_sizes = torch.zeros((), dtype=x.dtype, device=x.device)
+        roundings = 0.0
+        if self.kind == "mean":
+            means, mean_sizes = self._mean(x), self._mean(found.magnitudes())
+            roundings = mean_roundings(self.channels.old_size, found.stored_as)
+        for new, _, size in runs:
+            part = partial(torch.narrow, dim=dim, start=new, length=size)
+            found.require(
+                part(x) - means,
+                found.magnitudes(part) + mean_sizes,
+                "a filler is not zero" if self.kind == "zero" else "a filler is not the mean",
+                roundings,
+            )
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """Those that are drawn."""
+        mask = mask.clone()
+        for new, _, size in self.channels.filler_runs:
+            mask.narrow(self.dim, new, size).fill_(self.kind == "random")
+        return mask
+
     def draw(self, x: Tensor, std: Tensor, draws: Draws) -> Tensor:
         """Fill at random with a standard deviation, that of all or of each member of a stack."""
         runs, stacked, dim = self.channels.filler_runs, x.ndim >= 3, self.dim - x.ndim
@@ -171,7 +267,7 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class FillWhole:
+class FillWhole(Piece):
     """The whole tensor is new: normal with standard deviation `std`, 0 for zeros; the past is forgotten."""
 
     shape: tuple[int, ...]
@@ -192,9 +288,21 @@ class FillWhole:
         """None."""
         return no_factors(self.shape)
 
+    def undo(self, found: Reconstruction) -> None:
+        """Zeros, or what can have been drawn; nothing of what was before remains."""
+        if self.std == 0.0:
+            found.require(found.x.clone(), found.magnitudes, "an entry is not zero")
+        else:
+            found.require_drawn(found.x, self.std, "a drawn entry is out of range")
+        found.is_done, found.is_drawn = True, self.std != 0.0
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """All, if they are drawn."""
+        return torch.full(self.shape, self.std != 0.0)
+
 
 @dataclass(frozen=True)
-class RedrawWhole:
+class RedrawWhole(Piece):
     """All entries drawn anew, normal with the standard deviation that those of the matrix have.
 
     Args:
@@ -217,9 +325,19 @@ class RedrawWhole:
         """As they were, likewise."""
         return factors
 
+    def undo(self, found: Reconstruction) -> None:
+        """What can have been drawn; nothing of what was before remains."""
+        like = found.before(drawn=True)
+        found.require_drawn(found.x, matrix_std(like), "a drawn entry is out of range", like)
+        found.is_done = found.is_drawn = True
+
+    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+        """All."""
+        return torch.ones_like(mask)
+
 
 @dataclass(frozen=True)
-class Forget:
+class Forget(Piece):
     """The weight stays, its past does not: a second copy of a block is new to the optimizer."""
 
     def weight(self, x: Tensor, draws: Draws) -> Tensor:
@@ -234,9 +352,12 @@ class Forget:
         """None: what has no past trains as if it had always been so large."""
         return no_factors([len(factor.weight) for factor in factors])
 
+    def undo(self, found: Reconstruction) -> None:
+        """Nothing has happened."""
+
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Piece):
     """All entries times `factor`, where what follows undoes it: gradients divided by it."""
 
     factor: float
@@ -252,6 +373,15 @@ class Scale:
     def factors(self, factors: Factors) -> Factors:
         """The factor, and one over it."""
         return replaced(factors, 0, factors[0].scaled(self.factor))
+
+    def undo(self, found: Reconstruction) -> None:
+        """Divide."""
+        found.divide(self.factor)
+
+
+def mean_roundings(size: int, dtype: torch.dtype) -> float:
+    """How often a mean over so many entries is rounded; torch sums half precision in fp32, and in pairs."""
+    return 2 if dtype.itemsize < 4 else 8 + math.log2(size)
 
 
 def fill_normal(x: Tensor, std: Tensor, draws: Draws, purpose: str, key: tuple[int, str]) -> None:
@@ -277,6 +407,8 @@ def matrix_std(x: Tensor) -> Tensor:
     stacked = x.ndim >= 3
     dims = tuple(range(int(stacked), x.ndim))
     size = math.prod(x.shape[dim] for dim in dims)
+    if x.dtype is torch.float16:  # the square of a norm would overflow
+        return matrix_std(x.float()).to(x.dtype)
     # Not `Tensor.std`, which takes ten times as long.
     if size <= SUMMED_AT_ONCE:
         mean_square = torch.linalg.vector_norm(x, dim=dims, keepdim=stacked).square() / size

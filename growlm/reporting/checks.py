@@ -21,6 +21,7 @@ CHECKS = {
     "router": "router scaling",
     "symmetry": "symmetry breaking",
     "functional": "functional identity",
+    "weights": "weight integrity",
     "router_lock": "router lock",
 }
 

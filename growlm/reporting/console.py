@@ -54,7 +54,7 @@ class ConsoleReporter(RunListener):
         self.progress.task(task, done, total, note)
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """What was grown from what, and the four checks."""
+        """What was grown from what, and the checks."""
         self.progress.stop()
         say = self.console.print
         say()

@@ -10,6 +10,7 @@ from growlm.verification.router import check_router_scaling
 from growlm.verification.router_lock import check_router_lock
 from growlm.verification.sanity import SanityReport, quick_sanity_check
 from growlm.verification.symmetry import check_symmetry_breaking
+from growlm.verification.weights import check_weight_integrity
 
 __all__ = [
     "CheckReport",
@@ -23,6 +24,7 @@ __all__ = [
     "check_router_lock",
     "check_router_scaling",
     "check_symmetry_breaking",
+    "check_weight_integrity",
     "detailed_growth_check",
     "infer_growth",
     "quick_sanity_check",

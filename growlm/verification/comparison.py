@@ -3,19 +3,27 @@
 Runs are in eval mode, without autocast or TF32: under bf16 even a correct widening of a mixture of experts
 moves logits by more than 1, because a rounded router chooses other experts.
 
+What counts as rounding is a share of the largest logit. Where two models differ by more, it is measured: the
+grown model is run once more with every module's output moved by one unit of its precision. Large noise amplifies
+rounding, and then a larger difference is nothing lost.
+
 Shapes: B sequences, T time, N = B·T tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from growlm.growth.deepen import Deepen
 from growlm.growth.engine import GrowthMap
@@ -24,11 +32,17 @@ from growlm.growth.multiply_experts import MultiplyExperts
 from growlm.growth.upcycle import Upcycle
 from growlm.growth.widen import Widen
 from growlm.model.config import ModelConfig
+from growlm.model.draws import generator_for
 from growlm.model.routing import Routing
 from growlm.model.transformer import TransformerLM
+from growlm.sharding import is_sharded, own_part, total
+from growlm.verification.weights import WeightFaults, find_faults
 
 NEAR_TIE = 1e-4
-"""Below this distance of router logits, rounding may decide which expert is chosen."""
+"""Below this distance of router logits, times the largest of them if that is above 1, rounding may decide which
+expert is chosen."""
+SAFETY = 8.0
+"""Rounding may move the grown model so many times as far as it was measured to."""
 
 
 @contextmanager
@@ -67,12 +81,22 @@ class Trace:
     loss: float
 
     @staticmethod
-    def of(model: TransformerLM, probe: Tensor) -> Trace:
-        """Run `model` on `probe` (B, T)."""
+    def of(model: TransformerLM, probe: Tensor, rounding: float = 0.0) -> Trace:
+        """Run `model` on `probe` (B, T).
+
+        Args:
+            model: The model.
+            probe: The tokens.
+            rounding: By which share of it every module's output is moved, up or down at random; 0 for none.
+        """
+        moves = _move_outputs(model, rounding) if rounding else []
         streams: list[Tensor] = []
         embeddings: list[Tensor] = []
         routings: list[Routing] = []
-        hooks = [model.embedding.register_forward_hook(lambda _m, _i, out: embeddings.append(out))]
+        hooks = [
+            *moves,
+            model.embedding.register_forward_hook(lambda _m, _i, out: embeddings.append(out)),
+        ]
         hooks += [
             block.register_forward_hook(lambda _m, _i, out: streams.append(out))
             for block in model.blocks
@@ -86,6 +110,25 @@ class Trace:
                 hook.remove()
         return Trace(embeddings[0], streams, routings, logits, loss)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no NaN and no infinity was met."""
+        seen = [*self.streams, *(routing.logits for routing in self.routings), self.logits]
+        return all(bool(x.isfinite().all()) for x in seen)
+
+
+def _move_outputs(model: nn.Module, share: float) -> list[RemovableHandle]:
+    generator = generator_for("rounding")
+
+    def move(_module: nn.Module, _inputs: object, out: object) -> object:
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            return out
+        signs = torch.randint(2, out.shape, generator=generator).to(out).mul_(2).sub_(1)
+        return out * (1 + share * signs)
+
+    leaves = [module for module in model.modules() if not any(module.children())]
+    return [leaf.register_forward_hook(move) for leaf in leaves]
+
 
 @dataclass(frozen=True)
 class ChangedChoices:
@@ -94,14 +137,29 @@ class ChangedChoices:
     reached: list[Tensor]
     """Per new block, (B, T): positions of its output that a near tie here or before can have changed."""
     near_ties: int
-    """Changed choices with a margin below `NEAR_TIE`."""
+    """Changed choices with a margin that rounding can turn."""
     hard: int
-    """Changed choices with a larger margin, or between copies of tied experts: something is lost."""
+    """Changed choices with a larger margin, or between copies of tied experts that differ: something is lost."""
+
+    def before(self, block: int) -> Tensor:
+        """(B, T), positions that a block's router sees changed: those reached by the blocks before."""
+        return self.reached[block - 1] if block else torch.zeros_like(self.reached[0])
 
     @property
     def compared(self) -> float:
         """Share of the positions that no near tie reaches."""
         return 1.0 - float(self.reached[-1].float().mean())
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding may move the grown model, beyond the usual tolerance; measured, times `SAFETY`."""
+
+    streams: list[float]
+    """Of the residual stream after each block."""
+    routers: dict[int, float]
+    """Of the router logits, by block."""
+    logits: float
 
 
 class Comparison:
@@ -111,9 +169,9 @@ class Comparison:
         old_model: Before.
         new_model: After.
         probe: Tokens, (B, T); moved to the models' device.
-        growth_map: How one became the other; inferred from the two configs if not given, which assumes
-            that new blocks were appended.
-        tolerance: Relative: differences up to tolerance · max(1, max |logit|) are rounding.
+        growth_map: How one became the other; inferred if not given (`infer_growth_of`).
+        tolerance: Relative: differences up to tolerance · max(1, max |logit|) are rounding; at least 4 times the
+            `eps` of half precision. Where that is exceeded, rounding is measured.
         scale_factor: If given, what the width is expected to have grown by.
         stored_as: The precision that the weights were grown in, where they have been brought to another since.
 
@@ -133,10 +191,10 @@ class Comparison:
         stored_as: torch.dtype | None = None,
     ) -> None:
         self.stored_as = stored_as or next(new_model.parameters()).dtype
-        self.old_model, self.new_model = old_model, new_model
+        self.old_model, self.new_model = at_least_single(old_model), at_least_single(new_model)
         self.probe = probe.to(next(new_model.parameters()).device)
-        self.growth_map = growth_map or infer_growth(old_model.config, new_model.config)
-        self.relative_tolerance = tolerance
+        self.growth_map = growth_map or infer_growth_of(old_model, new_model, self.stored_as)
+        self.relative_tolerance = max(tolerance, half_precision_tolerance(self.stored_as))
         self.scale_factor = scale_factor
 
     @cached_property
@@ -151,8 +209,98 @@ class Comparison:
 
     @cached_property
     def tolerance(self) -> float:
-        """The relative tolerance times max(1, max |logit|)."""
+        """The relative tolerance times max(1, max |logit|), or what rounding was measured to be."""
+        return max(self._usual_tolerance, self.rounding.logits if self.rounding else 0.0)
+
+    @property
+    def _usual_tolerance(self) -> float:
         return self.relative_tolerance * max(1.0, float(self.old.logits.abs().max()))
+
+    @cached_property
+    def weight_faults(self) -> WeightFaults:
+        """What the grown tensors are, against what the growth map says."""
+        old, new = self.old_model.state_dict(), self.new_model.state_dict()
+        return find_faults(old, new, self.growth_map, self.stored_as)
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether both runs met no NaN and no infinity."""
+        return self.old.is_finite and self.new.is_finite
+
+    @cached_property
+    def rounding(self) -> Rounding | None:
+        """What rounding was measured to be; None if the usual tolerance is enough, or no number would be."""
+        if not self.growth_map.lossless or not self.is_finite or self._agrees():
+            return None
+        moved = Trace.of(self.new_model, self.probe, rounding=torch.finfo(self.stored_as).eps)
+        reached = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
+        streams, routers = [], {}
+        mixtures = iter(zip(self.new.routings, moved.routings, strict=True))
+        for block, (plain, other) in enumerate(zip(self.new.streams, moved.streams, strict=True)):
+            if self.new.routings:
+                one, two = next(mixtures)
+                excused = reached.view(-1, 1)
+                routers[block] = _largest(one.logits - two.logits, excused) * SAFETY
+                parted = one.chosen.sort().values != two.chosen.sort().values
+                reached = reached | parted.any(dim=-1).view_as(reached).cummax(dim=1).values
+            streams.append(_largest(plain - other, reached.unsqueeze(-1)) * SAFETY)
+        logits = _largest(self.new.logits - moved.logits, reached.unsqueeze(-1)) * SAFETY
+        return Rounding(streams, routers, logits)
+
+    def _agrees(self) -> bool:
+        """Whether all differences are within the usual tolerances."""
+        choices = self._compare_choices(None)
+        logits = _largest(self.new.logits - self.old.logits, choices.reached[-1].unsqueeze(-1))
+        return (
+            not choices.hard
+            and logits <= self._usual_tolerance
+            and all(
+                _largest(self.drift(block), choices.reached[block].unsqueeze(-1))
+                <= self.allowed_drift(block, None)
+                for block in range(len(self.new.streams))
+            )
+            and all(
+                _largest(self.router_difference(old, new), choices.before(block).view(-1, 1))
+                <= self.allowed_in_router(block, old, None)
+                for block, old, new in self.kept_routers()
+            )
+        )
+
+    def old_stream(self, block: int) -> Tensor:
+        """What the old residual stream held where the new one is after `block`, (B, T, D)."""
+        source = self.growth_map.old_block_at(block)
+        return self.old.embeddings if source is None else self.old.streams[source]
+
+    def drift(self, block: int) -> Tensor:
+        """|new − old| residual stream after a block, (B, T, copies)."""
+        return self.stream_difference(self.old_stream(block), self.new.streams[block])
+
+    def stream_difference(self, old: Tensor, new: Tensor) -> Tensor:
+        """|new − old| of a residual stream over the channels that copy one, (B, T, copies)."""
+        channels = self.growth_map.axes.get("residual")
+        if channels is None:
+            return (new - old).abs()
+        kept = (~channels.is_filler).nonzero().squeeze(1).to(new.device)
+        return (new[..., kept] - old[..., channels.source.to(new.device)[kept]]).abs()
+
+    def allowed_drift(self, block: int, rounding: Rounding | None) -> float:
+        """How far the residual stream after a block may be off."""
+        usual = self.relative_tolerance * max(1.0, float(self.old_stream(block).abs().max()))
+        return max(usual, rounding.streams[block] if rounding else 0.0)
+
+    def router_difference(self, old: Routing, new: Routing) -> Tensor:
+        """|new − old| logits of a router, (N, new experts)."""
+        return (new.logits - old.logits[:, self.expert_sources]).abs()
+
+    def allowed_in_router(self, block: int, old: Routing, rounding: Rounding | None) -> float:
+        """How far the logits of a block's router may be off."""
+        usual = self.relative_tolerance * max(1.0, float(old.logits.abs().max()))
+        return max(usual, rounding.routers[block] if rounding else 0.0)
+
+    def near_tie(self, block: int, old: Routing, rounding: Rounding | None) -> float:
+        """Below which distance of logits rounding may decide what a block's router chooses."""
+        usual = NEAR_TIE * max(1.0, float(old.logits.abs().max()))
+        return max(usual, 2 * rounding.routers[block] if rounding else 0.0)
 
     def kept_routers(self) -> Iterator[tuple[int, Routing, Routing]]:
         """(new block, old routing, new routing) of every router that both models have."""
@@ -165,6 +313,9 @@ class Comparison:
     @cached_property
     def changed_choices(self) -> ChangedChoices:
         """Compare every choice of experts, following near ties through time and depth."""
+        return self._compare_choices(self.rounding)
+
+    def _compare_choices(self, rounding: Rounding | None) -> ChangedChoices:
         pairs = {block: (old, new) for block, old, new in self.kept_routers()}
         reached = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
         masks, near_ties, hard = [], 0, 0
@@ -173,9 +324,13 @@ class Comparison:
                 old, new = pairs[block]
                 changed = self._choices_differ(old, new).view_as(reached) & ~reached
                 margin = old.margin().view_as(reached)
-                near = changed & (margin < NEAR_TIE)
-                if old.num_experts != new.num_experts:
-                    near &= margin > 0  # copies have equal scores: only true ties can part them
+                near = changed & (margin < self.near_tie(block, old, rounding))
+                tied = near & (margin == 0)
+                if old.num_experts != new.num_experts and bool(tied.any()):
+                    # Copies have equal scores: a tie parts them, which loses nothing if the experts are alike.
+                    moved = ~(self.drift(block).amax(dim=-1) <= self.allowed_drift(block, rounding))
+                    changed &= ~tied | moved
+                    near &= ~tied
                 near_ties += int(near.sum())
                 hard += int((changed & ~near).sum())
                 # Attention carries a difference to all later positions of the sequence.
@@ -207,9 +362,35 @@ class Comparison:
 
     @cached_property
     def max_logit_difference(self) -> float:
-        """The largest of `logit_differences`; infinite if a logit is not finite."""
-        largest = float(self.logit_differences.max())
-        return largest if largest == largest else float("inf")
+        """The largest of `logit_differences`; infinite if a logit, also a router's, or a stream is not finite."""
+        return float(self.logit_differences.max()) if self.is_finite else float("inf")
+
+
+def half_precision_tolerance(dtype: torch.dtype) -> float:
+    """Relative difference of logits that weights of half precision excuse; 0 for the others."""
+    eps = torch.finfo(dtype).eps
+    return 4 * eps if eps > 1e-6 else 0.0
+
+
+def at_least_single(model: TransformerLM) -> TransformerLM:
+    """The model, or a copy in fp32 of one in half precision."""
+    some = next(model.parameters())
+    if some.dtype.itemsize >= 4 or is_sharded(some):
+        return model
+    return copy.deepcopy(model).float()
+
+
+def nonfinite_tensors(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that hold NaN or infinity; where sharded, all processes must ask."""
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if total((~own_part(tensor).isfinite()).sum(), tensor)
+    ]
+
+
+def _largest(difference: Tensor, excused: Tensor) -> float:
+    return float(difference.abs().masked_fill(excused, 0.0).max())
 
 
 def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
@@ -218,22 +399,75 @@ def infer_growth(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     Raises:
         ValueError: If the operators cannot make one of the other.
     """
+    return _infer_growth(old, new, {}, {})
+
+
+def infer_growth_of(
+    old: TransformerLM, new: TransformerLM, stored_as: torch.dtype | None = None
+) -> GrowthMap:
+    """The growth between two models: that between their configs, with the settings that explain the weights.
+
+    Args:
+        old: Before.
+        new: After.
+        stored_as: As for `Comparison`.
+
+    Returns:
+        As `infer_growth`, with its settings if none explain all weights.
+
+    Raises:
+        ValueError: If the operators cannot make one of the other.
+    """
+    usual = infer_growth(old.config, new.config)
+    is_wider = any(axis != "experts" for axis in usual.axes)
+    is_deeper = new.config.n_layers != old.config.n_layers
+    for widen, deepen in product(
+        WIDEN_SETTINGS if is_wider else WIDEN_SETTINGS[:1],
+        DEEPEN_SETTINGS if is_deeper else DEEPEN_SETTINGS[:1],
+    ):
+        growth_map = _infer_growth(old.config, new.config, widen, deepen)
+        found = find_faults(
+            old.state_dict(), new.state_dict(), growth_map, stored_as, first_only=True
+        )
+        if not found.faults:
+            return growth_map
+    return usual
+
+
+WIDEN_SETTINGS: tuple[dict[str, Any], ...] = ({}, {"new_channels": "fresh"}, {"split": "1:2"})
+"""How channels may have been made; noise may have been added or not, that is the same check."""
+DEEPEN_SETTINGS: tuple[dict[str, Any], ...] = tuple(
+    {"placement": placement, "init": init}
+    for init in ("identity", "fresh", "copy")
+    for placement in ("append", "stack", "interleave")
+)
+LARGEST_STD = 10.0
+"""Of random numbers whose deviation is not known: what the operators allow at most; noise is capped below."""
+
+
+def _infer_growth(
+    old: ModelConfig, new: ModelConfig, widen: dict[str, Any], deepen: dict[str, Any]
+) -> GrowthMap:
+    """As `infer_growth`, with some settings of `Widen` and `Deepen`."""
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
         finer = max(1, old.d_ff // new.d_ff)
-        operators.append(Upcycle(new.num_experts // finer, new.top_k // finer, granularity=finer))
+        experts, top_k = new.num_experts // finer, new.top_k // finer
+        operators.append(Upcycle(experts, top_k, router_std=LARGEST_STD, granularity=finer))
     elif old.is_moe and new.num_experts >= 2 * old.num_experts:
         factor = new.num_experts // old.num_experts
-        top_k = None if new.top_k == old.top_k * factor else new.top_k
-        noise_std = 0.0 if old.router_tie_breaking else 1e-2
-        operators.append(MultiplyExperts(factor, top_k, noise_std))
+        more = None if new.top_k == old.top_k * factor else new.top_k
+        noise_std = 0.0 if old.router_tie_breaking else LARGEST_STD
+        operators.append(MultiplyExperts(factor, more, noise_std, LARGEST_STD))
     d_ff = old.d_ff
     if operators:
         d_ff = plan_growth(old, operators).new_config.d_ff
     if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, d_ff):
-        operators.append(Widen(d_model=new.d_model, n_heads=new.n_heads, d_ff=new.d_ff))
+        noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": LARGEST_STD}
+        sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
+        operators.append(Widen(**(sizes | noise | widen)))
     if new.n_layers != old.n_layers:
-        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers))
+        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
     growth_map = plan_growth(old, operators)
     # A changed head size is for the RoPE check to find.
     if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():

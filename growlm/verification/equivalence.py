@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from growlm.growth.engine import GrowthMap
 from growlm.model.transformer import TransformerLM
-from growlm.verification.comparison import Comparison
+from growlm.verification.comparison import Comparison, nonfinite_tensors
 
 
 @dataclass(frozen=True)
 class EquivalenceReport:
-    """Differences of logits. True if all are within the tolerance and no expert choice changed."""
+    """Differences of logits. True if all are within the tolerance, no expert choice changed, and all is finite."""
 
     max_difference: float
     by_sequence: list[float]
@@ -24,9 +24,12 @@ class EquivalenceReport:
     """Choices of experts that rounding decided otherwise; positions they reach are left out."""
     changed_choices: int
     """Choices that changed though they were no near tie."""
+    nonfinite: list[str] = field(default_factory=list)
+    """Tensors of the new model that hold NaN or infinity, also where the probe does not reach them."""
 
     def __bool__(self) -> bool:
-        return self.max_difference <= self.tolerance and not self.changed_choices
+        is_near = self.max_difference <= self.tolerance
+        return is_near and not self.changed_choices and not self.nonfinite
 
 
 def verify_functional_equivalence(
@@ -44,7 +47,7 @@ def verify_functional_equivalence(
         new: After it.
         probe: Tokens, (batch, time).
         device: Where to run.
-        tolerance: Differences up to tolerance · max(1, max |logit|) are rounding.
+        tolerance: Differences up to tolerance · max(1, max |logit|) are rounding; see `Comparison`.
         growth_map: As for `Comparison`.
     """
     comparison = Comparison(
@@ -56,4 +59,5 @@ def verify_functional_equivalence(
         tolerance=comparison.tolerance,
         near_ties=comparison.changed_choices.near_ties,
         changed_choices=comparison.changed_choices.hard,
+        nonfinite=nonfinite_tensors(new),
     )

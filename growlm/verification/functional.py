@@ -17,6 +17,8 @@ from growlm.verification.report import CheckReport, Status
 
 MOST = 0.5
 """Share of the positions that must have been compared for the check to pass."""
+VAGUE = 0.25
+"""Share of the largest logit that rounding may at most come to, likewise."""
 
 
 def check_functional_identity_layerwise(
@@ -38,22 +40,26 @@ def functional_identity(comparison: Comparison) -> CheckReport:
     layers = _drift_by_layer(comparison)
     choices = comparison.changed_choices
     embedding = float(
-        _drift(comparison, comparison.old.embeddings, comparison.new.embeddings).max()
+        comparison.stream_difference(comparison.old.embeddings, comparison.new.embeddings).max()
     )
     worst = comparison.max_logit_difference
+    rounding = comparison.rounding
     figures = {
         "embedding_max_difference": embedding,
         "layers": [asdict(drift) for drift in layers],
         "logits_max_difference": worst,
         "tolerance": comparison.tolerance,
+        "rounding": None if rounding is None else rounding.logits,
         "loss_before": comparison.old.loss,
         "loss_after": comparison.new.loss,
         "near_ties": choices.near_ties,
         "excused_positions": int(choices.reached[-1].sum()),
     }
     # Written as "not within", so that a NaN fails.
-    allowed = comparison.relative_tolerance
-    drifted = [d for d in layers if not d.max_difference <= allowed * max(1.0, d.scale)]
+    drifted = [
+        d for d in layers if not d.max_difference <= comparison.allowed_drift(d.layer, rounding)
+    ]
+    largest = float(comparison.old.logits.abs().max())
     same = worst <= comparison.tolerance and not drifted and embedding == 0.0
     if same and choices.compared < MOST:
         summary = (
@@ -61,8 +67,16 @@ def functional_identity(comparison: Comparison) -> CheckReport:
             "others; routers that do not tell experts apart"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
+    if same and rounding is not None and comparison.tolerance > VAGUE * largest:
+        summary = (
+            f"rounding alone may move the logits by {comparison.tolerance:.1e}, and the largest is {largest:.1e}: "
+            "weights or noise so large that the comparison tells little"
+        )
+        return CheckReport("functional", Status.FINDING, summary, figures)
     if same:
         summary = f"logits within {worst:.1e} of tolerance {comparison.tolerance:.1e}"
+        if rounding is not None:
+            summary += ", which is rounding as measured"
         if layers:
             summary += f", largest drift of a layer {max(d.max_difference for d in layers):.1e}"
         return CheckReport("functional", Status.PASSED, summary, figures)
@@ -88,15 +102,6 @@ def functional_identity(comparison: Comparison) -> CheckReport:
     return CheckReport("functional", Status.FAILED, summary, figures)
 
 
-def _drift(comparison: Comparison, old: Tensor, new: Tensor) -> Tensor:
-    """|new − old| residual stream over the channels that copy one, (B, T, copies)."""
-    channels = comparison.growth_map.axes.get("residual")
-    if channels is None:
-        return (new - old).abs()
-    kept = (~channels.is_filler).nonzero().squeeze(1).to(new.device)
-    return (new[..., kept] - old[..., channels.source.to(new.device)[kept]]).abs()
-
-
 @dataclass(frozen=True)
 class LayerDrift:
     """How far the residual stream after one block of the grown model is from the old one."""
@@ -112,11 +117,10 @@ class LayerDrift:
 
 def _drift_by_layer(comparison: Comparison) -> list[LayerDrift]:
     layers = []
-    for block, stream in enumerate(comparison.new.streams):
+    for block in range(len(comparison.new.streams)):
         source = comparison.growth_map.old_block_at(block)
-        old = comparison.old.embeddings if source is None else comparison.old.streams[source]
         reached = comparison.changed_choices.reached[block].unsqueeze(-1)
-        drift = _drift(comparison, old, stream).masked_fill(reached, 0.0)
-        scale = float(old.abs().max())
+        drift = comparison.drift(block).masked_fill(reached, 0.0)
+        scale = float(comparison.old_stream(block).abs().max())
         layers.append(LayerDrift(block, source, float(drift.max()), float(drift.mean()), scale))
     return layers

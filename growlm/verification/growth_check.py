@@ -1,4 +1,4 @@
-"""All four checks of a growth together."""
+"""All checks of a growth together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from growlm.verification.report import CheckReport, GrowthReport, Status
 from growlm.verification.rope import rope_integrity
 from growlm.verification.router import router_scaling
 from growlm.verification.symmetry import symmetry_breaking
+from growlm.verification.weights import weight_integrity
 
 
 def detailed_growth_check(
@@ -28,7 +29,7 @@ def detailed_growth_check(
     unequal_moments: bool = False,
     stored_as: torch.dtype | None = None,
 ) -> GrowthReport:
-    """RoPE integrity, router scaling, symmetry breaking and functional identity.
+    """RoPE integrity, router scaling, symmetry breaking, functional identity and weight integrity.
 
     Args:
         old_model: Before the growth; moved to `device`, as is the grown one.
@@ -36,7 +37,7 @@ def detailed_growth_check(
         probe: Tokens, (batch, time).
         device: Where to run.
         scale_factor: What the width is expected to have grown by, if it is to be checked.
-        tolerance: Differences of logits up to tolerance · max(1, max |logit|) are rounding.
+        tolerance: Differences of logits up to tolerance · max(1, max |logit|) are rounding; see `Comparison`.
         growth_map: How one became the other; inferred from the configs if not given.
         require_symmetry_breaking: Fail where twins stay equal, in place of a finding.
         unequal_moments: The optimizer's state parts equal twins (`optimizer_state: asymmetric`).
@@ -66,6 +67,7 @@ def detailed_growth_check(
             "router": router_scaling(comparison),
             "symmetry": symmetry,
             "functional": functional_identity(comparison),
+            "weights": weight_integrity(comparison.weight_faults),
         },
         loss_before=comparison.old.loss,
         loss_after=comparison.new.loss,

@@ -34,16 +34,16 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class GrowthReport:
-    """All four checks of one growth, and the losses on the probe. True unless one failed."""
+    """All checks of one growth, and the losses on the probe. True unless one failed."""
 
     checks: dict[str, CheckReport]
-    """By `rope`, `router`, `symmetry`, `functional`."""
+    """By `rope`, `router`, `symmetry`, `functional`, `weights`."""
     loss_before: float
     loss_after: float
     max_logit_difference: float
     """Over the positions that no near tie reaches."""
     tolerance: float
-    """The largest difference allowed, already scaled by the largest logit."""
+    """The largest difference allowed, already scaled by the largest logit, or as rounding was measured."""
     lossless: bool
     """Whether the growth claims to keep the function."""
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from growlm.growth.engine import GrowthMap
 from growlm.model.transformer import TransformerLM
-from growlm.verification.comparison import NEAR_TIE, Comparison
+from growlm.verification.comparison import Comparison
 from growlm.verification.report import CheckReport, Status
+from growlm.verification.weights import max_or_nan
 
 
 def check_router_scaling(
@@ -36,21 +37,17 @@ def router_scaling(comparison: Comparison) -> CheckReport:
         summary = "the routers are new: gates sum to one, so they cannot move the function"
         return CheckReport("router", Status.NOT_APPLICABLE, summary)
     choices = comparison.changed_choices
-    old_magnitude = new_magnitude = worst = largest = 0.0
+    old_magnitude = new_magnitude = worst = tolerance = 0.0
     num_routers = 0
     for block, old, new in comparison.kept_routers():
         num_routers += 1
         old_magnitude += float(old.logits.abs().mean())
         new_magnitude += float(new.logits.abs().mean())
-        largest = max(largest, float(old.logits.abs().max()))
         # A router sees its own block's attention: positions reached before the block are excused.
-        reached = choices.reached[block - 1] if block else choices.reached[0].new_zeros(1)
-        excused = reached.expand(comparison.probe.shape).reshape(-1, 1)
-        difference = (
-            (new.logits - old.logits[:, comparison.expert_sources]).abs().masked_fill(excused, 0.0)
-        )
-        worst = max(worst, float(difference.max()))
-    tolerance = comparison.relative_tolerance * max(1.0, largest)
+        excused = choices.before(block).reshape(-1, 1)
+        difference = comparison.router_difference(old, new).masked_fill(excused, 0.0)
+        worst = max_or_nan(worst, float(difference.max()))
+        tolerance = max(tolerance, comparison.allowed_in_router(block, old, comparison.rounding))
     figures = {
         "old_mean_magnitude": old_magnitude / num_routers,
         "new_mean_magnitude": new_magnitude / num_routers,
@@ -65,10 +62,10 @@ def router_scaling(comparison: Comparison) -> CheckReport:
     )
     if choices.near_ties:
         summary += f", {choices.near_ties} near ties decided otherwise"
-    if worst <= tolerance and not choices.hard:
+    if worst <= tolerance and not choices.hard and comparison.is_finite:
         return CheckReport("router", Status.PASSED, summary, figures)
     if choices.hard:
-        summary += f", {choices.hard} choices changed with a margin above {NEAR_TIE:g}"
+        summary += f", {choices.hard} choices changed that rounding cannot have decided"
     if not comparison.growth_map.lossless:
         return CheckReport(
             "router", Status.FINDING, summary + "; this growth is not lossless", figures

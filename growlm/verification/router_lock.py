@@ -6,6 +6,7 @@ experts starves the others. Both happen in training, so the check watches a phas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,6 +93,9 @@ def router_lock(model: TransformerLM, routings: Sequence[Routing]) -> CheckRepor
     similarity = expert_similarity(model)
     figures = {"tied_choices": tied, "expert_similarity": similarity}
     summary = f"{tied:.0%} of the choices tied, expert similarity {similarity:.4f}"
+    if not (math.isfinite(similarity) and all(r.logits.isfinite().all() for r in routings)):
+        summary += "; experts or router logits are not finite"
+        return CheckReport("router_lock", Status.FAILED, summary, figures)
     if tied < TIED_SHARE:
         return CheckReport("router_lock", Status.PASSED, summary, figures)
     summary += "; equal router rows: if experts are equal too, they will never part"
@@ -140,8 +144,8 @@ class RouterWatch:
         figures = {"first": asdict(first), "last": asdict(last)}
         problems = self._problems(last)
         if problems:
-            locked = "locked" in problems
-            status = Status.FAILED if locked else Status.FINDING
+            failed = "locked" in problems or "broken" in problems
+            status = Status.FAILED if failed else Status.FINDING
             return CheckReport("router_lock", status, "; ".join(problems.values()), figures)
         summary = (
             f"routers moved by {last.router_distance:.2g}, {last.dead_experts} dead experts, load entropy "
@@ -154,6 +158,8 @@ class RouterWatch:
         if state.step < FIRST_STEP:
             return {}
         problems = {}
+        if not (math.isfinite(state.router_distance) and math.isfinite(state.expert_similarity)):
+            problems["broken"] = "weights of routers or experts are not finite"
         if state.gradient_norm == 0.0:
             problems["locked"] = (
                 "router locked: no gradient reaches the routers, so they choose the same experts for ever; "

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from growlm.model.transformer import TransformerLM
 from growlm.sharding import own_part, total
-from growlm.verification.comparison import exact_arithmetic, probe_loss
+from growlm.verification.comparison import (
+    exact_arithmetic,
+    half_precision_tolerance,
+    nonfinite_tensors,
+    probe_loss,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class SanityReport:
 def quick_sanity_check(
     model: TransformerLM, probe: Tensor, device: torch.device | str, label: str = "Model"
 ) -> SanityReport:
-    """Finite logits and gradients, no look into the future, every parameter reached by the loss.
+    """Finite weights, logits and gradients, no look into the future, every parameter reached by the loss.
 
     Args:
         model: The model; moved to `device`. Gradients it holds are dropped.
@@ -52,10 +57,13 @@ def quick_sanity_check(
         last_changed[:, -1] = (probe[:, -1] + 1) % model.config.vocab_size
         with torch.no_grad():
             leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
+    if nonfinite := nonfinite_tensors(model):
+        problems.append(f"weights are not finite in {', '.join(nonfinite)}")
     if not torch.isfinite(logits).all():
         problems.append("logits are not finite")
     # A mixture's rounding depends on how many tokens each expert gets, so not exactly zero.
-    if not leak <= 1e-4 * max(1.0, float(logits.detach().abs().max())):
+    share = max(1e-4, half_precision_tolerance(logits.dtype))
+    if not leak <= share * float(logits.detach().abs().max()):
         problems.append(f"logits depend on a later token (by {leak:.1e})")
     gradients = {name: p.grad for name, p in model.named_parameters()}
     unreached = [name for name, gradient in gradients.items() if gradient is None]

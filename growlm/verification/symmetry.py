@@ -6,18 +6,14 @@ for ever. Noise tells them apart, and must sum to zero over the copies of each s
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from growlm.growth.channels import ChannelMap
-from growlm.growth.draws import Draws
-from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.noise import Noise, TieBreak
-from growlm.growth.pieces import Copy, Fill, Split
-from growlm.growth.upcycle_pieces import Cut, Redraw
+from growlm.growth.engine import GrowthMap
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.model.fully_sharded import one_block_at_a_time
 from growlm.model.transformer import TransformerLM
@@ -54,6 +50,11 @@ class TwinCounts:
     gradient_difference: float = 0.0
     """Likewise of gradients."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no NaN and no infinity was met."""
+        return math.isfinite(self.weight_difference) and math.isfinite(self.gradient_difference)
+
 
 def symmetry_breaking(comparison: Comparison, unequal_moments: bool = False) -> CheckReport:
     """The check on models that are compared already. Needs one gradient of the grown model on the probe.
@@ -62,20 +63,24 @@ def symmetry_breaking(comparison: Comparison, unequal_moments: bool = False) -> 
         comparison: The models.
         unequal_moments: The optimizer begins with other moments for first copies than for the others.
     """
-    residue, worst_tensor = _noise_residue(comparison)
-    eps = torch.finfo(comparison.stored_as).eps
-    allowed = 1e3 * eps if eps < 1e-6 else 8 * eps
-    if residue > allowed:
+    found = comparison.weight_faults
+    off = [fault for fault in found.faults if fault.is_sum]
+    if off:
         summary = (
-            f"copies do not add up to their source: {worst_tensor} is off by {residue:.1e} of its standard "
-            "deviation; likely cause: noise that does not cancel over the copies, or columns not divided"
+            f"copies do not add up to their source: {off[0]}; likely cause: noise that does not cancel over the "
+            "copies, or columns not divided"
         )
-        return CheckReport("symmetry", Status.FAILED, summary, {"noise_residue": residue})
+        figures = {"noise_residue": found.residue, "tensors": [fault.tensor for fault in off]}
+        return CheckReport("symmetry", Status.FAILED, summary, figures)
     counts = _count_twins(comparison)
     figures = {
-        "noise_residue": residue,
+        "noise_residue": found.residue,
         "axes": {axis: vars(count) for axis, count in counts.items()},
     }
+    nonfinite = [_plain(axis) for axis, count in counts.items() if not count.is_finite]
+    if nonfinite:
+        summary = f"weights or gradients of twins in {', '.join(nonfinite)} are not finite"
+        return CheckReport("symmetry", Status.FAILED, summary, figures)
     if not counts:
         return CheckReport("symmetry", Status.NOT_APPLICABLE, "this growth makes no twins", figures)
     equal = {axis: count.equal for axis, count in counts.items() if count.equal}
@@ -105,56 +110,6 @@ def _plain(axis: str) -> str:
 
 def _dtype(model: TransformerLM) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-def _noise_residue(comparison: Comparison) -> tuple[float, str]:
-    """Largest |sum over copies, new − the same without noise|, in standard deviations, and where."""
-    old, new = comparison.old_model.state_dict(), comparison.new_model.state_dict()
-    worst, where = 0.0, ""
-    for name, tensor_map in comparison.growth_map.tensors.items():
-        copies = _summed_copies(tensor_map)
-        source = tensor_map.source
-        redrawn = any(isinstance(piece, Redraw | TieBreak) for piece in tensor_map.pieces)
-        if not copies or redrawn or tensor_map.forgets or source is None:
-            continue
-        if tuple(new[name].shape) != tensor_map.shape:
-            return float("inf"), name
-        clean_map = TensorMap(
-            source,
-            tensor_map.shape,
-            tuple(piece for piece in tensor_map.pieces if not isinstance(piece, Noise)),
-        )
-        old_weight = whole(old[source])
-        spread = float(old_weight.std(correction=0))
-        with Draws(seed=0) as draws:
-            residue = clean_map.weight(old_weight, draws)
-        del old_weight  # one whole tensor less at a time, where weights are sharded
-        residue -= whole(new[name])
-        for dim, channels in copies.items():
-            residue = channels.sum_copies(residue, dim)
-        relative = float(residue.abs().max()) / (spread or 1.0)
-        if not relative <= worst:
-            worst, where = relative, name
-    return worst, where
-
-
-def _summed_copies(tensor_map: TensorMap) -> dict[int, ChannelMap]:
-    """By dimension of the new tensor, the copies over which its noise must sum to zero; drawn fillers are none."""
-    found: dict[int, ChannelMap] = {}
-    if any(isinstance(piece, Cut) for piece in tensor_map.pieces):
-        return found  # copies lie in other experts then
-    split = [piece.channels for piece in tensor_map.pieces if isinstance(piece, Split)]
-    for place, piece in enumerate(tensor_map.pieces):
-        if not isinstance(piece, Split | Noise | Fill):
-            continue
-        if isinstance(piece, Fill) and piece.kind != "random":
-            continue
-        if not isinstance(piece, Split) and any(piece.channels is channels for channels in split):
-            continue  # its Split is counted
-        later = tensor_map.pieces[place + 1 :]
-        dim = piece.dim + sum(isinstance(p, Copy) and p.inserts for p in later)
-        found[dim] = found[dim].then(piece.channels) if dim in found else piece.channels
-    return found
 
 
 def _count_twins(comparison: Comparison) -> dict[str, TwinCounts]:

@@ -51,8 +51,18 @@ def test_grown_and_verified(run, small, tmp_path):
 
     assert code == 0
     assert out.splitlines()[-1] == "passed"
-    for check in ("RoPE integrity", "router scaling", "symmetry breaking", "functional identity"):
-        assert any(check in line and "passed" in line for line in out.splitlines())
+    checks = (
+        "RoPE integrity",
+        "router scaling",
+        "symmetry breaking",
+        "functional identity",
+        "weight integrity",
+    )
+    lines = [
+        next(i for i, line in enumerate(out.splitlines()) if check in line) for check in checks
+    ]
+    assert lines == sorted(lines)
+    assert all("passed" in out.splitlines()[line] for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,46 @@ def test_a_tampered_tensor_fails_the_check_that_guards_it(run, small, tmp_path, 
     assert out.splitlines()[-1].startswith("failed:")
     assert check in out.splitlines()[-1]
     assert "likely cause" in out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "widen",
+    [
+        "{scale_factor: 1.5}",
+        "{scale_factor: 3}",
+        "{scale_factor: 7}",
+        "{scale_factor: 2, new_channels: fresh}",
+    ],
+)
+def test_half_precision_with_gains_near_one_passes(run, tmp_path, dtype, widen):
+    save_model(build(tiny_config(), std=0.002, dtype=dtype), tmp_path / "small", {})
+    large = tmp_path / "large"
+    growth = f"grow=[{{widen: {widen}}}]"
+    assert run(grow_command, f"checkpoint={tmp_path / 'small'}", f"out={large}", growth)[0] == 0
+    code, out, _ = run(verify_command, f"old={tmp_path / 'small'}", f"new={large}")
+    assert code == 0, out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+def test_an_expert_that_no_token_chose_is_checked(run, tmp_path, value):
+    save_model(build(tiny_config(), dtype=torch.float32), tmp_path / "small", {})
+    growth = "grow=[{upcycle: {num_experts: 16, top_k: 2}}]"
+    large = tmp_path / "large"
+    run(grow_command, f"checkpoint={tmp_path / 'small'}", f"out={large}", growth)
+    model, record = load_model(large)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.feed_forward.router.weight[3] = block.feed_forward.router.weight[0]  # last of two
+            block.feed_forward.experts.down[3, 0, 0] = value
+    save_model(model, tmp_path / "tampered", record)
+    probe = ("probe_sequences=1", "probe_length=2")
+    code, out, _ = run(
+        verify_command, f"old={tmp_path / 'small'}", f"new={tmp_path / 'tampered'}", *probe
+    )
+    assert code == 1
+    assert "weights" in out.splitlines()[-1]
+    assert "experts.down" in out
 
 
 def test_undeclared_growth_is_inferred(run, small, tmp_path):

@@ -23,6 +23,7 @@ CHECKS = {
     "router": "router scaling",
     "symmetry": "symmetry breaking",
     "functional": "functional identity",
+    "weights": "weight integrity",
 }
 
 
