@@ -9,14 +9,18 @@ from growlm.errors import DiskError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file, in UTF-8, beside its place, then rename it.
+    """Write a small file, in UTF-8, beside its place, then rename it; a link in either place is not followed.
 
     Raises:
         DiskError: If it cannot be written; what was there before stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.unlink(
+            missing_ok=True
+        )  # of a process that was killed, or a link that somebody has put there
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
         partial.rename(path)
     except OSError as error:
         with suppress(OSError):

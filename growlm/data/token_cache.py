@@ -24,11 +24,12 @@ import numpy as np
 from growlm.checkpoint.artefact import new_folder
 from growlm.checkpoint.bounded_folder import BoundedFolder
 from growlm.checkpoint.locks import LockedError, take_lock
-from growlm.checkpoint.sealed import file_digest, read_json
+from growlm.checkpoint.sealed import file_digest
 from growlm.data.corpus import RECORD, CorpusWriter, TokenizedCorpus, open_corpus
 from growlm.data.tokenizing import TokenizedDocuments
 from growlm.errors import DiskError, UserError
 from growlm.files import write_whole
+from growlm.input_files import LARGEST_INDEX, read_json
 
 KEY = "data.cache"
 FORMAT = 1
@@ -112,10 +113,14 @@ class TokenCache:
         return digest
 
     def _known_digests(self) -> dict[str, list[Any]]:
+        path, kind = self.folder / DIGESTS, dict[str, list[Any]]
         try:
-            return dict(read_json(self.folder / DIGESTS))
-        except (OSError, ValueError, TypeError):
+            found: dict[str, list[Any]] = read_json(
+                path, KEY, self.folder, kind, limit=LARGEST_INDEX
+            )
+        except UserError:  # never written, or damaged: files are read again
             return {}
+        return {name: known for name, known in found.items() if len(known) == 4}
 
     def _whole(self, entry: Path) -> TokenizedCorpus | None:
         """The entry, if it is there and is what was written."""

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.errors import DiskError, UserError
 from growlm.files import write_whole
+from growlm.input_files import open_file
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
 
@@ -97,11 +97,12 @@ class HistoryFiles(RunListener):
         self.history.close()
 
     def _cut_back_to(self, position: dict[str, Any]) -> None:
-        size, text = position["bytes"], b""
-        with suppress(OSError):
-            text = self.path.read_bytes()[:size]
-        self._digest.update(text)
-        if len(text) != size or self._digest.hexdigest() != position["sha256"]:
+        size = left = position["bytes"]
+        with open_file(self.path, "resume", self.run_dir) as file:
+            while left and (data := file.read(min(left, 2**20))):
+                self._digest.update(data)
+                left -= len(data)
+        if left or self._digest.hexdigest() != position["sha256"]:
             raise UserError(
                 "resume", self.path, f"its first {size:,} bytes are not what was written"
             )

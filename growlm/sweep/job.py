@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
-from growlm.sweep.folder import FINISHED, INTERRUPTED, RUNNING, STATUS, WRONG, Job, SweepFolder
+from growlm.sweep.folder import STATUS, SweepFolder
+from growlm.sweep.record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -126,5 +128,6 @@ def _output(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "a") as file, redirect_stdout(file), redirect_stderr(file):
         yield
