@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from growlm.errors import DiskError
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to write at its end; made where it is missing, and a link is not followed.
+
+    Raises:
+        DiskError: If it cannot be opened, or is no regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise DiskError(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DiskError(path, OSError(errno.EINVAL, "it is no regular file"))
+    return os.fdopen(descriptor, "ab")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -71,6 +71,16 @@ def regular_file(path: Path, key: str, root: Path | None) -> Path:
     return target
 
 
+def check_within(path: Path, key: str, root: Path) -> None:
+    """Check that a folder, if there is one of that name, is not a link that leads out of another.
+
+    Raises:
+        UserError: If it is.
+    """
+    if exists(path) and not _is_within(path.resolve(), root):
+        raise UserError(key, path, f"is a link that leads out of {root}")
+
+
 def open_file(path: Path, key: str, root: Path | None) -> BinaryIO:
     """Open a regular file to read it, as `regular_file` finds it.
 

@@ -161,11 +161,12 @@ def _check_entry(entry: Path) -> None:
     """
     waiting = [entry]
     while waiting:
-        for found in os.scandir(waiting.pop()):
-            if found.is_dir(follow_symlinks=False):
-                waiting.append(Path(found.path))
-            elif not found.is_file(follow_symlinks=False):
-                raise UserError(KEY, found.path, "is neither a folder nor a regular file")
+        with os.scandir(waiting.pop()) as all_found:
+            for found in all_found:
+                if found.is_dir(follow_symlinks=False):
+                    waiting.append(Path(found.path))
+                elif not found.is_file(follow_symlinks=False):
+                    raise UserError(KEY, found.path, "is neither a folder nor a regular file")
 
 
 def _link_folder(source: Path, target: Path) -> None:

@@ -89,7 +89,9 @@ class FileDocuments(Iterator[str]):
 
     def _json_line(self, line: str, number: int) -> str | None:
         try:
-            row = json.loads(line)
+            row = json.loads(
+                line
+            )  # not `parse_json`: what else a row of data holds does not matter
         except (ValueError, RecursionError):
             raise self._wrong(f"line {number} is no JSON") from None
         if not isinstance(row, dict):

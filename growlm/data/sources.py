@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
 from itertools import islice
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class StoryReader(Reader):
     """Tells stories `first`, `first + 1`, ... below `count`."""
 
     def __init__(self, seed: int, count: int, first: int) -> None:
-        self.seed, self.count, self.next = seed, count, first
+        self.seed, self.count, self.next = seed, count, index(first)
 
     def __next__(self) -> str:
         if self.next >= self.count:
@@ -200,7 +201,7 @@ class FileReader(Reader):
 
     def __init__(self, source: TextFiles, place: Sequence[int]) -> None:
         self.source = source
-        self.file, self.document = place
+        self.file, self.document = map(index, place)
         self._open: FileDocuments | None = None
         self._sizes = [file.path.stat().st_size for file in source.files]
         self._documents = self._read()

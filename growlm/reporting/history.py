@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.errors import DiskError, UserError
-from growlm.files import write_whole
+from growlm.files import open_to_append, write_whole
 from growlm.input_files import open_file
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
@@ -42,9 +42,10 @@ class HistoryFiles(RunListener):
         self._digest = hashlib.sha256()
         if position is None:
             (run_dir / "boundaries.json").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         else:
             self._cut_back_to(position)
-        self.history: BinaryIO = self.path.open("ab" if position else "wb")
+        self.history: BinaryIO = open_to_append(self.path)
 
     def position(self) -> dict[str, Any]:
         """Where the history stands: bytes on disk, and their checksum."""

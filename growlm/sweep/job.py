@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -18,6 +17,8 @@ from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
+from growlm.exit_codes import print_error
+from growlm.files import open_to_append
 from growlm.sweep.folder import STATUS, SweepFolder
 from growlm.sweep.record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 
@@ -87,7 +88,7 @@ def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
     try:
         result = run_plan(config)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        print_error(str(interrupted))
         return interrupted.code
     folder.update(job.number, folder=result.run_dir.name)
     return 0
@@ -128,6 +129,9 @@ def _output(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "a") as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        io.TextIOWrapper(open_to_append(path)) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         yield

@@ -21,7 +21,7 @@ from growlm.config.literal import with_literal_prompt
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
-from growlm.input_files import digest_of, exists
+from growlm.input_files import check_within, digest_of, exists
 from growlm.training.plan import PlannedPhase
 from growlm.training.saved_state import open_state
 from growlm.world import World
@@ -167,6 +167,8 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         UserError: If no run began there, or the files are damaged.
     """
+    for name in ("checkpoints", "resume"):
+        check_within(path / name, KEY, path)
     if not exists(path / "resume" / RECORD):
         raise UserError(KEY, path, f"no run began there: it has no resume/{RECORD}")
     record: RunRecord = read_sealed(path / "resume" / RECORD, KEY, path, RunRecord)

@@ -649,6 +649,22 @@ MORE = [
         ("config.yaml",),
     ),
     Case(
+        "a run without a state, its history a link to another file",
+        all_of(
+            lambda folder: shutil.rmtree(folder / STATE),
+            secret("stopped/checkpoints/training_history.jsonl", "precious"),
+        ),
+        RESUME,
+        (),
+        0,
+    ),
+    Case(
+        "checkpoints/ links to a folder elsewhere",
+        lambda folder: link("stopped/checkpoints", folder / "llama" / "checkpoints")(folder),
+        RESUME,
+        ("checkpoints", "link"),
+    ),
+    Case(
         "the run's lock links to another file",
         secret("stopped/resume/lock", "precious"),
         RESUME,
