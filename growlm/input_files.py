@@ -23,7 +23,8 @@ LARGEST_RECORD = 2**24
 """Bytes of JSON that tells of a model or a run."""
 LARGEST_INDEX = 2**26
 """Bytes of JSON with a line for every tensor or job."""
-LARGEST_YAML = 2**20
+LARGEST_YAML = 2**18
+"""Bytes of a config, which takes seconds to parse; one of a dozen phases has a hundredth of that."""
 LARGEST_TEXT = 2**26
 """Bytes of a file of prompts."""
 LARGEST_TOKENIZER = 2**28

@@ -127,37 +127,55 @@ def _check_events(events: Iterator[Any]) -> None:
             )
 
 
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = (str, int, float, bool, type(None), list, dict)
 _LARGEST = 10**DIGITS
 
 
 def _check_values(value: Any) -> None:
     """Refuse the first value, in no particular order, that cannot be taken."""
-    waiting: list[tuple[Any, str, int]] = [(value, "", 1)]
+    _check_plain(value, ())
+    # Each with its depth, and with where it stands: its key, and the same of what it stands in.
+    waiting: list[tuple[Any, int, _Place]] = [(value, 1, ())]
     while waiting:
-        found, place, depth = waiting.pop()
+        found, depth, place = waiting.pop()
         if isinstance(found, dict):
-            items: Any = ((inside(place, key), item) for key, item in found.items())
+            items: Any = found.items()
         elif isinstance(found, list):
-            items = ((f"{place}[{index}]", item) for index, item in enumerate(found))
+            items = enumerate(found)
         else:
-            _check_plain(found, place)
             continue
         if depth > DEEPEST:
             raise ValueError(f"is nested too deeply, at most {DEEPEST} levels are read")
-        waiting += [
-            (item, where, depth + 1)
-            for where, item in items
-            if type(item) is not str and type(item) is not float and item is not None
-        ]
+        for key, item in items:
+            kind = type(item)
+            if kind is str or kind is float:
+                continue
+            if kind is dict or kind is list:
+                if item:
+                    waiting.append((item, depth + 1, (key, place)))
+            else:
+                _check_plain(item, (key, place))
 
 
-def _check_plain(value: Any, place: str) -> None:
-    where = f"{place} " if place else ""
+_Place = tuple[Any, ...]
+
+
+def _check_plain(value: Any, place: _Place) -> None:
     if isinstance(value, _Refused):
-        raise ValueError(f"{where}{value.reason}")
+        raise ValueError(f"{_in_words(place)}{value.reason}")
     if not isinstance(value, _PLAIN):
-        raise ValueError(f"{where}is a {type(value).__name__}, no plain value")
+        raise ValueError(f"{_in_words(place)}is a {type(value).__name__}, no plain value")
     if type(value) is int and not -_LARGEST < value < _LARGEST:
         digits = round(value.bit_length() * math.log10(2))
-        raise ValueError(f"{where}{_too_many(digits)}")
+        raise ValueError(f"{_in_words(place)}{_too_many(digits)}")
+
+
+def _in_words(place: _Place) -> str:
+    keys = []
+    while place:
+        key, place = place
+        keys.append(key)
+    words = ""
+    for key in reversed(keys):
+        words = f"{words}[{key}]" if type(key) is int else inside(words, key)
+    return f"{words} " if words else ""
