@@ -504,6 +504,33 @@ MORE = [
         ("grown_from",),
     ),
     Case(
+        "a growth by 4,000 layers",
+        resealed(
+            set_value(
+                f"{CHECKPOINT}/config.json",
+                "grown_from",
+                {"operators": [{"deepen": {"extra_layers": 4000}}]},
+            ),
+            CHECKPOINT,
+        ),
+        VERIFY,
+        ("failed: functional",),  # the two were trained apart
+        1,
+    ),
+    Case(
+        "a growth by 10**30 experts",
+        resealed(
+            set_value(
+                f"{CHECKPOINT}/config.json",
+                "grown_from",
+                {"operators": [{"upcycle": {"num_experts": 10**30}}]},
+            ),
+            CHECKPOINT,
+        ),
+        VERIFY,
+        ("num_experts",),
+    ),
+    Case(
         "a manifest that names ../../../secret",
         all_of(
             written("secret", "private"),

@@ -139,7 +139,11 @@ def test_config(saved, tmp_path, family, key, value, message):
         ("rms_norm_eps", 10**400, "rms_norm_eps is a number of 401 digits"),
         ("rms_norm_eps", float("nan"), "rms_norm_eps is NaN"),
         ("rope_parameters", {"rope_theta": 10**400}, r"rope_parameters\.rope_theta is a number"),
-        ("rope_parameters", {"rope_theta": float("inf")}, r"rope_theta is Infinity"),
+        (
+            "rope_parameters",
+            {"rope_theta": float("inf")},
+            r"rope_parameters\.rope_theta is Infinity",
+        ),
     ],
 )
 def test_numbers_that_no_float_holds(saved, tmp_path, key, value, message):
