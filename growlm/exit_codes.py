@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from growlm.errors import RunError, UserError
+from growlm.printable import printable
 
 OTHERS_WAIT = 3.0
 """Seconds that the other processes of a run wait before they say what the first one may be about to say; torch's
@@ -42,7 +43,7 @@ def exit_code_of(
         if (code := getattr(error, "code", None)) is not None:
             return int(code)  # another process of the run has said why
         where = "" if is_first_process() else f" (process {os.environ['RANK']})"
-        print(f"stopped: {error}{where}", file=sys.stderr)
+        print_error(f"stopped: {error}{where}")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -95,8 +96,13 @@ def complain(error: UserError) -> int:
     if not is_first_process():
         time.sleep(OTHERS_WAIT)
         where = f" (process {os.environ['RANK']})"
-    print(f"error: {error}{where}", file=sys.stderr)
+    print_error(f"error: {error}{where}")
     return 2
+
+
+def print_error(text: str) -> None:
+    """Print a line, which may repeat what a file says, on standard error."""
+    print(printable(text), file=sys.stderr)
 
 
 def is_first_process() -> bool:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from growlm.command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.errors import UserError
-from growlm.exit_codes import is_first_process, is_one_of_several, run_as_program
+from growlm.exit_codes import is_first_process, is_one_of_several, print_error, run_as_program
 from growlm.sweep.command import run_sweep
 
 
@@ -84,7 +84,7 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
         run_plan(config)
     except Interrupted as interrupted:
         if is_first_process():
-            print(interrupted, file=sys.stderr)
+            print_error(str(interrupted))
         return interrupted.code
     return 0
 

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
 from wandb.errors import Error
 
+from growlm.input_files import read_yaml, wrong_content
 from growlm.optional_packages import exit_without
 from growlm.reporting.metric_names import (
     BOUNDARY_TABLE,
@@ -31,6 +32,7 @@ from growlm.reporting.metric_names import (
     layer_name,
 )
 from growlm.reporting.wandb_login import has_login
+from growlm.typed_values import typed
 
 try:
     import wandb_workspaces.reports.v2 as reports
@@ -106,8 +108,11 @@ class Run:
         files = sorted(folder.glob("wandb/*run-*/run-*.wandb"))
         if not files or not (folder / "config.yaml").is_file():
             raise ValueError(f"{folder} is not the folder of a run with logger=wandb")
-        config = OmegaConf.load(folder / "config.yaml")
-        return Run(files[0].stem.removeprefix("run-"), list(config.phases))
+        kind = dict[str, Any]
+        config, _ = read_yaml(folder / "config.yaml", "run", folder, kind)
+        with wrong_content(folder / "config.yaml", "run"):
+            phases = typed(kind, config.get("phases"), "phases")
+        return Run(files[0].stem.removeprefix("run-"), list(phases))
 
     def colours(self) -> dict[str, str]:
         """A colour for each phase's line."""

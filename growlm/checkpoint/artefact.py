@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from growlm.checkpoint.carried import copy_files
 from growlm.checkpoint.gathered import write_gathered
 from growlm.checkpoint.locks import lock_new
 from growlm.checkpoint.matching import check_weights
-from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, write_manifest
+from growlm.checkpoint.sealed import MANIFEST, check_manifest, write_manifest
 from growlm.checkpoint.tensor_files import (
     INDEX,
     TensorFiles,
@@ -30,15 +30,31 @@ from growlm.checkpoint.tensor_files import (
 )
 from growlm.errors import DiskError, UserError
 from growlm.growth.optimizer_state import State
+from growlm.input_files import exists, read_json
 from growlm.limits import check_types
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.typed_values import typed
 from growlm.world import World
 
 FORMAT = "growlm/1"
 CONFIG_NAME = "config.json"
 WEIGHTS = "model"
 OPTIMIZER = "optimizer"
+
+
+class GrownFrom(TypedDict):
+    """How a checkpoint that was grown on disk came from another."""
+
+    operators: list[dict[str, dict[str, Any]]]
+
+
+class Record(TypedDict):
+    """What `config.json` says besides `format` and `model`, as far as anything is read of it."""
+
+    tokenizer: NotRequired[str]
+    grown_from: NotRequired[GrownFrom]
+    huggingface: NotRequired[dict[str, Any]]
 
 
 def save_model(
@@ -184,19 +200,18 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
         UserError: If the folder is no checkpoint of ours.
     """
     path = folder / CONFIG_NAME
-    if path.exists() and (folder / MANIFEST).exists():
+    if not exists(path):
+        raise UserError(key, folder, _why_no_checkpoint(folder))
+    if exists(folder / MANIFEST):
         check_manifest(folder, key, [CONFIG_NAME])
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(key, folder, _why_no_checkpoint(folder)) from error
-    if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+    record = read_json(path, key, folder, Record)
+    if record.pop("format", None) != FORMAT:
         raise UserError(key, folder, f"{CONFIG_NAME} is not of format {FORMAT}")
     try:
-        config = ModelConfig(**record.pop("model"))
+        config = typed(ModelConfig, record.pop("model", None), "model")
         check_types(config)
         config.validate()
-    except (KeyError, TypeError, UserError) as error:
+    except ValueError as error:
         raise UserError(key, folder, f"{CONFIG_NAME} describes no model: {error}") from error
     return config, record
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+from growlm.printable import printable_line
 
 try:
     import fcntl
@@ -23,6 +26,10 @@ except ImportError:  # not on Windows
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks answer: Lustre mounted without `flock`, NFS without its lock daemon."""
+
+
+LONGEST_OWNER = 200
+"""Bytes of a lock's file that say who has it."""
 
 
 class LockedError(Exception):
@@ -49,12 +56,12 @@ def take_lock(path: Path) -> BinaryIO:
         LockedError: If another process has it.
         OSError: If the file cannot be written to.
     """
-    file = path.open("a+b")
+    file = _opened(path)
     try:
         _lock(file, waits=False)
     except BlockingIOError:
         file.seek(0)
-        owner = file.read().decode(errors="replace")
+        owner = printable_line(file.read(LONGEST_OWNER).decode(errors="replace"))
         file.close()
         raise LockedError(owner) from None
     except BaseException:
@@ -107,13 +114,32 @@ def wait_for_lock(path: Path) -> BinaryIO:
     Raises:
         OSError: If the file cannot be written to.
     """
-    file = path.open("ab")
+    file = _opened(path)
     try:
         _lock(file, waits=True)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The lock's file; a link is not followed, lest another file be cut to nothing.
+
+    Raises:
+        OSError: If it is a link or no regular file, or cannot be written to.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{path.name} is a link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+    return os.fdopen(descriptor, "a+b")
 
 
 def _lock(file: BinaryIO, waits: bool) -> None:

@@ -24,11 +24,16 @@ def check_weights(config: ModelConfig, files: TensorSource) -> TransformerLM:
     if len(files.names) < config.n_layers:  # before building thousands of layers that are not there
         allowed = f"{len(files.names)} tensors are no {config.n_layers} layers, as the config says"
         raise UserError(files.key, files.folder, allowed)
+    check_shapes(files, our_shapes(config), files.key)
+    with torch.device("meta"):
+        return TransformerLM(config)
+
+
+def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter and buffer of a model; nothing is allocated."""
     with torch.device("meta"):
         model = TransformerLM(config)
-    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    check_shapes(files, shapes, files.key)
-    return model
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from growlm.parsing import parse_json
+
 SHARDING = "DCP_SHARDING_INFO"
 VERSION = {"DCP_VERSION": "1.0"}
 OFFSETS = "saved_offsets"
@@ -75,9 +77,9 @@ def offsets_in(notes: Mapping[str, str] | None) -> Mapping[str, Any]:
         ValueError: If it is not there.
     """
     try:
-        places = json.loads((notes or {})[SHARDING])
+        places = parse_json((notes or {})[SHARDING])
         return {name: place[OFFSETS] for name, place in places.items()}
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("does not say of which rows its tensors are") from error
 
 

@@ -19,17 +19,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size, last_used
 from growlm.checkpoint.locks import take_lock
 from growlm.checkpoint.sealed import read_sealed, sealed
+from growlm.errors import UserError
+from growlm.input_files import copy_file
 
 HISTORY = "training_history.jsonl"
 ORIGIN = "origin.json"
 KEY = "reuse.folder"
 FORGOTTEN = 3600.0
 """Seconds after which nobody writes a half-written entry any more."""
+
+
+class Origin(TypedDict):
+    """The contents of `origin.json`."""
+
+    run: str
 
 
 @dataclass(frozen=True)
@@ -115,13 +123,15 @@ class PhaseCache:
 
         Raises:
             OSError: If it cannot be written, or the entry has gone meanwhile.
-            UserError: If its origin is damaged.
+            UserError: If its origin is damaged, or something in it is neither a folder nor a regular file.
         """
         entry = self.folder / key
+        _check_entry(entry)
         os.utime(entry)  # used now
-        origin = read_sealed(entry / ORIGIN, KEY)["run"]
+        origin = read_sealed(entry / ORIGIN, KEY, entry, Origin)["run"]
         artefacts.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry / HISTORY, history)
+        history.unlink(missing_ok=True)
+        copy_file(entry / HISTORY, history, KEY, entry)
         for artefact in sorted((entry / "artefacts").glob("*")):
             shutil.rmtree(artefacts / artefact.name, ignore_errors=True)
             _link_folder(artefact, artefacts / artefact.name)
@@ -140,6 +150,23 @@ class PhaseCache:
         for _, path in self._entries.partials():
             if time.time() - last_used(path) > FORGOTTEN:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_entry(entry: Path) -> None:
+    """Check that an entry has nothing but folders and files of its own: no link, no FIFO, no device.
+
+    Raises:
+        UserError: Naming the first thing that is neither.
+        OSError: If the entry has gone.
+    """
+    waiting = [entry]
+    while waiting:
+        with os.scandir(waiting.pop()) as all_found:
+            for found in all_found:
+                if found.is_dir(follow_symlinks=False):
+                    waiting.append(Path(found.path))
+                elif not found.is_file(follow_symlinks=False):
+                    raise UserError(KEY, found.path, "is neither a folder nor a regular file")
 
 
 def _link_folder(source: Path, target: Path) -> None:

@@ -15,9 +15,9 @@ Written whole or not at all; the newest two are kept.
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +38,13 @@ from growlm.checkpoint.artefact import (
     write_config,
 )
 from growlm.checkpoint.gathered import write_gathered
-from growlm.checkpoint.sealed import check_manifest, read_json
+from growlm.checkpoint.matching import our_shapes
+from growlm.checkpoint.optimizer_files import checked_states
+from growlm.checkpoint.sealed import UNTYPED, check_manifest
 from growlm.checkpoint.tensor_files import TensorFiles
 from growlm.errors import UserError
 from growlm.growth.optimizer_state import State
+from growlm.input_files import exists, read_json, regular_file
 from growlm.model.transformer import TransformerLM
 from growlm.sharding import is_sharded
 from growlm.world import World
@@ -161,13 +164,10 @@ class RunState:
             TensorFiles(folder, stem, KEY, is_checked) for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
         )
         if not is_checked:
-            has_callbacks = (folder / CALLBACKS).exists()
+            has_callbacks = exists(folder / CALLBACKS)
             others = [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])]
             check_manifest(folder, KEY, others)
-        try:
-            record = dict(read_json(folder / RECORD))
-        except (ValueError, TypeError) as error:
-            raise UserError(KEY, folder / RECORD, f"is no record of a run: {error}") from error
+        record = read_json(folder / RECORD, KEY, folder, UNTYPED, allow_nan=True)
         return RunState(folder, record, weights, optimizer, progress, world or World())
 
     def model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
@@ -191,7 +191,12 @@ class RunState:
 
         Args:
             mesh: All processes, for states divided as the model is.
+
+        Raises:
+            UserError: If one belongs to no parameter of the model, or does not fit it.
         """
+        config, _ = read_config(self.folder, KEY)
+        checked_states(self.optimizer, our_shapes(config))
         if mesh is not None:
             from growlm.checkpoint.sharded import read_own_rows
 
@@ -209,11 +214,26 @@ class RunState:
             UserError: If the file holds anything but tensors and plain values; nothing of it is run.
         """
         path = self.folder / CALLBACKS
-        if not path.exists():
+        if not exists(path):
             return {}
+        target = regular_file(path, KEY, self.folder)
+        allowed = "holds more than tensors and plain values, and is not read"
+        if not _is_uncompressed(target):
+            raise UserError(KEY, path, allowed)
         try:
             with warnings.catch_warnings(action="ignore"):  # what it would say is said below
-                return dict(torch.load(path, weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-            allowed = "holds more than tensors and plain values, and is not read"
+                kept = torch.load(target, weights_only=True)
+        except Exception as error:  # of many types, for what is no such file
             raise UserError(KEY, path, allowed) from error
+        if not isinstance(kept, dict) or not all(isinstance(name, str) for name in kept):
+            raise UserError(KEY, path, "must be a mapping by the names of callbacks")
+        return kept
+
+
+def _is_uncompressed(path: Path) -> bool:
+    """Whether a file is an archive that unpacks to no more than it is large, as torch writes it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False

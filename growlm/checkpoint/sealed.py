@@ -9,38 +9,37 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from growlm.errors import UserError
+from growlm.input_files import LARGEST_RECORD, digest_of, read_text, wrong_content
+from growlm.parsing import parse_json
+from growlm.typed_values import Count, shortened, typed
 
 MANIFEST = "manifest.json"
-LARGEST_JSON = 2**28
-"""Bytes. A larger one is none of ours, and would take its size several times over to read."""
+UNTYPED = dict[str, Any]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes.
+class ManifestEntry(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """The contents of `manifest.json`, by the names of files."""
+
+    files: dict[str, ManifestEntry]
+
+
+def file_digest(path: Path, key: str = "file") -> str:
+    """Return the SHA-256 of the bytes of a file that may be a link to anywhere.
 
     Raises:
-        OSError: If it cannot be read.
+        UserError: If it cannot be read, or is no regular file.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of reasonable size.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is no JSON, too large or too deep.
-    """
-    if (size := path.stat().st_size) > LARGEST_JSON:
-        raise ValueError(f"{size:,} bytes, at most {LARGEST_JSON:,} are read")
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return digest_of(path, key, root=None)
 
 
 def sealed(record: dict[str, Any]) -> str:
@@ -48,28 +47,29 @@ def sealed(record: dict[str, Any]) -> str:
     return json.dumps({**record, "sha256": _digest(record)}, indent=2) + "\n"
 
 
-def read_sealed(path: Path, key: str) -> dict[str, Any]:
-    """A record that was written by `sealed`.
+def read_sealed(path: Path, key: str, root: Path, kind: Any = UNTYPED) -> Any:
+    """Read a record that was written by `sealed`.
 
     Args:
         path: Of the file.
         key: What the user calls it, for the message.
+        root: The folder that a link must not lead out of.
+        kind: What the record must be; `typed` takes it.
 
     Raises:
-        UserError: If the file is missing or is not, to the byte, what was written.
+        UserError: If the file is missing, is not, to the byte, what was written, or holds another record.
     """
+    text = read_text(path, key, root, LARGEST_RECORD)
     try:
-        text = path.read_bytes() if path.stat().st_size <= LARGEST_JSON else b""
-        record = json.loads(text)
+        record = parse_json(text)
         digest = record.pop("sha256")
-        whole = digest == _digest(record) and sealed(record).encode() == text
-    except OSError as error:
-        raise UserError(key, path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = digest == _digest(record) and sealed(record) == text
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(key, path, "is damaged: it is not what was written")
-    return dict(record)
+    with wrong_content(path, key):
+        return typed(kind, record)
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -104,17 +104,30 @@ def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -
     Raises:
         UserError: Naming the first file that is missing or damaged.
     """
-    files = read_sealed(folder / MANIFEST, key)["files"]
+    files = read_manifest(folder, key)
     for name in files if names is None else names:
         path, expected = folder / name, files.get(name)
         if expected is None:
             raise UserError(key, path, f"is not in {MANIFEST}")
-        try:
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                allowed = f"is damaged: {size:,} bytes, {expected['bytes']:,} were written"
-                raise UserError(key, path, allowed)
-            if file_digest(path) != expected["sha256"]:
-                raise UserError(key, path, "is damaged: its checksum is not what was written")
-        except OSError as error:
-            raise UserError(key, path, f"cannot be read: {error.strerror}") from error
+        if digest_of(path, key, folder, expected["bytes"]) != expected["sha256"]:
+            raise UserError(key, path, "is damaged: its checksum is not what was written")
+
+
+def read_manifest(folder: Path, key: str) -> dict[str, ManifestEntry]:
+    """Read which files a manifest names, with their sizes and checksums.
+
+    Raises:
+        UserError: If it is damaged, or names what is no file of its folder.
+    """
+    path = folder / MANIFEST
+    files: dict[str, ManifestEntry] = read_sealed(path, key, folder, Manifest)["files"]
+    for name in files:
+        if not is_file_name(name):
+            allowed = f"names {shortened(name)!r}, which is no file of its folder"
+            raise UserError(key, path, allowed)
+    return files
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name from a file is that of a file in the same folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -17,15 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from growlm.checkpoint.parts import Part, first_row, joined, offsets_in, part_names
-from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json
+from growlm.checkpoint.sealed import MANIFEST, check_manifest, is_file_name
 from growlm.errors import DiskError, UserError
+from growlm.input_files import LARGEST_INDEX, exists, read_json, regular_file
+from growlm.printable import reason_of
+from growlm.typed_values import shortened
 
 SHARD_BYTES = 5 * 10**9
 INDEX = ".safetensors.index.json"
@@ -37,6 +40,12 @@ TYPE_NAMES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
+
+
+class TensorIndex(TypedDict):
+    """The contents of an index: which file each tensor lies in."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -251,7 +260,7 @@ class TensorFiles:
         self._file_of: dict[str, Path] = {}
         self._parts: dict[str, list[Part]] = {}
         files, are_parts = self._files()
-        if not is_checked and (folder / MANIFEST).exists():
+        if not is_checked and exists(folder / MANIFEST):
             check_manifest(folder, key, [file.name for file in files])
         for file in files:
             with self._open(file) as opened:
@@ -263,8 +272,9 @@ class TensorFiles:
     @staticmethod
     def exist(folder: Path, stem: str) -> bool:
         """Whether there are any."""
-        ends = (".safetensors", INDEX, "-part-*.safetensors")
-        return any(path.is_file() for end in ends for path in folder.glob(f"{stem}{end}"))
+        if exists(folder / f"{stem}.safetensors") or exists(folder / f"{stem}{INDEX}"):
+            return True
+        return any(folder.glob(f"{stem}-part-*.safetensors"))
 
     @property
     def names(self) -> list[str]:
@@ -334,7 +344,7 @@ class TensorFiles:
             self.folder / f"{self.stem}.safetensors",
             self.folder / f"{self.stem}{INDEX}",
         )
-        if single.is_file():
+        if exists(single):
             return [single], False
         try:
             parts = part_names(self.folder, self.stem)
@@ -342,24 +352,29 @@ class TensorFiles:
             raise UserError(self.key, self.folder, str(error)) from error
         if parts:
             return [self.folder / name for name in parts], True
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            allowed = f"neither {single.name} nor a readable {index.name} there"
-            raise UserError(self.key, self.folder, allowed) from error
+        if not exists(index):
+            allowed = f"neither {single.name} nor {index.name} there"
+            raise UserError(self.key, self.folder, allowed)
+        content = read_json(index, self.key, self.folder, TensorIndex, limit=LARGEST_INDEX)
+        names = sorted(set(content["weight_map"].values()))
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise UserError(self.key, index, f"names {name!r}, which is no file of its folder")
+            if not is_file_name(name):
+                allowed = f"names {shortened(name)!r}, which is no file of its folder"
+                raise UserError(self.key, index, allowed)
         return [self.folder / name for name in names], False
 
     @contextmanager
     def _open(self, file: Path) -> Iterator[safe_open]:
+        target = regular_file(file, self.key, self.folder)
         try:
-            opened = safe_open(file, framework="pt")
+            opened = safe_open(target, framework="pt")
         except Exception as error:  # the library raises its own type for a damaged file
-            raise UserError(self.key, file, f"cannot be read: {error}") from error
-        with opened as tensors:
-            yield tensors
+            raise UserError(self.key, file, f"cannot be read: {reason_of(error)}") from error
+        try:
+            with opened as tensors:
+                yield tensors
+        except SafetensorError as error:
+            raise UserError(self.key, file, f"cannot be read: {reason_of(error)}") from error
 
 
 def flush(path: Path) -> None:

@@ -14,17 +14,38 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
-from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_json, read_sealed
+from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_manifest
 from growlm.data.mapped import map_array
 from growlm.data.tokenizing import TokenizedDocuments
+from growlm.errors import UserError
+from growlm.input_files import read_json
+from growlm.typed_values import Count
 
 RECORD = "corpus.json"
 FILES = ("train.tokens", "train.ends", "validation.tokens", "validation.ends", "validation.bytes")
 WIDE = np.dtype(np.int64)
+DTYPES = ("uint16", "uint32")
+"""Of token ids."""
+
+
+class PartRecord(TypedDict):
+    """What `corpus.json` says of one part."""
+
+    documents: Count
+    bytes: Count
+    tokens: Count
+
+
+class CorpusRecord(TypedDict):
+    """The contents of `corpus.json`, as far as they are read."""
+
+    dtype: str
+    train: PartRecord
+    validation: PartRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,19 +175,32 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         UserError: If a file is missing or is not, to the byte, what was written.
     """
     check_manifest(folder, key)
-    record = read_json(folder / RECORD)
-    files = read_sealed(folder / MANIFEST, key)["files"]
+    record = read_json(folder / RECORD, key, folder, CorpusRecord)
+    files = read_manifest(folder, key)
+    if missing := [name for name in FILES if name not in files]:
+        raise UserError(key, folder / missing[0], f"is not in {MANIFEST}")
     digest = hashlib.sha256("".join(files[name]["sha256"] for name in FILES).encode())
     train, validation = record["train"], record["validation"]
-    return TokenizedCorpus(
-        train=map_array(folder / "train.tokens", np.dtype(record["dtype"])),
-        train_ends=map_array(folder / "train.ends", WIDE),
-        validation=map_array(folder / "validation.tokens", np.dtype(record["dtype"])),
-        validation_ends=map_array(folder / "validation.ends", WIDE),
-        validation_sizes=map_array(folder / "validation.bytes", WIDE),
+    if record["dtype"] not in DTYPES:
+        raise UserError(key, folder / RECORD, f"dtype must be one of {', '.join(DTYPES)}")
+    ids = np.dtype(record["dtype"])
+    corpus = TokenizedCorpus(
+        train=map_array(folder / "train.tokens", ids, key),
+        train_ends=map_array(folder / "train.ends", WIDE, key),
+        validation=map_array(folder / "validation.tokens", ids, key),
+        validation_ends=map_array(folder / "validation.ends", WIDE, key),
+        validation_sizes=map_array(folder / "validation.bytes", WIDE, key),
         train_documents=train["documents"],
         validation_documents=validation["documents"],
         train_bytes=train["bytes"],
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
     )
+    for name, tokens, ends, part in (
+        ("train", corpus.train, corpus.train_ends, train),
+        ("validation", corpus.validation, corpus.validation_ends, validation),
+    ):
+        told = (part["tokens"], part["documents"])
+        if told != (len(tokens), len(ends)) or (len(ends) and ends[-1] != len(tokens)):
+            raise UserError(key, folder / RECORD, f"{name} does not agree with {name}.ends")
+    return corpus

@@ -14,15 +14,19 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from growlm.checkpoint.sealed import file_digest, read_json
-from growlm.errors import DiskError
+from growlm.checkpoint.sealed import file_digest
+from growlm.errors import DiskError, UserError
 from growlm.files import write_whole
+from growlm.input_files import read_json
 
 SETTLED_NS = 2_000_000_000
 """A file that changed less than this ago may change again without its times showing it."""
 MOST_FILES = 500_000
 """Files that are remembered; of more, those whose checksums were taken last."""
+LARGEST_FILE = 2**28
+"""Bytes of the file: room for so many long paths."""
 SAVE_EVERY_S = 5.0
 SAVING_SHARE = 0.05
 """The most of its time that a process spends on saving, but for the last time."""
@@ -77,9 +81,16 @@ class FileDigests:
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
-            return dict(read_json(self.path))
-        except (OSError, ValueError, TypeError):
+            found: dict[str, list[int | str]] = read_json(
+                self.path,
+                "data.cache",
+                self.path.parent,
+                dict[str, list[Any]],
+                limit=LARGEST_FILE,
+            )
+        except UserError:  # never written, or damaged: files are read again
             return {}
+        return {path: known for path, known in found.items() if len(known) == 5}
 
 
 def file_stamp(stat: os.stat_result) -> list[int]:

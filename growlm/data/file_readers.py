@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from growlm.data.text_files import TextFile
 from growlm.errors import UserError
+from growlm.input_files import open_file
 
 SAMPLE_BY = ("line", "paragraph", "document")
 ROWS_AT_ONCE = 1024
@@ -67,7 +68,7 @@ class FileDocuments(Iterator[str]):
             "csv": self._csv,
             "parquet": self._parquet,
         }
-        with self._explained(), self.file.path.open("rb") as self._raw:
+        with self._explained(), open_file(self.file.path, self.key, root=None) as self._raw:
             for text in readers[self.file.kind](self._raw):
                 if text and not text.isspace():
                     yield text
@@ -89,7 +90,9 @@ class FileDocuments(Iterator[str]):
 
     def _json_line(self, line: str, number: int) -> str | None:
         try:
-            row = json.loads(line)
+            row = json.loads(
+                line
+            )  # not `parse_json`: what else a row of data holds does not matter
         except (ValueError, RecursionError):
             raise self._wrong(f"line {number} is no JSON") from None
         if not isinstance(row, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class _TableReader(Reader):
     """A prepared dataset, which lies on disk; the place is a row's number."""
 
     def __init__(self, source: HubDataset, first: int) -> None:
-        self.source, self.row = source, first
+        self.source, self.row = source, index(first)
         self._texts = self._read()
 
     def __next__(self) -> str:

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from growlm.checkpoint.sealed import read_json
 from growlm.errors import UserError
+from growlm.input_files import LARGEST_TOKENIZER, exists, read_json, read_text
+from growlm.printable import reason_of
+
+if TYPE_CHECKING:
+    import tokenizers
 
 NAME = "huggingface"
 TOKENIZER_JSON = "tokenizer.json"
@@ -32,9 +36,28 @@ the model's `config.json`; all are handed on, so that other tools find a checkpo
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder that make its tokenizer; none if it has no `tokenizer.json`."""
-    if not (folder / TOKENIZER_JSON).is_file():
+    if not exists(folder / TOKENIZER_JSON):
         return []
-    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+    return [path for name in TOKENIZER_FILES if exists(path := folder / name)]
+
+
+def read_tokenizer(path: Path, key: str) -> tokenizers.Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        UserError: If it is none that the `tokenizers` library can read.
+    """
+    import tokenizers
+
+    text = read_text(path, key, path.parent, LARGEST_TOKENIZER)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except (
+        BaseException
+    ) as error:  # plain Exception for a damaged file; what Rust calls a panic is not even one
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(key, path, f"cannot be read: {reason_of(error)}") from None
 
 
 class HuggingFaceTokenizer:
@@ -55,17 +78,12 @@ class HuggingFaceTokenizer:
     library = "tokenizers"
 
     def __init__(self, folder: Path, key: str) -> None:
-        import tokenizers
-
         self.folder = folder
         path = folder / TOKENIZER_JSON
-        if not path.is_file():
+        if not exists(path):
             allowed = f"has no {TOKENIZER_JSON} (transformers' save_pretrained of a fast tokenizer writes one)"
             raise UserError(key, folder, allowed)
-        try:
-            self.backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for a damaged file
-            raise UserError(key, path, f"cannot be read: {error}") from error
+        self.backend = read_tokenizer(path, key)
         self.backend.no_padding()
         self.backend.no_truncation()
         self.begin_of_text = self._prefix()
@@ -73,7 +91,7 @@ class HuggingFaceTokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         self._known = frozenset(vocabulary.values())
-        self.ends_of_text = _ends_of_text(folder, vocabulary)
+        self.ends_of_text = _ends_of_text(folder, vocabulary, key)
         if not self.ends_of_text:
             files = "none of tokenizer_config.json, generation_config.json, config.json"
             allowed = f"{files} names an end of text (eos_token) that the vocabulary has"
@@ -123,17 +141,17 @@ class HuggingFaceTokenizer:
         return ()
 
 
-def _ends_of_text(folder: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
+def _ends_of_text(folder: Path, vocabulary: dict[str, int], key: str) -> tuple[int, ...]:
     """The token that `tokenizer_config.json` names, then those that the model may end with, each once."""
     ends = []
-    token = _setting(folder / "tokenizer_config.json", "eos_token")
+    token = _setting(folder / "tokenizer_config.json", "eos_token", key)
     if isinstance(token, dict):  # written by older versions, with flags beside it
         token = token.get("content")
     if isinstance(token, str) and token in vocabulary:
         ends.append(vocabulary[token])
     known = set(vocabulary.values())
     for name in ("generation_config.json", "config.json"):
-        ids = _setting(folder / name, "eos_token_id")
+        ids = _setting(folder / name, "eos_token_id", key)
         found = ids if isinstance(ids, list) else [ids]
         if found := [each for each in found if type(each) is int and each in known]:
             ends += found
@@ -141,12 +159,10 @@ def _ends_of_text(folder: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ends))
 
 
-def _setting(path: Path, key: str) -> Any:
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError):
+def _setting(path: Path, name: str, key: str) -> Any:
+    if not exists(path):
         return None
-    return settings.get(key) if isinstance(settings, dict) else None
+    return read_json(path, key, path.parent, dict[str, Any]).get(name)
 
 
 def _encodable(text: str) -> str:

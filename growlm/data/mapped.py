@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from growlm.errors import UserError
+from growlm.input_files import open_file
 
-def map_array(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+
+def map_array(path: Path, dtype: np.dtype[Any], key: str = "data.cache") -> np.ndarray:
     """A file's bytes as an array, (num_values,), read-only.
 
     Raises:
-        OSError: If the file cannot be read.
+        UserError: If the file cannot be read, or does not hold whole values.
+        OSError: If it cannot be mapped.
     """
-    if path.stat().st_size == 0:  # nothing to map
-        return np.zeros(0, dtype)
-    with path.open("rb") as file:
+    with open_file(path, key, path.parent) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size % dtype.itemsize:
+            raise UserError(key, path, f"is {size:,} bytes, no whole number of {dtype.name}")
+        if size == 0:  # nothing to map
+            return np.zeros(0, dtype)
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
 

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, islice
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class StoryReader(Reader):
     """Tells stories `first`, `first + 1`, ... below `count`."""
 
     def __init__(self, seed: int, count: int, first: int) -> None:
-        self.seed, self.count, self.next = seed, count, first
+        self.seed, self.count, self.next = seed, count, index(first)
 
     def __next__(self) -> str:
         if self.next >= self.count:
@@ -208,7 +209,7 @@ class FileReader(Reader):
 
     def __init__(self, source: TextFiles, place: Sequence[int]) -> None:
         self.source = source
-        self.file, self.document = place
+        self.file, self.document = map(index, place)
         self._open: FileDocuments | None = None
         self._sizes = [_size(file, source.key) for file in source.files]
         self._before = [0, *accumulate(self._sizes)]

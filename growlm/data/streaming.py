@@ -176,8 +176,14 @@ class StreamedSamples(Samples):
         }
 
     def recall(self, mark: dict[str, Any] | None) -> None:
-        """Know a mark, of this or of another process, of the same data and settings."""
+        """Know a mark, of this or of another process, of the same data and settings.
+
+        Raises:
+            TypeError: Or a `ValueError`, if it is none.
+        """
         if mark is not None:
+            for stream, place in zip(self.streams, mark["places"], strict=True):
+                stream.source.read(place["place"]).close()
             self._marks.append(mark)
 
     def _go_to(self, index: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growlm.errors import UserError
+from growlm.input_files import open_file, regular_file
 
 KINDS = {
     ".txt": "text",
@@ -62,6 +63,8 @@ def find_text_files(path: str, key: str = "data.path") -> list[TextFile]:
     if not path.strip():
         raise UserError(key, repr(path), "must be a text file, a folder or a glob pattern")
     named = Path(path).expanduser()
+    if named.exists() and not named.is_dir():
+        regular_file(named, key, root=None)
     pattern = str(named) if not named.exists() else glob.escape(str(named))
     if named.is_dir():
         pattern = os.path.join(pattern, "**", "*")
@@ -75,9 +78,10 @@ def find_text_files(path: str, key: str = "data.path") -> list[TextFile]:
         raise UserError(key, path, f"{wanted}; must be a text file, a folder or a glob")
     for file in files:
         try:
-            file.open("rb").close()
-        except OSError as error:
-            raise UserError(key, path, f"cannot read {file}: {error.strerror}") from None
+            open_file(file, key, root=None).close()
+        except UserError as error:
+            reason = error.allowed.removeprefix("cannot be read: ")
+            raise UserError(key, path, f"cannot read {file}: {reason}") from None
     filled = [_text_file(file, key) for file in files if file.stat().st_size > 0]
     if not filled:
         raise UserError(key, path, f"{len(files)} file(s), all empty; must hold text")

@@ -6,14 +6,17 @@ import base64
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib import resources
+from pathlib import Path
 
 import tiktoken
 
 from growlm.errors import UserError
+from growlm.input_files import LARGEST_RECORD, exists, open_file
 
 END_OF_TEXT = "<|endoftext|>"
 EMBEDDED_FILE = "embedded.tiktoken"
@@ -28,6 +31,11 @@ EMBEDDED_PATTERN = r"'\p{L}+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n+|[^\S\n]+"
 # Without merges a piece has no effect on the ids; a line at a time is short enough to be fast.
 BYTES_PATTERN = r"[^\n]*\n|[^\n]+"
 
+GPT2_FILES = tuple(
+    f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+    for name in ("vocab.bpe", "encoder.json")
+)
+"""What tiktoken reads of GPT-2, and names its cached files by."""
 DOWNLOAD_TIMEOUT_S = 15.0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
@@ -92,6 +100,7 @@ def _bytes() -> tiktoken.Encoding:
 
 
 def _gpt2() -> tiktoken.Encoding:
+    _check_cached_files()
     try:
         with _bounded_downloads():
             return tiktoken.get_encoding("gpt2")
@@ -105,6 +114,25 @@ def _gpt2() -> tiktoken.Encoding:
         "TIKTOKEN_CACHE_DIR to a folder that holds them, or choose one that needs no network: "
         "tokenizer=embedded or tokenizer=bytes",
     )
+
+
+def _check_cached_files() -> None:
+    """Check the folder that tiktoken reads its files from, which may be one that all users of a machine share.
+
+    Raises:
+        UserError: If a file there is no regular one, or too large.
+    """
+    shared = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", shared))
+    if not given:  # it keeps none
+        return
+    for url in GPT2_FILES:
+        path = Path(given, hashlib.sha1(url.encode()).hexdigest())
+        if not exists(path):
+            continue
+        with open_file(path, "tokenizer.name", root=None) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_RECORD:
+                raise UserError("tokenizer.name", path, f"is larger than {LARGEST_RECORD:,} bytes")
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import UserError
 from growlm.inference.text_stream import prompt_ids
+from growlm.input_files import LARGEST_TEXT, read_text
+from growlm.parsing import parse_json
 
 SHOWN = 40
 """Characters of a prompt that a message repeats."""
@@ -64,12 +65,7 @@ def read_prompts(
 
 def _from_file(path: Path) -> list[tuple[str, str]]:
     """Each text with the place it stands at."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError("prompts_file", path, "is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError("prompts_file", path, f"cannot be read: {error.strerror}") from None
+    content = read_text(path, "prompts_file", None, LARGEST_TEXT)
     # Not splitlines: a line separator inside a text is part of it.
     lines = [line.removesuffix("\r") for line in content.split("\n")]
     texts = [
@@ -86,11 +82,9 @@ def _from_file(path: Path) -> list[tuple[str, str]]:
 
 def _from_json(key: str, line: str) -> str:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
-        raise UserError(key, repr(line[:SHOWN]), f"is no JSON: {error}") from None
-    except RecursionError:
-        raise UserError(key, repr(line[:SHOWN]), "is nested too deeply") from None
+        raise UserError(key, repr(line[:SHOWN]), str(error)) from None
     text = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(text, str):
         allowed = "must be an object with a text under prompt"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from growlm.errors import UserError
+from growlm.typed_values import shortened
 
 CONFIG_NAME = "config.json"
 DERIVED = ("num_key_value_heads", "head_dim")
@@ -64,5 +65,5 @@ class ConfigKeys:
 
     def refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
         """Raise the error about a key."""
-        shown = "null" if value is None else value
+        shown = "null" if value is None else shortened(str(value))
         raise UserError(f"{self.folder / CONFIG_NAME}: {name}", shown, allowed)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from growlm.checkpoint.artefact import FORMAT
-from growlm.checkpoint.sealed import read_json
 from growlm.data.huggingface_tokenizer import NAME as HUGGINGFACE
 from growlm.data.huggingface_tokenizer import tokenizer_files
 from growlm.errors import UserError
+from growlm.input_files import exists, read_json
 from growlm.interop.architecture import Architecture
 from growlm.interop.architectures import ARCHITECTURES, GROWLM
 from growlm.interop.config_keys import CONFIG_NAME, ConfigKeys
@@ -50,8 +50,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def is_hf_folder(folder: Path) -> bool:
     """Whether a folder has a `config.json` as transformers writes it, of whatever architecture."""
     try:
-        content = read_json(folder / CONFIG_NAME)
-    except (OSError, ValueError):
+        content = read_json(folder / CONFIG_NAME, "source", folder)
+    except UserError:  # said again by whoever reads it
         return False
     return isinstance(content, dict) and "model_type" in content and content.get("format") != FORMAT
 
@@ -125,7 +125,7 @@ def config_from(
     fields |= _extras(architecture, fields, keys)
     for name, declared in get_type_hints(ModelConfig).items():
         if declared is float and type(fields.get(name)) is int:
-            fields[name] = _as_float(architecture, name, fields[name], keys)
+            fields[name] = float(fields[name])
     config = ModelConfig(**fields)
     try:
         check_types(config)
@@ -138,15 +138,6 @@ def config_from(
         weight = config.router_balance_weight * config.top_k
         return dataclasses.replace(config, router_balance_weight=weight)
     return config
-
-
-def _as_float(architecture: Architecture, name: str, value: int, keys: ConfigKeys) -> float:
-    """An integer where a float is meant."""
-    try:
-        return float(value)
-    except OverflowError:
-        theirs = architecture.names.get(name, name).split()[0]
-        keys.refuse(theirs, f"an integer of {value.bit_length()} bits", "must be a finite number")
 
 
 def _extras(
@@ -164,12 +155,9 @@ def _extras(
 
 
 def _read(folder: Path, key: str) -> dict[str, Any]:
-    try:
-        content = read_json(folder / CONFIG_NAME)
-    except (OSError, ValueError) as error:
-        raise UserError(key, folder, f"no readable {CONFIG_NAME} there") from error
-    if not isinstance(content, dict):
-        raise UserError(key, folder, f"{CONFIG_NAME} is no mapping of keys")
+    if not exists(folder / CONFIG_NAME):
+        raise UserError(key, folder, f"no readable {CONFIG_NAME} there")
+    content: dict[str, Any] = read_json(folder / CONFIG_NAME, key, folder, dict[str, Any])
     if content.get("format") == FORMAT:
         raise UserError(key, folder, "is a growlm checkpoint, no Hugging Face model")
     return content

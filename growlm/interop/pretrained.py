@@ -12,11 +12,11 @@ import torch
 
 from growlm.checkpoint.artefact import OPTIMIZER, WEIGHTS, load_states, read_config, read_model
 from growlm.checkpoint.optimizer_files import StateEntries, checked_states
-from growlm.checkpoint.sealed import file_digest
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.data.huggingface_tokenizer import NAME, TOKENIZER_JSON
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.growth.optimizer_state import State, in_form
+from growlm.input_files import digest_of, exists
 from growlm.interop.config_reading import is_hf_folder, read_hf_config
 from growlm.interop.tensors import HuggingFaceTensors, our_shapes
 from growlm.model.config import ModelConfig
@@ -60,7 +60,7 @@ class Pretrained:
     def digest(self) -> str:
         """Checksum of the weights' and the optimizer's files."""
         files = sorted(self.folder.glob("*.safetensors"))
-        both = "".join(f"{path.name} {file_digest(path)}\n" for path in files)
+        both = "".join(f"{p.name} {digest_of(p, self.key, self.folder)}\n" for p in files)
         return hashlib.sha256(both.encode()).hexdigest()
 
     def model(
@@ -94,7 +94,7 @@ class Pretrained:
         """
         name = self.record.get("tokenizer")
         if not self.is_ours:
-            name = NAME if (self.folder / TOKENIZER_JSON).is_file() else None
+            name = NAME if exists(self.folder / TOKENIZER_JSON) else None
         return None if name is None else load_tokenizer(name, self.folder, self.key)
 
     def states(self, eight_bits: bool, mesh: DeviceMesh | None = None) -> dict[str, State]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.artefact import WEIGHTS
-from growlm.checkpoint.matching import check_shapes
+from growlm.checkpoint.matching import check_shapes, our_shapes
 from growlm.checkpoint.tensor_files import TensorFiles, TensorSource
 from growlm.errors import UserError
 from growlm.interop.architecture import Architecture
@@ -22,7 +22,6 @@ from growlm.interop.mapped_tensors import Converted, Made, MappedTensors, few_ro
 from growlm.interop.rules import Link, Rule, links, their_name
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
-from growlm.model.transformer import TransformerLM
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -85,13 +84,6 @@ def in_their_names(
             raise UserError(files.key, files.folder, allowed)
     source = files if dtype is None else Converted(files, dtype)
     return MappedTensors(source, _made_of_ours(found, config))
-
-
-def our_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The shape of every parameter and buffer of a model; nothing is allocated."""
-    with torch.device("meta"):
-        model = TransformerLM(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def open_safetensors(folder: Path, key: str) -> TensorFiles:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON
+from growlm.data.huggingface_tokenizer import TOKENIZER_FILES, TOKENIZER_JSON, read_tokenizer
 from growlm.data.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.errors import UserError
+from growlm.input_files import exists
 from growlm.interop.config_reading import TOKEN_IDS
 
 GENERATION = "generation_config.json"
@@ -17,7 +18,7 @@ GENERATION = "generation_config.json"
 
 def carried_files(folder: Path) -> list[Path]:
     """What a folder has of the files that go along, also where none of them is a tokenizer that we can read."""
-    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+    return [path for name in TOKENIZER_FILES if exists(path := folder / name)]
 
 
 def check_fits(folder: Path, vocab_size: int, key: str) -> None:
@@ -26,15 +27,10 @@ def check_fits(folder: Path, vocab_size: int, key: str) -> None:
     Raises:
         UserError: If not, or if the tokenizer cannot be read.
     """
-    from tokenizers import Tokenizer
-
     path = folder / TOKENIZER_JSON
-    if not path.is_file():
+    if not exists(path):
         return
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for a damaged file
-        raise UserError(key, path, f"cannot be read: {error}") from error
+    tokenizer = read_tokenizer(path, key)
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     _check_size(path, key, max(ids, default=-1) + 1, vocab_size)
 

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.checkpoint.watched_folders import WatchedFolders
 from growlm.errors import DiskError, UserError
-from growlm.files import write_whole
+from growlm.files import open_to_append, write_whole
+from growlm.input_files import open_file
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
 
@@ -44,9 +44,10 @@ class HistoryFiles(RunListener):
         self._digest = hashlib.sha256()
         if position is None:
             (run_dir / "boundaries.json").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         else:
             self._cut_back_to(position)
-        self.history: BinaryIO = self.path.open("ab" if position else "wb")
+        self.history: BinaryIO = open_to_append(self.path)
         marker = run_dir / "resume" / "run.json"
         self.folders = WatchedFolders([run_dir, run_dir / "resume", folder, self.path], marker)
 
@@ -102,11 +103,12 @@ class HistoryFiles(RunListener):
         self.history.close()
 
     def _cut_back_to(self, position: dict[str, Any]) -> None:
-        size, text = position["bytes"], b""
-        with suppress(OSError):
-            text = self.path.read_bytes()[:size]
-        self._digest.update(text)
-        if len(text) != size or self._digest.hexdigest() != position["sha256"]:
+        size = left = position["bytes"]
+        with open_file(self.path, "resume", self.run_dir) as file:
+            while left and (data := file.read(min(left, 2**20))):
+                self._digest.update(data)
+                left -= len(data)
+        if left or self._digest.hexdigest() != position["sha256"]:
             raise UserError(
                 "resume", self.path, f"its first {size:,} bytes are not what was written"
             )

@@ -67,13 +67,6 @@ class BoundaryRecord:
             "seconds": self.seconds,
         }
 
-    @staticmethod
-    def from_saved(saved: dict[str, Any]) -> BoundaryRecord:
-        """From `dataclasses.asdict`, through JSON."""
-        report = dict(saved["report"])
-        report["checks"] = {name: _check(check) for name, check in report["checks"].items()}
-        return BoundaryRecord(**{**saved, "report": GrowthReport(**report)})
-
     @property
     def findings(self) -> list[str]:
         """What the checks want known though nothing failed."""
@@ -115,12 +108,6 @@ class PhaseSummary:
     """Prompt and continuation by the trained model."""
     router_check: CheckReport | None
     """Check 5 on the phase; None for a dense model."""
-
-    @staticmethod
-    def from_saved(saved: dict[str, Any]) -> PhaseSummary:
-        """From `dataclasses.asdict`, through JSON."""
-        check = saved["router_check"]
-        return PhaseSummary(**{**saved, "router_check": None if check is None else _check(check)})
 
 
 @dataclass(frozen=True)
@@ -171,7 +158,3 @@ class RunSummary:
             "phases": [asdict(phase) for phase in self.phases],
             "boundaries": [boundary.to_json() for boundary in self.boundaries],
         }
-
-
-def _check(saved: dict[str, Any]) -> CheckReport:
-    return CheckReport(**{**saved, "status": Status(saved["status"])})

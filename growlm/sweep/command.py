@@ -14,14 +14,16 @@ from growlm.checkpoint.watched_folders import RemovedError
 from growlm.command import quote_free_text
 from growlm.config.load import ROOT_NAME, config_folder
 from growlm.errors import UserError
+from growlm.exit_codes import print_error
+from growlm.input_files import exists
 from growlm.reporting.html import read_report, write_page
 from growlm.reporting.plain import plain_console
 from growlm.reporting.run_tables import print_report
 from growlm.sweep.compose import compose_jobs
-from growlm.sweep.folder import FINISHED, LOCKS, RECORD, WRONG, Sweep, SweepFolder
+from growlm.sweep.folder import KEY as PLACE
+from growlm.sweep.folder import LOCKS, SweepFolder
 from growlm.sweep.job import BASIC_LAUNCHER, SweepRemoved, sweep_job
-
-PLACE = "hydra.sweep.dir"
+from growlm.sweep.record import FINISHED, RECORD, WRONG, Sweep
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -63,7 +65,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
             print(f"{len(left)} jobs; what each says is in {folder.path}/*.log", flush=True)
         for job in wanted.jobs:
             if job.status == WRONG:
-                print(f"error: {job.message}", file=sys.stderr)
+                print_error(f"error: {job.message}")
         code = _launch(arguments, folder) if left or not jobs else 0
     if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
         _remove(folder, made)
@@ -95,7 +97,7 @@ def _launch(arguments: Sequence[str], folder: SweepFolder) -> int:
     except RemovedError:
         raise
     except Exception as error:  # a launcher's: one of its processes was killed, say
-        print(f"the launcher failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print_error(f"the launcher failed: {type(error).__name__}: {error}")
         default = 1
     folder.close_running("interrupted" if default == 130 else "failed")
     codes = [job.code for job in folder.read().jobs if job.code]
@@ -111,12 +113,9 @@ def _sweep_in(place: Path, wanted: Sweep) -> SweepFolder | None:
         UserError: If it is another one.
     """
     folder = SweepFolder(place)
-    if not (place / RECORD).exists():
+    if not exists(place / RECORD):
         return None
-    try:
-        there = folder.read()
-    except (OSError, ValueError) as error:
-        raise UserError(PLACE, place, f"its {RECORD} cannot be read: {error}") from error
+    there = folder.read()
     if not there.same_as(wanted):
         command = " ".join(there.command)
         allowed = f"holds another sweep ({command}, or other config files); use another folder"
@@ -162,7 +161,7 @@ def _remove(folder: SweepFolder, made: Sequence[Path]) -> None:
     logs = [folder.path / f"{job.folder}.log" for job in jobs]
     for job, log in zip(jobs, logs, strict=True):
         if log.exists() and job.message:  # else it was printed when it happened
-            print(f"{job.folder}: error: {job.message}", file=sys.stderr)
+            print_error(f"{job.folder}: error: {job.message}")
     ours = [folder.path / name for name in (RECORD, *LOCKS, "multirun.yaml")]
     for file in (*ours, *logs, *folder.path.glob(".job-*.lock")):
         file.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.errors import UserError
 from growlm.sweep.devices import refuse_several_devices
-from growlm.sweep.folder import WRONG, Sweep, make_job
+from growlm.sweep.folder import make_job
+from growlm.sweep.record import WRONG, Sweep
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 MANY = 20

@@ -9,63 +9,29 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.checkpoint.locks import LockedError, take_lock, wait_for_lock
-from growlm.checkpoint.sealed import read_json
 from growlm.checkpoint.watched_folders import RemovedError
 from growlm.files import write_whole
+from growlm.sweep.record import (
+    FAILED,
+    INTERRUPTED,
+    RECORD,
+    RUNNING,
+    WRONG,
+    Job,
+    Sweep,
+    read_record,
+)
 
-RECORD = "sweep.json"
+KEY = "hydra.sweep.dir"
 LOCKS = (".lock", ".sweep.json.lock")
 """Of the process that runs the sweep, and of whoever changes sweep.json."""
-PENDING, RUNNING, FINISHED = "pending", "running", "finished"
-INTERRUPTED, WRONG = "interrupted", "wrong"
-STATUS = {1: "failed", 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
+STATUS = {1: FAILED, 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
 """Of a job that has not finished, by its exit code."""
-JOB_FOLDER = re.compile(r"[\w=-][\w.=-]*")
-
-
-@dataclass
-class Job:
-    """A run of a sweep."""
-
-    number: int
-    overrides: list[str]
-    dials: dict[str, str]
-    """What this job sets in its own way, by key."""
-    folder: str
-    """In the sweep's folder."""
-    status: str = PENDING
-    code: int | None = None
-    message: str | None = None
-    """Why it failed."""
-
-
-@dataclass
-class Sweep:
-    """The contents of sweep.json."""
-
-    name: str
-    """Of the plan."""
-    command: list[str]
-    """The overrides, as they were given, without those for Hydra."""
-    constants: list[str]
-    """Those that all jobs have, as Hydra writes them."""
-    config: str
-    """Checksum of all jobs' configs."""
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def dials(self) -> list[str]:
-        """The keys in which jobs differ."""
-        return list(dict.fromkeys(key for job in self.jobs for key in job.dials))
-
-    def same_as(self, other: Sweep) -> bool:
-        """Whether both are made by the same command with the same configuration files."""
-        return (self.command, self.config) == (other.command, other.config)
 
 
 class SweepFolder:
@@ -90,19 +56,9 @@ class SweepFolder:
         """What sweep.json says.
 
         Raises:
-            OSError: If it cannot be read.
-            ValueError: If it is no record of a sweep.
+            UserError: If it cannot be read, or is no record of a sweep.
         """
-        record: dict[str, Any] = dict(read_json(self.path / RECORD))
-        record.pop("dials", None)
-        try:
-            sweep = Sweep(**{**record, "jobs": [Job(**job) for job in record["jobs"]]})
-            outside = [job.folder for job in sweep.jobs if not JOB_FOLDER.fullmatch(job.folder)]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no record of a sweep: {error}") from error
-        if outside:  # folders of jobs are removed where a job begins anew
-            raise ValueError(f"{outside[0]!r} is no name of a job's folder")
-        return sweep
+        return read_record(self.path, KEY)
 
     def write(self, sweep: Sweep) -> None:
         """Write sweep.json whole."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -19,7 +19,10 @@ from growlm.command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
-from growlm.sweep.folder import FINISHED, INTERRUPTED, RUNNING, STATUS, WRONG, Job, SweepFolder
+from growlm.exit_codes import print_error
+from growlm.files import open_to_append
+from growlm.sweep.folder import STATUS, SweepFolder
+from growlm.sweep.record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -106,7 +109,7 @@ def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
     try:
         result = run_plan(config)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        print_error(str(interrupted))
         return interrupted.code
     folder.update(job.number, folder=result.run_dir.name)
     return 0
@@ -147,5 +150,9 @@ def _output(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        io.TextIOWrapper(open_to_append(path)) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         yield

@@ -9,16 +9,21 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from growlm.errors import UserError
+from growlm.input_files import read_json
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.training.dry_run import PassWork, dry_run
 from growlm.training.hardware import Machine, processor
 from growlm.training.memory import free_memory, keep_freed_memory, stop_keeping_freed_memory
+from growlm.typed_values import positive
 
 ADAMW_TRAFFIC = 7
 """Times that AdamW reads or writes every entry: the weight and two moments both, the gradient once."""
@@ -37,25 +42,26 @@ ROUNDS = 11
 METHOD = 2
 """Counts the ways of measuring, so that what another one found is not taken for this one's."""
 Action = Callable[[], object]
+Rate = Annotated[float, positive]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What a second of this machine holds."""
 
-    half_flops: float
+    half_flops: Rate
     """Of products in half precision, per second."""
-    single_flops: float
+    single_flops: Rate
     """Of products in fp32 (with `trainer.precision=64-true` in fp64), per second."""
-    other_bytes: float
+    other_bytes: Rate
     """Read and written by everything that is no product, per second, in memory that is there."""
-    fresh_bytes: float
+    fresh_bytes: Rate
     """Written to memory that the system has to find first, per second."""
-    again_bytes: float
+    again_bytes: Rate
     """Written to memory that the process has had before and given back, per second."""
-    adamw_entries: float
+    adamw_entries: Rate
     """Parameters that AdamW steps, per second."""
-    call: float
+    call: Rate
     """Seconds that an operation takes beside its work."""
 
     def shared_by(self, processes: int) -> Calibration:
@@ -83,20 +89,19 @@ def calibration(machine: Machine, tell: Callable[[], None], anew: bool = False) 
     """
     path = _cache_folder() / f"calibration-{_fingerprint(machine)}.json"
     if not anew:
-        try:
-            return Calibration(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            pass  # never measured, or written by another version
+        with suppress(UserError):  # never measured, or written by another version
+            found: Calibration = read_json(path, "calibration", path.parent, Calibration)
+            return found
     tell()
-    found = measure(machine)
+    measured = measure(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(found), indent=2))
+        unfinished.write_text(json.dumps(asdict(measured), indent=2))
         unfinished.replace(path)
     except OSError:
         pass  # it is measured again next time
-    return found
+    return measured
 
 
 def measure(machine: Machine) -> Calibration:

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from growlm.checkpoint.run_state import RunState, write_state
+from growlm.checkpoint.run_state import RECORD, RunState, write_state
 from growlm.data import PackedDataModule
 from growlm.errors import RunError
 from growlm.growth.optimizer_state import State
@@ -44,6 +44,7 @@ from growlm.training.pretrained_callback import PretrainedCallback
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.reusing import PhaseReuse
 from growlm.training.run_dir import RunFolder
+from growlm.training.saved_state import restoring
 from growlm.training.stage import PhaseStage
 from growlm.training.state_callback import RestoreCallback, StateCallback
 from growlm.training.stop import Interrupted, StopRequests
@@ -99,7 +100,8 @@ class PhaseRunner:
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
         if state is not None:
-            self.prepared.data.train.recall(state.record.get("data"))
+            with restoring(state.folder / RECORD):
+                self.prepared.data.train.recall(state.record.get("data"))
         first = 0 if state is None else self._go_on_from(state)
         if state is None:
             self.world.first(lambda: forget_artefacts(self._checkpoints, self.plan.phases))
@@ -116,8 +118,10 @@ class PhaseRunner:
         """Take over what is saved of the run; the phase to go on with."""
         record, saved = state.record, state.record["run"]
         self.start -= saved["seconds"]
-        self.summary.phases = [PhaseSummary.from_saved(p) for p in saved["phases"]]
-        self.summary.boundaries = [BoundaryRecord.from_saved(b) for b in saved["boundaries"]]
+        self.summary.phases, self.summary.boundaries = (
+            list(saved["phases"]),
+            list(saved["boundaries"]),
+        )
         phase = self.plan.phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
         unfinished = phase if record["step"] < phase.steps else None

@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from growlm.config.flat import flat
 from growlm.config.literal import with_literal_prompt
@@ -18,6 +20,8 @@ from growlm.config.load import config_folder, typed_config
 from growlm.config.schema import RunConfig
 from growlm.device import multiplies_bf16, pick_accelerator
 from growlm.errors import UserError
+from growlm.input_files import read_yaml
+from growlm.printable import reason_of
 from growlm.training.run_dir import (
     CONFIG,
     RECORD,
@@ -195,8 +199,14 @@ def saved_config(path: Path) -> RunConfig:
         UserError: If it is missing or damaged.
     """
     read_record(path)
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path / CONFIG))
-    return typed_config(cast(DictConfig, merged))
+    _, text = read_yaml(path / CONFIG, "resume", path, dict[str, Any])
+    try:  # again as OmegaConf reads it, to which 1e-3 is a number
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        return typed_config(cast(DictConfig, merged))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        said = error.args[0] if isinstance(error, OmegaConfBaseException) else error
+        reason = reason_of(Exception(said))
+        raise UserError("resume", path / CONFIG, f"is no config of a run: {reason}") from error
 
 
 def newest_unfinished(config: RunConfig) -> Path | None:

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 from growlm.checkpoint.locks import LockedError
 from growlm.checkpoint.phase_cache import HISTORY, PhaseCache
@@ -18,10 +18,12 @@ from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
 from growlm.config.schema import ReuseConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
+from growlm.input_files import LARGEST_HISTORY, exists, read_bytes
 from growlm.reporting.listener import RunListener
 from growlm.reporting.records import Reused
 from growlm.training.plan import Plan, PlannedPhase
 from growlm.training.run_dir import RunFolder
+from growlm.training.saved_state import check_phase, open_state
 from growlm.training.stop import Interrupted, StopRequests
 
 KEY = "reuse.folder"
@@ -29,6 +31,12 @@ RECORD = "reused.json"
 KEYS = "phase_keys.json"
 WAIT = 0.3
 """Seconds between looks at whether another process has finished."""
+
+
+class PhaseKeys(TypedDict):
+    """The contents of `phase_keys.json`."""
+
+    keys: list[str]
 
 
 class PhaseReuse:
@@ -108,7 +116,10 @@ class PhaseReuse:
     def reused(self) -> Reused | None:
         """What this run began after, now or before it was resumed."""
         path = self.folder.resume_dir / RECORD
-        return Reused(**read_sealed(path, "resume")) if path.exists() else None
+        if not exists(path):
+            return None
+        found: Reused = read_sealed(path, "resume", self.folder.path, Reused)
+        return found
 
     def phase_ended(self, phase: PlannedPhase, history: Path) -> None:
         """Keep a phase's state, which has just been written, and let those go on who wait for it."""
@@ -154,8 +165,10 @@ class PhaseReuse:
         checkpoints = self.folder.path / "checkpoints"
         try:
             origin = self.cache.take(key, target, checkpoints, checkpoints / HISTORY)
-            state = RunState.open(target)
-            if file_digest(checkpoints / HISTORY) != state.record["run"]["history"]["sha256"]:
+            state = open_state(target)
+            check_phase(state, self.plan)
+            told = state.record["run"]["history"]["sha256"]
+            if file_digest(checkpoints / HISTORY, KEY) != told:
                 raise UserError(KEY, self.cache.folder / key / HISTORY, "is damaged")
         except (OSError, UserError) as error:
             self._let_go()
@@ -176,11 +189,14 @@ class PhaseReuse:
         names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
         artefacts = [self.folder.path / "checkpoints" / name for name in names if name is not None]
         state = self.folder.state_folder(phase, phase.steps)
-        return self.cache.put(key, state, artefacts, history.read_bytes(), self.folder.path)
+        text = read_bytes(history, KEY, self.folder.path, LARGEST_HISTORY)
+        return self.cache.put(key, state, artefacts, text, self.folder.path)
 
     def _keys_begun_with(self) -> list[str]:
         path = self.folder.resume_dir / KEYS
-        return list(read_sealed(path, "resume")["keys"]) if path.exists() else []
+        if not exists(path):
+            return []
+        return list(read_sealed(path, "resume", self.folder.path, PhaseKeys)["keys"])
 
     def _note_too_large(self, index: int) -> None:
         name, limit = self.plan.phases[index].name, f"reuse.max_gb={self.cache.max_bytes / 1e9:g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -51,6 +50,7 @@ from growlm.training.run_dir import (
     make_run_folder,
     open_run_folder,
 )
+from growlm.training.saved_state import check_phase, open_state, saved_lines
 from growlm.training.stop import Interrupted, StopRequests
 from growlm.world import World
 
@@ -174,7 +174,7 @@ def _newest_state(folder: RunFolder, world: World) -> tuple[RunState | None, lis
     path = world.first(find)
     if found:
         return found[0]
-    return (None if path is None else RunState.open(path, world, is_checked=True)), []
+    return (None if path is None else open_state(path, world, is_checked=True)), []
 
 
 def _run_in(
@@ -186,6 +186,8 @@ def _run_in(
 ) -> RunSummary:
     config, world = prepared.config, prepared.world
     own_state, damaged = _newest_state(folder, world)
+    if own_state is not None:
+        check_phase(own_state, prepared.plan)
     table = prepared.forecast.to_json(prepared.speed)
     console.run_planned(table)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
@@ -201,7 +203,7 @@ def _run_in(
     with PhaseReuse(config.reuse, keys, sizes, prepared.plan, folder, everyone) as reuse:
         state = reuse.begin(own_state, requests)
         saved = {} if state is None else state.record["run"]
-        boundaries = [BoundaryRecord.from_saved(b) for b in saved.get("boundaries", [])]
+        boundaries: list[BoundaryRecord] = saved.get("boundaries", [])
         history = None
         if world.is_first:
             passed = [boundary.to_json() for boundary in boundaries]
@@ -215,8 +217,8 @@ def _run_in(
             if history is not None and logger is not None:
                 metrics = MetricLogger(logger)
                 everyone.listeners.append(metrics)
-                with history.path.open() as lines:
-                    metrics.replay(map(json.loads, lines), boundaries, tell=own_state is None)
+                lines = saved_lines(history.path, folder.path)
+                metrics.replay(lines, boundaries, tell=own_state is None)
             run = PhaseRunner(prepared, folder, everyone, history, callbacks, requests, reuse)
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]

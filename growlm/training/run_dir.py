@@ -9,19 +9,21 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NotRequired, TypedDict
 
 from omegaconf import OmegaConf
 
 from growlm.checkpoint.free_name import names
 from growlm.checkpoint.locks import LockedError, take_lock
 from growlm.checkpoint.run_state import KEY, RunState, state_folder, state_folders
-from growlm.checkpoint.sealed import file_digest, read_sealed, sealed
+from growlm.checkpoint.sealed import read_sealed, sealed
 from growlm.config.literal import with_literal_prompt
 from growlm.config.schema import RunConfig
 from growlm.errors import UserError
 from growlm.files import write_whole
+from growlm.input_files import check_within, digest_of, exists
 from growlm.training.plan import PlannedPhase
+from growlm.training.saved_state import open_state
 from growlm.world import World
 
 CONFIG = "config.yaml"
@@ -43,6 +45,20 @@ class Circumstances:
     """In a few words. On another one the run goes on too, but not to the bit."""
     newest_inode_change: int | None = field(default=None, compare=False)
     """See `RunData`. With a later one the run goes on too, after a warning."""
+
+
+class RunRecord(TypedDict):
+    """The contents of `resume/run.json`."""
+
+    id: str
+    config: str
+    """Checksum of `config.yaml`."""
+    data: str
+    accelerator: str
+    precision: str
+    weights: NotRequired[str | None]
+    processor: NotRequired[str | None]
+    newest_inode_change: NotRequired[int | None]
 
 
 @dataclass
@@ -85,7 +101,7 @@ class RunFolder:
         folders = state_folders(self.resume_dir)
         for folder in reversed(folders):
             try:
-                state = RunState.open(folder, world)
+                state = open_state(folder, world)
             except UserError as error:
                 damaged.append(error)
                 continue
@@ -152,7 +168,7 @@ def _remove_half_written(path: Path) -> None:
     """Remove what a killed process left in a run's folder."""
     for pattern in (".*.partial", "resume/.*.partial", "checkpoints/.*.partial"):
         for half_written in path.glob(pattern):
-            if half_written.is_dir():
+            if half_written.is_dir() and not half_written.is_symlink():
                 shutil.rmtree(half_written, ignore_errors=True)
             else:
                 half_written.unlink(missing_ok=True)
@@ -160,20 +176,18 @@ def _remove_half_written(path: Path) -> None:
         lock.unlink(missing_ok=True)
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> RunRecord:
     """What a run noted down when it began, its config file being what it was then.
 
     Raises:
         UserError: If no run began there, or the files are damaged.
     """
-    if not (path / "resume" / RECORD).is_file():
+    for name in ("checkpoints", "resume"):
+        check_within(path / name, KEY, path)
+    if not exists(path / "resume" / RECORD):
         raise UserError(KEY, path, f"no run began there: it has no resume/{RECORD}")
-    record = read_sealed(path / "resume" / RECORD, KEY)
-    try:
-        digest = file_digest(path / CONFIG)
-    except OSError as error:
-        raise UserError(KEY, path / CONFIG, f"cannot be read: {error.strerror}") from error
-    if digest != record["config"]:
+    record: RunRecord = read_sealed(path / "resume" / RECORD, KEY, path, RunRecord)
+    if digest_of(path / CONFIG, KEY, path) != record["config"]:
         raise UserError(KEY, path / CONFIG, "is damaged: it is not what was written")
     return record
 

@@ -10,14 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from growlm.checkpoint.run_state import RunState
+from growlm.checkpoint.run_state import CALLBACKS, KEY, PROGRESS, RECORD, RunState
 from growlm.config.schema import CheckpointConfig
+from growlm.errors import UserError
 from growlm.growth.optimizer_state import State
 from growlm.model.transformer import TransformerLM
 from growlm.training.optimizer import states_by_name
 from growlm.training.plan import PlannedPhase
 from growlm.training.progress_callback import ProgressCallback
 from growlm.training.random_state import random_states, restore_random_states
+from growlm.training.saved_state import restoring
 from growlm.training.stage import PhaseStage
 from growlm.training.step_scaling import StepScaling
 from growlm.training.stop import Interrupted, StopRequests
@@ -54,17 +56,23 @@ class RestoreCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         record = self.state.record
         pl_module.model = self.state.model(pl_module.mesh)
-        self.scaling.restore(record["scaling"])
-        pl_module.go_on(record["step"], self.scaling, self.state.optimizer_states(pl_module.mesh))
+        with restoring(self.state.folder / RECORD):
+            self.scaling.restore(record["scaling"])
+        states = self.state.optimizer_states(pl_module.mesh)
+        pl_module.go_on(record["step"], self.scaling, states)
         for name, kept in self.state.callbacks().items():
+            if name not in self.callbacks:
+                allowed = f"has the state of the callback {name!r}, which the run does not have"
+                raise UserError(KEY, self.state.folder / CALLBACKS, allowed)
             self.callbacks[name].load_state_dict(kept)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the progress callback's own, and after everything that might draw."""
         assert isinstance(pl_module, PhaseStage)
-        tensors = self.state.tensors()
-        self.progress.restore(pl_module, self.state.record["progress"], tensors)
-        restore_random_states(self.state.record["random"], tensors)
+        with restoring(self.state.folder / f"{PROGRESS}.safetensors"):
+            tensors = self.state.tensors()
+            self.progress.restore(pl_module, self.state.record["progress"], tensors)
+            restore_random_states(self.state.record["random"], tensors)
 
 
 class StateCallback(Callback):

@@ -131,7 +131,8 @@ class RouterWatch:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.first, self.last = (
-            None if state[key] is None else RouterState(**state[key]) for key in ("first", "last")
+            RouterState(**seen) if isinstance(seen, dict) else seen
+            for seen in (state["first"], state["last"])
         )
         self._said = set(state["said"])
 

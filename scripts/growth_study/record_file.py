@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import UserError
+from growlm.input_files import LARGEST_HISTORY, exists, read_bytes
+from growlm.parsing import parse_json
 
 Record = dict[str, Any]
 
@@ -18,16 +20,16 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: If another line is no record.
     """
-    if not path.exists():
+    if not exists(path):
         return []
-    data = path.read_bytes()
+    data = read_bytes(path, "--out", None, LARGEST_HISTORY)
     whole = data.rfind(b"\n") + 1
     if whole != len(data):
         os.truncate(path, whole)
     records = []
     for number, line in enumerate(data[:whole].splitlines(), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line.decode(), allow_nan=True)
             record["key"]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError("--out", path, f"line {number} is no record of a run") from error

@@ -145,7 +145,7 @@ def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "no readable config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "no readable config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is no JSON"),
         (lambda folder: (folder / "config.json").write_text('{"format": "x"}'), "not of format"),
         (lambda folder: rewrite(folder, d_model=17), "config says"),
         (lambda folder: rewrite(folder, n_layers=3), "the weights lack blocks.2"),

@@ -163,7 +163,7 @@ def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, '{"eos_token_id": true}', '{"eos_token_id": 2.0}', '{"eos_token_id": -1}'],
+    ["{}", '{"eos_token_id": true}', '{"eos_token_id": 2.0}', '{"eos_token_id": -1}'],
 )
 def test_a_file_that_names_no_token_is_passed_over(folders, tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
@@ -173,6 +173,15 @@ def test_a_file_that_names_no_token_is_passed_over(folders, tmp_path, content):
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     end = load_tokenizer("huggingface", tmp_path).end_of_text
     assert (end, type(end)) == (2, int)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", "5"])
+def test_a_file_that_cannot_be_read_is_refused(folders, tmp_path, name, content):
+    (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}: (is|its content)"):
+        load_tokenizer("huggingface", tmp_path)
 
 
 def test_files_that_make_a_tokenizer(folders, tmp_path):

@@ -188,10 +188,12 @@ def test_paths_without_text_are_refused_before_anything_is_read(path, tmp_path, 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_text("text")
 
-    def refuse(self, *_, **__):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # the superuser may read whatever its mode says
+    monkeypatch.setattr(
+        "growlm.input_files.os.open", refuse
+    )  # the superuser may read whatever its mode says
     with pytest.raises(UserError, match=r"data\.path=.*cannot read .*x\.txt: Permission denied"):
         find_text_files(str(tmp_path))
 

@@ -82,13 +82,16 @@ def test_a_broken_sweep_is_refused(tmp_path, text):
         read_report([tmp_path])
 
 
-def test_a_job_cannot_point_elsewhere(tmp_path):
+@pytest.mark.parametrize("folder", ["../outside", "..", ".", "", "/", "a/b"])
+def test_a_job_cannot_point_elsewhere(folder, tmp_path):
     write_run(tmp_path / "outside")
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    job = {"number": 0, "dials": {}, "folder": "../outside", "status": "finished"}
-    (sweep / "sweep.json").write_text(json.dumps({"dials": [], "jobs": [job]}))
-    assert read_report([sweep]).runs[0].config == {}
+    job = {"number": 0, "overrides": [], "dials": {}, "folder": folder, "status": "finished"}
+    record = {"name": "a", "command": [], "dials": [], "jobs": [job]}
+    (sweep / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"sweep\.json: jobs\[0\]\.folder is no name"):
+        read_report([sweep])
 
 
 def test_savings_against_a_baseline(tmp_path):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
+from growlm.reporting.html.saved import LARGEST
+
 Loss = float | None
 
 SMALLEST_REACH = 2
@@ -14,10 +16,10 @@ SMOOTHED_SHARE = 100
 
 
 def finite(value: object) -> float | None:
-    """A number that JSON can hold; None for NaN, infinities and what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that can be drawn and added up; None for NaN, what is too large, and what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if -LARGEST < value < LARGEST else None
 
 
 def reach(num_rows: int) -> int:

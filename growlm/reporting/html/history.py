@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from growlm.input_files import exists, read_lines
+from growlm.parsing import parse_json
+from growlm.reporting.html.saved import Boundary, Finished, Row, Validation, Warning
+from growlm.typed_values import typed
 
 Line = dict[str, Any]
 COUNTERS = {"step": "global_step", "tokens": "tokens", "flops": "flops", "seconds": "time_s"}
@@ -24,7 +28,7 @@ class History:
     finished: list[Line] = field(default_factory=list)
     """Phases that finished, with their samples."""
     unreadable: int = 0
-    """Lines that are no JSON object of a known kind: a run that was killed may leave half a line."""
+    """Lines that are none that growlm writes: a run that was killed may leave half a line."""
 
     def last(self) -> Line:
         """Counters at the end: of the last row or validation; zeros where there is none."""
@@ -33,45 +37,39 @@ class History:
         return max(lines, key=lambda line: (line["global_step"], line["time_s"]), default=start)
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, key: str = "argument", root: Path | None = None) -> History:
     """Read what is there.
 
     Args:
         path: Of the file; a missing one is an empty history.
+        key: What the user calls it, for messages.
+        root: The folder that a link must not lead out of; None for that of the file.
+
+    Raises:
+        UserError: If it cannot be read, or is larger than what is read of a history.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return History()
     history = History()
-    for line in lines:
-        _add(history, line)
+    if exists(path):
+        for line in read_lines(path, key, root or path.parent):
+            _add(history, line)
     return history
 
 
 def _add(history: History, line: bytes) -> None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
+        record = parse_json(line.decode(), allow_nan=True)
+        event = record.get("event")
+        kind, lines = {
+            None: (Row, history.rows),
+            "validation": (Validation, history.validations),
+            "warning": (Warning, history.warnings),
+            "boundary": (Boundary, history.boundaries),
+            "phase_finished": (Finished, history.finished),
+        }.get(event, (Any, []))
+        lines.append(typed(kind, record))
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+    ):  # no JSON, no mapping, or an event that is no text
         history.unreadable += 1
-        return
-    event = record.get("event")
-    if event is None and _is_row(record, "loss"):
-        history.rows.append(record)
-    elif event == "validation" and _is_row(record, "val_loss"):
-        history.validations.append(record)
-    elif event == "warning":
-        history.warnings.append(record)
-    elif event == "boundary":
-        history.boundaries.append(record)
-    elif event == "phase_finished":
-        history.finished.append(record)
-    elif event is None or event == "validation":
-        history.unreadable += 1
-
-
-def _is_row(record: Line, loss: str) -> bool:
-    numbers = (*COUNTERS.values(), loss)
-    return "phase" in record and all(isinstance(record.get(key), int | float) for key in numbers)

@@ -141,8 +141,8 @@ def _words(name: str, settings: dict[str, Any]) -> str:
         copies = ", copied" if settings.get("init") == "copy" else ""
         layers = settings.get("extra_layers")
         return f"+{layers} {'layer' if layers == 1 else 'layers'}{copies}"
-    if settings.get("scale_factor") is not None:
-        return f"×{settings['scale_factor']:g} wider"
+    if (factor := finite(settings.get("scale_factor"))) is not None:
+        return f"×{factor:g} wider"
     sizes = [
         f"{key} {settings[key]}" for key in ("d_model", "n_heads", "d_ff") if settings.get(key)
     ]

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from growlm.printable import printable, printable_data
+
 ASSETS = Path(__file__).with_name("assets")
 SCRIPTS = (
     "elements.js",
@@ -31,7 +33,7 @@ PLACE = re.compile(r"\{\{ (\w+) \}\}")
 def render(data: dict[str, Any]) -> str:
     """The page as text: self-contained, and in ASCII whatever the data hold."""
     parts: dict[str, Callable[[], str]] = {
-        "title": lambda: html.escape(str(data["title"])),
+        "title": lambda: html.escape(printable(str(data["title"]))),
         "style": lambda: _asset("style.css"),
         "data": lambda: as_script_data(data),
         "plotly": packed_plotly,
@@ -43,8 +45,8 @@ def render(data: dict[str, Any]) -> str:
 
 
 def as_script_data(data: Any) -> str:
-    """JSON that no HTML parser takes for markup, inside a script element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    """JSON that no HTML parser takes for markup, inside a script element; control characters as escapes."""
+    text = json.dumps(printable_data(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

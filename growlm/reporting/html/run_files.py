@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from growlm.errors import UserError
+from growlm.input_files import exists, read_json, read_yaml, wrong_content
 from growlm.reporting.html.history import History, read_history
+from growlm.reporting.html.saved import Boundary, Config, Layers, Planned, Summary
+from growlm.typed_values import typed
 
-LARGEST_JSON = 2**28
-"""Bytes. A larger one is none of ours."""
-STATES = ("pending", "running", "finished", "failed", "wrong", "interrupted")
-"""What a sweep says of its jobs."""
+CONFIG = "config.yaml"
 
 
 @dataclass
@@ -55,8 +52,8 @@ class Run:
     @property
     def baseline(self) -> dict[str, Any]:
         """Its `baseline` settings; empty for a run that is none."""
-        settings = self.config.get("baseline")
-        return settings if isinstance(settings, dict) and settings.get("of") else {}
+        settings = self.config.get("baseline") or {}
+        return settings if settings.get("of") else {}
 
     @property
     def plan_name(self) -> str:
@@ -69,64 +66,43 @@ class Run:
         return self.summary is None and (self.folder / "resume" / "run.json").is_file()
 
 
-def read_run(folder: Path, key: str = "argument") -> Run:
+def read_run(folder: Path, key: str = "argument", root: Path | None = None) -> Run:
     """Read a run's folder; only `config.yaml` must be there.
 
     Args:
         folder: Of the run.
         key: What the user calls it, for the message.
+        root: The folder that no link may lead out of; None for the run's.
 
     Raises:
         UserError: If it is no run's folder, or one of its files is none of ours.
     """
-    path = folder / "config.yaml"
+    root = root or folder
     if not folder.is_dir():
         raise UserError(key, folder, "there is no such folder")
-    if not path.is_file():
-        raise UserError(key, folder, "is no run's folder, which has config.yaml, nor a sweep's")
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(key, path, f"cannot be read: {_first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise UserError(key, path, "is no run's config: it has no keys")
-    history = read_history(folder / "checkpoints" / "training_history.jsonl")
+    if not exists(folder / CONFIG):
+        raise UserError(key, folder, f"is no run's folder, which has {CONFIG}, nor a sweep's")
+    config, text = read_yaml(folder / CONFIG, key, root, Config)
+
+    def read(name: str, kind: Any) -> Any:
+        path = folder / name
+        return read_json(path, key, root, kind, allow_nan=True) if exists(path) else None
+
+    history = read_history(folder / "checkpoints" / "training_history.jsonl", key, root)
+    boundaries = read("boundaries.json", list[Boundary]) or history.boundaries
+    for index, boundary in enumerate(boundaries):
+        functional = boundary.get("checks", {}).get("functional")
+        if isinstance(functional, dict):
+            place = f"[{index}].checks.functional.figures"
+            with wrong_content(folder / "boundaries.json", key):
+                typed(Layers, functional.get("figures", {}), place)
     return Run(
         folder=folder,
         name=folder.absolute().name,
         config=config,
         config_text=text,
-        plan=_records(folder / "plan.json", key),
-        summary=_read(folder / "summary.json", dict, key),
-        boundaries=_records(folder / "boundaries.json", key) or history.boundaries,
+        plan=read("plan.json", list[Planned]) or [],
+        summary=read("summary.json", Summary),
+        boundaries=boundaries,
         history=history,
     )
-
-
-def _records(path: Path, key: str) -> list[dict[str, Any]]:
-    found = _read(path, list, key) or []
-    if not all(isinstance(record, dict) for record in found):
-        raise UserError(key, path, "is not what growlm writes")
-    return found
-
-
-def _read(path: Path, kind: type, key: str) -> Any:
-    """JSON of a file; None where there is none."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise UserError(key, path, f"is larger than {LARGEST_JSON:,} bytes")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(key, path, f"cannot be read: {_first_line(error)}") from error
-    if not isinstance(value, kind):
-        raise UserError(key, path, "is not what growlm writes")
-    return value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
