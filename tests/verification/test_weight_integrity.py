@@ -421,3 +421,14 @@ def test_the_router_lock_check_fails_at_a_nan():
     with torch.no_grad():
         model.blocks[0].feed_forward.experts.up[3, 0, 0] = math.nan
     assert check_router_lock(model, probe).status is Status.FAILED
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_means_that_are_rounded_otherwise_in_every_copy_are_right(dtype, seed):
+    """They are taken after the columns have been copied, and summed in another order for each."""
+    old = build(tiny_config(d_model=40, n_heads=4, head_dim=10), seed, dtype=dtype)
+    operators = [Widen(scale_factor=1.5, noise_std=0.0)]
+    growth_map = plan_growth(old.config, operators)
+    report = check_weight_integrity(old, grow(old, operators), growth_map=growth_map)
+    assert report, report.summary
