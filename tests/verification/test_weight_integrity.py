@@ -432,3 +432,20 @@ def test_means_that_are_rounded_otherwise_in_every_copy_are_right(dtype, seed):
     growth_map = plan_growth(old.config, operators)
     report = check_weight_integrity(old, grow(old, operators), growth_map=growth_map)
     assert report, report.summary
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_units_that_cannot_be_told_in_one_matrix_are_told_in_the_next(dtype):
+    """Those of a constant matrix are drawn with a deviation of zero: they stay as they were."""
+    old = build(tiny_config(), dtype=dtype)
+    with torch.no_grad():
+        for block in old.blocks:
+            block.feed_forward.up.weight.fill_(0.02)
+    operators = [Upcycle(4, drop_fraction=0.5)]
+    growth_map = plan_growth(old.config, operators)
+    new = grow(old, operators)
+    report = check_weight_integrity(old, new, growth_map=growth_map)
+    assert report, report.summary
+    with torch.no_grad():
+        new.blocks[1].feed_forward.experts.down[0] *= 2
+    assert not check_weight_integrity(old, new, growth_map=growth_map)
