@@ -21,7 +21,7 @@ from growlm.verification import (
     quick_sanity_check,
     verify_functional_equivalence,
 )
-from growlm.verification.comparison import infer_growth_of
+from growlm.verification.comparison import Rounding, infer_growth_of
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -246,6 +246,9 @@ def test_large_router_logits_have_larger_near_ties():
         1e-4 * max(1.0, float(large.logits.abs().max()))
     )
     assert plain == pytest.approx(1e-4 * max(1.0, float(routing.logits.abs().max())))
+    measured = Rounding(streams=[0.0, 0.0], routers={0: 0.5, 1: 0.0}, logits=0.0)
+    assert comparison.near_tie(0, routing, measured) == 1.0  # two logits, each off by a half
+    assert comparison.near_tie(1, routing, measured) == plain
 
 
 def test_half_precision_is_checked_without_being_told():
