@@ -118,9 +118,8 @@ class Redraw(Piece):
         if not count:
             return
         units = found.session.get(self.block)
-        if units is None or bool(
-            (units.sum(dim=1) < count).any()
-        ):  # constant ones cannot be told from drawn ones
+        # A matrix of constant units does not tell which of them were drawn.
+        if units is None or bool((units.sum(dim=1) < count).any()):
             units = self._find_drawn(found, count, units)
         found.session[self.block] = units
         drawn = self._entries(units, found.x)

@@ -21,7 +21,7 @@ from growlm.verification import (
     quick_sanity_check,
     verify_functional_equivalence,
 )
-from growlm.verification.comparison import infer_growth_of
+from growlm.verification.comparison import Rounding, infer_growth_of
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -246,6 +246,9 @@ def test_large_router_logits_have_larger_near_ties():
         1e-4 * max(1.0, float(large.logits.abs().max()))
     )
     assert plain == pytest.approx(1e-4 * max(1.0, float(routing.logits.abs().max())))
+    measured = Rounding(streams=[0.0, 0.0], routers={0: 0.5, 1: 0.0}, logits=0.0)
+    assert comparison.near_tie(0, routing, measured) == 1.0  # two logits, each off by a half
+    assert comparison.near_tie(1, routing, measured) == plain
 
 
 def test_half_precision_is_checked_without_being_told():
@@ -421,3 +424,31 @@ def test_the_router_lock_check_fails_at_a_nan():
     with torch.no_grad():
         model.blocks[0].feed_forward.experts.up[3, 0, 0] = math.nan
     assert check_router_lock(model, probe).status is Status.FAILED
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_means_that_are_rounded_otherwise_in_every_copy_are_right(dtype, seed):
+    """They are taken after the columns have been copied, and summed in another order for each."""
+    old = build(tiny_config(d_model=40, n_heads=4, head_dim=10), seed, dtype=dtype)
+    operators = [Widen(scale_factor=1.5, noise_std=0.0)]
+    growth_map = plan_growth(old.config, operators)
+    report = check_weight_integrity(old, grow(old, operators), growth_map=growth_map)
+    assert report, report.summary
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_units_that_cannot_be_told_in_one_matrix_are_told_in_the_next(dtype):
+    """Those of a constant matrix are drawn with a deviation of zero: they stay as they were."""
+    old = build(tiny_config(), dtype=dtype)
+    with torch.no_grad():
+        for block in old.blocks:
+            block.feed_forward.up.weight.fill_(0.02)
+    operators = [Upcycle(4, drop_fraction=0.5)]
+    growth_map = plan_growth(old.config, operators)
+    new = grow(old, operators)
+    report = check_weight_integrity(old, new, growth_map=growth_map)
+    assert report, report.summary
+    with torch.no_grad():
+        new.blocks[1].feed_forward.experts.down[0] *= 2
+    assert not check_weight_integrity(old, new, growth_map=growth_map)
