@@ -6,6 +6,7 @@ somebody else's and left alone.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -35,10 +36,11 @@ class BoundedFolder:
 
     def entries(self) -> list[Path]:
         """Those that are there, the last used first."""
-        found = (path for path in self.path.glob("*") if ENTRY.fullmatch(path.name))
-        return sorted(
-            (p for p in found if (p / self.known_by).is_file()), key=last_used, reverse=True
-        )
+        with suppress(OSError), os.scandir(self.path) as found:
+            names = [entry.name for entry in found if ENTRY.fullmatch(entry.name)]
+            known = [name for name in names if os.path.isfile(self.path / name / self.known_by)]
+            return sorted((self.path / name for name in known), key=last_used, reverse=True)
+        return []
 
     def partials(self) -> Iterator[tuple[str, Path]]:
         """What is being written or has been left by killed processes, with the key it is of."""
@@ -65,26 +67,48 @@ class BoundedFolder:
                 stay that fit beside them.
         """
         seen: set[int] = set()
-        total = sum(folder_size(self.path / key, seen) for key in in_use)
-        for entry in self.entries():
-            if entry.name in in_use:
-                continue
-            with_this = set(seen)
-            size = folder_size(entry, with_this)
-            if total + size > self.max_bytes:
-                self.drop(entry.name)
+        total = 0
+        for entry in [*(self.path / key for key in in_use), *self.entries()]:
+            files = _files_of_entry(entry)
+            size = sum(files[inode] for inode in files.keys() - seen)
+            if entry.name in in_use or total + size <= self.max_bytes:
+                total += size
+                seen.update(files)
             else:
-                total, seen = total + size, with_this
+                self.drop(entry.name)
+
+
+_FILES: dict[tuple[Path, int], dict[int, int]] = {}
+"""Of each entry, by its path and inode: see `_files`. Entries don't change; in a sweep, every job would look at
+the files of all jobs before it."""
+
+
+def _files_of_entry(entry: Path) -> dict[int, int]:
+    """`_files` of an entry, looked at once by this process."""
+    try:
+        key = entry, entry.stat().st_ino
+    except OSError:  # gone meanwhile
+        return {}
+    if key not in _FILES:
+        _FILES[key] = _files(entry)
+    return _FILES[key]
+
+
+def _files(folder: Path) -> dict[int, int]:
+    """Bytes of everything below a folder, by inode."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            file = path.stat()
+            found[file.st_ino] = file.st_size
+    return found
 
 
 def folder_size(folder: Path, seen: set[int]) -> int:
     """Bytes of the files below a folder that have not been seen: several entries may have links to one."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
-            file = path.stat()
-            total += 0 if file.st_ino in seen else file.st_size
-            seen.add(file.st_ino)
+    files = _files(folder)
+    total = sum(bytes for inode, bytes in files.items() if inode not in seen)
+    seen.update(files)
     return total
 
 

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,9 +60,13 @@ class SweepFolder:
         return read_record(self.path, KEY)
 
     def write(self, sweep: Sweep) -> None:
-        """Write sweep.json whole."""
-        record = {**asdict(sweep), "dials": sweep.dials}
-        write_whole(self.path / RECORD, json.dumps(record, indent=2) + "\n")
+        """Write sweep.json whole, a job a line: every job of a sweep of thousands has it written several times."""
+        record = {**vars(sweep), "dials": sweep.dials, "jobs": []}
+        jobs = ",\n    ".join(json.dumps(vars(job)) for job in sweep.jobs)
+        text = json.dumps(record, indent=2)
+        if jobs:
+            text = text.replace('"jobs": []', f'"jobs": [\n    {jobs}\n  ]')
+        write_whole(self.path / RECORD, text + "\n")
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """A job by its number; entered where it is new, or has other settings than were known."""

@@ -2,6 +2,7 @@
 
 import os
 
+from growlm.checkpoint import bounded_folder
 from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size
 
 NAMES = {letter: letter * 32 for letter in "abcd"}
@@ -55,3 +56,16 @@ def test_what_is_no_entry_is_left_alone(tmp_path):
     folder.keep_within_bounds(())
     assert {path.name for path in tmp_path.iterdir()} == others | {"1" * 32}
     assert list(folder.partials()) == []
+
+
+def test_files_of_entries_are_looked_at_once(tmp_path, monkeypatch):
+    """Every job of a sweep looked at those of all jobs before it."""
+    looked_at, really = [], bounded_folder._files
+    monkeypatch.setattr(bounded_folder, "_files", lambda f: looked_at.append(f) or really(f))
+    folder = BoundedFolder(tmp_path, 10**9, "known")
+    for number in range(20):
+        entry = tmp_path / f"{number:032x}"
+        entry.mkdir()
+        (entry / "known").write_text("x")
+        folder.keep_within_bounds({entry.name})
+    assert len(looked_at) == 20
