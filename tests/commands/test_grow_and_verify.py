@@ -14,6 +14,7 @@ from tiny_models import EXPERTS, build, tiny_config
 from growlm import grow as grow_command
 from growlm import verify as verify_command
 from growlm.checkpoint import load_model, save_model
+from growlm.errors import UserError
 
 WIDEN = "grow=[{widen: {scale_factor: 2}}]"
 
@@ -269,5 +270,5 @@ def test_killed_half_way_it_leaves_nothing_that_loads(tmp_path, sent):
     assert process.returncode == expected
     assert sent == signal.SIGKILL or {p.name for p in tmp_path.iterdir()} == {"small"}
     for left in set(tmp_path.iterdir()) - {tmp_path / "small"}:
-        with pytest.raises(ValueError, match=r"no readable config\.json"):
+        with pytest.raises(UserError, match=r"no readable config\.json|there is no such folder"):
             load_model(left)

@@ -222,7 +222,9 @@ def test_many_files_are_remembered_in_one_go(tmp_path, settled, read_files, monk
     parsed, written = [], []
     really_read, really_write = file_digests.read_json, file_digests.write_whole
     monkeypatch.setattr(
-        file_digests, "read_json", lambda *given: parsed.append(1) or really_read(*given)
+        file_digests,
+        "read_json",
+        lambda *given, **limits: parsed.append(1) or really_read(*given, **limits),
     )
     monkeypatch.setattr(
         file_digests, "write_whole", lambda *given: written.append(1) or really_write(*given)

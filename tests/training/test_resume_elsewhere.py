@@ -74,7 +74,7 @@ def test_the_newest_run_in_another_precision_is_not_the_one(bf16, tmp_path):
 
 
 def begun_on_a_gpu(run_dir):
-    record = read_sealed(run_dir / "resume" / "run.json", "resume")
+    record = read_sealed(run_dir / "resume" / "run.json", "resume", run_dir)
     (run_dir / "resume" / "run.json").write_text(sealed(record | {"accelerator": "gpu"}))
 
 
