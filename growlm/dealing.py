@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ class _Messages:
             for message in self._dist.batch_isend_irecv(self._under_way):
                 message.wait()
 
-    def _add(self, act: Callable[..., object], tensor: Tensor, rank: int) -> None:
+    def _add(self, act: Callable[..., Any], tensor: Tensor, rank: int) -> None:
         if tensor.numel():
             operation = self._dist.P2POp(act, tensor, group=self._group, group_peer=rank)
             self._under_way.append(operation)

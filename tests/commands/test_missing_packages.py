@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from stopping import slow
 from tiny_models import build, tiny_config
 from tiny_run import TINY, TINY_PLAN
 
@@ -63,7 +64,7 @@ def assert_refused(done, folder, *said):
     assert not list(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["train", "plan"])
+@pytest.mark.parametrize("name", ["train", *slow("plan")])
 def test_compiling_without_a_compiler_is_refused_before_anything_is_measured(name, tmp_path):
     arguments = [*TINY, "trainer=cpu", "trainer.compile=true", "baseline=scratch"]
     settings = {"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -101,7 +102,7 @@ def test_tensorboard(tmp_path):
     assert_refused(done, tmp_path, "logger=tensorboard: needs tensorboard", "pip install")
 
 
-@pytest.mark.parametrize("sweep", [["-m", "seed=1,2"], []], ids=["sweep", "one run"])
+@pytest.mark.parametrize("sweep", [["-m", "seed=1,2"], *slow([])], ids=["sweep", "one run"])
 @pytest.mark.parametrize(
     ("launcher", "said"),
     [
@@ -147,10 +148,10 @@ assert "transformers" not in {name for name, module in sys.modules.items() if mo
     ("script", "package", "extra"),
     [
         ("bench_generate", "transformers", "huggingface"),
-        ("bench_throughput", "transformers", "huggingface"),
         ("draw_growth", "matplotlib", "docs"),
-        ("study_growth", "matplotlib", "docs"),
-        ("wandb_dashboard", "wandb_workspaces", "dashboard"),
+        pytest.param("bench_throughput", "transformers", "huggingface", marks=pytest.mark.slow),
+        pytest.param("study_growth", "matplotlib", "docs", marks=pytest.mark.slow),
+        pytest.param("wandb_dashboard", "wandb_workspaces", "dashboard", marks=pytest.mark.slow),
     ],
 )
 def test_scripts(tmp_path, script, package, extra):

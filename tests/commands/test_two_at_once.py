@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from stopping import slow
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, save_model
@@ -47,7 +48,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["grow", *slow("convert", "generate")])
 def test_the_second_is_refused_and_the_first_is_whole(name, model, tmp_path):
     out = tmp_path / "out"
     first = start(name, model, out)
@@ -66,7 +67,7 @@ def test_the_second_is_refused_and_the_first_is_whole(name, model, tmp_path):
         assert load_model(out)[0].config.d_model == 1024
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["grow", *slow("convert", "generate")])
 def test_what_a_killed_command_leaves_is_no_obstacle(name, model, tmp_path):
     out = tmp_path / "out"
     first = start(name, model, out)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_run import TINY, rows
 
+pytestmark = pytest.mark.machines
+
 STOP = """
 import sys
 from pathlib import Path
@@ -59,8 +61,8 @@ def whole(tmp_path_factory):
     [
         (MACHINE, True),
         ({"ATEN_CPU_CAPABILITY": "default"}, False),
-        pytest.param(MACHINE | {"OMP_NUM_THREADS": "2"}, False, marks=pytest.mark.machines),
-        pytest.param(MACHINE | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False, marks=pytest.mark.machines),
+        (MACHINE | {"OMP_NUM_THREADS": "2"}, False),
+        (MACHINE | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
     ],
     ids=["the same", "other random numbers", "threads", "other products"],
 )

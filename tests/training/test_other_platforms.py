@@ -78,12 +78,14 @@ def test_a_run_without_proc_and_glibc_finishes(tmp_path):
     assert summary["phases"][-1]["peak_memory_bytes"] > 10**8
 
 
+@pytest.mark.slow
 def test_the_planner_then_reckons_with_all_memory_of_the_machine(tmp_path):
     done = python(LACKING + PLAN, *TINY, "format=json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["memory_limit"] == PHYSICAL
 
 
+@pytest.mark.slow
 def test_a_run_with_even_less_asks_for_the_memory_and_finishes(tmp_path):
     short = [o.replace("steps=4", "steps=1") for o in TINY]
     arguments = [*short, "logger=none", "run_dir=run"]

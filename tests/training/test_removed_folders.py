@@ -120,6 +120,7 @@ def test_caches_that_are_removed_are_done_without(whole, tmp_path, monkeypatch):
     assert_same_run(whole, run.run_dir)
 
 
+@pytest.mark.slow
 def test_a_streamed_file_that_is_removed_stops_the_run_in_words(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"document {i}." for i in range(3000)))

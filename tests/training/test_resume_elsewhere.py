@@ -44,6 +44,7 @@ def test_a_run_in_bf16_goes_on_without_it(named, bf16, tmp_path, capsys):
     assert_same_run(whole.run_dir, resumed.run_dir)
 
 
+@pytest.mark.slow
 def test_a_run_in_fp32_stays_in_it_where_there_is_bf16(bf16, tmp_path, capsys):
     bf16(False)
     whole = run_plan(tiny_config(tmp_path / "whole"))
