@@ -23,7 +23,7 @@ test-lowest test-newest: test-%:
 	.venv-$*/bin/pip install -q -c constraints/$*.txt -e '.[test]'
 	.venv-$*/bin/python -m pytest
 
-test-machines: ## The tests as if on other processors, a table (about 25 minutes)
+test-machines: ## The tests as if on other processors, a table (about 20 minutes)
 	$(PYTHON) scripts/imitate_machines.py
 
 constraints: ## Write constraints/*.txt anew: the libraries of test-lowest and test-newest

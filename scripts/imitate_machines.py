@@ -1,6 +1,6 @@
 """Run the `machines` tests as if on other processors, and print a table.
 
-    python scripts/imitate_machines.py                         all imitations, about 25 minutes on two cores
+    python scripts/imitate_machines.py                         all imitations, about 20 minutes on two cores
     python scripts/imitate_machines.py --only avx2 --only "two threads"
     python scripts/imitate_machines.py --list
 
