@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from rich.filesize import decimal
 
-from growlm.command import run_small_command
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import ConvertCommand
 from growlm.config.load import load_command
-from growlm.errors import UserError
-from growlm.exit_codes import run_as_program
-from growlm.interop import to_growlm, to_huggingface
-from growlm.model.report import parameter_report
-from growlm.reporting.bars import ByteBar
-from growlm.reporting.plain import plain_console
+from growlm.huggingface import to_growlm, to_huggingface
+from growlm.model.model_size import parameter_report
+from growlm.reporting.console.plain_console import plain_console
+from growlm.reporting.console.progress_bars import ByteBar
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_as_program
 
 USAGE = """
 python -m growlm.convert source=DIR out=DIR to=huggingface

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from growlm.command import run_small_command
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import EvaluateCommand
 from growlm.config.load import load_command
-from growlm.data.tokenizers import Tokenizer
-from growlm.device import pick_accelerator, torch_device
-from growlm.errors import RunError, UserError
-from growlm.exit_codes import run_as_program
-from growlm.inference.loading import open_checkpoint
-from growlm.inference.rows import Row, evaluation_documents, read_row
+from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.inference.checkpoint_loading import open_checkpoint
+from growlm.inference.evaluation_text import Row, evaluation_documents, read_row
 from growlm.inference.scoring import Score, bits_per_byte, score_row
-from growlm.reporting.bars import CountBar
-from growlm.reporting.plain import notes_console, plain_console
+from growlm.reporting.console.plain_console import notes_console, plain_console
+from growlm.reporting.console.progress_bars import CountBar
+from growlm.runtime.device import pick_accelerator, torch_device
+from growlm.runtime.errors import RunError, UserError
+from growlm.runtime.exit_codes import run_as_program
 
 USAGE = """
 python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE

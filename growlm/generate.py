@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from growlm.command import run_small_command
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import GenerateCommand
 from growlm.config.load import load_command
-from growlm.data.tokenizers import Tokenizer
-from growlm.device import multiplies_bf16, pick_accelerator, torch_device
-from growlm.errors import UserError
-from growlm.exit_codes import run_as_program
-from growlm.inference.loading import open_checkpoint
+from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.inference.checkpoint_loading import open_checkpoint
+from growlm.inference.generation import FULL, Continuation
+from growlm.inference.generation import generate as continue_prompts
+from growlm.inference.outputs import Request, Write, as_json, as_text, check_out, writing_to
+from growlm.inference.precision import in_precision
 from growlm.inference.prompts import read_prompts
+from growlm.inference.sampling import Sampling
 from growlm.inference.text_stream import TextStream
-from growlm.inference.texts import Request, Write, as_json, as_text, check_out, writing_to
-from growlm.model.generation import FULL, Continuation
-from growlm.model.generation import generate as continue_prompts
-from growlm.model.precision import in_precision
-from growlm.model.sampling import Sampling
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.bars import CountBar
-from growlm.reporting.plain import notes_console
+from growlm.reporting.console.plain_console import notes_console
+from growlm.reporting.console.progress_bars import CountBar
+from growlm.runtime.device import multiplies_bf16, pick_accelerator, torch_device
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_as_program
 
 USAGE = """
 python -m growlm.generate checkpoint=DIR prompt="Once upon a time"

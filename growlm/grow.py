@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from growlm.checkpoint.artefact import read_config
-from growlm.checkpoint.growing import grow_checkpoint
-from growlm.command import run_small_command
-from growlm.config.checks import applied_operators
+from growlm.checkpoint.checkpoint_folder import read_config
+from growlm.checkpoint.offline_growth import grow_checkpoint
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import GrowCommand
 from growlm.config.load import load_command
-from growlm.errors import UserError
-from growlm.exit_codes import run_as_program
-from growlm.reporting.bars import ByteBar
-from growlm.reporting.plain import plain_console
+from growlm.config.validation import applied_operators
+from growlm.reporting.console.plain_console import plain_console
+from growlm.reporting.console.progress_bars import ByteBar
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_as_program
 
 USAGE = """
 python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'

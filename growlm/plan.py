@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from growlm.command import run_small_command
-from growlm.config.checks import check_config
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.load import load_config
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
+from growlm.config.validation import check_config
 from growlm.data import load_tokenizer
-from growlm.device import pick_accelerator
-from growlm.errors import UserError
-from growlm.exit_codes import complain, run_as_program
-from growlm.reporting.plain import plain_console
-from growlm.reporting.plan_table import print_plan, print_sharing
+from growlm.planner.calibration import Calibration
+from growlm.planner.forecast import DoesNotFitError, check_fits, forecast
+from growlm.planner.planned_devices import planned_machine, planned_speed
+from growlm.planner.sharding_layout import STRATEGIES
+from growlm.reporting.console.plain_console import plain_console
+from growlm.reporting.console.plan_table import print_plan, print_sharing
+from growlm.runtime.device import pick_accelerator
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import complain, run_as_program
+from growlm.runtime.hardware import Machine
 from growlm.training.baseline import with_baseline
-from growlm.training.calibration import Calibration
-from growlm.training.cluster import planned_machine, planned_speed
-from growlm.training.hardware import Machine
-from growlm.training.plan import make_plan
-from growlm.training.planner import DoesNotFitError, check_fits, forecast
 from growlm.training.requirements import check_requirements
-from growlm.training.sharing import STRATEGIES
 
 USAGE = """
 python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from growlm.errors import UserError
-from growlm.exit_codes import exit_code_of
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import exit_code_of
 
 USAGE = """
 python -m growlm.report RUN_DIR                  writes RUN_DIR/report.html
@@ -21,7 +21,7 @@ Unfinished runs are shown as far as they came. Exit code 0: written; 2: what was
 
 def main() -> None:
     """The command."""
-    # Not growlm.command's way: Hydra and the config's schema load torch, for which a table need not wait.
+    # Without Hydra: it and the config's schema load torch, for which a table need not wait.
     sys.exit(exit_code_of(lambda: report(sys.argv[1:])))
 
 
@@ -32,9 +32,9 @@ def report(arguments: list[str]) -> int:
         return 0
     folders, out = _parsed(arguments)
 
+    from growlm.reporting.console.plain_console import plain_console
+    from growlm.reporting.console.run_tables import print_report
     from growlm.reporting.html import read_report, write_page
-    from growlm.reporting.plain import plain_console
-    from growlm.reporting.run_tables import print_report
 
     found = read_report(folders)
     if out is None:

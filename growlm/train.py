@@ -11,11 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from growlm.command import quote_free_text, run_command
+from growlm.cli.hydra_command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
-from growlm.errors import UserError
-from growlm.exit_codes import is_first_process, is_one_of_several, print_error, run_as_program
-from growlm.sweep.command import run_sweep
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import (
+    is_first_process,
+    is_one_of_several,
+    print_error,
+    run_as_program,
+)
+from growlm.sweep.sweep_command import run_sweep
 
 
 def main() -> None:
@@ -63,12 +68,12 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
     """
     config = typed_config(composed)
     # Lightning takes seconds to import.
-    from growlm.config.checks import check_config
-    from growlm.device import pick_accelerator
-    from growlm.launch import launch
+    from growlm.config.validation import check_config
+    from growlm.distributed.launcher import launch
+    from growlm.runtime.device import pick_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
-    from growlm.training.resuming import settings_of
+    from growlm.training.resume.resume_from import settings_of
 
     settings = HydraConfig.get()
     try:

@@ -10,22 +10,22 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from growlm.checkpoint.artefact import load_model
-from growlm.command import run_small_command
+from growlm.checkpoint.checkpoint_folder import load_model
+from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import load_command
-from growlm.errors import UserError
-from growlm.exit_codes import run_as_program
 from growlm.growth import operators_from_data
-from growlm.growth.engine import GrowthMap
-from growlm.growth.grow import plan_growth
-from growlm.model.draws import generator_for
+from growlm.growth.api import plan_growth
+from growlm.growth.growth_map import GrowthMap
+from growlm.model.keyed_rng import generator_for
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.checks import MARKS, print_checks
-from growlm.reporting.plain import plain_console
+from growlm.reporting.console.check_table import MARKS, print_checks
+from growlm.reporting.console.plain_console import plain_console
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_as_program
 from growlm.verification import check_router_lock, detailed_growth_check
+from growlm.verification.check_report import Status
 from growlm.verification.comparison import half_precision_tolerance, infer_growth_of
-from growlm.verification.report import Status
 from growlm.verification.suite import Case, cases
 
 USAGE = """

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from growlm.errors import UserError
 from growlm.growth import Deepen, Draws, MultiplyExperts, Operator, Upcycle, Widen
-from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.api import apply_growth, plan_growth
+from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.draws import generator_for, normal
+from growlm.model.keyed_rng import generator_for, normal
+from growlm.runtime.errors import UserError
 from growlm.verification import detailed_growth_check
 from growlm.verification.weights import check_weight_integrity
 

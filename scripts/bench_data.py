@@ -24,6 +24,7 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import DataConfig
 from growlm.data import (
     DataListener,
@@ -36,14 +37,13 @@ from growlm.data import (
     open_data,
     open_sources,
 )
-from growlm.data.tiktoken_encodings import TiktokenTokenizer
-from growlm.data.tokenizing import tokenize
-from growlm.errors import UserError
-from growlm.reporting.plain import plain_console
-from growlm.training.calibration import calibration
-from growlm.training.hardware import find_machine
-from growlm.training.plan import make_plan
-from growlm.training.planner import forecast
+from growlm.data.tokenization.parallel_tokenization import tokenize
+from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer
+from growlm.planner.calibration import calibration
+from growlm.planner.forecast import forecast
+from growlm.reporting.console.plain_console import plain_console
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import find_machine
 
 MEGABYTES = 16
 """At least so much text: files are repeated up to it."""

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from growlm.checkpoint import load_model, save_model
 from growlm.growth import Deepen, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.draws import generator_for
+from growlm.model.keyed_rng import generator_for
 
 GROW = "grow=[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]"
 OPERATORS = [Widen(scale_factor=2), Deepen(extra_layers=4)]

@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import nn
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
-from growlm.training.adamw_8bit import AdamW8bit
-from growlm.training.memory import resident_memory_bytes
+from growlm.optim.adamw_8bit import AdamW8bit
+from growlm.runtime.memory import resident_memory_bytes
 
 SHAPE = (8, 2048, 1024)
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}

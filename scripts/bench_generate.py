@@ -30,13 +30,13 @@ from rich.table import Table
 from torch import nn
 
 from growlm.checkpoint import save_model
-from growlm.interop import to_huggingface
+from growlm.huggingface import to_huggingface
+from growlm.inference.generation import generate
+from growlm.inference.precision import in_precision
+from growlm.inference.sampling import Sampling
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.generation import generate
-from growlm.model.precision import in_precision
-from growlm.model.sampling import Sampling
-from growlm.optional_packages import exit_without
-from growlm.torchao_notices import without_torchao_notices
+from growlm.runtime.optional_packages import exit_without
+from growlm.runtime.torchao_notices import without_torchao_notices
 
 try:
     import transformers

@@ -22,10 +22,10 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.draws import Draws
-from growlm.growth.grow import Operator, apply_growth, plan_growth
+from growlm.growth.api import Operator, apply_growth, plan_growth
+from growlm.growth.growth_rng import Draws
 from growlm.model import ModelConfig, TransformerLM
-from growlm.training.memory import release_memory
+from growlm.runtime.memory import release_memory
 
 AIM = 0.4
 DENSE = ModelConfig(

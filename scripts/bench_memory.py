@@ -28,7 +28,7 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
-from growlm.reporting.plan_table import duration
+from growlm.reporting.console.plan_table import duration
 from growlm.training import run_plan
 
 

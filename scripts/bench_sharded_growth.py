@@ -27,23 +27,23 @@ from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
-from growlm.exit_codes import leave
+from growlm.distributed.process_group import World
+from growlm.distributed.startup import join_world
 from growlm.growth import Widen
-from growlm.growth.draws import Draws
-from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.api import apply_growth, plan_growth
+from growlm.growth.growth_rng import Draws
 from growlm.growth.optimizer_state import grow_moments
-from growlm.meeting import join_world
 from growlm.model import ModelConfig, TransformerLM
-from growlm.training.devices import mesh_of_run
-from growlm.training.memory import (
+from growlm.runtime.exit_codes import leave
+from growlm.runtime.memory import (
     KeepFreedMemory,
     peak_memory_bytes,
     release_memory,
     reset_peak_memory,
     resident_memory_bytes,
 )
+from growlm.training.strategy import mesh_of_run
 from growlm.verification import detailed_growth_check
-from growlm.world import World
 
 AIM = 0.6
 MIXTURE = ModelConfig(
@@ -60,7 +60,7 @@ WIDEN = Widen(scale_factor=2.0, noise_std=1e-2)
 def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
     """One growth by this process, alone or together with the others: peaks in bytes, seconds."""
     from growlm.config.schema import TrainerConfig
-    from growlm.model.fully_sharded import sharded_model
+    from growlm.model.fsdp import sharded_model
 
     KeepFreedMemory().setup(None, None, "fit")  # type: ignore[arg-type] # as a run has it
     mesh = mesh_of_run(world, TrainerConfig(strategy="fsdp"), "cpu")

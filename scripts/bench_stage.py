@@ -30,8 +30,8 @@ from rich.table import Table
 
 from growlm.config import load_config
 from growlm.model import TransformerLM
+from growlm.runtime.memory import keep_freed_memory
 from growlm.training import run_plan
-from growlm.training.memory import keep_freed_memory
 
 WARMUP = 20
 

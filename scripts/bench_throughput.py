@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from growlm.model import ModelConfig, TransformerLM
-from growlm.optional_packages import exit_without
-from growlm.torchao_notices import without_torchao_notices
-from growlm.training.memory import keep_freed_memory
+from growlm.runtime.memory import keep_freed_memory
+from growlm.runtime.optional_packages import exit_without
+from growlm.runtime.torchao_notices import without_torchao_notices
 
 try:
     import transformers

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from growlm.growth import Deepen, MultiplyExperts, Operator, Upcycle, Widen, plan_growth
-from growlm.growth.pieces import Copy, Fill, FillWhole, Split
-from growlm.growth.upcycle_pieces import Cut
+from growlm.growth.transforms.tensor_transforms import Copy, Fill, FillWhole, Split
+from growlm.growth.transforms.upcycle_transforms import Cut
 from growlm.model import ModelConfig
-from growlm.optional_packages import exit_without
+from growlm.runtime.optional_packages import exit_without
 
 try:
     import matplotlib

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from growlm.growth import Deepen, Operator, Upcycle, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.draws import generator_for, normal
+from growlm.model.keyed_rng import generator_for, normal
 from growlm.verification import Comparison
 
 DEFAULT = ModelConfig(

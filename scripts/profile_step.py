@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from growlm.model import causal_attention, experts, loss
+from growlm.model import loss
+from growlm.model.layers import causal_attention, experts
 
 KINDS = {
     "products": ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"),

@@ -32,11 +32,11 @@ from growth_study.workers import Workers
 from rich.console import Console
 from rich.markdown import Markdown
 
-from growlm.checkpoint.locks import LockedError, take_lock
-from growlm.errors import RunError, UserError
-from growlm.exit_codes import exit_code_of
-from growlm.files import write_whole
-from growlm.optional_packages import exit_without
+from growlm.runtime.errors import RunError, UserError
+from growlm.runtime.exit_codes import exit_code_of
+from growlm.runtime.optional_packages import exit_without
+from growlm.storage.atomic_files import write_whole
+from growlm.storage.locks import LockedError, take_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "growth_pays"

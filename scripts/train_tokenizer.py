@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from growlm.data import embedded_documents
-from growlm.data.tiktoken_encodings import EMBEDDED_FILE, EMBEDDED_PATTERN
+from growlm.data.tokenization.tiktoken_encodings import EMBEDDED_FILE, EMBEDDED_PATTERN
 
 NUM_RANKS = 1023
 DEFAULT_OUT = Path(__file__).parents[1] / "growlm" / "data" / EMBEDDED_FILE

@@ -16,7 +16,7 @@ from typing import Any
 from rich.progress import Progress
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
-from growlm.training.memory import peak_memory_bytes, release_memory, reset_peak_memory
+from growlm.runtime.memory import peak_memory_bytes, release_memory, reset_peak_memory
 
 Step = Callable[[], object]
 

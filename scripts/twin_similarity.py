@@ -23,7 +23,7 @@ from growlm.checkpoint import load_model
 from growlm.config import load_config
 from growlm.config.schema import GrowSpec
 from growlm.growth import Widen
-from growlm.growth.channels import ChannelMap
+from growlm.growth.channel_map import ChannelMap
 from growlm.model import TransformerLM
 from growlm.model.axes import Role, axes_table
 from growlm.training import run_plan

@@ -21,9 +21,7 @@ from typing import Any
 
 from wandb.errors import Error
 
-from growlm.input_files import read_yaml, wrong_content
-from growlm.optional_packages import exit_without
-from growlm.reporting.metric_names import (
+from growlm.reporting.loggers.metric_names import (
     BOUNDARY_TABLE,
     LOSS_BY_PHASE,
     ON_LOSS_CURVE,
@@ -31,8 +29,10 @@ from growlm.reporting.metric_names import (
     STEP,
     layer_name,
 )
-from growlm.reporting.wandb_login import has_login
-from growlm.typed_values import typed
+from growlm.reporting.loggers.wandb_login import has_login
+from growlm.runtime.optional_packages import exit_without
+from growlm.storage.input_files import read_yaml, wrong_content
+from growlm.storage.typed_values import typed
 
 try:
     import wandb_workspaces.reports.v2 as reports

@@ -20,11 +20,11 @@ from growlm import grow as grow_command
 from growlm.checkpoint import load_model
 from growlm.config import load_config
 from growlm.config.load import typed_config
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
-from growlm.training import run as training_run
+from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
-from growlm.training.plan import make_plan
-from growlm.training.resuming import saved_config
+from growlm.training.resume.resume_from import saved_config
 
 FIXTURES = Path(__file__).with_name("fixtures") / "format_1"
 MADE = json.loads((FIXTURES / "made.json").read_text())

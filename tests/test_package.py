@@ -15,8 +15,8 @@ from packaging.version import Version
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
+from growlm.config.phase_plan import make_plan
 from growlm.model import TransformerLM
-from growlm.training.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 

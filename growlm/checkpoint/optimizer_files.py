@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from growlm.checkpoint.tensor_files import Entry, TensorFiles
-from growlm.errors import UserError
-from growlm.growth.eight_bit import scale_of
+from growlm.checkpoint.safetensors_io import Entry, TensorFiles
+from growlm.growth.eight_bit_moments import scale_of
 from growlm.growth.optimizer_state import FACTORED, MOMENT_POWERS, SCALES, state_shapes
+from growlm.runtime.errors import UserError
 
 StateEntries = dict[str, dict[str, Entry]]
 """Type and shape of every tensor, by parameter name and entry."""

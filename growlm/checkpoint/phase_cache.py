@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypedDict
 
-from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size, last_used
-from growlm.checkpoint.locks import take_lock
-from growlm.checkpoint.sealed import read_sealed, sealed
-from growlm.errors import UserError
-from growlm.input_files import copy_file
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import copy_file
+from growlm.storage.integrity import read_sealed, sealed
+from growlm.storage.locks import take_lock
+from growlm.storage.lru_directory import BoundedFolder, folder_size, last_used
 
 HISTORY = "training_history.jsonl"
 ORIGIN = "origin.json"

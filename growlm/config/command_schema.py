@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from growlm.config.schema import DataConfig, GrowSpec
-from growlm.limits import limits
+from growlm.runtime.field_limits import limits
 
 
 @dataclass

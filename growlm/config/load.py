@@ -13,11 +13,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from growlm.config.checks import check_config
 from growlm.config.schema import RunConfig
 from growlm.config.starting_model import fill_from_folder
-from growlm.errors import UserError
-from growlm.limits import check_limits
+from growlm.config.validation import check_config
+from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits
 
 Command = TypeVar("Command")
 

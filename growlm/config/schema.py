@@ -11,13 +11,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from growlm.growth.deepen import NEW_BLOCKS, Deepen
-from growlm.growth.multiply_experts import MultiplyExperts
+from growlm.growth.operators.deepen import NEW_BLOCKS, Deepen
+from growlm.growth.operators.multiply_experts import MultiplyExperts
+from growlm.growth.operators.upcycle import Upcycle
+from growlm.growth.operators.widen import NEW_CHANNELS, Widen
 from growlm.growth.optimizer_state import MODES
-from growlm.growth.upcycle import Upcycle
-from growlm.growth.widen import NEW_CHANNELS, Widen
-from growlm.limits import limits
 from growlm.model.config import ModelConfig
+from growlm.runtime.field_limits import limits
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from growlm.errors import UserError
-from growlm.interop.pretrained import open_pretrained
+from growlm.huggingface.pretrained import open_pretrained
+from growlm.runtime.errors import UserError
 
 SETTABLE = ("max_seq_len", "router_balance_weight", "router_z_weight", "router_tie_breaking")
 """Fields that change no weight."""

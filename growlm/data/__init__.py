@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
-from growlm.data.held_out import HeldOut
-from growlm.data.open_sources import open_sources
 from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches
-from growlm.data.prepare import DataListener, RunData, open_data, prepare_data
-from growlm.data.sources import EmbeddedStories, Source, TextFiles, embedded_documents
-from growlm.data.stories import story
+from growlm.data.preparation import DataListener, RunData, open_data, prepare_data
+from growlm.data.sources.document_sources import (
+    EmbeddedStories,
+    Source,
+    TextFiles,
+    embedded_documents,
+)
+from growlm.data.sources.source_factory import open_sources
+from growlm.data.sources.text_files import find_text_files
 from growlm.data.streaming import StreamedSamples
-from growlm.data.text_files import find_text_files
-from growlm.data.tokenizers import Tokenizer, load_tokenizer
+from growlm.data.synthetic.stories import story
+from growlm.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from growlm.data.validation_split import HeldOut
 
 if TYPE_CHECKING:
     from growlm.data.data_module import PackedDataModule

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
-from growlm.checkpoint.sealed import MANIFEST, check_manifest, read_manifest
-from growlm.data.mapped import map_array
-from growlm.data.tokenizing import TokenizedDocuments
-from growlm.errors import UserError
-from growlm.input_files import read_json
-from growlm.typed_values import Count
+from growlm.data.memory_map import map_array
+from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import read_json
+from growlm.storage.integrity import MANIFEST, check_manifest, read_manifest
+from growlm.storage.typed_values import Count
 
 RECORD = "corpus.json"
 FILES = ("train.tokens", "train.ends", "validation.tokens", "validation.ends", "validation.bytes")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from growlm.data.rows import Row
-from growlm.errors import UserError
+from growlm.data.token_stream import Row
+from growlm.runtime.errors import UserError
 
 
 class Samples(Dataset[torch.Tensor]):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 MIXTURE_BLOCK = 10_000
 """Documents after which every source has had exactly its share."""

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from growlm.data.chunks import BEGINNING, Chunk, ChunkPlace, ReadAhead, chunk_documents, chunks
 from growlm.data.packing import Samples
+from growlm.data.prefetch import BEGINNING, Chunk, ChunkPlace, ReadAhead, chunk_documents, chunks
 from growlm.data.shuffling import mixture_order, window_order
-from growlm.data.sources import Source
-from growlm.data.tokenizers import Tokenizer
+from growlm.data.sources.document_sources import Source
+from growlm.data.tokenization.tokenizer import Tokenizer
 
 FAR = 1000
 """Samples after which reading up to another one is told of."""

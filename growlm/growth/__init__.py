@@ -1,9 +1,6 @@
 """Growth: operators, and the one engine behind them. Imports torch, nothing of Lightning, Hydra or W&B."""
 
-from growlm.growth.deepen import Deepen
-from growlm.growth.draws import Draws
-from growlm.growth.engine import GrowthMap
-from growlm.growth.grow import (
+from growlm.growth.api import (
     Operator,
     apply_growth,
     grow,
@@ -11,11 +8,14 @@ from growlm.growth.grow import (
     plan_growth,
     scale_bilaterally,
 )
-from growlm.growth.multiply_experts import MultiplyExperts
-from growlm.growth.operators import operators_as_data, operators_from_data
+from growlm.growth.growth_map import GrowthMap
+from growlm.growth.growth_rng import Draws
+from growlm.growth.operators.deepen import Deepen
+from growlm.growth.operators.multiply_experts import MultiplyExperts
+from growlm.growth.operators.registry import operators_as_data, operators_from_data
+from growlm.growth.operators.upcycle import Upcycle
+from growlm.growth.operators.widen import Widen
 from growlm.growth.optimizer_state import grow_moments
-from growlm.growth.upcycle import Upcycle
-from growlm.growth.widen import Widen
 
 __all__ = [
     "Deepen",

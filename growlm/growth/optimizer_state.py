@@ -8,7 +8,7 @@
 | `asymmetric` | as `carry` for the original block of each tensor; nothing for the new block, whose rate is |
 |              | warmed up anew                                                                            |
 
-How `exact` and `asymmetric` scale the steps: `growlm/training/step_scaling.py`.
+How `exact` and `asymmetric` scale the steps: `growlm/optim/step_scaling.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from growlm.dealing import Making, each_made
-from growlm.growth.eight_bit import (
+from growlm.distributed.dtensors import is_sharded
+from growlm.distributed.sharded_tasks import Making, each_made
+from growlm.growth.eight_bit_moments import (
     dequantise,
     fits_eight_bits,
     quantise,
@@ -29,12 +30,16 @@ from growlm.growth.eight_bit import (
     scale_of,
     scales_in,
 )
-from growlm.growth.engine import GrowthMap, TensorMap
-from growlm.growth.factors import Factors, as_originals, no_factors, original_entries
-from growlm.growth.noise import Noise
-from growlm.growth.pieces import Fill
-from growlm.growth.upcycle_pieces import Redraw
-from growlm.sharding import is_sharded
+from growlm.growth.growth_map import GrowthMap, TensorMap
+from growlm.growth.transforms.noise import Noise
+from growlm.growth.transforms.scale_factors import (
+    Factors,
+    as_originals,
+    no_factors,
+    original_entries,
+)
+from growlm.growth.transforms.tensor_transforms import Fill
+from growlm.growth.transforms.upcycle_transforms import Redraw
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -46,7 +51,7 @@ FACTORED = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
 
 SCALES = {scale_of(entry): entry for entry in MOMENT_POWERS}
-"""Which moment a name of scales belongs to (`growlm/growth/eight_bit.py`)."""
+"""Which moment a name of scales belongs to (`growlm/growth/eight_bit_moments.py`)."""
 
 State = dict[str, Tensor]
 

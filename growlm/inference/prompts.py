@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from growlm.data.tokenizers import Tokenizer
-from growlm.errors import UserError
+from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.text_stream import prompt_ids
-from growlm.input_files import LARGEST_TEXT, read_text
-from growlm.parsing import parse_json
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import LARGEST_TEXT, read_text
+from growlm.storage.parsing import parse_json
 
 SHOWN = 40
 """Characters of a prompt that a message repeats."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from growlm.data.tokenizers import Tokenizer
+from growlm.data.tokenization.tokenizer import Tokenizer
 
 CONTEXT = 16
 """Tokens of the prompt that are looked back on."""

@@ -1,8 +1,8 @@
 """The transformer and its axis labels. Imports torch, nothing of Lightning, Hydra or W&B."""
 
 from growlm.model.config import ModelConfig
-from growlm.model.report import ParameterReport, parameter_report, training_flops_per_token
-from growlm.model.routing import Routing
+from growlm.model.layers.routing import Routing
+from growlm.model.model_size import ParameterReport, parameter_report, training_flops_per_token
 from growlm.model.transformer import TransformerLM
 
 __all__ = [

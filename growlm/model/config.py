@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from growlm.errors import UserError
-from growlm.limits import check_limits, limits
+from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits, limits
 
 
 @dataclass

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growlm.model.causal_attention import causal_attention
 from growlm.model.config import ModelConfig
-from growlm.model.rotary import rotary_tables
+from growlm.model.layers.causal_attention import causal_attention
+from growlm.model.layers.rotary import rotary_tables
 
 
 class KeyValueCache:

@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from growlm.errors import UserError
-from growlm.model.attention import Attention
 from growlm.model.axes import Label, index, label, writes
 from growlm.model.config import ModelConfig
-from growlm.model.experts import Experts, MixtureOfExperts
-from growlm.model.feed_forward import FeedForward
-from growlm.model.initialisation import initialise
+from growlm.model.initialization import initialise
 from growlm.model.kv_cache import KeyValueCache, LayerCache
-from growlm.model.layers import linear, norm
+from growlm.model.layers.attention import Attention
+from growlm.model.layers.experts import Experts, MixtureOfExperts
+from growlm.model.layers.feed_forward import FeedForward
+from growlm.model.layers.labeled_layers import linear, norm
+from growlm.model.layers.rotary import rotary_tables
+from growlm.model.layers.routing import Routing, RoutingLog
 from growlm.model.loss import linear_cross_entropy, token_losses
-from growlm.model.rotary import rotary_tables
-from growlm.model.routing import Routing, RoutingLog
+from growlm.runtime.errors import UserError
 
 
 class Block(nn.Module):

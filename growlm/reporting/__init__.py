@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growlm.reporting.listener import RunListener
+    from growlm.reporting.events import RunListener
     from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 
 __all__ = ["BoundaryRecord", "PhaseStart", "PhaseSummary", "RunListener", "RunSummary"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from growlm.model.report import ParameterReport
-from growlm.verification.report import CheckReport, GrowthReport, Status
+from growlm.model.model_size import ParameterReport
+from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
 Row = dict[str, Any]
 """A line of training_history.jsonl."""

@@ -16,10 +16,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
-from growlm.errors import UserError
-from growlm.sweep.devices import refuse_several_devices
-from growlm.sweep.folder import make_job
-from growlm.sweep.record import WRONG, Sweep
+from growlm.reporting.reading.sweep_record import WRONG, Sweep
+from growlm.runtime.errors import UserError
+from growlm.sweep.job_devices import refuse_several_devices
+from growlm.sweep.sweep_folder import make_job
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 MANY = 20

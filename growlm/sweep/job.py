@@ -13,16 +13,16 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from growlm.checkpoint.locks import LockedError
-from growlm.checkpoint.watched_folders import RemovedError
-from growlm.command import run_command
+from growlm.cli.hydra_command import run_command
 from growlm.config.load import typed_config
 from growlm.config.schema import RunConfig
-from growlm.errors import UserError
-from growlm.exit_codes import print_error
-from growlm.files import open_to_append
-from growlm.sweep.folder import STATUS, SweepFolder
-from growlm.sweep.record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
+from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import print_error
+from growlm.storage.atomic_files import open_to_append
+from growlm.storage.locks import LockedError
+from growlm.storage.watched_folders import RemovedError
+from growlm.sweep.sweep_folder import STATUS, SweepFolder
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 

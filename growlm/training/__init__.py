@@ -1,8 +1,8 @@
 """Training a plan, phase after phase."""
 
-from growlm.training.growth_callback import GrowthCallback, GrowthError
-from growlm.training.run import RunResult, run_plan
-from growlm.training.stage import PhaseStage
-from growlm.training.stop import Interrupted
+from growlm.runtime.signals import Interrupted
+from growlm.training.callbacks.growth_callback import GrowthCallback, GrowthError
+from growlm.training.phase_module import PhaseStage
+from growlm.training.plan_runner import RunResult, run_plan
 
 __all__ = ["GrowthCallback", "GrowthError", "Interrupted", "PhaseStage", "RunResult", "run_plan"]

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from growlm.config.checks import check_config
+from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
 from growlm.config.schema import RunConfig, StartingModel
+from growlm.config.validation import check_config
 from growlm.data import load_tokenizer
-from growlm.training.calibration import calibration
-from growlm.training.hardware import find_machine
-from growlm.training.plan import Plan, PlannedPhase, make_plan
-from growlm.training.planner import forecast
-from growlm.training.resuming import AUTO, saved_config
+from growlm.planner.calibration import calibration
+from growlm.planner.forecast import forecast
+from growlm.runtime.hardware import find_machine
+from growlm.training.resume.resume_from import AUTO, saved_config
 
 
 def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:

@@ -15,21 +15,19 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from growlm.checkpoint.run_state import RECORD, RunState, write_state
+from growlm.checkpoint.resume_state import RECORD, RunState, write_state
+from growlm.config.phase_plan import PlannedPhase
 from growlm.data import PackedDataModule
-from growlm.errors import RunError
 from growlm.growth.optimizer_state import State
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.history import HistoryFiles
-from growlm.reporting.listener import RunListener
+from growlm.optim import adamw_8bit
+from growlm.planner.forecast import less_memory
+from growlm.reporting.events import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
-from growlm.training import adamw_8bit
-from growlm.training.devices import describe_devices, devices_of, mesh_of_run
-from growlm.training.end_callback import ArtefactCallback, SampleCallback, forget_artefacts
-from growlm.training.growth_callback import GrowthCallback, scaling_of
-from growlm.training.hand_off import HandOff
-from growlm.training.hardware import peak_flops
-from growlm.training.memory import (
+from growlm.reporting.run_history import HistoryFiles
+from growlm.runtime.errors import RunError
+from growlm.runtime.hardware import peak_flops
+from growlm.runtime.memory import (
     KeepFreedMemory,
     is_out_of_memory,
     peak_memory_bytes,
@@ -37,17 +35,23 @@ from growlm.training.memory import (
     reset_peak_memory,
     resident_memory_bytes,
 )
-from growlm.training.plan import PlannedPhase
-from growlm.training.planner import less_memory
-from growlm.training.prepare import Prepared, extra_callbacks
-from growlm.training.pretrained_callback import PretrainedCallback
-from growlm.training.progress_callback import ProgressCallback
-from growlm.training.reusing import PhaseReuse
-from growlm.training.run_dir import RunFolder
-from growlm.training.saved_state import restoring
-from growlm.training.stage import PhaseStage
-from growlm.training.state_callback import RestoreCallback, StateCallback
-from growlm.training.stop import Interrupted, StopRequests
+from growlm.runtime.signals import Interrupted, StopRequests
+from growlm.training.callbacks.checkpoint_callback import (
+    ArtefactCallback,
+    SampleCallback,
+    forget_artefacts,
+)
+from growlm.training.callbacks.growth_callback import GrowthCallback, scaling_of
+from growlm.training.callbacks.pretrained_callback import PretrainedCallback
+from growlm.training.callbacks.progress_callback import ProgressCallback
+from growlm.training.callbacks.resume_callback import RestoreCallback, StateCallback
+from growlm.training.phase_module import PhaseStage
+from growlm.training.phase_state import HandOff
+from growlm.training.resume.phase_reuse import PhaseReuse
+from growlm.training.resume.state_schema import restoring
+from growlm.training.run_folder import RunFolder
+from growlm.training.run_setup import Prepared, extra_callbacks
+from growlm.training.strategy import describe_devices, devices_of, mesh_of_run
 
 
 class PhaseRunner:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from growlm.compilers import why_no_compiler
 from growlm.config.schema import RunConfig
-from growlm.errors import UserError
-from growlm.optional_packages import why_missing
-from growlm.training import adamw_8bit
+from growlm.optim import adamw_8bit
+from growlm.runtime.compilers import why_no_compiler
+from growlm.runtime.errors import UserError
+from growlm.runtime.optional_packages import why_missing
 
 
 def check_requirements(config: RunConfig, accelerator: str) -> None:

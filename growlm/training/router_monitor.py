@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growlm.model.routing import router_health
-from growlm.sharding import own_part, own_rows, total, whole
-from growlm.training.stage import PhaseStage, StepFigures
-from growlm.verification.report import CheckReport
+from growlm.distributed.dtensors import own_part, own_rows, total, whole
+from growlm.model.layers.routing import router_health
+from growlm.training.phase_module import PhaseStage, StepFigures
+from growlm.verification.check_report import CheckReport
 from growlm.verification.router_lock import (
     RouterState,
     RouterWatch,

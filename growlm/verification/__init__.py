@@ -1,10 +1,10 @@
 """Did a growth lose anything? Checks return reports and print nothing."""
 
+from growlm.verification.check_report import CheckReport, GrowthReport, Status
 from growlm.verification.comparison import Comparison, infer_growth
 from growlm.verification.equivalence import EquivalenceReport, verify_functional_equivalence
 from growlm.verification.functional import check_functional_identity_layerwise
 from growlm.verification.growth_check import detailed_growth_check
-from growlm.verification.report import CheckReport, GrowthReport, Status
 from growlm.verification.rope import check_rope_integrity
 from growlm.verification.router import check_router_scaling
 from growlm.verification.router_lock import check_router_lock

@@ -25,17 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from growlm.growth.deepen import Deepen
-from growlm.growth.engine import GrowthMap
-from growlm.growth.grow import Operator, plan_growth
-from growlm.growth.multiply_experts import MultiplyExperts
-from growlm.growth.upcycle import Upcycle
-from growlm.growth.widen import Widen
+from growlm.distributed.dtensors import is_sharded, own_part, total
+from growlm.growth.api import Operator, plan_growth
+from growlm.growth.growth_map import GrowthMap
+from growlm.growth.operators.deepen import Deepen
+from growlm.growth.operators.multiply_experts import MultiplyExperts
+from growlm.growth.operators.upcycle import Upcycle
+from growlm.growth.operators.widen import Widen
 from growlm.model.config import ModelConfig
-from growlm.model.draws import generator_for
-from growlm.model.routing import Routing
+from growlm.model.keyed_rng import generator_for
+from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import is_sharded, own_part, total
 from growlm.verification.weights import WeightFaults, find_faults
 
 NEAR_TIE = 1e-4

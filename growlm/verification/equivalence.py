@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
+from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import Comparison, nonfinite_tensors
 

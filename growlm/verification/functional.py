@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
+from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
+from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import Comparison
-from growlm.verification.report import CheckReport, Status
 
 MOST = 0.5
 """Share of the positions that must have been compared for the check to pass."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
+from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
+from growlm.verification.check_report import CheckReport, GrowthReport, Status
 from growlm.verification.comparison import Comparison
 from growlm.verification.functional import functional_identity
-from growlm.verification.report import CheckReport, GrowthReport, Status
 from growlm.verification.rope import rope_integrity
 from growlm.verification.router import router_scaling
 from growlm.verification.symmetry import symmetry_breaking

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
+from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
+from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import Comparison
-from growlm.verification.report import CheckReport, Status
 
 
 def check_rope_integrity(

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growlm.distributed.dtensors import whole
 from growlm.model.axes import Role, axes_table
-from growlm.model.routing import Routing
+from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import whole
+from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import exact_arithmetic
-from growlm.verification.report import CheckReport, Status
 
 FIRST_STEP = 2
 """Experts that are equal give their router a gradient of zero rightly, in the first step."""

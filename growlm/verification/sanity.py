@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from growlm.distributed.dtensors import own_part, total
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import own_part, total
 from growlm.verification.comparison import (
     exact_arithmetic,
     half_precision_tolerance,

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from growlm.growth.deepen import Deepen
-from growlm.growth.grow import Operator, grow, plan_growth
-from growlm.growth.multiply_experts import MultiplyExperts
-from growlm.growth.upcycle import Upcycle
-from growlm.growth.widen import Widen
+from growlm.growth.api import Operator, grow, plan_growth
+from growlm.growth.operators.deepen import Deepen
+from growlm.growth.operators.multiply_experts import MultiplyExperts
+from growlm.growth.operators.upcycle import Upcycle
+from growlm.growth.operators.widen import Widen
 from growlm.model.config import ModelConfig
-from growlm.model.draws import generator_for, normal
+from growlm.model.keyed_rng import generator_for, normal
 from growlm.model.transformer import TransformerLM
+from growlm.verification.check_report import GrowthReport, Status
 from growlm.verification.growth_check import detailed_growth_check
-from growlm.verification.report import GrowthReport, Status
 
 DEFAULT = ModelConfig(
     vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=256

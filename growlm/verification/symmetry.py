@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
+from growlm.distributed.dtensors import whole
+from growlm.growth.growth_map import GrowthMap
 from growlm.model.axes import Role, axes_table, split_block_name
-from growlm.model.fully_sharded import one_block_at_a_time
+from growlm.model.fsdp import one_block_at_a_time
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import whole
+from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import Comparison, exact_arithmetic, probe_loss
-from growlm.verification.report import CheckReport, Status
 
 WEIGHT_THRESHOLD = 1e-10
 GRADIENT_THRESHOLD = 1e-9

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growlm.growth.engine import GrowthMap
-from growlm.growth.reconstruction import Fault
+from growlm.distributed.dtensors import whole
+from growlm.growth.growth_map import GrowthMap
+from growlm.growth.transforms.reconstruction import Fault
 from growlm.model.transformer import TransformerLM
-from growlm.sharding import whole
-from growlm.verification.report import CheckReport, Status
+from growlm.verification.check_report import CheckReport, Status
 
 SHOWN = 3
 """Faults that the summary names."""

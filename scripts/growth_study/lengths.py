@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from growlm.config.phase_plan import Plan
 from growlm.config.schema import PhaseConfig, RunConfig
-from growlm.training.plan import Plan
 
 DECAY = 0.2
 """Of a run's FLOPs, at its end. (`schedule.decay_fraction` is of steps, which cost more after a growth.)"""

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from growlm.errors import UserError
-from growlm.input_files import LARGEST_HISTORY, exists, read_bytes
-from growlm.parsing import parse_json
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import LARGEST_HISTORY, exists, read_bytes
+from growlm.storage.parsing import parse_json
 
 Record = dict[str, Any]
 

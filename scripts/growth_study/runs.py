@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from growlm.config import load_config
-from growlm.config.flat import flat
+from growlm.config.flatten import flat
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
-from growlm.errors import RunError, UserError
-from growlm.reporting.html.history import History, read_history
+from growlm.reporting.reading.history_reader import History, read_history
+from growlm.runtime.errors import RunError, UserError
+from growlm.runtime.hardware import find_machine, processor
 from growlm.training import run_plan
 from growlm.training.baseline import with_baseline
-from growlm.training.hardware import find_machine, processor
-from growlm.training.nonfinite import NonFiniteError
-from growlm.training.phase_keys import CODE
-from growlm.training.plan import make_plan
+from growlm.training.nan_check import NonFiniteError
+from growlm.training.resume.fingerprint import CODE
 from growth_study.arms import Arm, arm_named, axis_named
 from growth_study.lengths import scaled, trained_for
 from growth_study.record_file import Record

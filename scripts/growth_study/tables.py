@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from growlm.files import write_whole
+from growlm.storage.atomic_files import write_whole
 from growth_study.arms import AXES
 from growth_study.costs import Read
 from growth_study.findings import AxisFindings, ChangeFindings, Findings, Spread

@@ -14,7 +14,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 import torch
 
-from growlm.errors import RunError
+from growlm.runtime.errors import RunError
 from growth_study.record_file import Record
 from growth_study.runs import Run, Study, carry_out
 

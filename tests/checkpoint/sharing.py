@@ -13,13 +13,13 @@ from imitation import imitate_machine
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import save_model
-from growlm.checkpoint.artefact import new_folder
-from growlm.checkpoint.run_state import RunState, write_state
-from growlm.exit_codes import exit_code_of, leave
-from growlm.interop.pretrained import open_pretrained
-from growlm.meeting import join_world
-from growlm.sharding import divided, is_sharded, own_part, rows_of
-from growlm.training.memory import release_memory
+from growlm.checkpoint.checkpoint_folder import new_folder
+from growlm.checkpoint.resume_state import RunState, write_state
+from growlm.distributed.dtensors import divided, is_sharded, own_part, rows_of
+from growlm.distributed.startup import join_world
+from growlm.huggingface.pretrained import open_pretrained
+from growlm.runtime.exit_codes import exit_code_of, leave
+from growlm.runtime.memory import release_memory
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
 LARGE = {
@@ -65,7 +65,7 @@ def trained_model():
 
 def shared_model(mesh):
     """The same, by FSDP2's own means."""
-    from growlm.model.fully_sharded import divided_states, shard
+    from growlm.model.fsdp import divided_states, shard
 
     model, states = trained_model()
     shard(model, mesh)
@@ -73,7 +73,7 @@ def shared_model(mesh):
 
 
 def write_random(folder, world, mesh):
-    from growlm.checkpoint.sharded import write_parts
+    from growlm.checkpoint.distributed_checkpoint import write_parts
 
     for seed in range(8):
         tensors = random_tensors(seed)
@@ -87,8 +87,8 @@ def write_random(folder, world, mesh):
 
 def read_random(folder, world, mesh):
     """Whatever number of processes wrote it, and into whichever division."""
-    from growlm.checkpoint.sharded import read_own_rows
-    from growlm.checkpoint.tensor_files import TensorFiles
+    from growlm.checkpoint.distributed_checkpoint import read_own_rows
+    from growlm.checkpoint.safetensors_io import TensorFiles
 
     for path in sorted(folder.glob("random-*")):
         expected = random_tensors(int(path.name.rpartition("-")[2]))
@@ -160,7 +160,7 @@ def save_shared_model(folder, world, mesh):
 
 def measure(folder, world, mesh):
     """Print what writing and reading take at their peak, above what is there anyway, and how much that is."""
-    from growlm.model.fully_sharded import sharded_model
+    from growlm.model.fsdp import sharded_model
 
     config = tiny_config(**(CONFIG | LARGE))
     model = sharded_model(config, 0, mesh)

@@ -2,8 +2,8 @@
 
 import os
 
-from growlm.checkpoint import bounded_folder
-from growlm.checkpoint.bounded_folder import BoundedFolder, folder_size
+from growlm.storage import lru_directory as bounded_folder
+from growlm.storage.lru_directory import BoundedFolder, folder_size
 
 NAMES = {letter: letter * 32 for letter in "abcd"}
 

@@ -9,9 +9,10 @@ import torch
 from grown_training import OPTIMIZERS, Training
 from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 
-from growlm.checkpoint import artefact, load_model, load_states, save_model, tensor_files
-from growlm.checkpoint.growing import grow_checkpoint
-from growlm.errors import DiskError, UserError
+from growlm.checkpoint import checkpoint_folder as artefact
+from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint import safetensors_io as tensor_files
+from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.growth import (
     Deepen,
     MultiplyExperts,
@@ -22,7 +23,8 @@ from growlm.growth import (
     operators_from_data,
     plan_growth,
 )
-from growlm.training.optimizer import states_by_name
+from growlm.optim.optimizer_factory import states_by_name
+from growlm.runtime.errors import DiskError, UserError
 
 SEQUENCES = {
     "widen and deepen": [Widen(scale_factor=1.5), Deepen(extra_layers=3, placement="interleave")],
@@ -135,7 +137,7 @@ def test_a_target_that_exists_is_left_alone(tmp_path):
 def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
     save_model(build(tiny_config()), tmp_path / "small", {})
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("growlm.checkpoint.growing.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("growlm.checkpoint.offline_growth.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GB left"):
         grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
     assert not (tmp_path / "large").exists()

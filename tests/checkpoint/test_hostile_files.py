@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, load_states, save_model
-from growlm.checkpoint.growing import grow_checkpoint
-from growlm.checkpoint.run_state import RunState, write_state
-from growlm.checkpoint.sealed import write_manifest
-from growlm.errors import UserError
+from growlm.checkpoint.offline_growth import grow_checkpoint
+from growlm.checkpoint.resume_state import RunState, write_state
 from growlm.growth import Deepen
-from growlm.interop import to_huggingface
+from growlm.huggingface import to_huggingface
+from growlm.runtime.errors import UserError
+from growlm.storage.integrity import write_manifest
 
 
 class Malicious:

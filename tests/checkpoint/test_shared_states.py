@@ -16,14 +16,14 @@ from sharing import assert_same_tensors, random_tensors, trained_model
 from tiny_models import random_tokens
 
 from growlm.checkpoint import load_model, load_states, save_model
-from growlm.checkpoint.growing import grow_checkpoint
-from growlm.checkpoint.parts import SHARDING
-from growlm.checkpoint.run_state import RunState
-from growlm.checkpoint.sealed import file_digest, write_manifest
-from growlm.checkpoint.tensor_files import TensorFiles
-from growlm.errors import UserError
+from growlm.checkpoint.offline_growth import grow_checkpoint
+from growlm.checkpoint.resume_state import RunState
+from growlm.checkpoint.safetensors_io import TensorFiles
+from growlm.checkpoint.shard_format import SHARDING
 from growlm.growth import Deepen, grow
-from growlm.interop.pretrained import open_pretrained
+from growlm.huggingface.pretrained import open_pretrained
+from growlm.runtime.errors import UserError
+from growlm.storage.integrity import file_digest, write_manifest
 
 SHARING = Path(__file__).with_name("sharing.py")
 FILES = (

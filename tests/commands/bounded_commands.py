@@ -8,8 +8,8 @@ import pytest
 
 from growlm import convert, evaluate, generate, report, train, verify
 from growlm import grow as grow_command
-from growlm.training import prepare
-from growlm.training.calibration import Calibration
+from growlm.planner.calibration import Calibration
+from growlm.training import run_setup as prepare
 
 COMMANDS = {
     "convert": convert,

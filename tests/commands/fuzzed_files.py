@@ -12,7 +12,7 @@ import hostile_cases as known
 import yaml
 from hostile_cases import FIXTURES, reseal
 
-from growlm.checkpoint.sealed import sealed
+from growlm.storage.integrity import sealed
 
 DEEP = "[" * 100 + "]" * 100
 VALUES = (

@@ -19,7 +19,7 @@ from pathlib import Path
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"
 sys.path.insert(0, str(FIXTURES.parents[2]))
 
-from growlm.checkpoint.sealed import file_digest, sealed, write_manifest  # noqa: E402
+from growlm.storage.integrity import file_digest, sealed, write_manifest  # noqa: E402
 
 CHECKPOINT = "gpt/checkpoints/moe_model_final"
 DENSE = "gpt/checkpoints/dense_model"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from growlm import convert as convert_command
 from growlm.checkpoint import load_model, save_model
 from growlm.model import parameter_report
-from growlm.torchao_notices import without_torchao_notices
+from growlm.runtime.torchao_notices import without_torchao_notices
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from growlm.command import QUOTED, quote_free_text
+from growlm.cli.hydra_command import QUOTED, quote_free_text
 from growlm.config.command_schema import GenerateCommand
 from growlm.config.literal import with_literal_prompt
 from growlm.config.load import load_command, load_config
 from growlm.config.schema import RunConfig
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 PIECES = st.sampled_from(
     ["'", '"', "\\", "$", "{", "}", "${", "${seed}", "null", "???", ",", "=", " "]

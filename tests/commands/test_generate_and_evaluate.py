@@ -15,10 +15,10 @@ from growlm import evaluate as evaluate_command
 from growlm import generate as generate_command
 from growlm.checkpoint import save_model
 from growlm.data import load_tokenizer, story
+from growlm.inference.generation import generate
+from growlm.inference.outputs import for_terminal
+from growlm.inference.sampling import Sampling
 from growlm.inference.text_stream import continuation_text
-from growlm.inference.texts import for_terminal
-from growlm.model.generation import generate
-from growlm.model.sampling import Sampling
 
 BYTES = load_tokenizer("bytes")
 CPU = ("device=cpu", "precision=32-true")

@@ -14,7 +14,7 @@ from tiny_models import EXPERTS, build, tiny_config
 from growlm import grow as grow_command
 from growlm import verify as verify_command
 from growlm.checkpoint import load_model, save_model
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 WIDEN = "grow=[{widen: {scale_factor: 2}}]"
 
@@ -165,7 +165,7 @@ def test_the_standalone_suite(run):
 
 
 def test_the_standalone_suite_notices(run, monkeypatch):
-    from growlm.growth.pieces import Split
+    from growlm.growth.transforms.tensor_transforms import Split
 
     monkeypatch.setattr(Split, "share_exponent", lambda self, power: 0)
     code, out, _ = run(verify_command)

@@ -14,11 +14,11 @@ from tiny_models import build, tiny_config
 from tiny_run import TINY, TINY_PLAN
 
 from growlm.checkpoint import save_model
-from growlm.compilers import why_no_compiler
 from growlm.config import load_config
-from growlm.errors import UserError
-from growlm.optional_packages import why_missing
-from growlm.torchao_notices import without_torchao_notices
+from growlm.runtime.compilers import why_no_compiler
+from growlm.runtime.errors import UserError
+from growlm.runtime.optional_packages import why_missing
+from growlm.runtime.torchao_notices import without_torchao_notices
 from growlm.training import run_plan
 from growlm.training.requirements import check_requirements
 
@@ -76,7 +76,9 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_measured(nam
 
 
 def test_compiling_without_headers_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("growlm.compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"})
+    monkeypatch.setattr(
+        "growlm.runtime.compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}
+    )
     config = load_config(*TINY, "trainer=cpu", "trainer.compile=true", f"run_dir='{tmp_path}/run'")
     with pytest.raises(UserError, match=r"trainer\.compile=true: .*no Python.h in /nowhere"):
         run_plan(config)

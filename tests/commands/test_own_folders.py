@@ -25,20 +25,21 @@ from hostile_cases import (
     zeros,
 )
 
-from growlm.checkpoint.locks import take_lock, wait_for_lock
-from growlm.checkpoint.sealed import sealed
 from growlm.data.corpus import open_corpus
-from growlm.data.token_cache import TokenCache
-from growlm.data.tokenizers import load_tokenizer
-from growlm.data.tokenizing import TokenizedDocuments
-from growlm.errors import DiskError, UserError
-from growlm.files import open_to_append, write_whole
-from growlm.training import calibration as calibrations
-from growlm.training import prepare, run_plan
-from growlm.training import run as training_run
-from growlm.training.calibration import Calibration, calibration
-from growlm.training.hardware import find_machine
-from growlm.training.resuming import saved_config
+from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
+from growlm.data.tokenization.token_cache import TokenCache
+from growlm.data.tokenization.tokenizer import load_tokenizer
+from growlm.planner import calibration as calibrations
+from growlm.planner.calibration import Calibration, calibration
+from growlm.runtime.errors import DiskError, UserError
+from growlm.runtime.hardware import find_machine
+from growlm.storage.atomic_files import open_to_append, write_whole
+from growlm.storage.integrity import sealed
+from growlm.storage.locks import take_lock, wait_for_lock
+from growlm.training import plan_runner as training_run
+from growlm.training import run_plan
+from growlm.training import run_setup as prepare
+from growlm.training.resume.resume_from import saved_config
 
 JOB = "sweep/0_noise_std=0.001"
 ENTRY = "phase_cache/55082a7573af8fa46f62eaef92bc8e5e"

@@ -13,9 +13,9 @@ from stopping import slow
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, save_model
-from growlm.checkpoint.locks import LockedError, lock_new
-from growlm.errors import DiskError
-from growlm.files import write_whole
+from growlm.runtime.errors import DiskError
+from growlm.storage.atomic_files import write_whole
+from growlm.storage.locks import LockedError, lock_new
 
 COMMANDS = {
     "grow": ("checkpoint={model}", "out={out}", "grow=[{widen: {scale_factor: 4}}]"),

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from growlm.config import load_config, schema
-from growlm.errors import UserError
+from growlm.distributed.process_group import World
 from growlm.reporting import RunListener
+from growlm.runtime.errors import UserError
 from growlm.training import run_plan
-from growlm.training.prepare import prepare
-from growlm.world import World
+from growlm.training.run_setup import prepare
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
@@ -110,7 +110,7 @@ BAD = [
     ),
     # Through a module's own imports a path would lead anywhere.
     (
-        ["+callbacks.extra.x._target_=growlm.checkpoint.artefact.shutil.rmtree"],
+        ["+callbacks.extra.x._target_=growlm.checkpoint.checkpoint_folder.shutil.rmtree"],
         "callbacks.extra.x._target_",
         "must be a class of growlm",
     ),

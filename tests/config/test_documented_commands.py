@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from growlm.config import load_config
-from growlm.config.checks import check_config
+from growlm.config.phase_plan import make_plan
+from growlm.config.validation import check_config
 from growlm.plan import OWN_KEYS
-from growlm.training.plan import make_plan
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("planner.md", "distributed.md", "cluster.md")

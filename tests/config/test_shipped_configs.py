@@ -7,10 +7,10 @@ import pytest
 from growlm.checkpoint import save_model
 from growlm.config import load_config
 from growlm.config.load import config_folder
-from growlm.errors import UserError
+from growlm.config.phase_plan import make_plan
 from growlm.model import TransformerLM
-from growlm.training.footprint import has_twins
-from growlm.training.plan import make_plan
+from growlm.planner.memory_estimate import has_twins
+from growlm.runtime.errors import UserError
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))

@@ -5,10 +5,10 @@ import json
 import numpy as np
 
 from growlm.data import load_tokenizer
-from growlm.data.rows import MixedDocuments, ShuffledDocuments
-from growlm.data.sources import Reader, Source
+from growlm.data.sources.document_sources import Reader, Source
 from growlm.data.streaming import StreamedDocuments, StreamedSamples
-from growlm.data.tokenizing import join, tokenize
+from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
+from growlm.data.tokenization.parallel_tokenization import join, tokenize
 
 tokenizer = load_tokenizer("bytes")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples, RankBatches
-from growlm.data.rows import ShuffledDocuments
+from growlm.data.token_stream import ShuffledDocuments
 
 ROW = ShuffledDocuments(np.arange(161, dtype=np.uint16), np.array([50, 90, 161]), 2, seed=0)
 

@@ -10,9 +10,9 @@ import httpx
 import huggingface_hub
 import pytest
 
-from growlm.data import hub_access
-from growlm.data.hub import HubDataset
-from growlm.errors import RunError, UserError
+from growlm.data.sources import hub_access
+from growlm.data.sources.hub import HubDataset
+from growlm.runtime.errors import RunError, UserError
 
 DOCUMENTS = [f"document {i} \u00e9" for i in range(60)]
 

@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.data.huggingface_tokenizer import tokenizer_files
-from growlm.errors import UserError
+from growlm.data.tokenization.huggingface_tokenizer import tokenizer_files
+from growlm.runtime.errors import UserError
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
 

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_huggingface_tokenizer import MAKERS, write
 
-from growlm.data import embedded_documents, load_tokenizer, long_texts, tokenizing
-from growlm.data.huggingface_tokenizer import HuggingFaceTokenizer
-from growlm.data.long_texts import FARTHEST, PIECE, encode_long, pieces
-from growlm.data.tiktoken_encodings import TiktokenTokenizer, byte_pair_encoding
-from growlm.data.tokenizing import encode_documents
+from growlm.data import embedded_documents, load_tokenizer
+from growlm.data.tokenization import long_texts
+from growlm.data.tokenization import parallel_tokenization as tokenizing
+from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.long_texts import FARTHEST, PIECE, encode_long, pieces
+from growlm.data.tokenization.parallel_tokenization import encode_documents
+from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer, byte_pair_encoding
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 embedded = load_tokenizer("embedded")

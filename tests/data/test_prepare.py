@@ -28,10 +28,10 @@ from growlm.data import (
     open_data,
     open_sources,
 )
-from growlm.data.held_out import gather
 from growlm.data.shuffling import MIXTURE_BLOCK, mixture_counts, mixture_order
-from growlm.errors import UserError
-from growlm.inference.rows import evaluation_documents
+from growlm.data.validation_split import gather
+from growlm.inference.evaluation_text import evaluation_documents
+from growlm.runtime.errors import UserError
 
 tokenizer = load_tokenizer("bytes")
 LENGTH = 16
@@ -270,7 +270,7 @@ def test_another_version_of_what_reads_and_encodes_is_another_text(
     settings = {"source": "text", "path": str(path), "streaming": streaming}
     before = prepared(tmp_path, **settings)
     monkeypatch.setattr(
-        "growlm.data.prepare.version", lambda name: "0" if name == library else version(name)
+        "growlm.data.preparation.version", lambda name: "0" if name == library else version(name)
     )
     after = prepared(tmp_path, **settings)
     if streaming:

@@ -12,9 +12,9 @@ from made_corpora import mixed, shuffled, texts_of, tokenizer, trained_on
 
 from growlm.data import PackedSamples, RankBatches
 from growlm.data.packing import HeldOutSamples
-from growlm.data.rows import MixedDocuments, ShuffledDocuments
 from growlm.data.shuffling import mixture_counts, mixture_order, window_order
-from growlm.errors import UserError
+from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
+from growlm.runtime.errors import UserError
 
 corpora = st.lists(st.text("abc é", max_size=7), min_size=2, max_size=40)
 
@@ -105,7 +105,7 @@ def test_reading_on_permutes_no_window_twice(window, monkeypatch):
         for seed, size in enumerate((3000, 1200, 900))
     ]
     samples = PackedSamples(MixedDocuments(rows, [700, 200, 100], 0), 16)
-    monkeypatch.setattr("growlm.data.rows.window_order", noted)
+    monkeypatch.setattr("growlm.data.token_stream.window_order", noted)
     for i in range(1000):
         samples[i]
     assert len(made) > 3

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growlm.data import TextFiles, embedded_documents, find_text_files, story
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(
-        "growlm.input_files.os.open", refuse
+        "growlm.storage.input_files.os.open", refuse
     )  # the superuser may read whatever its mode says
     with pytest.raises(UserError, match=r"data\.path=.*cannot read .*x\.txt: Permission denied"):
         find_text_files(str(tmp_path))

@@ -13,12 +13,13 @@ import pytest
 from made_corpora import ListSource, tokenizer, trained_on
 from test_text_files import write
 
-from growlm.checkpoint.locks import take_lock
 from growlm.config.schema import DataConfig
-from growlm.data import DataListener, TextFiles, file_digests, open_data, prepare_data
+from growlm.data import DataListener, TextFiles, open_data, prepare_data
 from growlm.data.corpus import FILES
-from growlm.data.file_digests import FileDigests
-from growlm.errors import DiskError, UserError
+from growlm.runtime.errors import DiskError, UserError
+from growlm.storage import file_digests
+from growlm.storage.file_digests import FileDigests
+from growlm.storage.locks import take_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -448,8 +449,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from growlm.data import PackedSamples
-from growlm.data.mapped import map_array
-from growlm.data.rows import ShuffledDocuments
+from growlm.data.memory_map import map_array
+from growlm.data.token_stream import ShuffledDocuments
 
 folder, window = Path(sys.argv[1]), int(sys.argv[2])
 np.zeros(10**8, np.uint16).tofile(folder / "tokens")
@@ -476,7 +477,7 @@ def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
 
 
 def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
-    monkeypatch.setattr("growlm.data.prepare.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("growlm.data.preparation.TELL_EVERY_S", 0.0)
     notes = Notes()
     path = write(tmp_path / "x.jsonl.gz", [os.urandom(99).hex() for _ in range(5000)])
     prepare_data(settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "text", "line"), notes)

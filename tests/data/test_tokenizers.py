@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GPT2_FILES = ROOT.parent / "shared" / "data" / "tiktoken_cache"

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_huggingface_tokenizer import llama_like, write
 
-from growlm.data import embedded_documents, load_tokenizer, tokenizing
-from growlm.data.tokenizing import join, token_type, tokenize
+from growlm.data import embedded_documents, load_tokenizer
+from growlm.data.tokenization import parallel_tokenization as tokenizing
+from growlm.data.tokenization.parallel_tokenization import join, token_type, tokenize
 
 
 @pytest.fixture(scope="module")

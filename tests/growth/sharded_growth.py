@@ -9,18 +9,18 @@ from imitation import imitate_machine
 from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
-from growlm.exit_codes import leave
+from growlm.distributed.dtensors import is_sharded, own_part, whole
+from growlm.distributed.startup import join_world
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.draws import Draws
-from growlm.growth.grow import apply_growth, plan_growth
+from growlm.growth.api import apply_growth, plan_growth
+from growlm.growth.growth_rng import Draws
 from growlm.growth.optimizer_state import grow_moments
-from growlm.meeting import join_world
+from growlm.inference.generation import generate
 from growlm.model import TransformerLM
-from growlm.model.draws import normal
-from growlm.model.fully_sharded import divided_states, shard, sharded_model
-from growlm.model.generation import generate
-from growlm.sharding import is_sharded, own_part, whole
-from growlm.training.nonfinite import nonfinite_weight
+from growlm.model.fsdp import divided_states, shard, sharded_model
+from growlm.model.keyed_rng import normal
+from growlm.runtime.exit_codes import leave
+from growlm.training.nan_check import nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
 from growlm.verification.router_lock import expert_similarity
 

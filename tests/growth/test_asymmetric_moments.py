@@ -5,8 +5,8 @@ import torch
 from tiny_models import EXPERTS, tiny_config
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow_moments, plan_growth
-from growlm.growth.engine import table_of
-from growlm.growth.factors import original_entries
+from growlm.growth.growth_map import table_of
+from growlm.growth.transforms.scale_factors import original_entries
 from growlm.model import TransformerLM
 
 

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm.growth.chain import chain_moment, chain_weight
-from growlm.growth.channels import FILLER, ChannelMap
-from growlm.growth.draws import Draws
-from growlm.growth.pieces import Copy, Fill, Piece, Scale, Split
+from growlm.growth.channel_map import FILLER, ChannelMap
+from growlm.growth.growth_rng import Draws
+from growlm.growth.transforms.fused import chain_moment, chain_weight
+from growlm.growth.transforms.tensor_transforms import Copy, Fill, Piece, Scale, Split
 
 SHAPES = ((4, 5), (2, 4, 5))
 """A matrix, and a stack of two, whose first dimension no fill is along."""

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.growth.channels import FILLER, ChannelMap
-from growlm.growth.widen import map_heads
+from growlm.growth.channel_map import FILLER, ChannelMap
+from growlm.growth.operators.widen import map_heads
 from growlm.model.config import ModelConfig
-from growlm.model.draws import normal
+from growlm.model.keyed_rng import normal
 
 
 @st.composite

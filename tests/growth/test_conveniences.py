@@ -9,7 +9,7 @@ from tiny_models import assert_same_state, build, max_difference, tiny_config
 from torch import nn
 
 from growlm.growth import Deepen, Widen, grow, hyperclone_weight, scale_bilaterally
-from growlm.model.draws import normal
+from growlm.model.keyed_rng import normal
 
 
 @pytest.mark.parametrize("scale_factor", [1.5, 2])

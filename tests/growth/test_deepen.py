@@ -5,7 +5,7 @@ import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
-from growlm.growth.engine import BlockOrigin
+from growlm.growth.growth_map import BlockOrigin
 
 OUTPUTS = ("attention.output.", "feed_forward.down.", "feed_forward.experts.down")
 

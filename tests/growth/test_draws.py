@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from growlm.growth import Draws
-from growlm.growth import draws as draws_module
-from growlm.growth.draws import ODD_STD, normal_quantiles
+from growlm.growth import growth_rng as draws_module
+from growlm.growth.growth_rng import ODD_STD, normal_quantiles
 
 
 def drawn(x, dim, count, *, threads=None, key=(0, "up"), **options):

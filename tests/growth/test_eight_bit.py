@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import EXPERTS, tiny_config
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow_moments, plan_growth
-from growlm.growth.eight_bit import (
+from growlm.growth.eight_bit_moments import (
     AT_ONCE,
     LEAST_SCALE,
     dequantise,

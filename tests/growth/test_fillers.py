@@ -7,7 +7,7 @@ import torch
 from tiny_models import build, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Widen, grow
-from growlm.growth.draws import normal_quantiles
+from growlm.growth.growth_rng import normal_quantiles
 
 RATIO = 16 / 24  # the share of channels that are copies: one full copy of 16 in 24
 BLOCK = "blocks.1."

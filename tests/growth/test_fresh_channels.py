@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.errors import UserError
 from growlm.growth import Widen, grow, plan_growth
-from growlm.growth.channels import ChannelMap
+from growlm.growth.channel_map import ChannelMap
 from growlm.growth.optimizer_state import inexact_because
+from growlm.runtime.errors import UserError
 from growlm.verification import Status, detailed_growth_check
 
 SHAPES = {

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from losslessness import before_near_ties
 from tiny_models import build, logits_of, max_difference, random_tokens
 
-from growlm.errors import UserError
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, plan_growth
 from growlm.model import ModelConfig
+from growlm.runtime.errors import UserError
 
 LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8, "num_experts": 30}
 

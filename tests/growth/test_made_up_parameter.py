@@ -7,10 +7,10 @@ from tiny_models import build, logits_of, max_difference, random_tokens, tiny_co
 from torch import nn
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.growth.engine import derive, table_of
+from growlm.growth.growth_map import derive, table_of
 from growlm.model import TransformerLM
 from growlm.model.axes import Label, index, label, reads, writes
-from growlm.model.layers import linear
+from growlm.model.layers.labeled_layers import linear
 
 GROWTHS = {
     "widen x2": [Widen(scale_factor=2)],

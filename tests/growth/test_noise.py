@@ -5,10 +5,10 @@ import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Draws, Widen, apply_growth, plan_growth
-from growlm.growth.chain import chain_weight
-from growlm.growth.channels import ChannelMap
-from growlm.growth.noise import Noise
-from growlm.growth.pieces import matrix_std
+from growlm.growth.channel_map import ChannelMap
+from growlm.growth.transforms.fused import chain_weight
+from growlm.growth.transforms.noise import Noise
+from growlm.growth.transforms.tensor_transforms import matrix_std
 from growlm.model.axes import Role, axes_table
 
 MODEL = pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import pytest
 from tiny_models import EXPERTS, tiny_config
 
-from growlm.errors import UserError
 from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
 from growlm.model import TransformerLM
+from growlm.runtime.errors import UserError
 
 
 def refusal_of(operator, **changes):

@@ -18,7 +18,7 @@ from growlm.growth import (
     hyperclone_weight,
     plan_growth,
 )
-from growlm.growth.engine import derive, table_of
+from growlm.growth.growth_map import derive, table_of
 from growlm.model import TransformerLM
 
 SEQUENCES = {

@@ -8,8 +8,8 @@ import torch
 from tiny_models import build, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.growth.draws import Draws
-from growlm.growth.pieces import matrix_std
+from growlm.growth.growth_rng import Draws
+from growlm.growth.transforms.tensor_transforms import matrix_std
 
 GROWTHS = {
     "copies": [Widen(scale_factor=1.5)],
@@ -36,7 +36,7 @@ def test_the_same_bits_with_any_threads_at_once_and_one_after_another(
     model = build(tiny_config("default", **SIZES), std=0.2)
     threads(1)
     expected = grow(model, operators).state_dict()
-    module = sys.modules["growlm.growth.grow"]  # by its name in the package it is the function
+    module = sys.modules["growlm.growth.api"]  # by its name in the package it is the function
     for large, number in product((1, module.LARGE), (2, 5)):
         monkeypatch.setattr(module, "LARGE", large)
         threads(number)

@@ -5,7 +5,7 @@ import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Widen, grow, plan_growth
-from growlm.growth.channels import ChannelMap
+from growlm.growth.channel_map import ChannelMap
 from growlm.verification import Status, detailed_growth_check
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.errors import UserError
 from growlm.growth import Upcycle, Widen, grow, plan_growth
+from growlm.runtime.errors import UserError
 from growlm.verification import detailed_growth_check, infer_growth
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 from growlm.data import load_tokenizer
-from growlm.errors import UserError
-from growlm.inference.rows import read_row
+from growlm.inference.evaluation_text import read_row
 from growlm.inference.scoring import bits_per_byte, score_row, summed_loss, windows
 from growlm.model import TransformerLM
+from growlm.runtime.errors import UserError
 
 
 @given(st.integers(0, 200), st.integers(1, 40), st.data())

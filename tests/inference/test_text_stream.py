@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growlm.data import load_tokenizer
+from growlm.inference.outputs import for_terminal
 from growlm.inference.text_stream import TextStream, continuation_text, prompt_ids
-from growlm.inference.texts import for_terminal
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TOKENIZERS = {name: load_tokenizer(name) for name in ("bytes", "embedded")}

@@ -8,9 +8,9 @@ import transformers
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from growlm.checkpoint.artefact import read_model
-from growlm.interop import HuggingFaceTensors
-from growlm.torchao_notices import without_torchao_notices
+from growlm.checkpoint.checkpoint_folder import read_model
+from growlm.huggingface import HuggingFaceTensors
+from growlm.runtime.torchao_notices import without_torchao_notices
 
 with without_torchao_notices():  # before the first test needs a model class
     import transformers.modeling_utils

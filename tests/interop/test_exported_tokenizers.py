@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from growlm.checkpoint import load_model, save_model
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.data.tiktoken_encodings import END_OF_TEXT, byte_pair_encoding
-from growlm.errors import UserError
-from growlm.interop import to_growlm, to_huggingface
-from growlm.interop.byte_level import byte_level_tokenizer, merges
+from growlm.data.tokenization.tiktoken_encodings import END_OF_TEXT, byte_pair_encoding
+from growlm.huggingface import to_growlm, to_huggingface
+from growlm.huggingface.byte_level_tokenizer import byte_level_tokenizer, merges
+from growlm.runtime.errors import UserError
 
 FAMILIES = {
     "llama": tiny_config("llama", vocab_size=1030),

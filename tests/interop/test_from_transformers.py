@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from growlm.checkpoint import load_model
-from growlm.interop import HuggingFaceTensors, read_hf_config, to_growlm, to_huggingface
+from growlm.huggingface import HuggingFaceTensors, read_hf_config, to_growlm, to_huggingface
 
 GROUPED = {"num_key_value_heads": 2}
 VARIANTS = {

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from growlm.checkpoint.artefact import WEIGHTS, new_folder, write_config
-from growlm.checkpoint.tensor_files import Entry, write_tensors
-from growlm.interop.tensors import our_shapes
+from growlm.checkpoint.checkpoint_folder import WEIGHTS, new_folder, write_config
+from growlm.checkpoint.safetensors_io import Entry, write_tensors
+from growlm.huggingface.tensor_conversion import our_shapes
 from growlm.model import ModelConfig
 
 MEASURED = """

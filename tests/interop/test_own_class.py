@@ -11,8 +11,8 @@ from tiny_models import assert_same_state, build, tiny_config
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from growlm.checkpoint import load_model, save_model
-from growlm.interop import to_growlm, to_huggingface, transformers_model
-from growlm.model.draws import generator_for
+from growlm.huggingface import to_growlm, to_huggingface, transformers_model
+from growlm.model.keyed_rng import generator_for
 
 EXPERTS = {"num_experts": 4, "top_k": 2}
 WITHOUT_A_CLASS = {
@@ -255,6 +255,6 @@ def test_without_trust_nothing_is_run(tmp_path):
 
 
 def test_growlm_itself_does_not_need_transformers():
-    code = "import growlm.convert, growlm.interop, sys; print('transformers' in sys.modules)"
+    code = "import growlm.convert, growlm.huggingface, sys; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, save_model
-from growlm.errors import UserError
-from growlm.interop import (
+from growlm.huggingface import (
     HuggingFaceTensors,
     is_hf_folder,
     read_hf_config,
     to_growlm,
     to_huggingface,
 )
-from growlm.interop.pretrained import open_pretrained
+from growlm.huggingface.pretrained import open_pretrained
+from growlm.runtime.errors import UserError
 
 MISSING = object()
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}

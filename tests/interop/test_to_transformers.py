@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import assert_same_state, build, tiny_config
 
-from growlm.checkpoint import load_model, save_model, tensor_files
-from growlm.errors import UserError
-from growlm.interop import to_growlm, to_huggingface
-from growlm.interop.architectures import ARCHITECTURES, GROWLM
-from growlm.interop.config_writing import holds
+from growlm.checkpoint import load_model, save_model
+from growlm.checkpoint import safetensors_io as tensor_files
+from growlm.huggingface import to_growlm, to_huggingface
+from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
+from growlm.huggingface.config_writing import holds
 from growlm.model import ModelConfig
+from growlm.runtime.errors import UserError
 
 LLAMA = {"n_kv_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}

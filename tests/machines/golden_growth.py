@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from growlm.growth import grow
-from growlm.growth.operators import operators_from_data
+from growlm.growth.operators.registry import operators_from_data
 from growlm.model import ModelConfig, TransformerLM
 
 FILE = Path(__file__).with_suffix(".json")

@@ -9,8 +9,8 @@ from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 from tiny_run import tiny_run
 
 from growlm.checkpoint import load_model, save_model
-from growlm.interop import to_growlm, to_huggingface
-from growlm.training.adamw_8bit import why_unavailable
+from growlm.huggingface import to_growlm, to_huggingface
+from growlm.optim.adamw_8bit import why_unavailable
 
 
 def machines(*values):

@@ -9,8 +9,8 @@ from neighbors import WrittenNeighbors
 from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
+from growlm.inference.generation import generate
 from growlm.model import loss as loss_module
-from growlm.model.generation import generate
 from growlm.model.loss import linear_cross_entropy, token_losses
 from growlm.verification import detailed_growth_check
 

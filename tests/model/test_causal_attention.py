@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from growlm.model import causal_attention as module
-from growlm.model.causal_attention import LONGEST_BY_PRODUCTS, _ByProducts, causal_attention
+from growlm.model.layers import causal_attention as module
+from growlm.model.layers.causal_attention import LONGEST_BY_PRODUCTS, _ByProducts, causal_attention
 
 
 def inputs(heads, key_value_heads, dtype=torch.float64, length=7, channels=6):

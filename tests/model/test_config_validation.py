@@ -5,8 +5,8 @@ import math
 import pytest
 from tiny_models import tiny_config
 
-from growlm.errors import UserError
 from growlm.model import TransformerLM
+from growlm.runtime.errors import UserError
 
 BAD = [
     ("vocab_size", -1),

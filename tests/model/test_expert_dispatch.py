@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, tiny_config
 
-from growlm.model.draws import normal
-from growlm.model.experts import CPU_ROWS, MixtureOfExperts
-from growlm.model.routing import RoutingLog, route
+from growlm.model.keyed_rng import normal
+from growlm.model.layers.experts import CPU_ROWS, MixtureOfExperts
+from growlm.model.layers.routing import RoutingLog, route
 
 TOKENS, WIDTH, HIDDEN, NUM_EXPERTS = 96, 32, 48, 8
 

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import EXPERTS, build, logits_of, tiny_config
 
-from growlm.errors import RunError
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.model import generation
-from growlm.model.draws import generator_for
-from growlm.model.generation import generate
+from growlm.inference import generation
+from growlm.inference.generation import generate
+from growlm.inference.precision import in_precision
+from growlm.inference.sampling import Sampling
+from growlm.model.keyed_rng import generator_for
 from growlm.model.kv_cache import KeyValueCache
-from growlm.model.precision import in_precision
-from growlm.model.sampling import Sampling
+from growlm.runtime.errors import RunError
 
 GREEDY = Sampling(temperature=0)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}

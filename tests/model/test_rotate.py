@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from growlm.model.rotary import rotate
+from growlm.model.layers.rotary import rotate
 
 
 def by_formula(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

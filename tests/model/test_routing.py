@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.model.draws import normal
-from growlm.model.routing import Routing, route, router_health
+from growlm.model.keyed_rng import normal
+from growlm.model.layers.routing import Routing, route, router_health
 
 
 def random_logits(num_tokens, num_experts, seed):

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm.errors import UserError
-from growlm.limits import check_limits
-from growlm.model.sampling import Sampling, candidates, choose, penalise_repetition
+from growlm.inference.sampling import Sampling, candidates, choose, penalise_repetition
+from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits
 
 VOCABULARY = 40
 

@@ -3,7 +3,7 @@
 import torch
 
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.draws import generator_for, normal
+from growlm.model.keyed_rng import generator_for, normal
 
 FAMILIES = {
     "default": {"norm": "layernorm", "feed_forward": "gelu", "bias": True},

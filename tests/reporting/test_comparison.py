@@ -5,11 +5,11 @@ import json
 import pytest
 from written_run import page_data, write_run
 
-from growlm.errors import UserError
 from growlm.report import report
 from growlm.reporting.html import read_report, write_report
-from growlm.reporting.html.dials import find_dials
 from growlm.reporting.html.savings import savings
+from growlm.reporting.html.sweep_parameters import find_dials
+from growlm.runtime.errors import UserError
 
 SCRATCH = {"kind": "scratch", "equal": "flops", "of": "quickstart"}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.reporting.plan_clock import PlanClock
+from growlm.reporting.console.eta import PlanClock
 
 
 def phase(name, steps, step, growth=0.0):

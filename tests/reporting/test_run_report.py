@@ -12,11 +12,11 @@ import pytest
 import yaml
 from written_run import page_data, write_history, write_run
 
-from growlm.errors import UserError
 from growlm.reporting.html import write_report
 from growlm.reporting.html.page import ASSETS
-from growlm.reporting.html.run_files import read_run
+from growlm.reporting.reading.run_files import read_run
 from growlm.reporting.records import Reused
+from growlm.runtime.errors import UserError
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; {{ data }} \u2028 猫"
@@ -179,7 +179,7 @@ def test_the_command(tmp_path):
     assert "dense" in done.stdout
     assert "Wrote run[b]/report.html" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "growlm.reporting.html.write" in loaded
+    assert "growlm.reporting.html.report_writer" in loaded
     assert not {"torch", "lightning", "hydra", "plotly"} & loaded
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growlm.config import load_config
-from growlm.training.plan import make_plan
-from growlm.training.schedule import schedule_factor
+from growlm.config.phase_plan import make_plan
+from growlm.optim.lr_schedule import schedule_factor
 
 VOCABULARY = 1024
 

@@ -3,7 +3,7 @@
 import pytest
 from growth_study.record_file import add_record, read_records
 
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 
 
 def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import study_growth
 
-from growlm.checkpoint.locks import take_lock
-from growlm.exit_codes import exit_code_of
+from growlm.runtime.exit_codes import exit_code_of
+from growlm.storage.locks import take_lock
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "study_growth.py"
 SMALL = ("--scale", "0.002", "--only", "depth x2", "data.documents=500")

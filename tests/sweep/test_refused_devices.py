@@ -4,11 +4,11 @@ import shlex
 
 import pytest
 
-from growlm.command import quote_free_text
+from growlm.cli.hydra_command import quote_free_text
 from growlm.config import load_config
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 from growlm.sweep.compose import compose_jobs
-from growlm.sweep.devices import torchrun_command
+from growlm.sweep.job_devices import torchrun_command
 
 
 def refused(*arguments):

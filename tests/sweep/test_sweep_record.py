@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 import growlm.training
-from growlm.checkpoint.locks import take_lock
-from growlm.checkpoint.watched_folders import RemovedError
-from growlm.errors import RunError, UserError
-from growlm.sweep.folder import Sweep, SweepFolder, make_job
+from growlm.runtime.errors import RunError, UserError
+from growlm.storage.locks import take_lock
+from growlm.storage.watched_folders import RemovedError
+from growlm.sweep.sweep_folder import Sweep, SweepFolder, make_job
 from growlm.train import train
 from growlm.training import Interrupted
 

@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from growlm.exit_codes import leave
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.fully_sharded import shard
+from growlm.model.fsdp import shard
+from growlm.runtime.exit_codes import leave
 
 
 def main(place, rank, shape):

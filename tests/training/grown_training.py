@@ -5,13 +5,13 @@ from tiny_models import random_tokens
 
 from growlm.config.schema import OptimizerConfig
 from growlm.growth import Draws, apply_growth, grow_moments, plan_growth
-from growlm.training.optimizer import (
+from growlm.optim.optimizer_factory import (
     audit_optimizer,
     build_optimizer,
     load_states,
     states_by_name,
 )
-from growlm.training.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
+from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 
 LR = 1e-2
 OPTIMIZERS = {

@@ -12,7 +12,7 @@ from imitation import imitate_machine
 from stopping import SignalAt
 from tiny_run import tiny_config
 
-from growlm.exit_codes import exit_code_of, leave
+from growlm.runtime.exit_codes import exit_code_of, leave
 from growlm.training import run_plan
 
 

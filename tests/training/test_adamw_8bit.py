@@ -18,19 +18,21 @@ from tiny_run import tiny_config as run_config
 
 from growlm import plan as plan_command
 from growlm.checkpoint import load_states
-from growlm.checkpoint.growing import grow_checkpoint
+from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.config import load_config
-from growlm.errors import UserError
+from growlm.config.phase_plan import make_plan
 from growlm.growth import Deepen, Upcycle, Widen, grow_moments, plan_growth
 from growlm.growth.optimizer_state import SCALES, in_form
 from growlm.model import ModelConfig, TransformerLM
-from growlm.torchao_notices import without_torchao_notices
-from growlm.training import Interrupted, adamw_8bit, planner, run_plan
-from growlm.training.adamw_8bit import AdamW8bit
-from growlm.training.footprint import optimizer_bytes
-from growlm.training.hardware import Machine
-from growlm.training.optimizer import build_optimizer, state_entries, states_by_name
-from growlm.training.plan import make_plan
+from growlm.optim import adamw_8bit
+from growlm.optim.adamw_8bit import AdamW8bit
+from growlm.optim.optimizer_factory import build_optimizer, state_entries, states_by_name
+from growlm.planner import forecast as planner
+from growlm.planner.memory_estimate import optimizer_bytes
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine
+from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.training import Interrupted, run_plan
 
 MODEL = ("model.d_model=64", "model.head_dim=16", "model.d_ff=64", "model.n_layers=2")
 SETTINGS = (

@@ -6,7 +6,7 @@ from grown_training import LR, OPTIMIZERS, Training
 from tiny_models import build, tiny_config
 
 from growlm.growth import Widen
-from growlm.training.step_scaling import AsymmetricScaling
+from growlm.optim.step_scaling import AsymmetricScaling
 
 WIDEN = [Widen(scale_factor=2)]
 

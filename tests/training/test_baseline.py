@@ -10,11 +10,12 @@ from stopping import SignalAt
 from tiny_run import TINY, rows, tiny_config
 
 from growlm.config import load_config
-from growlm.errors import UserError
-from growlm.training import Interrupted, calibration, phase_runner, run_plan
+from growlm.config.phase_plan import make_plan
+from growlm.planner import calibration
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine
+from growlm.training import Interrupted, phase_runner, run_plan
 from growlm.training.baseline import with_baseline
-from growlm.training.hardware import Machine
-from growlm.training.plan import make_plan
 
 SPEED = calibration.Calibration(1e11, 4e10, 1e10, 2e9, 4e9, 1e8, 1e-5)
 

@@ -8,13 +8,13 @@ import pytest
 from tiny_run import tiny_config as run_config
 from tiny_run import tiny_run
 
-from growlm.training import calibration as module
-from growlm.training.calibration import Calibration, calibration
-from growlm.training.dry_run import PassWork
-from growlm.training.hardware import Machine
-from growlm.training.phase_work import Asked
-from growlm.training.plan import make_plan
-from growlm.training.planner import forecast
+from growlm.config.phase_plan import make_plan
+from growlm.planner import calibration as module
+from growlm.planner.calibration import Calibration, calibration
+from growlm.planner.forecast import forecast
+from growlm.planner.meta_trace import PassWork
+from growlm.planner.time_estimate import Asked
+from growlm.runtime.hardware import Machine
 
 MACHINE = Machine("cpu", "bf16-mixed", 10**9)
 SPEED = Calibration(

@@ -6,7 +6,7 @@ import re
 from rich.console import Console
 from tiny_run import tiny_run
 
-from growlm.reporting.console import ConsoleReporter
+from growlm.reporting.console.console_reporter import ConsoleReporter
 
 PHASE = {
     "name": "dense",

@@ -7,7 +7,7 @@ from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, plan_growth
 from growlm.growth.optimizer_state import inexact_because
-from growlm.training.step_scaling import ExactScaling
+from growlm.optim.step_scaling import ExactScaling
 
 PLAIN = {"noise_std": 0.0}
 CLIPS = {"clipped": 0.3, "not clipped": float("inf")}
@@ -116,9 +116,9 @@ def test_with_another_part_left_out_it_does_not(left_out, monkeypatch):
         )
     if left_out == "gradients":
         # Adam does not care for the scale of a gradient but through eps, SGD does.
-        monkeypatch.setattr("growlm.training.step_scaling.common_value", lambda vectors: 1.0)
+        monkeypatch.setattr("growlm.optim.step_scaling.common_value", lambda vectors: 1.0)
     if left_out == "clipping":
-        from growlm.training.step_scaling import StepScaling
+        from growlm.optim.step_scaling import StepScaling
 
         monkeypatch.setattr(ExactScaling, "before_update", StepScaling.before_update)
     assert drift(tiny_config("llama"), {10: [widen]}, OPTIMIZERS["sgd"], clip) > 1e-6

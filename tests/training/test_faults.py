@@ -15,11 +15,11 @@ from stopping import SignalAt, assert_same_run, slow
 from tiny_run import TINY, events, tiny_config
 
 from growlm.checkpoint import load_model, load_states
-from growlm.errors import DiskError, RunError, UserError
+from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.training import Interrupted, run_plan
-from growlm.training.nonfinite import NonFiniteError
-from growlm.training.resuming import settings_of
-from growlm.training.run_dir import make_run_folder, open_run_folder
+from growlm.training.nan_check import NonFiniteError
+from growlm.training.resume.resume_from import settings_of
+from growlm.training.run_folder import make_run_folder, open_run_folder
 
 
 @pytest.fixture(scope="module")

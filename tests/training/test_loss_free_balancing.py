@@ -8,7 +8,7 @@ from tiny_run import rows, tiny_run
 from growlm.checkpoint import load_model
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.model import TransformerLM, parameter_report
-from growlm.model.routing import route
+from growlm.model.layers.routing import route
 
 BIASED = {**EXPERTS, "router_bias_step": 0.01}
 

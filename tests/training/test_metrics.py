@@ -8,9 +8,10 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from tiny_run import rows, tiny_config
 
-from growlm.reporting.metrics import MetricLogger
-from growlm.training import run, run_plan
-from growlm.training.growth_callback import GrowthError
+from growlm.reporting.loggers.metric_logger import MetricLogger
+from growlm.training import plan_runner as run
+from growlm.training import run_plan
+from growlm.training.callbacks.growth_callback import GrowthError
 
 BOUNDARIES = ("dense-moe", "moe-wide", "wide-deep")
 KEYS = {

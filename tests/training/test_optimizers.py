@@ -6,15 +6,15 @@ from grown_training import OPTIMIZERS, Training
 from tiny_models import EXPERTS, build, tiny_config
 from tiny_run import tiny_run
 
-from growlm.errors import UserError
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow_moments, plan_growth
 from growlm.model.axes import axes_table
-from growlm.training.optimizer import (
+from growlm.optim.optimizer_factory import (
     audit_optimizer,
     build_optimizer,
     maps_inside,
     states_by_name,
 )
+from growlm.runtime.errors import UserError
 
 GROWTH = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
 MODES = {

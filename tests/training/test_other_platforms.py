@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_run import TINY
 
-from growlm.checkpoint import locks
-from growlm.checkpoint.locks import LockedError, take_lock, wait_for_lock
 from growlm.checkpoint.phase_cache import _link
-from growlm.config.schema import TrainerConfig
-from growlm.data.mapped import let_go_of_pages, map_array
-from growlm.errors import UserError
-from growlm.training import calibration, hardware, memory
-from growlm.training.hardware import Machine, describe_processor, processor
+from growlm.data.memory_map import let_go_of_pages, map_array
+from growlm.planner import calibration
+from growlm.runtime import hardware, memory
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine, describe_processor, processor
+from growlm.storage import locks
+from growlm.storage.locks import LockedError, take_lock, wait_for_lock
 
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 LACKING = """
@@ -133,12 +133,12 @@ def nothing_readable(monkeypatch):
 
 def test_without_meminfo_free_memory_is_that_of_the_machine(nothing_readable, monkeypatch):
     assert memory.free_memory("cpu") == PHYSICAL
-    assert memory.memory_limit(TrainerConfig(), "cpu") == PHYSICAL
+    assert memory.memory_limit(None, "cpu") == PHYSICAL
     monkeypatch.setattr(os, "sysconf", lambda name: -1)
     assert memory.free_memory("cpu") is None
     with pytest.raises(UserError, match=r"trainer\.memory_gb=null: must be set"):
-        memory.memory_limit(TrainerConfig(), "cpu")
-    assert memory.memory_limit(TrainerConfig(memory_gb=1), "cpu") == 10**9
+        memory.memory_limit(None, "cpu")
+    assert memory.memory_limit(1, "cpu") == 10**9
     assert min(calibration._memory_rates(Machine("cpu", "32-true", 10**9))) > 0
 
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from growlm.checkpoint import load_model
 from growlm.config import load_config
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.interop import to_huggingface
-from growlm.torchao_notices import without_torchao_notices
+from growlm.huggingface import to_huggingface
+from growlm.runtime.torchao_notices import without_torchao_notices
 from growlm.training import run_plan
 
 with without_torchao_notices():

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from tiny_models import EXPERTS, tiny_config
 
 from growlm.config import load_config
-from growlm.errors import UserError
+from growlm.config.phase_plan import make_plan
 from growlm.model import ModelConfig
-from growlm.training import planner
-from growlm.training.calibration import Calibration
-from growlm.training.cluster import planned_machine, planned_speed
-from growlm.training.footprint import optimizer_bytes
-from growlm.training.hardware import Machine
-from growlm.training.plan import make_plan
-from growlm.training.planner import DoesNotFitError, check_fits, forecast
-from growlm.training.sharing import STRATEGIES, Layout
-from growlm.training.traffic import BUCKET_BYTES, Exchange, Links, traffic
+from growlm.planner import forecast as planner
+from growlm.planner.calibration import Calibration
+from growlm.planner.communication_cost import BUCKET_BYTES, Exchange, Links, traffic
+from growlm.planner.forecast import DoesNotFitError, check_fits, forecast
+from growlm.planner.memory_estimate import optimizer_bytes
+from growlm.planner.planned_devices import planned_machine, planned_speed
+from growlm.planner.sharding_layout import STRATEGIES, Layout
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine
 
 FP32 = {"width": 4, "product_width": 4}
 BY_HAND = ModelConfig(
@@ -252,7 +252,7 @@ def test_stated_devices_are_not_measured(monkeypatch):
     config, plan = plan_of("cluster=dgx_h100", "trainer.devices=8", "phase_plan=dense")
     machine = planned_machine(config)
     assert machine == Machine("gpu", "bf16-mixed", 80 * 10**9)
-    monkeypatch.setattr("growlm.training.cluster.calibration", None)
+    monkeypatch.setattr("growlm.planner.planned_devices.calibration", None)
     speed = planned_speed(config, machine, lambda: None)
     cost = forecast(config, plan, machine).costs[0]
     seconds = cost.work.seconds(speed)

@@ -13,15 +13,15 @@ from tiny_run import tiny_run
 
 from growlm import plan as plan_command
 from growlm.config import load_config
-from growlm.errors import UserError
+from growlm.config.phase_plan import make_plan
 from growlm.model import TransformerLM, training_flops_per_token
-from growlm.training import planner
-from growlm.training.dry_run import _dry_run, dry_run
-from growlm.training.footprint import optimizer_bytes
-from growlm.training.hardware import Machine
-from growlm.training.optimizer import build_optimizer
-from growlm.training.plan import make_plan
-from growlm.training.planner import changes_that_fit, forecast
+from growlm.optim.optimizer_factory import build_optimizer
+from growlm.planner import forecast as planner
+from growlm.planner.forecast import changes_that_fit, forecast
+from growlm.planner.memory_estimate import optimizer_bytes
+from growlm.planner.meta_trace import _dry_run, dry_run
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine
 
 GB = 10**9
 

@@ -13,10 +13,10 @@ from test_huggingface_tokenizer import llama_like, write
 from tiny_run import config_from, tiny_config, tiny_run
 
 from growlm.checkpoint import load_model, load_states
-from growlm.checkpoint.growing import grow_checkpoint
+from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.data import load_tokenizer
-from growlm.errors import UserError
 from growlm.growth import Upcycle, Widen
+from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
 
 DENSE_ONLY = ("~phases.moe", "~phases.wide", "~phases.deep")

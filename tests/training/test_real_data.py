@@ -13,7 +13,7 @@ import pytest
 from stopping import SignalAt, assert_same_run, history
 from tiny_run import TINY, tiny_config
 
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
 
 WORDS = [

@@ -11,10 +11,10 @@ from stopping import assert_same_run
 from test_faults import AtStep
 from tiny_run import TINY, tiny_config
 
-from growlm.checkpoint.watched_folders import RemovedError, WatchedFolders
-from growlm.errors import UserError
+from growlm.runtime.errors import UserError
+from growlm.storage.watched_folders import RemovedError, WatchedFolders
 from growlm.training import run_plan
-from growlm.training.reusing import PhaseReuse
+from growlm.training.resume.phase_reuse import PhaseReuse
 
 LOGGERS = ("none", "csv", "tensorboard", "wandb")
 

@@ -4,10 +4,12 @@ import pytest
 from stopping import SignalAt, assert_same_run
 from tiny_run import tiny_config
 
-from growlm.checkpoint.sealed import read_sealed, sealed
-from growlm.errors import UserError
-from growlm.training import Interrupted, hardware, resuming, run_plan
-from growlm.training.resuming import settings_of
+from growlm.runtime import hardware
+from growlm.runtime.errors import UserError
+from growlm.storage.integrity import read_sealed, sealed
+from growlm.training import Interrupted, run_plan
+from growlm.training.resume import resume_from as resuming
+from growlm.training.resume.resume_from import settings_of
 
 
 @pytest.fixture

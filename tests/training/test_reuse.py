@@ -17,14 +17,15 @@ from stopping import SignalAt, assert_same_run
 from test_huggingface_tokenizer import byte_level, write
 from tiny_run import TINY, rows, tiny_config, tiny_run
 
-from growlm.checkpoint.bounded_folder import folder_size
 from growlm.config import load_config
-from growlm.errors import UserError
-from growlm.training import Interrupted, calibration, phase_runner, run_plan
-from growlm.training.hardware import Machine
-from growlm.training.phase_keys import phase_keys
-from growlm.training.plan import make_plan
-from growlm.training.run_dir import Circumstances
+from growlm.config.phase_plan import make_plan
+from growlm.planner import calibration
+from growlm.runtime.errors import UserError
+from growlm.runtime.hardware import Machine
+from growlm.storage.lru_directory import folder_size
+from growlm.training import Interrupted, phase_runner, run_plan
+from growlm.training.resume.fingerprint import phase_keys
+from growlm.training.run_folder import Circumstances
 
 OTHER_NOISE = "growth.noise_std=3e-2"
 MACHINE = Machine("cpu", "32-true", 0)

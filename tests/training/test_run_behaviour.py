@@ -8,9 +8,9 @@ from tiny_run import rows, tiny_config, tiny_run
 
 from growlm.config import load_config
 from growlm.data import PackedSamples
-from growlm.growth.pieces import Split
+from growlm.growth.transforms.tensor_transforms import Split
 from growlm.training import GrowthError, run_plan
-from growlm.training.stage import PhaseStage
+from growlm.training.phase_module import PhaseStage
 
 NO_WIDE_NOISE = ("growth.noise_std=0", "growth.scale_factor=2")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from growlm.config import load_config
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import ScheduleConfig
-from growlm.training.plan import make_plan
-from growlm.training.schedule import schedule_factor
+from growlm.optim.lr_schedule import schedule_factor
 
 
 def plan_of(*steps, warmups=None):

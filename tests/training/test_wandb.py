@@ -12,11 +12,11 @@ from tiny_run import rows, tiny_config
 from wandb_file import records_of, wandb_file, wandb_rows, wandb_run, wandb_table
 from wandb_server import sync, wandb_server
 
-from growlm.reporting.metric_sinks import Entry
-from growlm.reporting.tables import Table
-from growlm.reporting.wandb_sink import WandbSink, load_histogram
+from growlm.reporting.loggers.logger_adapters import Entry
+from growlm.reporting.loggers.logger_tables import Table
+from growlm.reporting.loggers.wandb_adapter import WandbSink, load_histogram
 from growlm.training import Interrupted, run_plan
-from growlm.training.growth_callback import GrowthError
+from growlm.training.callbacks.growth_callback import GrowthError
 
 OFFLINE = ("logger=wandb", "logger.mode=offline")
 AXES = ("trainer/global_step", "progress/tokens", "progress/flops", "progress/time_s")

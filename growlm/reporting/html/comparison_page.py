@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.reporting.html import figures, outcome
-from growlm.reporting.html.commands import commands, sweep_command
+from growlm.reporting.html import number_format as figures
 from growlm.reporting.html.curves import finite, reach, short, smooth, thin
-from growlm.reporting.html.dials import short_names
-from growlm.reporting.html.run_files import Run
+from growlm.reporting.html.html_tables import run_table, savings_table
 from growlm.reporting.html.run_page import counters, phase_starts, place
 from growlm.reporting.html.savings import savings
-from growlm.reporting.html.sweep_file import Sweep
-from growlm.reporting.html.tables import run_table, savings_table
+from growlm.reporting.html.shell_commands import commands, sweep_command
+from growlm.reporting.html.sweep_parameters import short_names
+from growlm.reporting.reading import outcome
+from growlm.reporting.reading.run_files import Run
+from growlm.reporting.reading.sweep_file import Sweep
 
 POINTS = 60_000
 """Rows that are drawn of all runs together, about."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from growlm.reporting.html.saved import LARGEST
+from growlm.reporting.reading.run_schema import LARGEST
 
 Loss = float | None
 

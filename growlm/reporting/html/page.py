@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from growlm.printable import printable, printable_data
+from growlm.runtime.escaping import printable, printable_data
 
 ASSETS = Path(__file__).with_name("assets")
 SCRIPTS = (

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from growlm.reporting.html.curves import finite, short
-from growlm.reporting.html.history import COUNTERS, Line
-from growlm.reporting.html.run_files import Run
+from growlm.reporting.reading.history_reader import COUNTERS, Line
+from growlm.reporting.reading.run_files import Run
 
 COLUMNS = 200
 """Stretches of time that are drawn of a run, at most."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from growlm.reporting.html import figures, outcome
-from growlm.reporting.html.commands import commands
+from growlm.reporting.html import number_format as figures
 from growlm.reporting.html.curves import finite, reach, short, smooth, thin
-from growlm.reporting.html.history import COUNTERS, Line
+from growlm.reporting.html.html_tables import phase_table
 from growlm.reporting.html.router_load import router_load
-from growlm.reporting.html.run_files import Run
-from growlm.reporting.html.tables import phase_table
+from growlm.reporting.html.shell_commands import commands
+from growlm.reporting.reading import outcome
+from growlm.reporting.reading.history_reader import COUNTERS, Line
+from growlm.reporting.reading.run_files import Run
 
 POINTS = 2000
 """Rows of a long history that are drawn, about."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growlm.reporting.html.curves import finite, reach, smooth
-from growlm.reporting.html.dials import flatten
-from growlm.reporting.html.history import COUNTERS
-from growlm.reporting.html.run_files import Run
+from growlm.reporting.html.sweep_parameters import flatten
+from growlm.reporting.reading.history_reader import COUNTERS
+from growlm.reporting.reading.run_files import Run
 
 FREQUENT = 8
 """Validations at so many different steps make a curve."""

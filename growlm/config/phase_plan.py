@@ -1,0 +1,116 @@
+"""From a config to a plan: every phase's model, length and place on the run's axes, before anything is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from growlm.config.schema import PhaseConfig, RunConfig
+from growlm.config.validation import grown_models
+from growlm.growth.api import Operator
+from growlm.model.config import ModelConfig
+from growlm.model.model_size import ParameterReport, parameter_report, training_flops_per_token
+from growlm.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with everything that its config leaves implicit."""
+
+    name: str
+    index: int
+    settings: PhaseConfig
+    operators: list[Operator]
+    model: ModelConfig
+    """After growing."""
+    parameters: ParameterReport
+    steps: int
+    first_step: int
+    """Steps of the run before it."""
+    first_sample: int
+    """Samples of the run before it."""
+    tokens_per_step: int
+    flops_per_step: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.settings.batch_size * self.settings.accumulate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All phases in order."""
+
+    name: str
+    sequence_length: int
+    phases: list[PlannedPhase]
+
+    def phase(self, name: str) -> PlannedPhase:
+        """By its name."""
+        return next(phase for phase in self.phases if phase.name == name)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return sum(phase.steps for phase in self.phases)
+
+
+def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
+    """Apply every operator to the model's config and lay the phases one after another.
+
+    Args:
+        config: Checked.
+        tokenizer_vocab_size: Token ids that the data can hold.
+
+    Raises:
+        UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
+    """
+    models = grown_models(config, _first_model(config, tokenizer_vocab_size))
+    phases: list[PlannedPhase] = []
+    first_step = first_sample = 0
+    for index, (name, settings) in enumerate(config.phases.items()):
+        operators, model = models[index]
+        samples = settings.batch_size * settings.accumulate
+        tokens_per_step = samples * config.sequence_length
+        flops_per_step = tokens_per_step * training_flops_per_token(model, config.sequence_length)
+        steps = _steps(settings, tokens_per_step, flops_per_step)
+        phases.append(
+            PlannedPhase(
+                name=name,
+                index=index,
+                settings=settings,
+                operators=operators,
+                model=model,
+                parameters=parameter_report(model),
+                steps=steps,
+                first_step=first_step,
+                first_sample=first_sample,
+                tokens_per_step=tokens_per_step,
+                flops_per_step=flops_per_step,
+            )
+        )
+        first_step += steps
+        first_sample += steps * samples
+    return Plan(config.name, config.sequence_length, phases)
+
+
+def _first_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
+    model = config.model.shape(tokenizer_vocab_size)
+    if model.vocab_size < tokenizer_vocab_size:
+        raise UserError(
+            "model.vocab_size",
+            model.vocab_size,
+            f"must be at least {tokenizer_vocab_size}, the tokens of tokenizer={config.tokenizer.name}; "
+            "0 takes as many",
+        )
+    return model
+
+
+def _steps(settings: PhaseConfig, tokens_per_step: int, flops_per_step: int) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    if settings.tokens is not None:
+        return math.ceil(settings.tokens / tokens_per_step)
+    assert settings.flops is not None
+    return math.ceil(settings.flops / flops_per_step)

@@ -1,0 +1,1 @@
+"""Sources of documents: files, Hugging Face datasets, and the embedded stories."""

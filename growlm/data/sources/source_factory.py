@@ -1,0 +1,69 @@
+"""From the settings to the sources that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from growlm.data.shuffling import mixture_counts
+from growlm.data.sources.document_sources import EmbeddedStories, Source, TextFiles
+from growlm.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from growlm.config.schema import DataConfig, SourceConfig
+
+SOURCES = ("embedded", "text", "huggingface")
+
+
+def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, Source], list[int]]:
+    """The sources that the settings name, and how many documents a block of their mixture takes from each.
+
+    Raises:
+        UserError: If one cannot be read.
+    """
+    if settings.source != "mixture":
+        return {"data": open_source(settings, "data", seed, settings.streaming)}, mixture_counts(
+            {"data": 1.0}
+        )
+    counts = mixture_counts({name: part.weight for name, part in settings.sources.items()})
+    sources = {
+        name: open_source(part, f"data.sources.{name}", seed, settings.streaming)
+        for name, part in settings.sources.items()
+    }
+    return sources, counts
+
+
+def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> Source:
+    """One source; nothing but what says whether it can be read is read.
+
+    Args:
+        settings: Of the source.
+        key: Their key, `data` or `data.sources.NAME`.
+        seed: Which embedded stories.
+        streaming: Whether a dataset is read over the network as it is needed.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if settings.source == "embedded":
+        return EmbeddedStories(seed, settings.documents, key)
+    if settings.source == "text":
+        if not settings.path:
+            allowed = "data=text needs a file, a folder or a glob"
+            raise UserError(f"{key}.path", settings.path, allowed)
+        return TextFiles(settings.path, settings.column, settings.sample_by, key)
+    if settings.source == "huggingface":
+        from growlm.data.sources.hub import HubDataset
+
+        if not settings.name:
+            allowed = "data=huggingface needs a dataset's name, or a folder"
+            raise UserError(f"{key}.name", settings.name, allowed)
+        return HubDataset(
+            settings.name,
+            settings.config,
+            settings.split,
+            settings.column,
+            settings.revision,
+            streaming,
+            key,
+        )
+    raise UserError(f"{key}.source", settings.source, f"must be one of {', '.join(SOURCES)}")

@@ -1,0 +1,178 @@
+"""Who and what a story is about, drawn once at its beginning so that it stays true to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from growlm.data.synthetic import words
+
+Option = TypeVar("Option")
+
+
+class Pick(Protocol):
+    """Draws one of its arguments, each as likely as the others."""
+
+    def __call__(self, *options: Option) -> Option: ...  # noqa: D102
+
+
+class Character(NamedTuple):
+    """Somebody with a name; written into a sentence, a character is that name."""
+
+    name: str
+    kind: str
+    trait: str
+    deed: str
+    they: str
+    them: str
+    their: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def described(self) -> str:
+        """Trait and kind with their article: "a brave fox"."""
+        return with_article(f"{self.trait} {self.kind}")
+
+
+class Thing(NamedTuple):
+    """Something to hold; written into a sentence, a thing is its noun."""
+
+    noun: str
+    colour: str
+    look: str
+
+    def __str__(self) -> str:
+        return self.noun
+
+    @property
+    def described(self) -> str:
+        """Look, colour and noun with their article: "a small red kite"."""
+        return with_article(f"{self.look} {self.colour} {self.noun}")
+
+
+class Place(NamedTuple):
+    """Somewhere to go; written into a sentence, a place is "the forest"."""
+
+    name: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"the {self.name}"
+
+
+class Wish(NamedTuple):
+    """What somebody wants: to "see the sea", until they "saw the sea"."""
+
+    wanted: str
+    granted: str
+
+
+class Scene(NamedTuple):
+    """Everything a plot may use.
+
+    No two characters share a name, a kind or a trait; no two things a noun or a colour; the four
+    places differ, and so do the two spots.
+    """
+
+    hero: Character
+    friend: Character
+    helper: Character
+    thing: Thing
+    other: Thing
+    home: Place
+    place: Place
+    far: Place
+    farther: Place
+    spot: str
+    second_spot: str
+    wish: Wish
+
+
+class Question(NamedTuple):
+    """Something the story has settled, and the answer it settled on."""
+
+    question: str
+    answer: str
+
+
+class Events(NamedTuple):
+    """What a plot tells: its paragraphs in order, and the questions it leaves settled."""
+
+    paragraphs: list[str]
+    questions: list[Question]
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it, chosen by its first letter."""
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+
+
+def capital(phrase: str) -> str:
+    """The phrase with its first letter in upper case, the rest as it was."""
+    return phrase[0].upper() + phrase[1:]
+
+
+def chooser(draw: Callable[[], float]) -> Pick:
+    """A `Pick` whose choices come from `draw`, which returns numbers in [0, 1)."""
+
+    def pick(*options: Option) -> Option:
+        return options[int(draw() * len(options))]
+
+    return pick
+
+
+def distinct(pick: Pick, options: Sequence[Option], count: int) -> list[Option]:
+    """`count` different entries of `options`, in the order drawn."""
+    positions = list(range(len(options)))
+    chosen = []
+    for _ in range(count):
+        position = pick(*positions)
+        positions.remove(position)
+        chosen.append(options[position])
+    return chosen
+
+
+def draw_scene(pick: Pick) -> Scene:
+    """Draw the cast, the things, the places and the wish of one story."""
+    hero, friend, helper = _draw_characters(pick)
+    first_noun, second_noun = distinct(pick, words.THINGS, 2)
+    first_colour, second_colour = distinct(pick, words.COLOURS, 2)
+    home, place, far, farther = (
+        Place(name, f"{preposition} the {name}")
+        for name, preposition in distinct(pick, words.PLACES, 4)
+    )
+    spot, second_spot = distinct(pick, words.SPOTS, 2)
+    return Scene(
+        hero=hero,
+        friend=friend,
+        helper=helper,
+        thing=Thing(first_noun, first_colour, pick(*words.LOOKS)),
+        other=Thing(second_noun, second_colour, pick(*words.LOOKS)),
+        home=home,
+        place=place,
+        far=far,
+        farther=farther,
+        spot=spot,
+        second_spot=second_spot,
+        wish=Wish(*pick(*words.WISHES)),
+    )
+
+
+def _draw_characters(pick: Pick) -> list[Character]:
+    names = distinct(pick, words.GIRL_NAMES + words.BOY_NAMES, 3)
+    kinds = distinct(pick, words.KINDS, 3)
+    traits = distinct(pick, words.TRAITS, 3)
+    return [
+        _character(name, kind, *trait)
+        for name, kind, trait in zip(names, kinds, traits, strict=True)
+    ]
+
+
+def _character(name: str, kind: str, trait: str, deed: str) -> Character:
+    if name in words.GIRL_NAMES:
+        kind = "girl" if kind == "child" else kind
+        return Character(name, kind, trait, deed, "she", "her", "her")
+    kind = "boy" if kind == "child" else kind
+    return Character(name, kind, trait, deed, "he", "him", "his")

@@ -1,0 +1,81 @@
+"""Encode very long texts piece by piece: an encoding takes up to 160 times the memory of what is encoded at once.
+
+Where a text is cut, its tokens stay the same:
+
+* Our own encodings and GPT-2's first split a text by a pattern, and merge within the parts. None of their parts
+  has a space after a letter, nor a letter before one of the punctuation marks in `PLACES`; so a text may be cut
+  there. A stretch of `FARTHEST` characters without such a place (base64, DNA) is cut in its midst, which may
+  change the tokens around the cut, but for `bytes`, whose tokens are the same wherever a text is cut.
+* A Hugging Face tokenizer may do anything. Its pieces overlap, and both encodings must agree on all tokens around
+  a cut. If they do not, the text is encoded as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+
+from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.tokenizer import Tokenizer
+
+PIECE = 1 << 18
+"""Characters that are encoded at once."""
+LONG = 2 * PIECE
+"""Characters of a text that is cut."""
+FARTHEST = 1 << 20
+"""Characters after a piece in which a place to cut is looked for."""
+OVERLAP = 1 << 11
+"""Characters that a piece of a Hugging Face tokenizer has in common with each of its neighbors."""
+LETTER = r"[^\W\d_]"
+PLACES = re.compile(
+    rf"(?<={LETTER})(?= {LETTER})|(?<=[a-zA-Z\u3040-\u30ff\u4e00-\u9fff])(?=[.,;:!?\u3001\u3002\uff0c])"
+)
+
+
+def encode_long(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]:
+    """Encode a text of more than `LONG` characters; return its ids in parts, in order."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return map(tokenizer.encode, pieces(text))
+    parts = _overlapping(text, tokenizer)
+    return [tokenizer.encode(text)] if parts is None else parts
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a text where its tokens do not depend on what is on the other side, if there is such a place."""
+    begin = 0
+    while len(text) - begin > LONG:
+        limit = begin + PIECE + FARTHEST
+        found = PLACES.search(text, begin + PIECE, limit)
+        end = found.start() if found else min(limit, len(text))
+        yield text[begin:end]
+        begin = end
+    if begin < len(text):
+        yield text[begin:]
+
+
+def _overlapping(text: str, tokenizer: HuggingFaceTokenizer) -> list[array[int]] | None:
+    """Return the ids of pieces that overlap; None where they do not agree."""
+    parts, before = [], None
+    for begin in range(0, len(text), PIECE):
+        end = min(begin + PIECE, len(text))
+        start = max(0, begin - OVERLAP)
+        ids, spans = tokenizer.encode_with_spans(text[start : end + OVERLAP])
+        spans = [(start + first, start + last) for first, last in spans]
+        if spans != sorted(spans) or (before is not None and _around(begin, ids, spans) != before):
+            return None
+        before = _around(end, ids, spans)
+        first = bisect_left(spans, (begin, 0)) if begin else 0
+        last = bisect_left(spans, (end, 0)) if end < len(text) else len(ids)
+        parts.append(array("I", ids[first:last]))
+    return parts
+
+
+def _around(
+    place: int, ids: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[tuple[int, tuple[int, int]]]:
+    """Return the tokens that begin near a place, and where they begin and end."""
+    first = bisect_left(spans, (place - OVERLAP // 2, 0))
+    last = bisect_left(spans, (place + OVERLAP // 2, 0))
+    return list(zip(ids[first:last], spans[first:last], strict=True))

@@ -1,0 +1,156 @@
+"""The encodings that growlm has by name, all of them tiktoken's kind: merges of bytes, ranked."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from importlib import resources
+from pathlib import Path
+
+import tiktoken
+
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import LARGEST_RECORD, exists, open_file
+
+END_OF_TEXT = "<|endoftext|>"
+EMBEDDED_FILE = "embedded.tiktoken"
+
+# Merges never cross these pieces. In order: the 's of "Tom's"; a word with the space before it, so that
+# " fox" is one token wherever it stands; single digits, so that numbers share their parts; punctuation
+# with the space before it, which makes ' "' differ from the '"' that closes; line ends, so that the
+# break between paragraphs is one token; any other white space. No look-ahead: with one, a document of
+# a million spaces overflows the stack of the matcher.
+EMBEDDED_PATTERN = r"'\p{L}+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n+|[^\S\n]+"
+
+# Without merges a piece has no effect on the ids; a line at a time is short enough to be fast.
+BYTES_PATTERN = r"[^\n]*\n|[^\n]+"
+
+GPT2_FILES = tuple(
+    f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+    for name in ("vocab.bpe", "encoder.json")
+)
+"""What tiktoken reads of GPT-2, and names its cached files by."""
+DOWNLOAD_TIMEOUT_S = 15.0
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+class TiktokenTokenizer:
+    """A `Tokenizer` of a tiktoken encoding.
+
+    Args:
+        name: What it is called.
+        encoding: Its last special token is the end of text.
+    """
+
+    library = "tiktoken"
+    begin_of_text: tuple[int, ...] = ()
+
+    def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
+        self.name, self.encoding = name, encoding
+        self.vocab_size, self.end_of_text = encoding.n_vocab, encoding.eot_token
+        self.ends_of_text: tuple[int, ...] = (self.end_of_text,)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Tokenizer`."""
+        pattern, ranks = self.encoding._pat_str, self.encoding._mergeable_ranks
+        digest = hashlib.sha256(json.dumps([pattern, self.vocab_size, self.end_of_text]).encode())
+        for token, rank in ranks.items():
+            digest.update(b"%d %d " % (rank, len(token)) + token)
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return self.encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer`."""
+        return self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+        token_bytes = self.encoding.decode_single_token_bytes
+        known = range(self.vocab_size)
+        pieces = (token_bytes(i) if i in known else _REPLACEMENT for i in map(int, ids))
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+def byte_pair_encoding(name: str, pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+    """A tiktoken encoding of these merge ranks, with the end of text as its last id."""
+    return tiktoken.Encoding(
+        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+    )
+
+
+def _embedded() -> tiktoken.Encoding:
+    # tiktoken's own loader would keep a copy in its cache and go on using it after a retraining.
+    lines = resources.files("growlm.data").joinpath(EMBEDDED_FILE).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    return byte_pair_encoding("growlm_embedded", EMBEDDED_PATTERN, ranks)
+
+
+def _bytes() -> tiktoken.Encoding:
+    return byte_pair_encoding("growlm_bytes", BYTES_PATTERN, {bytes([i]): i for i in range(256)})
+
+
+def _gpt2() -> tiktoken.Encoding:
+    _check_cached_files()
+    try:
+        with _bounded_downloads():
+            return tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # no network, no access, or a file with other contents
+        reason = type(error).__name__
+    # Raised out here so that no library traceback hangs on an error that is one sentence long.
+    raise UserError(
+        "tokenizer.name",
+        "gpt2",
+        f"its files are neither cached nor could they be downloaded ({reason}); set "
+        "TIKTOKEN_CACHE_DIR to a folder that holds them, or choose one that needs no network: "
+        "tokenizer=embedded or tokenizer=bytes",
+    )
+
+
+def _check_cached_files() -> None:
+    """Check the folder that tiktoken reads its files from, which may be one that all users of a machine share.
+
+    Raises:
+        UserError: If a file there is no regular one, or too large.
+    """
+    shared = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", shared))
+    if not given:  # it keeps none
+        return
+    for url in GPT2_FILES:
+        path = Path(given, hashlib.sha1(url.encode()).hexdigest())
+        if not exists(path):
+            continue
+        with open_file(path, "tokenizer.name", root=None) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_RECORD:
+                raise UserError("tokenizer.name", path, f"is larger than {LARGEST_RECORD:,} bytes")
+
+
+@contextmanager
+def _bounded_downloads() -> Iterator[None]:
+    """Give `requests.get` a time limit: tiktoken sets none and waits for minutes behind a firewall."""
+    import requests
+
+    unbounded = requests.get
+    requests.get = partial(unbounded, timeout=DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        requests.get = unbounded
+
+
+ENCODINGS: dict[str, Callable[[], tiktoken.Encoding]] = {
+    "embedded": _embedded,
+    "gpt2": _gpt2,
+    "bytes": _bytes,
+}
+"""By name; `gpt2` raises `UserError` where its two files are neither cached nor to be had."""

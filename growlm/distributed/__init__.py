@@ -1,0 +1,1 @@
+"""Process groups, launching, and tensors sharded over processes."""

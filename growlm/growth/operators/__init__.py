@@ -1,0 +1,1 @@
+"""The growth operators: Upcycle, Widen, Deepen, MultiplyExperts."""

@@ -1,0 +1,76 @@
+"""Deepen: new blocks made from the blocks there are.
+
+`identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections are zero adds nothing to
+the residual stream, so the function is kept, and it trains through those projections from the first step.
+`copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which does change the function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from growlm.growth.growth_map import BlockOrigin, Change
+from growlm.model.config import ModelConfig
+from growlm.runtime.field_limits import check_limits, limits
+
+NEW_BLOCKS = ("identity", "fresh", "copy")
+
+
+@dataclass
+class Deepen:
+    """More blocks; lossless but for `init="copy"`."""
+
+    extra_layers: int = field(default=1, metadata=limits(minimum=1, maximum=4096))
+    """New blocks."""
+    placement: str = field(
+        default="append", metadata=limits(choices=("append", "interleave", "stack"))
+    )
+    """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
+    end; `interleave` evenly spread blocks, right behind each."""
+    init: str = field(default="identity", metadata=limits(choices=NEW_BLOCKS))
+    """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh`
+    likewise, with all other matrices drawn anew; `copy` as they are, which does not keep it and is reported so."""
+
+    def change(self, config: ModelConfig) -> Change:
+        """What happens to a model of this config.
+
+        Raises:
+            UserError: If a setting is out of bounds.
+        """
+        check_limits(self)
+        blocks = self._blocks(config.n_layers)
+        how = {
+            "identity": "output projections at zero",
+            "fresh": "output projections at zero, other matrices drawn anew",
+            "copy": "as it is (not lossless)",
+        }[self.init]
+        return Change(
+            config=replace(config, n_layers=len(blocks)),
+            description=[
+                f"Layer {i} from layer {origin.source}, {how}"
+                for i, origin in enumerate(blocks)
+                if origin.kind != "kept"
+            ],
+            lossless=self.init != "copy",
+            blocks=blocks,
+        )
+
+    def _blocks(self, n_layers: int) -> tuple[BlockOrigin, ...]:
+        kept = [BlockOrigin(i) for i in range(n_layers)]
+        if self.placement == "append":
+            return (*kept, *[BlockOrigin(n_layers - 1, self.init)] * self.extra_layers)
+        if self.placement == "stack":
+            copies = [BlockOrigin(j % n_layers, self.init) for j in range(self.extra_layers)]
+            return (*kept, *copies)
+        # floor((j + 1/2) · layers / extra), in whole numbers
+        sources = [
+            (2 * j + 1) * n_layers // (2 * self.extra_layers) for j in range(self.extra_layers)
+        ]
+        return tuple(
+            origin
+            for block in kept
+            for origin in (
+                block,
+                *[BlockOrigin(block.source, self.init)] * sources.count(block.source),
+            )
+        )

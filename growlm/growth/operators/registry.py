@@ -1,0 +1,40 @@
+"""Operators by name, as YAML and JSON have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from growlm.growth.api import Operator
+from growlm.growth.operators.deepen import Deepen
+from growlm.growth.operators.multiply_experts import MultiplyExperts
+from growlm.growth.operators.upcycle import Upcycle
+from growlm.growth.operators.widen import Widen
+
+OPERATORS = {
+    "upcycle": Upcycle,
+    "widen": Widen,
+    "deepen": Deepen,
+    "multiply_experts": MultiplyExperts,
+}
+
+
+def operators_as_data(operators: Sequence[Operator]) -> list[dict[str, Any]]:
+    """Names and settings, in order, plain JSON values.
+
+    Raises:
+        KeyError: If an operator is none of `OPERATORS`.
+    """
+    names = {operator_class: name for name, operator_class in OPERATORS.items()}
+    return [{names[type(o)]: asdict(o)} for o in operators]  # type: ignore[call-overload]
+
+
+def operators_from_data(data: Sequence[dict[str, Any]]) -> list[Operator]:
+    """The operators that `operators_as_data` described.
+
+    Raises:
+        KeyError: If a name is unknown.
+        TypeError: If a setting is unknown.
+    """
+    return [OPERATORS[name](**settings) for entry in data for name, settings in entry.items()]

@@ -1,0 +1,109 @@
+"""Upcycle: dense feed-forward blocks become mixtures of experts.
+
+Every expert is a copy of the block it replaces (Sparse Upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055),
+and gates sum to one, so the function is kept whatever the router says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from growlm.growth.channel_map import ChannelMap
+from growlm.growth.growth_map import AxisGrowth, Change, DenseToExperts
+from growlm.model.config import ModelConfig, check_routing
+from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits, limits
+
+
+@dataclass
+class Upcycle:
+    """Dense to mixture of experts, lossless unless units are dropped."""
+
+    num_experts: int = field(default=8, metadata=limits(minimum=2, maximum=4096))
+    """Copies of each block."""
+    top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
+    """Copies that each token uses."""
+    router_init: str = field(default="normal", metadata=limits(choices=("normal", "zeros")))
+    """`zeros` is for proofs: equal logits give the router no gradient and leave most experts unused."""
+    router_std: float = field(default=0.02, metadata=limits(above=0.0, maximum=10.0))
+    """Standard deviation of a `normal` router."""
+    break_ties: bool = True
+    """With `zeros`: order equal experts pseudo-randomly, token by token, in the selection only."""
+    granularity: int = field(default=1, metadata=limits(minimum=1, maximum=256))
+    """Fine-grained experts (He et al. 2024, arXiv 2410.07524): every copy is cut into this many experts of fewer
+    hidden units, and tokens use as many times more of them. Lossless: the router's rows are equal inside such a
+    virtual group, so that a token begins with whole copies, and the output projections are scaled up. The
+    published caveats: without that grouping and scaling the loss starts high, and the gain depends on the recipe.
+    Each token costs more routing and smaller matrix products."""
+    drop_fraction: float = field(default=0.0, metadata=limits(minimum=0.0, below=1.0))
+    """Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): part of each expert's hidden units is drawn anew,
+    the same units in all its matrices, so that experts specialise sooner. Not lossless. The published caveats: 0.5
+    was best, the loss starts higher, and the advantage over plain upcycling shows after a long training only."""
+
+    def change(self, config: ModelConfig) -> Change:
+        """What happens to a model of this config.
+
+        Raises:
+            UserError: If it has experts already, or a setting is out of bounds.
+        """
+        check_limits(self)
+        check_routing(self.num_experts, self.top_k)
+        if config.is_moe:
+            raise UserError(
+                "num_experts",
+                self.num_experts,
+                f"the model is a mixture of {config.num_experts} experts already; upcycle a dense one, or "
+                "use multiply_experts",
+            )
+        if config.d_ff % self.granularity:
+            allowed = f"must divide d_ff={config.d_ff}, the hidden units that are cut"
+            raise UserError("granularity", self.granularity, allowed)
+        zeros = self.router_init == "zeros"
+        if zeros and self.break_ties and self.granularity > 1:
+            allowed = (
+                "must be 1 with router_init=zeros: ties broken at random would split the copies"
+            )
+            raise UserError("granularity", self.granularity, allowed)
+        experts = self.num_experts * self.granularity
+        shards = ChannelMap.round_robin(self.granularity, experts)
+        group = torch.arange(experts) // self.granularity
+        return Change(
+            config=replace(
+                config,
+                num_experts=experts,
+                top_k=self.top_k * self.granularity,
+                d_ff=config.d_ff // self.granularity,
+                router_tie_breaking=zeros and self.break_ties,
+            ),
+            description=self._describe(),
+            lossless=self.drop_fraction == 0,
+            axes={"experts": AxisGrowth(shards)},
+            to_experts=DenseToExperts(
+                shards=shards,
+                router_rows=ChannelMap.equal_shares(self.num_experts, group),
+                router_std=0.0 if zeros else self.router_std,
+                redrawn_fraction=self.drop_fraction,
+            ),
+        )
+
+    def _describe(self) -> list[str]:
+        router = (
+            "at zero"
+            if self.router_init == "zeros"
+            else f"normal, standard deviation {self.router_std:g}"
+        )
+        lines = [
+            f"Feed-forward blocks copied to {self.num_experts} experts, top-{self.top_k}; router {router}"
+        ]
+        if self.granularity > 1:
+            lines.append(
+                f"Every copy cut into {self.granularity} experts: "
+                f"{self.num_experts * self.granularity}, top-{self.top_k * self.granularity}"
+            )
+        if self.drop_fraction:
+            lines.append(
+                f"{self.drop_fraction:.0%} of each expert's units drawn anew (not lossless)"
+            )
+        return lines

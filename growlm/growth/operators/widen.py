@@ -1,0 +1,223 @@
+"""Widen: more channels, heads and hidden units, each a copy of one there is.
+
+HyperCloning (Samragh et al. 2024, arXiv 2409.12903) and LEMON (Wang et al. 2023, arXiv 2310.07999), for any
+width: the residual stream takes whole copies and then filler channels that its norms make exactly zero.
+docs/growth.md has the derivation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from growlm.growth.channel_map import ChannelMap
+from growlm.growth.growth_map import AxisGrowth, Change, NoiseLevel
+from growlm.model.config import ModelConfig
+from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits, limits
+
+D_FF_MULTIPLE = 8
+"""Hidden widths are rounded up to this, which grouped matrix products need."""
+NEW_CHANNELS = ("copies", "fresh", "auto")
+COPIES_NOISE_STD = 1e-2
+
+
+@dataclass
+class Widen:
+    """More of everything (`scale_factor`), or of what is named; lossless."""
+
+    scale_factor: float | None = field(default=None, metadata=limits(minimum=1.0, maximum=64.0))
+    """Grows `d_model`, `n_heads` and `d_ff` alike; need not be an integer, but heads must come out whole."""
+    d_model: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**17))
+    """New residual width, in place of the scaled one."""
+    n_heads: int | None = field(default=None, metadata=limits(minimum=1, maximum=4096))
+    """New number of query heads, likewise."""
+    d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
+    """New number of hidden units, likewise."""
+    noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
+    """Standard deviation of the noise that makes copies differ and cancels in the function; for each matrix capped
+    at the standard deviation of its own entries. Copies take 1e-2 unless it is set."""
+    noise_snr_db: float | None = field(default=None, metadata=limits(minimum=-6.0, maximum=200.0))
+    """In place of `noise_std`: signal to noise ratio of each matrix, in decibels."""
+    filler: str = field(default="random", metadata=limits(choices=("random", "zeros")))
+    """What columns that read a filler channel hold: free new directions, or nothing."""
+    split: str = field(default="equal", metadata=limits(choices=("equal", "1:2")))
+    """How the columns of a channel's copies share its old column: in equal parts, or the first copy one part, the
+    second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
+    2602.02472, table 7)."""
+
+    new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNELS))
+    """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing:
+    heads and hidden units drawn at random that nothing reads yet, and filler channels only. With `auto` they are
+    fresh, unless noise or a split is set, which only copies have."""
+
+    def change(self, config: ModelConfig) -> Change:
+        """What happens to a model of this config.
+
+        Raises:
+            UserError: If a setting is out of bounds, nothing grows, something shrinks, or heads do not come
+                out whole.
+        """
+        check_limits(self)
+        self._check_fresh()
+        new = self._new_config(config)
+        query_heads, kv_heads = map_heads(config, new.n_heads, self._heads_key())
+        new = replace(new, n_kv_heads=kv_heads.new_size)
+        residual = self._split(ChannelMap.tiled(config.d_model, new.d_model))
+        full_copies = residual.copies().max().item()
+        ratio = full_copies * config.d_model / new.d_model
+        axes = {
+            "residual": AxisGrowth(
+                residual,
+                # LayerNorm subtracts the mean, so a channel that holds it is exactly zero behind the norm.
+                written_filler="mean" if config.norm == "layernorm" else "zero",
+                read_filler="zero" if self.filler == "zeros" else "random",
+                gain_factor=math.sqrt(ratio),
+            ),
+            "query_heads": self._inner(query_heads, config.head_dim),
+            "key_value_heads": self._inner(kv_heads, config.head_dim),
+            "hidden": self._inner(ChannelMap.round_robin(config.d_ff, new.d_ff)),
+        }
+        return Change(
+            config=replace(new, norm_eps=config.norm_eps * ratio),
+            description=self._describe(config, new),
+            axes={
+                axis: g for axis, g in axes.items() if g.channels.new_size != g.channels.old_size
+            },
+            noise=self._noise(),
+        )
+
+    def _about_copies(self) -> dict[str, float | str]:
+        """What is set that means nothing where nothing is copied."""
+        values = {"noise_std": self.noise_std, "noise_snr_db": self.noise_snr_db}
+        found: dict[str, float | str] = {k: v for k, v in values.items() if v is not None}
+        return found if self.split == "equal" else found | {"split": self.split}
+
+    def _check_fresh(self) -> None:
+        if self.new_channels == "fresh":
+            for name, value in self._about_copies().items():
+                raise UserError(
+                    name,
+                    value,
+                    "is about copies, and new_channels=fresh makes none: set it to copies",
+                )
+
+    def _is_fresh(self) -> bool:
+        return self.new_channels != "copies" and not self._about_copies()
+
+    def _noise(self) -> NoiseLevel | None:
+        std = COPIES_NOISE_STD if self.noise_std is None else self.noise_std
+        quiet = self.noise_snr_db is None and std == 0
+        return None if quiet or self._is_fresh() else NoiseLevel(std, self.noise_snr_db)
+
+    def _inner(self, channels: ChannelMap, unit: int = 1) -> AxisGrowth:
+        """Heads or hidden units: no norm is behind them, so fillers are read as zero and hold what they like."""
+        channels = self._split(channels).repeated(unit)
+        return AxisGrowth(channels, written_filler="random", read_filler="zero")
+
+    def _split(self, channels: ChannelMap) -> ChannelMap:
+        if self._is_fresh():
+            return channels.without_copies()
+        if self.split == "equal":
+            return channels
+        return ChannelMap.rising_shares(channels.old_size, channels.source)
+
+    def _new_config(self, config: ModelConfig) -> ModelConfig:
+        d_ff = self.d_ff
+        if d_ff is None and self.scale_factor is not None:
+            d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE - 1e-6) * D_FF_MULTIPLE
+        new = replace(
+            config,
+            n_heads=self._scaled("n_heads", self.n_heads, config.n_heads),
+            d_model=self._scaled("d_model", self.d_model, config.d_model),
+            d_ff=config.d_ff if d_ff is None else d_ff,
+        )
+        widths = ("d_model", "n_heads", "d_ff")
+        for width in widths:
+            if getattr(new, width) < getattr(config, width):
+                allowed = f"must be at least {getattr(config, width)}, which the model has already"
+                raise UserError(width, getattr(new, width), allowed)
+        if all(getattr(new, width) == getattr(config, width) for width in widths):
+            allowed = "nothing would grow: set a scale_factor above 1, or d_model, n_heads or d_ff"
+            raise UserError("scale_factor", self.scale_factor, allowed)
+        return new
+
+    def _scaled(self, name: str, wanted: int | None, size: int) -> int:
+        if wanted is not None:
+            return wanted
+        factor = self.scale_factor or 1.0
+        if abs(size * factor - round(size * factor)) > 1e-6:
+            near = sorted({math.floor(size * factor) / size, math.ceil(size * factor) / size})
+            raise UserError(
+                "scale_factor",
+                factor,
+                f"{name}={size} times {factor:g} is {size * factor:g}, not a whole number; "
+                f"near it {' and '.join(f'{f:g}' for f in near if f >= 1)} work",
+            )
+        return round(size * factor)
+
+    def _heads_key(self) -> tuple[str, float | int | None]:
+        return (
+            ("scale_factor", self.scale_factor)
+            if self.n_heads is None
+            else ("n_heads", self.n_heads)
+        )
+
+    def _describe(self, old: ModelConfig, new: ModelConfig) -> list[str]:
+        groups = f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else ""
+        return [
+            f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
+            f"hidden units {old.d_ff} → {new.d_ff}",
+            self._describe_new_channels(),
+        ]
+
+    def _describe_new_channels(self) -> str:
+        if self._is_fresh():
+            return "What is new is fresh: drawn at random, and read or added with weight zero"
+        level = self._noise()
+        if level is None:
+            noise = "none"
+        elif level.snr_db is not None:
+            noise = f"{level.snr_db:g} dB below each matrix"
+        else:
+            noise = f"standard deviation {level.std:g}, capped at each matrix's own"
+        split = "" if self.split == "equal" else f"; columns split {self.split}"
+        return f"What is new are copies; cancelling noise: {noise}{split}"
+
+
+def map_heads(
+    config: ModelConfig, new_heads: int, key: tuple[str, float | int | None]
+) -> tuple[ChannelMap, ChannelMap]:
+    """Which query head and which key/value head each new one copies.
+
+    Each copy of a query head must read a copy of the key/value head its source reads: either whole groups are
+    copied, or query heads are copied inside their group.
+
+    Args:
+        config: The old model.
+        new_heads: Query heads wanted.
+        key: Setting and value to name in the error.
+
+    Raises:
+        UserError: If neither way gives groups of equal size.
+    """
+    old_heads, old_kv = config.n_heads, config.n_kv_heads
+    group = old_heads // old_kv
+    if new_heads % group == 0 and (old_kv > 1 or new_heads == old_heads):
+        return (
+            ChannelMap.round_robin(old_heads, new_heads),
+            ChannelMap.round_robin(old_kv, new_heads // group),
+        )
+    if new_heads % old_kv == 0:
+        new_group = new_heads // old_kv
+        first = torch.arange(old_kv).unsqueeze(1) * group
+        source = (first + torch.arange(new_group) % group).flatten()
+        return ChannelMap.equal_shares(old_heads, source), ChannelMap.identity(old_kv)
+    raise UserError(
+        *key,
+        f"{new_heads} query heads fit neither way on {old_kv} key/value heads: to copy whole groups they must "
+        f"be a multiple of {group} (the query heads per key/value head), to copy query heads inside their "
+        f"groups a multiple of {old_kv} (the key/value heads)",
+    )

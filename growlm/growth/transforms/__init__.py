@@ -1,0 +1,1 @@
+"""What an operator does to a single tensor: copy, split, fill, scale, add noise."""

@@ -1,0 +1,13 @@
+"""Hugging Face models in and out. `python -m growlm.convert` is this as a command."""
+
+from growlm.huggingface.config_reading import is_hf_folder, read_hf_config
+from growlm.huggingface.folder_conversion import to_growlm, to_huggingface
+from growlm.huggingface.tensor_conversion import HuggingFaceTensors
+
+__all__ = [
+    "HuggingFaceTensors",
+    "is_hf_folder",
+    "read_hf_config",
+    "to_growlm",
+    "to_huggingface",
+]

@@ -1,0 +1,223 @@
+"""Whole folders, both ways: everything is checked first, then written tensor by tensor, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growlm.checkpoint.checkpoint_folder import (
+    OPTIMIZER,
+    WEIGHTS,
+    read_config,
+    write_config,
+)
+from growlm.checkpoint.offline_growth import Progress, adding_up, check_target, new_target
+from growlm.checkpoint.safetensors_io import TensorFiles, write_tensors
+from growlm.checkpoint.sidecar_files import copy_files
+from growlm.checkpoint.weight_validation import check_shapes
+from growlm.data.tokenization.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
+from growlm.huggingface.config_keys import CONFIG_NAME
+from growlm.huggingface.config_reading import (
+    TOKEN_IDS,
+    architecture_of,
+    is_hf_folder,
+    read_hf_config,
+)
+from growlm.huggingface.config_writing import config_content, holds
+from growlm.huggingface.tensor_conversion import (
+    HuggingFaceTensors,
+    MappedTensors,
+    in_their_names,
+    our_shapes,
+)
+from growlm.huggingface.tokenizer_files import (
+    carried_files,
+    check_fits,
+    made_token_ids,
+    write_generation_config,
+    write_made,
+)
+from growlm.model.config import ModelConfig
+from growlm.runtime.errors import UserError
+
+KEY = "source"
+
+CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
+AUTO_MAP = {
+    "AutoConfig": f"{CONFIG_MODULE}.GrowLMConfig",
+    "AutoModelForCausalLM": f"{MODEL_MODULE}.GrowLMForCausalLM",
+}
+"""Where transformers finds the classes of a model that it has no class for: files of the folder."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done."""
+
+    class_name: str
+    """The Hugging Face class."""
+    config: ModelConfig
+    dtypes: tuple[torch.dtype, ...]
+    """Of its tensors: more than one where the files are mixed."""
+    tokenizer: str
+    """In words."""
+    left_out: tuple[str, ...] = ()
+    """What the new folder does not have, in words."""
+
+
+def to_growlm(
+    source: Path,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Conversion:
+    """Write a Hugging Face model as a checkpoint.
+
+    Args:
+        source: Folder of the model.
+        target: Of the checkpoint; must not exist.
+        dtype: Of the weights; None for that of the files.
+        progress: Called after every tensor.
+
+    Raises:
+        UserError: If it cannot be one of ours, the target exists, or the disk has no room. Nothing is left behind.
+    """
+    config, record = read_hf_config(source, KEY)
+    tensors = HuggingFaceTensors(source, KEY, dtype)
+    check_fits(source, config.vocab_size, KEY)
+
+    def others(folder: Path) -> None:
+        write_generation_config(folder, _ids(record))
+        write_config(folder, config, record)
+
+    _write(tensors, target, carried_files(source), others, progress)
+    words = (
+        "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
+    )
+    class_name = architecture_of(source, KEY).class_name
+    return Conversion(class_name, config, _dtypes(tensors), words)
+
+
+def to_huggingface(
+    source: Path,
+    target: Path,
+    *,
+    architecture: str = "auto",
+    dtype: torch.dtype | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Conversion:
+    """Write a checkpoint as a Hugging Face model.
+
+    Args:
+        source: Folder of the checkpoint.
+        target: Of the model; must not exist.
+        architecture: `auto` for the class of transformers that computes the same, and growlm's own where there is
+            none; `growlm` for growlm's own, which takes every model.
+        dtype: Of the weights; None for that of the files.
+        progress: Called after every tensor.
+
+    Raises:
+        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the
+            disk has no room. Nothing is left behind.
+    """
+    if is_hf_folder(source):
+        raise UserError(KEY, source, "is a Hugging Face model already; to=growlm makes it ours")
+    config, record = read_config(source, KEY)
+    files = TensorFiles(source, WEIGHTS, KEY)
+    check_shapes(files, our_shapes(config), KEY)
+    chosen = GROWLM if architecture == GROWLM.model_type else choose(config, record)
+    if chosen is not GROWLM and config.is_moe and config.router_tie_breaking:
+        allowed = f"{chosen.class_name} has no such order; architecture=growlm exports the model"
+        raise UserError("router_tie_breaking", "true", allowed)
+    tensors = in_their_names(files, config, chosen, dtype)
+    name = record.get("tokenizer")
+    ids = _token_ids(source, config, record)
+
+    carried = carried_files(source) if name in (None, HUGGINGFACE) else None
+
+    def others(folder: Path) -> None:
+        if carried is None:
+            write_made(str(name), folder, config.max_seq_len)
+        write_generation_config(folder, ids)
+        # A class of transformers never trains the embedding of its config's pad token.
+        in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
+        rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
+        widest = reduce(torch.promote_types, _dtypes(tensors))  # what holds all of them exactly
+        content = config_content(chosen, config, widest, in_config, rest)
+        if chosen is GROWLM:
+            content["auto_map"] = AUTO_MAP
+            _write_modules(folder)
+        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+    _write(tensors, target, carried or [], others, progress)
+    words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
+    left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
+    return Conversion(chosen.class_name, config, _dtypes(tensors), words, left_out)
+
+
+NOT_KEPT = ("tokenizer", "huggingface")
+"""What of a checkpoint's record an export says in other places."""
+
+
+def choose(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
+    """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
+    first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
+    return next(each for each in (*first, *ARCHITECTURES) if holds(each, config))
+
+
+def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record says of the Hugging Face model that the checkpoint was made of."""
+    origin = record.get("huggingface")
+    return origin if isinstance(origin, dict) else {}
+
+
+def _ids(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _origin(record).get(name) for name in TOKEN_IDS}
+
+
+def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    name = record.get("tokenizer")
+    if name in (None, HUGGINGFACE):
+        check_fits(source, config.vocab_size, KEY)
+        return _ids(record)
+    return dict(made_token_ids(name, config.vocab_size, source, KEY))
+
+
+def _write(
+    tensors: MappedTensors,
+    target: Path,
+    carried: Sequence[Path],
+    others: Callable[[Path], None],
+    progress: Progress,
+) -> None:
+    entries = [tensors.entry(name) for name in tensors.names]
+    total = sum(entry.nbytes for entry in entries)
+    check_target(target, total, carried, KEY)
+    with new_target(target) as (partial, digests), torch.no_grad():
+        digests |= write_tensors(
+            partial, WEIGHTS, entries, tensors.read, adding_up(progress, total)
+        )
+        copy_files(carried, partial)
+        others(partial)
+
+
+def _write_modules(folder: Path) -> None:
+    for module, name in ((CONFIG_MODULE, "GrowLMConfig"), (MODEL_MODULE, "GrowLMForCausalLM")):
+        text = '"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
+        text += (
+            f'from growlm.huggingface.transformers_model import {name}\n\n__all__ = ["{name}"]\n'
+        )
+        (folder / f"{module}.py").write_text(text)
+
+
+def _dtypes(tensors: MappedTensors) -> tuple[torch.dtype, ...]:
+    return tuple(dict.fromkeys(tensors.entry(name).dtype for name in tensors.names))

@@ -1,0 +1,141 @@
+"""Continuations as a person or a program reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.inference.generation import Continuation
+from growlm.inference.prompts import Prompt
+from growlm.inference.text_stream import continuation_text
+from growlm.runtime.errors import DiskError, UserError
+from growlm.storage.locks import LockedError, lock_new
+
+Write = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation to make.
+
+    Attributes:
+        prompt: Of what.
+        sample: Which one of the prompt's, from 0.
+        seed: Of its draws.
+    """
+
+    prompt: Prompt
+    sample: int
+    seed: int
+
+
+def as_json(request: Request, found: Continuation, tokenizer: Tokenizer) -> str:
+    """A line."""
+    prompt = request.prompt
+    record = {
+        "prompt": prompt.text,
+        "text": continuation_text(tokenizer, prompt.tokens, found.tokens),
+        "sample": request.sample,
+        "seed": request.seed,
+        "prompt_tokens": len(prompt.tokens),
+        "new_tokens": len(found.tokens),
+        "finish_reason": found.finish_reason,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def as_text(request: Request, found: Continuation, tokenizer: Tokenizer) -> str:
+    """Prompt and continuation, and an end of line."""
+    prompt = request.prompt
+    return prompt.text + continuation_text(tokenizer, prompt.tokens, found.tokens) + "\n"
+
+
+def for_terminal(text: str) -> str:
+    """The text without what a terminal would take for commands: a model can write any bytes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def check_out(out: str | None) -> None:
+    """Look whether a file can be made there, without making it.
+
+    Raises:
+        UserError: If not.
+    """
+    if out is None:
+        return
+    path = Path(out).expanduser()
+    if path.exists():
+        raise UserError("out", out, "exists; give another name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise UserError("out", out, f"there is no folder {path.absolute().parent}")
+
+
+def _writable(text: str) -> str:
+    """The text with `?` for what standard output cannot hold, as bytes of a prompt that are no UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+@contextmanager
+def writing_to(out: str | None) -> Iterator[Write]:
+    """What writes to standard output, or to a file, which gets its name when the block ends well.
+
+    Raises:
+        UserError: If the file exists by now, or another process writes it.
+        DiskError: If the file cannot be written; nothing is left behind.
+    """
+    if out is None:
+        is_terminal = sys.stdout.isatty()
+
+        def show(text: str) -> None:
+            text = _writable(for_terminal(text) if is_terminal else text)
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever read has enough, as in `| head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)
+
+        yield show
+        return
+    path = Path(out).expanduser()
+    with _locked(path):
+        check_out(out)
+        with _written(path) as write:
+            yield write
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_new(path))
+        except LockedError as error:
+            raise UserError("out", path, f"another process writes it ({error.owner})") from error
+        except OSError as error:
+            raise DiskError(path, error) from error
+        yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Write]:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with partial.open("x", encoding="utf-8", errors="replace") as file:
+            yield file.write
+        partial.rename(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise DiskError(path, error) from error
+        raise

@@ -1,0 +1,30 @@
+"""A model's weights in another precision, for computing without autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from growlm.model.layers.experts import MixtureOfExperts
+from growlm.model.transformer import TransformerLM
+
+
+def in_precision(model: TransformerLM, dtype: torch.dtype) -> TransformerLM:
+    """The model, its weights cast once and in place to `dtype`; routers stay in at least fp32.
+
+    Autocast would cast every matrix at every forward pass, for one token as for a thousand. A router in half
+    precision would choose other experts.
+
+    Args:
+        model: Not to be trained in half precision: small updates would be rounded away.
+        dtype: Of all weights but the routers'.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    routers = [mixture.router.weight.detach().to(wide) for mixture in mixtures]
+    biases = [mixture.selection_bias for mixture in mixtures]
+    model.to(dtype)
+    for mixture, router, bias in zip(mixtures, routers, biases, strict=True):
+        mixture.router.weight = nn.Parameter(router)
+        mixture.selection_bias = None if bias is None else bias.to(wide)
+    return model

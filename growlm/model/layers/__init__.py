@@ -1,0 +1,1 @@
+"""The layers of the transformer: attention, feed-forward, mixture of experts."""

@@ -1,0 +1,50 @@
+"""Causal self-attention with rotary positions and grouped key/value heads.
+
+Shapes: B batch, T time, H query heads, K key/value heads, C channels of a head, D residual channels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from growlm.model.config import ModelConfig
+from growlm.model.kv_cache import LayerCache
+from growlm.model.layers.causal_attention import causal_attention
+from growlm.model.layers.labeled_layers import linear
+from growlm.model.layers.rotary import rotate
+
+
+class Attention(nn.Module):
+    """Query head h reads key/value head `h // (n_heads / n_kv_heads)`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.query = linear(config, read="residual", write="query_heads", bias=config.bias)
+        self.key = linear(config, read="residual", write="key_value_heads", bias=config.bias)
+        self.value = linear(config, read="residual", write="key_value_heads", bias=config.bias)
+        self.output = linear(config, read="query_heads", write="residual", bias=config.bias)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Attend within each sequence.
+
+        Args:
+            x: Normalised residual stream, (B, T, D).
+            cos: From `rotary_tables` or a cache's `extend`, see `rotate`.
+            sin: Likewise.
+            cache: If given, the tokens follow those that it remembers, and it remembers them too.
+
+        Returns:
+            What to add to the residual stream, (B, T, D).
+        """
+        query = rotate(self._heads(self.query(x)), cos, sin)  # (B, H, T, C)
+        key = rotate(self._heads(self.key(x)), cos, sin)  # (B, K, T, C)
+        value = self._heads(self.value(x))  # (B, K, T, C)
+        attend = causal_attention if cache is None else cache.attend
+        mixed = attend(query, key, value)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

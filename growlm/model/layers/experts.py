@@ -1,0 +1,239 @@
+"""Mixture of experts: a router and a stack of feed-forward experts.
+
+Tokens are sorted by expert so that every expert multiplies one contiguous slice (`grouped_mm`), then put
+back. Both go to rows that are all different, and so does their backward pass: that of advanced indexing adds
+atomically and would make two runs differ.
+
+Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residual, F hidden channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growlm.model.axes import Label, index, label, reads, writes
+from growlm.model.config import ModelConfig
+from growlm.model.layers.feed_forward import activate
+from growlm.model.layers.labeled_layers import linear
+from growlm.model.layers.routing import Routing, RoutingLog, route
+
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GROUPED_ALIGNMENT_BYTES = 16
+CPU_ROWS = 64
+"""See `Experts._slots`."""
+FEW_TOKENS = 32
+"""Up to so many, on a CPU and without gradients, the loop over the chosen experts beats sorting (by a tenth)."""
+
+
+class _Place(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(slots)
+        return x.new_zeros(size, x.shape[1]).index_copy_(0, slots, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Take.apply(grads[0], ctx.saved_tensors[0]), None, None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.size = len(x)
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Place.apply(grads[0], ctx.saved_tensors[0], ctx.size), None
+
+
+def place(x: Tensor, slots: Tensor, size: int) -> Tensor:
+    """Row i of x at row `slots[i]` of a tensor of `size` rows, zeros elsewhere; deterministic backward."""
+    return _Place.apply(x, slots, size)
+
+
+def take(x: Tensor, slots: Tensor) -> Tensor:
+    """Rows `slots` of x, all different; deterministic backward."""
+    return _Take.apply(x, slots)
+
+
+def num_rows(slots: Tensor, ends: Tensor) -> int:
+    """How many rows hold all slots; only a CPU, where padding makes it differ from their number, is asked."""
+    return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
+
+
+class Experts(nn.Module):
+    """E feed-forward blocks of equal shape, stored stacked along the first dimension."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        self._product_in_fp32: Callable[..., Tensor] | None = None
+        sizes = config.axis_sizes()
+
+        def stack(name: str, write: str, read: str) -> None:
+            shape = (config.num_experts, sizes[write], sizes[read])
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            dims = (index("experts"), writes(write), reads(read))
+            label(self, **{name: Label(dims, stacked_from=f"feed_forward.{name}.weight")})
+            if config.bias:
+                self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[:2])))
+                bias = Label(dims[:2], stacked_from=f"feed_forward.{name}.bias")
+                label(self, **{f"{name}_bias": bias})
+            else:
+                self.register_parameter(f"{name}_bias", None)
+
+        stack("up", "hidden", "residual")
+        if config.feed_forward == "swiglu":
+            stack("gate", "hidden", "residual")
+        else:
+            self.register_parameter("gate", None)
+            self.register_parameter("gate_bias", None)
+        stack("down", "residual", "hidden")
+
+    up: nn.Parameter
+    gate: nn.Parameter | None
+    down: nn.Parameter
+    up_bias: nn.Parameter | None
+    gate_bias: nn.Parameter | None
+    down_bias: nn.Parameter | None
+
+    def prepare_for_compiling(self) -> None:
+        """Keep `torch.compile` (2.13) from products in fp32: it refuses what the function itself can do."""
+        # Not at import: it loads the compiler, a second of every command.
+        self._product_in_fp32 = torch.compiler.disable(F.grouped_mm)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """Send x (N, D) through the chosen experts and sum their outputs by gate, (N, D)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if not self._can_group(x) or _are_few(x):
+            return self.loop(x, routing)
+        num_tokens, top_k = routing.chosen.shape
+        slots, ends = self._slots(routing.chosen.flatten(), x.dtype)
+        size = num_rows(slots, ends)
+        repeated = x.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
+        rows = place(repeated, slots, size)  # sorted by expert
+        one_hot = self._one_hot(ends, size, x.dtype)
+        up = self._grouped(rows, self.up, self.up_bias, ends, one_hot)
+        gate = (
+            None
+            if self.gate is None
+            else self._grouped(rows, self.gate, self.gate_bias, ends, one_hot)
+        )
+        out = self._grouped(activate(up, gate), self.down, self.down_bias, ends, one_hot)
+        out = take(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
+        return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
+
+    def _slots(self, assigned: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Where each assignment's row goes, (M,), and where each expert's rows end, (E,).
+
+        In half precision on a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library
+        makes and keeps a kernel for every number of rows that it meets, which would be new ones at every step.
+        """
+        counts = F.one_hot(assigned, self.num_experts).sum(dim=0)
+        padded = assigned.device.type == "cpu" and dtype.itemsize < 4
+        multiple = 1
+        while padded and multiple < min(CPU_ROWS, len(assigned) // (4 * self.num_experts)):
+            multiple *= 2
+        room = (counts + (multiple - 1)) // multiple * multiple
+        ends = room.cumsum(0)
+        shift = (ends - room) - (counts.cumsum(0) - counts)  # rows of padding before each expert
+        in_order = assigned.argsort(stable=True).argsort()
+        return in_order + shift[assigned], ends.to(torch.int32)
+
+    def _one_hot(self, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
+        """(rows, E), whose row it is; None without biases."""
+        if self.up_bias is None:
+            return None
+        rows = torch.arange(size, device=ends.device)
+        owner = torch.searchsorted(ends, rows.to(ends.dtype), right=True)
+        return F.one_hot(owner, self.num_experts).to(dtype)
+
+    def loop(self, x: Tensor, routing: Routing) -> Tensor:
+        """The same, expert by expert: the reference, and the path for few tokens, fp64 and unaligned widths."""
+        assigned = routing.chosen.flatten()
+        order = assigned.argsort(stable=True)  # by expert
+        rows = order // routing.chosen.shape[1]
+        counts = assigned.bincount(minlength=self.num_experts).tolist()
+        parts = x.index_select(0, rows).split(counts)
+        results = [self._expert(expert, part) for expert, part in enumerate(parts) if len(part)]
+        gates = routing.gates.flatten().index_select(0, order).to(x.dtype)
+        weighted = torch.cat(results) * gates.unsqueeze(-1)
+        return torch.zeros_like(x).index_add(0, rows, weighted)
+
+    def _expert(self, expert: int, x: Tensor) -> Tensor:
+        """What one expert makes of x (N, D)."""
+
+        def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            cast = None if bias is None else bias[expert].to(x.dtype)
+            return F.linear(x, weight[expert].to(x.dtype), cast)
+
+        up = project(x, self.up, self.up_bias)
+        gate = None if self.gate is None else project(x, self.gate, self.gate_bias)
+        return project(activate(up, gate), self.down, self.down_bias)
+
+    def _grouped(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ends: Tensor,
+        one_hot: Tensor | None,
+    ) -> Tensor:
+        special = None if rows.dtype is torch.bfloat16 else self._product_in_fp32
+        product = special or F.grouped_mm
+        out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+        if bias is None or one_hot is None:
+            return out
+        # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
+        return torch.addmm(out, one_hot, bias.to(rows.dtype))
+
+    def _can_group(self, x: Tensor) -> bool:
+        aligned = all(
+            width * x.element_size() % GROUPED_ALIGNMENT_BYTES == 0 for width in self.up.shape[1:]
+        )
+        return x.dtype in GROUPED_DTYPES and aligned
+
+
+def _are_few(x: Tensor) -> bool:
+    return x.device.type == "cpu" and len(x) <= FEW_TOKENS and not torch.is_grad_enabled()
+
+
+class MixtureOfExperts(nn.Module):
+    """The sparse counterpart of `FeedForward`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.top_k = config.top_k
+        self.break_ties = config.router_tie_breaking
+        self.router = linear(config, read="residual", write="experts", bias=False)
+        label(self.router, weight=Label((index("experts"), reads("residual"))))
+        bias = torch.zeros(config.num_experts) if config.router_bias_step else None
+        self.register_buffer("selection_bias", bias)
+        if bias is not None:
+            label(self, selection_bias=Label((index("experts"),)))
+        self.experts = Experts(config)
+
+    selection_bias: Tensor | None
+
+    def forward(self, x: Tensor, routings: RoutingLog | None = None) -> Tensor:
+        """Normalised residual stream (B, T, D) -> what to add to it (B, T, D).
+
+        Args:
+            x: The stream.
+            routings: If given, is told this layer's routing.
+        """
+        tokens = x.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
+            logits = self.router(tokens.to(self.router.weight.dtype))
+        routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
+        if routings is not None:
+            routings.note(routing)
+        return self.experts(tokens, routing).unflatten(0, x.shape[:2])

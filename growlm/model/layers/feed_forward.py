@@ -1,0 +1,32 @@
+"""The dense feed-forward block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growlm.model.config import ModelConfig
+from growlm.model.layers.labeled_layers import linear
+
+
+def activate(up: Tensor, gate: Tensor | None) -> Tensor:
+    """GELU of `up`, or SwiGLU (Shazeer 2020, arXiv 2002.05202) where there is a gate."""
+    return F.gelu(up) if gate is None else F.silu(gate) * up
+
+
+class FeedForward(nn.Module):
+    """Residual -> hidden -> residual, the same for every token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = linear(config, read="residual", write="hidden", bias=config.bias)
+        self.gate = (
+            linear(config, read="residual", write="hidden", bias=config.bias)
+            if config.feed_forward == "swiglu"
+            else None
+        )
+        self.down = linear(config, read="hidden", write="residual", bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised residual stream (B, T, D) -> what to add to it (B, T, D)."""
+        return self.down(activate(self.up(x), None if self.gate is None else self.gate(x)))

@@ -1,0 +1,136 @@
+"""What a router decided for a batch, and what follows from it: gates, losses, health.
+
+Shapes: N tokens (batch × time), E experts, K chosen experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growlm.model.keyed_rng import generator_for
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One router's decisions."""
+
+    logits: Tensor
+    """(N, E), at least fp32."""
+    chosen: Tensor
+    """(N, K) expert indices, best first."""
+    gates: Tensor
+    """(N, K), summing to one over K."""
+    scores: Tensor
+    """(N, E), what the choice was made by: the logits plus the selection bias, if there is one."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.logits.shape[-1]
+
+    def load(self) -> Tensor:
+        """Share of all assignments that went to each expert, (E,); sums to one; no gradient."""
+        counts = torch.bincount(self.chosen.flatten(), minlength=self.num_experts)
+        return counts.to(self.logits.dtype) / self.chosen.numel()
+
+    def balance_loss(self, load: Tensor | None = None) -> Tensor:
+        """E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
+
+        Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
+
+        Args:
+            load: Of the whole micro-batch, (E,), where these are a part of its tokens; the mean of the parts'
+                losses is then the whole one's.
+        """
+        mean_probability = self.logits.softmax(dim=-1).mean(dim=0)
+        load = self.load() if load is None else load
+        return self.num_experts * (load * mean_probability).sum()
+
+    def z_loss(self) -> Tensor:
+        """Mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
+        return self.logits.logsumexp(dim=-1).square().mean()
+
+    def margin(self) -> Tensor:
+        """Score distance between the last chosen and the best expert left out, (N,); inf if none is."""
+        top_k = self.chosen.shape[-1]
+        if top_k == self.num_experts:
+            return torch.full_like(self.scores[:, 0], torch.inf)
+        best = self.scores.topk(top_k + 1, dim=-1).values
+        return best[:, -2] - best[:, -1]
+
+    def tied(self) -> Tensor:
+        """Whether equal scores decided what a token got: two of the chosen, or the last and the next, (N,)."""
+        best = self.scores.topk(min(self.chosen.shape[-1] + 1, self.num_experts), dim=-1).values
+        return (best[:, 1:] == best[:, :-1]).any(dim=-1)
+
+
+class RoutingLog:
+    """What a forward pass's routers decided, first layer first.
+
+    No list: FSDP2 looks into the lists that a block is given, and hands it others where gradients pass.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Routing] = []
+
+    def note(self, routing: Routing) -> None:
+        """Take one more."""
+        self.found.append(routing)
+
+
+def route(
+    logits: Tensor,
+    top_k: int,
+    break_ties: bool,
+    selection_bias: Tensor | None = None,
+    length: int | None = None,
+) -> Routing:
+    """Softmax, choose the top K, renormalise their gates to sum to one.
+
+    Args:
+        logits: (N, E), at least fp32.
+        top_k: K.
+        break_ties: Order experts of equal logits pseudo-randomly, position by position. Only the choice sees it,
+            and it is the same at every call.
+        selection_bias: (E,), added to the logits. Only the choice sees it.
+        length: Of the sequences that the tokens are of: ties are broken alike in all of them, so that it does not
+            matter which sequences are in a batch. N if not given.
+    """
+    scores = logits.detach()
+    if selection_bias is not None:
+        scores = scores + selection_bias.to(scores)
+    ordered = scores
+    if break_ties:
+        shape = (length or len(logits), logits.shape[1])
+        order = torch.rand(shape, generator=generator_for("router ties"))
+        ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
+    chosen = ordered.topk(top_k, dim=-1).indices
+    # The softmax over the chosen logits is the renormalised top-k of the full softmax.
+    return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1), scores)
+
+
+@dataclass(frozen=True)
+class RouterHealth:
+    """Measures of all routers over a batch."""
+
+    dead_experts: int
+    """Experts, over all layers, that got no token."""
+    load_entropy: float
+    """Entropy of the load over its maximum ln E, mean over layers; 1 is even."""
+    max_load: float
+    """Largest load of any expert times E; 1 is even."""
+
+
+def router_health(loads: Tensor) -> RouterHealth:
+    """Health measures from the loads of all layers, (layers, E)."""
+    loads = loads.float()
+    num_experts = loads.shape[-1]
+    entropy = torch.special.entr(loads).sum(dim=-1) / torch.log(torch.tensor(float(num_experts)))
+    return RouterHealth(
+        dead_experts=int((loads == 0).sum()),
+        load_entropy=float(entropy.mean()),
+        max_load=float(loads.max() * num_experts),
+    )

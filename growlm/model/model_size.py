@@ -1,0 +1,80 @@
+"""Counting parameters and floating-point operations."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+
+import torch
+
+from growlm.model.axes import Role, axes_table
+from growlm.model.config import ModelConfig
+from growlm.model.initialization import is_matrix
+from growlm.model.transformer import TransformerLM
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """How many parameters there are and how many a token uses."""
+
+    total: int
+    active: int
+    """Used by each token: everything but the experts that are not chosen."""
+    idle_experts: int
+    """Experts, over all layers, that a token does not use."""
+    num_experts: int
+    top_k: int
+    flops_per_token_forward: int
+    """Two per entry of every matrix a token is multiplied with; attention scores not included."""
+
+    @property
+    def inactive(self) -> int:
+        """Parameters that a token does not use."""
+        return self.total - self.active
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the parameters that a token uses."""
+        return self.active / self.total
+
+
+def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
+    """Count the parameters of a model, or of the model a config describes (nothing is allocated)."""
+    if isinstance(model, ModelConfig):
+        return _report_of(astuple(model))
+    config = model.config
+    total = active = multiplied = 0
+    table = axes_table(model)
+    for row in (table[name] for name, _ in model.named_parameters()):
+        size = torch.Size(row.shape).numel()
+        is_expert = row.label.stacked_from is not None
+        used = size // config.num_experts * config.top_k if is_expert else size
+        total, active = total + size, active + used
+        looked_up = row.label.has(Role.INDEX, "vocabulary") and not config.tie_embeddings
+        if is_matrix(row.label) and not looked_up:
+            multiplied += used
+    idle = config.n_layers * (config.num_experts - config.top_k) if config.is_moe else 0
+    return ParameterReport(
+        total=total,
+        active=active,
+        idle_experts=idle,
+        num_experts=config.num_experts,
+        top_k=config.top_k if config.is_moe else 0,
+        flops_per_token_forward=2 * multiplied,
+    )
+
+
+@lru_cache(maxsize=64)
+def _report_of(shape: tuple[object, ...]) -> ParameterReport:
+    with torch.device("meta"):
+        return parameter_report(TransformerLM(ModelConfig(*shape)))  # type: ignore[arg-type]
+
+
+def training_flops_per_token(config: ModelConfig, sequence_length: int) -> int:
+    """FLOPs of forward and backward for one token of a sequence.
+
+    Three times the forward pass; the scores and the weighted sum of attention are counted over the whole
+    T × T square, as `torch.utils.flop_counter` does.
+    """
+    attention = 2 * 2 * config.n_layers * config.n_heads * config.head_dim * sequence_length
+    return 3 * (parameter_report(config).flops_per_token_forward + attention)

@@ -1,0 +1,147 @@
+"""AdamW whose moments take 8 bits: torchao's for large tensors, torch's for the others, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growlm.growth.eight_bit_moments import dynamic_map, fits_eight_bits, scale_of, scales_in
+from growlm.runtime.compilers import why_no_compiler
+from growlm.runtime.torchao_notices import without_torchao_notices
+
+NAME = "adamw_8bit"
+VERSION = "0.18."
+"""Of torchao, whose tensors are built here and whose messages are known here."""
+MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
+"""Whether each has negative entries."""
+PARTS = (262_144, 16_384, 4096)
+"""Entries that are stepped at once on a CPU."""
+
+
+def why_unavailable(accelerator: str) -> str | None:
+    """Return why this optimizer cannot run here, in words; None if it can. Imports nothing large."""
+    try:
+        found = version("torchao")
+    except PackageNotFoundError:
+        return "needs torchao, which is not installed: pip install 'growlm[torchao]'"
+    if not found.startswith(VERSION):
+        return f"needs torchao {VERSION}*, installed is {found}: pip install 'growlm[torchao]'"
+    return why_no_compiler(accelerator)
+
+
+class AdamW8bit(Optimizer):
+    """torchao's AdamW8bit and torch's AdamW behind one list of groups.
+
+    State is in plain tensors: codes of the parameter's shape, scales, and a step
+    (`growlm/growth/eight_bit_moments.py`).
+    torchao compiles its step for every shape that it meets, some ten seconds each on a CPU. There it is handed
+    large tensors in flat parts of three sizes, so that the same few kernels step every model, and what they need
+    on the way stays in the cache; blocks are the same, and so is the result.
+
+    Args:
+        groups: Each with `params` and `weight_decay`.
+        lr: Learning rate.
+        betas: Decays of the moments.
+        eps: Added to the root of the second.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0})
+        with without_torchao_notices():
+            from torchao.optim import AdamW8bit as TorchaoAdamW8bit
+            from torchao.optim.subclass_8bit import OptimState8bit
+        self._held: Callable[..., Tensor] = OptimState8bit
+        self._large: list[tuple[dict[str, Any], list[nn.Parameter], Optimizer]] = []
+        self._small: list[tuple[dict[str, Any], Optimizer]] = []
+        settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        for group in self.param_groups:
+            large = [p for p in group["params"] if fits_eight_bits(p.shape)]
+            small = [p for p in group["params"] if not fits_eight_bits(p.shape)]
+            if large:
+                views = [nn.Parameter(p.data.view(-1)[part]) for p in large for part in _parts(p)]
+                # A tensor, like torchao's rate: a number would be compiled in, and kernels made for every value.
+                decay = torch.tensor(group["weight_decay"])
+                inner = [{"params": views, "weight_decay": decay}]
+                self._large.append((group, large, TorchaoAdamW8bit(inner, **settings)))
+            if small:
+                self._small.append((group, torch.optim.AdamW(small, **settings, fused=True)))
+        for _, adamw in self._small:
+            adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, adamw in self._small:
+            for key in ("lr", "weight_decay"):
+                adamw.param_groups[0][key] = group[key]
+            adamw.step()
+        for group, parameters, torchao in self._large:
+            for key in ("lr", "weight_decay"):
+                torchao.param_groups[0][key].fill_(group[key])
+            self._lend(parameters, torchao)
+            with without_torchao_notices():
+                torchao.step()
+            torchao.zero_grad()
+            torchao.state.clear()
+        return loss
+
+    def _lend(self, parameters: list[nn.Parameter], torchao: Optimizer) -> None:
+        """Gradients and state to the parts of the parameters: nothing is copied but the step."""
+        views = iter(torchao.param_groups[0]["params"])
+        for parameter in parameters:
+            parts = [(part, next(views)) for part in _parts(parameter)]
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state |= _zeros(parameter)
+            gradient = parameter.grad.reshape(-1)
+            for part, view in parts:
+                view.grad = gradient[part]
+                torchao.state[view] = {"step": state["step"].clone()} | {
+                    entry: self._part(state, entry, part) for entry in MOMENTS
+                }
+            state["step"] += 1
+
+    def _part(self, state: dict[str, Tensor], entry: str, part: slice) -> Tensor:
+        codes, scale, signed = state[entry], state[scale_of(entry)], MOMENTS[entry]
+        block = codes.numel() // scale.numel()
+        blocks = slice(part.start // block, part.stop // block)
+        values = dynamic_map(signed, codes.device)
+        return self._held(codes.view(-1)[part], scale[blocks], values, signed, dtype=torch.float32)
+
+
+def _zeros(parameter: Tensor) -> dict[str, Tensor]:
+    """Of a parameter that has not been stepped, as torchao begins."""
+    state = {"step": torch.tensor(0.0)}
+    for entry in MOMENTS:
+        state[entry] = torch.zeros_like(parameter, dtype=torch.uint8)
+        state[scale_of(entry)] = torch.zeros(scales_in(parameter.shape), device=parameter.device)
+    return state
+
+
+def _parts(parameter: Tensor) -> Iterator[slice]:
+    """Of the flattened parameter, each of whole blocks; the last takes what is too little for one of its own."""
+    start, end = 0, parameter.numel()
+    sizes = (end,) if parameter.is_cuda else PARTS  # there, a launch costs more than a compilation
+    for size in sizes:
+        while end - start >= size:
+            left = end - start - size
+            stop = start + size if left >= PARTS[-1] else end
+            yield slice(start, stop)
+            start = stop

@@ -1,0 +1,41 @@
+"""The learning rate at each step of a plan."""
+
+from __future__ import annotations
+
+import math
+
+from growlm.config.phase_plan import Plan, PlannedPhase
+from growlm.config.schema import ScheduleConfig
+
+
+def schedule_factor(
+    schedule: ScheduleConfig, plan: Plan, phase: PlannedPhase, phase_step: int
+) -> float:
+    """What the phase's learning rate is multiplied with.
+
+    `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) spans the whole plan: growth should happen on
+    the plateau, and the one decay should come at the end (Bu 2025, arXiv 2511.04981).
+
+    Args:
+        schedule: Its shape.
+        plan: All phases.
+        phase: The one that is training.
+        phase_step: Steps that it has done.
+
+    Returns:
+        A factor from 0 to 1.
+    """
+    step = phase.first_step + phase_step
+    warmup = _ramp(step, schedule.warmup_steps) * _ramp(phase_step, phase.settings.warmup_steps)
+    if schedule.name == "constant":
+        return warmup
+    if schedule.name == "cosine":
+        falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.steps)))
+    else:
+        decay_steps = schedule.decay_fraction * plan.steps
+        falling = min(1.0, (plan.steps - step) / decay_steps) if decay_steps else 1.0
+    return warmup * (schedule.final_fraction + (1 - schedule.final_fraction) * falling)
+
+
+def _ramp(step: int, length: int) -> float:
+    return min(1.0, (step + 1) / length) if length else 1.0

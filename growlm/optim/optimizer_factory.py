@@ -1,0 +1,159 @@
+"""The optimizer of a phase, and its state by parameter name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from growlm.config.schema import OptimizerConfig
+from growlm.growth.eight_bit_moments import fits_eight_bits, scale_of
+from growlm.growth.growth_map import table_of
+from growlm.growth.optimizer_state import FACTORED, State, in_form, state_shapes
+from growlm.model.axes import Label, Role, axes_table
+from growlm.model.config import ModelConfig
+from growlm.model.transformer import TransformerLM
+from growlm.optim import adamw_8bit
+from growlm.optim.muon import MuonAdamW
+
+
+def build_optimizer(
+    model: nn.Module,
+    settings: OptimizerConfig,
+    lr: float,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
+) -> Optimizer:
+    """One of torch's optimizers, with weight decay on the matrices that read an axis and on nothing else.
+
+    Args:
+        model: Its parameters, by their labels.
+        settings: Which optimizer, and its settings.
+        lr: Learning rate.
+        lr_factor: Of a parameter's name: the rate is multiplied with it and the decay divided by it, so that what
+            decays in a step is the same.
+    """
+    table = axes_table(model)
+    members: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        label = table[name].label
+        muon = settings.name == "muon" and maps_inside(label)
+        members[label.has(Role.READS), muon, lr_factor(name)].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (decayed, muon, factor), parameters in members.items():
+        decay = settings.weight_decay / factor if decayed else 0.0
+        group = {"params": parameters, "lr": lr * factor, "weight_decay": decay}
+        groups.append(group | ({"orthogonal": muon} if settings.name == "muon" else {}))
+    return _BUILDERS[settings.name](groups, lr, settings)
+
+
+def maps_inside(label: Label) -> bool:
+    """Whether a parameter is a matrix, or a stack of them, between two axes inside the model: Muon's kind."""
+    to_vocabulary = label.has(Role.WRITES, "vocabulary")
+    return label.has(Role.READS) and label.has(Role.WRITES) and not to_vocabulary
+
+
+STATE_ENTRIES = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "adafactor": FACTORED,
+}
+
+
+def state_entries(config: ModelConfig, name: str) -> dict[str, tuple[str, ...]]:
+    """What an optimizer remembers of each parameter of a model, beside its steps."""
+    entries = {}
+    for parameter, row in table_of(config, TransformerLM).items():
+        kind = name
+        if name == "muon":
+            kind = "sgd" if maps_inside(row.label) else "adamw"
+        elif name == adamw_8bit.NAME:
+            kind = "adamw"
+        entries[parameter] = STATE_ENTRIES[kind]
+        if name == adamw_8bit.NAME and fits_eight_bits(row.shape):
+            entries[parameter] += tuple(scale_of(entry) for entry in STATE_ENTRIES[kind])
+    return entries
+
+
+def _adamw(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, **_adam_settings(settings), fused=True)
+
+
+def _sgd(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    assert settings.momentum is not None
+    # Not fused: torch's fused step wants momentum of all parameters or of none, and new ones have none.
+    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
+
+
+def _adafactor(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    assert settings.beta2_decay is not None
+    return torch.optim.Adafactor(groups, lr=lr, beta2_decay=settings.beta2_decay)
+
+
+def _muon(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    assert settings.momentum is not None
+    return MuonAdamW(groups, lr, settings.momentum, **_adam_settings(settings))
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
+    return adamw_8bit.AdamW8bit(groups, lr, **_adam_settings(settings))
+
+
+def _adam_settings(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
+
+
+_BUILDERS = {
+    "adamw": _adamw,
+    adamw_8bit.NAME: _adamw_8bit,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
+
+
+def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, State]:
+    """The optimizer's own state tensors, by parameter name; parameters without state are absent."""
+    return {
+        name: {entry: value for entry, value in state.items() if value is not None}
+        for name, parameter in model.named_parameters()
+        if (state := optimizer.state.get(parameter))
+    }
+
+
+def load_states(model: nn.Module, optimizer: Optimizer, states: dict[str, State]) -> None:
+    """Start the optimizer from `states`, which it takes over: in 8 bits if it holds them so, else plain.
+
+    Raises:
+        ValueError: If a state belongs to no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    eight_bits = isinstance(optimizer, adamw_8bit.AdamW8bit)
+    for name, state in states.items():
+        if name not in parameters:
+            raise ValueError(f"optimizer state of {name}, which is no parameter")
+        optimizer.state[parameters[name]] = in_form(state, eight_bits)
+
+
+def audit_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Every trainable parameter is in exactly one group, and all state has its parameter's shape.
+
+    Raises:
+        ValueError: Naming the first parameter for which it is not so.
+    """
+    groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    for identity, name in names.items():
+        if (count := groups.count(identity)) != 1:
+            raise ValueError(f"{name} is in {count} groups of the optimizer, must be in one")
+    if strays := set(groups) - names.keys():
+        raise ValueError(f"the optimizer steps {len(strays)} tensors that are no parameters")
+    for name, parameter in model.named_parameters():
+        state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
+        shapes = {entry: tuple(value.shape) for entry, value in state.items()}
+        expected = state_shapes(shapes, tuple(parameter.shape))
+        if shapes != expected:
+            raise ValueError(f"optimizer state of {name} is {shapes}, must be {expected}")

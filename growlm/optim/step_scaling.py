@@ -1,0 +1,311 @@
+"""What a grown model's steps are scaled by: nothing, or what its `optimizer_state` asks for.
+
+`exact`: an entry that growth multiplied by a, and its gradient by b, is stepped with the rate times a and with
+its gradient divided by b, and the gradient's norm counts every source once. The grown model then trains as the old
+one would have (μP upscaling, 2026, arXiv 2602.10545; Staged Training, Shen et al. 2022, arXiv 2203.06211).
+Dividing the gradient is the same as multiplying Adam's eps by b, and works entry by entry.
+
+`asymmetric`: entries of a tensor's new block begin without moments and their rate is warmed up anew (SPARKLING, Yu
+et al. 2026, arXiv 2602.02472). PyTorch keeps one step count per tensor, so the bias correction that the new block
+misses is made up for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from growlm.distributed.dtensors import is_sharded, own_part, total
+from growlm.growth.optimizer_state import State, bias_correction, change_moments
+from growlm.growth.transforms.scale_factors import Factors, common_value, original_entries, product
+
+CLIP_EPS = 1e-6
+"""Added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
+
+
+class StepScaling:
+    """Nothing is scaled: `carry` and `reset`."""
+
+    lasting_factors: Mapping[str, Factors] = {}
+    """What the next phase of the same mode goes on from."""
+
+    def lr_factor(self, name: str) -> float:
+        """What the parameter's rate is multiplied with."""
+        return 1.0
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Change plain states, in place, into what the optimizer should begin with."""
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Change the optimizer's states, in place, back into plain ones."""
+
+    def state(self) -> dict[str, Any]:
+        """What has changed since the phase began, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in place of `start`."""
+
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """After the backward pass: clip the gradients.
+
+        Args:
+            model: With gradients.
+            optimizer: About to step.
+            clip: Largest norm; infinite for none.
+
+        Returns:
+            The norm before clipping. If it is not finite, gradients are left as they are: clipping would spread
+            NaN from one to all.
+        """
+        trained = [p for p in model.parameters() if p.grad is not None]
+        norm = total_norm([p.grad for p in trained if p.grad is not None])
+        # Torch multiplies them all, by 1 too. Only a CPU's norm can be looked at without waiting for it.
+        within = norm.device.type == "cpu" and bool(clip / (norm + CLIP_EPS) >= 1.0)
+        if not within:
+            torch.nn.utils.clip_grads_with_norm_(trained, clip, _or_zero(norm))
+        return norm
+
+    def after_update(self) -> None:
+        """After the optimizer's step."""
+
+    def abandon(self) -> None:
+        """After `before_update`: there will be no step."""
+
+
+@torch.no_grad()
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of gradients, all sharded or none."""
+    norm = torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
+    if not gradients or not is_sharded(gradients[0]):
+        return norm
+    return total(norm.square(), gradients[0]).sqrt()
+
+
+def _or_zero(norm: Tensor) -> Tensor:
+    """A norm that clips nothing where it is not finite; nobody waits for the device to know."""
+    return torch.where(torch.isfinite(norm), norm, 0.0)
+
+
+class _EntrywiseUpdates:
+    """Scales the update that an optimizer made, entry by entry: what decays is left alone.
+
+    Holds one more copy of the parameters it scales, between the backward pass and the end of the step.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
+
+    def remember(
+        self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
+    ) -> None:
+        """Before the update.
+
+        Args:
+            optimizer: About to step.
+            scales: For each parameter, a function that makes what its update is multiplied with, like a tensor.
+        """
+        decoupled = not isinstance(optimizer, SGD)
+        for group in optimizer.param_groups:
+            kept = 1.0 - group["lr"] * group["weight_decay"] if decoupled else 1.0
+            for parameter in group["params"]:
+                if parameter in scales:
+                    old = own_part(parameter.detach()) * kept
+                    self._before.append((parameter, old, scales[parameter]))
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """After the update."""
+        for parameter, old, scale in self._before:
+            new = own_part(parameter)
+            new.copy_(torch.lerp(old, new, scale(parameter)))
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was remembered."""
+        self._before.clear()
+
+
+def _for_new_entries(factors: Factors, scale: float, like: Tensor) -> Tensor:
+    """`scale` for entries outside the original block, 1 inside it."""
+    original = original_entries(factors, like)
+    return original + scale * (1.0 - original)
+
+
+class ExactScaling(StepScaling):
+    """The grown model trains as the old one would have.
+
+    Args:
+        factors: By parameter name, since the first boundary of this mode in a row.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors]) -> None:
+        self.factors = self.lasting_factors = factors
+        self._updates = _EntrywiseUpdates()
+
+    def lr_factor(self, name: str) -> float:
+        """a, where all entries of the parameter have the same; else its updates are scaled one by one."""
+        return self._weight_factor(name) or 1.0
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Moments of the gradient as the old model would see it."""
+        self._scale_moments(states, -1)
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Moments of the gradient as it is."""
+        self._scale_moments(states, 1)
+
+    @torch.no_grad()
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """Gradients as the old model would see them, clipped by the norm that it would see."""
+        trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+        squares = []
+        for name, parameter in trained:
+            factors, gradient = self.factors[name], parameter.grad
+            assert gradient is not None
+            if common_value([f.gradient for f in factors]) != 1.0:
+                own_part(gradient).div_(product([f.gradient for f in factors], gradient))
+            share = product([f.norm_share for f in factors], gradient)
+            squares.append((own_part(gradient).square() * share).sum())
+        norm = total(torch.stack(squares).sum(), trained[0][1]).sqrt()
+        shrink = (clip / (_or_zero(norm) + CLIP_EPS)).clamp(max=1.0)
+        for _, parameter in trained:
+            assert parameter.grad is not None
+            own_part(parameter.grad).mul_(shrink)
+        self._remember_uneven(dict(trained), optimizer)
+        return norm
+
+    def after_update(self) -> None:
+        """Scale what could not be scaled by a group's rate."""
+        self._updates.apply()
+
+    def abandon(self) -> None:
+        """Forget what the weights were."""
+        self._updates.forget()
+
+    def _weight_factor(self, name: str) -> float | None:
+        return common_value([f.weight for f in self.factors[name]])
+
+    def _remember_uneven(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+        scales = {
+            parameter: partial(product, [f.weight for f in self.factors[name]])
+            for name, parameter in trained.items()
+            if self._weight_factor(name) is None
+        }
+        if isinstance(
+            optimizer, SGD
+        ):  # its decay is part of the gradient, and so of what is scaled
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if p in scales and group["weight_decay"]:
+                        own = own_part(p)
+                        decayed = own / scales[p](p) - own
+                        own_part(p.grad).add_(decayed, alpha=group["weight_decay"])
+        self._updates.remember(optimizer, scales)
+
+    def _scale_moments(self, states: Mapping[str, State], direction: int) -> None:
+        for name, state in states.items():
+            vectors = [f.gradient for f in self.factors[name]]
+            if common_value(vectors) == 1.0:
+                continue
+
+            def scale(moment: Tensor, power: int, vectors: list[Tensor] = vectors) -> None:
+                own_part(moment).mul_(product([v ** (direction * power) for v in vectors], moment))
+
+            change_moments(state, scale)
+
+
+class AsymmetricScaling(StepScaling):
+    """Old and new entries of a tensor have rates, and bias corrections, of their own.
+
+    Args:
+        factors: By parameter name, of the last boundary.
+        peak: What the new block's rate reaches, in units of the common one.
+        warmup_steps: Steps to the peak; as many lead back.
+        betas: Adam's; None for an optimizer without bias correction.
+    """
+
+    def __init__(
+        self,
+        factors: Mapping[str, Factors],
+        peak: float,
+        warmup_steps: int,
+        betas: tuple[float, float] | None,
+    ) -> None:
+        self.factors = {
+            name: f for name, f in factors.items() if not all(bool(d.original.all()) for d in f)
+        }
+        self.peak, self.warmup_steps, self.betas = peak, warmup_steps, betas
+        self.age = 0
+        self._old_steps: dict[str, float] = {}
+        self._updates = _EntrywiseUpdates()
+
+    def start(self, states: Mapping[str, State]) -> None:
+        """Note how many steps the old entries have behind them; tensors without a past need no scaling."""
+        if self.betas is None:
+            return
+        self.factors = {name: f for name, f in self.factors.items() if name in states}
+        steps = {name: states[name].get("step") for name in self.factors}
+        self._old_steps = {name: float(step) for name, step in steps.items() if step is not None}
+
+    def settle(self, states: Mapping[str, State]) -> None:
+        """Moments of the new entries as if they were as old as the others."""
+        if self.betas is None or not self.age:
+            return
+        for name, old_steps in self._old_steps.items():
+            change_moments(states[name], partial(self._age, self.factors[name], old_steps))
+
+    def _age(self, factors: Factors, old_steps: float, moment: Tensor, power: int) -> None:
+        assert self.betas is not None
+        beta = self.betas[power - 1]
+        ratio = bias_correction(beta, old_steps + self.age) / bias_correction(beta, self.age)
+        own_part(moment).mul_(_for_new_entries(factors, ratio, moment))
+
+    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+        """Clip, and remember what the new entries were."""
+        norm = super().before_update(model, optimizer, clip)
+        self.age += 1
+        scales = {}
+        for name, parameter in model.named_parameters():
+            if name not in self.factors or parameter.grad is None:
+                continue
+            scale = self.new_block_scale(name)
+            if abs(scale - 1.0) > 1e-6:
+                scales[parameter] = partial(_for_new_entries, self.factors[name], scale)
+        self._updates.remember(optimizer, scales)
+        return norm
+
+    def after_update(self) -> None:
+        """Scale the new entries' updates."""
+        self._updates.apply()
+
+    def abandon(self) -> None:
+        """Forget what the weights were; the entries are no older."""
+        self._updates.forget()
+        self.age -= 1
+
+    def state(self) -> dict[str, Any]:
+        """How old the new entries are, which tensors have some, and how old the others in them were."""
+        return {"age": self.age, "scaled": list(self.factors), "old_steps": self._old_steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on."""
+        self.age, self._old_steps = state["age"], state["old_steps"]
+        self.factors = {name: self.factors[name] for name in state["scaled"]}
+
+    def new_block_scale(self, name: str) -> float:
+        """What the update of the parameter's new entries is multiplied with at the present step."""
+        climb = min(self.age, 2 * self.warmup_steps - self.age) / max(1, self.warmup_steps)
+        warmed = 1.0 + (self.peak - 1.0) * max(0.0, climb)
+        if self.betas is None or name not in self._old_steps:  # SGD, and what Muon steps
+            return warmed
+        total = self._old_steps[name] + self.age
+        first, second = (
+            bias_correction(beta, total) / bias_correction(beta, self.age) for beta in self.betas
+        )
+        return warmed * first / second**0.5

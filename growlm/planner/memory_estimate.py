@@ -1,0 +1,192 @@
+"""How much memory and disk a phase takes, known before anything is allocated: arithmetic, and a dry run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from growlm.config.phase_plan import Plan, PlannedPhase
+from growlm.config.schema import RunConfig
+from growlm.growth.api import LARGE, plan_growth
+from growlm.growth.eight_bit_moments import scale_of
+from growlm.growth.optimizer_state import state_shapes
+from growlm.model.config import ModelConfig
+from growlm.optim import adamw_8bit
+from growlm.optim.optimizer_factory import state_entries
+from growlm.planner.meta_trace import PassWork, dry_run
+from growlm.planner.sharding_layout import Layout
+from growlm.runtime.hardware import Machine
+
+ONE_DEVICE = Layout("ddp", 1, width=4, product_width=4)
+"""Everything in fp32: half precision is used in products only."""
+LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
+"""Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
+libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
+COMPILER_BYTES = 100_000_000
+"""Of `torch.compile`, once it has made the kernels of `optimizer=adamw_8bit`; measured likewise."""
+
+SHARDING_BYTES = 50_000_000
+"""Of torch's sharded tensors, under fsdp; measured on a CPU, by a dense model."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a phase on one device, above what its process holds when the first phase begins."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Held when a forward pass ends, for its backward pass."""
+    training_peak: int
+    growth_peak: int
+    """While the model grows and is checked; 0 in the first phase."""
+    disk: int
+    """Artefacts that the phase leaves, of all devices together."""
+    libraries: int
+    """Not tensors."""
+
+    @property
+    def peak(self) -> int:
+        """The most memory that the phase takes."""
+        return max(self.training_peak, self.growth_peak) + self.libraries
+
+
+def pass_work(config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machine) -> PassWork:
+    """What one forward and backward pass of a phase takes and does on one device, with its part of the batch.
+
+    Args:
+        config: The run.
+        plan: Made from it.
+        phase: One of its phases.
+        machine: Where it runs.
+    """
+    return dry_run(
+        phase.model,
+        local_batch(config, phase),
+        plan.sequence_length,
+        machine.half_precision,
+        config.trainer.activation_checkpointing,
+        machine.weight_dtype is torch.float64,
+    )
+
+
+def local_batch(config: RunConfig, phase: PlannedPhase) -> int:
+    """Sequences that one device reads in a pass."""
+    return phase.settings.batch_size // (config.trainer.devices or 1)
+
+
+def footprint(
+    config: RunConfig,
+    phase: PlannedPhase,
+    before: PlannedPhase | None,
+    work: PassWork,
+    machine: Machine,
+    layout: Layout,
+) -> Footprint:
+    """The footprint of a phase.
+
+    Args:
+        config: The run.
+        phase: One of its phases.
+        before: The one before it.
+        work: From `pass_work`.
+        machine: Where it runs.
+        layout: How models lie on its devices.
+    """
+    weights = layout.weight_bytes(phase)
+    optimizer = optimizer_bytes(phase.model, config.optimizer.name, layout)
+    on_cpu = machine.accelerator == "cpu"
+    spared = _spared_copies(phase, work, layout)
+    activations, forward_peak = work.activations - spared, work.forward_peak - spared
+    # Beside the gradients of the whole model, which a device may not hold.
+    peak = work.peak - spared - layout.width * phase.parameters.total + weights
+    # Kept memory is full of the activations' holes, into which gradients do not fit. With accumulation, the
+    # gradients of earlier passes are there all the time; so is the memory in which several devices sum them.
+    apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
+    apart = apart or layout.devices > 1
+    passes = max(peak, weights, forward_peak + weights if apart else 0)
+    if not phase.steps:
+        passes = forward_peak
+    passes += layout.pass_bytes(phase.model)
+    scaled = weights if phase.settings.optimizer_state == "asymmetric" and before else 0
+    growth_peak = 0
+    if before is not None:
+        old = layout.weight_bytes(before)
+        old_states = optimizer_bytes(before.model, config.optimizer.name, layout)
+        growth_peak = old + old_states + weights
+        # One tensor of each at a time, or a small one on every core; or whole blocks, where a check runs one model
+        # after the other.
+        models = (before.model, phase.model)
+        largest = [layout.whole(model).largest for model in models]
+        tensors = layout.width * max(sum(largest), torch.get_num_threads() * min(LARGE, *largest))
+        checks = max(layout.forward_bytes(model) for model in models)
+        if has_twins(phase, before):  # the symmetry check takes a gradient then, in fp32
+            share = probe_share(config, phase)
+            checks = max(
+                checks,
+                weights + 2 * round(activations * share) + layout.pass_bytes(phase.model, blocks=1),
+            )
+        growth_peak += max(tensors, checks)
+    names = (phase.settings.save_as, phase.settings.save_initial_as)
+    alone = replace(layout, devices=1)
+    disk = alone.weight_bytes(phase) * sum(name is not None for name in names)
+    if config.checkpoint.save_optimizer and phase.settings.save_as:
+        disk += optimizer_bytes(phase.model, config.optimizer.name, alone)
+    return Footprint(
+        weights=weights,
+        gradients=weights,
+        optimizer=optimizer,
+        activations=activations,
+        training_peak=weights + optimizer + max(passes, weights + scaled if phase.steps else 0),
+        growth_peak=growth_peak,
+        disk=disk,
+        libraries=library_bytes(config, phase, layout) if on_cpu else 0,
+    )
+
+
+def _spared_copies(phase: PlannedPhase, work: PassWork, layout: Layout) -> int:
+    """Weights in half precision that one device keeps for its backward pass, and of several others do."""
+    missing = 1 - layout.weight_bytes(phase) / (layout.width * phase.parameters.total)
+    return 0 if layout.gathers else round(work.weight_copies * missing)
+
+
+def library_bytes(config: RunConfig, phase: PlannedPhase, layout: Layout) -> int:
+    """What is no tensor, on a CPU."""
+    compiler = COMPILER_BYTES if config.optimizer.name == adamw_8bit.NAME else 0
+    return LIBRARY_BYTES[phase.model.is_moe] + compiler + SHARDING_BYTES * layout.gathers
+
+
+def probe_tokens(config: RunConfig) -> int:
+    """Tokens of the boundary's probe."""
+    settings = config.verification
+    return settings.probe_sequences * min(settings.probe_length, config.sequence_length)
+
+
+def probe_share(config: RunConfig, phase: PlannedPhase) -> float:
+    """These in units of a device's training pass."""
+    return probe_tokens(config) / (local_batch(config, phase) * config.sequence_length)
+
+
+def has_twins(phase: PlannedPhase, before: PlannedPhase) -> bool:
+    """Whether the growth to a phase makes copies of channels."""
+    axes = plan_growth(before.model, phase.operators).axes
+    return any(len(channels.twins) for channels in axes.values())
+
+
+def least_bytes(config: RunConfig, phase: PlannedPhase, layout: Layout) -> int:
+    """What the phase takes whatever its batch: weights, gradients, optimizer. No dry run."""
+    states = optimizer_bytes(phase.model, config.optimizer.name, layout)
+    return 2 * layout.weight_bytes(phase) + states
+
+
+def optimizer_bytes(config: ModelConfig, name: str, layout: Layout = ONE_DEVICE) -> int:
+    """What an optimizer remembers of a model, on one device."""
+    entries, total = state_entries(config, name), 0
+    for parameter, held in layout.held(config).items():
+        shapes = state_shapes(entries[parameter], held)
+        for entry, shape in shapes.items():
+            total += math.prod(shape) * (1 if scale_of(entry) in shapes else layout.width)
+    return total

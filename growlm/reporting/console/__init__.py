@@ -1,0 +1,1 @@
+"""What a person sees on the console: banners, tables, progress bars."""

@@ -1,0 +1,34 @@
+"""Checks as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from growlm.verification.check_report import CheckReport, Status
+
+MARKS = {
+    Status.PASSED: "[green]passed[/]",
+    Status.FINDING: "[yellow]finding[/]",
+    Status.FAILED: "[bold red]FAILED[/]",
+    Status.NOT_APPLICABLE: "[dim]does not apply[/]",
+}
+CHECKS = {
+    "rope": "RoPE integrity",
+    "router": "router scaling",
+    "symmetry": "symmetry breaking",
+    "functional": "functional identity",
+    "weights": "weight integrity",
+    "router_lock": "router lock",
+}
+
+
+def print_checks(console: Console, checks: Mapping[str, CheckReport]) -> None:
+    """A line for each: name, status, what decided."""
+    table = Table.grid(padding=(0, 2))
+    for name, check in checks.items():
+        table.add_row(f"  {CHECKS[name]}", MARKS[check.status], Text(check.summary))
+    console.print(table)

@@ -1,0 +1,214 @@
+"""What a person sees: banners, boundaries, progress, and the summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from growlm.inference.outputs import for_terminal
+from growlm.model.model_size import ParameterReport
+from growlm.reporting.console.check_table import print_checks
+from growlm.reporting.console.plain_console import plain_console
+from growlm.reporting.console.plan_table import duration, print_plan
+from growlm.reporting.console.progress_display import ProgressDisplay
+from growlm.reporting.events import RunListener
+from growlm.reporting.records import (
+    BoundaryRecord,
+    PhaseStart,
+    PhaseSummary,
+    Reused,
+    Row,
+    RunSummary,
+)
+
+
+def millions(count: int) -> str:
+    """1234567 -> '1.23 M'."""
+    return f"{count / 1e6:,.2f} M"
+
+
+class ConsoleReporter(RunListener):
+    """Prints events; on a terminal with a progress bar, elsewhere with plain lines.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or plain_console()
+        self.progress = ProgressDisplay(self.console)
+        self._row: Row | None = None
+
+    def run_planned(self, table: Mapping[str, Any]) -> None:
+        """The planner's table, which the time left is then told by."""
+        print_plan(self.console, table)
+        self.progress.expect(table["phases"])
+
+    def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
+        """Move the bar; without a terminal, a line when a task begins, and now and then what is noted of it."""
+        self.progress.task(task, done, total, note)
+
+    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+        """What was grown from what, and the checks."""
+        self.progress.stop()
+        say = self.console.print
+        say()
+        self.console.rule(
+            f"[bold]{escape(f'{boundary.from_phase} → {boundary.to_phase}')}: growing", align="left"
+        )
+        for line in boundary.growth:
+            say(f"  {line}", markup=False)
+        if boundary.noise:
+            noise = boundary.noise
+            say(
+                f"  Noise on {noise['matrices']} matrices, σ {noise['sigma_min']:.1e} to "
+                f"{noise['sigma_max']:.1e}, capped on {noise['capped']}"
+            )
+        say(f"  Optimizer state: {_state_note(boundary)}", markup=False)
+        print_checks(self.console, boundary.report.checks)
+        report = boundary.report
+        say(
+            f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, "
+            f"jump [bold]{report.jump:+.1e}[/] ({boundary.seconds:.1f} s)"
+        )
+
+    def phase_started(self, start: PhaseStart) -> None:
+        """The banner."""
+        self.progress.stop()
+        say, parameters = self.console.print, start.parameters
+        say()
+        self.console.rule(
+            f"[bold]Phase {start.index + 1} of {start.num_phases}: {escape(start.name)}",
+            align="left",
+        )
+        trained = f"Steps {start.steps:,}  |  LR {start.lr:g}" if start.steps else "Not trained"
+        say(f"  {trained}  |  Device {start.device}  |  {start.precision}")
+        say(f"  Total parameters     {millions(parameters.total):>12}")
+        say(f"  Active per token     {millions(parameters.active):>12}  {_active_note(parameters)}")
+        if parameters.num_experts:
+            idle = f"({parameters.idle_experts} experts idle)"
+            say(f"  Inactive parameters  {millions(parameters.inactive):>12}  {idle}")
+            say(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
+
+    def run_resumed(self, phase: str, step: int, steps: int) -> None:
+        """A line."""
+        name = f"[bold]{escape(phase)}[/]"
+        where = f"with {name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
+        self.console.print(f"Going on {where}")
+
+    def phases_reused(self, reused: Reused) -> None:
+        """A line."""
+        self.progress.stop()
+        names = ", ".join(reused.phases)
+        text = f"reused from {reused.run}: {names} ({duration(reused.seconds)} saved)"
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def noted(self, text: str) -> None:
+        """A line."""
+        self.progress.stop()
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
+        """Move the bars."""
+        self.progress.step(phase, step, steps, loss)
+        if self._row is not None:
+            self.progress.row(self._row, steps)
+            self._row = None
+
+    def row_logged(self, row: Row) -> None:
+        """A line now and then, where there are no bars; told with its step."""
+        self._row = row
+
+    def validated(self, row: Row) -> None:
+        """A line."""
+        where = f"{escape(row['phase'])} step {row['step']:>5}"
+        self.progress.say(f"  {where}  validation loss {row['val_loss']:.4f}")
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """The sample."""
+        self.progress.stop()
+        speed = summary.tokens_per_second
+        self.console.print(
+            f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
+            + ("" if speed is None else f"{speed:,.0f} tokens/s, ")
+            + f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
+        )
+        if summary.router_check is not None:
+            print_checks(self.console, {"router_lock": summary.router_check})
+
+    def warned(self, row: Row, text: str) -> None:
+        """A line."""
+        where = escape(f"{row['phase']} step {row['step']}: {text}")
+        self.progress.say(f"  [bold yellow]warning[/] {where}")
+
+    def run_finished(self, summary: RunSummary) -> None:
+        """The boundary summary."""
+        self.progress.stop()
+        self.console.print()
+        self.console.rule("[bold]Boundary summary", align="left")
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("phase")
+        names = ("params", "active", "first loss", "final", "drop", "validation loss")
+        for name in (*names, "bits/byte", "jump"):
+            table.add_column(name, justify="right", no_wrap=True)
+        jumps = {b.to_phase: b for b in summary.boundaries}
+        for phase in summary.phases:
+            jump = f"{jumps[phase.name].report.jump:+.1e}" if phase.name in jumps else "–"
+            table.add_row(
+                phase.name,
+                millions(phase.total_parameters),
+                millions(phase.active_parameters),
+                *_losses(phase),
+                f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
+                f"{phase.val_bits_per_byte:.4f}",
+                jump,
+            )
+        self.console.print(table)
+        for boundary in summary.boundaries:
+            for finding in boundary.findings:
+                self.console.print(
+                    f"[yellow]finding[/] {boundary.from_phase} → {boundary.to_phase}: ",
+                    Text(finding),
+                )
+        self._samples(summary)
+
+    def close(self, failed: bool) -> None:
+        """Leave the terminal in order."""
+        self.progress.stop()
+
+    def _samples(self, summary: RunSummary) -> None:
+        samples = [phase for phase in summary.phases if phase.sample]
+        if not samples:
+            return
+        self.console.print()
+        self.console.rule("[bold]Samples", align="left")
+        grid = Table.grid(padding=(0, 2))
+        for phase in samples:
+            grid.add_row(
+                Text(phase.name, style="bold"), Text(for_terminal(" ".join(phase.sample.split())))
+            )
+        self.console.print(grid)
+
+
+def _losses(phase: PhaseSummary) -> tuple[str, str, str]:
+    first, last = phase.first_loss, phase.final_loss
+    if first is None or last is None:
+        return "–", "–", "–"
+    return f"{first:.4f}", f"{last:.4f}", f"{first - last:.4f}"
+
+
+def _state_note(boundary: BoundaryRecord) -> str:
+    if not boundary.inexact_because:
+        return boundary.optimizer_state
+    return f"scaled, not exact: {'; '.join(boundary.inexact_because)}"
+
+
+def _active_note(parameters: ParameterReport) -> str:
+    if not parameters.num_experts:
+        return "(dense model)"
+    return f"(top-{parameters.top_k} of {parameters.num_experts} experts)"

@@ -1,0 +1,93 @@
+"""From folders to report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from growlm.reporting.html.comparison_page import comparison_page
+from growlm.reporting.html.page import render
+from growlm.reporting.html.run_page import run_page
+from growlm.reporting.html.sweep_parameters import find_dials
+from growlm.reporting.reading.run_files import Run, read_run
+from growlm.reporting.reading.sweep_file import Sweep, is_sweep, read_sweep
+from growlm.runtime.errors import UserError
+from growlm.storage.atomic_files import write_whole
+
+
+@dataclass
+class Report:
+    """What a report is about."""
+
+    runs: list[Run]
+    dials: list[str]
+    sweep: Sweep | None
+    """None for runs that are no sweep."""
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether it is about one run, on its own."""
+        return self.sweep is None and len(self.runs) == 1
+
+
+def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> None:
+    """Write the report of one run, of a sweep, or of several runs side by side.
+
+    Args:
+        run_dirs: Folders of runs; a sweep's folder stands for all its jobs. Runs may be unfinished.
+        out: The file; written whole or not at all.
+        title: Of the page; None for the run's or sweep's name.
+
+    Raises:
+        UserError: If a folder is no run's or sweep's, or its files are none of ours.
+        DiskError: If the file cannot be written.
+    """
+    beside = out.absolute().parent
+    if is_sweep(beside) and all(folder.absolute().parent == beside for folder in run_dirs):
+        run_dirs = [beside]  # its jobs: the sweep knows more of them than their folders do
+    write_page(read_report(run_dirs), out, title)
+
+
+def read_report(run_dirs: Sequence[Path]) -> Report:
+    """Read all that the report is about.
+
+    Raises:
+        UserError: If a folder is no run's or sweep's, or its files are none of ours.
+    """
+    if len(run_dirs) == 1 and is_sweep(run_dirs[0]):
+        sweep = read_sweep(run_dirs[0])
+        return Report(sweep.runs, sweep.dials, sweep)
+    runs: list[Run] = []
+    for folder in run_dirs:
+        found = read_sweep(folder).runs if is_sweep(folder) else [read_run(folder)]
+        for run in found:
+            run.dials = {}
+        known = {run.folder.resolve() for run in runs}
+        runs += [run for run in found if run.config and run.folder.resolve() not in known]
+    if not runs:
+        raise UserError("argument", run_dirs[0], "no run has begun there")
+    _tell_apart(runs)
+    return Report(runs, find_dials(runs) if len(runs) > 1 else [], None)
+
+
+def write_page(report: Report, out: Path, title: str | None = None) -> None:
+    """Write what `read_report` gave."""
+    if report.is_one_run:
+        (run,) = report.runs
+        data = run_page(run, title or run.name)
+    else:
+        name = report.sweep.name if report.sweep else "comparison"
+        data = comparison_page(
+            report.runs, report.dials, title or name, out.absolute().parent, report.sweep
+        )
+    write_whole(out, render(data))
+
+
+def _tell_apart(runs: Sequence[Run]) -> None:
+    """Runs of the same name get as much of their path as tells them apart."""
+    for depth in range(2, 6):
+        names = [run.name for run in runs]
+        for run in runs:
+            if names.count(run.name) > 1:
+                run.name = "/".join(run.folder.absolute().parts[-depth:])

@@ -1,0 +1,1 @@
+"""Metrics for Lightning loggers: W&B, TensorBoard and others."""

@@ -1,0 +1,74 @@
+"""The logger that the config asks for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from growlm.config.schema import LoggerConfig, RunConfig
+from growlm.reporting.loggers.wandb_login import has_login
+from growlm.runtime.errors import UserError
+
+
+def build_logger(
+    config: RunConfig, run_dir: Path, run_id: str, first_step: int | None = None
+) -> Logger | None:
+    """One of Lightning's loggers, writing into the run's folder; None for `none`.
+
+    Args:
+        config: Of the run.
+        run_dir: Its folder.
+        run_id: W&B's name for it.
+        first_step: Of a resumed run: the step it goes on after. W&B goes on with the same run, TensorBoard hides
+            what it has of later steps, the CSV logger begins another folder.
+    """
+    settings = config.logger
+    resumed = "" if first_step is None else f"_from_step_{first_step}"
+    if settings.name == "wandb":
+        import wandb
+
+        run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            id=run_id,
+            resume="allow" if resumed else None,
+            name=run_dir.name,
+            group=settings.group,
+            tags=list(dict.fromkeys([config.name, *settings.tags])),
+            config=asdict(replace(config, resume=None)),
+            dir=str(run_dir),  # older releases take no path
+            mode=_mode(settings),
+            settings=wandb.Settings(silent=True),
+        )
+        return WandbLogger(experiment=run)
+    if settings.name == "csv":
+        # Written row by row: of a run that is killed, all that it knew is there.
+        return CSVLogger(run_dir, name="", version=f"csv{resumed}", flush_logs_every_n_steps=1)
+    if settings.name == "tensorboard":
+        purge_step = None if first_step is None else first_step + 1
+        return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=purge_step)
+    return None
+
+
+def check_logger(settings: LoggerConfig) -> None:
+    """Find out beforehand what the logger will need.
+
+    Raises:
+        UserError: If W&B is to be online without a login.
+    """
+    if settings.name == "wandb" and settings.mode == "online" and not has_login():
+        raise UserError(
+            "logger.mode",
+            "online",
+            "you are not logged in: `wandb login`, or use logger.mode=offline",
+        )
+
+
+def _mode(settings: LoggerConfig) -> Any:
+    if settings.mode != "auto":
+        return settings.mode
+    return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")

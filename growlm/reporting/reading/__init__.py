@@ -1,0 +1,1 @@
+"""Read what finished and unfinished runs and sweeps left on disk."""

@@ -1,0 +1,149 @@
+"""The figures of a run's phases, boundaries and end, whether it has finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from growlm.reporting.html.curves import finite
+from growlm.reporting.reading.run_files import Run
+
+OPERATORS = ("upcycle", "multiply_experts", "widen", "deepen")
+
+
+def phases(run: Run) -> list[dict[str, Any]]:
+    """Figures by phase: as in summary.json, or as far as plan and history know them."""
+    if run.summary is not None:
+        done = [phase for phase in run.summary.get("phases", []) if isinstance(phase, dict)]
+        steps = [_steps_planned(run, phase.get("name")) for phase in done]
+        return [phase | {"planned": plan} for phase, plan in zip(done, steps, strict=True)]
+    begun = {line["phase"] for line in [*run.history.rows, *run.history.validations]}
+    return [_from_history(run, planned) for planned in run.plan if planned.get("name") in begun]
+
+
+def _steps_planned(run: Run, name: object) -> int | None:
+    return next((phase.get("steps") for phase in run.plan if phase.get("name") == name), None)
+
+
+def _from_history(run: Run, planned: dict[str, Any]) -> dict[str, Any]:
+    name = planned.get("name")
+    rows = [row for row in run.history.rows if row["phase"] == name]
+    validations = [line for line in run.history.validations if line["phase"] == name]
+    lines = sorted([*rows, *validations], key=lambda line: (line["global_step"], line["time_s"]))
+    speeds = [s for s in (finite(row.get("tokens_per_second")) for row in rows) if s]
+    first, last = lines[0], lines[-1]
+    model = planned.get("model") if isinstance(planned.get("model"), dict) else {}
+    return {
+        "name": name,
+        "total_parameters": planned.get("total_parameters"),
+        "active_parameters": planned.get("active_parameters"),
+        "idle_experts": _idle(model or {}),
+        "steps": last.get("step"),
+        "planned": planned.get("steps"),
+        "tokens": last["tokens"] - _before(run, name, "tokens"),
+        "flops": last["flops"] - _before(run, name, "flops"),
+        "first_loss": rows[0]["loss"] if rows else None,
+        "final_loss": rows[-1]["loss"] if rows else None,
+        "initial_val_loss": validations[0]["val_loss"] if validations else None,
+        "val_loss": validations[-1]["val_loss"] if len(validations) > 1 else None,
+        "wall_time_s": last["time_s"] - first["time_s"],
+        "tokens_per_second": sum(speeds) / len(speeds) if speeds else None,
+        "peak_memory_bytes": None,
+    }
+
+
+def _idle(model: dict[str, Any]) -> int:
+    experts = model.get("num_experts") or 0
+    return experts - (model.get("top_k") or 0) if experts else 0
+
+
+def _before(run: Run, name: object, counter: str) -> int:
+    """Where a counter stood when a phase began."""
+    at = 0
+    for row in run.history.rows:
+        if row["phase"] == name:
+            break
+        at = row[counter]
+    return at
+
+
+def final_loss(run: Run) -> float | None:
+    """Training loss of the last row."""
+    return finite(run.history.rows[-1]["loss"]) if run.history.rows else None
+
+
+def final_val_loss(run: Run) -> float | None:
+    """The last validation loss."""
+    return finite(run.history.validations[-1]["val_loss"]) if run.history.validations else None
+
+
+def final_bits_per_byte(run: Run) -> float | None:
+    """The same in bits per byte of text; None where the run was made before it was recorded."""
+    lines = run.history.validations
+    return finite(lines[-1].get("val_bits_per_byte")) if lines else None
+
+
+def cost(run: Run, axis: str) -> float | None:
+    """What the run took: `tokens`, `flops`, `seconds` or `step`s."""
+    summary = run.summary or {}
+    key = "wall_time_s" if axis == "seconds" else axis
+    if axis != "step" and finite(summary.get(key)) is not None:
+        return finite(summary[key])
+    last = run.history.last()
+    return (
+        finite(last.get({"seconds": "time_s", "step": "global_step"}.get(axis, axis)))
+        if run.history.rows
+        else None
+    )
+
+
+def reused_seconds(run: Run) -> float:
+    """Of what it took, that another run has spent."""
+    reused = (run.summary or {}).get("reused")
+    return (finite(reused.get("seconds")) or 0.0) if isinstance(reused, dict) else 0.0
+
+
+def largest_jump(run: Run) -> float | None:
+    """The boundary jump that is furthest from zero."""
+    jumps = [finite(boundary.get("jump")) for boundary in run.boundaries]
+    return max((jump for jump in jumps if jump is not None), key=abs, default=None)
+
+
+def boundary_name(boundary: dict[str, Any]) -> str:
+    """'dense → moe'."""
+    return f"{boundary.get('from')} → {boundary.get('to')}"
+
+
+def what_grew(boundary: dict[str, Any], config: dict[str, Any]) -> str:
+    """A few words: '8 experts', '×1.5 wider, 2 layers deeper'."""
+    operators: Sequence[Any] = boundary.get("operators") or _configured(boundary, config)
+    words = [
+        _words(name, operator[name])
+        for operator in operators
+        if isinstance(operator, dict)
+        for name in OPERATORS
+        if isinstance(operator.get(name), dict)
+    ]
+    return ", ".join(words)
+
+
+def _configured(boundary: dict[str, Any], config: dict[str, Any]) -> list[Any]:
+    phase = (config.get("phases") or {}).get(boundary.get("to"))
+    return list(phase.get("grow") or []) if isinstance(phase, dict) else []
+
+
+def _words(name: str, settings: dict[str, Any]) -> str:
+    if name == "upcycle":
+        return f"{settings.get('num_experts')} experts"
+    if name == "multiply_experts":
+        return f"×{settings.get('factor')} experts"
+    if name == "deepen":
+        copies = ", copied" if settings.get("init") == "copy" else ""
+        layers = settings.get("extra_layers")
+        return f"+{layers} {'layer' if layers == 1 else 'layers'}{copies}"
+    if (factor := finite(settings.get("scale_factor"))) is not None:
+        return f"×{factor:g} wider"
+    sizes = [
+        f"{key} {settings[key]}" for key in ("d_model", "n_heads", "d_ff") if settings.get(key)
+    ]
+    return ", ".join(sizes) or "wider"

@@ -1,0 +1,131 @@
+"""The run's files of plain JSON: history, boundaries, summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from growlm.reporting.events import RunListener
+from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+from growlm.runtime.errors import DiskError, UserError
+from growlm.storage.atomic_files import open_to_append, write_whole
+from growlm.storage.input_files import open_file
+from growlm.storage.watched_folders import WatchedFolders
+
+
+class HistoryFiles(RunListener):
+    """Writes every event as it comes: a run that dies leaves all it knew.
+
+    Args:
+        run_dir: Exists.
+        position: Of the history, from `position`, to go on from: what was written after it is cut off.
+        boundaries: That were passed before it.
+
+    Raises:
+        UserError: If the history up to there is not what was written.
+        RemovedError: From every event, once one of the run's folders was removed.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        position: dict[str, Any] | None = None,
+        boundaries: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.run_dir = run_dir
+        self.boundaries = list(boundaries)
+        folder = run_dir / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        self.path = folder / "training_history.jsonl"
+        self._digest = hashlib.sha256()
+        if position is None:
+            (run_dir / "boundaries.json").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        else:
+            self._cut_back_to(position)
+        self.history: BinaryIO = open_to_append(self.path)
+        marker = run_dir / "resume" / "run.json"
+        self.folders = WatchedFolders([run_dir, run_dir / "resume", folder, self.path], marker)
+
+    def position(self) -> dict[str, Any]:
+        """Where the history stands: bytes on disk, and their checksum."""
+        os.fsync(self.history.fileno())
+        return {"bytes": self.history.tell(), "sha256": self._digest.hexdigest()}
+
+    def phase_started(self, start: PhaseStart) -> None:
+        """An event line."""
+        self._write({"event": "phase_started", "phase": start.name, "phase_index": start.index})
+
+    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+        """An event line, and boundaries.json anew."""
+        record = boundary.to_json()
+        short = {key: value for key, value in record.items() if key not in ("checks", "operators")}
+        checks = {name: check["status"] for name, check in record["checks"].items()}
+        self._write({"event": "boundary", **short, "checks": checks})
+        self.boundaries.append(record)
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+
+    def row_logged(self, row: Row) -> None:
+        """A line."""
+        self._write(row)
+
+    def validated(self, row: Row) -> None:
+        """An event line."""
+        self._write({"event": "validation", **row})
+
+    def warned(self, row: Row, text: str) -> None:
+        """An event line."""
+        self._write({"event": "warning", **row, "text": text})
+
+    def phase_finished(self, summary: PhaseSummary) -> None:
+        """An event line with the sample."""
+        self._write(
+            {
+                "event": "phase_finished",
+                "phase": summary.name,
+                "val_loss": summary.val_loss,
+                "sample": summary.sample,
+            }
+        )
+
+    def run_finished(self, summary: RunSummary) -> None:
+        """summary.json, and boundaries.json also where nothing grew."""
+        self.folders.check()
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+        write_json(self.run_dir / "summary.json", summary.to_json())
+
+    def close(self, failed: bool) -> None:
+        """Close the history."""
+        self.history.close()
+
+    def _cut_back_to(self, position: dict[str, Any]) -> None:
+        size = left = position["bytes"]
+        with open_file(self.path, "resume", self.run_dir) as file:
+            while left and (data := file.read(min(left, 2**20))):
+                self._digest.update(data)
+                left -= len(data)
+        if left or self._digest.hexdigest() != position["sha256"]:
+            raise UserError(
+                "resume", self.path, f"its first {size:,} bytes are not what was written"
+            )
+        os.truncate(self.path, size)
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.folders.check()
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            self.history.write(line)
+            self.history.flush()
+        except OSError as error:
+            raise DiskError(self.path, error, len(line)) from error
+        self._digest.update(line)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON whole."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

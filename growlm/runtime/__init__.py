@@ -1,0 +1,1 @@
+"""How the program meets the machine: device, memory, signals, errors and exit codes."""

@@ -1,0 +1,95 @@
+"""Limits of single fields, declared beside the field and checked in one place.
+
+`field(default=8, metadata=limits(minimum=1))` declares; `check_limits(instance)` checks a dataclass and all
+dataclasses inside it, and raises `UserError` with the full path of the first field that is out of bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from growlm.runtime.errors import UserError
+
+
+def limits(
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Field metadata: `minimum`, `maximum`, exclusive `above`, `below`, or `choices`; of a list, for its items."""
+    return {"limits": (minimum, maximum, above, below, choices)}
+
+
+def check_limits(instance: Any, prefix: str = "") -> None:
+    """Check every declared limit of a dataclass tree.
+
+    Raises:
+        UserError: For the first field out of its limits.
+    """
+    for field in dataclasses.fields(instance):
+        path = f"{prefix}.{field.name}" if prefix else field.name
+        value = getattr(instance, field.name)
+        if "limits" in field.metadata:
+            for item in value if isinstance(value, list) else [value]:
+                _check_value(path, item, *field.metadata["limits"])
+        _descend(path, value)
+
+
+def check_types(instance: Any) -> None:
+    """Check that every field of a flat dataclass, read from a file, has the type that it declares.
+
+    Raises:
+        UserError: For the first one that has not.
+    """
+    for name, declared in get_type_hints(type(instance)).items():
+        value = getattr(instance, name)
+        fits = type(value) is declared or (declared is float and type(value) is int)
+        if not fits:
+            raise UserError(name, repr(value), f"must be of type {declared.__name__}")
+
+
+def _descend(path: str, value: Any) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        check_limits(value, path)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _descend(f"{path}.{name}", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _descend(f"{path}.{index}", item)
+
+
+def _check_value(
+    path: str,
+    value: Any,
+    minimum: float | None,
+    maximum: float | None,
+    above: float | None,
+    below: float | None,
+    choices: Sequence[str] | None,
+) -> None:
+    if value is None:
+        return
+    if choices is not None:
+        if value not in choices:
+            raise UserError(path, value, f"must be one of {', '.join(choices)}")
+        return
+    rules = []
+    if minimum is not None:
+        rules.append((value >= minimum, f"at least {minimum}"))
+    if above is not None:
+        rules.append((value > above, f"greater than {above}"))
+    if maximum is not None:
+        rules.append((value <= maximum, f"at most {maximum}"))
+    if below is not None:
+        rules.append((value < below, f"less than {below}"))
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite or not all(holds for holds, _ in rules):
+        wanted = " and ".join(words for _, words in rules)
+        raise UserError(path, value, f"must be {wanted}" + ("" if finite else ", and finite"))

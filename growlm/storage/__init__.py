@@ -1,0 +1,1 @@
+"""Read and write files safely: atomic writes, checked reads, locks, checksums."""

@@ -1,0 +1,48 @@
+"""Small files written whole; imports nothing heavy, so that light commands can use it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from growlm.runtime.errors import DiskError
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to write at its end; made where it is missing, and a link is not followed.
+
+    Raises:
+        DiskError: If it cannot be opened, or is no regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise DiskError(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DiskError(path, OSError(errno.EINVAL, "it is no regular file"))
+    return os.fdopen(descriptor, "ab")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file, in UTF-8, beside its place, then rename it; a link in either place is not followed.
+
+    Raises:
+        DiskError: If it cannot be written; what was there before stays.
+    """
+    # Of two processes that write at once, each has its own: else one would rename the other's half of a file.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+        partial.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise DiskError(path, error, len(text)) from error

@@ -1,0 +1,133 @@
+"""Files that say themselves whether they are whole: JSON with a checksum, folders with a manifest.
+
+Against accidents (a torn write, a flipped bit), not against people: who can change a file can change its checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import LARGEST_RECORD, digest_of, read_text, wrong_content
+from growlm.storage.parsing import parse_json
+from growlm.storage.typed_values import Count, shortened, typed
+
+MANIFEST = "manifest.json"
+UNTYPED = dict[str, Any]
+
+
+class ManifestEntry(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """The contents of `manifest.json`, by the names of files."""
+
+    files: dict[str, ManifestEntry]
+
+
+def file_digest(path: Path, key: str = "file") -> str:
+    """Return the SHA-256 of the bytes of a file that may be a link to anywhere.
+
+    Raises:
+        UserError: If it cannot be read, or is no regular file.
+    """
+    return digest_of(path, key, root=None)
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """JSON text of a record with its own checksum."""
+    return json.dumps({**record, "sha256": _digest(record)}, indent=2) + "\n"
+
+
+def read_sealed(path: Path, key: str, root: Path, kind: Any = UNTYPED) -> Any:
+    """Read a record that was written by `sealed`.
+
+    Args:
+        path: Of the file.
+        key: What the user calls it, for the message.
+        root: The folder that a link must not lead out of.
+        kind: What the record must be; `typed` takes it.
+
+    Raises:
+        UserError: If the file is missing, is not, to the byte, what was written, or holds another record.
+    """
+    text = read_text(path, key, root, LARGEST_RECORD)
+    try:
+        record = parse_json(text)
+        digest = record.pop("sha256")
+        whole = digest == _digest(record) and sealed(record) == text
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(key, path, "is damaged: it is not what was written")
+    with wrong_content(path, key):
+        return typed(kind, record)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, digests: dict[str, str]) -> None:
+    """Write `manifest.json`: size and checksum of every other file of a folder.
+
+    Args:
+        folder: All files are written.
+        digests: Checksums that are known already, by file name; the others are read again.
+    """
+    files = {
+        path.name: {
+            "bytes": path.stat().st_size,
+            "sha256": digests.get(path.name) or file_digest(path),
+        }
+        for path in sorted(folder.iterdir())
+    }
+    (folder / MANIFEST).write_text(sealed({"files": files}))
+
+
+def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -> None:
+    """Compare files with what the manifest says.
+
+    Args:
+        folder: Has a manifest.
+        key: What the user calls it, for the message.
+        names: Of the files to look at; None for all.
+
+    Raises:
+        UserError: Naming the first file that is missing or damaged.
+    """
+    files = read_manifest(folder, key)
+    for name in files if names is None else names:
+        path, expected = folder / name, files.get(name)
+        if expected is None:
+            raise UserError(key, path, f"is not in {MANIFEST}")
+        if digest_of(path, key, folder, expected["bytes"]) != expected["sha256"]:
+            raise UserError(key, path, "is damaged: its checksum is not what was written")
+
+
+def read_manifest(folder: Path, key: str) -> dict[str, ManifestEntry]:
+    """Read which files a manifest names, with their sizes and checksums.
+
+    Raises:
+        UserError: If it is damaged, or names what is no file of its folder.
+    """
+    path = folder / MANIFEST
+    files: dict[str, ManifestEntry] = read_sealed(path, key, folder, Manifest)["files"]
+    for name in files:
+        if not is_file_name(name):
+            allowed = f"names {shortened(name)!r}, which is no file of its folder"
+            raise UserError(key, path, allowed)
+    return files
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name from a file is that of a file in the same folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

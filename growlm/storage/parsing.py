@@ -1,0 +1,181 @@
+"""Parse JSON and YAML that somebody else may have written: bounded in depth and size of numbers, no aliases."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from growlm.storage.typed_values import inside, shortened
+
+DEEPEST = 64
+"""Levels of lists and mappings in each other."""
+DIGITS = 39
+"""Of an integer: below 2**128, so that sums and quotients of such never leave the range of floats."""
+CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class _Refused:
+    """Stands where a value cannot be taken, until its place is known."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def parse_json(text: str, allow_nan: bool = False) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: The whole of it.
+        allow_nan: Whether NaN and infinities may stand for numbers, as Python writes them of a loss that is lost.
+
+    Raises:
+        ValueError: If it is no JSON, nested too deeply, has a key twice or a number that is too large.
+    """
+
+    def constant(name: str) -> Any:
+        return CONSTANTS[name] if allow_nan else _Refused(f"is {name}, not a finite number")
+
+    try:
+        value = json.loads(
+            text,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=constant,
+            object_pairs_hook=_mapping,
+        )
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise ValueError(f"is no JSON: {error.msg} in {where}") from None
+    _check_values(value)
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of plain values; a date is text.
+
+    Raises:
+        ValueError: If it is no YAML, nested too deeply, or has an alias or a value that JSON has not.
+    """
+    import yaml
+
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(fast):  # type: ignore[misc, valid-type]
+        yaml_implicit_resolvers = {  # noqa: RUF012 - as it is in its own class
+            first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+            for first, found in fast.yaml_implicit_resolvers.items()
+        }
+
+    try:
+        _check_events(yaml.parse(text, Loader=fast))
+        value = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f" in line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "no document"
+        raise ValueError(f"is no YAML: {what}{where}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except OverflowError:
+        raise ValueError("has a number that is too large") from None
+    _check_values(value)
+    return value
+
+
+def _integer(text: str) -> Any:
+    digits = len(text.lstrip("-"))
+    return int(text) if digits <= DIGITS else _Refused(_too_many(digits))
+
+
+def _too_many(digits: int) -> str:
+    return f"is a number of {digits:,} digits, at most {DIGITS} are read"
+
+
+def _number(text: str) -> Any:
+    value = float(text)
+    return value if math.isfinite(value) else _Refused(f"is {shortened(text)}, beyond all floats")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> Any:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return _Refused(f"has the key {shortened(twice)!r} twice")
+    return found
+
+
+def _check_events(events: Iterator[Any]) -> None:
+    """Refuse what would become more than its text: aliases, which a reader follows again and again."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1
+            raise ValueError(f"has an alias in line {line} (*{shortened(event.anchor)})")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            line = event.start_mark.line + 1
+            raise ValueError(
+                f"is nested too deeply in line {line}, at most {DEEPEST} levels are read"
+            )
+
+
+_PLAIN = (str, int, float, bool, type(None), list, dict)
+_LARGEST = 10**DIGITS
+
+
+def _check_values(value: Any) -> None:
+    """Refuse the first value, in no particular order, that cannot be taken."""
+    _check_plain(value, ())
+    # Each with its depth, and with where it stands: its key, and the same of what it stands in.
+    waiting: list[tuple[Any, int, _Place]] = [(value, 1, ())]
+    while waiting:
+        found, depth, place = waiting.pop()
+        if isinstance(found, dict):
+            items: Any = found.items()
+        elif isinstance(found, list):
+            items = enumerate(found)
+        else:
+            continue
+        if depth > DEEPEST:
+            raise ValueError(f"is nested too deeply, at most {DEEPEST} levels are read")
+        for key, item in items:
+            kind = type(item)
+            if kind is str or kind is float:
+                continue
+            if kind is dict or kind is list:
+                if item:
+                    waiting.append((item, depth + 1, (key, place)))
+            else:
+                _check_plain(item, (key, place))
+
+
+_Place = tuple[Any, ...]
+
+
+def _check_plain(value: Any, place: _Place) -> None:
+    if isinstance(value, _Refused):
+        raise ValueError(f"{_in_words(place)}{value.reason}")
+    if not isinstance(value, _PLAIN):
+        raise ValueError(f"{_in_words(place)}is a {type(value).__name__}, no plain value")
+    if type(value) is int and not -_LARGEST < value < _LARGEST:
+        digits = round(value.bit_length() * math.log10(2))
+        raise ValueError(f"{_in_words(place)}{_too_many(digits)}")
+
+
+def _in_words(place: _Place) -> str:
+    keys = []
+    while place:
+        key, place = place
+        keys.append(key)
+    words = ""
+    for key in reversed(keys):
+        words = f"{words}[{key}]" if type(key) is int else inside(words, key)
+    return f"{words} " if words else ""

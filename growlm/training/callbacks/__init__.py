@@ -1,0 +1,1 @@
+"""Lightning callbacks that grow, restore, record and save."""

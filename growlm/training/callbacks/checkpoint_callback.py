@@ -1,0 +1,150 @@
+"""What is kept of a phase's model: artefacts, and a sample of its text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from growlm.checkpoint.checkpoint_folder import save_model
+from growlm.config.phase_plan import PlannedPhase
+from growlm.config.schema import CallbacksConfig
+from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.distributed.process_group import World
+from growlm.growth.operators.registry import operators_as_data
+from growlm.growth.optimizer_state import State
+from growlm.inference.generation import generate
+from growlm.inference.sampling import Sampling
+from growlm.inference.text_stream import prompt_ids
+from growlm.training.phase_module import PhaseStage
+
+
+class ArtefactCallback(Callback):
+    """Writes the model before the first step and after the last, under the names the phase gives.
+
+    Args:
+        phase: The phase.
+        folder: Of all artefacts.
+        record: What to write beside the config.
+        tokenizer_files: What goes into every artefact beside its weights.
+        seed: Of the run, and so of the growth.
+        keeps_optimizer: Whether `save_as` keeps the optimizer's state too.
+        tell: Called with an artefact's name before it is written.
+        world: The processes of the run; the first one writes.
+    """
+
+    def __init__(
+        self,
+        phase: PlannedPhase,
+        folder: Path,
+        record: dict[str, Any],
+        tokenizer_files: Sequence[Path],
+        seed: int,
+        keeps_optimizer: bool,
+        tell: Callable[[str], None],
+        world: World,
+    ) -> None:
+        self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
+        self.world = world
+        self.tokenizer_files = tokenizer_files
+        self.seed, self.keeps_optimizer = seed, keeps_optimizer
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`save_initial_as`, unless the phase is under way."""
+        assert isinstance(pl_module, PhaseStage)
+        if pl_module.first_step:
+            return
+        grown_from = {
+            "operators": operators_as_data(self.phase.operators),
+            "seed": self.seed,
+            "boundary_index": self.phase.index,
+        }
+        record = {"grown_from": grown_from} if self.phase.operators else {}
+        self._save(pl_module, self.phase.settings.save_initial_as, self.phase.first_step, record)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`save_as`."""
+        last_step = self.phase.first_step + self.phase.steps
+        states = None
+        if self.keeps_optimizer:
+            assert isinstance(pl_module, PhaseStage)
+            states = pl_module.final_states(trainer.optimizers[0])
+        self._save(pl_module, self.phase.settings.save_as, last_step, {}, states)
+
+    def _save(
+        self,
+        pl_module: LightningModule,
+        name: str | None,
+        step: int,
+        record: dict[str, Any],
+        states: dict[str, State] | None = None,
+    ) -> None:
+        assert isinstance(pl_module, PhaseStage)
+        if name is None:
+            return
+        self.tell(name)
+        record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
+        files = self.tokenizer_files
+        save_model(
+            pl_module.model,
+            self.folder / name,
+            record,
+            states,
+            files,
+            self.world,
+            makes_parents=False,  # if it was removed, the run stops
+        )
+
+
+def forget_artefacts(
+    folder: Path, phases: Sequence[PlannedPhase], unfinished: PlannedPhase | None = None
+) -> None:
+    """Remove what a run wrote after the state that it goes on from: it will write it again.
+
+    Args:
+        folder: Of all artefacts.
+        phases: That have not begun.
+        unfinished: The one that has begun, if any.
+    """
+    settings = [phase.settings for phase in phases]
+    names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
+    names += [] if unfinished is None else [unfinished.settings.save_as]
+    for name in names:
+        if name is not None:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+class SampleCallback(Callback):
+    """Lets the trained model continue the prompt.
+
+    Args:
+        settings: Prompt, length, temperature.
+        tokenizer: The run's.
+        seed: Of the draws.
+    """
+
+    def __init__(self, settings: CallbacksConfig, tokenizer: Tokenizer, seed: int) -> None:
+        self.settings, self.tokenizer, self.seed = settings, tokenizer, seed
+        self.text = ""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, in the precision of the training."""
+        assert isinstance(pl_module, PhaseStage)
+        if not self.settings.sample_tokens:
+            return
+        prompt = prompt_ids(self.tokenizer, self.settings.sample_prompt)
+        prompt = prompt[-pl_module.phase.model.max_seq_len :]
+        with trainer.precision_plugin.val_step_context():
+            (continuation,) = generate(
+                pl_module.model,
+                [prompt],
+                self.settings.sample_tokens,
+                Sampling(temperature=self.settings.sample_temperature),
+                seeds=self.seed,
+                stop_tokens=self.tokenizer.ends_of_text,
+                num_token_ids=self.tokenizer.vocab_size,
+            )
+        self.text = self.tokenizer.decode([*prompt, *continuation.tokens])

@@ -1,0 +1,217 @@
+"""Growing the model at the beginning of a phase.
+
+In `setup`, which Lightning calls before it configures, wraps or optimizes anything: every strategy then wraps the
+grown model, and nothing private of Lightning is needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from growlm.config.phase_plan import Plan, PlannedPhase
+from growlm.config.schema import OptimizerConfig, VerificationConfig
+from growlm.distributed.dtensors import is_sharded, mesh_of
+from growlm.distributed.process_group import World
+from growlm.growth.api import apply_growth, plan_growth
+from growlm.growth.growth_map import GrowthMap
+from growlm.growth.growth_rng import Draws
+from growlm.growth.operators.registry import operators_as_data
+from growlm.growth.optimizer_state import grow_moments, inexact_because
+from growlm.growth.transforms.scale_factors import Factors
+from growlm.model.transformer import TransformerLM
+from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
+from growlm.reporting.records import BoundaryRecord
+from growlm.runtime.errors import RunError
+from growlm.runtime.memory import release_memory
+from growlm.training.phase_module import PhaseStage
+from growlm.training.phase_state import HandOff
+from growlm.verification.growth_check import detailed_growth_check
+
+CHECKSUM_WORDS = 2**20
+"""Words of a tensor that are summed at once; what is summed is twice as large, and made anew."""
+
+
+class GrowthError(RunError):
+    """A growth that claims to be lossless was not, or another check failed."""
+
+
+class GrowthCallback(Callback):
+    """Takes the previous phase's hand-off, grows it, checks the growth, swaps the grown model in.
+
+    Order, so that memory is never asked for more than it needs: grow the weights; checks; free the old weights;
+    grow the moments, each old one freed once its last target is made.
+
+    Args:
+        hand_off: Of the previous phase; emptied.
+        phase: The phase to grow for.
+        probe: Frozen tokens for the checks, (sequences, time).
+        settings: Of the checks.
+        optimizer_settings: Of the optimizer.
+        seed: Of the run.
+        tell: Called with the boundary's record, also when a check failed.
+        world: The processes of the run. Each grows the model; the first one checks it. Where each holds a part of
+            it only, they do both together.
+    """
+
+    def __init__(
+        self,
+        hand_off: HandOff,
+        phase: PlannedPhase,
+        probe: Tensor,
+        settings: VerificationConfig,
+        optimizer_settings: OptimizerConfig,
+        seed: int,
+        tell: Callable[[BoundaryRecord], None],
+        world: World,
+    ) -> None:
+        self.hand_off, self.phase = hand_off, phase
+        self.probe, self.settings = probe, settings
+        self.optimizer_settings = optimizer_settings
+        self.seed, self.tell, self.world = seed, tell, world
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Grow.
+
+        Raises:
+            GrowthError: If a check failed, or the processes grew different models.
+        """
+        assert isinstance(pl_module, PhaseStage)
+        start = time.perf_counter()
+        mode = self.phase.settings.optimizer_state
+        assert self.hand_off.model is not None
+        old_model: TransformerLM = self.hand_off.model
+        growth_map = plan_growth(old_model.config, self.phase.operators)
+        draws = Draws(self.seed, boundary_index=self.phase.index)
+        model = apply_growth(old_model, growth_map, draws)
+        check = partial(
+            detailed_growth_check,
+            old_model=old_model,
+            new_model=model,
+            probe=self.probe,
+            device=trainer.strategy.root_device,
+            tolerance=self.settings.tolerance,
+            growth_map=growth_map,
+            require_symmetry_breaking=self.settings.require_symmetry_breaking,
+            unequal_moments=mode == "asymmetric" and bool(self.hand_off.states),
+        )
+        report = self.world.first(check) if mesh_of(model) is None else check()
+        record = BoundaryRecord(
+            from_phase=self.hand_off.phase,
+            to_phase=self.phase.name,
+            growth=growth_map.description,
+            operators=operators_as_data(self.phase.operators),
+            report=report,
+            noise=summarise_noise(draws),
+            optimizer_state=mode,
+            inexact_because=inexact_because(growth_map) if mode == "exact" else [],
+            seconds=time.perf_counter() - start,
+        )
+        self.tell(record)
+        failed = [f"{name}: {check.summary}" for name, check in report.checks.items() if not check]
+        if failed:
+            raise GrowthError(
+                f"growing {record.from_phase} → {record.to_phase} failed its checks. "
+                + "; ".join(failed)
+            )
+        self.hand_off.model = None
+        del old_model, check
+        release_memory()
+        with torch.no_grad():
+            pl_module.starting_states = grow_moments(growth_map, self.hand_off.states, mode)
+        pl_module.scaling = step_scaling(
+            self.phase, growth_map, self.hand_off.factors, self.optimizer_settings
+        )
+        pl_module.model = model
+        check_replicas(self.world, {"": dict(model.state_dict()), **pl_module.starting_states})
+
+
+def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Check that all processes have the same tensors, but for those that are divided among them.
+
+    Args:
+        world: The processes.
+        tensors: By parameter, then by name.
+
+    Raises:
+        GrowthError: Naming the first that differs, in all of them.
+    """
+    if world.size == 1:
+        return
+    sums = {
+        f"{p} {n}".strip(): checksum(t)
+        for p, state in tensors.items()
+        for n, t in state.items()
+        if not is_sharded(t)
+    }
+    everyone = world.gather(sums)
+    for rank, others in enumerate(everyone):
+        for name in everyone[0].keys() | others.keys():
+            if everyone[0].get(name) != others.get(name):
+                raise GrowthError(
+                    f"after growing, {name} of process {rank} is not that of process 0: they would train apart"
+                )
+
+
+def checksum(tensor: Tensor) -> int:
+    """Of a tensor's bits: the same on any device and with any number of threads."""
+    words = tensor.detach().contiguous().flatten()
+    words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8)
+    place = torch.arange(1, CHECKSUM_WORDS + 1, device=words.device)
+    sums = [(part.long() * place[: len(part)]).sum() for part in words.split(CHECKSUM_WORDS)]
+    return hash(tuple(int(part) for part in sums))
+
+
+def scaling_of(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
+    """How the steps of a plan's phase are scaled, from the plan alone, as the phase begins with it."""
+    phase = plan.phases[index]
+    if index == 0 or phase.settings.optimizer_state not in ("exact", "asymmetric"):
+        return StepScaling()
+    growth_map = plan_growth(plan.phases[index - 1].model, phase.operators)
+    factors = scaling_of(plan, index - 1, settings).lasting_factors
+    return step_scaling(phase, growth_map, factors, settings)
+
+
+def step_scaling(
+    phase: PlannedPhase,
+    growth_map: GrowthMap,
+    factors: Mapping[str, Factors],
+    settings: OptimizerConfig,
+) -> StepScaling:
+    """How a phase's steps are scaled.
+
+    Args:
+        phase: The phase.
+        growth_map: Of the boundary before it.
+        factors: The lasting ones of the phase before.
+        settings: Of the optimizer.
+    """
+    mode = phase.settings.optimizer_state
+    if mode == "exact":
+        return ExactScaling(growth_map.factors(factors))
+    if mode == "asymmetric":
+        beta1, beta2 = settings.beta1, settings.beta2
+        betas = None if beta1 is None or beta2 is None else (beta1, beta2)
+        return AsymmetricScaling(
+            growth_map.factors(), settings.rewarm_peak, settings.rewarm_steps, betas
+        )
+    return StepScaling()
+
+
+def summarise_noise(draws: Draws) -> dict[str, Any]:
+    """The levels of noise that a growth drew; empty if none."""
+    if not draws.noise:
+        return {}
+    sigmas = [float(noise["sigma"]) for noise in draws.noise.values()]
+    return {
+        "matrices": len(sigmas),
+        "sigma_min": min(sigmas),
+        "sigma_max": max(sigmas),
+        "capped": sum(bool(noise["capped"]) for noise in draws.noise.values()),
+    }

@@ -1,0 +1,192 @@
+"""Counting what a phase does and telling it: rows, validations, steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from growlm.config.phase_plan import PlannedPhase
+from growlm.reporting.events import RunListener
+from growlm.reporting.records import Row
+from growlm.training.phase_module import PhaseStage, StepFigures
+from growlm.training.router_monitor import EARLY_STEPS, RouterMonitor
+from growlm.verification.check_report import CheckReport
+
+
+class ProgressCallback(Callback):
+    """Makes the rows of the history. Only a step that makes one waits for the device.
+
+    Args:
+        phase: The phase.
+        log_every: Steps between rows; the first and the last always make one.
+        listener: Who is told.
+        tokens: Tokens of the run before this phase.
+        flops: Likewise.
+        run_start: `time.perf_counter()` at the beginning of the run.
+        peak_flops: What the device can reach; None if unknown.
+        validation_batches: Held-out batches, (batch, time + 1).
+        bits_per_nat: Bits per byte that a validation loss of 1 is.
+        validate_every: Steps between validations; 0 for only at the beginning and the end.
+    """
+
+    def __init__(
+        self,
+        phase: PlannedPhase,
+        log_every: int,
+        listener: RunListener,
+        tokens: int,
+        flops: int,
+        run_start: float,
+        peak_flops: float | None,
+        validation_batches: Iterable[Tensor],
+        bits_per_nat: float,
+        validate_every: int,
+    ) -> None:
+        self.phase, self.log_every, self.listener = phase, log_every, listener
+        self.tokens_before, self.flops_before = tokens, flops
+        self.run_start, self.peak_flops = run_start, peak_flops
+        self.validation_batches, self.validate_every = validation_batches, validate_every
+        self.bits_per_nat = bits_per_nat
+        self.step = 0
+        self._validated_step = -1
+        self.first_loss: float | None = None
+        self.final_loss: float | None = None
+        self.initial_val_loss = self.val_loss = float("nan")
+        self.training_seconds = 0.0
+        self._mark, self._mark_step = 0.0, 0
+        self._routers: RouterMonitor | None = None
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Where the phase stands: JSON, and tensors."""
+        record = {
+            "step": self.step,
+            "validated_step": self._validated_step,
+            "first_loss": self.first_loss,
+            "final_loss": self.final_loss,
+            "initial_val_loss": self.initial_val_loss,
+            "val_loss": self.val_loss,
+            "training_seconds": self.training_seconds,
+            "seconds_since_row": time.perf_counter() - self._mark,
+            "row_step": self._mark_step,
+        }
+        if self._routers is None:
+            return record, {}
+        watch, tensors = self._routers.state()
+        return record | {"routers": watch}, tensors
+
+    def restore(
+        self, stage: PhaseStage, record: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        """Go on from what `state` gave, in place of validating what the phase begins with."""
+        self.step, self._validated_step = record["step"], record["validated_step"]
+        self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
+        self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
+        self.training_seconds = record["training_seconds"]
+        self._mark = time.perf_counter() - record["seconds_since_row"]
+        self._mark_step = record["row_step"]
+        if self.phase.model.is_moe:
+            self._routers = RouterMonitor(stage)
+            self._routers.restore(record["routers"], tensors)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate what the phase begins with, and start the clock."""
+        assert isinstance(pl_module, PhaseStage)
+        if self.step:
+            return
+        self._routers = RouterMonitor(pl_module) if self.phase.model.is_moe else None
+        self.initial_val_loss = self._validate(trainer, pl_module)
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After the last forward pass of a step: count it, and on some make a row."""
+        if (batch_idx + 1) % self.phase.settings.accumulate:
+            return
+        assert isinstance(pl_module, PhaseStage)
+        self.step += 1
+        figures = pl_module.take_figures()
+        logs = self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
+        router_measures = self._look_at_routers(figures, logs)
+        loss = float(figures.loss / figures.passes) if logs else None
+        if loss is not None:
+            now = time.perf_counter()
+            elapsed = now - self._mark
+            steps = self.step - self._mark_step
+            self.training_seconds += elapsed
+            self._mark, self._mark_step = now, self.step
+            rate = steps / elapsed
+            row = self._counters() | {
+                "loss": loss,
+                # Not the optimizer's own: the scheduler has moved on to the next step already.
+                "lr": self.phase.settings.lr * pl_module.lr_factor(self.step - 1),
+                "grad_norm": float(pl_module.gradient_norm),  # type: ignore[arg-type]
+                "tokens_per_second": rate * self.phase.tokens_per_step,
+            }
+            if self.peak_flops:
+                row["mfu"] = rate * self.phase.flops_per_step / self.peak_flops
+            if figures.loads is not None:
+                row["aux_loss"] = float(figures.aux_loss / figures.passes)
+                row |= router_measures
+            self.first_loss = loss if self.step == 1 else self.first_loss
+            self.final_loss = loss
+            self.listener.row_logged(row)
+        if pl_module.skipped is not None:
+            self.listener.warned(self._counters(), f"step skipped: {pl_module.skipped}")
+        self.listener.step_finished(self.phase.name, self.step, self.phase.steps, loss)
+        if self.validate_every and self.step % self.validate_every == 0:
+            self._validate(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate what the phase ends with."""
+        if self._validated_step != self.step:
+            self._validate(trainer, pl_module)
+
+    def router_check(self) -> CheckReport | None:
+        """Check 5 on the phase; None for a dense model."""
+        return None if self._routers is None else self._routers.report()
+
+    def _look_at_routers(self, figures: StepFigures, logs: bool) -> Row:
+        if self._routers is None:
+            return {}
+        self._routers.collect(figures)
+        if not logs and self.step not in EARLY_STEPS:
+            return {}
+        measures, warnings = self._routers.look(self.step)
+        for warning in warnings:
+            self.listener.warned(self._counters(), warning)
+        return measures
+
+    def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        # Not Lightning's validation loop: it cannot be had before the first step and after the last alike.
+        start = time.perf_counter()
+        assert isinstance(pl_module, PhaseStage)
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            self.val_loss = pl_module.validation_loss(self.validation_batches)
+        self._validated_step = self.step
+        self._mark += time.perf_counter() - start
+        bits = self.val_loss * self.bits_per_nat
+        measures = {"val_loss": self.val_loss, "val_bits_per_byte": bits}
+        self.listener.validated(self._counters() | measures)
+        return self.val_loss
+
+    def _counters(self) -> Row:
+        return {
+            "phase": self.phase.name,
+            "phase_index": self.phase.index,
+            "step": self.step,
+            "global_step": self.phase.first_step + self.step,
+            "tokens": self.tokens_before + self.step * self.phase.tokens_per_step,
+            "flops": self.flops_before + self.step * self.phase.flops_per_step,
+            "time_s": time.perf_counter() - self.run_start,
+        }

@@ -1,0 +1,1 @@
+"""Find the state that a run continues from, and check that it fits."""
