@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from rich.filesize import decimal
 
 from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import ConvertCommand
-from growlm.config.load import load_command
+from growlm.config.load import compose_command, load_command
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.model.model_size import parameter_report
 from growlm.reporting.console.plain_console import plain_console
@@ -35,7 +36,7 @@ python -m growlm.convert source=DIR out=DIR to=growlm
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, convert))
+    sys.exit(run_small_command(USAGE, convert, partial(compose_command, "convert", ConvertCommand)))
 
 
 def convert(arguments: list[str]) -> int:

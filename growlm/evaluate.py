@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import EvaluateCommand
-from growlm.config.load import load_command
+from growlm.config.load import compose_command, load_command
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.checkpoint_loading import open_checkpoint
 from growlm.inference.evaluation_text import Row, evaluation_documents, read_row
@@ -45,7 +46,9 @@ python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, evaluate))
+    sys.exit(
+        run_small_command(USAGE, evaluate, partial(compose_command, "evaluate", EvaluateCommand))
+    )
 
 
 def evaluate(arguments: list[str]) -> int:

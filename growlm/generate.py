@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import GenerateCommand
-from growlm.config.load import load_command
+from growlm.config.load import compose_command, load_command
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.checkpoint_loading import open_checkpoint
 from growlm.inference.generation import FULL, Continuation
@@ -53,7 +54,9 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, generate))
+    sys.exit(
+        run_small_command(USAGE, generate, partial(compose_command, "generate", GenerateCommand))
+    )
 
 
 def generate(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -12,7 +13,7 @@ from growlm.checkpoint.checkpoint_folder import read_config
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import GrowCommand
-from growlm.config.load import load_command
+from growlm.config.load import compose_command, load_command
 from growlm.config.validation import applied_operators
 from growlm.reporting.console.plain_console import plain_console
 from growlm.reporting.console.progress_bars import ByteBar
@@ -33,7 +34,7 @@ python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, 
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, grow))
+    sys.exit(run_small_command(USAGE, grow, partial(compose_command, "grow", GrowCommand)))
 
 
 def grow(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from growlm.cli.hydra_command import run_small_command
-from growlm.config.load import load_config
+from growlm.config.load import compose_run, load_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.config.validation import check_config
@@ -45,7 +45,7 @@ OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, plan))
+    sys.exit(run_small_command(USAGE, plan, lambda arguments: compose_run(_own(arguments)[2])))
 
 
 def plan(arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from growlm import __version__
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import exit_code_of
 
@@ -29,6 +30,9 @@ def report(arguments: list[str]) -> int:
     """Write the report and print its tables; the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE.strip())
+        return 0
+    if "--version" in arguments:
+        print(f"growlm {__version__}")
         return 0
     folders, out = _parsed(arguments)
 

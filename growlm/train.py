@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command
 from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
 from growlm.runtime.errors import UserError
@@ -36,6 +37,9 @@ def program() -> NoReturn:
 def train() -> int:
     """Let Hydra compose the config from the command line, and run it; the exit code."""
     given = sys.argv[1:]
+    if "--version" in given:  # Hydra's own would name Hydra's
+        print(f"growlm {__version__}")
+        return 0
     sys.argv[1:] = [quote_free_text(argument) for argument in given]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from growlm.checkpoint.checkpoint_folder import load_model
 from growlm.cli.hydra_command import run_small_command
 from growlm.config.command_schema import VerifyCommand
-from growlm.config.load import load_command
+from growlm.config.load import compose_command, load_command
 from growlm.growth import operators_from_data
 from growlm.growth.api import plan_growth
 from growlm.growth.growth_map import GrowthMap
@@ -46,7 +47,7 @@ CHECKS_SHOWN = ("rope", "router", "symmetry", "functional", "weights")
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, verify))
+    sys.exit(run_small_command(USAGE, verify, partial(compose_command, "verify", VerifyCommand)))
 
 
 def verify(arguments: list[str]) -> int:

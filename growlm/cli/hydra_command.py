@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from growlm import __version__
 from growlm.config.literal import literal
 from growlm.config.load import explain
 from growlm.runtime.errors import UserError
@@ -83,17 +85,25 @@ def run_command(
     return exit_code_of(explained, tell)
 
 
-def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
+def run_small_command(
+    usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
+) -> int:
     """A command that takes `key=value` arguments and no sweeps.
 
     Args:
         usage: Printed for `--help`.
         body: Takes the arguments, free text quoted; returns the exit code.
+        compose: Takes them too; returns the composed config, which `--cfg job` prints.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(usage.strip())
         return 0
+    if "--version" in arguments:
+        print(f"growlm {__version__}")
+        return 0
+    if {"-c", "--cfg"} & set(arguments):
+        return run_command(lambda: _print_config(arguments, compose))
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             return complain(UserError("argument", argument, "must be key=value; see --help"))
@@ -114,3 +124,13 @@ def run_small_command(usage: str, body: Callable[[list[str]], int]) -> int:
 
     signal.signal(signal.SIGTERM, end)
     return run_command(told)
+
+
+def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:
+    """Print the composed config, as Hydra's `--cfg job` does."""
+    at = next(i for i, argument in enumerate(arguments) if argument in ("-c", "--cfg"))
+    kind, overrides = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
+    if kind != ["job"]:
+        raise UserError("--cfg", *kind or [""], "must be job: the config of this command")
+    print(OmegaConf.to_yaml(compose([quote_free_text(each) for each in overrides])).rstrip())
+    return 0

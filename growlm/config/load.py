@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -46,38 +46,49 @@ def register_schema() -> None:
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of a run, as the command does with its arguments; not checked."""
+    register_schema()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(ROOT_NAME, overrides=list(overrides))
+
+
 def load_config(*overrides: str) -> RunConfig:
     """Compose and check a config, as the command does with its arguments.
 
     Raises:
         UserError: If something asked for is wrong.
     """
-    register_schema()
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose(ROOT_NAME, overrides=list(overrides))
+        composed = compose_run(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     return typed_config(composed)
 
 
-def load_command(root: str, schema: type[Command], overrides: Sequence[str]) -> Command:
-    """Compose and check the config of a command that has a file and a schema of its own.
+def compose_command(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of a command that has a file and a schema of its own; not checked.
 
     Args:
         root: Its file in `conf/`, without the ending.
         schema: Its dataclass.
         overrides: `key=value` arguments.
+    """
+    ConfigStore.instance().store(name=f"{root}_schema", node=schema)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(root, overrides=list(overrides))
+
+
+def load_command(root: str, schema: type[Command], overrides: Sequence[str]) -> Command:
+    """Compose and check the config of a command; arguments as `compose_command`.
 
     Raises:
         UserError: If something asked for is wrong.
     """
-    ConfigStore.instance().store(name=f"{root}_schema", node=schema)
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose(root, overrides=list(overrides))
-            refuse_unknown_keys(composed)
-            config = OmegaConf.to_object(composed)
+        composed = compose_command(root, schema, overrides)
+        refuse_unknown_keys(composed)
+        config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         raise UserError(str(error.full_key), "???", "must be given") from error
     except (HydraException, OmegaConfBaseException) as error:

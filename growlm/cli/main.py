@@ -1,0 +1,88 @@
+"""`growlm COMMAND ...`: the commands as subcommands of one program; imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from growlm import __version__
+from growlm.cli.completion import SHELLS, candidates, shell_script
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import complain, run_as_program
+
+COMMANDS = {
+    "train": "run a plan, continue a stopped run, or sweep settings with -m",
+    "plan": "estimate memory, time and FLOPs of a plan before training",
+    "grow": "grow a checkpoint on disk, one tensor in memory at a time",
+    "verify": "check that a grown checkpoint computes what the old one did",
+    "generate": "generate text from a checkpoint",
+    "evaluate": "measure loss, perplexity and bits per byte of a checkpoint",
+    "convert": "convert between checkpoints and Hugging Face folders",
+    "report": "write report.html of runs and sweeps",
+}
+"""What each command does; `growlm.<command>` is its module."""
+
+USAGE = """
+usage: growlm COMMAND [arguments]
+
+Train a language model and grow it while it trains, without losing what it has learned.
+
+{commands}
+
+growlm COMMAND --help        arguments and examples of a command
+growlm --version             print the version
+growlm completion {shells}  print a script for tab completion: eval "$(growlm completion bash)"
+
+python -m growlm.COMMAND does the same.
+"""
+
+
+def main() -> None:
+    """Run the command that the first argument names; exit by `sys.exit`."""
+    arguments = sys.argv[1:]
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0)
+    if first == "--version":
+        print(f"growlm {__version__}")
+        sys.exit(0)
+    if first == "completion":
+        sys.exit(_print_completion(arguments[1:]))
+    if first not in COMMANDS:
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
+        sys.exit(complain(UserError("command", first, f"there is no such command; {hint}")))
+    sys.argv = [f"growlm {first}", *arguments[1:]]
+    import_module(f"growlm.{first}").main()
+
+
+def program() -> NoReturn:
+    """Run `growlm` as a console script."""
+    run_as_program(main)
+
+
+def train_alias() -> NoReturn:
+    """Run `growlm-train`, the old name of `growlm train`."""
+    print("warning: growlm-train is now `growlm train`", file=sys.stderr)
+    sys.argv[1:1] = ["train"]
+    run_as_program(main)
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return USAGE.format(commands=commands, shells="|".join(SHELLS)).strip()
+
+
+def _print_completion(arguments: list[str]) -> int:
+    """Print the shell's script, or for `--line TEXT` what may follow on that command line."""
+    if arguments[:1] == ["--line"] and len(arguments) == 2:
+        print("\n".join(candidates(arguments[1], COMMANDS)))
+        return 0
+    if len(arguments) == 1 and arguments[0] in SHELLS:
+        print(shell_script(arguments[0]))
+        return 0
+    allowed = f"must be one of {', '.join(SHELLS)}"
+    return complain(UserError("completion", " ".join(arguments), allowed))
