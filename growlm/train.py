@@ -13,7 +13,13 @@ from omegaconf import DictConfig
 
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command
-from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
+from growlm.config.load import (
+    ROOT_NAME,
+    config_folder,
+    naming_set_keys,
+    register_schema,
+    typed_config,
+)
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
     is_first_process,
@@ -86,11 +92,13 @@ def run_job(composed: DictConfig, given: list[str]) -> int:
             config = replace(config, run_dir=chosen)
         devices = config.trainer.devices or 1
         if devices > 1 and not is_one_of_several():
-            check_config(config)
+            with naming_set_keys(composed):
+                check_config(config)
             accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
             check_requirements(config, accelerator)
             return launch("growlm.train", given, devices)
-        run_plan(config)
+        with naming_set_keys(composed):
+            run_plan(config)
     except Interrupted as interrupted:
         if is_first_process():
             print_error(str(interrupted))

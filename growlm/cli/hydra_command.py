@@ -131,6 +131,6 @@ def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfi
     at = next(i for i, argument in enumerate(arguments) if argument in ("-c", "--cfg"))
     kind, overrides = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
     if kind != ["job"]:
-        raise UserError("--cfg", *kind or [""], "must be job: the config of this command")
+        raise UserError("--cfg", " ".join(kind), "must be job: the config of this command")
     print(OmegaConf.to_yaml(compose([quote_free_text(each) for each in overrides])).rstrip())
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ def load_config(*overrides: str) -> RunConfig:
         composed = compose_run(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
-    return typed_config(composed)
+    return checked_config(composed)
 
 
 def compose_command(root: str, schema: type[Any], overrides: Sequence[str]) -> DictConfig:
@@ -99,11 +100,10 @@ def load_command(root: str, schema: type[Command], overrides: Sequence[str]) -> 
 
 
 def typed_config(composed: DictConfig) -> RunConfig:
-    """The dataclasses of a composed config, every limit and cross-check held.
+    """Make the dataclasses of a composed config; only types and keys are checked.
 
     Raises:
-        UserError: Naming the key that was set; where a plan's key refers to another, as in
-            `${growth.scale_factor}`, the one referred to.
+        UserError: Naming the key that was set.
     """
     refuse_unknown_keys(composed)
     composed = composed.copy()
@@ -117,11 +117,33 @@ def typed_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(config, RunConfig)
-    try:
-        check_config(config)
-    except UserError as error:
-        raise trace_interpolation(error, composed) from error
     return config
+
+
+def checked_config(composed: DictConfig) -> RunConfig:
+    """Make the dataclasses of a composed config, every limit and cross-check held.
+
+    Raises:
+        UserError: Naming the key that was set, see `naming_set_keys`.
+    """
+    config = typed_config(composed)
+    with naming_set_keys(composed):
+        check_config(config)
+    return config
+
+
+@contextmanager
+def naming_set_keys(composed: DictConfig) -> Iterator[None]:
+    """Let errors name the key that was set, where the plan's key only refers to it (`${growth.scale_factor}`).
+
+    A run that is resumed has a config of its own, which refers to nothing.
+    """
+    try:
+        yield
+    except UserError as error:
+        if composed.resume not in (None, "auto"):
+            raise
+        raise trace_interpolation(error, composed) from error
 
 
 def refuse_unknown_keys(node: DictConfig, path: str = "") -> None:

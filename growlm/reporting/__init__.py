@@ -14,5 +14,5 @@ def __getattr__(name: str) -> Any:
     # The records load torch, which the report of runs that are over does without.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "listener" if name == "RunListener" else "records"
+    home = "events" if name == "RunListener" else "records"
     return getattr(import_module(f"{__name__}.{home}"), name)

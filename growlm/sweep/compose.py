@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from growlm.config.load import ROOT_NAME, config_folder, register_schema, typed_config
+from growlm.config.load import ROOT_NAME, checked_config, config_folder, register_schema
 from growlm.reporting.reading.sweep_record import WRONG, Sweep
 from growlm.runtime.errors import UserError
 from growlm.sweep.job_devices import refuse_several_devices
@@ -82,7 +82,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             with open_dict(own_config):
                 del own_config["hydra"]
             try:
-                typed_config(own_config)
+                checked_config(own_config)
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep

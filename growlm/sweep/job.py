@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from growlm.cli.hydra_command import run_command
-from growlm.config.load import typed_config
+from growlm.config.load import checked_config, naming_set_keys, typed_config
 from growlm.config.schema import RunConfig
 from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 from growlm.runtime.errors import UserError
@@ -96,7 +96,7 @@ def _run_and_tell(
 
 def _asks_for_something_wrong(composed: DictConfig) -> bool:
     try:
-        typed_config(composed)
+        checked_config(composed)
     except UserError:
         return True
     return False
@@ -107,7 +107,8 @@ def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
     from growlm.training import Interrupted, run_plan  # Lightning takes seconds to import
 
     try:
-        result = run_plan(config)
+        with naming_set_keys(composed):
+            result = run_plan(config)
     except Interrupted as interrupted:
         print_error(str(interrupted))
         return interrupted.code

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
 from growlm.config.schema import RunConfig, StartingModel
-from growlm.config.validation import check_config
 from growlm.data import load_tokenizer
 from growlm.planner.calibration import calibration
 from growlm.planner.forecast import forecast
@@ -23,7 +22,7 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     plan's in FLOPs, tokens or seconds, to the nearest step.
 
     Args:
-        config: With a plan; returned as it is where no baseline is asked for, or it is one already.
+        config: With a plan, checked; returned as it is where no baseline is asked for, or it is one already.
         tell: Called before the machine's speed is measured.
 
     Raises:
@@ -32,7 +31,6 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     kind = config.baseline.kind
     if kind == "none" or config.baseline.of is not None:
         return config
-    check_config(config)
     plan = make_plan(
         config, load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
     )

@@ -49,8 +49,9 @@ from growlm.training.phase_module import PhaseStage
 from growlm.training.phase_state import HandOff
 from growlm.training.resume.phase_reuse import PhaseReuse
 from growlm.training.resume.state_schema import restoring
+from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
-from growlm.training.run_setup import Prepared, extra_callbacks
+from growlm.training.run_setup import extra_callbacks
 from growlm.training.strategy import describe_devices, devices_of, mesh_of_run
 
 
@@ -58,7 +59,7 @@ class PhaseRunner:
     """Trains the phases, and holds what they hand on: the model, and where the run's counters stand.
 
     Args:
-        prepared: The run.
+        context: The run.
         folder: Where it leaves its files.
         listener: Is told of everything.
         history: Its position is part of every state; the first process has one.
@@ -69,7 +70,7 @@ class PhaseRunner:
 
     def __init__(
         self,
-        prepared: Prepared,
+        context: RunContext,
         folder: RunFolder,
         listener: RunListener,
         history: HistoryFiles | None,
@@ -77,25 +78,25 @@ class PhaseRunner:
         requests: StopRequests,
         reuse: PhaseReuse,
     ) -> None:
-        self.prepared, self.folder, self.listener = prepared, folder, listener
-        self.history, self.world = history, prepared.world
+        self.context, self.folder, self.listener = context, folder, listener
+        self.history, self.world = history, context.world
         self._devices = describe_devices(
-            prepared.machine.accelerator, self.world, prepared.config.trainer
+            context.machine.accelerator, self.world, context.config.trainer
         )
         self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
-        self.config, self.plan = prepared.config, prepared.plan
-        self.mesh = mesh_of_run(self.world, self.config.trainer, prepared.machine.accelerator)
+        self.config, self.plan = context.config, context.plan
+        self.mesh = mesh_of_run(self.world, self.config.trainer, context.machine.accelerator)
         self.hand_off: HandOff | None = None
         compiles = self.config.optimizer.name == adamw_8bit.NAME
         self._compiling = [_Compiling(listener)] if compiles else []
         self.start = time.perf_counter()
-        peak = self.world.first(lambda: peak_flops(prepared.machine))
+        peak = self.world.first(lambda: peak_flops(context.machine))
         self.peak_flops = None if peak is None else peak * self.world.size
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
             device=self._devices,
-            precision=prepared.machine.precision,
+            precision=context.machine.precision,
             reused=reuse.reused,
         )
 
@@ -105,13 +106,13 @@ class PhaseRunner:
         self.summary.initial_memory_bytes = resident_memory_bytes()
         if state is not None:
             with restoring(state.folder / RECORD):
-                self.prepared.data.train.recall(state.record.get("data"))
+                self.context.data.train.recall(state.record.get("data"))
         first = 0 if state is None else self._go_on_from(state)
         if state is None:
             self.world.first(lambda: forget_artefacts(self._checkpoints, self.plan.phases))
         with _quiet_lightning():
             for phase in self.plan.phases[first:]:
-                with _advising_on_memory(self.prepared, phase):
+                with _advising_on_memory(self.context, phase):
                     self._run_phase(phase, state if self.hand_off is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start
         self.listener.run_finished(self.summary)
@@ -159,7 +160,7 @@ class PhaseRunner:
         )
         data = self._data(phase, saved["step"])
         progress = self._progress_callback(phase, data)
-        sample = SampleCallback(self.config.callbacks, self.prepared.tokenizer, self.config.seed)
+        sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
         users = extra_callbacks(self.config)
         users |= {f"given {index}": callback for index, callback in enumerate(self.callbacks)}
         trainer = self._trainer(
@@ -211,8 +212,8 @@ class PhaseRunner:
             return [RestoreCallback(state, scaling, progress, users)]
         if self.hand_off is not None:
             model_from: list[Callback] = [self._growth_callback(phase, self.hand_off)]
-        elif self.prepared.pretrained is not None:
-            model_from = [PretrainedCallback(self.prepared.pretrained, phase)]
+        elif self.context.pretrained is not None:
+            model_from = [PretrainedCallback(self.context.pretrained, phase)]
         else:
             model_from = []
         return [*model_from, _Announce(self._phase_start(phase), self.listener)]
@@ -232,7 +233,7 @@ class PhaseRunner:
         self.listener.task_progress("writing the state to resume from", 0, None)
         start = time.perf_counter()
         if self.history is not None:
-            record["data"] = self.prepared.data.train.mark(
+            record["data"] = self.context.data.train.mark(
                 phase.first_sample + record["step"] * phase.samples_per_step
             )
             record["phase_seconds"] = time.perf_counter() - phase_start
@@ -280,7 +281,7 @@ class PhaseRunner:
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
-            val_bits_per_byte=progress.val_loss * self.prepared.bits_per_nat,
+            val_bits_per_byte=progress.val_loss * self.context.bits_per_nat,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
             peak_memory_bytes=int(self.world.largest([peak_memory_bytes()])[0]),
@@ -292,8 +293,8 @@ class PhaseRunner:
 
     def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
-            accelerator=self.prepared.machine.accelerator,
-            **devices_of(self.world, self.config.trainer, self.prepared.machine.precision),
+            accelerator=self.context.machine.accelerator,
+            **devices_of(self.world, self.config.trainer, self.context.machine.precision),
             max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
@@ -309,8 +310,8 @@ class PhaseRunner:
     def _data(self, phase: PlannedPhase, done: int) -> PackedDataModule:
         """What the phase reads after `done` steps."""
         return PackedDataModule(
-            self.prepared.data.train,
-            self.prepared.data.validation,
+            self.context.data.train,
+            self.context.data.validation,
             first_sample=phase.first_sample + done * phase.samples_per_step,
             num_batches=max(1, phase.steps - done) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,
@@ -327,7 +328,7 @@ class PhaseRunner:
             steps=phase.steps,
             lr=phase.settings.lr,
             device=self._devices,
-            precision=self.prepared.machine.precision,
+            precision=self.context.machine.precision,
             parameters=phase.parameters,
         )
 
@@ -335,7 +336,7 @@ class PhaseRunner:
         return GrowthCallback(
             hand_off,
             phase,
-            self.prepared.probe(),
+            self.context.probe(),
             self.config.verification,
             self.config.optimizer,
             self.config.seed,
@@ -353,7 +354,7 @@ class PhaseRunner:
             self.start,
             self.peak_flops,
             data.val_dataloader(),
-            self.prepared.bits_per_nat,
+            self.context.bits_per_nat,
             self.config.trainer.validate_every,
         )
 
@@ -376,8 +377,8 @@ class PhaseRunner:
         return ArtefactCallback(
             phase,
             self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name, **self.prepared.origin},
-            self.prepared.tokenizer_files,
+            {"tokenizer": self.config.tokenizer.name, **self.context.origin},
+            self.context.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),
@@ -390,7 +391,7 @@ class PhaseRunner:
 
 
 @contextmanager
-def _advising_on_memory(prepared: Prepared, phase: PlannedPhase) -> Iterator[None]:
+def _advising_on_memory(context: RunContext, phase: PlannedPhase) -> Iterator[None]:
     """Say what would need less memory, where there was not enough."""
     try:
         yield
@@ -398,9 +399,7 @@ def _advising_on_memory(prepared: Prepared, phase: PlannedPhase) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         what = str(error).strip().splitlines()[0]
-        advice = less_memory(
-            prepared.config, prepared.tokenizer.vocab_size, prepared.forecast, phase
-        )
+        advice = less_memory(context.config, context.tokenizer.vocab_size, context.forecast, phase)
         raise RunError(f"phase {phase.name}: out of memory ({what}). {advice}") from error
 
 

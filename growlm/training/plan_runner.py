@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.memory import older_objects_left_alone
 from growlm.runtime.signals import Interrupted, StopRequests
 from growlm.storage.integrity import file_digest
-from growlm.training.baseline import with_baseline
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.requirements import check_requirements
 from growlm.training.resume.fingerprint import phase_keys
@@ -40,9 +39,9 @@ from growlm.training.resume.resume_from import (
     processor_note,
     run_to_resume,
     with_begun_accelerator,
-    with_begun_precision,
 )
 from growlm.training.resume.state_schema import check_phase, open_state, saved_lines
+from growlm.training.run_context import RunContext
 from growlm.training.run_folder import (
     RECORD,
     Circumstances,
@@ -51,8 +50,7 @@ from growlm.training.run_folder import (
     make_run_folder,
     open_run_folder,
 )
-from growlm.training.run_setup import Prepared, prepare, tell_measuring
-from growlm.training.strategy import with_devices
+from growlm.training.run_setup import build_context, resolve_config
 
 
 @dataclass(frozen=True)
@@ -77,38 +75,37 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If something could not be written.
         Interrupted: If the run was asked to stop.
     """
-    config = with_begun_accelerator(config)
-    accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
-    timeout = timedelta(minutes=config.trainer.timeout_minutes)
+    requested = with_begun_accelerator(config)
+    accelerator = pick_accelerator(requested.trainer.accelerator, "trainer.accelerator")
+    timeout = timedelta(minutes=requested.trainer.timeout_minutes)
     with ExitStack() as stack:
-        requests = stack.enter_context(StopRequests(config.trainer.max_time))
+        requests = stack.enter_context(StopRequests(requested.trainer.max_time))
         world = stack.enter_context(join_world(accelerator, timeout))
         console = ConsoleReporter(plain_console(quiet=not world.is_first))
         stack.callback(console.close, failed=True)
-        check_requirements(config, accelerator)
-        asked = config.trainer
-        config = with_devices(config, world)
-        config = world.first(lambda: with_baseline(config, lambda: tell_measuring(console)))
-        config = replace(config, trainer=asked)  # as it is saved: it may go on with other devices
-        begun = _opened_by_first(world, stack, lambda: _run_begun(config))
+        check_requirements(requested, accelerator)
+        config, begun = resolve_config(
+            requested,
+            world,
+            console,
+            lambda resolved: _opened_by_first(world, stack, lambda: _run_begun(resolved)),
+        )
+        context = build_context(config, requested.trainer.devices, world, console)
+        _check_same_circumstances(context)
         if begun is not None:
-            config = with_begun_precision(config, begun.circumstances)
-        prepared = prepare(with_devices(config, world), console, world)
-        _check_same_circumstances(prepared)
-        if begun is not None:
-            check_circumstances(config, begun, prepared.circumstances)
+            check_circumstances(config, begun, context.circumstances)
             for note_of in (processor_note, precision_note, files_note):
-                if note := note_of(begun.circumstances, prepared.circumstances):
+                if note := note_of(begun.circumstances, context.circumstances):
                     console.noted(note)
         elif config.resume is not None:
             console.console.print("No unfinished run with these settings: a new one begins")
         folder = begun or _opened_by_first(
-            world, stack, lambda: make_run_folder(config, prepared.circumstances)
+            world, stack, lambda: make_run_folder(context.saved_config, context.circumstances)
         )
         assert folder is not None
         try:
             with older_objects_left_alone(), lost_in_words():
-                summary = _run_in(folder, prepared, callbacks, console, requests)
+                summary = _run_in(folder, context, callbacks, console, requests)
             if world.is_first:
                 _write_report(folder.path, console)
             return RunResult(folder.path, summary)
@@ -131,13 +128,13 @@ def _run_begun(config: RunConfig) -> RunFolder | None:
     return open_run_folder(stopped)
 
 
-def _check_same_circumstances(prepared: Prepared) -> None:
+def _check_same_circumstances(context: RunContext) -> None:
     """Check that all processes read the same: their files may be on disks of their own.
 
     Raises:
         RunError: In all of them, if not.
     """
-    everyone = prepared.world.gather(prepared.circumstances)
+    everyone = context.world.gather(context.circumstances)
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
             raise RunError(f"process {rank} reads {other}, and process 0 {everyone[0]}")
@@ -179,16 +176,16 @@ def _newest_state(folder: RunFolder, world: World) -> tuple[RunState | None, lis
 
 def _run_in(
     folder: RunFolder,
-    prepared: Prepared,
+    context: RunContext,
     callbacks: Sequence[Callback],
     console: ConsoleReporter,
     requests: StopRequests,
 ) -> RunSummary:
-    config, world = prepared.config, prepared.world
+    config, world = context.config, context.world
     own_state, damaged = _newest_state(folder, world)
     if own_state is not None:
-        check_phase(own_state, prepared.plan)
-    table = prepared.forecast.to_json(prepared.speed)
+        check_phase(own_state, context.plan)
+    table = context.forecast.to_json(context.speed)
     console.run_planned(table)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
     for error in damaged:
@@ -196,11 +193,11 @@ def _run_in(
         console.console.print(text, markup=False, soft_wrap=True)
     if world.is_first:
         write_json(folder.path / "plan.json", table["phases"])
-    keys = [] if callbacks else _keys_to_reuse(prepared)
+    keys = [] if callbacks else _keys_to_reuse(context)
     everyone = Broadcast([console])
     failed = True
-    sizes = _sizes_to_keep(prepared)
-    with PhaseReuse(config.reuse, keys, sizes, prepared.plan, folder, everyone) as reuse:
+    sizes = _sizes_to_keep(context)
+    with PhaseReuse(config.reuse, keys, sizes, context.plan, folder, everyone) as reuse:
         state = reuse.begin(own_state, requests)
         saved = {} if state is None else state.record["run"]
         boundaries: list[BoundaryRecord] = saved.get("boundaries", [])
@@ -219,10 +216,10 @@ def _run_in(
                 everyone.listeners.append(metrics)
                 lines = saved_lines(history.path, folder.path)
                 metrics.replay(lines, boundaries, tell=own_state is None)
-            run = PhaseRunner(prepared, folder, everyone, history, callbacks, requests, reuse)
+            run = PhaseRunner(context, folder, everyone, history, callbacks, requests, reuse)
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]
-                everyone.run_resumed(phase, step, prepared.plan.phase(phase).steps)
+                everyone.run_resumed(phase, step, context.plan.phase(phase).steps)
             elif run.summary.reused is not None:
                 everyone.phases_reused(run.summary.reused)
             summary = run.run(state)
@@ -245,20 +242,20 @@ def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
         console.noted(f"W&B was offline; to upload: wandb sync {run_dir}/wandb/offline-run-*")
 
 
-def _sizes_to_keep(prepared: Prepared) -> list[int]:
+def _sizes_to_keep(context: RunContext) -> list[int]:
     """Bytes of the state and the artefacts after each phase."""
     artefacts, sizes = 0, []
-    for cost in prepared.forecast.costs:
+    for cost in context.forecast.costs:
         artefacts += cost.footprint.disk
         sizes.append(cost.footprint.weights + cost.footprint.optimizer + artefacts)
     return sizes
 
 
-def _keys_to_reuse(prepared: Prepared) -> list[str]:
+def _keys_to_reuse(context: RunContext) -> list[str]:
     """None for a run with callbacks of the user's: they would miss what is not trained."""
-    config = prepared.config
-    if config.reuse.phases != "always" or config.callbacks.extra or prepared.world.size > 1:
+    config = context.config
+    if config.reuse.phases != "always" or config.callbacks.extra or context.world.size > 1:
         return []
-    files = {path.name: file_digest(path) for path in prepared.tokenizer_files}
-    carried = {"origin": prepared.origin, "files": files}
-    return phase_keys(config, prepared.plan, prepared.machine, prepared.circumstances, carried)
+    files = {path.name: file_digest(path) for path in context.tokenizer_files}
+    carried = {"origin": context.origin, "files": files}
+    return phase_keys(config, context.plan, context.machine, context.circumstances, carried)

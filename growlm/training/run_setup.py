@@ -1,110 +1,84 @@
-"""Before a run: everything that can be known to be wrong is looked at, then the data is read."""
+"""Resolve a run's config and check everything before the run; then read its data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Callback
-from torch import Tensor
 
 from growlm.checkpoint.sidecar_files import check_links
 from growlm.config.instantiate import build
-from growlm.config.phase_plan import Plan, make_plan
+from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.config.validation import check_config
-from growlm.data import DataListener, RunData, Tokenizer, load_tokenizer, open_data, open_sources
-from growlm.data.tokenization.huggingface_tokenizer import tokenizer_files
+from growlm.data import DataListener, Tokenizer, load_tokenizer, open_data, open_sources
 from growlm.distributed.process_group import World
 from growlm.growth.optimizer_state import SCALES
 from growlm.huggingface.pretrained import Pretrained, open_pretrained
-from growlm.inference.scoring import bits_per_byte
 from growlm.optim.optimizer_factory import state_entries
-from growlm.planner.calibration import Calibration, calibration
-from growlm.planner.forecast import Forecast, check_fits, forecast
+from growlm.planner.calibration import calibration
+from growlm.planner.forecast import check_fits, forecast
 from growlm.reporting.events import RunListener
 from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.runtime.errors import UserError
-from growlm.runtime.hardware import Machine, describe_processor, find_machine
-from growlm.training.run_folder import Circumstances
+from growlm.runtime.hardware import find_machine
+from growlm.training.baseline import with_baseline
+from growlm.training.resume.resume_from import with_begun_precision
+from growlm.training.run_context import RunContext, configured_tokenizer_files
+from growlm.training.run_folder import RunFolder
+from growlm.training.strategy import with_devices
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that could be known to be wrong has been looked at; nothing is written yet."""
-
-    config: RunConfig
-    plan: Plan
-    tokenizer: Tokenizer
-    pretrained: Pretrained | None
-    """Where the first phase's model comes from, if it was trained before."""
-    data: RunData
-    forecast: Forecast
-    speed: Calibration
-    world: World
-
-    @property
-    def machine(self) -> Machine:
-        """Where it runs."""
-        return self.forecast.machine
-
-    @property
-    def bits_per_nat(self) -> float:
-        """Bits per byte that one nat per token is, over the held-out documents that are validated on."""
-        length = self.config.trainer.validation_sequences * self.config.sequence_length
-        return bits_per_byte(*self.data.held_out.first_documents(length))
-
-    @property
-    def circumstances(self) -> Circumstances:
-        """What must be found again for the run to go on exactly."""
-        return Circumstances(
-            self.data.identity,
-            self.machine.accelerator,
-            self.machine.precision,
-            None if self.pretrained is None else self.pretrained.digest,
-            describe_processor(self.machine),
-            self.data.newest_inode_change,
-        )
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What artefacts remember of the Hugging Face model that the run began with: its special tokens."""
-        record = {} if self.pretrained is None else self.pretrained.record
-        return {key: value for key, value in record.items() if key == "huggingface"}
-
-    @property
-    def tokenizer_files(self) -> list[Path]:
-        """What an artefact carries so that its tokenizer is there; our own are known by their names."""
-        return _tokenizer_files(self.config)
-
-    def probe(self) -> Tensor:
-        """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
-        settings = self.config.verification
-        validation = self.data.validation
-        count = min(settings.probe_sequences, validation.num_windows)
-        length = min(settings.probe_length, self.config.sequence_length)
-        return torch.stack([validation[i][:length] for i in range(count)])
-
-
-def prepare(config: RunConfig, listener: RunListener, world: World) -> Prepared:
-    """Check everything, then read and tokenize the data.
+def resolve_config(
+    config: RunConfig,
+    world: World,
+    listener: RunListener,
+    open_begun: Callable[[RunConfig], RunFolder | None],
+) -> tuple[RunConfig, RunFolder | None]:
+    """Settle what the config leaves open, each setting once, and check it.
 
     Args:
-        config: Of the run.
+        config: As it was asked for.
+        world: The processes of the run.
         listener: Is told what takes long.
-        world: The processes of the run; what one of them leaves on disk, the first one makes.
+        open_begun: Opens the folder of the run to continue, in every process; None for a new run.
+
+    Returns:
+        The config with its devices, its baseline's plan and the precision that the run began with; that run's
+        folder.
 
     Raises:
         UserError: If something asked for is wrong.
     """
+    config = with_devices(config, world)
     check_config(config)
+    config = world.first(lambda: with_baseline(config, lambda: tell_measuring(listener)))
+    begun = open_begun(config)
+    if begun is not None:
+        config = with_begun_precision(config, begun.circumstances)
+    return config, begun
+
+
+def build_context(
+    config: RunConfig, requested_devices: int | None, world: World, listener: RunListener
+) -> RunContext:
+    """Read and tokenize the data, and check all that can be checked before the run.
+
+    Args:
+        config: From `resolve_config`.
+        requested_devices: `trainer.devices` as it was asked for.
+        world: The processes of the run; what one of them leaves on disk, the first one makes.
+        listener: Is told what takes long.
+
+    Raises:
+        UserError: If something asked for is wrong.
+    """
     machine = world.first(lambda: find_machine(config.trainer, world.local_size))
     check_logger(config.logger)
     extra_callbacks(config)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
-    check_links(_tokenizer_files(config), "tokenizer.path")
+    check_links(configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _pretrained(config, tokenizer)
     plan = make_plan(config, tokenizer.vocab_size)
     table = forecast(config, plan, machine)
@@ -125,8 +99,9 @@ def prepare(config: RunConfig, listener: RunListener, world: World) -> Prepared:
             listener=_DataProgress(listener),
         )
     )
-    return Prepared(
+    return RunContext(
         config=config,
+        requested_devices=requested_devices,
         plan=plan,
         tokenizer=tokenizer,
         data=data,
@@ -135,11 +110,6 @@ def prepare(config: RunConfig, listener: RunListener, world: World) -> Prepared:
         speed=speed,
         world=world,
     )
-
-
-def _tokenizer_files(config: RunConfig) -> list[Path]:
-    path = config.tokenizer.path
-    return [] if path is None else tokenizer_files(Path(path).expanduser())
 
 
 def _pretrained(config: RunConfig, tokenizer: Tokenizer) -> Pretrained | None:

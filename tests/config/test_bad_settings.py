@@ -11,7 +11,7 @@ from growlm.distributed.process_group import World
 from growlm.reporting import RunListener
 from growlm.runtime.errors import UserError
 from growlm.training import run_plan
-from growlm.training.run_setup import prepare
+from growlm.training.run_setup import build_context, resolve_config
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
@@ -175,6 +175,11 @@ BAD = [
 ]
 
 
+def set_up(config):
+    resolved, _ = resolve_config(config, World(), RunListener(), lambda _: None)
+    build_context(resolved, None, World(), RunListener())
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "reason"), BAD, ids=lambda v: v[0] if isinstance(v, list) else ""
 )
@@ -183,7 +188,7 @@ def test_bad_setting(overrides, key, reason, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no login in a netrc file
     with pytest.raises(UserError) as caught:
-        prepare(load_config(*overrides), RunListener(), World())
+        set_up(load_config(*overrides))
     message = str(caught.value)
     assert key in message or caught.value.key.endswith(key.partition("=")[0])
     assert reason in message
@@ -205,7 +210,7 @@ def test_a_device_that_does_not_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = load_config("trainer=gpu")
     with pytest.raises(UserError, match=r"trainer\.accelerator=gpu"):
-        prepare(config, RunListener(), World())
+        set_up(config)
     assert not list(tmp_path.iterdir())
 
 

@@ -50,7 +50,7 @@ sys.modules["fcntl"] = sys.modules["resource"] = None
 """
 """As on Windows, but for what Python itself needs."""
 MEASURED = """
-from growlm.training import calibration
+from growlm.planner import calibration
 calibration.measure = lambda machine: calibration.Calibration(*[1e9] * 6, call=1e-5)
 """
 """Measuring takes longer than all else."""

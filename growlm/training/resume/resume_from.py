@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from growlm.config.flatten import flat
 from growlm.config.literal import with_literal_prompt
-from growlm.config.load import config_folder, typed_config
+from growlm.config.load import checked_config, config_folder, typed_config
 from growlm.config.schema import RunConfig
 from growlm.runtime.device import multiplies_bf16, pick_accelerator
 from growlm.runtime.errors import UserError
@@ -202,7 +202,7 @@ def saved_config(path: Path) -> RunConfig:
     _, text = read_yaml(path / CONFIG, "resume", path, dict[str, Any])
     try:  # again as OmegaConf reads it, to which 1e-3 is a number
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
-        return typed_config(cast(DictConfig, merged))
+        return checked_config(cast(DictConfig, merged))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         said = error.args[0] if isinstance(error, OmegaConfBaseException) else error
         reason = reason_of(Exception(said))
