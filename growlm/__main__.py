@@ -1,6 +1,6 @@
 """`python -m growlm COMMAND ...`, as the console script `growlm`."""
 
-from growlm.cli.main import program
+from growlm.cli.main import console_main
 
 if __name__ == "__main__":
-    program()
+    console_main()

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from rich.filesize import decimal
 
-from growlm.cli.hydra_command import run_small_command
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import ConvertCommand
-from growlm.config.load import compose_command, load_command
+from growlm.config.load import compose_command_config, load_command_config
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.model.model_size import parameter_report
-from growlm.reporting.console.plain_console import plain_console
-from growlm.reporting.console.progress_bars import ByteBar
+from growlm.reporting.console.plain_console import make_stdout_console
+from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import run_as_program
+from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
 python -m growlm.convert source=DIR out=DIR to=huggingface
@@ -36,17 +36,21 @@ python -m growlm.convert source=DIR out=DIR to=growlm
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, convert, partial(compose_command, "convert", ConvertCommand)))
+    sys.exit(
+        run_key_value_command(
+            USAGE, convert, partial(compose_command_config, "convert", ConvertCommand)
+        )
+    )
 
 
 def convert(arguments: list[str]) -> int:
     """Convert; the exit code."""
-    command = load_command("convert", ConvertCommand, arguments)
+    command = load_command_config("convert", ConvertCommand, arguments)
     source, out = Path(command.source), Path(command.out)
     dtype = None if command.dtype == "same" else getattr(torch, command.dtype)
-    console = plain_console()
+    console = make_stdout_console()
     start = time.perf_counter()
-    with ByteBar(console, "writing") as bar:
+    with ByteProgressBar(console, "writing") as bar:
         if command.to == "growlm":
             if command.architecture != "auto":
                 allowed = "is for to=huggingface; to=growlm goes by config.json"
@@ -65,7 +69,7 @@ def convert(arguments: list[str]) -> int:
     lines = [
         f"  {done.class_name}: {total:,} parameters, {dtypes}",
         f"  tokenizer: {done.tokenizer}",
-        *(f"  left out: {each}" for each in done.left_out),
+        *(f"  left out: {each}" for each in done.omitted),
         f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
     ]
     for line in lines:
@@ -74,4 +78,4 @@ def convert(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

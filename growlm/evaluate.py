@@ -12,18 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from growlm.cli.hydra_command import run_small_command
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import EvaluateCommand
-from growlm.config.load import compose_command, load_command
+from growlm.config.load import compose_command_config, load_command_config
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.checkpoint_loading import open_checkpoint
-from growlm.inference.evaluation_text import Row, evaluation_documents, read_row
-from growlm.inference.scoring import Score, bits_per_byte, score_row
-from growlm.reporting.console.plain_console import notes_console, plain_console
-from growlm.reporting.console.progress_bars import CountBar
-from growlm.runtime.device import pick_accelerator, torch_device
+from growlm.inference.evaluation_text import (
+    EvaluationTokens,
+    iter_evaluation_documents,
+    tokenize_for_evaluation,
+)
+from growlm.inference.scoring import Score, bits_per_byte, score_tokens
+from growlm.reporting.console.plain_console import make_stderr_console, make_stdout_console
+from growlm.reporting.console.progress_bars import CountProgressBar
+from growlm.runtime.device import resolve_accelerator, torch_device
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.exit_codes import run_as_program
+from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
 python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
@@ -47,14 +51,16 @@ python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
 def main() -> None:
     """The command."""
     sys.exit(
-        run_small_command(USAGE, evaluate, partial(compose_command, "evaluate", EvaluateCommand))
+        run_key_value_command(
+            USAGE, evaluate, partial(compose_command_config, "evaluate", EvaluateCommand)
+        )
     )
 
 
 def evaluate(arguments: list[str]) -> int:
     """Score; the exit code."""
-    command = load_command("evaluate", EvaluateCommand, arguments)
-    accelerator = pick_accelerator(command.device, "device")
+    command = load_command_config("evaluate", EvaluateCommand, arguments)
+    accelerator = resolve_accelerator(command.device, "device")
     pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
     longest = pretrained.config.max_seq_len
     length = command.sequence_length or longest
@@ -63,40 +69,40 @@ def evaluate(arguments: list[str]) -> int:
     stride = command.stride or length
     if stride > length:
         raise UserError("stride", stride, f"must be at most the sequence length, {length}")
-    row = _read(command, tokenizer)
-    with notes_console().status(f"reading {pretrained.folder}"):
-        model = pretrained.model().eval().to(torch_device(accelerator))
+    row = _read_documents(command, tokenizer)
+    with make_stderr_console().status(f"reading {pretrained.folder}"):
+        model = pretrained.load_model().eval().to(torch_device(accelerator))
     half = command.precision == "bf16-mixed"
     start = time.perf_counter()
     with (
-        CountBar(notes_console(), "scoring", "tokens") as bar,
+        CountProgressBar(make_stderr_console(), "scoring", "tokens") as bar,
         torch.autocast(model.embedding.weight.device.type, torch.bfloat16, enabled=half),
     ):
-        score = score_row(
+        score = score_tokens(
             model,
             row.tokens,
-            row.given,
+            row.context_mask,
             sequence_length=length,
             stride=stride,
             batch_size=command.batch_size,
-            end_of_text=tokenizer.end_of_text,
+            eos_token_id=tokenizer.eos_token_id,
             progress=bar.update,
         )
     if not math.isfinite(score.nats):
         raise RunError(f"the loss is {score.nats}: the model gives no finite probabilities")
-    record = _record(command, tokenizer, row, score, length, stride)
+    record = _build_result(command, tokenizer, row, score, length, stride)
     record["seconds"] = time.perf_counter() - start
     if command.format == "json":
         print(json.dumps(record, indent=2, ensure_ascii=False))
     else:
-        _print(plain_console(), record)
+        _print_result(make_stdout_console(), record)
     return 0
 
 
-def _read(command: EvaluateCommand, tokenizer: Tokenizer) -> Row:
-    documents = evaluation_documents(command.data, command.seed, command.split)
-    with notes_console().status("reading documents") as status:
-        return read_row(
+def _read_documents(command: EvaluateCommand, tokenizer: Tokenizer) -> EvaluationTokens:
+    documents = iter_evaluation_documents(command.data, command.seed, command.split)
+    with make_stderr_console().status("reading documents") as status:
+        return tokenize_for_evaluation(
             documents,
             tokenizer,
             command.limit,
@@ -104,14 +110,19 @@ def _read(command: EvaluateCommand, tokenizer: Tokenizer) -> Row:
         )
 
 
-def _record(
-    command: EvaluateCommand, tokenizer: Tokenizer, row: Row, score: Score, length: int, stride: int
+def _build_result(
+    command: EvaluateCommand,
+    tokenizer: Tokenizer,
+    row: EvaluationTokens,
+    score: Score,
+    length: int,
+    stride: int,
 ) -> dict[str, Any]:
-    text_tokens, text_nats = score.num_tokens - score.num_ends, score.nats - score.nats_of_ends
+    text_tokens, text_nats = score.num_tokens - score.num_eos_tokens, score.nats - score.eos_nats
     return {
         "checkpoint": command.checkpoint,
         "tokenizer": tokenizer.name,
-        "data": command.data.title,
+        "data": command.data.display_name,
         "split": command.split,
         "documents": row.num_documents,
         "bytes": row.num_bytes,
@@ -130,7 +141,7 @@ def _record(
     }
 
 
-def _print(console: Console, record: dict[str, Any]) -> None:
+def _print_result(console: Console, record: dict[str, Any]) -> None:
     rest = record["without_ends_of_text"]
     ratio = record["bytes"] / record["tokens"]
     for name, value in {
@@ -146,4 +157,4 @@ def _print(console: Console, record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

@@ -9,24 +9,31 @@ from functools import partial
 
 import torch
 
-from growlm.cli.hydra_command import run_small_command
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import GenerateCommand
-from growlm.config.load import compose_command, load_command
+from growlm.config.load import compose_command_config, load_command_config
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.checkpoint_loading import open_checkpoint
 from growlm.inference.generation import FULL, Continuation
 from growlm.inference.generation import generate as continue_prompts
-from growlm.inference.outputs import Request, Write, as_json, as_text, check_out, writing_to
-from growlm.inference.precision import in_precision
+from growlm.inference.outputs import (
+    GenerationRequest,
+    WriteText,
+    check_output_path,
+    format_json_line,
+    format_text,
+    open_output,
+)
+from growlm.inference.precision import cast_weights
 from growlm.inference.prompts import read_prompts
 from growlm.inference.sampling import Sampling
-from growlm.inference.text_stream import TextStream
+from growlm.inference.text_stream import StreamingDetokenizer
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.console.plain_console import notes_console
-from growlm.reporting.console.progress_bars import CountBar
-from growlm.runtime.device import multiplies_bf16, pick_accelerator, torch_device
+from growlm.reporting.console.plain_console import make_stderr_console
+from growlm.reporting.console.progress_bars import CountProgressBar
+from growlm.runtime.device import has_native_bf16, resolve_accelerator, torch_device
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import run_as_program
+from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
 python -m growlm.generate checkpoint=DIR prompt="Once upon a time"
@@ -55,17 +62,19 @@ python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
 def main() -> None:
     """The command."""
     sys.exit(
-        run_small_command(USAGE, generate, partial(compose_command, "generate", GenerateCommand))
+        run_key_value_command(
+            USAGE, generate, partial(compose_command_config, "generate", GenerateCommand)
+        )
     )
 
 
 def generate(arguments: list[str]) -> int:
     """Continue the prompts; the exit code."""
-    command = load_command("generate", GenerateCommand, arguments)
-    check_out(command.out)
+    command = load_command_config("generate", GenerateCommand, arguments)
+    check_output_path(command.out)
     if command.samples > 1 and command.temperature == 0:
         raise UserError("samples", command.samples, "temperature=0 gives the same text every time")
-    accelerator = pick_accelerator(command.device, "device")
+    accelerator = resolve_accelerator(command.device, "device")
     pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
     for token in command.stop_tokens:
         if not 0 <= token < tokenizer.vocab_size:
@@ -73,23 +82,23 @@ def generate(arguments: list[str]) -> int:
     longest = pretrained.config.max_seq_len
     prompts = read_prompts(command.prompt, command.prompts_file, tokenizer, longest)
     requests = [
-        Request(prompt, sample, command.seed + sample)
+        GenerationRequest(prompt, sample, command.seed + sample)
         for prompt in prompts
         for sample in range(command.samples)
     ]
-    streams = _streams(command, len(requests))
-    dtype = _dtype(command.precision, accelerator)
-    with notes_console().status(f"reading {pretrained.folder}"):
-        model = in_precision(pretrained.model().eval(), dtype).to(torch_device(accelerator))
+    streams = _should_stream(command, len(requests))
+    dtype = _resolve_dtype(command.precision, accelerator)
+    with make_stderr_console().status(f"reading {pretrained.folder}"):
+        model = cast_weights(pretrained.load_model().eval(), dtype).to(torch_device(accelerator))
     start = time.perf_counter()
-    with writing_to(command.out) as write:
-        run = _stream if streams else _in_batches
+    with open_output(command.out) as write:
+        run = _generate_streaming if streams else _generate_in_batches
         found = run(command, model, tokenizer, requests, write)
-    _tell(found, time.perf_counter() - start, longest)
+    _print_summary(found, time.perf_counter() - start, longest)
     return 0
 
 
-def _streams(command: GenerateCommand, num_requests: int) -> bool:
+def _should_stream(command: GenerateCommand, num_requests: int) -> bool:
     """Whether text is printed as it is made."""
     allowed = "needs one prompt, one sample, format=text and no out"
     possible = num_requests == 1 and command.format == "text" and command.out is None
@@ -98,16 +107,16 @@ def _streams(command: GenerateCommand, num_requests: int) -> bool:
     return possible and (sys.stdout.isatty() if command.stream is None else command.stream)
 
 
-def _dtype(precision: str, accelerator: str) -> torch.dtype:
-    half = multiplies_bf16(accelerator) if precision == "auto" else precision == "bf16-true"
+def _resolve_dtype(precision: str, accelerator: str) -> torch.dtype:
+    half = has_native_bf16(accelerator) if precision == "auto" else precision == "bf16-true"
     return torch.bfloat16 if half else torch.float32
 
 
-def _continue(
+def _generate_continuations(
     command: GenerateCommand,
     model: TransformerLM,
     tokenizer: Tokenizer,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     on_token: Callable[[int, int], object],
 ) -> list[Continuation]:
     return continue_prompts(
@@ -121,34 +130,36 @@ def _continue(
             top_p=command.top_p,
         ),
         seeds=[request.seed for request in requests],
-        stop_tokens={*tokenizer.ends_of_text, *command.stop_tokens},
+        stop_tokens={*tokenizer.eos_token_ids, *command.stop_tokens},
         num_token_ids=tokenizer.vocab_size,
         on_token=on_token,
     )
 
 
-def _stream(
+def _generate_streaming(
     command: GenerateCommand,
     model: TransformerLM,
     tokenizer: Tokenizer,
-    requests: Sequence[Request],
-    write: Write,
+    requests: Sequence[GenerationRequest],
+    write: WriteText,
 ) -> list[Continuation]:
     """The only request, written as it is made."""
     prompt = requests[0].prompt
-    text = TextStream(tokenizer, prompt.tokens)
+    text = StreamingDetokenizer(tokenizer, prompt.tokens)
     write(prompt.text)
-    found = _continue(command, model, tokenizer, requests, lambda _, token: write(text.push(token)))
-    write(text.end() + "\n")
+    found = _generate_continuations(
+        command, model, tokenizer, requests, lambda _, token: write(text.push(token))
+    )
+    write(text.finish() + "\n")
     return found
 
 
-def _in_batches(
+def _generate_in_batches(
     command: GenerateCommand,
     model: TransformerLM,
     tokenizer: Tokenizer,
-    requests: Sequence[Request],
-    write: Write,
+    requests: Sequence[GenerationRequest],
+    write: WriteText,
 ) -> list[Continuation]:
     """All requests in order, written batch by batch."""
     found: list[Continuation] = []
@@ -158,7 +169,7 @@ def _in_batches(
         for request in requests
     ]
     total, counted = sum(room), 0
-    with CountBar(notes_console(), "generating", "tokens") as bar:
+    with CountProgressBar(make_stderr_console(), "generating", "tokens") as bar:
 
         def count(row: int, token: int) -> None:
             nonlocal counted
@@ -167,26 +178,26 @@ def _in_batches(
 
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
-            new = _continue(command, model, tokenizer, batch, count)
+            new = _generate_continuations(command, model, tokenizer, batch, count)
             for number, (request, continuation) in enumerate(
                 zip(batch, new, strict=True), first + 1
             ):
                 if command.format == "json":
-                    write(as_json(request, continuation, tokenizer))
+                    write(format_json_line(request, continuation, tokenizer))
                     continue
                 if len(requests) > 1:
                     write(f"--- {number} of {len(requests)} ---\n")
-                write(as_text(request, continuation, tokenizer))
+                write(format_text(request, continuation, tokenizer))
             found += new
             counted = sum(room[: len(found)])  # those that ended early are done too
             bar.update(counted, total)
     return found
 
 
-def _tell(found: Sequence[Continuation], seconds: float, longest: int) -> None:
+def _print_summary(found: Sequence[Continuation], seconds: float, longest: int) -> None:
     """How much, how fast, and what was cut short."""
     tokens = sum(len(continuation.tokens) for continuation in found)
-    console = notes_console()
+    console = make_stderr_console()
     console.print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
     if full := sum(continuation.finish_reason == FULL for continuation in found):
         what = "The text ends" if len(found) == 1 else f"{full:,} of {len(found):,} texts end"
@@ -194,4 +205,4 @@ def _tell(found: Sequence[Continuation], seconds: float, longest: int) -> None:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

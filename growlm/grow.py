@@ -11,14 +11,14 @@ from rich.filesize import decimal
 
 from growlm.checkpoint.checkpoint_folder import read_config
 from growlm.checkpoint.offline_growth import grow_checkpoint
-from growlm.cli.hydra_command import run_small_command
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import GrowCommand
-from growlm.config.load import compose_command, load_command
-from growlm.config.validation import applied_operators
-from growlm.reporting.console.plain_console import plain_console
-from growlm.reporting.console.progress_bars import ByteBar
+from growlm.config.load import compose_command_config, load_command_config
+from growlm.config.validation import apply_operators
+from growlm.reporting.console.plain_console import make_stdout_console
+from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import run_as_program
+from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
 python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'
@@ -34,19 +34,21 @@ python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, 
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, grow, partial(compose_command, "grow", GrowCommand)))
+    sys.exit(
+        run_key_value_command(USAGE, grow, partial(compose_command_config, "grow", GrowCommand))
+    )
 
 
 def grow(arguments: list[str]) -> int:
     """Grow the checkpoint; the exit code."""
-    command = load_command("grow", GrowCommand, arguments)
+    command = load_command_config("grow", GrowCommand, arguments)
     if not command.grow:
         raise UserError("grow", "[]", "needs at least one operator")
     config, _ = read_config(Path(command.checkpoint))
-    operators, _ = applied_operators(command.grow, "grow", config)
-    console = plain_console()
+    operators, _ = apply_operators(command.grow, "grow", config)
+    console = make_stdout_console()
     start = time.perf_counter()
-    with ByteBar(console, "writing") as bar:
+    with ByteProgressBar(console, "writing") as bar:
         growth_map = grow_checkpoint(
             Path(command.checkpoint),
             Path(command.out),
@@ -67,4 +69,4 @@ def grow(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

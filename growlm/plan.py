@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from growlm.cli.hydra_command import run_small_command
-from growlm.config.load import compose_run, load_config
+from growlm.cli.hydra_command import run_key_value_command
+from growlm.config.load import compose_run_config, load_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.config.validation import check_config
 from growlm.data import load_tokenizer
 from growlm.planner.calibration import Calibration
-from growlm.planner.forecast import DoesNotFitError, check_fits, forecast
-from growlm.planner.planned_devices import planned_machine, planned_speed
+from growlm.planner.forecast import DoesNotFitError, check_plan_fits, forecast_plan
+from growlm.planner.planned_devices import resolve_calibration, resolve_machine
 from growlm.planner.sharding_layout import STRATEGIES
-from growlm.reporting.console.plain_console import plain_console
-from growlm.reporting.console.plan_table import print_plan, print_sharing
-from growlm.runtime.device import pick_accelerator
+from growlm.reporting.console.plain_console import make_stdout_console
+from growlm.reporting.console.plan_table import print_plan, print_strategy_comparison
+from growlm.runtime.device import resolve_accelerator
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import complain, run_as_program
+from growlm.runtime.exit_codes import print_user_error, run_main_and_exit
 from growlm.runtime.hardware import Machine
-from growlm.training.baseline import with_baseline
+from growlm.training.baseline import apply_baseline
 from growlm.training.requirements import check_requirements
 
 USAGE = """
@@ -39,80 +39,84 @@ python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=t
 
 Exit code 0: the plan fits the memory of its devices; 2: it does not, and the message says which changes would.
 """
-OWN_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
+COMMAND_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 """The first of each is the default."""
 
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, plan, lambda arguments: compose_run(_own(arguments)[2])))
+    sys.exit(
+        run_key_value_command(
+            USAGE, plan, lambda arguments: compose_run_config(_split_arguments(arguments)[2])
+        )
+    )
 
 
 def plan(arguments: list[str]) -> int:
     """Print the planner's table; the exit code."""
-    own, numbers, overrides = _own(arguments)
+    own, numbers, overrides = _split_arguments(arguments)
     anew, as_json = own["calibrate"] == "true", own["format"] == "json"
     config = load_config(*overrides)
     if config.cluster.accelerator is None:
-        accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
+        accelerator = resolve_accelerator(config.trainer.accelerator, "trainer.accelerator")
         check_requirements(config, accelerator)
-    config = with_baseline(config, _tell)
-    machine = planned_machine(config)
+    config = apply_baseline(config, _print_measuring)
+    machine = resolve_machine(config)
     vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
     if numbers:
-        tables = _on_each(config, vocab_size, numbers, anew)
+        tables = _forecast_device_counts(config, vocab_size, numbers, anew)
         if as_json:
             print(json.dumps(tables, indent=2))
         else:
-            print_sharing(plain_console(), tables)
+            print_strategy_comparison(make_stdout_console(), tables)
         return 0
-    table = forecast(config, make_plan(config, vocab_size), machine)
-    speed = planned_speed(config, machine, _tell, anew)
+    table = forecast_plan(config, make_plan(config, vocab_size), machine)
+    speed = resolve_calibration(config, machine, _print_measuring, anew)
     figures = table.to_json(speed)
     tables = []
-    if table.layout.devices > 1:
-        tables = _under_each_strategy(config, vocab_size, machine, speed)
+    if table.layout.num_devices > 1:
+        tables = _forecast_strategies(config, vocab_size, machine, speed)
     if as_json:
         print(json.dumps(figures | ({"strategies": tables} if tables else {}), indent=2))
     else:
-        print_plan(plain_console(), figures)
+        print_plan(make_stdout_console(), figures)
         if tables:
             print()
-            print_sharing(plain_console(), tables)
+            print_strategy_comparison(make_stdout_console(), tables)
     try:
-        check_fits(config, vocab_size, table)
+        check_plan_fits(config, vocab_size, table)
     except DoesNotFitError as error:
-        return complain(error)
+        return print_user_error(error)
     return 0
 
 
-def _own(arguments: Sequence[str]) -> tuple[dict[str, str], list[int], list[str]]:
+def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[int], list[str]]:
     """The command's own keys, the numbers of `devices=`, and everything else."""
-    own = {key: allowed[0] for key, allowed in OWN_KEYS.items()}
+    own = {key: allowed[0] for key, allowed in COMMAND_KEYS.items()}
     numbers: list[int] = []
     overrides = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "devices":
-            numbers = _numbers(value)
+            numbers = _parse_device_counts(value)
         elif key not in own:
             overrides.append(argument)
-        elif value in OWN_KEYS[key]:
+        elif value in COMMAND_KEYS[key]:
             own[key] = value
         else:
-            raise UserError(key, value, f"must be one of {', '.join(OWN_KEYS[key])}")
+            raise UserError(key, value, f"must be one of {', '.join(COMMAND_KEYS[key])}")
     return own, numbers, overrides
 
 
-def _numbers(value: str) -> list[int]:
+def _parse_device_counts(value: str) -> list[int]:
     parts = value.strip("[]").split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
         raise UserError("devices", value, "must be numbers of at least 1, as 1,8,64,512")
     return [int(part) for part in parts]
 
 
-def _on_each(
-    config: RunConfig, vocab_size: int, numbers: Sequence[int], anew: bool
+def _forecast_device_counts(
+    config: RunConfig, vocab_size: int, device_counts: Sequence[int], recalibrate: bool
 ) -> list[dict[str, Any]]:
     """Forecasts of a plan on several numbers of devices, as JSON.
 
@@ -120,31 +124,31 @@ def _on_each(
         UserError: If the plan's batches cannot be shared by one of them.
     """
     configs = [
-        replace(config, trainer=replace(config.trainer, devices=number)) for number in numbers
+        replace(config, trainer=replace(config.trainer, devices=number)) for number in device_counts
     ]
     for one in reversed(configs):  # what the last one needs often does for all
         check_config(one)
     tables = []
     for index, one in enumerate(configs):
-        machine = planned_machine(one)
-        speed = planned_speed(one, machine, _tell, anew and not index)
-        tables += _under_each_strategy(one, vocab_size, machine, speed)
+        machine = resolve_machine(one)
+        speed = resolve_calibration(one, machine, _print_measuring, recalibrate and not index)
+        tables += _forecast_strategies(one, vocab_size, machine, speed)
     return tables
 
 
-def _under_each_strategy(
+def _forecast_strategies(
     config: RunConfig, vocab_size: int, machine: Machine, speed: Calibration
 ) -> list[dict[str, Any]]:
     """Forecasts of the same plan on the same devices, as JSON; one alone has nothing to share."""
     run_plan = make_plan(config, vocab_size)
     strategies = STRATEGIES if (config.trainer.devices or 1) > 1 else STRATEGIES[:1]
-    tables = (forecast(config, run_plan, machine, strategy) for strategy in strategies)
+    tables = (forecast_plan(config, run_plan, machine, strategy) for strategy in strategies)
     return [table.to_json(speed) for table in tables]
 
 
-def _tell() -> None:
+def _print_measuring() -> None:
     print("measuring this machine ...", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

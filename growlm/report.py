@@ -7,7 +7,7 @@ from pathlib import Path
 
 from growlm import __version__
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import exit_code_of
+from growlm.runtime.exit_codes import run_and_get_exit_code
 
 USAGE = """
 python -m growlm.report RUN_DIR                  writes RUN_DIR/report.html
@@ -23,7 +23,7 @@ Unfinished runs are shown as far as they came. Exit code 0: written; 2: what was
 def main() -> None:
     """The command."""
     # Without Hydra: it and the config's schema load torch, for which a table need not wait.
-    sys.exit(exit_code_of(lambda: report(sys.argv[1:])))
+    sys.exit(run_and_get_exit_code(lambda: report(sys.argv[1:])))
 
 
 def report(arguments: list[str]) -> int:
@@ -34,9 +34,9 @@ def report(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"growlm {__version__}")
         return 0
-    folders, out = _parsed(arguments)
+    folders, out = _parse_arguments(arguments)
 
-    from growlm.reporting.console.plain_console import plain_console
+    from growlm.reporting.console.plain_console import make_stdout_console
     from growlm.reporting.console.run_tables import print_report
     from growlm.reporting.html import read_report, write_page
 
@@ -45,13 +45,13 @@ def report(arguments: list[str]) -> int:
         is_alone = found.is_one_run or found.sweep is not None
         out = folders[0] / "report.html" if is_alone else Path("comparison.html")
     write_page(found, out)
-    console = plain_console()
+    console = make_stdout_console()
     print_report(console, found)
     console.print(f"Wrote {out}", markup=False, soft_wrap=True)
     return 0
 
 
-def _parsed(arguments: list[str]) -> tuple[list[Path], Path | None]:
+def _parse_arguments(arguments: list[str]) -> tuple[list[Path], Path | None]:
     """Folders, and `out`."""
     folders: list[Path] = []
     out: Path | None = None

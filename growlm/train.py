@@ -14,18 +14,18 @@ from omegaconf import DictConfig
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command
 from growlm.config.load import (
-    ROOT_NAME,
-    config_folder,
-    naming_set_keys,
+    ROOT_CONFIG_NAME,
+    get_config_folder,
     register_schema,
-    typed_config,
+    to_run_config,
+    trace_interpolated_keys,
 )
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
-    is_first_process,
-    is_one_of_several,
+    is_distributed,
+    is_rank0_process,
     print_error,
-    run_as_program,
+    run_main_and_exit,
 )
 from growlm.sweep.sweep_command import run_sweep
 
@@ -35,9 +35,9 @@ def main() -> None:
     sys.exit(run_command(train))
 
 
-def program() -> NoReturn:
+def run_and_exit() -> NoReturn:
     """Run the command as a console script."""
-    run_as_program(main)
+    run_main_and_exit(main)
 
 
 def train() -> int:
@@ -52,7 +52,9 @@ def train() -> int:
         return run_sweep(sys.argv[1:])
     code = 0
 
-    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=ROOT_NAME)
+    @hydra.main(
+        version_base="1.3", config_path=str(get_config_folder()), config_name=ROOT_CONFIG_NAME
+    )
     def job(composed: DictConfig) -> None:
         nonlocal code
         code = run_command(
@@ -69,42 +71,42 @@ def train() -> int:
     return code
 
 
-def run_job(composed: DictConfig, given: list[str]) -> int:
+def run_job(composed: DictConfig, arguments: list[str]) -> int:
     """Check a composed config and run it; the exit code.
 
     Args:
         composed: By Hydra.
         given: The command line that it was composed of.
     """
-    config = typed_config(composed)
+    config = to_run_config(composed)
     # Lightning takes seconds to import.
     from growlm.config.validation import check_config
-    from growlm.distributed.launcher import launch
-    from growlm.runtime.device import pick_accelerator
+    from growlm.distributed.launcher import launch_processes
+    from growlm.runtime.device import resolve_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
-    from growlm.training.resume.resume_from import settings_of
+    from growlm.training.resume.resume_from import resolve_resume_config
 
     settings = HydraConfig.get()
     try:
-        config = settings_of(config, settings.overrides.task)
+        config = resolve_resume_config(config, settings.overrides.task)
         if (chosen := str(settings.run.dir)) != "." and config.run_dir is None:
             config = replace(config, run_dir=chosen)
         devices = config.trainer.devices or 1
-        if devices > 1 and not is_one_of_several():
-            with naming_set_keys(composed):
+        if devices > 1 and not is_distributed():
+            with trace_interpolated_keys(composed):
                 check_config(config)
-            accelerator = pick_accelerator(config.trainer.accelerator, "trainer.accelerator")
+            accelerator = resolve_accelerator(config.trainer.accelerator, "trainer.accelerator")
             check_requirements(config, accelerator)
-            return launch("growlm.train", given, devices)
-        with naming_set_keys(composed):
+            return launch_processes("growlm.train", arguments, devices)
+        with trace_interpolated_keys(composed):
             run_plan(config)
     except Interrupted as interrupted:
-        if is_first_process():
+        if is_rank0_process():
             print_error(str(interrupted))
         return interrupted.code
     return 0
 
 
 if __name__ == "__main__":
-    program()
+    run_and_exit()

@@ -12,22 +12,22 @@ from rich.progress import track
 from rich.table import Table
 
 from growlm.checkpoint.checkpoint_folder import load_model
-from growlm.cli.hydra_command import run_small_command
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import VerifyCommand
-from growlm.config.load import compose_command, load_command
-from growlm.growth import operators_from_data
-from growlm.growth.api import plan_growth
+from growlm.config.load import compose_command_config, load_command_config
+from growlm.growth import operators_from_dicts
+from growlm.growth.api import build_growth_map
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.keyed_rng import generator_for
+from growlm.model.keyed_rng import keyed_generator
 from growlm.model.transformer import TransformerLM
-from growlm.reporting.console.check_table import MARKS, print_checks
-from growlm.reporting.console.plain_console import plain_console
+from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
+from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import run_as_program
-from growlm.verification import check_router_lock, detailed_growth_check
+from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.verification import check_router_collapse, detailed_growth_check
 from growlm.verification.check_report import Status
-from growlm.verification.comparison import half_precision_tolerance, infer_growth_of
-from growlm.verification.suite import Case, cases
+from growlm.verification.comparison import half_precision_tolerance, infer_growth_from_models
+from growlm.verification.suite import SuiteCase, run_suite_cases
 
 USAGE = """
 python -m growlm.verify old=DIR new=DIR     the checks of a growth, on two checkpoints
@@ -42,17 +42,21 @@ python -m growlm.verify                     the standalone suite, on small model
 Exit code 0: nothing failed; 1: a check failed.
 """
 
-CHECKS_SHOWN = ("rope", "router", "symmetry", "functional", "weights")
+SUITE_CHECKS = ("rope", "router", "symmetry", "functional", "weights")
 
 
 def main() -> None:
     """The command."""
-    sys.exit(run_small_command(USAGE, verify, partial(compose_command, "verify", VerifyCommand)))
+    sys.exit(
+        run_key_value_command(
+            USAGE, verify, partial(compose_command_config, "verify", VerifyCommand)
+        )
+    )
 
 
 def verify(arguments: list[str]) -> int:
     """Check; the exit code."""
-    command = load_command("verify", VerifyCommand, arguments)
+    command = load_command_config("verify", VerifyCommand, arguments)
     if command.old is None and command.new is None:
         if arguments:
             key, _, value = arguments[0].partition("=")
@@ -61,14 +65,14 @@ def verify(arguments: list[str]) -> int:
     for key in ("old", "new"):
         if getattr(command, key) is None:
             raise UserError(key, None, "give both old and new, or neither for the standalone suite")
-    return compare(command, str(command.old), str(command.new))
+    return compare_checkpoints(command, str(command.old), str(command.new))
 
 
-def compare(command: VerifyCommand, old: str, new: str) -> int:
+def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     """The checks on two checkpoints; the exit code."""
     old_model, _ = load_model(Path(old), "old")
     new_model, record = load_model(Path(new), "new")
-    console = plain_console()
+    console = make_stdout_console()
     dtypes = [next(model.parameters()).dtype for model in (old_model, new_model)]
     stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = max(command.tolerance, half_precision_tolerance(stored_as))
@@ -76,10 +80,10 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
         console.print(f"  Weights of half precision: tolerance {tolerance:.1e}, their rounding")
     if half_precision_tolerance(stored_as):
         old_model, new_model = old_model.float(), new_model.float()  # in place
-    growth_map = _growth_between(old_model, new_model, record, new, stored_as)
+    growth_map = _resolve_growth_map(old_model, new_model, record, new, stored_as)
     shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
     probe = torch.randint(
-        old_model.config.vocab_size, shape, generator=generator_for("verify", command.seed)
+        old_model.config.vocab_size, shape, generator=keyed_generator("verify", command.seed)
     )
     report = detailed_growth_check(
         old_model=old_model,
@@ -89,11 +93,11 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
         tolerance=tolerance,
         growth_map=growth_map,
         require_symmetry_breaking=command.require_symmetry_breaking,
-        stored_as=stored_as,
+        growth_dtype=stored_as,
     )
     for line in growth_map.description:
         console.print(f"  {line}", markup=False)
-    print_checks(console, report.checks | {"router_lock": check_router_lock(new_model, probe)})
+    print_checks(console, report.checks | {"router_lock": check_router_collapse(new_model, probe)})
     console.print(
         f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, jump {report.jump:+.1e}"
     )
@@ -102,39 +106,39 @@ def compare(command: VerifyCommand, old: str, new: str) -> int:
     return int(bool(failed))
 
 
-def _growth_between(
+def _resolve_growth_map(
     old: TransformerLM,
     new: TransformerLM,
     record: dict[str, Any],
     path: str,
-    stored_as: torch.dtype,
+    stored_dtype: torch.dtype,
 ) -> GrowthMap:
     """As the grown checkpoint says, if it was grown from a model of the old shape; else inferred."""
     try:
         if grown_from := record.get("grown_from"):
-            operators = operators_from_data(grown_from["operators"])
+            operators = operators_from_dicts(grown_from["operators"])
             config = old.config
             for operator in operators:  # the map of a model that is not there may be too large
                 config = operator.change(config).config
             if config == new.config:
-                return plan_growth(old.config, operators)
-        return infer_growth_of(old, new, stored_as)
+                return build_growth_map(old.config, operators)
+        return infer_growth_from_models(old, new, stored_dtype)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError("new", path, f"is not grown from old: {error}") from error
 
 
 def run_suite() -> int:
     """The standalone suite; the exit code."""
-    console = plain_console()
+    console = make_stdout_console()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("growth", "logits", "loss", *CHECKS_SHOWN, "ok"):
+    for name in ("growth", "logits", "loss", *SUITE_CHECKS, "ok"):
         table.add_column(name, no_wrap=True)
     section, wrong = "", 0
-    for case in track(cases(), "growing", total=None, console=console, transient=True):
+    for case in track(run_suite_cases(), "growing", total=None, console=console, transient=True):
         if case.section != section:
             section = case.section
             table.add_row(f"[bold]{section}")
-        table.add_row(*_suite_row(case))
+        table.add_row(*_format_suite_row(case))
         wrong += not case
     console.print(table)
     console.print(
@@ -143,17 +147,17 @@ def run_suite() -> int:
     return int(bool(wrong))
 
 
-def _suite_row(case: Case) -> list[str]:
+def _format_suite_row(case: SuiteCase) -> list[str]:
     report = case.report
-    marks = {**MARKS, Status.NOT_APPLICABLE: "[dim]–[/]"}
+    marks = {**STATUS_LABELS, Status.NOT_APPLICABLE: "[dim]–[/]"}
     return [
         f"  {case.name}",
         f"{report.max_logit_difference:.1e}",
         f"{report.jump:+.1e}",
-        *(marks[report.checks[check].status] for check in CHECKS_SHOWN),
+        *(marks[report.checks[check].status] for check in SUITE_CHECKS),
         "[green]yes[/]" if case else "[bold red]NO[/]",
     ]
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    run_main_and_exit(main)

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from growlm.growth import Deepen, Draws, MultiplyExperts, Operator, Upcycle, Widen
-from growlm.growth.api import apply_growth, plan_growth
+from growlm.growth import Deepen, GrowthRng, MultiplyExperts, Operator, Upcycle, Widen
+from growlm.growth.api import apply_growth, build_growth_map
 from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.keyed_rng import generator_for, normal
+from growlm.model.keyed_rng import keyed_generator, keyed_normal
 from growlm.runtime.errors import UserError
 from growlm.verification import detailed_growth_check
 from growlm.verification.weights import check_weight_integrity
@@ -61,7 +61,7 @@ def build(config: ModelConfig, dtype: torch.dtype, dice: random.Random) -> Trans
     std = dice.choice([0.002, 0.05])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.add_(normal(tuple(tensor.shape), "attack", name), alpha=std)
+            tensor.add_(keyed_normal(tuple(tensor.shape), "attack", name), alpha=std)
     return model.to(dtype).eval()
 
 
@@ -109,7 +109,7 @@ def random_operators(config: ModelConfig, dice: random.Random) -> list[Operator]
     while True:
         operators = [random_operator(dice) for _ in range(dice.choice([1, 1, 2, 3]))]
         try:
-            grown = plan_growth(config, operators)
+            grown = build_growth_map(config, operators)
         except UserError:
             continue
         if grown.new_config.d_model <= 200 and not _draws_undecidably(operators):
@@ -134,8 +134,8 @@ def random_growth(index: int, dtypes: tuple[torch.dtype, ...]) -> Grown:
     config = random_config(dice)
     operators = random_operators(config, dice)
     old = build(config, dtype, dice)
-    growth_map = plan_growth(config, operators)
-    new = apply_growth(old, growth_map, Draws(SEED, BOUNDARY))
+    growth_map = build_growth_map(config, operators)
+    new = apply_growth(old, growth_map, GrowthRng(SEED, BOUNDARY))
     return Grown(old, new, growth_map, operators, dtype)
 
 
@@ -214,7 +214,7 @@ def _excuse(grown: Grown, name: str, right: Tensor, wrong: Tensor) -> str:
     if not change.isfinite().all():
         return "missed"
     shape = () if tensor_map.source is None else grown.growth_map.old_shapes[tensor_map.source]
-    change[tensor_map.free_entries(shape, Draws(SEED, BOUNDARY))] = 0
+    change[tensor_map.unconstrained_entries(shape, GrowthRng(SEED, BOUNDARY))] = 0
     rounding = ROUNDING * torch.finfo(right.dtype).eps * float(right.abs().max())
     for outcome, left in (("free", change), ("noise", _without_noise(tensor_map, change))):
         if float(left.abs().max()) == 0:
@@ -226,9 +226,9 @@ def _excuse(grown: Grown, name: str, right: Tensor, wrong: Tensor) -> str:
 
 def _without_noise(tensor_map: TensorMap, change: Tensor) -> Tensor:
     """What a change leaves after it is summed over copies that differ by noise: noise may be any that cancels."""
-    for place, step in enumerate(tensor_map.pieces):
-        later = tensor_map.pieces[place + 1 :]
-        inserted = sum(getattr(piece, "inserts", False) for piece in later)
+    for place, step in enumerate(tensor_map.transforms):
+        later = tensor_map.transforms[place + 1 :]
+        inserted = sum(getattr(piece, "inserts_dim", False) for piece in later)
         for dim in range(change.ndim):
             if step.adds_noise_along(dim) and not any(piece.selects_along(dim) for piece in later):
                 channels = step.channels
@@ -260,16 +260,16 @@ def right_growth(index: int) -> tuple[str, Grown, Any]:
         noise = 1.0 if "noise" in kind else None
         operators = [random_operator(dice, noise) for _ in range(dice.choice([1, 1, 2]))]
         try:
-            growth_map = plan_growth(config, operators)
+            growth_map = build_growth_map(config, operators)
         except UserError:
             continue
         if growth_map.new_config.d_model <= 200:
             break
     old = build(config, dtype, dice)
     change_weights(old, kind, dice)
-    new = apply_growth(old, growth_map, Draws(SEED, BOUNDARY))
+    new = apply_growth(old, growth_map, GrowthRng(SEED, BOUNDARY))
     probe = torch.randint(
-        config.vocab_size, (2, 12), generator=generator_for("attack probe", index)
+        config.vocab_size, (2, 12), generator=keyed_generator("attack probe", index)
     )
     report = detailed_growth_check(
         old_model=old, new_model=new, probe=probe, device="cpu", growth_map=growth_map

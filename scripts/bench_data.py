@@ -34,16 +34,16 @@ from growlm.data import (
     Tokenizer,
     embedded_documents,
     load_tokenizer,
-    open_data,
+    open_run_data,
     open_sources,
 )
-from growlm.data.tokenization.parallel_tokenization import tokenize
+from growlm.data.tokenization.parallel_tokenization import tokenize_documents
 from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer
-from growlm.planner.calibration import calibration
-from growlm.planner.forecast import forecast
-from growlm.reporting.console.plain_console import plain_console
+from growlm.planner.calibration import load_or_measure_calibration
+from growlm.planner.forecast import forecast_plan
+from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
-from growlm.runtime.hardware import find_machine
+from growlm.runtime.hardware import detect_machine
 
 MEGABYTES = 16
 """At least so much text: files are repeated up to it."""
@@ -80,7 +80,9 @@ def documents_of(files: list[Path]) -> dict[str, list[str]]:
 def tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[str, object]:
     """Megabytes of text a second: growlm's pipeline, and tiktoken's own ways."""
     ways: dict[str, Callable[[], object]] = {
-        "growlm": lambda: sum(len(part.tokens) for part in tokenize(documents, tokenizer)),
+        "growlm": lambda: sum(
+            len(part.tokens) for part in tokenize_documents(documents, tokenizer)
+        ),
     }
     if isinstance(tokenizer, TiktokenTokenizer):
         encoding = tokenizer.encoding
@@ -102,7 +104,7 @@ def tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[
 def opened(settings: DataConfig, tokenizer: Tokenizer) -> RunData:
     """As a run does."""
     sources, counts = open_sources(settings, 0)
-    return open_data(
+    return open_run_data(
         settings, tokenizer, sources, counts,
         seed=0, sequence_length=LENGTH, validation_samples=8, listener=DataListener(),
     )  # fmt: skip
@@ -144,11 +146,15 @@ def batches_per_second(settings: DataConfig, rounds: int) -> dict[str, float]:
 def wanted_batches_per_second() -> float:
     """What the quickstart's first phase takes, by the planner."""
     config = load_config()
-    machine = find_machine(config.trainer)
-    table = forecast(config, make_plan(config, load_tokenizer("embedded").vocab_size), machine)
-    speed = calibration(machine, lambda: None)
-    tokens = table.costs[0].phase.tokens_per_step
-    return tokens / table.costs[0].work.seconds(speed)["step"] / (BATCH * LENGTH)
+    machine = detect_machine(config.trainer)
+    table = forecast_plan(config, make_plan(config, load_tokenizer("embedded").vocab_size), machine)
+    speed = load_or_measure_calibration(machine, lambda: None)
+    tokens = table.phase_forecasts[0].phase.tokens_per_step
+    return (
+        tokens
+        / table.phase_forecasts[0].workload.estimate_seconds(speed)["step"]
+        / (BATCH * LENGTH)
+    )
 
 
 def main() -> None:
@@ -159,7 +165,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    console = plain_console()
+    console = make_stdout_console()
     results: dict[str, object] = {}
     columns = ("documents", "mean bytes", "tokenizer", "growlm", "plain tiktoken", "its batch")
     table = Table(*columns, title="MB of text a second (cores busy)")

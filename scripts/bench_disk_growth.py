@@ -30,7 +30,7 @@ from safetensors import safe_open
 from growlm.checkpoint import load_model, save_model
 from growlm.growth import Deepen, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.keyed_rng import generator_for
+from growlm.model.keyed_rng import keyed_generator
 
 GROW = "grow=[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]"
 OPERATORS = [Widen(scale_factor=2), Deepen(extra_layers=4)]
@@ -153,7 +153,7 @@ def measure(folder: Path, config: ModelConfig, rounds: int) -> dict[str, object]
     _, verifying = peak_bytes(["-m", "growlm.verify", f"old={small}", f"new={large}"])
     on_disk, _ = load_model(large)
     in_memory = grow(model, OPERATORS)
-    tokens = torch.randint(config.vocab_size, (1, 16), generator=generator_for("bench"))
+    tokens = torch.randint(config.vocab_size, (1, 16), generator=keyed_generator("bench"))
     with torch.no_grad():
         difference = (on_disk.eval()(tokens) - in_memory.eval()(tokens)).abs().max().item()
     parameters = sum(p.numel() for p in on_disk.parameters())

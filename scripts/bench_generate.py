@@ -32,16 +32,16 @@ from torch import nn
 from growlm.checkpoint import save_model
 from growlm.huggingface import to_huggingface
 from growlm.inference.generation import generate
-from growlm.inference.precision import in_precision
+from growlm.inference.precision import cast_weights
 from growlm.inference.sampling import Sampling
 from growlm.model import ModelConfig, TransformerLM
-from growlm.runtime.optional_packages import exit_without
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.optional_packages import require_package
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 try:
     import transformers
 except ModuleNotFoundError:
-    exit_without("transformers", "'growlm[huggingface]'")
+    require_package("transformers", "'growlm[huggingface]'")
     raise
 
 PROMPT, NEW = 64, 64
@@ -104,7 +104,7 @@ def one_turn(side: Side) -> Step:
     )
     model = TransformerLM(config)
     if side.library == "growlm":
-        model = in_precision(model, side.dtype)
+        model = cast_weights(model, side.dtype)
         prompts = drawn.tolist()
 
         def step() -> list[list[int]]:
@@ -134,7 +134,7 @@ def agreement(sides: dict[str, Side]) -> float:
 
 def theirs(ours: TransformerLM, side: Side) -> nn.Module:
     """The same model in transformers, by `growlm.convert`."""
-    with without_torchao_notices():
+    with suppress_torchao_notices():
         from transformers import modeling_utils  # noqa: F401 - it imports torchao
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory() as folder:

@@ -22,8 +22,8 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.api import Operator, apply_growth, plan_growth
-from growlm.growth.growth_rng import Draws
+from growlm.growth.api import Operator, apply_growth, build_growth_map
+from growlm.growth.growth_rng import GrowthRng
 from growlm.model import ModelConfig, TransformerLM
 from growlm.runtime.memory import release_memory
 
@@ -79,12 +79,12 @@ def main() -> None:
     for name, (config, operators) in CASES.items():
         console.print(f"{name} ...")
         old = TransformerLM(config)
-        growth_map = plan_growth(config, operators)
-        new = apply_growth(old, growth_map, Draws(0, 0))
+        growth_map = build_growth_map(config, operators)
+        new = apply_growth(old, growth_map, GrowthRng(0, 0))
         tensors = list(new.state_dict().values())
         size = sum(t.nbytes for t in tensors)
         sides: dict[str, Callable[[], object]] = {
-            "growth": lambda o=old, g=growth_map: apply_growth(o, g, Draws(0, 0)),
+            "growth": lambda o=old, g=growth_map: apply_growth(o, g, GrowthRng(0, 0)),
             "copy": lambda ts=tensors: [t.clone() for t in ts],
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}

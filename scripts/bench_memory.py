@@ -28,7 +28,7 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
-from growlm.reporting.console.plan_table import duration
+from growlm.reporting.console.plan_table import format_duration
 from growlm.training import run_plan
 
 
@@ -105,8 +105,8 @@ def main() -> None:
             table.add_row(
                 name, planned["name"],
                 decimal(memory), decimal(seen["memory"]), f"{memory / seen['memory']:.2f}",
-                duration(training), duration(seen["training"]), f"{training / seen['training']:.2f}",
-                duration(planned["seconds"]["growth"]), duration(seen["growth"]),
+                format_duration(training), format_duration(seen["training"]), f"{training / seen['training']:.2f}",
+                format_duration(planned["seconds"]["growth"]), format_duration(seen["growth"]),
             )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=2) + "\n")

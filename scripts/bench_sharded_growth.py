@@ -27,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
-from growlm.distributed.process_group import World
-from growlm.distributed.startup import join_world
+from growlm.distributed.process_group import DistributedContext
+from growlm.distributed.startup import init_distributed
 from growlm.growth import Widen
-from growlm.growth.api import apply_growth, plan_growth
-from growlm.growth.growth_rng import Draws
-from growlm.growth.optimizer_state import grow_moments
+from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.optimizer_state import grow_optimizer_state
 from growlm.model import ModelConfig, TransformerLM
-from growlm.runtime.exit_codes import leave
+from growlm.runtime.exit_codes import exit_process
 from growlm.runtime.memory import (
     KeepFreedMemory,
     peak_memory_bytes,
@@ -42,7 +42,7 @@ from growlm.runtime.memory import (
     reset_peak_memory,
     resident_memory_bytes,
 )
-from growlm.training.strategy import mesh_of_run
+from growlm.training.strategy import build_device_mesh
 from growlm.verification import detailed_growth_check
 
 AIM = 0.6
@@ -57,17 +57,17 @@ CASES = {
 WIDEN = Widen(scale_factor=2.0, noise_std=1e-2)
 
 
-def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
+def grow_once(config: ModelConfig, dist_context: DistributedContext) -> dict[str, Any]:
     """One growth by this process, alone or together with the others: peaks in bytes, seconds."""
     from growlm.config.schema import TrainerConfig
-    from growlm.model.fsdp import sharded_model
+    from growlm.model.fsdp import create_sharded_model
 
     KeepFreedMemory().setup(None, None, "fit")  # type: ignore[arg-type] # as a run has it
-    mesh = mesh_of_run(world, TrainerConfig(strategy="fsdp"), "cpu")
-    world.barrier()
+    mesh = build_device_mesh(dist_context, TrainerConfig(strategy="fsdp"), "cpu")
+    dist_context.barrier()
     release_memory()
     before = resident_memory_bytes()
-    old = TransformerLM(config) if mesh is None else sharded_model(config, 0, mesh)
+    old = TransformerLM(config) if mesh is None else create_sharded_model(config, 0, mesh)
     states = {
         name: {
             "step": torch.tensor(1.0),
@@ -80,19 +80,19 @@ def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
 
     def measured(what: str, action: Callable[[], Any]) -> Any:
         release_memory()
-        world.barrier()
+        dist_context.barrier()
         reset_peak_memory()
         start = time.perf_counter()
         result = action()
-        world.barrier()
+        dist_context.barrier()
         found[what] = {
             "peak": peak_memory_bytes() - before,
             "seconds": time.perf_counter() - start,
         }
         return result
 
-    growth_map = plan_growth(config, [WIDEN])
-    new = measured("weights", lambda: apply_growth(old, growth_map, Draws(0, 1)))
+    growth_map = build_growth_map(config, [WIDEN])
+    new = measured("weights", lambda: apply_growth(old, growth_map, GrowthRng(0, 1)))
     probe = torch.randint(config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
     report = measured(
         "checks",
@@ -101,7 +101,7 @@ def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
         ),
     )
     old = None
-    grown = measured("moments", lambda: grow_moments(growth_map, states, "carry"))
+    grown = measured("moments", lambda: grow_optimizer_state(growth_map, states, "carry"))
     found["passed"] = bool(report)
     found["held"] = resident_memory_bytes() - before
     found["parameters"] = sum(p.numel() for p in new.parameters())
@@ -111,9 +111,9 @@ def grow_once(config: ModelConfig, world: World) -> dict[str, Any]:
 
 def child(case: str, out: Path) -> None:
     """What each process does."""
-    with join_world("cpu", timedelta(minutes=10)) as world:
-        found = world.gather(grow_once(CASES[case], world))
-        if world.is_first:
+    with init_distributed("cpu", timedelta(minutes=10)) as world:
+        found = world.all_gather(grow_once(CASES[case], world))
+        if world.is_rank0:
             out.write_text(json.dumps(found))
 
 
@@ -182,4 +182,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_process(0)

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from growlm.model import ModelConfig, TransformerLM
 from growlm.runtime.memory import keep_freed_memory
-from growlm.runtime.optional_packages import exit_without
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.optional_packages import require_package
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 try:
     import transformers
 except ModuleNotFoundError:
-    exit_without("transformers", "'growlm[huggingface]'")
+    require_package("transformers", "'growlm[huggingface]'")
     raise
 
 TIME = 256
@@ -151,7 +151,7 @@ def ours(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 def theirs(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The same shape in transformers."""
-    with without_torchao_notices():
+    with suppress_torchao_notices():
         from transformers import modeling_utils  # noqa: F401 - it imports torchao
 
     c = side.config

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from growlm.growth import Deepen, MultiplyExperts, Operator, Upcycle, Widen, plan_growth
-from growlm.growth.transforms.tensor_transforms import Copy, Fill, FillWhole, Split
-from growlm.growth.transforms.upcycle_transforms import Cut
+from growlm.growth import Deepen, MultiplyExperts, Operator, Upcycle, Widen, build_growth_map
+from growlm.growth.transforms.tensor_transforms import Copy, Fill, NewTensor, Split
+from growlm.growth.transforms.upcycle_transforms import SplitIntoExperts
 from growlm.model import ModelConfig
-from growlm.runtime.optional_packages import exit_without
+from growlm.runtime.optional_packages import require_package
 
 try:
     import matplotlib
@@ -28,7 +28,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError:
-    exit_without("matplotlib", "'growlm[docs]'")
+    require_package("matplotlib", "'growlm[docs]'")
     raise
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -45,22 +45,22 @@ def colours_and_factors(
     config: ModelConfig, operators: Sequence[Operator], name: str
 ) -> tuple[Tensor, Tensor]:
     """For every entry of a grown tensor: which old entry it copies (NaN for none), and its factor."""
-    growth_map = plan_growth(config, operators)
+    growth_map = build_growth_map(config, operators)
     tensor_map = growth_map.tensors[name]
     shape = growth_map.old_shapes[tensor_map.source or name]
     x = torch.arange(float(np.prod(shape))).view(shape)
-    for piece in tensor_map.pieces:
+    for piece in tensor_map.transforms:
         if isinstance(piece, Copy | Split):
-            x = x.unsqueeze(0) if isinstance(piece, Copy) and piece.inserts else x
+            x = x.unsqueeze(0) if isinstance(piece, Copy) and piece.inserts_dim else x
             x = piece.channels.select(x, piece.dim)
-        elif isinstance(piece, Cut):
+        elif isinstance(piece, SplitIntoExperts):
             parts = (piece.channels.old_size, -1)
             x = piece.channels.select(x.unflatten(piece.dim, parts).movedim(piece.dim, 0), 0)
         elif isinstance(piece, Fill):
             x = x.index_fill(piece.dim, piece.channels.is_filler.nonzero().squeeze(1), torch.nan)
-        elif isinstance(piece, FillWhole):
+        elif isinstance(piece, NewTensor):
             x = torch.full(piece.shape, torch.nan)
-    factors = growth_map.factors()[name]
+    factors = growth_map.scale_factors()[name]
     factor = torch.ones(())
     for f in factors:
         factor = factor.unsqueeze(-1) * f.weight.float()
@@ -126,7 +126,7 @@ def draw_experts() -> None:
 
 def draw_multiplied() -> None:
     """Experts and their router's rows, twice."""
-    mixture = plan_growth(DENSE, [Upcycle(num_experts=3)]).new_config
+    mixture = build_growth_map(DENSE, [Upcycle(num_experts=3)]).new_config
     figure, axes = plt.subplots(1, 9, figsize=(11, 2.4))
     stack, _ = colours_and_factors(mixture, [MultiplyExperts(2)], EXPERTS)
     top = float(stack.max())
@@ -143,7 +143,7 @@ def draw_deepen() -> None:
     figure, axes = plt.subplots(1, 4, figsize=(8, 4))
     draw_blocks(axes[0], list(range(4)), ["kept"] * 4, "4 blocks")
     for place, placement in zip(axes[1:], ("append", "stack", "interleave"), strict=True):
-        blocks = plan_growth(DENSE, [Deepen(extra_layers=3, placement=placement)]).blocks
+        blocks = build_growth_map(DENSE, [Deepen(extra_layers=3, placement=placement)]).blocks
         kinds = [block.kind for block in blocks]
         draw_blocks(place, [block.source for block in blocks], kinds, placement)
     save(figure, "deepen")

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from growlm.growth import Deepen, Operator, Upcycle, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.keyed_rng import generator_for, normal
-from growlm.verification import Comparison
+from growlm.model.keyed_rng import keyed_generator, keyed_normal
+from growlm.verification import ModelComparison
 
 DEFAULT = ModelConfig(
     vocab_size=1024, d_model=128, n_layers=4, n_heads=8, n_kv_heads=8, head_dim=16, d_ff=512
@@ -63,15 +63,15 @@ def models(experts: bool, dtype: torch.dtype) -> Iterable[TransformerLM]:
             model = TransformerLM(config)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    parameter += 0.02 * normal(tuple(parameter.shape), "moved", name)
+                    parameter += 0.02 * keyed_normal(tuple(parameter.shape), "moved", name)
             yield model.to(dtype)
 
 
 def difference(operators: list[Operator], model: TransformerLM) -> tuple[float, float]:
     """Largest difference of logits, and the change of loss, on a random probe."""
-    probe = torch.randint(1024, (4, 64), generator=generator_for("probe"))
-    comparison = Comparison(model, grow(model, operators), probe)
-    return comparison.max_logit_difference, comparison.new.loss - comparison.old.loss
+    probe = torch.randint(1024, (4, 64), generator=keyed_generator("probe"))
+    comparison = ModelComparison(model, grow(model, operators), probe)
+    return comparison.max_logit_difference, comparison.new_trace.loss - comparison.old_trace.loss
 
 
 def main() -> None:

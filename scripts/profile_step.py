@@ -52,11 +52,11 @@ class Without:
             case "memory":  # the system takes freed memory back
                 side = replace(side, keeps=False)
             case "attention":  # torch's fused kernel for every length
-                causal_attention.LONGEST_BY_PRODUCTS = 0
+                causal_attention.MAX_MATMUL_ATTENTION_LENGTH = 0
             case "loss":  # smaller chunks, each through the softmax at once, rows not aligned
-                loss.CHUNK_BYTES, loss.BLOCK_BYTES, loss.PADDING = 32 * 2**20, 2**40, 1
+                loss.CHUNK_BYTES, loss.BLOCK_BYTES, loss.LOGITS_ROW_ALIGNMENT = 32 * 2**20, 2**40, 1
             case "rows":  # as many rows for each expert as it has tokens
-                experts.CPU_ROWS = 1
+                experts.CPU_MAX_ROW_MULTIPLE = 1
         return training_step(side)
 
 

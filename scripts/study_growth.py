@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.exit_codes import exit_code_of
-from growlm.runtime.optional_packages import exit_without
-from growlm.storage.atomic_files import write_whole
-from growlm.storage.locks import LockedError, take_lock
+from growlm.runtime.exit_codes import run_and_get_exit_code
+from growlm.runtime.optional_packages import require_package
+from growlm.storage.atomic_files import atomic_write_text
+from growlm.storage.locks import LockedError, acquire_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "growth_pays"
@@ -56,7 +56,7 @@ SETTLED = (
 def main() -> int:
     """Train what is missing, then write tables and plots."""
     arguments = _arguments()
-    exit_without("matplotlib", "'growlm[docs]'")  # rather now than when all is trained
+    require_package("matplotlib", "'growlm[docs]'")  # rather now than when all is trained
     axes = _axes(arguments.only)
     out = arguments.out
     _check_overrides(arguments.overrides)
@@ -65,7 +65,7 @@ def main() -> int:
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take_lock(out / ".lock")
+        lock = acquire_lock(out / ".lock")
     except LockedError as error:
         raise UserError("--out", out, f"{error.owner} is at it") from error
     with lock:
@@ -126,7 +126,7 @@ def _show(findings: Findings, out: Path, page: Path | None, console: Console) ->
     tables = all_tables(findings)
     if page is None:
         page = out / "tables.md"
-        write_whole(page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in tables))
+        atomic_write_text(page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in tables))
     fill_page(page, tables)
     for name in ("headline", "savings"):
         console.print(Markdown(tables[name]))
@@ -243,4 +243,4 @@ def _end(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _end)
-    sys.exit(exit_code_of(main))
+    sys.exit(run_and_get_exit_code(main))

@@ -21,13 +21,13 @@ from rich.table import Table
 
 from growlm.checkpoint import load_model
 from growlm.config import load_config
-from growlm.config.schema import GrowSpec
+from growlm.config.schema import OperatorConfig
 from growlm.growth import Widen
 from growlm.growth.channel_map import ChannelMap
 from growlm.model import TransformerLM
 from growlm.model.axes import Role, axes_table
 from growlm.training import run_plan
-from growlm.verification import infer_growth
+from growlm.verification import infer_growth_from_configs
 
 STEPS = 100
 ARMS: dict[str, tuple[Widen, str]] = {
@@ -49,7 +49,7 @@ def run_arm(widen: Widen, mode: str, folder: Path) -> dict[str, float]:
     wide = replace(
         dense,
         optimizer_state=mode,
-        grow=[GrowSpec(widen=replace(widen, scale_factor=2))],
+        grow=[OperatorConfig(widen=replace(widen, scale_factor=2))],
         save_initial_as="initial",
         save_as="final",
     )
@@ -58,7 +58,7 @@ def run_arm(widen: Widen, mode: str, folder: Path) -> dict[str, float]:
     models = {
         n: load_model(folder / "checkpoints" / n)[0] for n in ("dense_model", "initial", "final")
     }
-    axes = infer_growth(models["dense_model"].config, models["final"].config).axes
+    axes = infer_growth_from_configs(models["dense_model"].config, models["final"].config).axes
     figures = {"val_loss": result.summary.phases[-1].val_loss}
     for axis in ("hidden", "query_heads"):
         for name in ("initial", "final"):
@@ -72,7 +72,7 @@ def similarity(model: TransformerLM, axis: str, axes: Mapping[str, ChannelMap]) 
     Columns are summed over the copies they read: what the row makes of the old channels, noise cancelled.
     """
     cosines = []
-    twins, residual = axes[axis].twins, axes["residual"]
+    twins, residual = axes[axis].duplicate_pairs, axes["residual"]
     table = axes_table(model)
     for name, weight in model.named_parameters():
         label = table[name].label

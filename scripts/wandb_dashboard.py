@@ -23,27 +23,27 @@ from wandb.errors import Error
 
 from growlm.reporting.loggers.metric_names import (
     BOUNDARY_TABLE,
-    LOSS_BY_PHASE,
-    ON_LOSS_CURVE,
+    GROWTH_ON_LOSS_CURVE_PREFIX,
+    LOSS_BY_PHASE_PREFIX,
     SAMPLE_TABLE,
-    STEP,
-    layer_name,
+    STEP_METRIC,
+    expert_load_metric_name,
 )
-from growlm.reporting.loggers.wandb_login import has_login
-from growlm.runtime.optional_packages import exit_without
-from growlm.storage.input_files import read_yaml, wrong_content
-from growlm.storage.typed_values import typed
+from growlm.reporting.loggers.wandb_login import has_wandb_login
+from growlm.runtime.optional_packages import require_package
+from growlm.storage.input_files import read_yaml, translate_content_errors
+from growlm.storage.typed_values import parse_as
 
 try:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 except ModuleNotFoundError:
-    exit_without("wandb_workspaces", "'growlm[dashboard]'")
+    require_package("wandb_workspaces", "'growlm[dashboard]'")
     raise
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of phases, in order: apart from each other also for the colour-blind."""
-GROWTHS = f"{ON_LOSS_CURVE}.*"
+GROWTHS = f"{GROWTH_ON_LOSS_CURVE_PREFIX}.*"
 LOSS_AND_GROWTHS = f"^(train/loss|{GROWTHS})$"
 
 
@@ -54,7 +54,7 @@ class Lines:
     title: str
     y: str
     """A metric, or if it begins with ^ a regular expression for several."""
-    x: str = STEP
+    x: str = STEP_METRIC
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ Panel = Lines | LastTable
 
 SECTIONS: dict[str, list[Panel]] = {
     "Boundaries": [
-        Lines("Loss, a colour for each phase", f"^({LOSS_BY_PHASE}.*|{GROWTHS})$"),
+        Lines("Loss, a colour for each phase", f"^({LOSS_BY_PHASE_PREFIX}.*|{GROWTHS})$"),
         Lines("Loss and growths, a colour for each run", LOSS_AND_GROWTHS),
         Lines("Validation loss", "val/loss"),
         Lines("Phase", "phase/index"),
@@ -82,7 +82,7 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("Loss over seconds", LOSS_AND_GROWTHS, "progress/time_s"),
     ],
     "Routers": [
-        Lines("Load of the first layer, a bin for each expert", layer_name(0)),
+        Lines("Load of the first layer, a bin for each expert", expert_load_metric_name(0)),
         Lines("Evenness of the load", "moe/load_entropy"),
         Lines("Largest load", "moe/max_load"),
         Lines("Dead experts", "moe/dead_experts"),
@@ -110,21 +110,21 @@ class Run:
             raise ValueError(f"{folder} is not the folder of a run with logger=wandb")
         kind = dict[str, Any]
         config, _ = read_yaml(folder / "config.yaml", "run", folder, kind)
-        with wrong_content(folder / "config.yaml", "run"):
-            phases = typed(kind, config.get("phases"), "phases")
+        with translate_content_errors(folder / "config.yaml", "run"):
+            phases = parse_as(kind, config.get("phases"), "phases")
         return Run(files[0].stem.removeprefix("run-"), list(phases))
 
     def colours(self) -> dict[str, str]:
         """A colour for each phase's line."""
         return {
-            f"{self.wandb_id}:{LOSS_BY_PHASE}{phase}": colour
+            f"{self.wandb_id}:{LOSS_BY_PHASE_PREFIX}{phase}": colour
             for phase, colour in zip(self.phases, cycle(COLOURS), strict=False)
         }
 
     def marks(self) -> dict[str, str]:
         """Points for the growths."""
         return {
-            f"{self.wandb_id}:{ON_LOSS_CURVE}{before}-{after}": "points"
+            f"{self.wandb_id}:{GROWTH_ON_LOSS_CURVE_PREFIX}{before}-{after}": "points"
             for before, after in pairwise(self.phases)
         }
 
@@ -150,7 +150,7 @@ def main() -> int:
         made = workspace("nobody", arguments.project, runs)
         print(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
         return 0
-    if not has_login():
+    if not has_wandb_login():
         print("Not logged in to W&B: `wandb login` first, or see --dry-run", file=sys.stderr)
         return 2
     try:
@@ -172,7 +172,7 @@ def workspace(entity: str, project: str, runs: Sequence[Run]) -> workspaces.Work
             workspaces.Section(name=name, panels=[as_panel(p, runs) for p in panels], is_open=True)
             for name, panels in SECTIONS.items()
         ],
-        settings=workspaces.WorkspaceSettings(x_axis=STEP),
+        settings=workspaces.WorkspaceSettings(x_axis=STEP_METRIC),
         auto_generate_panels=True,
     )
 

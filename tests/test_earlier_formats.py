@@ -19,12 +19,12 @@ from growlm import convert, evaluate, generate, report, verify
 from growlm import grow as grow_command
 from growlm.checkpoint import load_model
 from growlm.config import load_config
-from growlm.config.load import typed_config
+from growlm.config.load import to_run_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
-from growlm.training.resume.resume_from import saved_config
+from growlm.training.resume.resume_from import load_saved_config
 
 FIXTURES = Path(__file__).with_name("fixtures") / "format_1"
 MADE = json.loads((FIXTURES / "made.json").read_text())
@@ -182,10 +182,10 @@ def test_finished_and_stopped_runs_are_reported(fixture, run, tmp_path):
 def test_kept_phases_are_used_or_missed(is_used, fixture, tmp_path, monkeypatch):
     """Keys cover growlm's code, so that a later version misses what was kept; given the keys, it uses it."""
     (job,) = FIXTURES.glob("sweep/0_*")
-    config, cache = saved_config(job), fixture("phase_cache")
+    config, cache = load_saved_config(job), fixture("phase_cache")
     keys = json.loads((job / "resume" / "phase_keys.json").read_text())["keys"]
     if is_used:
-        monkeypatch.setattr(training_run, "phase_keys", lambda *_: keys)
+        monkeypatch.setattr(training_run, "compute_phase_cache_keys", lambda *_: keys)
     summary = run_plan(
         replace(config, run_dir=str(tmp_path), reuse=replace(config.reuse, folder=str(cache)))
     ).summary
@@ -204,6 +204,6 @@ def test_configs_are_read(path):
     merged = OmegaConf.merge(schema, OmegaConf.load(path))
     if path.stem == "grow_pretrained":
         merged.model.path = str(FIXTURES / merged.model.path)
-    config = typed_config(merged)
+    config = to_run_config(merged)
     plan = make_plan(config, tokenizer_vocab_size=257)
     assert [phase.name for phase in plan.phases] == list(OmegaConf.load(path).phases)

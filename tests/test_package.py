@@ -93,7 +93,7 @@ def readme_commands():
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_training_command_of_the_readme_plans(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_model(TransformerLM(load_config().model.shape(257)), tmp_path / "my_llama", {})
+    save_model(TransformerLM(load_config().model.to_model_config(257)), tmp_path / "my_llama", {})
     arguments = command.partition("-m growlm.train")[2].split()
     overrides = []
     for argument in arguments:

@@ -1,5 +1,13 @@
 """A model on disk: safetensors and a plain JSON record, nothing that can run code."""
 
-from growlm.checkpoint.checkpoint_folder import load_model, load_states, save_model
+from growlm.checkpoint.checkpoint_folder import load_model, read_optimizer_states, save_model
+from growlm.deprecation import renamed_attributes
 
-__all__ = ["load_model", "load_states", "save_model"]
+__all__ = ["load_model", "read_optimizer_states", "save_model"]
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "load_states": "read_optimizer_states",
+    },
+)

@@ -17,43 +17,43 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from growlm.checkpoint.consolidated import write_gathered
+from growlm.checkpoint.consolidated import write_consolidated
 from growlm.checkpoint.safetensors_io import (
-    INDEX,
+    INDEX_SUFFIX,
     TensorFiles,
     TensorSource,
-    flush,
+    fsync_path,
 )
-from growlm.checkpoint.sidecar_files import copy_files
-from growlm.checkpoint.weight_validation import check_weights
-from growlm.distributed.process_group import World
-from growlm.growth.optimizer_state import State
+from growlm.checkpoint.sidecar_files import copy_sidecar_files
+from growlm.checkpoint.weight_validation import build_meta_model
+from growlm.distributed.process_group import DistributedContext
+from growlm.growth.optimizer_state import ParameterState
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import DiskError, UserError
-from growlm.runtime.field_limits import check_types
-from growlm.storage.input_files import exists, read_json
+from growlm.runtime.field_limits import check_field_types
+from growlm.storage.input_files import lexists, read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, write_manifest
-from growlm.storage.locks import lock_new
-from growlm.storage.typed_values import typed
+from growlm.storage.locks import lock_for_creation
+from growlm.storage.typed_values import parse_as
 
-FORMAT = "growlm/1"
+CHECKPOINT_FORMAT = "growlm/1"
 CONFIG_NAME = "config.json"
-WEIGHTS = "model"
-OPTIMIZER = "optimizer"
+WEIGHTS_STEM = "model"
+OPTIMIZER_STEM = "optimizer"
 
 
-class GrownFrom(TypedDict):
+class GrowthRecord(TypedDict):
     """How a checkpoint that was grown on disk came from another."""
 
     operators: list[dict[str, dict[str, Any]]]
 
 
-class Record(TypedDict):
+class CheckpointRecord(TypedDict):
     """What `config.json` says besides `format` and `model`, as far as anything is read of it."""
 
     tokenizer: NotRequired[str]
-    grown_from: NotRequired[GrownFrom]
+    grown_from: NotRequired[GrowthRecord]
     huggingface: NotRequired[dict[str, Any]]
 
 
@@ -61,10 +61,10 @@ def save_model(
     model: TransformerLM,
     folder: Path,
     record: dict[str, Any],
-    states: Mapping[str, State] | None = None,
-    files: Iterable[Path] = (),
-    world: World | None = None,
-    makes_parents: bool = True,
+    states: Mapping[str, ParameterState] | None = None,
+    sidecar_files: Iterable[Path] = (),
+    dist_context: DistributedContext | None = None,
+    create_parents: bool = True,
 ) -> None:
     """Write a model.
 
@@ -84,35 +84,37 @@ def save_model(
         DiskError: If it cannot be written; nothing is left behind.
         EndedElsewhereError: In the other processes, if the first one cannot write it.
     """
-    world = world or World()
-    with new_folder(folder, world, makes_parents) as (partial, digests):
-        digests |= write_gathered(partial, WEIGHTS, dict(model.state_dict()), world)
+    dist_context = dist_context or DistributedContext()
+    with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
+        digests |= write_consolidated(partial, WEIGHTS_STEM, dict(model.state_dict()), dist_context)
         if states is not None:
-            digests |= write_gathered(partial, OPTIMIZER, flat_states(states), world)
+            digests |= write_consolidated(
+                partial, OPTIMIZER_STEM, flatten_states(states), dist_context
+            )
 
         def write_rest() -> None:
-            copy_files(files, partial)
+            copy_sidecar_files(sidecar_files, partial)
             write_config(partial, model.config, record)
 
-        world.first(write_rest)
+        dist_context.run_on_rank0(write_rest)
 
 
-def other_files(folder: Path) -> list[Path]:
+def list_sidecar_files(folder: Path) -> list[Path]:
     """What a checkpoint has beside model, optimizer and manifest: its tokenizer."""
     ours = (CONFIG_NAME, MANIFEST)
-    tensors = (".safetensors", INDEX)
+    tensors = (".safetensors", INDEX_SUFFIX)
     found = (path for path in sorted(folder.iterdir()) if path.is_file())
     return [p for p in found if p.name not in ours and not p.name.endswith(tensors)]
 
 
-def flat_states(states: Mapping[str, State]) -> dict[str, Tensor]:
+def flatten_states(states: Mapping[str, ParameterState]) -> dict[str, Tensor]:
     """The optimizer's state as it is named in files: `parameter.entry`."""
     return {f"{name}.{entry}": t for name, state in states.items() for entry, t in state.items()}
 
 
 @contextmanager
-def new_folder(
-    folder: Path, world: World | None = None, makes_parents: bool = True
+def atomic_folder(
+    folder: Path, dist_context: DistributedContext | None = None, create_parents: bool = True
 ) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
 
@@ -130,29 +132,31 @@ def new_folder(
         LockedError: If another process writes a folder of this name.
         DiskError: If something cannot be written.
     """
-    world = world or World()
+    dist_context = dist_context or DistributedContext()
     partial = folder.with_name(f".{folder.name}.partial")
     digests: dict[str, str] = {}
     with ExitStack() as stack:
-        world.first(lambda: stack.enter_context(_reserved(folder, partial, makes_parents)))
+        dist_context.run_on_rank0(
+            lambda: stack.enter_context(_partial_folder(folder, partial, create_parents))
+        )
         yield partial, digests
-        world.first(lambda: _end(folder, partial, digests))
+        dist_context.run_on_rank0(lambda: _commit_folder(folder, partial, digests))
 
 
-class _TakenError(FileExistsError):
+class _FolderExistsError(FileExistsError):
     """A folder of this name exists."""
 
 
 @contextmanager
-def _reserved(folder: Path, partial: Path, makes_parents: bool) -> Iterator[None]:
+def _partial_folder(folder: Path, partial: Path, create_parents: bool) -> Iterator[None]:
     """Make the partial folder, for this process alone; leave nothing of it behind if the block fails."""
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        if makes_parents:
+        if create_parents:
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock_new(folder), _vanishing(partial):
+        with lock_for_creation(folder), _removed_on_failure(partial):
             if folder.exists():
-                raise _TakenError(folder)
+                raise _FolderExistsError(folder)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             yield
@@ -160,13 +164,13 @@ def _reserved(folder: Path, partial: Path, makes_parents: bool) -> Iterator[None
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, _TakenError):
+        if isinstance(error, OSError) and not isinstance(error, _FolderExistsError):
             raise DiskError(folder, error) from error
         raise
 
 
 @contextmanager
-def _vanishing(partial: Path) -> Iterator[None]:
+def _removed_on_failure(partial: Path) -> Iterator[None]:
     """Remove the folder if the block fails."""
     try:
         yield
@@ -175,17 +179,17 @@ def _vanishing(partial: Path) -> Iterator[None]:
         raise
 
 
-def _end(folder: Path, partial: Path, digests: dict[str, str]) -> None:
+def _commit_folder(folder: Path, partial: Path, digests: dict[str, str]) -> None:
     write_manifest(partial, digests)
     for path in partial.iterdir():
-        flush(path)
+        fsync_path(path)
     partial.rename(folder)
-    flush(folder.parent)
+    fsync_path(folder.parent)
 
 
 def write_config(folder: Path, config: ModelConfig, record: Mapping[str, Any]) -> None:
     """Write `config.json`, which makes the folder a checkpoint."""
-    content = {"format": FORMAT, "model": dataclasses.asdict(config), **record}
+    content = {"format": CHECKPOINT_FORMAT, "model": dataclasses.asdict(config), **record}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -200,23 +204,23 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
         UserError: If the folder is no checkpoint of ours.
     """
     path = folder / CONFIG_NAME
-    if not exists(path):
-        raise UserError(key, folder, _why_no_checkpoint(folder))
-    if exists(folder / MANIFEST):
+    if not lexists(path):
+        raise UserError(key, folder, _explain_missing_checkpoint(folder))
+    if lexists(folder / MANIFEST):
         check_manifest(folder, key, [CONFIG_NAME])
-    record = read_json(path, key, folder, Record)
-    if record.pop("format", None) != FORMAT:
-        raise UserError(key, folder, f"{CONFIG_NAME} is not of format {FORMAT}")
+    record = read_json(path, key, folder, CheckpointRecord)
+    if record.pop("format", None) != CHECKPOINT_FORMAT:
+        raise UserError(key, folder, f"{CONFIG_NAME} is not of format {CHECKPOINT_FORMAT}")
     try:
-        config = typed(ModelConfig, record.pop("model", None), "model")
-        check_types(config)
+        config = parse_as(ModelConfig, record.pop("model", None), "model")
+        check_field_types(config)
         config.validate()
     except ValueError as error:
         raise UserError(key, folder, f"{CONFIG_NAME} describes no model: {error}") from error
     return config, record
 
 
-def _why_no_checkpoint(folder: Path) -> str:
+def _explain_missing_checkpoint(folder: Path) -> str:
     if not folder.is_dir():
         return "there is no such folder"
     names = sorted(path.parent.name for path in folder.glob(f"checkpoints/*/{CONFIG_NAME}"))
@@ -236,12 +240,12 @@ def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, di
         UserError: If the folder is no checkpoint of ours, or weights and config do not agree.
     """
     config, record = read_config(folder, key)
-    return read_model(config, TensorFiles(folder, WEIGHTS, key)), record
+    return read_model(config, TensorFiles(folder, WEIGHTS_STEM, key)), record
 
 
 def read_model(
     config: ModelConfig,
-    files: TensorSource,
+    source: TensorSource,
     in_memory: bool = False,
     dtype: torch.dtype | None = None,
 ) -> TransformerLM:
@@ -256,10 +260,10 @@ def read_model(
     Raises:
         UserError: If weights and config do not agree.
     """
-    model = check_weights(config, files)
+    model = build_meta_model(config, source)
     weights = {}
-    for name in files.names:
-        tensor = files.read(name)
+    for name in source.names:
+        tensor = source.read(name)
         if dtype is not None:
             tensor = tensor.to(dtype, copy=in_memory)
         elif in_memory:
@@ -269,17 +273,17 @@ def read_model(
     return model
 
 
-def load_states(folder: Path) -> dict[str, State]:
+def read_optimizer_states(folder: Path) -> dict[str, ParameterState]:
     """The optimizer's state by parameter name; empty if it was not kept."""
-    if not TensorFiles.exist(folder, OPTIMIZER):
+    if not TensorFiles.exist(folder, OPTIMIZER_STEM):
         return {}
-    files = TensorFiles(folder, OPTIMIZER)
-    return states_from({name: files.read(name) for name in files.names})
+    files = TensorFiles(folder, OPTIMIZER_STEM)
+    return unflatten_states({name: files.read(name) for name in files.names})
 
 
-def states_from(tensors: Mapping[str, Tensor]) -> dict[str, State]:
+def unflatten_states(tensors: Mapping[str, Tensor]) -> dict[str, ParameterState]:
     """The optimizer's state by parameter name, of tensors as they are named in files."""
-    states: dict[str, State] = {}
+    states: dict[str, ParameterState] = {}
     for full_name, tensor in tensors.items():
         name, _, entry = full_name.rpartition(".")
         states.setdefault(name, {})[entry] = tensor

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from growlm.checkpoint.safetensors_io import Entry, write_tensors
-from growlm.distributed.process_group import World
-from growlm.distributed.sharded_tasks import whole_in_first
+from growlm.checkpoint.safetensors_io import TensorInfo, write_tensors
+from growlm.distributed.process_group import DistributedContext
+from growlm.distributed.sharded_tasks import gather_to_rank0
 
 
-def write_gathered(
-    folder: Path, stem: str, tensors: Mapping[str, Tensor], world: World
+def write_consolidated(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
     """`write_tensors` for tensors that are there already, sharded or not; the files are the same to the bit.
 
@@ -33,8 +33,8 @@ def write_gathered(
         DiskError: In the first process, if a file cannot be written.
         EndedElsewhereError: In the others, then.
     """
-    entries = [Entry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
-    gathered = (whole_in_first(tensor) for tensor in tensors.values())
+    entries = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    gathered = (gather_to_rank0(tensor) for tensor in tensors.values())
 
     def make(name: str) -> Tensor:
         tensor = next(gathered)
@@ -47,9 +47,9 @@ def write_gathered(
         finally:
             _exhaust(gathered)  # also where writing failed: the others wait in every gathering
 
-    if not world.is_first:
+    if not dist_context.is_rank0:
         _exhaust(gathered)
-    return world.first(write)
+    return dist_context.run_on_rank0(write)
 
 
 def _exhaust(gathered: Iterator[Tensor | None]) -> None:

@@ -37,19 +37,19 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.distributed.device_mesh import DeviceMesh
 from torch.futures import Future
 
-from growlm.checkpoint.safetensors_io import Entry, TensorSource, flush, write_file
-from growlm.checkpoint.shard_format import notes_on, part_name
-from growlm.checkpoint.weight_validation import check_weights
-from growlm.distributed.dtensors import device_of, divided, rows_of
-from growlm.distributed.process_group import World
+from growlm.checkpoint.safetensors_io import TensorInfo, TensorSource, fsync_path, write_safetensors
+from growlm.checkpoint.shard_format import make_shard_metadata, rank_shard_name
+from growlm.checkpoint.weight_validation import build_meta_model
+from growlm.distributed.dtensors import from_local, get_mesh_device, get_shard_rows
+from growlm.distributed.process_group import DistributedContext
 from growlm.model.config import ModelConfig
-from growlm.model.fsdp import shard
+from growlm.model.fsdp import apply_fsdp
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import RunError
 
 
-def write_parts(
-    folder: Path, stem: str, tensors: Mapping[str, Tensor], world: World
+def write_rank_shards(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
     """Write tensors, every process its own rows; all must ask for it. No row goes to another process.
 
@@ -66,20 +66,22 @@ def write_parts(
         DiskError: If this process cannot write.
         EndedElsewhereError: If another one cannot.
     """
-    writer = PartWriter(folder, stem, world)
+    writer = RankShardWriter(folder, stem, dist_context)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.distributed is disabled.*")
         checkpoint.save(
             dict(tensors),
             storage_writer=writer,
             planner=DefaultSavePlanner(flatten_state_dict=False),
-            no_dist=world.size == 1,
+            no_dist=dist_context.world_size == 1,
         )
-    name = part_name(stem, world.rank, world.size)
-    return dict(world.gather((name, world.together(writer.outcome))))
+    name = rank_shard_name(stem, dist_context.rank, dist_context.world_size)
+    return dict(dist_context.all_gather((name, dist_context.all_or_raise(writer.result))))
 
 
-def fill(tensors: Mapping[str, Tensor], source: TensorSource, world: World) -> None:
+def load_into(
+    tensors: Mapping[str, Tensor], source: TensorSource, dist_context: DistributedContext
+) -> None:
     """Read tensors into memory that is there; all processes must ask for it, each reads what it holds.
 
     Args:
@@ -91,23 +93,23 @@ def fill(tensors: Mapping[str, Tensor], source: TensorSource, world: World) -> N
         UserError: If this process cannot read.
         EndedElsewhereError: If another one cannot.
     """
-    reader = RowReader(source)
+    reader = TensorSourceReader(source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.distributed is disabled.*")
         checkpoint.load(
             dict(tensors),
             storage_reader=reader,
             planner=DefaultLoadPlanner(flatten_state_dict=False),
-            no_dist=world.size == 1,
+            no_dist=dist_context.world_size == 1,
         )
-    world.together(reader.outcome)
+    dist_context.all_or_raise(reader.result)
 
 
-def read_own_rows(
+def read_sharded_tensors(
     source: TensorSource,
     mesh: DeviceMesh,
-    world: World,
-    undivided: Collection[str] = (),
+    dist_context: DistributedContext,
+    replicated: Collection[str] = (),
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of a source as FSDP2 holds them: sharded by rows; those without rows whole.
@@ -125,22 +127,22 @@ def read_own_rows(
     """
     tensors: dict[str, Tensor] = {}
     for name in source.names:
-        entry = source.entry(name)
+        entry = source.info(name)
         kept = dtype if dtype is not None and entry.shape else entry.dtype
-        if entry.shape and name not in undivided:
-            tensors[name] = _own_rows(entry.shape, kept, mesh)
+        if entry.shape and name not in replicated:
+            tensors[name] = _empty_sharded(entry.shape, kept, mesh)
         else:
-            device = device_of(mesh) if entry.shape else "cpu"
+            device = get_mesh_device(mesh) if entry.shape else "cpu"
             tensors[name] = torch.empty(entry.shape, dtype=kept, device=device)
-    fill(tensors, source, world)
+    load_into(tensors, source, dist_context)
     return tensors
 
 
-def read_own_model(
+def read_sharded_model(
     config: ModelConfig,
     source: TensorSource,
     mesh: DeviceMesh,
-    world: World,
+    dist_context: DistributedContext,
     dtype: torch.dtype | None = None,
 ) -> TransformerLM:
     """A model of this config with these weights, divided by FSDP2; no process ever has more than its own rows.
@@ -156,20 +158,22 @@ def read_own_model(
         UserError: If weights and config do not agree.
         EndedElsewhereError: If another process cannot read.
     """
-    model = check_weights(config, source)
+    model = build_meta_model(config, source)
     buffers = [name for name, _ in model.named_buffers()]
-    shard(model, mesh)
-    model.load_state_dict(read_own_rows(source, mesh, world, buffers, dtype), assign=True)
+    apply_fsdp(model, mesh)
+    model.load_state_dict(
+        read_sharded_tensors(source, mesh, dist_context, buffers, dtype), assign=True
+    )
     return model
 
 
-def _own_rows(shape: tuple[int, ...], dtype: torch.dtype, mesh: DeviceMesh) -> Tensor:
-    rows = rows_of(shape[0], mesh.get_local_rank(), mesh.size())
+def _empty_sharded(shape: tuple[int, ...], dtype: torch.dtype, mesh: DeviceMesh) -> Tensor:
+    rows = get_shard_rows(shape[0], mesh.get_local_rank(), mesh.size())
     own = (rows.stop - rows.start, *shape[1:])
-    return divided(torch.empty(own, dtype=dtype, device=device_of(mesh)), shape, mesh)
+    return from_local(torch.empty(own, dtype=dtype, device=get_mesh_device(mesh)), shape, mesh)
 
 
-class _Told:
+class _DeferredError:
     """What went wrong in this process, told when all are done: none waits for one that has left."""
 
     error: BaseException | None = None
@@ -180,12 +184,12 @@ class _Told:
         except BaseException as error:
             self.error = error
 
-    def _check(self) -> None:
+    def _raise_deferred(self) -> None:
         if self.error is not None:
             raise self.error
 
 
-class PartWriter(StorageWriter, _Told):
+class RankShardWriter(StorageWriter, _DeferredError):
     """Writes this process's items into one file, tensor by tensor.
 
     Args:
@@ -194,17 +198,20 @@ class PartWriter(StorageWriter, _Told):
         world: All processes.
     """
 
-    def __init__(self, folder: Path, stem: str, world: World) -> None:
-        self.folder, self.path = folder, folder / part_name(stem, world.rank, world.size)
+    def __init__(self, folder: Path, stem: str, dist_context: DistributedContext) -> None:
+        self.folder, self.path = (
+            folder,
+            folder / rank_shard_name(stem, dist_context.rank, dist_context.world_size),
+        )
         self.digest = ""
 
-    def outcome(self) -> str:
+    def result(self) -> str:
         """The file's SHA-256.
 
         Raises:
             DiskError: If it could not be written.
         """
-        self._check()
+        self._raise_deferred()
         return self.digest
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -215,7 +222,7 @@ class PartWriter(StorageWriter, _Told):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """All but the rows that are none."""
-        return replace(plan, items=[item for item in plan.items if not _is_void(item)])
+        return replace(plan, items=[item for item in plan.items if not _is_empty_shard(item)])
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """As they are."""
@@ -224,7 +231,7 @@ class PartWriter(StorageWriter, _Told):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write, also where there is nothing to write: so all files are there."""
         self._attempt(lambda: self._write(plan, planner))
-        return _done([WriteResult(item.index, 0, None) for item in plan.items])
+        return _completed_future([WriteResult(item.index, 0, None) for item in plan.items])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Nothing: every file says what is in it."""
@@ -246,18 +253,20 @@ class PartWriter(StorageWriter, _Told):
             assert item.tensor_data is not None
             chunk = item.tensor_data.chunk
             places[name] = list(chunk.offsets)
-            entries.append(Entry(name, item.tensor_data.properties.dtype, tuple(chunk.sizes)))
+            entries.append(TensorInfo(name, item.tensor_data.properties.dtype, tuple(chunk.sizes)))
 
         def make(name: str) -> Tensor:
             tensor = planner.resolve_data(items[name])
             assert isinstance(tensor, Tensor)
             return tensor
 
-        self.digest = write_file(self.path, entries, make, notes=notes_on(places))
-        flush(self.path)
+        self.digest = write_safetensors(
+            self.path, entries, make, metadata=make_shard_metadata(places)
+        )
+        fsync_path(self.path)
 
 
-class RowReader(StorageReader, _Told):
+class TensorSourceReader(StorageReader, _DeferredError):
     """Reads rows of any source, each when it is asked for.
 
     Args:
@@ -267,9 +276,9 @@ class RowReader(StorageReader, _Told):
     def __init__(self, source: TensorSource) -> None:
         self.source = source
 
-    def outcome(self) -> None:
+    def result(self) -> None:
         """Raise what went wrong, if anything did."""
-        self._check()
+        self._raise_deferred()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing: a reader reads once."""
@@ -277,7 +286,7 @@ class RowReader(StorageReader, _Told):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Every tensor as one piece: the source finds the files of its rows."""
         return Metadata(
-            {name: _as_one_piece(self.source.entry(name)) for name in self.source.names}
+            {name: _single_chunk_metadata(self.source.info(name)) for name in self.source.names}
         )
 
     def set_up_storage_reader(
@@ -299,7 +308,7 @@ class RowReader(StorageReader, _Told):
             self._attempt(lambda item=item: self._read(item, planner))  # type: ignore[misc]
             if self.error is not None:
                 break
-        return _done(None)
+        return _completed_future(None)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -319,19 +328,19 @@ class RowReader(StorageReader, _Told):
         planner.commit_tensor(item, target)
 
 
-def _is_void(item: WriteItem) -> bool:
+def _is_empty_shard(item: WriteItem) -> bool:
     """Whether a process holds no row of a tensor that has some."""
     assert item.tensor_data is not None
     return not math.prod(item.tensor_data.chunk.sizes) and bool(math.prod(item.tensor_data.size))
 
 
-def _as_one_piece(entry: Entry) -> TensorStorageMetadata:
+def _single_chunk_metadata(entry: TensorInfo) -> TensorStorageMetadata:
     size = torch.Size(entry.shape)
     chunk = ChunkStorageMetadata(torch.Size([0] * len(size)), size)
     return TensorStorageMetadata(TensorProperties(dtype=entry.dtype), size, [chunk])
 
 
-def _done(value: Any) -> Future[Any]:
+def _completed_future(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
     return future

@@ -12,27 +12,32 @@ import torch
 from torch import Tensor
 
 from growlm.checkpoint.checkpoint_folder import (
-    OPTIMIZER,
-    WEIGHTS,
-    new_folder,
-    other_files,
+    OPTIMIZER_STEM,
+    WEIGHTS_STEM,
+    atomic_folder,
+    list_sidecar_files,
     read_config,
     write_config,
 )
-from growlm.checkpoint.optimizer_files import checked_states
-from growlm.checkpoint.safetensors_io import Entry, TensorFiles, write_tensors
-from growlm.checkpoint.sidecar_files import check_links, copy_files
-from growlm.checkpoint.weight_validation import check_shapes
-from growlm.growth.api import Operator, plan_growth
-from growlm.growth.eight_bit_moments import scale_of
+from growlm.checkpoint.optimizer_files import read_state_infos
+from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, write_tensors
+from growlm.checkpoint.sidecar_files import check_sidecar_files, copy_sidecar_files
+from growlm.checkpoint.weight_validation import check_tensor_shapes
+from growlm.growth.api import Operator, build_growth_map
+from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.growth_map import GrowthMap, TensorMap
-from growlm.growth.growth_rng import Draws
-from growlm.growth.operators.registry import operators_as_data
-from growlm.growth.optimizer_state import FACTORED, State, grow_state, state_shapes
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.operators.registry import operators_to_dicts
+from growlm.growth.optimizer_state import (
+    FACTORED_ENTRIES,
+    ParameterState,
+    expected_state_shapes,
+    grow_parameter_state,
+)
 from growlm.runtime.errors import UserError
 from growlm.storage.locks import LockedError
 
-Progress = Callable[[int, int], None]
+ByteProgress = Callable[[int, int], None]
 """Called with the bytes written and the bytes to write."""
 
 
@@ -44,7 +49,7 @@ def grow_checkpoint(
     seed: int = 0,
     boundary_index: int = 0,
     optimizer_state: str = "carry",
-    progress: Progress = lambda done, total: None,
+    progress: ByteProgress = lambda done, total: None,
 ) -> GrowthMap:
     """Write the grown model of a checkpoint, the same to the bit as `grow` makes it in memory.
 
@@ -65,44 +70,46 @@ def grow_checkpoint(
             has no room for it. Nothing is left behind then.
     """
     config, record = read_config(source)
-    growth_map = plan_growth(config, operators)
-    weights = TensorFiles(source, WEIGHTS)
-    check_shapes(weights, growth_map.old_shapes, "checkpoint")
+    growth_map = build_growth_map(config, operators)
+    weights = TensorFiles(source, WEIGHTS_STEM)
+    check_tensor_shapes(weights, growth_map.old_shapes, "checkpoint")
     states = None
-    if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER):
-        states = _GrownStates(TensorFiles(source, OPTIMIZER), growth_map)
-    entries = _weight_entries(growth_map, weights)
-    total = sum(entry.nbytes for entry in entries + (states.entries if states else []))
-    carried = other_files(source)
-    check_target(target, total, carried)
-    count = adding_up(progress, total)
-    draws = Draws(seed, boundary_index)
-    with new_target(target) as (partial, digests), torch.no_grad(), draws:
+    if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER_STEM):
+        states = _GrownOptimizerStates(TensorFiles(source, OPTIMIZER_STEM), growth_map)
+    entries = _plan_weights(growth_map, weights)
+    total = sum(entry.nbytes for entry in entries + (states.infos if states else []))
+    carried = list_sidecar_files(source)
+    check_target_folder(target, total, carried)
+    count = accumulate_progress(progress, total)
+    draws = GrowthRng(seed, boundary_index)
+    with create_target_folder(target) as (partial, digests), torch.no_grad(), draws:
 
         def make(name: str) -> Tensor:
             tensor_map = growth_map.tensors[name]
-            return tensor_map.weight(weights.read(tensor_map.source or weights.names[0]), draws)
+            return tensor_map.grow_weight(
+                weights.read(tensor_map.source or weights.names[0]), draws
+            )
 
-        digests |= write_tensors(partial, WEIGHTS, entries, make, count)
+        digests |= write_tensors(partial, WEIGHTS_STEM, entries, make, count)
         if states is not None:
-            digests |= write_tensors(partial, OPTIMIZER, states.entries, states.make, count)
-        grown_from = {"operators": operators_as_data(operators), "seed": seed}
+            digests |= write_tensors(partial, OPTIMIZER_STEM, states.infos, states.make, count)
+        grown_from = {"operators": operators_to_dicts(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
-        copy_files(carried, partial)
+        copy_sidecar_files(carried, partial)
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
     return growth_map
 
 
-def _weight_entries(growth_map: GrowthMap, weights: TensorFiles) -> list[Entry]:
-    types = {name: weights.entry(name).dtype for name in weights.names}
+def _plan_weights(growth_map: GrowthMap, weights: TensorFiles) -> list[TensorInfo]:
+    types = {name: weights.info(name).dtype for name in weights.names}
     some = next(iter(types.values()))
     return [
-        Entry(name, types.get(t.source or "", some), t.shape)
+        TensorInfo(name, types.get(t.source or "", some), t.shape)
         for name, t in growth_map.tensors.items()
     ]
 
 
-def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
+def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:
     """What takes the bytes of one tensor after the other, and reports how many of so many are written."""
     done = 0
 
@@ -114,8 +121,8 @@ def adding_up(progress: Progress, total: int) -> Callable[[int], None]:
     return count
 
 
-def check_target(
-    target: Path, nbytes: int, carried: Sequence[Path], key: str = "checkpoint"
+def check_target_folder(
+    target: Path, nbytes: int, sidecar_files: Sequence[Path], key: str = "checkpoint"
 ) -> None:
     """Check that a folder can be made, with room for all that goes into it.
 
@@ -128,13 +135,13 @@ def check_target(
     Raises:
         UserError: If not, or if one of the files is a link that leads out of its folder.
     """
-    check_links(carried, key)
+    check_sidecar_files(sidecar_files, key)
     if target.exists():
         raise UserError("out", target, "exists already")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError("out", target, f"{folder} is no folder that can be written to")
-    needed = nbytes + sum(file.stat().st_size for file in carried)
+    needed = nbytes + sum(file.stat().st_size for file in sidecar_files)
     free = shutil.disk_usage(folder).free
     if needed > free:
         allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
@@ -142,7 +149,7 @@ def check_target(
 
 
 @contextmanager
-def new_target(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+def create_target_folder(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """Return `new_folder` of the folder that a user's `out` names.
 
     Raises:
@@ -151,7 +158,7 @@ def new_target(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """
     with ExitStack() as stack:
         try:
-            made = stack.enter_context(new_folder(target))
+            made = stack.enter_context(atomic_folder(target))
         except FileExistsError as error:
             raise UserError("out", target, "exists already") from error
         except LockedError as error:
@@ -159,7 +166,7 @@ def new_target(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         yield made
 
 
-class _GrownStates:
+class _GrownOptimizerStates:
     """The optimizer's state of the grown model, made one tensor at a time.
 
     Raises:
@@ -168,41 +175,51 @@ class _GrownStates:
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
         self.files = files
-        self.old = checked_states(files, growth_map.old_shapes)
-        self.maps: dict[str, TensorMap] = {
+        self.source_infos = read_state_infos(files, growth_map.old_shapes)
+        self.tensor_maps: dict[str, TensorMap] = {
             name: tensor_map
             for name, tensor_map in growth_map.tensors.items()
-            if tensor_map.source in self.old and not tensor_map.forgets
+            if tensor_map.source in self.source_infos and not tensor_map.resets_moments
         }
-        self.entries = [
-            Entry(f"{name}.{entry}", self._dtype(self.old[t.source or ""], entry, shapes), shape)
-            for name, t in self.maps.items()
-            for shapes in [state_shapes(self.old[t.source or ""], t.shape)]
+        self.infos = [
+            TensorInfo(
+                f"{name}.{entry}",
+                self._dtype(self.source_infos[t.source or ""], entry, shapes),
+                shape,
+            )
+            for name, t in self.tensor_maps.items()
+            for shapes in [expected_state_shapes(self.source_infos[t.source or ""], t.shape)]
             for entry, shape in shapes.items()
         ]
-        self._waiting: dict[str, State] = {}
+        self._pending: dict[str, ParameterState] = {}
 
     def make(self, full_name: str) -> Tensor:
         """The tensor of an entry; one that is made with another waits for its turn."""
         name, _, entry = full_name.rpartition(".")
-        if entry in self._waiting.get(name, {}):
-            return self._waiting.pop(name)[entry]
-        tensor_map = self.maps[name]
+        if entry in self._pending.get(name, {}):
+            return self._pending.pop(name)[entry]
+        tensor_map = self.tensor_maps[name]
         source = tensor_map.source or ""
-        alone = entry in self.old[source] and entry not in FACTORED
-        wanted = [entry, scale_of(entry)] if alone else list(self.old[source])
+        alone = entry in self.source_infos[source] and entry not in FACTORED_ENTRIES
+        wanted = [entry, scale_key(entry)] if alone else list(self.source_infos[source])
         state = {
-            part: self.files.read(f"{source}.{part}") for part in wanted if part in self.old[source]
+            part: self.files.read(f"{source}.{part}")
+            for part in wanted
+            if part in self.source_infos[source]
         }
-        grown = grow_state(tensor_map, state)
-        if scale_of(entry) in grown:
-            self._waiting[name] = {scale_of(entry): grown[scale_of(entry)]}
+        grown = grow_parameter_state(tensor_map, state)
+        if scale_key(entry) in grown:
+            self._pending[name] = {scale_key(entry): grown[scale_key(entry)]}
         return grown[entry]
 
     def _dtype(
-        self, state: dict[str, Entry], entry: str, shapes: dict[str, tuple[int, ...]]
+        self, state: dict[str, TensorInfo], entry: str, shapes: dict[str, tuple[int, ...]]
     ) -> torch.dtype:
-        if scale_of(entry) in state and scale_of(entry) not in shapes:
-            return state[scale_of(entry)].dtype  # no longer in 8 bits
-        part = entry if entry in state else next(e for e in state if e in (*FACTORED, "variance"))
+        if scale_key(entry) in state and scale_key(entry) not in shapes:
+            return state[scale_key(entry)].dtype  # no longer in 8 bits
+        part = (
+            entry
+            if entry in state
+            else next(e for e in state if e in (*FACTORED_ENTRIES, "variance"))
+        )
         return state[part].dtype

@@ -7,16 +7,21 @@ from collections.abc import Mapping
 
 import torch
 
-from growlm.checkpoint.safetensors_io import Entry, TensorFiles
-from growlm.growth.eight_bit_moments import scale_of
-from growlm.growth.optimizer_state import FACTORED, MOMENT_POWERS, SCALES, state_shapes
+from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo
+from growlm.growth.eight_bit_moments import scale_key
+from growlm.growth.optimizer_state import (
+    FACTORED_ENTRIES,
+    MOMENT_OF_SCALE_KEY,
+    MOMENT_POWERS,
+    expected_state_shapes,
+)
 from growlm.runtime.errors import UserError
 
-StateEntries = dict[str, dict[str, Entry]]
+StateInfos = dict[str, dict[str, TensorInfo]]
 """Type and shape of every tensor, by parameter name and entry."""
 
 
-def checked_states(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]]) -> StateEntries:
+def read_state_infos(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]]) -> StateInfos:
     """What the files hold of each parameter's state.
 
     Args:
@@ -26,28 +31,30 @@ def checked_states(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]]) ->
     Raises:
         UserError: If they hold a state that fits no parameter, or one that is not known how to grow.
     """
-    states: StateEntries = defaultdict(dict)
+    states: StateInfos = defaultdict(dict)
     for full_name in files.names:
         name, _, entry = full_name.rpartition(".")
-        states[name][entry] = files.entry(full_name)
+        states[name][entry] = files.info(full_name)
     for name, state in states.items():
-        if wrong := _what_is_wrong(name, state, shapes.get(name)):
+        if wrong := _find_problem(name, state, shapes.get(name)):
             raise UserError(files.key, files.folder, wrong)
     return dict(states)
 
 
-def _what_is_wrong(name: str, state: dict[str, Entry], shape: tuple[int, ...] | None) -> str | None:
+def _find_problem(
+    name: str, state: dict[str, TensorInfo], shape: tuple[int, ...] | None
+) -> str | None:
     if shape is None:
         return f"the optimizer's state of {name} belongs to no parameter"
-    known = {"step", *FACTORED, *MOMENT_POWERS}
-    known |= {scale for scale, entry in SCALES.items() if entry in state}
+    known = {"step", *FACTORED_ENTRIES, *MOMENT_POWERS}
+    known |= {scale for scale, entry in MOMENT_OF_SCALE_KEY.items() if entry in state}
     if unknown := state.keys() - known:
         return f"no rule for the optimizer's state {min(unknown)!r} of {name}"
-    expected = state_shapes(state, shape)
+    expected = expected_state_shapes(state, shape)
     for entry, found in state.items():
         if found.shape != expected.get(entry):
             words = f"is {found.shape}, must be {expected.get(entry)}"
             return f"optimizer state {entry} of {name} {words}"
-        if (found.dtype == torch.uint8) != (scale_of(entry) in state):
+        if (found.dtype == torch.uint8) != (scale_key(entry) in state):
             return f"optimizer state {entry} of {name} is {found.dtype}"
     return None

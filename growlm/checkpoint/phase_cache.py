@@ -23,18 +23,18 @@ from typing import BinaryIO, TypedDict
 
 from growlm.runtime.errors import UserError
 from growlm.storage.input_files import copy_file
-from growlm.storage.integrity import read_sealed, sealed
-from growlm.storage.locks import take_lock
-from growlm.storage.lru_directory import BoundedFolder, folder_size, last_used
+from growlm.storage.integrity import dump_checksummed_json, read_checksummed_json
+from growlm.storage.locks import acquire_lock
+from growlm.storage.lru_directory import LRUDirectory, get_folder_size, get_last_used
 
-HISTORY = "training_history.jsonl"
-ORIGIN = "origin.json"
-KEY = "reuse.folder"
-FORGOTTEN = 3600.0
+HISTORY_FILE = "training_history.jsonl"
+ORIGIN_FILE = "origin.json"
+FOLDER_SETTING = "reuse.folder"
+STALE_AFTER_S = 3600.0
 """Seconds after which nobody writes a half-written entry any more."""
 
 
-class Origin(TypedDict):
+class OriginRecord(TypedDict):
     """The contents of `origin.json`."""
 
     run: str
@@ -53,8 +53,8 @@ class PhaseCache:
     max_bytes: int
 
     @property
-    def _entries(self) -> BoundedFolder:
-        return BoundedFolder(self.folder, self.max_bytes, known_by=ORIGIN)
+    def _directory(self) -> LRUDirectory:
+        return LRUDirectory(self.folder, self.max_bytes, marker_file=ORIGIN_FILE)
 
     def has(self, key: str) -> bool:
         """Whether there is such an entry."""
@@ -69,10 +69,10 @@ class PhaseCache:
         """
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        return take_lock(locks / key)
+        return acquire_lock(locks / key)
 
-    def put(
-        self, key: str, state: Path, artefacts: Sequence[Path], history: bytes, origin: Path
+    def store(
+        self, key: str, state: Path, checkpoints: Sequence[Path], history: bytes, run_dir: Path
     ) -> bool:
         """Keep a state; others go if it gets too much.
 
@@ -90,26 +90,26 @@ class PhaseCache:
             OSError: If it cannot be written; nothing is left.
         """
         seen: set[int] = set()
-        if sum(folder_size(folder, seen) for folder in (state, *artefacts)) > self.max_bytes:
+        if sum(get_folder_size(folder, seen) for folder in (state, *checkpoints)) > self.max_bytes:
             return False
-        partial = self._entries.partial(key)
+        partial = self._directory.make_partial_path(key)
         try:
             _link_folder(state, partial / "state")
-            for artefact in artefacts:
+            for artefact in checkpoints:
                 _link_folder(artefact, partial / "artefacts" / artefact.name)
-            (partial / HISTORY).write_bytes(history)
-            (partial / ORIGIN).write_text(sealed({"run": str(origin)}))
+            (partial / HISTORY_FILE).write_bytes(history)
+            (partial / ORIGIN_FILE).write_text(dump_checksummed_json({"run": str(run_dir)}))
             partial.rename(self.folder / key)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             if self.has(key):
                 return True
             raise
-        self._entries.keep_within_bounds(in_use={key})
-        self._clear_away_partials()
+        self._directory.evict_to_limit(in_use={key})
+        self._remove_stale_partials()
         return True
 
-    def take(self, key: str, state: Path, artefacts: Path, history: Path) -> Path:
+    def restore(self, key: str, state: Path, checkpoints: Path, history: Path) -> Path:
         """Put an entry's files into a run.
 
         Args:
@@ -128,27 +128,29 @@ class PhaseCache:
         entry = self.folder / key
         _check_entry(entry)
         os.utime(entry)  # used now
-        origin = read_sealed(entry / ORIGIN, KEY, entry, Origin)["run"]
-        artefacts.mkdir(parents=True, exist_ok=True)
+        origin = read_checksummed_json(entry / ORIGIN_FILE, FOLDER_SETTING, entry, OriginRecord)[
+            "run"
+        ]
+        checkpoints.mkdir(parents=True, exist_ok=True)
         history.unlink(missing_ok=True)
-        copy_file(entry / HISTORY, history, KEY, entry)
+        copy_file(entry / HISTORY_FILE, history, FOLDER_SETTING, entry)
         for artefact in sorted((entry / "artefacts").glob("*")):
-            shutil.rmtree(artefacts / artefact.name, ignore_errors=True)
-            _link_folder(artefact, artefacts / artefact.name)
+            shutil.rmtree(checkpoints / artefact.name, ignore_errors=True)
+            _link_folder(artefact, checkpoints / artefact.name)
         partial = state.with_name(f".{state.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         _link_folder(entry / "state", partial)
         partial.rename(state)  # last: with it the run can go on
         return Path(origin)
 
-    def drop(self, key: str) -> None:
+    def remove_entry(self, key: str) -> None:
         """Let go of an entry at once, whoever reads it."""
-        self._entries.drop(key)
+        self._directory.remove_entry(key)
 
-    def _clear_away_partials(self) -> None:
+    def _remove_stale_partials(self) -> None:
         """Those of processes that were killed."""
-        for _, path in self._entries.partials():
-            if time.time() - last_used(path) > FORGOTTEN:
+        for _, path in self._directory.iter_partials():
+            if time.time() - get_last_used(path) > STALE_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -166,7 +168,9 @@ def _check_entry(entry: Path) -> None:
                 if found.is_dir(follow_symlinks=False):
                     waiting.append(Path(found.path))
                 elif not found.is_file(follow_symlinks=False):
-                    raise UserError(KEY, found.path, "is neither a folder nor a regular file")
+                    raise UserError(
+                        FOLDER_SETTING, found.path, "is neither a folder nor a regular file"
+                    )
 
 
 def _link_folder(source: Path, target: Path) -> None:

@@ -28,47 +28,47 @@ from torch import Tensor
 
 from growlm.checkpoint.checkpoint_folder import (
     CONFIG_NAME,
-    OPTIMIZER,
-    WEIGHTS,
-    flat_states,
-    new_folder,
+    OPTIMIZER_STEM,
+    WEIGHTS_STEM,
+    atomic_folder,
+    flatten_states,
     read_config,
     read_model,
-    states_from,
+    unflatten_states,
     write_config,
 )
-from growlm.checkpoint.consolidated import write_gathered
-from growlm.checkpoint.optimizer_files import checked_states
+from growlm.checkpoint.consolidated import write_consolidated
+from growlm.checkpoint.optimizer_files import read_state_infos
 from growlm.checkpoint.safetensors_io import TensorFiles
-from growlm.checkpoint.weight_validation import our_shapes
+from growlm.checkpoint.weight_validation import get_state_dict_shapes
 from growlm.distributed.dtensors import is_sharded
-from growlm.distributed.process_group import World
-from growlm.growth.optimizer_state import State
+from growlm.distributed.process_group import DistributedContext
+from growlm.growth.optimizer_state import ParameterState
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import exists, read_json, regular_file
-from growlm.storage.integrity import UNTYPED, check_manifest
+from growlm.storage.input_files import lexists, read_json, resolve_regular_file
+from growlm.storage.integrity import JSON_OBJECT, check_manifest
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-KEPT = 2
-RECORD = "state.json"
-PROGRESS = "progress"
-CALLBACKS = "callbacks.pt"
-KEY = "resume"
+KEEP_LAST = 2
+STATE_FILE = "state.json"
+PROGRESS_STEM = "progress"
+CALLBACKS_FILE = "callbacks.pt"
+RESUME_SETTING = "resume"
 
 
-def write_state(
+def write_resume_state(
     folder: Path,
     global_step: int,
     model: TransformerLM,
-    states: Mapping[str, State],
+    states: Mapping[str, ParameterState],
     tensors: Mapping[str, Tensor],
     record: dict[str, Any],
     callbacks: Mapping[str, Any] | None = None,
-    world: World | None = None,
-    makes_parents: bool = True,
+    dist_context: DistributedContext | None = None,
+    create_parents: bool = True,
 ) -> None:
     """Write a state and let go of all but the newest two.
 
@@ -87,35 +87,35 @@ def write_state(
         DiskError: If it cannot be written; the states before it stay.
         EndedElsewhereError: If another process cannot write it.
     """
-    world = world or World()
-    with new_folder(folder, world, makes_parents) as (partial, digests):
-        digests |= _write_tensors(partial, WEIGHTS, dict(model.state_dict()), world)
-        digests |= _write_tensors(partial, OPTIMIZER, flat_states(states), world)
+    dist_context = dist_context or DistributedContext()
+    with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
+        digests |= _write_tensors(partial, WEIGHTS_STEM, dict(model.state_dict()), dist_context)
+        digests |= _write_tensors(partial, OPTIMIZER_STEM, flatten_states(states), dist_context)
 
         def write_rest() -> dict[str, str]:
-            (partial / RECORD).write_text(json.dumps(record) + "\n")
+            (partial / STATE_FILE).write_text(json.dumps(record) + "\n")
             if callbacks:
-                torch.save(dict(callbacks), partial / CALLBACKS)
+                torch.save(dict(callbacks), partial / CALLBACKS_FILE)
             write_config(partial, model.config, {"global_step": global_step})
-            return write_gathered(partial, PROGRESS, tensors, World())
+            return write_consolidated(partial, PROGRESS_STEM, tensors, DistributedContext())
 
-        digests |= world.first(write_rest)
-    if world.is_first:
-        for old in state_folders(folder.parent)[:-KEPT]:
+        digests |= dist_context.run_on_rank0(write_rest)
+    if dist_context.is_rank0:
+        for old in list_state_folders(folder.parent)[:-KEEP_LAST]:
             shutil.rmtree(old)
 
 
 def _write_tensors(
-    folder: Path, stem: str, tensors: Mapping[str, Tensor], world: World
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
     """In parts, if every process has its own; else as one process writes them."""
-    if world.size > 1 and any(map(is_sharded, tensors.values())):
+    if dist_context.world_size > 1 and any(map(is_sharded, tensors.values())):
         from growlm.checkpoint.distributed_checkpoint import (
-            write_parts,  # loads slowly, and few need it
+            write_rank_shards,  # loads slowly, and few need it
         )
 
-        return write_parts(folder, stem, tensors, world)
-    return write_gathered(folder, stem, tensors, world)
+        return write_rank_shards(folder, stem, tensors, dist_context)
+    return write_consolidated(folder, stem, tensors, dist_context)
 
 
 def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None = None) -> Path:
@@ -130,13 +130,13 @@ def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None
     return resume_dir / f"{global_step:09d}{suffix}"
 
 
-def state_folders(resume_dir: Path) -> list[Path]:
+def list_state_folders(resume_dir: Path) -> list[Path]:
     """All states, oldest first."""
     return sorted(path for path in resume_dir.glob("[0-9]*") if path.is_dir())
 
 
 @dataclass(frozen=True)
-class RunState:
+class ResumeState:
     """A state whose every file is what was written.
 
     Without a mesh its tensors are read whole, by whoever asks. With one, all processes must ask, and each gets
@@ -148,10 +148,12 @@ class RunState:
     weights: TensorFiles
     optimizer: TensorFiles
     progress: TensorFiles
-    world: World
+    dist_context: DistributedContext
 
     @staticmethod
-    def open(folder: Path, world: World | None = None, is_checked: bool = False) -> RunState:
+    def open(
+        folder: Path, dist_context: DistributedContext | None = None, is_checked: bool = False
+    ) -> ResumeState:
         """Compare every file with the manifest.
 
         Args:
@@ -163,16 +165,19 @@ class RunState:
             UserError: Naming the first file that is missing or damaged.
         """
         weights, optimizer, progress = (
-            TensorFiles(folder, stem, KEY, is_checked) for stem in (WEIGHTS, OPTIMIZER, PROGRESS)
+            TensorFiles(folder, stem, RESUME_SETTING, is_checked)
+            for stem in (WEIGHTS_STEM, OPTIMIZER_STEM, PROGRESS_STEM)
         )
         if not is_checked:
-            has_callbacks = exists(folder / CALLBACKS)
-            others = [CONFIG_NAME, RECORD, *([CALLBACKS] if has_callbacks else [])]
-            check_manifest(folder, KEY, others)
-        record = read_json(folder / RECORD, KEY, folder, UNTYPED, allow_nan=True)
-        return RunState(folder, record, weights, optimizer, progress, world or World())
+            has_callbacks = lexists(folder / CALLBACKS_FILE)
+            others = [CONFIG_NAME, STATE_FILE, *([CALLBACKS_FILE] if has_callbacks else [])]
+            check_manifest(folder, RESUME_SETTING, others)
+        record = read_json(folder / STATE_FILE, RESUME_SETTING, folder, JSON_OBJECT, allow_nan=True)
+        return ResumeState(
+            folder, record, weights, optimizer, progress, dist_context or DistributedContext()
+        )
 
-    def model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
+    def load_model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
         """The model, in memory of its own.
 
         Args:
@@ -181,16 +186,16 @@ class RunState:
         Raises:
             UserError: If weights and config do not agree.
         """
-        config, _ = read_config(self.folder, KEY)
+        config, _ = read_config(self.folder, RESUME_SETTING)
         if mesh is not None:
             from growlm.checkpoint.distributed_checkpoint import (
-                read_own_model,  # loads slowly, and few need it
+                read_sharded_model,  # loads slowly, and few need it
             )
 
-            return read_own_model(config, self.weights, mesh, self.world)
+            return read_sharded_model(config, self.weights, mesh, self.dist_context)
         return read_model(config, self.weights, in_memory=True)
 
-    def optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, State]:
+    def read_optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, ParameterState]:
         """The optimizer's state by parameter name, in memory of its own.
 
         Args:
@@ -199,38 +204,38 @@ class RunState:
         Raises:
             UserError: If one belongs to no parameter of the model, or does not fit it.
         """
-        config, _ = read_config(self.folder, KEY)
-        checked_states(self.optimizer, our_shapes(config))
+        config, _ = read_config(self.folder, RESUME_SETTING)
+        read_state_infos(self.optimizer, get_state_dict_shapes(config))
         if mesh is not None:
-            from growlm.checkpoint.distributed_checkpoint import read_own_rows
+            from growlm.checkpoint.distributed_checkpoint import read_sharded_tensors
 
-            return states_from(read_own_rows(self.optimizer, mesh, self.world))
-        return states_from({n: self.optimizer.read(n).clone() for n in self.optimizer.names})
+            return unflatten_states(read_sharded_tensors(self.optimizer, mesh, self.dist_context))
+        return unflatten_states({n: self.optimizer.read(n).clone() for n in self.optimizer.names})
 
-    def tensors(self) -> dict[str, Tensor]:
+    def load_tensors(self) -> dict[str, Tensor]:
         """The other tensors, in memory of their own."""
         return {name: self.progress.read(name).clone() for name in self.progress.names}
 
-    def callbacks(self) -> dict[str, Any]:
+    def load_callbacks(self) -> dict[str, Any]:
         """What callbacks kept.
 
         Raises:
             UserError: If the file holds anything but tensors and plain values; nothing of it is run.
         """
-        path = self.folder / CALLBACKS
-        if not exists(path):
+        path = self.folder / CALLBACKS_FILE
+        if not lexists(path):
             return {}
-        target = regular_file(path, KEY, self.folder)
+        target = resolve_regular_file(path, RESUME_SETTING, self.folder)
         allowed = "holds more than tensors and plain values, and is not read"
         if not _is_uncompressed(target):
-            raise UserError(KEY, path, allowed)
+            raise UserError(RESUME_SETTING, path, allowed)
         try:
             with warnings.catch_warnings(action="ignore"):  # what it would say is said below
                 kept = torch.load(target, weights_only=True)
         except Exception as error:  # of many types, for what is no such file
-            raise UserError(KEY, path, allowed) from error
+            raise UserError(RESUME_SETTING, path, allowed) from error
         if not isinstance(kept, dict) or not all(isinstance(name, str) for name in kept):
-            raise UserError(KEY, path, "must be a mapping by the names of callbacks")
+            raise UserError(RESUME_SETTING, path, "must be a mapping by the names of callbacks")
         return kept
 
 

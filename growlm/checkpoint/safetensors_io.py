@@ -23,16 +23,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from growlm.checkpoint.shard_format import Part, first_row, joined, offsets_in, part_names
+from growlm.checkpoint.shard_format import (
+    RankShard,
+    get_first_row,
+    get_full_shape,
+    list_rank_shard_names,
+    parse_shard_offsets,
+)
 from growlm.runtime.errors import DiskError, UserError
-from growlm.runtime.escaping import reason_of
-from growlm.storage.input_files import LARGEST_INDEX, exists, read_json, regular_file
+from growlm.runtime.escaping import summarize_error
+from growlm.storage.input_files import MAX_INDEX_BYTES, lexists, read_json, resolve_regular_file
 from growlm.storage.integrity import MANIFEST, check_manifest, is_file_name
-from growlm.storage.typed_values import shortened
+from growlm.storage.typed_values import truncate_text
 
-SHARD_BYTES = 5 * 10**9
-INDEX = ".safetensors.index.json"
-TYPE_NAMES = {
+MAX_SHARD_BYTES = 5 * 10**9
+INDEX_SUFFIX = ".safetensors.index.json"
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -49,7 +55,7 @@ class TensorIndex(TypedDict):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """A tensor to be written."""
 
     name: str
@@ -65,7 +71,7 @@ class Entry:
 def write_tensors(
     folder: Path,
     stem: str,
-    entries: Sequence[Entry],
+    infos: Sequence[TensorInfo],
     make: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda written: None,
 ) -> dict[str, str]:
@@ -84,7 +90,7 @@ def write_tensors(
     Raises:
         DiskError: If a file cannot be written.
     """
-    shards = _into_shards(entries)
+    shards = _split_into_shards(infos)
     digests = {}
     names = [
         f"{stem}.safetensors"
@@ -93,21 +99,21 @@ def write_tensors(
         for number in range(1, len(shards) + 1)
     ]
     for file_name, shard in zip(names, shards, strict=True):
-        digests[file_name] = write_file(folder / file_name, shard, make, progress)
+        digests[file_name] = write_safetensors(folder / file_name, shard, make, progress)
     if len(shards) > 1:
         places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
-        total = sum(entry.nbytes for entry in entries)
+        total = sum(entry.nbytes for entry in infos)
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / f"{stem}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
     return digests
 
 
-def write_file(
+def write_safetensors(
     path: Path,
-    entries: Sequence[Entry],
+    infos: Sequence[TensorInfo],
     make: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda written: None,
-    notes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> str:
     """Write one file of tensors, as `write_tensors` does.
 
@@ -124,12 +130,12 @@ def write_file(
     Raises:
         DiskError: If it cannot be written.
     """
-    header = _header(entries, notes or {})
-    size = len(header) + sum(entry.nbytes for entry in entries)
-    with _DigestedFile(path, size) as file, ThreadPoolExecutor(1) as writer:
+    header = _make_header(infos, metadata or {})
+    size = len(header) + sum(entry.nbytes for entry in infos)
+    with _HashedFile(path, size) as file, ThreadPoolExecutor(1) as writer:
         pending = writer.submit(file.write, header)
-        for entry in entries:
-            tensor = _checked(make(entry.name), entry)
+        for entry in infos:
+            tensor = _prepare_tensor(make(entry.name), entry)
             pending.result()
             pending = writer.submit(file.write, _bytes_of(tensor))
             del tensor
@@ -138,11 +144,11 @@ def write_file(
     return file.digest.hexdigest()
 
 
-def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
-    shards: list[list[Entry]] = [[]]
+def _split_into_shards(entries: Sequence[TensorInfo]) -> list[list[TensorInfo]]:
+    shards: list[list[TensorInfo]] = [[]]
     size = 0
     for entry in entries:
-        if shards[-1] and size + entry.nbytes > SHARD_BYTES:
+        if shards[-1] and size + entry.nbytes > MAX_SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(entry)
@@ -150,7 +156,7 @@ def _into_shards(entries: Sequence[Entry]) -> list[list[Entry]]:
     return shards
 
 
-class _DigestedFile:
+class _HashedFile:
     """A file that is written once, from its beginning to its end, and its checksum.
 
     Args:
@@ -163,8 +169,8 @@ class _DigestedFile:
         self.digest = hashlib.sha256()
         self._written = 0
 
-    def __enter__(self) -> _DigestedFile:
-        with self._explained():
+    def __enter__(self) -> _HashedFile:
+        with self._translate_errors():
             self._file = self.path.open("wb", buffering=0)
         return self
 
@@ -180,26 +186,26 @@ class _DigestedFile:
         self.digest.update(data)
         rest = memoryview(data)
         while len(rest):
-            with self._explained():
+            with self._translate_errors():
                 written = self._file.write(rest)
             self._written += written
             rest = rest[written:]
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise DiskError(self.path, error, self.size - self._written) from error
 
 
-def _header(entries: Sequence[Entry], notes: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **notes}}
+def _make_header(entries: Sequence[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     start = 0
     for entry in entries:
         end = start + entry.nbytes
         header[entry.name] = {
-            "dtype": TYPE_NAMES[entry.dtype],
+            "dtype": DTYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [start, end],
         }
@@ -213,7 +219,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _checked(tensor: Tensor, entry: Entry) -> Tensor:
+def _prepare_tensor(tensor: Tensor, entry: TensorInfo) -> Tensor:
     if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
         raise AssertionError(f"{entry.name} was made as {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.detach().cpu().contiguous()
@@ -230,7 +236,7 @@ class TensorSource(Protocol):
     def names(self) -> list[str]:
         """Of all tensors."""
 
-    def entry(self, name: str) -> Entry:
+    def info(self, name: str) -> TensorInfo:
         """Type and shape of a tensor."""
 
     def read(self, name: str) -> Tensor:
@@ -258,21 +264,21 @@ class TensorFiles:
     ) -> None:
         self.folder, self.stem, self.key = folder, stem, key
         self._file_of: dict[str, Path] = {}
-        self._parts: dict[str, list[Part]] = {}
-        files, are_parts = self._files()
-        if not is_checked and exists(folder / MANIFEST):
+        self._rank_shards: dict[str, list[RankShard]] = {}
+        files, are_parts = self._list_files()
+        if not is_checked and lexists(folder / MANIFEST):
             check_manifest(folder, key, [file.name for file in files])
         for file in files:
             with self._open(file) as opened:
                 self._file_of |= dict.fromkeys(opened.keys(), file)
                 if are_parts:
-                    self._note_parts(file, opened)
-        self._joined = {name: self._join(name) for name in self._parts}
+                    self._register_rank_shards(file, opened)
+        self._full_infos = {name: self._combine_rank_shards(name) for name in self._rank_shards}
 
     @staticmethod
     def exist(folder: Path, stem: str) -> bool:
         """Whether there are any."""
-        if exists(folder / f"{stem}.safetensors") or exists(folder / f"{stem}{INDEX}"):
+        if lexists(folder / f"{stem}.safetensors") or lexists(folder / f"{stem}{INDEX_SUFFIX}"):
             return True
         return any(folder.glob(f"{stem}-part-*.safetensors"))
 
@@ -281,103 +287,105 @@ class TensorFiles:
         """Of all tensors."""
         return list(self._file_of)
 
-    def entry(self, name: str) -> Entry:
+    def info(self, name: str) -> TensorInfo:
         """Type and shape of a tensor."""
-        if name in self._joined:
-            return self._joined[name]
+        if name in self._full_infos:
+            return self._full_infos[name]
         with self._open(self._file_of[name]) as opened:
-            return self._entry_in(self._file_of[name], opened, name)
+            return self._read_info(self._file_of[name], opened, name)
 
     def read(self, name: str) -> Tensor:
         """A tensor, mapped from its file for as long as it lives; in memory where it lies in several files."""
-        if len(self._parts.get(name, ())) > 1:
-            return self.read_rows(name, 0, self.entry(name).shape[0])
+        if len(self._rank_shards.get(name, ())) > 1:
+            return self.read_rows(name, 0, self.info(name).shape[0])
         with self._open(self._file_of[name]) as opened:
             return opened.get_tensor(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Some rows of a tensor, mapped as by `read`; nothing else of it is read."""
-        if name not in self._joined:
+        if name not in self._full_infos:
             return self._slice(self._file_of[name], name, start, stop)
-        parts = self._parts[name]
+        parts = self._rank_shards[name]
         wanted = [part for part in parts if part.start < stop and start < part.stop] or parts[:1]
-        pieces = [self._slice(part.file, name, *part.within(start, stop)) for part in wanted]
+        pieces = [self._slice(part.file, name, *part.local_rows(start, stop)) for part in wanted]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _slice(self, file: Path, name: str, start: int, stop: int) -> Tensor:
         with self._open(file) as opened:
             return opened.get_slice(name)[start:stop]
 
-    def _entry_in(self, file: Path, opened: safe_open, name: str) -> Entry:
+    def _read_info(self, file: Path, opened: safe_open, name: str) -> TensorInfo:
         view = opened.get_slice(name)
-        dtypes = [t for t, text in TYPE_NAMES.items() if text == view.get_dtype()]
+        dtypes = [t for t, text in DTYPE_NAMES.items() if text == view.get_dtype()]
         if not dtypes:
             allowed = (
-                f"{name} is of type {view.get_dtype()}, known: {', '.join(TYPE_NAMES.values())}"
+                f"{name} is of type {view.get_dtype()}, known: {', '.join(DTYPE_NAMES.values())}"
             )
             raise UserError(self.key, file, allowed)
-        return Entry(name, dtypes[0], tuple(view.get_shape()))
+        return TensorInfo(name, dtypes[0], tuple(view.get_shape()))
 
-    def _note_parts(self, file: Path, opened: safe_open) -> None:
+    def _register_rank_shards(self, file: Path, opened: safe_open) -> None:
         try:
-            offsets = offsets_in(opened.metadata())
+            offsets = parse_shard_offsets(opened.metadata())
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                entry = self._entry_in(file, opened, name)
-                start = first_row(offsets, name, entry.shape)
-                self._parts.setdefault(name, []).append(Part(file, entry.dtype, entry.shape, start))
+                entry = self._read_info(file, opened, name)
+                start = get_first_row(offsets, name, entry.shape)
+                self._rank_shards.setdefault(name, []).append(
+                    RankShard(file, entry.dtype, entry.shape, start)
+                )
         except UserError:
             raise
         except ValueError as error:
             raise UserError(self.key, file, str(error)) from error
 
-    def _join(self, name: str) -> Entry:
-        parts = sorted(self._parts[name], key=lambda part: (part.start, part.stop))
-        self._parts[name] = parts
+    def _combine_rank_shards(self, name: str) -> TensorInfo:
+        parts = sorted(self._rank_shards[name], key=lambda part: (part.start, part.stop))
+        self._rank_shards[name] = parts
         try:
-            return Entry(name, parts[0].dtype, joined(name, parts))
+            return TensorInfo(name, parts[0].dtype, get_full_shape(name, parts))
         except ValueError as error:
             raise UserError(self.key, self.folder, str(error)) from error
 
-    def _files(self) -> tuple[list[Path], bool]:
+    def _list_files(self) -> tuple[list[Path], bool]:
         """All files, and whether they are parts."""
         single, index = (
             self.folder / f"{self.stem}.safetensors",
-            self.folder / f"{self.stem}{INDEX}",
+            self.folder / f"{self.stem}{INDEX_SUFFIX}",
         )
-        if exists(single):
+        if lexists(single):
             return [single], False
         try:
-            parts = part_names(self.folder, self.stem)
+            parts = list_rank_shard_names(self.folder, self.stem)
         except ValueError as error:
             raise UserError(self.key, self.folder, str(error)) from error
         if parts:
             return [self.folder / name for name in parts], True
-        if not exists(index):
+        if not lexists(index):
             allowed = f"neither {single.name} nor {index.name} there"
             raise UserError(self.key, self.folder, allowed)
-        content = read_json(index, self.key, self.folder, TensorIndex, limit=LARGEST_INDEX)
+        content = read_json(index, self.key, self.folder, TensorIndex, max_bytes=MAX_INDEX_BYTES)
         names = sorted(set(content["weight_map"].values()))
         for name in names:
             if not is_file_name(name):
-                allowed = f"names {shortened(name)!r}, which is no file of its folder"
+                allowed = f"names {truncate_text(name)!r}, which is no file of its folder"
                 raise UserError(self.key, index, allowed)
         return [self.folder / name for name in names], False
 
     @contextmanager
     def _open(self, file: Path) -> Iterator[safe_open]:
-        target = regular_file(file, self.key, self.folder)
+        target = resolve_regular_file(file, self.key, self.folder)
         try:
             opened = safe_open(target, framework="pt")
         except Exception as error:  # the library raises its own type for a damaged file
-            raise UserError(self.key, file, f"cannot be read: {reason_of(error)}") from error
+            raise UserError(self.key, file, f"cannot be read: {summarize_error(error)}") from error
         try:
             with opened as tensors:
                 yield tensors
         except SafetensorError as error:
-            raise UserError(self.key, file, f"cannot be read: {reason_of(error)}") from error
+            raise UserError(self.key, file, f"cannot be read: {summarize_error(error)}") from error
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Make what was written to a file survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -17,13 +17,13 @@ import torch
 
 from growlm.storage.parsing import parse_json
 
-SHARDING = "DCP_SHARDING_INFO"
-VERSION = {"DCP_VERSION": "1.0"}
-OFFSETS = "saved_offsets"
+SHARDING_INFO_KEY = "DCP_SHARDING_INFO"
+VERSION_METADATA = {"DCP_VERSION": "1.0"}
+OFFSETS_KEY = "saved_offsets"
 
 
 @dataclass(frozen=True)
-class Part:
+class RankShard:
     """Some rows of a tensor, or all of one that has no rows."""
 
     file: Path
@@ -36,18 +36,18 @@ class Part:
         """The row after its last."""
         return self.start + (self.shape[0] if self.shape else 1)
 
-    def within(self, start: int, stop: int) -> tuple[int, int]:
+    def local_rows(self, start: int, stop: int) -> tuple[int, int]:
         """Which of its rows are among these of the whole tensor, from and to; the same twice if none is."""
         first = min(max(start, self.start), self.stop) - self.start
         return first, max(first, min(stop, self.stop) - self.start)
 
 
-def part_name(stem: str, rank: int, size: int) -> str:
+def rank_shard_name(stem: str, rank: int, world_size: int) -> str:
     """The file of one of so many processes."""
-    return f"{stem}-part-{rank + 1:05d}-of-{size:05d}.safetensors"
+    return f"{stem}-part-{rank + 1:05d}-of-{world_size:05d}.safetensors"
 
 
-def part_names(folder: Path, stem: str) -> list[str]:
+def list_rank_shard_names(folder: Path, stem: str) -> list[str]:
     """The files of all processes, whether they are there or not; empty if there is not one.
 
     Raises:
@@ -58,32 +58,32 @@ def part_names(folder: Path, stem: str) -> list[str]:
     sizes = {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
     if not sizes:
         return []
-    expected = [part_name(stem, rank, max(sizes)) for rank in range(max(sizes))]
+    expected = [rank_shard_name(stem, rank, max(sizes)) for rank in range(max(sizes))]
     if strays := sorted(set(names) - set(expected)):
         raise ValueError(f"{strays[0]} is none of the {max(sizes)} parts")
     return expected
 
 
-def notes_on(offsets: Mapping[str, Sequence[int]]) -> dict[str, str]:
+def make_shard_metadata(offsets: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """What the header of a part says of its tensors: where in the whole one the first entry of each lies."""
-    places = {name: {OFFSETS: list(place)} for name, place in offsets.items()}
-    return {SHARDING: json.dumps(places, separators=(",", ":")), **VERSION}
+    places = {name: {OFFSETS_KEY: list(place)} for name, place in offsets.items()}
+    return {SHARDING_INFO_KEY: json.dumps(places, separators=(",", ":")), **VERSION_METADATA}
 
 
-def offsets_in(notes: Mapping[str, str] | None) -> Mapping[str, Any]:
+def parse_shard_offsets(metadata: Mapping[str, str] | None) -> Mapping[str, Any]:
     """What `notes_on` wrote into a header, as it stands there.
 
     Raises:
         ValueError: If it is not there.
     """
     try:
-        places = parse_json((notes or {})[SHARDING])
-        return {name: place[OFFSETS] for name, place in places.items()}
+        places = parse_json((metadata or {})[SHARDING_INFO_KEY])
+        return {name: place[OFFSETS_KEY] for name, place in places.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("does not say of which rows its tensors are") from error
 
 
-def first_row(offsets: Mapping[str, Any], name: str, shape: Sequence[int]) -> int:
+def get_first_row(offsets: Mapping[str, Any], name: str, shape: Sequence[int]) -> int:
     """Where a part's rows of a tensor begin.
 
     Raises:
@@ -96,7 +96,7 @@ def first_row(offsets: Mapping[str, Any], name: str, shape: Sequence[int]) -> in
     return int(place[0]) if place else 0
 
 
-def joined(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
+def get_full_shape(name: str, shards: Sequence[RankShard]) -> tuple[int, ...]:
     """The shape of the whole tensor.
 
     Args:
@@ -106,9 +106,9 @@ def joined(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
     Raises:
         ValueError: If they do not follow each other without gaps, or do not fit.
     """
-    first, row = parts[0], 0
-    for part in parts:
-        if part.start != row or (not part.shape and len(parts) > 1):
+    first, row = shards[0], 0
+    for part in shards:
+        if part.start != row or (not part.shape and len(shards) > 1):
             raise ValueError(f"the parts of {name} do not follow each other: row {row}")
         if (part.dtype, part.shape[1:]) != (first.dtype, first.shape[1:]):
             raise ValueError(f"the parts of {name} are of different types or shapes")

@@ -12,7 +12,7 @@ from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
 
 
-def check_weights(config: ModelConfig, files: TensorSource) -> TransformerLM:
+def build_meta_model(config: ModelConfig, files: TensorSource) -> TransformerLM:
     """Check that the files hold the model that a config describes.
 
     Returns:
@@ -24,19 +24,21 @@ def check_weights(config: ModelConfig, files: TensorSource) -> TransformerLM:
     if len(files.names) < config.n_layers:  # before building thousands of layers that are not there
         allowed = f"{len(files.names)} tensors are no {config.n_layers} layers, as the config says"
         raise UserError(files.key, files.folder, allowed)
-    check_shapes(files, our_shapes(config), files.key)
+    check_tensor_shapes(files, get_state_dict_shapes(config), files.key)
     with torch.device("meta"):
         return TransformerLM(config)
 
 
-def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def get_state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter and buffer of a model; nothing is allocated."""
     with torch.device("meta"):
         model = TransformerLM(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str) -> None:
+def check_tensor_shapes(
+    files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str
+) -> None:
     """Check that the files hold the tensors that a config describes.
 
     Raises:
@@ -48,7 +50,7 @@ def check_shapes(files: TensorSource, expected: Mapping[str, tuple[int, ...]], k
             raise UserError(key, files.folder, f"the weights lack {name}")
         if name not in expected:
             raise UserError(key, files.folder, f"the weights hold {name}, unknown to the config")
-        entry = files.entry(name)
+        entry = files.info(name)
         if entry.shape != expected[name]:
             allowed = f"{name} is {entry.shape}, the config says {expected[name]}"
             raise UserError(key, files.folder, allowed)

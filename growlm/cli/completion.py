@@ -27,21 +27,21 @@ _BASH = """_growlm() {
 complete -o nospace -o default -F _growlm growlm"""
 
 
-def shell_script(shell: str) -> str:
+def get_completion_script(shell: str) -> str:
     """Return the script that makes a shell complete `growlm`; one of `SHELLS`."""
     if shell == "zsh":
         return f"autoload -Uz bashcompinit && bashcompinit\n{_BASH}"
     return _BASH
 
 
-def candidates(line: str, commands: Collection[str]) -> list[str]:
+def list_completions(line: str, commands: Collection[str]) -> list[str]:
     """List the words that the last one of a command line may become; a space follows where one is complete.
 
     Args:
         line: The command line up to the cursor, `growlm` first.
         commands: The names of the commands.
     """
-    before = _words(line)
+    before = _split_words(line)
     word = "" if line[-1:].isspace() or len(before) < 2 else before.pop()
     if len(before) < 2:
         found: Iterable[str] = (f"{name} " for name in (*commands, "completion"))
@@ -51,59 +51,61 @@ def candidates(line: str, commands: Collection[str]) -> list[str]:
     elif before[1] == "report":
         found, options = ("out=",), ("--help", "--version")
     elif before[1] in commands:
-        found = _assignments(before[1], word)
+        found = _complete_keys(before[1], word)
         options = HYDRA_OPTIONS if before[1] == "train" else OPTIONS
     else:
         return []
     words = (f"{option} " for option in options) if word.startswith("-") else found
     # A key's values follow once its `=` is there.
     typed = word.partition("=")[0] + "=" if "=" in word else ""
-    return sorted({each for each in words if each.startswith(word) and _is_next(each, typed)})
+    return sorted({each for each in words if each.startswith(word) and _is_next_step(each, typed)})
 
 
-def _is_next(candidate: str, typed: str) -> bool:
+def _is_next_step(candidate: str, typed: str) -> bool:
     return candidate.partition("=")[2] in ("", " ") or (typed != "" and candidate.startswith(typed))
 
 
-def _words(line: str) -> list[str]:
+def _split_words(line: str) -> list[str]:
     with suppress(ValueError):
         return shlex.split(line)
     return line.split()  # a quote is still open
 
 
-def _assignments(command: str, word: str) -> Iterator[str]:
+def _complete_keys(command: str, word: str) -> Iterator[str]:
     """`key=` for every key below which the word has come, `key=value` where the values are known."""
     from growlm.config import command_schema, schema
-    from growlm.config.load import config_folder
+    from growlm.config.load import get_config_folder
 
     is_run = command in ("train", "plan")
     kind = schema.RunConfig if is_run else getattr(command_schema, f"{command.title()}Command")
     if is_run or command == "evaluate":
-        for group in sorted(path for path in config_folder().iterdir() if path.is_dir()):
+        for group in sorted(path for path in get_config_folder().iterdir() if path.is_dir()):
             if (is_run and group.name != "hydra") or group.name == "data":
-                yield from _values(group.name, [file.stem for file in sorted(group.glob("*.yaml"))])
+                yield from _iter_assignments(
+                    group.name, [file.stem for file in sorted(group.glob("*.yaml"))]
+                )
     if command == "plan":
         for key, values in PLAN_KEYS.items():
-            yield from _values(key, values)
-    yield from _keys(kind, "", word)
+            yield from _iter_assignments(key, values)
+    yield from _iter_keys(kind, "", word)
 
 
-def _keys(kind: Any, prefix: str, word: str) -> Iterator[str]:
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
+def _iter_keys(config_class: Any, prefix: str, word: str) -> Iterator[str]:
+    hints = get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
         key, hint = f"{prefix}{field.name}", hints[field.name]
         if dataclasses.is_dataclass(hint):
             if word.startswith(f"{key}."):
-                yield from _keys(hint, f"{key}.", word)
+                yield from _iter_keys(hint, f"{key}.", word)
             else:
                 yield f"{key}."
         elif hint is bool or bool in get_args(hint):
-            yield from _values(key, ("true", "false"))
+            yield from _iter_assignments(key, ("true", "false"))
         else:
-            yield from _values(key, field.metadata.get("limits", (None,))[-1] or ())
+            yield from _iter_assignments(key, field.metadata.get("limits", (None,))[-1] or ())
 
 
-def _values(key: str, values: Collection[str]) -> Iterator[str]:
+def _iter_assignments(key: str, values: Collection[str]) -> Iterator[str]:
     yield f"{key}="
     for value in values:
         yield f"{key}={value} "

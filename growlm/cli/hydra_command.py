@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm import __version__
-from growlm.config.literal import literal
-from growlm.config.load import explain
+from growlm.config.literal import escape_interpolations
+from growlm.config.load import translate_hydra_error
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import complain, exit_code_of
+from growlm.runtime.exit_codes import print_user_error, run_and_get_exit_code
 
-FREE_TEXT = (
+FREE_TEXT_KEYS = (
     "callbacks.sample_prompt",
     "checkpoint",
     "data.cache",
@@ -38,12 +38,12 @@ FREE_TEXT = (
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
-PROMPTS = ("callbacks.sample_prompt", "prompt")
+PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
 """Those of them that are no place in a file system: nothing at all has a meaning of its own there."""
-FREE_TEXT_OF_SOURCES = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
+FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
 """Likewise, of a mixture's sources."""
 
-QUOTED = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
+QUOTED_STRING = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
 """A value that is one quoted string in Hydra's grammar."""
 
 
@@ -56,12 +56,12 @@ def quote_free_text(argument: str) -> str:
     """
     key, equals, value = argument.partition("=")
     plain = key.lstrip("+")
-    is_free = plain in FREE_TEXT or FREE_TEXT_OF_SOURCES.fullmatch(plain)
+    is_free = plain in FREE_TEXT_KEYS or FREE_TEXT_SOURCE_KEY.fullmatch(plain)
     if not is_free or not equals or not value:
         return argument
-    if plain in PROMPTS:
-        value = literal(value)
-    elif value == "null" or QUOTED.fullmatch(value):
+    if plain in PROMPT_KEYS:
+        value = escape_interpolations(value)
+    elif value == "null" or QUOTED_STRING.fullmatch(value):
         return argument
     # Hydra takes a backslash for an escape only where a quote follows, the closing one among them.
     escaped = re.sub(
@@ -71,7 +71,7 @@ def quote_free_text(argument: str) -> str:
 
 
 def run_command(
-    body: Callable[[], int], tell: Callable[[str], object] = lambda message: None
+    body: Callable[[], int], on_error: Callable[[str], object] = lambda message: None
 ) -> int:
     """`exit_code_of`, with Hydra's own errors in words too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
@@ -80,12 +80,12 @@ def run_command(
         try:
             return body()
         except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from error
+            raise translate_hydra_error(error) from error
 
-    return exit_code_of(explained, tell)
+    return run_and_get_exit_code(explained, on_error)
 
 
-def run_small_command(
+def run_key_value_command(
     usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
 ) -> int:
     """A command that takes `key=value` arguments and no sweeps.
@@ -106,7 +106,9 @@ def run_small_command(
         return run_command(lambda: _print_config(arguments, compose))
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
-            return complain(UserError("argument", argument, "must be key=value; see --help"))
+            return print_user_error(
+                UserError("argument", argument, "must be key=value; see --help")
+            )
     quoted = [quote_free_text(argument) for argument in arguments]
     ended: list[int] = []
 

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import NoReturn
 
 from growlm import __version__
-from growlm.cli.completion import SHELLS, candidates, shell_script
+from growlm.cli.completion import SHELLS, get_completion_script, list_completions
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import complain, run_as_program
+from growlm.runtime.exit_codes import print_user_error, run_main_and_exit
 
 COMMANDS = {
     "train": "run a plan, continue a stopped run, or sweep settings with -m",
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help"):
-        print(_usage())
+        print(_format_usage())
         sys.exit(0)
     if first == "--version":
         print(f"growlm {__version__}")
@@ -54,24 +54,24 @@ def main() -> None:
     if first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
-        sys.exit(complain(UserError("command", first, f"there is no such command; {hint}")))
+        sys.exit(print_user_error(UserError("command", first, f"there is no such command; {hint}")))
     sys.argv = [f"growlm {first}", *arguments[1:]]
     import_module(f"growlm.{first}").main()
 
 
-def program() -> NoReturn:
+def console_main() -> NoReturn:
     """Run `growlm` as a console script."""
-    run_as_program(main)
+    run_main_and_exit(main)
 
 
-def train_alias() -> NoReturn:
+def deprecated_train_main() -> NoReturn:
     """Run `growlm-train`, the old name of `growlm train`."""
     print("warning: growlm-train is now `growlm train`", file=sys.stderr)
     sys.argv[1:1] = ["train"]
-    run_as_program(main)
+    run_main_and_exit(main)
 
 
-def _usage() -> str:
+def _format_usage() -> str:
     commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return USAGE.format(commands=commands, shells="|".join(SHELLS)).strip()
 
@@ -79,10 +79,10 @@ def _usage() -> str:
 def _print_completion(arguments: list[str]) -> int:
     """Print the shell's script, or for `--line TEXT` what may follow on that command line."""
     if arguments[:1] == ["--line"] and len(arguments) == 2:
-        print("\n".join(candidates(arguments[1], COMMANDS)))
+        print("\n".join(list_completions(arguments[1], COMMANDS)))
         return 0
     if len(arguments) == 1 and arguments[0] in SHELLS:
-        print(shell_script(arguments[0]))
+        print(get_completion_script(arguments[0]))
         return 0
     allowed = f"must be one of {', '.join(SHELLS)}"
-    return complain(UserError("completion", " ".join(arguments), allowed))
+    return print_user_error(UserError("completion", " ".join(arguments), allowed))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from growlm.config.schema import DataConfig, GrowSpec
+from growlm.config.schema import DataConfig, OperatorConfig
 from growlm.runtime.field_limits import limits
 
 
@@ -21,7 +21,7 @@ class GrowCommand:
     """Folder of the checkpoint to grow."""
     out: str = MISSING
     """Folder of the grown one; made, must not exist."""
-    grow: list[GrowSpec] = MISSING
+    grow: list[OperatorConfig] = MISSING
     """Operators, applied in order."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
     """Of noise, routers and filler columns."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from growlm.config.schema import RunConfig
 
 
-def literal(text: str) -> str:
+def escape_interpolations(text: str) -> str:
     """Text as OmegaConf has to be given it, so that resolving gives it back: no `${key}` in it is looked up.
 
     One text has no such form: `???` alone is a value that is missing, and refused as that.
@@ -16,8 +16,8 @@ def literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", text)
 
 
-def with_literal_prompt(config: RunConfig) -> RunConfig:
+def escape_prompt_interpolations(config: RunConfig) -> RunConfig:
     """A config as it is given to OmegaConf: its one text that may hold `${` comes back as it is."""
     callbacks = config.callbacks
-    prompt = literal(callbacks.sample_prompt)
+    prompt = escape_interpolations(callbacks.sample_prompt)
     return replace(config, callbacks=replace(callbacks, sample_prompt=prompt))

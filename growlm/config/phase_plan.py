@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from growlm.config.schema import PhaseConfig, RunConfig
-from growlm.config.validation import grown_models
+from growlm.config.validation import apply_phase_operators
 from growlm.growth.api import Operator
 from growlm.model.config import ModelConfig
 from growlm.model.model_size import ParameterReport, parameter_report, training_flops_per_token
@@ -21,10 +21,10 @@ class PlannedPhase:
     index: int
     settings: PhaseConfig
     operators: list[Operator]
-    model: ModelConfig
+    model_config: ModelConfig
     """After growing."""
-    parameters: ParameterReport
-    steps: int
+    parameter_report: ParameterReport
+    num_steps: int
     first_step: int
     """Steps of the run before it."""
     first_sample: int
@@ -46,14 +46,14 @@ class Plan:
     sequence_length: int
     phases: list[PlannedPhase]
 
-    def phase(self, name: str) -> PlannedPhase:
+    def get_phase(self, name: str) -> PlannedPhase:
         """By its name."""
         return next(phase for phase in self.phases if phase.name == name)
 
     @property
-    def steps(self) -> int:
+    def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return sum(phase.steps for phase in self.phases)
+        return sum(phase.num_steps for phase in self.phases)
 
 
 def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
@@ -66,7 +66,7 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
     Raises:
         UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
     """
-    models = grown_models(config, _first_model(config, tokenizer_vocab_size))
+    models = apply_phase_operators(config, _resolve_initial_model(config, tokenizer_vocab_size))
     phases: list[PlannedPhase] = []
     first_step = first_sample = 0
     for index, (name, settings) in enumerate(config.phases.items()):
@@ -74,16 +74,16 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
         samples = settings.batch_size * settings.accumulate
         tokens_per_step = samples * config.sequence_length
         flops_per_step = tokens_per_step * training_flops_per_token(model, config.sequence_length)
-        steps = _steps(settings, tokens_per_step, flops_per_step)
+        steps = _count_steps(settings, tokens_per_step, flops_per_step)
         phases.append(
             PlannedPhase(
                 name=name,
                 index=index,
                 settings=settings,
                 operators=operators,
-                model=model,
-                parameters=parameter_report(model),
-                steps=steps,
+                model_config=model,
+                parameter_report=parameter_report(model),
+                num_steps=steps,
                 first_step=first_step,
                 first_sample=first_sample,
                 tokens_per_step=tokens_per_step,
@@ -95,8 +95,8 @@ def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
     return Plan(config.name, config.sequence_length, phases)
 
 
-def _first_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
-    model = config.model.shape(tokenizer_vocab_size)
+def _resolve_initial_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
+    model = config.model.to_model_config(tokenizer_vocab_size)
     if model.vocab_size < tokenizer_vocab_size:
         raise UserError(
             "model.vocab_size",
@@ -107,7 +107,7 @@ def _first_model(config: RunConfig, tokenizer_vocab_size: int) -> ModelConfig:
     return model
 
 
-def _steps(settings: PhaseConfig, tokens_per_step: int, flops_per_step: int) -> int:
+def _count_steps(settings: PhaseConfig, tokens_per_step: int, flops_per_step: int) -> int:
     if settings.steps is not None:
         return settings.steps
     if settings.tokens is not None:

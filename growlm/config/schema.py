@@ -11,23 +11,23 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from growlm.growth.operators.deepen import NEW_BLOCKS, Deepen
+from growlm.growth.operators.deepen import BLOCK_INITS, Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.upcycle import Upcycle
-from growlm.growth.operators.widen import NEW_CHANNELS, Widen
-from growlm.growth.optimizer_state import MODES
+from growlm.growth.operators.widen import NEW_CHANNEL_KINDS, Widen
+from growlm.growth.optimizer_state import OPTIMIZER_STATE_MODES
 from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import limits
 
 
 @dataclass
-class StartingModel(ModelConfig):
+class InitialModelConfig(ModelConfig):
     """Group `model`: the first phase's model, new or one that was trained."""
 
     path: str | None = None
     """`model=pretrained`: a Hugging Face folder, or a checkpoint of ours. Its shape is the model's."""
 
-    def shape(self, vocab_size: int) -> ModelConfig:
+    def to_model_config(self, vocab_size: int) -> ModelConfig:
         """The model, where the vocabulary has so many tokens unless the config says otherwise."""
         fields = asdict(self)
         del fields["path"]
@@ -93,7 +93,7 @@ class DataConfig(SourceConfig):
     """What is kept there at most; what was used longest ago goes first."""
 
     @property
-    def title(self) -> str:
+    def display_name(self) -> str:
         """Which documents these are, in a word, a path or names."""
         return self.path or self.name or ", ".join(self.sources) or self.source
 
@@ -329,7 +329,7 @@ class ReuseConfig:
 
 
 @dataclass
-class GrowthDials:
+class GrowthConfig:
     """Root key `growth`: what a sweep turns. Plans refer to them as `${growth.noise_std}`."""
 
     scale_factor: float = field(default=2.0, metadata=limits(minimum=1.0, maximum=64.0))
@@ -338,14 +338,14 @@ class GrowthDials:
     """How many layers deeper."""
     noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
     """Cancelling noise of a widening by copies; setting it makes a widening one by copies (but `recipe=fresh`)."""
-    new_channels: str = field(default="auto", metadata=limits(choices=NEW_CHANNELS))
+    new_channels: str = field(default="auto", metadata=limits(choices=NEW_CHANNEL_KINDS))
     """What a widening's new channels, heads and hidden units are (group `recipe`)."""
-    new_blocks: str = field(default="fresh", metadata=limits(choices=NEW_BLOCKS))
+    new_blocks: str = field(default="fresh", metadata=limits(choices=BLOCK_INITS))
     """What a deepening's new blocks are (group `recipe`)."""
 
 
 @dataclass
-class GrowSpec:
+class OperatorConfig:
     """One operator of a phase's `grow` list: exactly one of these."""
 
     upcycle: Upcycle | None = None
@@ -377,11 +377,11 @@ class PhaseConfig:
     """Learning rate; times the schedule's factor."""
     warmup_steps: int = field(default=0, metadata=limits(minimum=0))
     """Steps from 0 to the full rate at the beginning of this phase."""
-    optimizer_state: str = field(default="carry", metadata=limits(choices=MODES))
+    optimizer_state: str = field(default="carry", metadata=limits(choices=OPTIMIZER_STATE_MODES))
     """What becomes of the optimizer's state when the model grows (`growlm/growth/optimizer_state.py`): `carry` it
     through the growth, `reset` it, `exact` so that training goes on as without the growth, `asymmetric` so that
     only what is new starts anew, with a rate of its own."""
-    grow: list[GrowSpec] = field(default_factory=list)
+    grow: list[OperatorConfig] = field(default_factory=list)
     """Operators, applied in order before the phase."""
     save_as: str | None = None
     """Name of the artefact after the phase."""
@@ -404,7 +404,7 @@ class RunConfig:
     resume: str | None = None
     """Folder of a stopped run to go on with. `auto`: the newest unfinished run with these settings, in `run_dir`
     or below outputs/, or a new run if there is none."""
-    model: StartingModel = field(default_factory=StartingModel)
+    model: InitialModelConfig = field(default_factory=InitialModelConfig)
     """The first phase's model."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -418,6 +418,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
-    growth: GrowthDials = field(default_factory=GrowthDials)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """In order, by name."""

@@ -10,11 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from growlm.huggingface.pretrained import open_pretrained
 from growlm.runtime.errors import UserError
 
-SETTABLE = ("max_seq_len", "router_balance_weight", "router_z_weight", "router_tie_breaking")
+OVERRIDABLE_FIELDS = (
+    "max_seq_len",
+    "router_balance_weight",
+    "router_z_weight",
+    "router_tie_breaking",
+)
 """Fields that change no weight."""
 
 
-def fill_from_folder(model: DictConfig) -> None:
+def fill_from_checkpoint(model: DictConfig) -> None:
     """Give every field of `model` that is not set its value in the folder `model.path`, if there is one.
 
     Raises:
@@ -29,6 +34,6 @@ def fill_from_folder(model: DictConfig) -> None:
     for name, value in asdict(shape).items():
         if OmegaConf.is_missing(model, name):
             model[name] = value
-        elif model[name] != value and name not in SETTABLE:
+        elif model[name] != value and name not in OVERRIDABLE_FIELDS:
             allowed = f"the model in {model.path} has {value}; leave it (model=pretrained), growth may change it"
             raise UserError(f"model.{name}", model[name], allowed)

@@ -9,7 +9,7 @@ from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
     ClusterConfig,
     DataConfig,
-    GrowSpec,
+    OperatorConfig,
     OptimizerConfig,
     PhaseConfig,
     RunConfig,
@@ -21,14 +21,14 @@ from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
 
-MAX_TIME = re.compile(r"\d{1,4}(:\d{1,4}){3}")
-NEEDS_WHOLE_TENSORS = {
+MAX_TIME_PATTERN = re.compile(r"\d{1,4}(:\d{1,4}){3}")
+NEEDS_FULL_TENSORS = {
     "adafactor": "it steps by the size of the whole tensor",
     "muon": "it orthogonalises whole matrices",
     "adamw_8bit": "the blocks that it rounds by cross the rows",
 }
 """Optimizers that cannot step shards, and why."""
-ARTEFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_config(config: RunConfig) -> None:
@@ -46,7 +46,7 @@ def check_config(config: RunConfig) -> None:
             config.sequence_length,
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
-    check_data(config.data)
+    check_data_config(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
         allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
         raise UserError("tokenizer.path", config.tokenizer.path, allowed)
@@ -66,13 +66,15 @@ def check_config(config: RunConfig) -> None:
         begins_anew = index == 0 and config.model.path is None
         _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, begins_anew)
         for key in ("save_initial_as", "save_as"):
-            _check_artefact(f"phases.{name}.{key}", getattr(phase, key), names)
-    _check_shared_batches(config)
+            _check_checkpoint_name(f"phases.{name}.{key}", getattr(phase, key), names)
+    _check_batch_divisibility(config)
     # The tokenizer is not known yet; no operator minds the vocabulary.
-    grown_models(config, config.model.shape(vocab_size=1))
+    apply_phase_operators(config, config.model.to_model_config(vocab_size=1))
 
 
-def grown_models(config: RunConfig, model: ModelConfig) -> list[tuple[list[Operator], ModelConfig]]:
+def apply_phase_operators(
+    config: RunConfig, model: ModelConfig
+) -> list[tuple[list[Operator], ModelConfig]]:
     """Each phase's operators, and its model after them.
 
     Args:
@@ -85,16 +87,16 @@ def grown_models(config: RunConfig, model: ModelConfig) -> list[tuple[list[Opera
     try:
         model.validate()
     except UserError as error:
-        raise error.under("model") from error
+        raise error.with_key_prefix("model") from error
     phases = []
     for name, phase in config.phases.items():
-        operators, model = applied_operators(phase.grow, f"phases.{name}.grow", model)
+        operators, model = apply_operators(phase.grow, f"phases.{name}.grow", model)
         phases.append((operators, model))
     return phases
 
 
-def applied_operators(
-    specs: Sequence[GrowSpec], path: str, model: ModelConfig
+def apply_operators(
+    specs: Sequence[OperatorConfig], path: str, model: ModelConfig
 ) -> tuple[list[Operator], ModelConfig]:
     """The operators of a `grow` list, and the model after them.
 
@@ -108,17 +110,17 @@ def applied_operators(
     """
     operators = []
     for index, spec in enumerate(specs):
-        key, operator = chosen_operator(spec, f"{path}.{index}")
+        key, operator = select_operator(spec, f"{path}.{index}")
         try:
             model = operator.change(model).config
             model.validate()
         except UserError as error:
-            raise error.under(key) from error
+            raise error.with_key_prefix(key) from error
         operators.append(operator)
     return operators, model
 
 
-def check_data(data: DataConfig) -> None:
+def check_data_config(data: DataConfig) -> None:
     """What the settings of a source ask of each other.
 
     Raises:
@@ -161,7 +163,7 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
             f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty"
         )
     for index, spec in enumerate(phase.grow):
-        chosen_operator(spec, f"{path}.grow.{index}")
+        select_operator(spec, f"{path}.grow.{index}")
 
 
 def _check_cluster(cluster: ClusterConfig, trainer: TrainerConfig) -> None:
@@ -178,7 +180,7 @@ def _check_cluster(cluster: ClusterConfig, trainer: TrainerConfig) -> None:
             raise UserError(f"cluster.{key}", value, allowed)
 
 
-def _check_shared_batches(config: RunConfig) -> None:
+def _check_batch_divisibility(config: RunConfig) -> None:
     """Every device takes an equal part of each batch.
 
     Raises:
@@ -204,7 +206,7 @@ def _check_shared_batches(config: RunConfig) -> None:
 
 
 def _check_max_time(max_time: str | None) -> None:
-    if max_time is not None and not MAX_TIME.fullmatch(max_time):
+    if max_time is not None and not MAX_TIME_PATTERN.fullmatch(max_time):
         raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, as 00:11:30:00")
 
 
@@ -219,11 +221,11 @@ def _check_optimizer(settings: OptimizerConfig) -> None:
 
 def _check_sharding(config: RunConfig) -> None:
     name = config.optimizer.name
-    if config.trainer.strategy == "fsdp" and name in NEEDS_WHOLE_TENSORS:
+    if config.trainer.strategy == "fsdp" and name in NEEDS_FULL_TENSORS:
         allowed = (
             "cannot step weights of which each process has some rows (trainer.strategy=fsdp): "
         )
-        allowed += NEEDS_WHOLE_TENSORS[name]
+        allowed += NEEDS_FULL_TENSORS[name]
         raise UserError("optimizer.name", name, f"{allowed}; adamw and sgd can")
 
 
@@ -255,17 +257,17 @@ def _check_optimizer_state(
         )
 
 
-def _check_artefact(path: str, name: str | None, taken: dict[str, str]) -> None:
+def _check_checkpoint_name(path: str, name: str | None, taken: dict[str, str]) -> None:
     if name is None:
         return
-    if not ARTEFACT_NAME.fullmatch(name):
+    if not CHECKPOINT_NAME_PATTERN.fullmatch(name):
         raise UserError(path, name, "may hold letters, digits, '_', '-' and '.'")
     if name in taken:
         raise UserError(path, name, f"is {taken[name]} already; artefacts need names of their own")
     taken[name] = path
 
 
-def chosen_operator(spec: GrowSpec, path: str) -> tuple[str, Operator]:
+def select_operator(spec: OperatorConfig, path: str) -> tuple[str, Operator]:
     """The operator of an entry of `grow`, and its key.
 
     Raises:

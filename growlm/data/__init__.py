@@ -5,46 +5,60 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
-from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches
-from growlm.data.preparation import DataListener, RunData, open_data, prepare_data
+from growlm.data.packing import PackedSamples, RankBatches, ValidationSamples
+from growlm.data.preparation import DataListener, RunData, open_run_data, tokenize_source
 from growlm.data.sources.document_sources import (
+    DocumentSource,
     EmbeddedStories,
-    Source,
     TextFiles,
     embedded_documents,
 )
 from growlm.data.sources.source_factory import open_sources
 from growlm.data.sources.text_files import find_text_files
 from growlm.data.streaming import StreamedSamples
-from growlm.data.synthetic.stories import story
+from growlm.data.synthetic.stories import generate_story
 from growlm.data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from growlm.data.validation_split import HeldOut
+from growlm.data.validation_split import ValidationSplit
+from growlm.deprecation import renamed_attributes
 
 if TYPE_CHECKING:
     from growlm.data.data_module import PackedDataModule
 
 __all__ = [
     "DataListener",
+    "DocumentSource",
     "EmbeddedStories",
-    "HeldOut",
-    "HeldOutSamples",
     "PackedDataModule",
     "PackedSamples",
     "RankBatches",
     "RunData",
-    "Source",
     "StreamedSamples",
     "TextFiles",
     "TokenizedCorpus",
     "Tokenizer",
+    "ValidationSamples",
+    "ValidationSplit",
     "embedded_documents",
     "find_text_files",
+    "generate_story",
     "load_tokenizer",
-    "open_data",
+    "open_run_data",
     "open_sources",
-    "prepare_data",
-    "story",
+    "tokenize_source",
 ]
+
+
+_renamed = renamed_attributes(
+    __name__,
+    {
+        "HeldOut": "ValidationSplit",
+        "HeldOutSamples": "ValidationSamples",
+        "Source": "DocumentSource",
+        "open_data": "open_run_data",
+        "prepare_data": "tokenize_source",
+        "story": "generate_story",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -53,4 +67,4 @@ def __getattr__(name: str) -> Any:
         from growlm.data.data_module import PackedDataModule
 
         return PackedDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _renamed(name)

@@ -23,29 +23,35 @@ from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
 from growlm.runtime.errors import UserError
 from growlm.storage.input_files import read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, read_manifest
-from growlm.storage.typed_values import Count
+from growlm.storage.typed_values import NonNegativeInt
 
-RECORD = "corpus.json"
-FILES = ("train.tokens", "train.ends", "validation.tokens", "validation.ends", "validation.bytes")
-WIDE = np.dtype(np.int64)
-DTYPES = ("uint16", "uint32")
+CORPUS_FILE = "corpus.json"
+ARRAY_FILES = (
+    "train.tokens",
+    "train.ends",
+    "validation.tokens",
+    "validation.ends",
+    "validation.bytes",
+)
+INT64 = np.dtype(np.int64)
+TOKEN_DTYPES = ("uint16", "uint32")
 """Of token ids."""
 
 
-class PartRecord(TypedDict):
+class SplitRecord(TypedDict):
     """What `corpus.json` says of one part."""
 
-    documents: Count
-    bytes: Count
-    tokens: Count
+    documents: NonNegativeInt
+    bytes: NonNegativeInt
+    tokens: NonNegativeInt
 
 
 class CorpusRecord(TypedDict):
     """The contents of `corpus.json`, as far as they are read."""
 
     dtype: str
-    train: PartRecord
-    validation: PartRecord
+    train: SplitRecord
+    validation: SplitRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +75,17 @@ class TokenizedCorpus:
     train_ends: np.ndarray
     validation: np.ndarray
     validation_ends: np.ndarray
-    validation_sizes: np.ndarray
+    validation_document_bytes: np.ndarray
     train_documents: int
     validation_documents: int
     train_bytes: int
     validation_bytes: int
     digest: str
 
-    def held_out(self) -> Iterable[tuple[np.ndarray, int]]:
+    def iter_validation_documents(self) -> Iterable[tuple[np.ndarray, int]]:
         """Tokens and bytes of each held-out document, in order."""
         start = 0
-        for end, size in zip(self.validation_ends, self.validation_sizes, strict=True):
+        for end, size in zip(self.validation_ends, self.validation_document_bytes, strict=True):
             yield self.validation[start : int(end)], int(size)
             start = int(end)
 
@@ -97,11 +103,11 @@ class CorpusWriter:
         self.folder, self.dtype, self.validation_every = folder, dtype, validation_every
         self.num_documents = 0
         self._files: dict[str, BinaryIO] = {}
-        self._hashes = {name: hashlib.sha256() for name in FILES}
-        self._parts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in _PARTS}
+        self._hashes = {name: hashlib.sha256() for name in ARRAY_FILES}
+        self._split_counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in _SPLITS}
 
     def __enter__(self) -> CorpusWriter:
-        for name in FILES:
+        for name in ARRAY_FILES:
             self._files[name] = (self.folder / name).open("wb")
         return self
 
@@ -119,14 +125,14 @@ class CorpusWriter:
         held_out = numbers % self.validation_every == self.validation_every - 1
         self.num_documents += len(numbers)
         for name, chosen in (("train", ~held_out), ("validation", held_out)):
-            tokens = _tokens_of(documents, chosen)
-            part = self._parts[name]
+            tokens = _select_tokens(documents, chosen)
+            part = self._split_counts[name]
             ends = part["tokens"] + np.cumsum(documents.lengths[chosen])
             sizes = documents.num_bytes[chosen]
             self._append(f"{name}.tokens", tokens, self.dtype)
-            self._append(f"{name}.ends", ends, WIDE)
+            self._append(f"{name}.ends", ends, INT64)
             if name == "validation":
-                self._append("validation.bytes", sizes, WIDE)
+                self._append("validation.bytes", sizes, INT64)
             part["tokens"] += len(tokens)
             part["documents"] += len(sizes)
             part["bytes"] += int(sizes.sum())
@@ -142,8 +148,8 @@ class CorpusWriter:
         """
         for file in self._files.values():
             file.flush()
-        content = {"dtype": self.dtype.name, **self._parts, **record}
-        (self.folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+        content = {"dtype": self.dtype.name, **self._split_counts, **record}
+        (self.folder / CORPUS_FILE).write_text(json.dumps(content, indent=2) + "\n")
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def _append(self, name: str, values: np.ndarray, dtype: np.dtype[Any]) -> None:
@@ -152,10 +158,10 @@ class CorpusWriter:
         self._hashes[name].update(data)
 
 
-_PARTS = ("train", "validation")
+_SPLITS = ("train", "validation")
 
 
-def _tokens_of(documents: TokenizedDocuments, chosen: np.ndarray) -> np.ndarray:
+def _select_tokens(documents: TokenizedDocuments, chosen: np.ndarray) -> np.ndarray:
     """The tokens of some of the documents; of all of them without a copy."""
     if chosen.all():
         return documents.tokens
@@ -175,21 +181,23 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         UserError: If a file is missing or is not, to the byte, what was written.
     """
     check_manifest(folder, key)
-    record = read_json(folder / RECORD, key, folder, CorpusRecord)
+    record = read_json(folder / CORPUS_FILE, key, folder, CorpusRecord)
     files = read_manifest(folder, key)
-    if missing := [name for name in FILES if name not in files]:
+    if missing := [name for name in ARRAY_FILES if name not in files]:
         raise UserError(key, folder / missing[0], f"is not in {MANIFEST}")
-    digest = hashlib.sha256("".join(files[name]["sha256"] for name in FILES).encode())
+    digest = hashlib.sha256("".join(files[name]["sha256"] for name in ARRAY_FILES).encode())
     train, validation = record["train"], record["validation"]
-    if record["dtype"] not in DTYPES:
-        raise UserError(key, folder / RECORD, f"dtype must be one of {', '.join(DTYPES)}")
+    if record["dtype"] not in TOKEN_DTYPES:
+        raise UserError(
+            key, folder / CORPUS_FILE, f"dtype must be one of {', '.join(TOKEN_DTYPES)}"
+        )
     ids = np.dtype(record["dtype"])
     corpus = TokenizedCorpus(
         train=map_array(folder / "train.tokens", ids, key),
-        train_ends=map_array(folder / "train.ends", WIDE, key),
+        train_ends=map_array(folder / "train.ends", INT64, key),
         validation=map_array(folder / "validation.tokens", ids, key),
-        validation_ends=map_array(folder / "validation.ends", WIDE, key),
-        validation_sizes=map_array(folder / "validation.bytes", WIDE, key),
+        validation_ends=map_array(folder / "validation.ends", INT64, key),
+        validation_document_bytes=map_array(folder / "validation.bytes", INT64, key),
         train_documents=train["documents"],
         validation_documents=validation["documents"],
         train_bytes=train["bytes"],
@@ -202,5 +210,5 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
     ):
         told = (part["tokens"], part["documents"])
         if told != (len(tokens), len(ends)) or (len(ends) and ends[-1] != len(tokens)):
-            raise UserError(key, folder / RECORD, f"{name} does not agree with {name}.ends")
+            raise UserError(key, folder / CORPUS_FILE, f"{name} does not agree with {name}.ends")
     return corpus

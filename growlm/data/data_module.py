@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growlm.data.packing import HeldOutSamples, PackedSamples, RankBatches, Samples
+from growlm.data.packing import PackedSamples, RankBatches, Samples, ValidationSamples
 from growlm.data.streaming import StreamedSamples
 
 
@@ -34,35 +34,35 @@ class PackedDataModule(LightningDataModule):
     def __init__(
         self,
         train: PackedSamples | StreamedSamples,
-        validation: HeldOutSamples,
+        validation: ValidationSamples,
         *,
         first_sample: int,
         num_batches: int,
         batch_size: int,
         validation_sequences: int,
         rank: int = 0,
-        size: int = 1,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
-        self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, size)
+        self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, world_size)
         windows = min(validation_sequences, validation.num_windows)
         # All make the same number of passes; where the windows cannot be shared evenly, all look at all.
-        is_shared = windows % size == 0
-        own = range(windows)[rank::size] if is_shared else range(windows)
-        part = batch_size // size
+        is_shared = windows % world_size == 0
+        own = range(windows)[rank::world_size] if is_shared else range(windows)
+        part = batch_size // world_size
         self.validation_batches = [own[i : i + part] for i in range(0, len(own), part)]
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """This process's share of the phase's batches, in order, (share, sequence_length + 1), int64."""
-        return _loader(self.train, self.train_batches)
+        return _make_loader(self.train, self.train_batches)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Its share of the validation batches, each (at most a training share, sequence_length + 1), int64."""
-        return _loader(self.validation, self.validation_batches)
+        return _make_loader(self.validation, self.validation_batches)
 
 
-class _Batches(Dataset[Tensor]):
+class _BatchDataset(Dataset[Tensor]):
     """Whole batches as the loader's items, so that it need not put them together out of samples."""
 
     def __init__(self, samples: Samples, indices: Sequence[range]) -> None:
@@ -75,6 +75,6 @@ class _Batches(Dataset[Tensor]):
         return self.samples.__getitems__(self.indices[number])
 
 
-def _loader(samples: Samples, indices: Sequence[range]) -> DataLoader[Tensor]:
+def _make_loader(samples: Samples, indices: Sequence[range]) -> DataLoader[Tensor]:
     # A loader without a generator of its own draws from the global one each time it is iterated.
-    return DataLoader(_Batches(samples, indices), batch_size=None, generator=torch.Generator())
+    return DataLoader(_BatchDataset(samples, indices), batch_size=None, generator=torch.Generator())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import open_file
+from growlm.storage.input_files import open_input_file
 
 
 def map_array(path: Path, dtype: np.dtype[Any], key: str = "data.cache") -> np.ndarray:
@@ -20,7 +20,7 @@ def map_array(path: Path, dtype: np.dtype[Any], key: str = "data.cache") -> np.n
         UserError: If the file cannot be read, or does not hold whole values.
         OSError: If it cannot be mapped.
     """
-    with open_file(path, key, path.parent) as file:
+    with open_input_file(path, key, path.parent) as file:
         size = os.fstat(file.fileno()).st_size
         if size % dtype.itemsize:
             raise UserError(key, path, f"is {size:,} bytes, no whole number of {dtype.name}")
@@ -29,7 +29,7 @@ def map_array(path: Path, dtype: np.dtype[Any], key: str = "data.cache") -> np.n
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
 
-def let_go_of_pages(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Stop counting what was read of a mapped array as this process's memory; it is read again when asked for.
 
     Pages of a file cost nothing that the system could not have back, but the resident memory that a run reports,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from growlm.data.token_stream import Row
+from growlm.data.token_stream import TokenStream
 from growlm.runtime.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Samples(Dataset[torch.Tensor]):
         return torch.stack([self[index] for index in indices])
 
 
-READ_TOGETHER = 2**15
+READ_AHEAD_TOKENS = 2**15
 """Tokens of batches that are read at once: between two steps all that reading needs has left the caches."""
 
 
@@ -41,15 +41,15 @@ class PackedSamples(Samples):
         sequence_length: Number of positions a model sees.
     """
 
-    def __init__(self, row: Row, sequence_length: int) -> None:
-        self.row, self.sequence_length = row, sequence_length
+    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
+        self.stream, self.sequence_length = stream, sequence_length
         self._begin, self._tokens = 0, torch.empty(0, dtype=torch.int64)  # read ahead
         self._next = -1
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sample `index` of the run, any number from 0 up: (sequence_length + 1,), int64."""
         position = index * self.sequence_length
-        return torch.from_numpy(self.row.read(position, self.sequence_length + 1))
+        return torch.from_numpy(self.stream.read(position, self.sequence_length + 1))
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
         """A batch, (samples, sequence_length + 1); a range of neighbours is quick."""
@@ -65,21 +65,21 @@ class PackedSamples(Samples):
         start = position - self._begin
         if not 0 <= start <= len(self._tokens) - count:
             # Whole batches, and only where one follows the other: processes that share them skip what is others'.
-            batches = max(1, READ_TOGETHER // new) if position == self._next else 1
-            self._tokens = torch.from_numpy(self.row.read(position, batches * new + 1))
+            batches = max(1, READ_AHEAD_TOKENS // new) if position == self._next else 1
+            self._tokens = torch.from_numpy(self.stream.read(position, batches * new + 1))
             self._begin, start = position, 0
         self._next = position + new
         return self._tokens[start : start + count]
 
-    def mark(self, index: int) -> dict[str, Any] | None:
+    def state_dict(self, index: int) -> dict[str, Any] | None:
         """None: nothing is needed to begin with any sample."""
         return None
 
-    def recall(self, mark: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Nothing to do."""
 
 
-class HeldOutSamples(Samples):
+class ValidationSamples(Samples):
     """Windows of the held-out documents, in order, each once.
 
     Args:
@@ -124,11 +124,11 @@ class RankBatches(Sequence[range]):
         size: Number of processes.
     """
 
-    start: int
+    first_sample: int
     num_batches: int
     batch_size: int
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     def __len__(self) -> int:
         return self.num_batches
@@ -143,6 +143,8 @@ class RankBatches(Sequence[range]):
         """The indices of its part of a batch."""
         if isinstance(batch, slice):
             return [self[i] for i in range(*batch.indices(self.num_batches))]
-        part = self.batch_size // self.size
-        first = self.start + range(self.num_batches)[batch] * self.batch_size + self.rank * part
+        part = self.batch_size // self.world_size
+        first = (
+            self.first_sample + range(self.num_batches)[batch] * self.batch_size + self.rank * part
+        )
         return range(first, first + part)

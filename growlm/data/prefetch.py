@@ -16,23 +16,23 @@ from itertools import islice
 
 import numpy as np
 
-from growlm.data.sources.document_sources import Place, Reader, Source
-from growlm.data.tokenization.parallel_tokenization import join, tokenize
+from growlm.data.sources.document_sources import DocumentReader, DocumentSource, ReaderPosition
+from growlm.data.tokenization.parallel_tokenization import concatenate_documents, tokenize_documents
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.runtime.errors import RunError, UserError
 
-CHUNK_DOCUMENTS = 1024
+MIN_CHUNK_DOCUMENTS = 1024
 """At least so many are tokenized together, whatever the windows."""
-POLL_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
-def chunk_documents(window: int) -> int:
+def documents_per_chunk(window: int) -> int:
     """Documents of a chunk: whole windows."""
-    return window * -(-CHUNK_DOCUMENTS // window)
+    return window * -(-MIN_CHUNK_DOCUMENTS // window)
 
 
 @dataclass(frozen=True)
-class ChunkPlace:
+class ChunkPosition:
     """Where a chunk begins.
 
     Attributes:
@@ -46,11 +46,11 @@ class ChunkPlace:
     epoch: int
     chunk: int
     documents_read: int
-    place: Place
+    place: ReaderPosition
     epoch_documents: int | None
 
 
-BEGINNING = ChunkPlace(0, 0, 0, None, None)
+START_POSITION = ChunkPosition(0, 0, 0, None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Chunk:
         ends: Where each ends, (num_documents,), int64.
     """
 
-    begin: ChunkPlace
+    position: ChunkPosition
     tokens: np.ndarray
     ends: np.ndarray
 
@@ -77,7 +77,7 @@ class TrainingDocuments(Iterator[str]):
         documents_read: Counted on.
     """
 
-    def __init__(self, reader: Reader, validation_every: int, documents_read: int) -> None:
+    def __init__(self, reader: DocumentReader, validation_every: int, documents_read: int) -> None:
         self.reader, self.validation_every = reader, validation_every
         self.documents_read = documents_read
 
@@ -89,8 +89,12 @@ class TrainingDocuments(Iterator[str]):
                 return text
 
 
-def chunks(
-    source: Source, tokenizer: Tokenizer, window: int, validation_every: int, start: ChunkPlace
+def iter_chunks(
+    source: DocumentSource,
+    tokenizer: Tokenizer,
+    window: int,
+    validation_every: int,
+    start: ChunkPosition,
 ) -> Iterator[Chunk]:
     """Chunks from a place on, epoch after epoch, for ever.
 
@@ -98,14 +102,16 @@ def chunks(
         UserError: If there is no document to train on, or one cannot be read.
         RunError: If an epoch has fewer or more documents than the one before.
     """
-    size, begin = chunk_documents(window), start
+    size, begin = documents_per_chunk(window), start
     while True:
         documents = TrainingDocuments(
             source.read(begin.place), validation_every, begin.documents_read
         )
         trained = begin.chunk * size
         while True:
-            batch = join(tokenize(islice(documents, size), tokenizer), tokenizer)
+            batch = concatenate_documents(
+                tokenize_documents(islice(documents, size), tokenizer), tokenizer
+            )
             if len(batch.lengths) == 0:
                 break
             yield Chunk(begin, batch.tokens, np.cumsum(batch.lengths))
@@ -114,7 +120,7 @@ def chunks(
                 begin,
                 chunk=begin.chunk + 1,
                 documents_read=documents.documents_read,
-                place=documents.reader.place(),
+                place=documents.reader.position(),
             )
         documents.reader.close()
         if trained == 0:
@@ -122,23 +128,23 @@ def chunks(
         if begin.epoch_documents not in (None, trained):
             counts = f"{trained:,} documents in one epoch, {begin.epoch_documents:,} in another"
             raise RunError(f"{source.name} changed while it was read: {counts}")
-        begin = replace(BEGINNING, epoch=begin.epoch + 1, epoch_documents=trained)
+        begin = replace(START_POSITION, epoch=begin.epoch + 1, epoch_documents=trained)
 
 
-class ReadAhead(Iterator[Chunk]):
+class PrefetchIterator(Iterator[Chunk]):
     """What an iterator gives, made in a thread while others work; it ends when nobody has this object any more.
 
     Args:
         made: Is only used in the thread. What it raises is raised here.
     """
 
-    def __init__(self, made: Iterator[Chunk]) -> None:
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
         self._error: BaseException | None = None
         self._ready: queue.Queue[Chunk | BaseException] = queue.Queue(maxsize=1)
         stopped = threading.Event()
         weakref.finalize(self, stopped.set)
-        arguments = (made, self._ready, stopped)
-        threading.Thread(target=_fill, args=arguments, name="read ahead", daemon=True).start()
+        arguments = (chunks, self._ready, stopped)
+        threading.Thread(target=_fill_queue, args=arguments, name="read ahead", daemon=True).start()
 
     def __next__(self) -> Chunk:
         found = self._error or self._ready.get()
@@ -148,7 +154,7 @@ class ReadAhead(Iterator[Chunk]):
         return found
 
 
-def _fill(
+def _fill_queue(
     made: Iterator[Chunk],
     ready: queue.Queue[Chunk | BaseException],
     stopped: threading.Event,
@@ -156,7 +162,7 @@ def _fill(
     def hand_over(value: Chunk | BaseException) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
-                ready.put(value, timeout=POLL_S)
+                ready.put(value, timeout=POLL_INTERVAL_S)
                 return
 
     try:

@@ -12,29 +12,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
-from growlm.data.packing import HeldOutSamples, PackedSamples
-from growlm.data.sources.document_sources import Reader, Source
+from growlm.data.packing import PackedSamples, ValidationSamples
+from growlm.data.sources.document_sources import DocumentReader, DocumentSource
 from growlm.data.streaming import StreamedDocuments, StreamedSamples
 from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
-from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments, token_type, tokenize
+from growlm.data.tokenization.parallel_tokenization import (
+    TokenizedDocuments,
+    token_dtype,
+    tokenize_documents,
+)
 from growlm.data.tokenization.token_cache import TokenCache
 from growlm.data.tokenization.tokenizer import Tokenizer
-from growlm.data.validation_split import HeldOut, gather, streamed
+from growlm.data.validation_split import (
+    ValidationSplit,
+    collect_validation_split,
+    stream_validation_documents,
+)
 from growlm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from growlm.config.schema import DataConfig
 
-TELL_EVERY_S = 0.2
+REPORT_INTERVAL_S = 0.2
 
 
 class DataListener:
     """Is told of what takes long; does nothing."""
 
-    def data_progress(self, task: str, share: float | None, note: str) -> None:
+    def data_progress(self, task: str, fraction: float | None, note: str) -> None:
         """`share` of it is done (None: unknown); `note` says more."""
 
-    def noted(self, text: str) -> None:
+    def message_logged(self, text: str) -> None:
         """Something that a person may want to know."""
 
 
@@ -53,16 +61,16 @@ class RunData:
     """
 
     train: PackedSamples | StreamedSamples
-    validation: HeldOutSamples
-    held_out: HeldOut
-    identity: str
+    validation: ValidationSamples
+    validation_split: ValidationSplit
+    fingerprint: str
     newest_inode_change: int | None = None
 
 
-def prepare_data(
+def tokenize_source(
     settings: DataConfig,
     tokenizer: Tokenizer,
-    source: Source,
+    source: DocumentSource,
     listener: DataListener | None = None,
 ) -> TokenizedCorpus:
     """All documents of one source, tokenized: from the cache on disk, or now.
@@ -78,17 +86,17 @@ def prepare_data(
         DiskError: If the cache cannot be written.
     """
     listener = listener or DataListener()
-    cache = _token_cache(settings, listener)
-    corpus = _tokenized(cache, settings, tokenizer, source, listener)
-    cache.keep_within_bounds()
+    cache = _make_token_cache(settings, listener)
+    corpus = _load_or_tokenize(cache, settings, tokenizer, source, listener)
+    cache.evict_to_limit()
     return corpus
 
 
-def open_data(
+def open_run_data(
     settings: DataConfig,
     tokenizer: Tokenizer,
-    sources: dict[str, Source],
-    counts: Sequence[int],
+    sources: dict[str, DocumentSource],
+    block_counts: Sequence[int],
     *,
     seed: int,
     sequence_length: int,
@@ -117,57 +125,64 @@ def open_data(
     identity: list[Any]
     newest_inode_change = None
     if settings.streaming:
-        train = _streamed_samples(
-            settings, tokenizer, parts, counts, seed, sequence_length, listener
+        train = _open_streamed_samples(
+            settings, tokenizer, parts, block_counts, seed, sequence_length, listener
         )
-        texts = [streamed(source, tokenizer, settings.validation_every) for source in parts]
-        held_out = gather(texts, counts, seed, tokenizer, enough)
-        identity = [_depends_on(source.identity(), source, tokenizer) for source in parts]
-        stamps = [stamp for source in parts for stamp in source.stamps().values() if stamp]
+        texts = [
+            stream_validation_documents(source, tokenizer, settings.validation_every)
+            for source in parts
+        ]
+        held_out = collect_validation_split(texts, block_counts, seed, tokenizer, enough)
+        identity = [_cache_key_parts(source.identity(), source, tokenizer) for source in parts]
+        stamps = [stamp for source in parts for stamp in source.stat_signatures().values() if stamp]
         newest_inode_change = max((stamp[2] for stamp in stamps), default=None)
     else:
-        cache = _token_cache(settings, listener)
-        corpora = [_tokenized(cache, settings, tokenizer, source, listener) for source in parts]
-        cache.keep_within_bounds()  # only now: no source of a run goes to make room for another
+        cache = _make_token_cache(settings, listener)
+        corpora = [
+            _load_or_tokenize(cache, settings, tokenizer, source, listener) for source in parts
+        ]
+        cache.evict_to_limit()  # only now: no source of a run goes to make room for another
         for source, corpus in zip(parts, corpora, strict=True):
-            listener.noted(_described(source, corpus))
+            listener.message_logged(_describe_corpus(source, corpus))
         rows = [
             ShuffledDocuments(corpus.train, corpus.train_ends, settings.shuffle_window, seed)
             for corpus in corpora
         ]
-        row = rows[0] if len(rows) == 1 else MixedDocuments(rows, counts, seed)
+        row = rows[0] if len(rows) == 1 else MixedDocuments(rows, block_counts, seed)
         train = PackedSamples(row, sequence_length)
-        held_out = _held_out(corpora, counts, seed, tokenizer, enough)
+        held_out = _open_validation_split(corpora, block_counts, seed, tokenizer, enough)
         identity = [corpus.digest for corpus in corpora]
-    _check_held_out(settings, held_out)
+    _check_validation_split(settings, held_out)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    validation = HeldOutSamples(held_out.tokens, sequence_length)
+    validation = ValidationSamples(held_out.tokens, sequence_length)
     return RunData(train, validation, held_out, digest, newest_inode_change)
 
 
-def _token_cache(settings: DataConfig, listener: DataListener) -> TokenCache:
+def _make_token_cache(settings: DataConfig, listener: DataListener) -> TokenCache:
     folder = Path(settings.cache).expanduser().absolute()
-    return TokenCache(folder, round(settings.cache_gb * 1e9), listener.noted)
+    return TokenCache(folder, round(settings.cache_gb * 1e9), listener.message_logged)
 
 
-def _tokenized(
+def _load_or_tokenize(
     cache: TokenCache,
     settings: DataConfig,
     tokenizer: Tokenizer,
-    source: Source,
+    source: DocumentSource,
     listener: DataListener,
 ) -> TokenizedCorpus:
     """See `prepare_data`."""
     every = settings.validation_every
     if every < 2:
         raise UserError("data.validation_every", every, "must be at least 2")
-    stamps = source.stamps()  # before the checksums are taken
-    content = source.content(cache.digest)
+    stamps = source.stat_signatures()  # before the checksums are taken
+    content = source.content_identity(cache.digest)
 
     def documents() -> Iterator[TokenizedDocuments]:
         reader = source.read()
         empty = True
-        for batch in _told(tokenize(reader, tokenizer), reader, source, listener):
+        for batch in _report_progress(
+            tokenize_documents(reader, tokenizer), reader, source, listener
+        ):
             empty = False
             yield batch
         reader.close()
@@ -175,33 +190,33 @@ def _tokenized(
         if empty:
             raise UserError(source.key, source.name, "holds nothing but white space")
 
-    return cache.corpus(
-        _depends_on(content, source, tokenizer),
-        token_type(tokenizer),
+    return cache.get_or_create(
+        _cache_key_parts(content, source, tokenizer),
+        token_dtype(tokenizer),
         every,
         documents,
     )
 
 
 def _check_unchanged(
-    source: Source, stamps: dict[Path, Any], content: Any, cache: TokenCache
+    source: DocumentSource, stamps: dict[Path, Any], content: Any, cache: TokenCache
 ) -> None:
     """Check that the files hold what they held before they were read, whose checksums name the entry.
 
     Raises:
         UserError: If not. A file that was only renamed or given another mode has other stamps, but is no other.
     """
-    now = source.stamps()
+    now = source.stat_signatures()
     changed = [path for path, stamp in stamps.items() if now[path] != stamp]
-    if changed and (None in now.values() or source.content(cache.digest) != content):
+    if changed and (None in now.values() or source.content_identity(cache.digest) != content):
         allowed = "changed while it was tokenized; begin again once it is written to the end"
         raise UserError(f"{source.key}.path", changed[0], allowed)
 
 
-def _streamed_samples(
+def _open_streamed_samples(
     settings: DataConfig,
     tokenizer: Tokenizer,
-    sources: Sequence[Source],
+    sources: Sequence[DocumentSource],
     counts: Sequence[int],
     seed: int,
     sequence_length: int,
@@ -216,21 +231,25 @@ def _streamed_samples(
     return StreamedSamples(streams, counts, sequence_length, seed, skipping)
 
 
-def _held_out(
+def _open_validation_split(
     corpora: Sequence[TokenizedCorpus],
     counts: Sequence[int],
     seed: int,
     tokenizer: Tokenizer,
     enough: int,
-) -> HeldOut:
+) -> ValidationSplit:
     """All that is held out of one corpus; of a mixture, which would have to be put together in memory, enough."""
     if len(corpora) == 1:
         (corpus,) = corpora
-        return HeldOut(corpus.validation, corpus.validation_ends, corpus.validation_sizes)
-    return gather([corpus.held_out() for corpus in corpora], counts, seed, tokenizer, enough)
+        return ValidationSplit(
+            corpus.validation, corpus.validation_ends, corpus.validation_document_bytes
+        )
+    return collect_validation_split(
+        [corpus.iter_validation_documents() for corpus in corpora], counts, seed, tokenizer, enough
+    )
 
 
-def _described(source: Source, corpus: TokenizedCorpus) -> str:
+def _describe_corpus(source: DocumentSource, corpus: TokenizedCorpus) -> str:
     return (
         f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
         f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
@@ -238,7 +257,7 @@ def _described(source: Source, corpus: TokenizedCorpus) -> str:
     )
 
 
-def _check_held_out(settings: DataConfig, held_out: HeldOut) -> None:
+def _check_validation_split(settings: DataConfig, held_out: ValidationSplit) -> None:
     if held_out.num_documents == 0:
         remedy = (
             "more data.documents" if settings.source == "embedded" else "a finer data.sample_by"
@@ -247,15 +266,20 @@ def _check_held_out(settings: DataConfig, held_out: HeldOut) -> None:
         raise UserError("data.validation_every", settings.validation_every, allowed)
 
 
-def _depends_on(documents: Any, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+def _cache_key_parts(
+    documents: Any, source: DocumentSource, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """What the tokens of a source depend on: its documents, what reads them and what encodes them."""
-    encoding = [tokenizer.fingerprint, list(tokenizer.begin_of_text), tokenizer.end_of_text]
+    encoding = [tokenizer.fingerprint, list(tokenizer.bos_token_ids), tokenizer.eos_token_id]
     libraries = {name: version(name) for name in (*source.libraries, tokenizer.library)}
     return {"documents": documents, "tokenizer": encoding, "libraries": libraries}
 
 
-def _told(
-    batches: Iterator[TokenizedDocuments], reader: Reader, source: Source, listener: DataListener
+def _report_progress(
+    batches: Iterator[TokenizedDocuments],
+    reader: DocumentReader,
+    source: DocumentSource,
+    listener: DataListener,
 ) -> Iterator[TokenizedDocuments]:
     """The batches, while the listener hears how far and how fast it goes."""
     task = f"tokenizing {source.name}"
@@ -266,7 +290,7 @@ def _told(
         documents += len(batch.lengths)
         size += int(batch.num_bytes.sum())
         elapsed = time.perf_counter() - start
-        if elapsed - told >= TELL_EVERY_S:
+        if elapsed - told >= REPORT_INTERVAL_S:
             told = elapsed
             note = f"{documents:,} documents, {size / 1e6:,.0f} MB, {size / elapsed / 1e6:.1f} MB/s"
-            listener.data_progress(task, reader.share_read, note)
+            listener.data_progress(task, reader.fraction_read, note)

@@ -14,11 +14,11 @@ import torch
 
 from growlm.runtime.errors import UserError
 
-MIXTURE_BLOCK = 10_000
+MIXTURE_BLOCK_SIZE = 10_000
 """Documents after which every source has had exactly its share."""
 
 
-def window_order(seed: int, epoch: int, window: int, size: int) -> np.ndarray:
+def window_order(seed: int, epoch: int, window_index: int, size: int) -> np.ndarray:
     """In which order the documents of a window come: a permutation of 0 ... size-1, (size,), int64.
 
     Args:
@@ -27,10 +27,10 @@ def window_order(seed: int, epoch: int, window: int, size: int) -> np.ndarray:
         window: Its number in the epoch, from 0.
         size: Documents in it; the last one of an epoch may have fewer than the others.
     """
-    return _permutation(f"{seed} {epoch} {window}", size)
+    return _permutation(f"{seed} {epoch} {window_index}", size)
 
 
-def mixture_order(seed: int, block: int, counts: Sequence[int]) -> np.ndarray:
+def mixture_order(seed: int, block_index: int, block_counts: Sequence[int]) -> np.ndarray:
     """Which source each document of a block comes from, (sum of counts,), int64.
 
     Args:
@@ -38,11 +38,11 @@ def mixture_order(seed: int, block: int, counts: Sequence[int]) -> np.ndarray:
         block: Its number, from 0.
         counts: Documents that every block takes from each source.
     """
-    sources = np.repeat(np.arange(len(counts)), counts)
-    return sources[_permutation(f"{seed} mixture {block}", len(sources))]
+    sources = np.repeat(np.arange(len(block_counts)), block_counts)
+    return sources[_permutation(f"{seed} mixture {block_index}", len(sources))]
 
 
-def mixture_counts(weights: Mapping[str, float], key: str = "data.sources") -> list[int]:
+def compute_block_counts(weights: Mapping[str, float], key: str = "data.sources") -> list[int]:
     """Documents that a block of `MIXTURE_BLOCK` takes from each source: weights as shares, by largest remainder.
 
     Args:
@@ -56,16 +56,14 @@ def mixture_counts(weights: Mapping[str, float], key: str = "data.sources") -> l
         if not weight > 0 or weight == float("inf"):
             raise UserError(f"{key}.{name}.weight", weight, "must be greater than 0, and finite")
     total = sum(weights.values())
-    exact = [MIXTURE_BLOCK * weight / total for weight in weights.values()]
+    exact = [MIXTURE_BLOCK_SIZE * weight / total for weight in weights.values()]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for index in by_remainder[: MIXTURE_BLOCK - sum(counts)]:
+    for index in by_remainder[: MIXTURE_BLOCK_SIZE - sum(counts)]:
         counts[index] += 1
     for (name, weight), count in zip(weights.items(), counts, strict=True):
         if count == 0:
-            allowed = (
-                f"is less than one document in {MIXTURE_BLOCK:,}; give it more, or leave it out"
-            )
+            allowed = f"is less than one document in {MIXTURE_BLOCK_SIZE:,}; give it more, or leave it out"
             raise UserError(f"{key}.{name}.weight", weight, allowed)
     return counts
 

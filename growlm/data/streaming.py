@@ -15,12 +15,19 @@ import numpy as np
 import torch
 
 from growlm.data.packing import Samples
-from growlm.data.prefetch import BEGINNING, Chunk, ChunkPlace, ReadAhead, chunk_documents, chunks
+from growlm.data.prefetch import (
+    START_POSITION,
+    Chunk,
+    ChunkPosition,
+    PrefetchIterator,
+    documents_per_chunk,
+    iter_chunks,
+)
 from growlm.data.shuffling import mixture_order, window_order
-from growlm.data.sources.document_sources import Source
+from growlm.data.sources.document_sources import DocumentSource
 from growlm.data.tokenization.tokenizer import Tokenizer
 
-FAR = 1000
+PROGRESS_INTERVAL = 1000
 """Samples after which reading up to another one is told of."""
 
 
@@ -36,20 +43,27 @@ class StreamedDocuments:
     """
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, window: int, validation_every: int, seed: int
+        self,
+        source: DocumentSource,
+        tokenizer: Tokenizer,
+        window: int,
+        validation_every: int,
+        seed: int,
     ) -> None:
         self.source, self.tokenizer = source, tokenizer
         self.window, self.validation_every, self.seed = window, validation_every, seed
-        self.start(BEGINNING, 0)
+        self.seek(START_POSITION, 0)
 
-    def start(self, place: ChunkPlace, number: int) -> None:
+    def seek(self, position: ChunkPosition, document_index: int) -> None:
         """Have document `number` of the row come next, reading from a chunk at or before it."""
-        self._next, self._chunks = number, None
+        self._next, self._chunks = document_index, None
         self._order: np.ndarray | None = None
         self._chunk: Chunk | None = None
-        self._places: deque[tuple[int, ChunkPlace]] = deque([(self._first(place), place)])
+        self._positions: deque[tuple[int, ChunkPosition]] = deque(
+            [(self._first_document_index(position), position)]
+        )
 
-    def next(self) -> np.ndarray:
+    def next_document(self) -> np.ndarray:
         """The next document's tokens, (num_tokens,).
 
         Raises:
@@ -65,32 +79,34 @@ class StreamedDocuments:
         start = int(self._chunk.ends[index - 1]) if index else 0
         return self._chunk.tokens[start : int(self._chunk.ends[index])]
 
-    def place_before(self, number: int) -> ChunkPlace:
+    def position_before(self, document_index: int) -> ChunkPosition:
         """Where to `start` to reach a document that was not handed out long ago."""
-        return max((p for p in self._places if p[0] <= number), key=lambda p: p[0])[1]
+        return max((p for p in self._positions if p[0] <= document_index), key=lambda p: p[0])[1]
 
-    def forget_before(self, number: int) -> None:
+    def discard_positions_before(self, document_index: int) -> None:
         """Nobody will ask for places before this document's."""
-        while len(self._places) > 1 and self._places[1][0] <= number:
-            self._places.popleft()
+        while len(self._positions) > 1 and self._positions[1][0] <= document_index:
+            self._positions.popleft()
 
     def _read_chunk(self) -> None:
         if self._chunks is None:
-            start = self._places[0][1]
-            made = chunks(self.source, self.tokenizer, self.window, self.validation_every, start)
-            self._chunks = ReadAhead(made)
+            start = self._positions[0][1]
+            made = iter_chunks(
+                self.source, self.tokenizer, self.window, self.validation_every, start
+            )
+            self._chunks = PrefetchIterator(made)
         chunk = next(self._chunks)
-        self._chunk, self._begin = chunk, self._first(chunk.begin)
-        if self._places[-1][0] < self._begin:
-            self._places.append((self._begin, chunk.begin))
-        first = chunk.begin.chunk * chunk_documents(self.window)
+        self._chunk, self._begin = chunk, self._first_document_index(chunk.position)
+        if self._positions[-1][0] < self._begin:
+            self._positions.append((self._begin, chunk.position))
+        first = chunk.position.chunk * documents_per_chunk(self.window)
         num_documents = len(chunk.ends)
         self._order = np.concatenate(
             [
                 begin
                 + window_order(
                     self.seed,
-                    chunk.begin.epoch,
+                    chunk.position.epoch,
                     (first + begin) // self.window,
                     min(self.window, num_documents - begin),
                 )
@@ -98,17 +114,17 @@ class StreamedDocuments:
             ]
         )
 
-    def _first(self, place: ChunkPlace) -> int:
+    def _first_document_index(self, place: ChunkPosition) -> int:
         """Number in the row of a chunk's first document."""
         before = place.epoch * (place.epoch_documents or 0)
-        return before + place.chunk * chunk_documents(self.window)
+        return before + place.chunk * documents_per_chunk(self.window)
 
-    _chunks: ReadAhead | None
+    _chunks: PrefetchIterator | None
     _begin: int = 0
 
 
 @dataclass
-class _Piece:
+class _PendingDocument:
     """What is left of a document that samples are being made of."""
 
     document: int
@@ -130,23 +146,23 @@ class StreamedSamples(Samples):
     def __init__(
         self,
         streams: Sequence[StreamedDocuments],
-        counts: Sequence[int],
+        block_counts: Sequence[int],
         sequence_length: int,
         seed: int,
         progress: Callable[[int, int], object],
     ) -> None:
-        self.streams, self.counts = list(streams), list(counts)
+        self.streams, self.block_counts = list(streams), list(block_counts)
         self.sequence_length, self.seed, self.progress = sequence_length, seed, progress
         self._order: tuple[int, np.ndarray] | None = None
-        beginnings = [asdict(BEGINNING) for _ in streams]
-        self._beginning: dict[str, Any] = {
+        beginnings = [asdict(START_POSITION) for _ in streams]
+        self._initial_state: dict[str, Any] = {
             "sample": 0,
             "document": 0,
             "offset": 0,
             "places": beginnings,
         }
-        self._marks = [self._beginning]
-        self._start(self._beginning)
+        self._known_states = [self._initial_state]
+        self._restart_from(self._initial_state)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sample `index` of the run: (sequence_length + 1,), int64. Quick for the one after the last one only.
@@ -156,102 +172,108 @@ class StreamedSamples(Samples):
             RunError: If a source changed, or cannot be reached any more.
         """
         if index != self._next:
-            self._go_to(index)
-        return torch.from_numpy(self._read())
+            self._seek(index)
+        return torch.from_numpy(self._read_next_sample())
 
-    def mark(self, index: int) -> dict[str, Any] | None:
+    def state_dict(self, index: int) -> dict[str, Any] | None:
         """What `recall` takes to begin again with this sample: plain JSON. None for one before the next one."""
         if index < self._next:
             return None
         if index > self._next:  # the other processes' parts of the last batch
-            self._go_to(index)
-        piece = self._pieces[0] if self._pieces else self._at
-        before = self._documents_before(piece.document)
+            self._seek(index)
+        piece = self._pending[0] if self._pending else self._at
+        before = self._count_documents_before(piece.document)
         streams = zip(self.streams, before, strict=True)
         return {
             "sample": index,
             "document": piece.document,
             "offset": piece.offset,
-            "places": [asdict(stream.place_before(number)) for stream, number in streams],
+            "places": [asdict(stream.position_before(number)) for stream, number in streams],
         }
 
-    def recall(self, mark: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Know a mark, of this or of another process, of the same data and settings.
 
         Raises:
             TypeError: Or a `ValueError`, if it is none.
         """
-        if mark is not None:
-            for stream, place in zip(self.streams, mark["places"], strict=True):
+        if state is not None:
+            for stream, place in zip(self.streams, state["places"], strict=True):
                 stream.source.read(place["place"]).close()
-            self._marks.append(mark)
+            self._known_states.append(state)
 
-    def _go_to(self, index: int) -> None:
-        mark = max((m for m in self._marks if m["sample"] <= index), key=lambda m: m["sample"])
+    def _seek(self, index: int) -> None:
+        mark = max(
+            (m for m in self._known_states if m["sample"] <= index), key=lambda m: m["sample"]
+        )
         if not mark["sample"] <= self._next <= index:
-            self._start(mark)
+            self._restart_from(mark)
         first = self._next
         while self._next < index:
-            self._read()
-            if index - first > FAR and (self._next - first) % FAR == 0:
+            self._read_next_sample()
+            if index - first > PROGRESS_INTERVAL and (self._next - first) % PROGRESS_INTERVAL == 0:
                 self.progress(self._next - first, index - first)
 
-    def _start(self, mark: dict[str, Any]) -> None:
+    def _restart_from(self, mark: dict[str, Any]) -> None:
         self._next = mark["sample"]
-        self._at = _Piece(mark["document"], mark["offset"], np.zeros(0, np.uint16))
+        self._at = _PendingDocument(mark["document"], mark["offset"], np.zeros(0, np.uint16))
         self._document, self._skip = mark["document"], mark["offset"]
-        self._pieces: deque[_Piece] = deque()
+        self._pending: deque[_PendingDocument] = deque()
         self._available = 0
-        before = self._documents_before(self._document)
+        before = self._count_documents_before(self._document)
         for stream, place, number in zip(self.streams, mark["places"], before, strict=True):
-            stream.start(ChunkPlace(**place), number)
+            stream.seek(ChunkPosition(**place), number)
 
-    def _read(self) -> np.ndarray:
+    def _read_next_sample(self) -> np.ndarray:
         """The next sample."""
         while self._available <= self.sequence_length:
-            self._fetch()
+            self._fetch_document()
         sample = np.empty(self.sequence_length + 1, dtype=np.int64)
         filled = 0
-        for piece in self._pieces:
+        for piece in self._pending:
             part = piece.tokens[: len(sample) - filled]
             sample[filled : filled + len(part)] = part
             filled += len(part)
             if filled == len(sample):
                 break
-        self._let_go(self.sequence_length)
+        self._consume(self.sequence_length)
         self._next += 1
         return sample
 
-    def _fetch(self) -> None:
-        source = int(self._block_order(self._document // sum(self.counts))[self._within()])
-        tokens = self.streams[source].next()[self._skip :]
-        self._pieces.append(_Piece(self._document, self._skip, tokens))
+    def _fetch_document(self) -> None:
+        source = int(
+            self._block_order(self._document // sum(self.block_counts))[self._index_in_block()]
+        )
+        tokens = self.streams[source].next_document()[self._skip :]
+        self._pending.append(_PendingDocument(self._document, self._skip, tokens))
         self._available += len(tokens)
         self._document, self._skip = self._document + 1, 0
 
-    def _let_go(self, count: int) -> None:
+    def _consume(self, count: int) -> None:
         """Of so many tokens; the next sample begins with the last one of this."""
         self._available -= count
-        while count >= len(self._pieces[0].tokens):
-            count -= len(self._pieces.popleft().tokens)
-        piece = self._pieces[0]
+        while count >= len(self._pending[0].tokens):
+            count -= len(self._pending.popleft().tokens)
+        piece = self._pending[0]
         piece.tokens, piece.offset = piece.tokens[count:], piece.offset + count
-        if self._next % FAR == 0:
+        if self._next % PROGRESS_INTERVAL == 0:
             for stream, number in zip(
-                self.streams, self._documents_before(piece.document), strict=True
+                self.streams, self._count_documents_before(piece.document), strict=True
             ):
-                stream.forget_before(number)
+                stream.discard_positions_before(number)
 
-    def _within(self) -> int:
-        return self._document % sum(self.counts)
+    def _index_in_block(self) -> int:
+        return self._document % sum(self.block_counts)
 
-    def _documents_before(self, document: int) -> list[int]:
+    def _count_documents_before(self, document: int) -> list[int]:
         """How many of the row's first documents are of each stream."""
-        block, within = divmod(document, sum(self.counts))
-        part = np.bincount(self._block_order(block)[:within], minlength=len(self.counts))
-        return [block * count + int(more) for count, more in zip(self.counts, part, strict=True)]
+        block, within = divmod(document, sum(self.block_counts))
+        part = np.bincount(self._block_order(block)[:within], minlength=len(self.block_counts))
+        return [
+            block * count + int(more) for count, more in zip(self.block_counts, part, strict=True)
+        ]
 
     def _block_order(self, block: int) -> np.ndarray:
         if self._order is None or self._order[0] != block:
-            self._order = block, mixture_order(self.seed, block, self.counts)
+            self._order = block, mixture_order(self.seed, block, self.block_counts)
         return self._order[1]

@@ -15,27 +15,27 @@ from typing import TypeVar
 
 import numpy as np
 
-from growlm.data.memory_map import let_go_of_pages
+from growlm.data.memory_map import release_pages
 from growlm.data.shuffling import mixture_order, window_order
 
-KEPT = 4
+MAX_CACHED = 4
 """Permutations, or blocks, in memory: reading goes forward, but may begin a window or block a few times."""
-RELEASED_TOGETHER = 10_000
+RELEASE_INTERVAL = 10_000
 """Documents after which what was read is let go of."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Row(ABC):
+class TokenStream(ABC):
     """Documents for ever, each with its tokens."""
 
     @abstractmethod
-    def tokens_before(self, number: int) -> int:
+    def count_tokens_before(self, number: int) -> int:
         """Tokens of documents 0 ... number-1 of the row."""
 
     @abstractmethod
-    def find(self, position: int) -> int:
+    def find_document(self, position: int) -> int:
         """Number of the document that token `position` of the row is in."""
 
     @abstractmethod
@@ -44,8 +44,8 @@ class Row(ABC):
 
     def read(self, position: int, count: int) -> np.ndarray:
         """Tokens `position` ... `position + count - 1` of the row, (count,), int64."""
-        number = self.find(position)
-        start, pieces, missing = position - self.tokens_before(number), [], count
+        number = self.find_document(position)
+        start, pieces, missing = position - self.count_tokens_before(number), [], count
         while missing:
             piece = self.document(number)[start : start + missing]
             pieces.append(piece.astype(np.int64))
@@ -54,7 +54,7 @@ class Row(ABC):
         return np.concatenate(pieces)
 
 
-class ShuffledDocuments(Row):
+class ShuffledDocuments(TokenStream):
     """Documents of one corpus in their windows' order, epoch after epoch.
 
     Args:
@@ -67,21 +67,21 @@ class ShuffledDocuments(Row):
     def __init__(self, tokens: np.ndarray, ends: np.ndarray, window: int, seed: int) -> None:
         self.tokens, self.ends, self.window, self.seed = tokens, ends, window, seed
         self.num_documents, self.num_tokens = len(ends), len(tokens)
-        self._read_in = 0
+        self._last_release = 0
         self._orders: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
-    def tokens_before(self, number: int) -> int:
+    def count_tokens_before(self, number: int) -> int:
         """Tokens of documents 0 ... number-1 of the row."""
         epoch, rest = divmod(number, self.num_documents)
         window, within = divmod(rest, self.window)
-        begin = epoch * self.num_tokens + self._end(window * self.window)
+        begin = epoch * self.num_tokens + self._document_start(window * self.window)
         return begin if within == 0 else begin + int(self._order(epoch, window)[1][within - 1])
 
-    def find(self, position: int) -> int:
+    def find_document(self, position: int) -> int:
         """Number of the document that token `position` of the row is in."""
         epoch, rest = divmod(position, self.num_tokens)
         window = int(np.searchsorted(self.ends, rest, side="right")) // self.window
-        within = rest - self._end(window * self.window)
+        within = rest - self._document_start(window * self.window)
         index = int(np.searchsorted(self._order(epoch, window)[1], within, side="right"))
         return epoch * self.num_documents + window * self.window + index
 
@@ -90,9 +90,9 @@ class ShuffledDocuments(Row):
         epoch, rest = divmod(number, self.num_documents)
         window, within = divmod(rest, self.window)
         index = window * self.window + int(self._order(epoch, window)[0][within])
-        return self.tokens[self._end(index) : int(self.ends[index])]
+        return self.tokens[self._document_start(index) : int(self.ends[index])]
 
-    def places(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def token_ranges(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Where in `tokens` each of documents `first` ... of the row begins and ends, both (count,), int64."""
         indices = []
         while count:
@@ -109,24 +109,24 @@ class ShuffledDocuments(Row):
 
         def make() -> tuple[np.ndarray, np.ndarray]:
             first = window * self.window
-            if first // RELEASED_TOGETHER != self._read_in:
-                self._read_in = first // RELEASED_TOGETHER
-                let_go_of_pages(self.tokens)
-                let_go_of_pages(self.ends)
+            if first // RELEASE_INTERVAL != self._last_release:
+                self._last_release = first // RELEASE_INTERVAL
+                release_pages(self.tokens)
+                release_pages(self.ends)
             ends = self.ends[first : first + self.window].astype(np.int64)
-            lengths = np.diff(ends, prepend=self._end(first))
+            lengths = np.diff(ends, prepend=self._document_start(first))
             order = window_order(self.seed, epoch, window, len(lengths))
             return order, np.cumsum(lengths[order])
 
-        return _kept(self._orders, (epoch, window), make)
+        return _cached(self._orders, (epoch, window), make)
 
-    def _end(self, number: int) -> int:
+    def _document_start(self, number: int) -> int:
         """Where in `tokens` document `number` begins."""
         return int(self.ends[number - 1]) if number else 0
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
+class _MixtureBlock:
     """The documents of one block of a mixture, in order.
 
     Attributes:
@@ -138,18 +138,18 @@ class _Block:
     """
 
     begin: int
-    parts: np.ndarray
+    stream_indices: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
-    after: np.ndarray
+    cumulative_tokens: np.ndarray
 
     @property
     def end(self) -> int:
         """Tokens of the row up to its end."""
-        return self.begin + int(self.after[-1])
+        return self.begin + int(self.cumulative_tokens[-1])
 
 
-class MixedDocuments(Row):
+class MixedDocuments(TokenStream):
     """Documents of several rows, mixed block by block (`mixture_order`); each row goes on at its own pace.
 
     Reading on is quick: a block knows where its documents lie, and where it ends the next one begins.
@@ -161,67 +161,71 @@ class MixedDocuments(Row):
     """
 
     def __init__(
-        self, parts: Sequence[ShuffledDocuments], counts: Sequence[int], seed: int
+        self, streams: Sequence[ShuffledDocuments], block_counts: Sequence[int], seed: int
     ) -> None:
-        self.parts, self.counts, self.seed = list(parts), list(counts), seed
-        self.block = sum(counts)
-        self._last = 0
-        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self.streams, self.block_counts, self.seed = list(streams), list(block_counts), seed
+        self.block_size = sum(block_counts)
+        self._last_block = 0
+        self._blocks: OrderedDict[int, _MixtureBlock] = OrderedDict()
 
-    def tokens_before(self, number: int) -> int:
+    def count_tokens_before(self, number: int) -> int:
         """Tokens of documents 0 ... number-1 of the row."""
-        number, within = divmod(number, self.block)
-        block = self._block(number)
-        return block.begin + (int(block.after[within - 1]) if within else 0)
+        number, within = divmod(number, self.block_size)
+        block = self._get_block(number)
+        return block.begin + (int(block.cumulative_tokens[within - 1]) if within else 0)
 
-    def find(self, position: int) -> int:
+    def find_document(self, position: int) -> int:
         """Number of the document that token `position` of the row is in."""
-        if position >= self._block(self._last).end:
-            self._last += 1
-        block = self._block(self._last)
+        if position >= self._get_block(self._last_block).end:
+            self._last_block += 1
+        block = self._get_block(self._last_block)
         if not block.begin <= position < block.end:  # not read on: anywhere
-            self._last = self._search(position)
-            block = self._block(self._last)
-        index = int(np.searchsorted(block.after, position - block.begin, side="right"))
-        return self._last * self.block + index
+            self._last_block = self._find_block(position)
+            block = self._get_block(self._last_block)
+        index = int(np.searchsorted(block.cumulative_tokens, position - block.begin, side="right"))
+        return self._last_block * self.block_size + index
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document, (num_tokens,), a view."""
-        number, within = divmod(number, self.block)
-        block = self._block(number)
-        tokens = self.parts[int(block.parts[within])].tokens
+        number, within = divmod(number, self.block_size)
+        block = self._get_block(number)
+        tokens = self.streams[int(block.stream_indices[within])].tokens
         return tokens[int(block.starts[within]) : int(block.ends[within])]
 
-    def _search(self, position: int) -> int:
+    def _find_block(self, position: int) -> int:
         """The block that a token is in."""
         above = 1
-        while self._begin(above) <= position:
+        while self._block_start(above) <= position:
             above *= 2
-        return bisect_right(range(above), position, key=self._begin) - 1
+        return bisect_right(range(above), position, key=self._block_start) - 1
 
-    def _begin(self, number: int) -> int:
+    def _block_start(self, number: int) -> int:
         if (before := self._blocks.get(number - 1)) is not None:
             return before.end
-        counts = zip(self.parts, self.counts, strict=True)
-        return sum(part.tokens_before(number * count) for part, count in counts)
+        counts = zip(self.streams, self.block_counts, strict=True)
+        return sum(part.count_tokens_before(number * count) for part, count in counts)
 
-    def _block(self, number: int) -> _Block:
-        def make() -> _Block:
-            parts = mixture_order(self.seed, number, self.counts)
+    def _get_block(self, number: int) -> _MixtureBlock:
+        def make() -> _MixtureBlock:
+            parts = mixture_order(self.seed, number, self.block_counts)
             starts, ends = np.empty_like(parts), np.empty_like(parts)
-            for index, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            for index, (part, count) in enumerate(
+                zip(self.streams, self.block_counts, strict=True)
+            ):
                 of_part = parts == index
-                starts[of_part], ends[of_part] = part.places(number * count, count)
-            return _Block(self._begin(number), parts, starts, ends, np.cumsum(ends - starts))
+                starts[of_part], ends[of_part] = part.token_ranges(number * count, count)
+            return _MixtureBlock(
+                self._block_start(number), parts, starts, ends, np.cumsum(ends - starts)
+            )
 
-        return _kept(self._blocks, number, make)
+        return _cached(self._blocks, number, make)
 
 
-def _kept(cache: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
+def _cached(cache: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
     """A value made once, and kept while it is among the last few that were asked for."""
     if key not in cache:
         cache[key] = make()
-        if len(cache) > KEPT:
+        if len(cache) > MAX_CACHED:
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]

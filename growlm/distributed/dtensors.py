@@ -25,7 +25,7 @@ def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def get_full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it.
 
     No gradient passes, if it is sharded.
@@ -37,7 +37,7 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor.full_tensor()
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def get_local_tensor(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor; shares its memory. No gradient passes, if it is sharded."""
     if not is_sharded(tensor):
         return tensor
@@ -45,21 +45,21 @@ def own_part(tensor: Tensor) -> Tensor:
         return tensor.to_local()
 
 
-def own_rows(tensor: Tensor) -> slice:
+def get_local_rows(tensor: Tensor) -> slice:
     """Which rows of the whole tensor this process holds."""
     if not is_sharded(tensor):
         return slice(0, tensor.shape[0] if tensor.ndim else 1)
     mesh = tensor.device_mesh
-    return rows_of(tensor.shape[0], mesh.get_local_rank(), mesh.size())
+    return get_shard_rows(tensor.shape[0], mesh.get_local_rank(), mesh.size())
 
 
-def rows_of(num_rows: int, rank: int, size: int) -> slice:
+def get_shard_rows(num_rows: int, rank: int, num_shards: int) -> slice:
     """Which rows a process holds of a tensor of so many rows; maybe none."""
-    chunk = -(-num_rows // size)
+    chunk = -(-num_rows // num_shards)
     return slice(min(num_rows, rank * chunk), min(num_rows, (rank + 1) * chunk))
 
 
-def sharded_like(part: Tensor, like: Tensor) -> Tensor:
+def from_local_like(local_tensor: Tensor, like: Tensor) -> Tensor:
     """A sharded tensor out of this process's part of it.
 
     Args:
@@ -67,11 +67,11 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
         like: A sharded tensor of the same shape as the result.
     """
     if not is_sharded(like):
-        return part
+        return local_tensor
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        part,
+        local_tensor,
         like.device_mesh,
         like.placements,
         run_check=False,
@@ -80,20 +80,20 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def mesh_of(model: nn.Module) -> DeviceMesh | None:
+def get_device_mesh(model: nn.Module) -> DeviceMesh | None:
     """The processes that a model's parameters are divided among; None if each has all of them."""
     some = next(model.parameters(), None)
     return some.device_mesh if is_sharded(some) else None
 
 
-def device_of(mesh: DeviceMesh) -> torch.device:
+def get_mesh_device(mesh: DeviceMesh) -> torch.device:
     """Where this process's parts are."""
     if mesh.device_type != "cuda":
         return torch.device(mesh.device_type)
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def divided(part: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
+def from_local(local_tensor: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
     """A sharded tensor out of this process's part of it.
 
     Args:
@@ -105,11 +105,11 @@ def divided(part: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
 
     strides = torch.empty(tuple(shape), device="meta").stride()
     return DTensor.from_local(
-        part, mesh, (Shard(0),), run_check=False, shape=torch.Size(shape), stride=strides
+        local_tensor, mesh, (Shard(0),), run_check=False, shape=torch.Size(shape), stride=strides
     )
 
 
-def total(tensor: Tensor, like: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor, like: Tensor) -> Tensor:
     """The sum over all processes of what each has made of its part of a tensor; a new tensor if that is sharded.
 
     Args:

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-PATIENCE = 1800
+SHUTDOWN_TIMEOUT_S = 1800
 """Seconds that the processes have after a signal."""
 
 
-def launch(module: str, arguments: Sequence[str], processes: int) -> int:
+def launch_processes(module: str, arguments: Sequence[str], num_processes: int) -> int:
     """Run `python -m module arguments` in so many processes that know of each other; the exit code.
 
     What `torchrun --standalone --nproc-per-node` does, but for what it prints and exits with: here, the code of
@@ -30,14 +30,14 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> int:
     for part in ("agent.server.api", "multiprocessing.api"):
         # The processes say themselves what is wrong.
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # After a signal they finish the step and write the state; torch would end them after 30 seconds.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=processes,
+        nproc_per_node=num_processes,
         max_restarts=0,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",

@@ -20,20 +20,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.exit_codes import code_of
+from growlm.runtime.exit_codes import get_exit_code
 
 T = TypeVar("T")
 
-LOOK_EVERY = 0.05
+POLL_INTERVAL_S = 0.05
 """Seconds between looks at whether the first process has finished what the others wait for."""
-GONE = "another process of this run has ended, or did not answer within trainer.timeout_minutes"
+PEER_LOST_MESSAGE = (
+    "another process of this run has ended, or did not answer within trainer.timeout_minutes"
+)
 
 
-class LostProcessError(RunError):
+class PeerLostError(RunError):
     """Another process of the run has ended, or does not answer."""
 
 
-class EndedElsewhereError(RunError):
+class PeerFailedError(RunError):
     """Another process of the run has failed, and says why.
 
     Args:
@@ -46,7 +48,7 @@ class EndedElsewhereError(RunError):
 
 
 @dataclass
-class World:
+class DistributedContext:
     """All processes of a run, as one of them sees them.
 
     Attributes:
@@ -58,44 +60,44 @@ class World:
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
     timeout: timedelta = timedelta(minutes=30)
     store: dist.Store | None = field(default=None, repr=False)
-    _turns: int = field(default=0, repr=False)
+    _num_published: int = field(default=0, repr=False)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def first(self, action: Callable[[], T]) -> T:
+    def run_on_rank0(self, action: Callable[[], T]) -> T:
         """Have the first process do something; everyone gets its result. However long it takes.
 
         Raises:
             EndedElsewhereError: In the others, if it failed in the first.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return action()
         assert self.store is not None
-        key = f"growlm/{self._turns}"
-        self._turns += 1
-        if self.is_first:
+        key = f"growlm/{self._num_published}"
+        self._num_published += 1
+        if self.is_rank0:
             try:
                 result = action()
             except BaseException as error:
-                self._publish(key, (False, code_of(error)))
+                self._publish(key, (False, get_exit_code(error)))
                 raise
             self._publish(key, (True, result))
             return result
-        self.await_key(key)
+        self.wait_for_key(key)
         is_done, value = pickle.loads(self.store.get(key))  # our own processes' alone
         if not is_done:
-            raise EndedElsewhereError(value)
+            raise PeerFailedError(value)
         return value
 
-    def await_key(self, key: str, limit: float = float("inf")) -> bool:
+    def wait_for_key(self, key: str, max_seconds: float = float("inf")) -> bool:
         """Wait until another process has set a key of the store.
 
         Args:
@@ -121,17 +123,19 @@ class World:
                         is_set.set()
                         return
                     answered = time.monotonic()
-                    time.sleep(LOOK_EVERY)
+                    time.sleep(POLL_INTERVAL_S)
 
         # In a thread of its own: where the network is cut, a look at the store never ends.
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
         start, timeout = time.monotonic(), self.timeout.total_seconds()
         try:
-            while not is_set.wait(LOOK_EVERY) and time.monotonic() - start < limit:
+            while not is_set.wait(POLL_INTERVAL_S) and time.monotonic() - start < max_seconds:
                 is_gone = not looking.is_alive() and not is_set.is_set()
                 if is_gone or time.monotonic() - answered > timeout:
-                    raise LostProcessError(f"{GONE} (the first process's store is silent)")
+                    raise PeerLostError(
+                        f"{PEER_LOST_MESSAGE} (the first process's store is silent)"
+                    )
         finally:
             is_over.set()
         return is_set.is_set()
@@ -140,14 +144,14 @@ class World:
         assert self.store is not None
         self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type] # it takes bytes, and gives them
 
-    def after_first(self, action: Callable[[], T]) -> T:
+    def rank0_first(self, action: Callable[[], T]) -> T:
         """Do something in every process, but in the first one before the others: they find what it left on disk.
 
         Raises:
             EndedElsewhereError: In the others, if it failed in the first.
         """
         mine: list[T] = []
-        self.first(lambda: mine.append(action()))
+        self.run_on_rank0(lambda: mine.append(action()))
         if not mine:
             try:
                 mine.append(action())
@@ -155,7 +159,7 @@ class World:
                 raise RunError(f"process {self.rank} alone: {error}") from error
         return mine[0]
 
-    def together(self, action: Callable[[], T]) -> T:
+    def all_or_raise(self, action: Callable[[], T]) -> T:
         """Do something in every process; if it fails in one, it has failed in all.
 
         Raises:
@@ -167,42 +171,42 @@ class World:
             result.append(action())
         except BaseException as error:
             failed = error
-        codes = self.gather(None if failed is None else code_of(failed))
+        codes = self.all_gather(None if failed is None else get_exit_code(failed))
         if failed is not None:
             raise failed
         for code in codes:
             if code is not None:
-                raise EndedElsewhereError(code)
+                raise PeerFailedError(code)
         return result[0]
 
-    def mean(self, tensor: Tensor) -> Tensor:
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, a new tensor; no gradient."""
-        return self.sum(tensor) / self.size if self.size > 1 else tensor
+        return self.all_reduce_sum(tensor) / self.world_size if self.world_size > 1 else tensor
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, a new tensor; no gradient."""
-        if self.size == 1:
+        if self.world_size == 1:
             return tensor
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest of each number that any process has."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
         return numbers.tolist()
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """What every process has, by rank."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value)
         return found
 
     def barrier(self) -> None:
         """Wait for all."""
-        self.gather(None)
+        self.all_gather(None)

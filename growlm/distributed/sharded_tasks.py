@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from growlm.distributed.dtensors import divided, is_sharded, own_part, rows_of
+from growlm.distributed.dtensors import from_local, get_local_tensor, get_shard_rows, is_sharded
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -22,7 +22,7 @@ K = TypeVar("K")
 
 
 @dataclass(frozen=True)
-class Making(Generic[K]):
+class ShardedTask(Generic[K]):
     """A tensor to be made.
 
     Args:
@@ -34,11 +34,13 @@ class Making(Generic[K]):
 
     key: K
     source: Tensor
-    make: Callable[[Tensor], Tensor]
+    compute: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
 
 
-def each_made(makings: Iterable[Making[K]], mesh: DeviceMesh | None) -> Iterator[tuple[K, Tensor]]:
+def map_sharded(
+    tasks: Iterable[ShardedTask[K]], mesh: DeviceMesh | None
+) -> Iterator[tuple[K, Tensor]]:
     """Make tensors, in order.
 
     Args:
@@ -49,69 +51,69 @@ def each_made(makings: Iterable[Making[K]], mesh: DeviceMesh | None) -> Iterator
         Each tensor, of which this process holds its rows.
     """
     if mesh is None:
-        for making in makings:
-            made = making.key, making.make(making.source)
+        for making in tasks:
+            made = making.key, making.compute(making.source)
             del making
             yield made
             del made
         return
-    turn: list[Making[K]] = []
-    for making in makings:
+    turn: list[ShardedTask[K]] = []
+    for making in tasks:
         turn.append(making)
         del making
         if len(turn) == mesh.size():
-            yield from _one_turn(turn, mesh)
+            yield from _run_round(turn, mesh)
             turn = []
-    yield from _one_turn(turn, mesh)
+    yield from _run_round(turn, mesh)
 
 
-def whole_in_first(tensor: Tensor) -> Tensor | None:
+def gather_to_rank0(tensor: Tensor) -> Tensor | None:
     """A sharded tensor with all its rows, in the first process of its mesh; None in the others.
 
     All processes must ask for it. One that is not sharded is itself, in all.
     """
     if not is_sharded(tensor):
         return tensor
-    return _gather([tensor], tensor.device_mesh)
+    return _gather_sources([tensor], tensor.device_mesh)
 
 
-def _one_turn(turn: list[Making[K]], mesh: DeviceMesh) -> Iterator[tuple[K, Tensor]]:
+def _run_round(tasks: list[ShardedTask[K]], mesh: DeviceMesh) -> Iterator[tuple[K, Tensor]]:
     """One making for each process, or fewer."""
     rank = mesh.get_local_rank()
-    whole = _gather([making.source for making in turn], mesh)
+    whole = _gather_sources([making.source for making in tasks], mesh)
     made: Tensor | None = None
-    if rank < len(turn):
+    if rank < len(tasks):
         assert whole is not None
-        made = turn[rank].make(whole).contiguous()
-        if (made.shape, made.dtype) != (turn[rank].shape, whole.dtype):
-            raise AssertionError(f"{turn[rank].key}: made {made.dtype}, {tuple(made.shape)}")
+        made = tasks[rank].compute(whole).contiguous()
+        if (made.shape, made.dtype) != (tasks[rank].shape, whole.dtype):
+            raise AssertionError(f"{tasks[rank].key}: made {made.dtype}, {tuple(made.shape)}")
     del whole
-    keys = [making.key for making in turn]
-    shapes = [making.shape for making in turn]
-    like = own_part(turn[0].source) if turn else torch.empty(0)
-    dtypes = [making.source.dtype for making in turn]
-    turn.clear()
-    parts = _scatter(made, shapes, dtypes, like.device, mesh)
+    keys = [making.key for making in tasks]
+    shapes = [making.shape for making in tasks]
+    like = get_local_tensor(tasks[0].source) if tasks else torch.empty(0)
+    dtypes = [making.source.dtype for making in tasks]
+    tasks.clear()
+    parts = _scatter_results(made, shapes, dtypes, like.device, mesh)
     del made, like
     for key, part, shape in zip(keys, parts, shapes, strict=True):
-        yield key, divided(part, shape, mesh)
+        yield key, from_local(part, shape, mesh)
 
 
-def _gather(sources: list[Tensor], mesh: DeviceMesh) -> Tensor | None:
+def _gather_sources(sources: list[Tensor], mesh: DeviceMesh) -> Tensor | None:
     """Each process gets one source whole, the first the first; None if there are fewer."""
-    rank, messages = mesh.get_local_rank(), _Messages(mesh)
+    rank, messages = mesh.get_local_rank(), _PointToPointBatch(mesh)
     whole: Tensor | None = None
     for owner, source in enumerate(sources):
         if not is_sharded(source):
             whole = source if owner == rank else whole
             continue
-        part = own_part(source.detach())
+        part = get_local_tensor(source.detach())
         if owner != rank:
             messages.send(part, owner)
             continue
         whole = part.new_empty(source.shape)
         for other in range(mesh.size()):
-            rows = whole[rows_of(len(whole), other, mesh.size())]
+            rows = whole[get_shard_rows(len(whole), other, mesh.size())]
             if other == rank:
                 rows.copy_(part)
             else:
@@ -120,27 +122,27 @@ def _gather(sources: list[Tensor], mesh: DeviceMesh) -> Tensor | None:
     return whole
 
 
-def _scatter(
-    made: Tensor | None,
+def _scatter_results(
+    result: Tensor | None,
     shapes: list[tuple[int, ...]],
     dtypes: list[torch.dtype],
     device: torch.device,
     mesh: DeviceMesh,
 ) -> list[Tensor]:
     """This process's rows of the tensor that each process has made, the first's first."""
-    rank, messages = mesh.get_local_rank(), _Messages(mesh)
+    rank, messages = mesh.get_local_rank(), _PointToPointBatch(mesh)
     parts = []
     for owner, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
         if owner == rank:
-            assert made is not None
+            assert result is not None
             for other in range(mesh.size()):
-                rows = made[rows_of(shape[0], other, mesh.size())]
+                rows = result[get_shard_rows(shape[0], other, mesh.size())]
                 if other == rank:
                     parts.append(rows.clone())  # what is not ours is freed
                 else:
                     messages.send(rows, other)
         else:
-            mine = rows_of(shape[0], rank, mesh.size())
+            mine = get_shard_rows(shape[0], rank, mesh.size())
             part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=device)
             messages.receive(part, owner)
             parts.append(part)
@@ -148,14 +150,14 @@ def _scatter(
     return parts
 
 
-class _Messages:
+class _PointToPointBatch:
     """Tensors from process to process, all under way at once."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         import torch.distributed as dist
 
         self._dist, self._group = dist, mesh.get_group()
-        self._under_way: list[dist.P2POp] = []
+        self._operations: list[dist.P2POp] = []
 
     def send(self, tensor: Tensor, rank: int) -> None:
         """Give a tensor to a process. Nothing, if it has no rows."""
@@ -167,11 +169,11 @@ class _Messages:
 
     def wait(self) -> None:
         """Until all has been sent and received."""
-        if self._under_way:
-            for message in self._dist.batch_isend_irecv(self._under_way):
+        if self._operations:
+            for message in self._dist.batch_isend_irecv(self._operations):
                 message.wait()
 
     def _add(self, act: Callable[..., Any], tensor: Tensor, rank: int) -> None:
         if tensor.numel():
             operation = self._dist.P2POp(act, tensor, group=self._group, group_peer=rank)
-            self._under_way.append(operation)
+            self._operations.append(operation)

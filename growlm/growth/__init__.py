@@ -1,36 +1,48 @@
 """Growth: operators, and the one engine behind them. Imports torch, nothing of Lightning, Hydra or W&B."""
 
+from growlm.deprecation import renamed_attributes
 from growlm.growth.api import (
     Operator,
     apply_growth,
+    build_growth_map,
     grow,
     hyperclone_weight,
-    plan_growth,
     scale_bilaterally,
 )
 from growlm.growth.growth_map import GrowthMap
-from growlm.growth.growth_rng import Draws
+from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
-from growlm.growth.operators.registry import operators_as_data, operators_from_data
+from growlm.growth.operators.registry import operators_from_dicts, operators_to_dicts
 from growlm.growth.operators.upcycle import Upcycle
 from growlm.growth.operators.widen import Widen
-from growlm.growth.optimizer_state import grow_moments
+from growlm.growth.optimizer_state import grow_optimizer_state
 
 __all__ = [
     "Deepen",
-    "Draws",
     "GrowthMap",
+    "GrowthRng",
     "MultiplyExperts",
     "Operator",
     "Upcycle",
     "Widen",
     "apply_growth",
+    "build_growth_map",
     "grow",
-    "grow_moments",
+    "grow_optimizer_state",
     "hyperclone_weight",
-    "operators_as_data",
-    "operators_from_data",
-    "plan_growth",
+    "operators_from_dicts",
+    "operators_to_dicts",
     "scale_bilaterally",
 ]
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "Draws": "GrowthRng",
+        "grow_moments": "grow_optimizer_state",
+        "operators_as_data": "operators_to_dicts",
+        "operators_from_data": "operators_from_dicts",
+        "plan_growth": "build_growth_map",
+    },
+)

@@ -9,33 +9,38 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from growlm.distributed.dtensors import mesh_of, own_part
-from growlm.distributed.sharded_tasks import Making, each_made
+from growlm.distributed.dtensors import get_device_mesh, get_local_tensor
+from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import Change, GrowthMap, derive, table_of
-from growlm.growth.growth_rng import Draws
+from growlm.growth.growth_map import (
+    GrowthMap,
+    GrowthSpec,
+    axes_table_from_config,
+    derive_growth_map,
+)
+from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.widen import Widen
-from growlm.growth.transforms.noise import Noise
-from growlm.growth.transforms.tensor_transforms import Copy, Piece, Split
+from growlm.growth.transforms.noise import ZeroSumNoise
+from growlm.growth.transforms.tensor_transforms import Copy, Split, TensorTransform
 from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LARGE = 2**25
+LARGE_TENSOR_ENTRIES = 2**25
 """Entries of tensors that are made one after another, with all cores; smaller ones at once, each with one."""
 
 
 class Operator(Protocol):
     """What every growth operator offers."""
 
-    def change(self, config: ModelConfig) -> Change:
+    def change(self, config: ModelConfig) -> GrowthSpec:
         """What happens to a model of this config; raises UserError if it cannot."""
 
 
-def plan_growth(
+def build_growth_map(
     config: ModelConfig,
     operators: Sequence[Operator],
     model_class: type[nn.Module] = TransformerLM,
@@ -51,59 +56,59 @@ def plan_growth(
         UserError: If an operator cannot be applied.
         ValueError: If the model has a parameter or buffer without an axis label.
     """
-    table = table_of(config, model_class)
+    table = axes_table_from_config(config, model_class)
     growth_map = GrowthMap.identity(config, table)
     for position, operator in enumerate(operators):
         change = operator.change(growth_map.new_config)
-        new_table = table_of(change.config, model_class)
+        new_table = axes_table_from_config(change.config, model_class)
         growth_map = growth_map.then(
-            derive(growth_map.new_config, table, new_table, change, position)
+            derive_growth_map(growth_map.new_config, table, new_table, change, position)
         )
         table = new_table
     return growth_map
 
 
-def apply_growth(model: Model, growth_map: GrowthMap, draws: Draws) -> Model:
+def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
     """The grown model, in the old one's precision, device and mode; the old one is left as it is.
 
     The grown model of a sharded one is sharded likewise.
     """
-    mesh = mesh_of(model)
+    mesh = get_device_mesh(model)
     with torch.device("meta"):
         grown = type(model)(growth_map.new_config)
     dealt: list[str] = []
     if mesh is not None:
-        from growlm.model.fsdp import shard  # loads torch.distributed
+        from growlm.model.fsdp import apply_fsdp  # loads torch.distributed
 
-        shard(grown, mesh)
-        dealt = by_size(growth_map, dict(grown.named_parameters()))
+        apply_fsdp(grown, mesh)
+        dealt = changed_tensors_by_size(growth_map, dict(grown.named_parameters()))
     old = model.state_dict()
-    some = own_part(next(iter(old.values())))
+    some = get_local_tensor(next(iter(old.values())))
 
-    def making(name: str) -> Making[str]:
+    def making(name: str) -> ShardedTask[str]:
         tensor_map = growth_map.tensors[name]
         source = some if tensor_map.source is None else old[tensor_map.source]
-        return Making(name, source, lambda x: tensor_map.weight(x, draws), tensor_map.shape)
+        return ShardedTask(name, source, lambda x: tensor_map.grow_weight(x, rng), tensor_map.shape)
 
     def made(name: str) -> tuple[str, Tensor]:
         one = making(name)
-        return name, one.make(one.source)
+        return name, one.compute(one.source)
 
-    with torch.no_grad(), draws:
-        new = dict(each_made(map(making, dealt), mesh))
+    with torch.no_grad(), rng:
+        new = dict(map_sharded(map(making, dealt), mesh))
         rest = [name for name in growth_map.tensors if name not in new]
         sizes = {name: math.prod(growth_map.tensors[name].shape) for name in rest}
         # Many cores can share a large tensor, and two of them at once would not fit into any cache.
-        new |= map(made, [name for name in rest if sizes[name] >= LARGE])
-        small = [name for name in rest if sizes[name] < LARGE]
-        new |= draws.at_once(made, sorted(small, key=lambda name: -sizes[name]))
+        new |= map(made, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
+        small = [name for name in rest if sizes[name] < LARGE_TENSOR_ENTRIES]
+        new |= rng.parallel_map(made, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
-        draws.share(mesh)
+        rng.gather_noise_levels(mesh)
     grown.load_state_dict(new, assign=True)
     return grown.train(model.training)
 
 
-def by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
+def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
     """Those new tensors that are not just their source, the largest first.
 
     Processes that make tensors at the same time should have about as much to do.
@@ -132,12 +137,12 @@ def grow(
             build from its config.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
-    growth_map = plan_growth(config, operators, type(model))
-    if strays := axes_table(model).keys() ^ table_of(config, type(model)).keys():
+    growth_map = build_growth_map(config, operators, type(model))
+    if strays := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
         raise ValueError(
             f"{', '.join(sorted(strays))}: not what {type(model).__name__} builds from its config"
         )
-    return apply_growth(model, growth_map, Draws(seed, boundary_index))
+    return apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
 
 
 def scale_bilaterally(
@@ -183,7 +188,7 @@ def hyperclone_weight(
     """
     if dim_mode not in ("both", "in", "out"):
         raise ValueError(f"dim_mode={dim_mode}: must be both, in or out")
-    pieces: list[Piece] = []
+    pieces: list[TensorTransform] = []
     for dim, mode in ((0, "out"), (1, "in")):
         if dim_mode not in (mode, "both"):
             continue
@@ -194,8 +199,8 @@ def hyperclone_weight(
         channels = ChannelMap.round_robin(size, new_size)
         pieces.append(Copy(dim, channels) if dim == 0 else Split(dim, channels))
         if dim == 1 and noise_std > 0:
-            pieces.append(Noise(dim, channels, noise_std, None, (0, "weight")))
-    with Draws(seed) as draws:
+            pieces.append(ZeroSumNoise(dim, channels, noise_std, None, (0, "weight")))
+    with GrowthRng(seed) as draws:
         for piece in pieces:
-            weight = piece.weight(weight, draws)
+            weight = piece.transform_weight(weight, draws)
     return weight

@@ -31,7 +31,7 @@ class ChannelMap:
     shares: Tensor
 
     @staticmethod
-    def equal_shares(old_size: int, source: Tensor) -> ChannelMap:
+    def with_equal_shares(old_size: int, source: Tensor) -> ChannelMap:
         """Every copy of a channel carries the same part of it."""
         copied = source != FILLER
         copies = torch.bincount(source[copied], minlength=old_size).double()
@@ -39,7 +39,7 @@ class ChannelMap:
         return ChannelMap(old_size, source, shares)
 
     @staticmethod
-    def rising_shares(old_size: int, source: Tensor) -> ChannelMap:
+    def with_rising_shares(old_size: int, source: Tensor) -> ChannelMap:
         """The c-th copy of a channel carries c parts: 1:2 of two copies, 1:2:3 of three."""
         rank = torch.zeros(len(source), dtype=torch.float64)
         seen = [0] * old_size
@@ -53,21 +53,21 @@ class ChannelMap:
     @staticmethod
     def identity(size: int) -> ChannelMap:
         """No change."""
-        return ChannelMap.equal_shares(size, torch.arange(size))
+        return ChannelMap.with_equal_shares(size, torch.arange(size))
 
     @staticmethod
     def tiled(old_size: int, new_size: int) -> ChannelMap:
         """As many full copies as fit, then fillers: the only lossless way along the residual stream."""
         full = new_size // old_size
         fillers = torch.full((new_size - full * old_size,), FILLER)
-        return ChannelMap.equal_shares(
+        return ChannelMap.with_equal_shares(
             old_size, torch.cat((torch.arange(old_size).repeat(full), fillers))
         )
 
     @staticmethod
     def round_robin(old_size: int, new_size: int) -> ChannelMap:
         """Channel j copies j mod old_size: copies differ by one at most."""
-        return ChannelMap.equal_shares(old_size, torch.arange(new_size) % old_size)
+        return ChannelMap.with_equal_shares(old_size, torch.arange(new_size) % old_size)
 
     @property
     def new_size(self) -> int:
@@ -85,10 +85,10 @@ class ChannelMap:
         return bool(self.is_filler.any())
 
     @property
-    def is_even(self) -> bool:
+    def has_equal_shares(self) -> bool:
         """Whether all copies of a channel have the same share of it."""
         copied = ~self.is_filler
-        whole = self.shares[copied] * self.copies()[copied]
+        whole = self.shares[copied] * self.copy_counts()[copied]
         return bool(torch.allclose(whole, torch.ones_like(whole)))
 
     @cached_property
@@ -97,16 +97,18 @@ class ChannelMap:
         whole = torch.arange(self.old_size).repeat(-(-self.new_size // self.old_size))
         return self.old_size if torch.equal(self.source, whole) else self.new_size
 
-    def repeated(self, unit: int) -> ChannelMap:
+    def expand_units(self, unit_size: int) -> ChannelMap:
         """The map of single channels when this one maps whole units (heads) of `unit` channels."""
-        source = (self.source.unsqueeze(1) * unit + torch.arange(unit)).flatten()
-        source[self.is_filler.repeat_interleave(unit)] = FILLER
-        return ChannelMap(self.old_size * unit, source, self.shares.repeat_interleave(unit))
+        source = (self.source.unsqueeze(1) * unit_size + torch.arange(unit_size)).flatten()
+        source[self.is_filler.repeat_interleave(unit_size)] = FILLER
+        return ChannelMap(
+            self.old_size * unit_size, source, self.shares.repeat_interleave(unit_size)
+        )
 
     def without_copies(self) -> ChannelMap:
         """The first copy of each channel is the channel; all others are fillers."""
         source = torch.where(self.is_first_copy, self.source, FILLER)
-        return ChannelMap.equal_shares(self.old_size, source)
+        return ChannelMap.with_equal_shares(self.old_size, source)
 
     def then(self, later: ChannelMap) -> ChannelMap:
         """This map followed by another. What copies a filler is a filler."""
@@ -115,18 +117,18 @@ class ChannelMap:
         return ChannelMap(self.old_size, source, self.shares[before] * later.shares)
 
     @cached_property
-    def most_copies(self) -> int:
+    def max_copies(self) -> int:
         """Of any channel."""
-        return int(self.copies().max())
+        return int(self.copy_counts().max())
 
     @cached_property
-    def only_appends(self) -> bool:
+    def is_append_only(self) -> bool:
         """Whether all old channels stay where they are, whole, and what comes behind them copies none."""
         fillers = torch.full((self.new_size - self.old_size,), FILLER)
         return torch.equal(self.source, torch.cat((torch.arange(self.old_size), fillers)))
 
     @cached_property
-    def twins(self) -> Tensor:
+    def duplicate_pairs(self) -> Tensor:
         """(pairs, 2): every further copy of a channel beside its first copy."""
         channels = torch.arange(self.new_size)[~self.is_filler]
         sources = self.source[channels]
@@ -135,7 +137,7 @@ class ChannelMap:
         further = first[sources] != channels
         return torch.stack((first[sources[further]], channels[further]), dim=1)
 
-    def copies(self) -> Tensor:
+    def copy_counts(self) -> Tensor:
         """(new size,), how many copies each channel's source has; 0 for fillers."""
         copied = ~self.is_filler
         counts = torch.bincount(self.source[copied], minlength=self.old_size)
@@ -145,53 +147,53 @@ class ChannelMap:
     def is_first_copy(self) -> Tensor:
         """(new size,), which channels are the first copy of their source."""
         first = ~self.is_filler
-        first[self.twins[:, 1]] = False
+        first[self.duplicate_pairs[:, 1]] = False
         return first
 
-    def first_copies(self, tensor: Tensor, dim: int) -> Tensor:
+    def select_first_copies(self, tensor: Tensor, dim: int) -> Tensor:
         """The first copy of every channel along `dim`; a view where they come before all others."""
         if self._begins_with_first_copies:
             return tensor.narrow(dim, 0, self.old_size)
-        return tensor.index_select(dim, self._first_copies.to(tensor.device))
+        return tensor.index_select(dim, self._first_copy_indices.to(tensor.device))
 
     @cached_property
-    def first_of(self) -> Tensor:
+    def first_copy_of_source(self) -> Tensor:
         """(old size,), the first copy of each old channel."""
         first = torch.full((self.old_size,), FILLER)
-        channels = self._first_copies
+        channels = self._first_copy_indices
         first[self.source[channels]] = channels
         return first
 
-    def first_of_each(self, tensor: Tensor, dim: int) -> Tensor:
+    def select_first_copies_in_source_order(self, tensor: Tensor, dim: int) -> Tensor:
         """The first copy of every channel along `dim`, in the order of the old ones; a view where it can be."""
-        if torch.equal(self.first_of, torch.arange(self.old_size)):
+        if torch.equal(self.first_copy_of_source, torch.arange(self.old_size)):
             return tensor.narrow(dim, 0, self.old_size)
-        return tensor.index_select(dim, self.first_of.to(tensor.device))
+        return tensor.index_select(dim, self.first_copy_of_source.to(tensor.device))
 
     @cached_property
-    def _first_copies(self) -> Tensor:
+    def _first_copy_indices(self) -> Tensor:
         return self.is_first_copy.nonzero().squeeze(1)
 
     @cached_property
     def _begins_with_first_copies(self) -> bool:
-        return torch.equal(self._first_copies, torch.arange(self.old_size))
+        return torch.equal(self._first_copy_indices, torch.arange(self.old_size))
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
         """New entry j along `dim` is old entry s(j); fillers are left unwritten. A new tensor."""
         return select_along(tensor, {dim: self})
 
     @cached_property
-    def runs(self) -> list[tuple[int, ...]]:
+    def copied_runs(self) -> list[tuple[int, ...]]:
         """(first new, first old, how many) of neighbours that copy neighbours."""
         copied = (~self.is_filler).nonzero().squeeze(1)
-        return runs_of(copied, self.source[copied])
+        return find_consecutive_runs(copied, self.source[copied])
 
     def sum_copies(self, tensor: Tensor, dim: int, *, magnitudes: bool = False) -> Tensor:
         """Sum a tensor, or its magnitudes, over the copies of each old channel: `dim` goes to the old size."""
         shape = list(tensor.shape)
         shape[dim] = self.old_size
         out = tensor.new_zeros(shape)
-        for new, old, size in self.runs:
+        for new, old, size in self.copied_runs:
             part = tensor.narrow(dim, new, size)
             out.narrow(dim, old, size).add_(part.abs() if magnitudes else part)
         return out
@@ -200,10 +202,10 @@ class ChannelMap:
     def filler_runs(self) -> list[tuple[int, ...]]:
         """(first, how many before it, how many) of neighbouring fillers."""
         fillers = self.is_filler.nonzero().squeeze(1)
-        return runs_of(fillers, torch.arange(len(fillers)))
+        return find_consecutive_runs(fillers, torch.arange(len(fillers)))
 
 
-def runs_of(*columns: Tensor) -> list[tuple[int, ...]]:
+def find_consecutive_runs(*columns: Tensor) -> list[tuple[int, ...]]:
     """Where all columns of numbers count upwards together: (first of each column, how many), run after run."""
     rows = torch.stack(columns)
     if not rows.shape[1]:
@@ -218,12 +220,12 @@ def runs_of(*columns: Tensor) -> list[tuple[int, ...]]:
     ]
 
 
-MOST_RUNS = 256
+MAX_COPY_RUNS = 256
 """Copying run by run is several times faster than gathering, unless there are very many."""
 
 
 def select_along(
-    tensor: Tensor, maps: Mapping[int, ChannelMap], factors: Mapping[int, Tensor] | None = None
+    tensor: Tensor, maps: Mapping[int, ChannelMap], scales: Mapping[int, Tensor] | None = None
 ) -> Tensor:
     """`ChannelMap.select` along several dimensions at once, which writes no entry twice. A new tensor.
 
@@ -232,22 +234,22 @@ def select_along(
         maps: By dimension.
         factors: By dimension, each (new size,): what the new entries are multiplied by.
     """
-    factors = {dim: along(vector, dim, tensor) for dim, vector in (factors or {}).items()}
-    if math.prod(len(channels.runs) for channels in maps.values()) > MOST_RUNS:
+    scales = {dim: broadcast_along(vector, dim, tensor) for dim, vector in (scales or {}).items()}
+    if math.prod(len(channels.copied_runs) for channels in maps.values()) > MAX_COPY_RUNS:
         for dim, channels in maps.items():
             tensor = tensor.index_select(dim, channels.source.clamp(min=0).to(tensor.device))
-        for factor in factors.values():
+        for factor in scales.values():
             tensor.mul_(factor)
         return tensor
     shape = list(tensor.shape)
     for dim, channels in maps.items():
         shape[dim] = channels.new_size
     out = tensor.new_empty(shape)
-    for runs in product(*(channels.runs for channels in maps.values())):
+    for runs in product(*(channels.copied_runs for channels in maps.values())):
         to, of, times = out, tensor, []
         for dim, (new, old, size) in zip(maps, runs, strict=True):
             to, of = to.narrow(dim, new, size), of.narrow(dim, old, size)
-            times += [factors[dim].narrow(dim, new, size)] if dim in factors else []
+            times += [scales[dim].narrow(dim, new, size)] if dim in scales else []
         if times:
             torch.mul(of, times[0], out=to)
         else:
@@ -257,7 +259,7 @@ def select_along(
     return out
 
 
-def along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
+def broadcast_along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
     """`vector` shaped to multiply `x` along `dim`, in x's precision."""
     shape = [1] * x.ndim
     shape[dim] = -1

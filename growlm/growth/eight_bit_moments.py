@@ -15,36 +15,36 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-BLOCKS = (256, 128, 64)
+BLOCK_SIZES = (256, 128, 64)
 """Entries that share a scale, neighbours in the flattened tensor: the first of these that divides it. torchao has
 256 alone; smaller ones are for vocabularies of odd size, GPT-2's among them."""
-SMALLEST = 4096
+MIN_QUANTIZED_ENTRIES = 4096
 """Entries of the smallest tensor whose moments are held in 8 bits."""
-LEAST_SCALE = 1e-12
+MIN_SCALE = 1e-12
 """Of a block of zeros."""
-AT_ONCE = 2**18
+CHUNK_ENTRIES = 2**18
 """Entries that are turned at a time: what is needed on the way stays small."""
 
 
-def fits_eight_bits(shape: Sequence[int]) -> bool:
+def is_quantizable(shape: Sequence[int]) -> bool:
     """Whether a tensor's moments are held in 8 bits: it is large enough, and whole blocks."""
     entries = math.prod(shape)
-    return entries >= SMALLEST and entries % BLOCKS[-1] == 0
+    return entries >= MIN_QUANTIZED_ENTRIES and entries % BLOCK_SIZES[-1] == 0
 
 
-def scales_in(shape: Sequence[int]) -> int:
+def count_scales(shape: Sequence[int]) -> int:
     """How many scales a tensor has that fits: one per block."""
     entries = math.prod(shape)
-    return entries // next(block for block in BLOCKS if entries % block == 0)
+    return entries // next(block for block in BLOCK_SIZES if entries % block == 0)
 
 
-def scale_of(entry: str) -> str:
+def scale_key(entry: str) -> str:
     """The name of a moment's scales."""
     return f"{entry}_scale"
 
 
 @lru_cache
-def dynamic_map(signed: bool, device: torch.device | None = None) -> Tensor:
+def create_dynamic_map(signed: bool, device: torch.device | None = None) -> Tensor:
     """What each of the 256 codes stands for, ascending: dynamic tree quantization.
 
     Seven decades below 1, each divided evenly and twice as finely as the one below it; zero; and one.
@@ -62,7 +62,7 @@ def dynamic_map(signed: bool, device: torch.device | None = None) -> Tensor:
     return torch.cat(values).sort().values.to(device)
 
 
-def quantise(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+def quantize(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """A moment in 8 bits.
 
     Args:
@@ -73,18 +73,18 @@ def quantise(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
         Codes of the moment's shape (uint8), and scales, one per block (fp32).
     """
     codes = torch.empty(moment.shape, dtype=torch.uint8, device=moment.device)
-    scale = torch.empty(scales_in(moment.shape), device=moment.device)
-    quantise_into(codes, scale, moment, signed)
+    scale = torch.empty(count_scales(moment.shape), device=moment.device)
+    quantize_into(codes, scale, moment, signed)
     return codes, scale
 
 
-def quantise_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) -> None:
+def quantize_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) -> None:
     """As `quantise`, into tensors that exist."""
-    values = dynamic_map(signed, moment.device)
+    values = create_dynamic_map(signed, moment.device)
     flat = scale.view(-1, 1)
     blocks, held = codes.view(len(flat), -1), moment.reshape(len(flat), -1)
-    for part in _parts(blocks):
-        largest = held[part].abs().amax(-1, keepdim=True).clip(LEAST_SCALE)
+    for part in _chunks(blocks):
+        largest = held[part].abs().amax(-1, keepdim=True).clip(MIN_SCALE)
         ratio = held[part] / largest
         below = torch.bucketize(ratio, values, right=True, out_int32=True).sub_(1).clamp_(min=0)
         above = (below + 1).clamp_(max=255)
@@ -94,18 +94,18 @@ def quantise_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) ->
         flat[part] = largest
 
 
-def dequantise(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
     """The moment that codes and scales stand for, fp32, in the codes' shape."""
-    values = dynamic_map(signed, codes.device)
+    values = create_dynamic_map(signed, codes.device)
     moment = torch.empty(codes.shape, device=codes.device)
     flat = scale.view(-1, 1)
     blocks, made = codes.view(len(flat), -1), moment.view(len(flat), -1)
-    for part in _parts(blocks):
+    for part in _chunks(blocks):
         torch.mul(values[blocks[part].int()], flat[part], out=made[part])
     return moment
 
 
-def _parts(blocks: Tensor) -> Iterator[slice]:
+def _chunks(blocks: Tensor) -> Iterator[slice]:
     count, size = blocks.shape
-    step = AT_ONCE // size
+    step = CHUNK_ENTRIES // size
     return (slice(start, start + step) for start in range(0, count, step))

@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_rng import Draws
-from growlm.growth.transforms.fused import chain_moment, chain_weight
-from growlm.growth.transforms.noise import Noise, TieBreak
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.fused import apply_to_moment, apply_to_weight
+from growlm.growth.transforms.noise import TieBreakingNoise, ZeroSumNoise
 from growlm.growth.transforms.reconstruction import Reconstruction, all_finite
-from growlm.growth.transforms.scale_factors import Factors, as_originals, no_factors
+from growlm.growth.transforms.scale_factors import ScaleFactors, mark_all_original, unit_factors
 from growlm.growth.transforms.tensor_transforms import (
     Copy,
     Fill,
-    FillWhole,
-    Forget,
-    Piece,
-    RedrawWhole,
+    NewTensor,
+    Reinitialize,
+    ResetMoments,
     Scale,
     Split,
+    TensorTransform,
 )
-from growlm.growth.transforms.upcycle_transforms import Cut, Redraw
-from growlm.model.axes import Dim, Label, LabelledShape, Role, axes_table, split_block_name
+from growlm.growth.transforms.upcycle_transforms import ReinitializeUnits, SplitIntoExperts
+from growlm.model.axes import Dim, Label, LabeledShape, Role, axes_table, split_block_name
 from growlm.model.config import ModelConfig
 
-AxesTable = Mapping[str, LabelledShape]
+AxesTable = Mapping[str, LabeledShape]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class AxisGrowth:
     """
 
     channels: ChannelMap
-    written_filler: str = "zero"
-    read_filler: str = "random"
+    filler_write_init: str = "zero"
+    filler_read_init: str = "random"
     gain_factor: float = 1.0
 
 
@@ -78,21 +78,21 @@ class NoiseLevel:
 
 
 @dataclass(frozen=True)
-class DenseToExperts:
+class UpcycleSpec:
     """How a dense feed-forward block becomes experts."""
 
-    shards: ChannelMap
+    segments: ChannelMap
     """Which shard of the block's hidden units each expert copies; one shard is the whole block."""
     router_rows: ChannelMap
     """Which drawn row of the router each expert has."""
     router_std: float
     """Of the drawn rows; 0 for zeros."""
-    redrawn_fraction: float = 0.0
+    reinitialized_fraction: float = 0.0
     """Of each expert's hidden units, drawn anew."""
 
 
 @dataclass(frozen=True)
-class Change:
+class GrowthSpec:
     """An operator's effect, in the model's own terms."""
 
     config: ModelConfig
@@ -107,7 +107,7 @@ class Change:
     """Of the cancelling noise on copies; None for none."""
     tie_breaking_std: float = 0.0
     """Of the noise on copies of a router's rows."""
-    to_experts: DenseToExperts | None = None
+    upcycle: UpcycleSpec | None = None
     """Without it no new tensor may be without a source."""
 
 
@@ -118,33 +118,33 @@ class TensorMap:
     source: str | None
     """The old tensor; None if the new one owes nothing to any."""
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...] = ()
+    transforms: tuple[TensorTransform, ...] = ()
 
-    def weight(self, source: Tensor, draws: Draws) -> Tensor:
+    def grow_weight(self, source: Tensor, rng: GrowthRng) -> Tensor:
         """The new weight, in the source's precision; the source is left as it is.
 
         Args:
             source: The old weight. Where there is none, any tensor of the precision wanted.
             draws: Random entries.
         """
-        return self._own(chain_weight(self.pieces, source, draws), source)
+        return self._as_new_tensor(apply_to_weight(self.transforms, source, rng), source)
 
-    def moment(self, source: Tensor, power: int) -> Tensor:
+    def grow_moment(self, source: Tensor, power: int) -> Tensor:
         """The running mean of gradient**power that the new weight starts with."""
-        return self._own(chain_moment(self.pieces, source, power), source)
+        return self._as_new_tensor(apply_to_moment(self.transforms, source, power), source)
 
-    def factors(self, start: Factors) -> Factors:
+    def scale_factors(self, start: ScaleFactors) -> ScaleFactors:
         """The factors of each entry after the chain, from those of the source."""
-        for piece in self.pieces:
-            start = piece.factors(start)
+        for piece in self.transforms:
+            start = piece.transform_factors(start)
         return start
 
     def reconstruct(
         self,
         grown: Tensor,
         source: Callable[[], Tensor],
-        stored_as: torch.dtype,
-        session: dict[Any, Tensor],
+        growth_dtype: torch.dtype,
+        shared_state: dict[Any, Tensor],
     ) -> Reconstruction:
         """Follow a grown tensor back to its source, and check what each step guarantees.
 
@@ -160,27 +160,27 @@ class TensorMap:
         """
         dtype = torch.promote_types(grown.dtype, torch.float32)
 
-        def make(steps: Sequence[Piece], drawn: bool) -> Tensor:
-            with Draws(seed=0) if drawn else Draws.silent() as draws:
-                return chain_weight(steps, source().to(dtype), draws)
+        def make(steps: Sequence[TensorTransform], drawn: bool) -> Tensor:
+            with GrowthRng(seed=0) if drawn else GrowthRng.zeros() as draws:
+                return apply_to_weight(steps, source().to(dtype), draws)
 
-        found = Reconstruction(grown.to(dtype), stored_as, make, session)
+        found = Reconstruction(grown.to(dtype), growth_dtype, make, shared_state)
         if not all_finite(grown):
-            found.fail("holds NaN or infinity")
+            found.add_fault("holds NaN or infinity")
             return found
-        for place in reversed(range(len(self.pieces))):
-            found.earlier = self.pieces[:place]
-            self.pieces[place].undo(found)
+        for place in reversed(range(len(self.transforms))):
+            found.earlier_transforms = self.transforms[:place]
+            self.transforms[place].verify_and_revert(found)
             if found.is_done:
                 return found
         if self.source is not None:
-            old = source().to(stored_as).to(dtype)
+            old = source().to(growth_dtype).to(dtype)
             if not all_finite(old):
-                found.fail("the old model's tensor holds NaN or infinity")
+                found.add_fault("the old model's tensor holds NaN or infinity")
             found.require_equal(old, "differs from its source")
         return found
 
-    def free_entries(self, old_shape: Sequence[int], draws: Draws) -> Tensor:
+    def unconstrained_entries(self, old_shape: Sequence[int], rng: GrowthRng) -> Tensor:
         """Return which entries of the grown tensor may hold any number of their range, a mask.
 
         Args:
@@ -188,26 +188,26 @@ class TensorMap:
             draws: Of the growth; its seed says which hidden units were drawn anew.
         """
         mask = torch.zeros(tuple(old_shape), dtype=torch.bool)
-        for place, piece in enumerate(self.pieces):
-            mask = piece.free(mask, self.pieces[place + 1 :], draws)
+        for place, piece in enumerate(self.transforms):
+            mask = piece.unconstrained_entries(mask, self.transforms[place + 1 :], rng)
         return mask
 
     @property
-    def forgets(self) -> bool:
+    def resets_moments(self) -> bool:
         """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
-        return any(isinstance(piece, FillWhole | Forget) for piece in self.pieces)
+        return any(isinstance(piece, NewTensor | ResetMoments) for piece in self.transforms)
 
     @property
     def keeps_weight(self) -> bool:
         """Whether the new weight is the source, entry by entry."""
-        return self.source is not None and all(isinstance(p, Forget) for p in self.pieces)
+        return self.source is not None and all(isinstance(p, ResetMoments) for p in self.transforms)
 
     @property
     def keeps_moments(self) -> bool:
         """Likewise the moments."""
-        return self.source is not None and not self.pieces
+        return self.source is not None and not self.transforms
 
-    def _own(self, x: Tensor, source: Tensor) -> Tensor:
+    def _as_new_tensor(self, x: Tensor, source: Tensor) -> Tensor:
         if tuple(x.shape) != self.shape:
             raise AssertionError(f"grown to {tuple(x.shape)}, expected {self.shape}")
         return x.clone() if x is source else x.contiguous()
@@ -244,8 +244,8 @@ class GrowthMap:
         for name, step in later.tensors.items():
             if step.source is not None:
                 before = self.tensors[step.source]
-                begins_anew = any(isinstance(piece, FillWhole) for piece in step.pieces)
-                pieces = step.pieces if begins_anew else before.pieces + step.pieces
+                begins_anew = any(isinstance(piece, NewTensor) for piece in step.transforms)
+                pieces = step.transforms if begins_anew else before.transforms + step.transforms
                 step = TensorMap(before.source, step.shape, pieces)
             tensors[name] = step
         axes = dict(self.axes)
@@ -260,13 +260,15 @@ class GrowthMap:
             later.new_config,
             tensors,
             axes,
-            tuple(self._origin_through(origin) for origin in later.blocks),
+            tuple(self._compose_origin(origin) for origin in later.blocks),
             self.lossless and later.lossless,
             self.description + later.description,
             self.old_shapes,
         )
 
-    def factors(self, before: Mapping[str, Factors] | None = None) -> dict[str, Factors]:
+    def scale_factors(
+        self, previous: Mapping[str, ScaleFactors] | None = None
+    ) -> dict[str, ScaleFactors]:
         """What the growth did to each entry of every new tensor and to its gradient.
 
         Args:
@@ -275,18 +277,18 @@ class GrowthMap:
         Returns:
             By new name; `original` is about this growth alone.
         """
-        before = before or {}
+        previous = previous or {}
         found = {}
         for name, tensor_map in self.tensors.items():
             source = tensor_map.source
             if source is None:
-                found[name] = no_factors(tensor_map.shape)
+                found[name] = unit_factors(tensor_map.shape)
             else:
-                start = before.get(source) or no_factors(self.old_shapes[source])
-                found[name] = tensor_map.factors(as_originals(start))
+                start = previous.get(source) or unit_factors(self.old_shapes[source])
+                found[name] = tensor_map.scale_factors(mark_all_original(start))
         return found
 
-    def _origin_through(self, later: BlockOrigin) -> BlockOrigin:
+    def _compose_origin(self, later: BlockOrigin) -> BlockOrigin:
         before = self.blocks[later.source]
         return before if later.kind == "kept" else BlockOrigin(before.source, later.kind)
 
@@ -299,8 +301,12 @@ class GrowthMap:
         return kept[-1] if kept else None
 
 
-def derive(
-    old_config: ModelConfig, old: AxesTable, new: AxesTable, change: Change, operator_index: int
+def derive_growth_map(
+    old_config: ModelConfig,
+    old_table: AxesTable,
+    new_table: AxesTable,
+    spec: GrowthSpec,
+    operator_index: int,
 ) -> GrowthMap:
     """The map of one operator.
 
@@ -315,30 +321,30 @@ def derive(
         ValueError: If a new tensor has no source and the operator makes no fresh ones, or source and target
             do not have the same axes.
     """
-    blocks = change.blocks or tuple(BlockOrigin(i) for i in range(old_config.n_layers))
+    blocks = spec.blocks or tuple(BlockOrigin(i) for i in range(old_config.n_layers))
     tensors = {
-        name: _derive_tensor(name, row, old, blocks, change, operator_index)
-        for name, row in new.items()
+        name: _derive_tensor(name, row, old_table, blocks, spec, operator_index)
+        for name, row in new_table.items()
     }
-    axes = {axis: growth.channels for axis, growth in change.axes.items()}
+    axes = {axis: growth.channels for axis, growth in spec.axes.items()}
     return GrowthMap(
         old_config,
-        change.config,
+        spec.config,
         tensors,
         axes,
         blocks,
-        change.lossless,
-        change.description,
-        {name: row.shape for name, row in old.items()},
+        spec.lossless,
+        spec.description,
+        {name: row.shape for name, row in old_table.items()},
     )
 
 
 def _derive_tensor(
     name: str,
-    row: LabelledShape,
-    old: AxesTable,
+    row: LabeledShape,
+    old_table: AxesTable,
     blocks: tuple[BlockOrigin, ...],
-    change: Change,
+    spec: GrowthSpec,
     operator_index: int,
 ) -> TensorMap:
     block, rest = split_block_name(name)
@@ -349,61 +355,65 @@ def _derive_tensor(
 
     key = (operator_index, name)
     source = in_source_block(rest)
-    pieces: list[Piece] = []
+    pieces: list[TensorTransform] = []
     dims = list(enumerate(row.label.dims))
-    if source in old:
-        if old[source].label.dims != row.label.dims:
+    if source in old_table:
+        if old_table[source].label.dims != row.label.dims:
             raise ValueError(f"{source} and {name} have different axes")
-    elif row.label.stacked_from is not None and in_source_block(row.label.stacked_from) in old:
+    elif (
+        row.label.stacked_from is not None and in_source_block(row.label.stacked_from) in old_table
+    ):
         source = in_source_block(row.label.stacked_from)
-        if change.to_experts is None:
+        if spec.upcycle is None:
             raise ValueError(f"{name} is a stack of {source}, which this operator does not make")
-        pieces += _to_experts(row, change.to_experts, block or 0, key)
+        pieces += _upcycle_transforms(row, spec.upcycle, block or 0, key)
         dims = dims[1:]
-    elif change.to_experts is not None:
-        return TensorMap(None, row.shape, _fresh(row, change.to_experts, key))
+    elif spec.upcycle is not None:
+        return TensorMap(None, row.shape, _new_tensor_transforms(row, spec.upcycle, key))
     else:
         raise ValueError(f"{name} has no source and this operator makes no fresh tensors")
 
     for position, dim in dims:
-        if dim.axis in change.axes:
-            pieces += _along_axis(position, dim, change, row, key)
+        if dim.axis in spec.axes:
+            pieces += _axis_transforms(position, dim, spec, row, key)
     if origin is not None and origin.kind in ("identity", "fresh"):
         adds_to_stream = row.label.has(Role.WRITES, "residual")
         if origin.kind == "fresh" and row.label.has(Role.READS) and not adds_to_stream:
-            pieces.append(RedrawWhole(key))
-        pieces.append(FillWhole(row.shape) if adds_to_stream else Forget())
+            pieces.append(Reinitialize(key))
+        pieces.append(NewTensor(row.shape) if adds_to_stream else ResetMoments())
     return TensorMap(source, row.shape, tuple(pieces))
 
 
-def _along_axis(
-    position: int, dim: Dim, change: Change, row: LabelledShape, key: tuple[int, str]
-) -> list[Piece]:
-    growth = change.axes[dim.axis]
+def _axis_transforms(
+    position: int, dim: Dim, spec: GrowthSpec, row: LabeledShape, rng_key: tuple[int, str]
+) -> list[TensorTransform]:
+    growth = spec.axes[dim.axis]
     channels = growth.channels
-    if dim.role is Role.READS or row.label.read_undivided:
-        pieces: list[Piece] = [Split(position, channels)]
+    if dim.role is Role.READS or row.label.feeds_tied_head:
+        pieces: list[TensorTransform] = [Split(position, channels)]
     else:
         pieces = [Copy(position, channels)]
     if channels.has_fillers:
         # A filler gain of zero behind a zero channel would stay dead, so gains are filled with their mean.
-        by_role = {Role.READS: growth.read_filler, Role.GAIN: "mean", Role.SHIFT: "zero"}
-        pieces.append(Fill(position, channels, by_role.get(dim.role, growth.written_filler), key))
+        by_role = {Role.READS: growth.filler_read_init, Role.GAIN: "mean", Role.SHIFT: "zero"}
+        pieces.append(
+            Fill(position, channels, by_role.get(dim.role, growth.filler_write_init), rng_key)
+        )
     if dim.role is Role.GAIN and growth.gain_factor != 1.0:
         pieces.append(Scale(growth.gain_factor))
-    if change.noise is not None and _takes_noise(dim, row.label):
-        level, alike = change.noise, _repeated_rows(position, change, row)
-        pieces.append(Noise(position, channels, level.std, level.snr_db, key, alike))
-    if change.tie_breaking_std and dim.role is Role.INDEX and row.label.scores_members:
-        pieces.append(TieBreak(channels, change.tie_breaking_std, key))
+    if spec.noise is not None and _takes_noise(dim, row.label):
+        level, alike = spec.noise, _repeated_rows(position, spec, row)
+        pieces.append(ZeroSumNoise(position, channels, level.std, level.snr_db, rng_key, alike))
+    if spec.tie_breaking_std and dim.role is Role.INDEX and row.label.is_router:
+        pieces.append(TieBreakingNoise(channels, spec.tie_breaking_std, rng_key))
     return pieces
 
 
-def _repeated_rows(position: int, change: Change, row: LabelledShape) -> tuple[int, int] | None:
+def _repeated_rows(position: int, spec: GrowthSpec, row: LabeledShape) -> tuple[int, int] | None:
     """The dimension before `position` whose channels have been copied whole, and the channels of one copy."""
     for other, dim in enumerate(row.label.dims[:position]):
-        if dim.role is Role.WRITES and dim.axis in change.axes:
-            return other, change.axes[dim.axis].channels.period
+        if dim.role is Role.WRITES and dim.axis in spec.axes:
+            return other, spec.axes[dim.axis].channels.period
     return None
 
 
@@ -413,41 +423,47 @@ def _takes_noise(dim: Dim, label: Label) -> bool:
     return dim.role is Role.READS or (is_summed_over and label.has(Role.READS))
 
 
-def _to_experts(
-    row: LabelledShape, growth: DenseToExperts, block: int, key: tuple[int, str]
-) -> list[Piece]:
+def _upcycle_transforms(
+    row: LabeledShape, spec: UpcycleSpec, block: int, rng_key: tuple[int, str]
+) -> list[TensorTransform]:
     """The pieces that make a stack of experts of a dense block's tensor."""
-    shards = growth.shards
+    shards = spec.segments
     hidden = [place for place, dim in enumerate(row.label.dims) if dim.axis == "hidden"]
     if shards.old_size == 1 or not hidden:
-        shards = ChannelMap.equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
-        pieces: list[Piece] = [Copy(0, shards, inserts=True)]
+        shards = ChannelMap.with_equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
+        pieces: list[TensorTransform] = [Copy(0, shards, inserts_dim=True)]
     else:
         scaled = row.label.has(Role.READS, "hidden")  # each shard has its part of the gate
         pieces = [Scale(shards.old_size)] if scaled else []
-        pieces.append(Cut(hidden[0] - 1, shards))
-    if growth.redrawn_fraction and hidden:
-        pieces.append(Redraw(hidden[0], growth.redrawn_fraction, shards, (key[0], block), key))
+        pieces.append(SplitIntoExperts(hidden[0] - 1, shards))
+    if spec.reinitialized_fraction and hidden:
+        pieces.append(
+            ReinitializeUnits(
+                hidden[0], spec.reinitialized_fraction, shards, (rng_key[0], block), rng_key
+            )
+        )
     return pieces
 
 
-def _fresh(row: LabelledShape, growth: DenseToExperts, key: tuple[int, str]) -> tuple[Piece, ...]:
+def _new_tensor_transforms(
+    row: LabeledShape, spec: UpcycleSpec, rng_key: tuple[int, str]
+) -> tuple[TensorTransform, ...]:
     """The pieces that make a tensor that has no source: a router's weights; zero if it is no matrix."""
     if not row.label.has(Role.READS):
-        return (FillWhole(row.shape),)
-    drawn = (growth.router_rows.old_size, *row.shape[1:])
-    pieces: tuple[Piece, ...] = (FillWhole(drawn, growth.router_std, key),)
+        return (NewTensor(row.shape),)
+    drawn = (spec.router_rows.old_size, *row.shape[1:])
+    pieces: tuple[TensorTransform, ...] = (NewTensor(drawn, spec.router_std, rng_key),)
     if drawn != row.shape:
-        pieces = (*pieces, Copy(0, growth.router_rows))
+        pieces = (*pieces, Copy(0, spec.router_rows))
     return pieces
 
 
-def table_of(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
+def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
     """The axes table of the model that a config describes; nothing is allocated, and the table is shared."""
-    return _table_of(astuple(config), model_class)  # type: ignore[arg-type] # a class is hashable
+    return _cached_axes_table(astuple(config), model_class)  # type: ignore[arg-type] # a class is hashable
 
 
 @lru_cache(maxsize=64)
-def _table_of(shape: tuple[Any, ...], model_class: type[torch.nn.Module]) -> AxesTable:
+def _cached_axes_table(shape: tuple[Any, ...], model_class: type[torch.nn.Module]) -> AxesTable:
     with torch.device("meta"):
         return axes_table(model_class(ModelConfig(*shape)))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from growlm.model.keyed_rng import generator_for, normal, seed_of
+from growlm.model.keyed_rng import keyed_generator, keyed_normal, keyed_seed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-BLOCK = 2**19
+DRAW_BLOCK_ENTRIES = 2**19
 """Numbers that are drawn at once where there are many: threads wait for each other at every block."""
 
-ODD_STD = ((2.0**14 - 1) / 3) ** 0.5
+ODD_INTEGER_STD = ((2.0**14 - 1) / 3) ** 0.5
 """Standard deviation of the odd numbers of 8 bits with a sign."""
 
 
 @dataclass
-class Draws:
+class GrowthRng:
     """Where the random entries of one growth come from, what was drawn, and the threads that grow.
 
     Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. In a `with` block, whose
@@ -39,35 +39,35 @@ class Draws:
 
     seed: int
     boundary_index: int = 0
-    noise: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
+    noise_levels: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
     """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
 
-    def at_once(self, make: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def parallel_map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Do something for every item, results in order. Each is done by one of the threads, which draws alone."""
-        return list(self._threads().map(make, items))
+        return list(self._get_pool().map(function, items))
 
-    def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
+    def normal(self, shape: tuple[int, ...], purpose: str, rng_key: tuple[int, str]) -> Tensor:
         """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
-        seeds = self._seeds(purpose, key)
+        seeds = self._seed_key(purpose, rng_key)
         if len(shape) < 3:
-            return normal(shape, *seeds)
+            return keyed_normal(shape, *seeds)
         out = torch.empty(shape)
         for member in range(shape[0]):
-            out[member] = normal(shape[1:], *seeds, member)
+            out[member] = keyed_normal(shape[1:], *seeds, member)
         return out
 
-    def blocks(
+    def draw_in_blocks(
         self,
         x: Tensor,
         dim: int,
         count: int,
         purpose: str,
-        key: tuple[int, str],
-        use: Callable[[Tensor, Tensor, int], None],
+        rng_key: tuple[int, str],
+        consume: Callable[[Tensor, Tensor, int], None],
         *,
         stacked: bool,
-        odd: bool = False,
+        odd_integers: bool = False,
     ) -> None:
         """Draw numbers of mean 0 for a tensor and use them, by blocks, several at once.
 
@@ -87,32 +87,34 @@ class Draws:
             odd: Odd numbers from -127 to 127, all as likely, of deviation `ODD_STD`, in place of standard normal
                 ones, in half of the time: enough to make copies differ, and never 0.
         """
-        seeds = self._seeds(purpose, key)
+        seeds = self._seed_key(purpose, rng_key)
         parts = [
             (part, member, index)
             for member, matrix in enumerate(x if stacked else [x])
-            for index, part in enumerate(_parts(matrix, dim - stacked, count))
+            for index, part in enumerate(_split_into_blocks(matrix, dim - stacked, count))
         ]
 
         def draw(part: Tensor, member: int, index: int) -> None:
             shape = list(part.shape)
             shape[dim - stacked] = count
-            source, size = np.random.SFC64(seed_of(*seeds, member, index)), math.prod(shape)
-            numbers = _odd(size, source) if odd else _normal(size, source)
-            use(part, numbers.view(shape).to(x), member)
+            source, size = np.random.SFC64(keyed_seed(*seeds, member, index)), math.prod(shape)
+            numbers = (
+                _draw_odd_integers(size, source) if odd_integers else _draw_normal(size, source)
+            )
+            consume(part, numbers.view(shape).to(x), member)
 
-        if len(parts) == 1 or hasattr(_memory, "is_of_pool"):
+        if len(parts) == 1 or hasattr(_thread_buffers, "is_of_pool"):
             for part in parts:
                 draw(*part)
         else:
-            list(self._threads().map(draw, *zip(*parts, strict=True)))
+            list(self._get_pool().map(draw, *zip(*parts, strict=True)))
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _get_pool(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_begin_thread)
+            self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_init_worker)
         return self._pool
 
-    def __enter__(self) -> Draws:
+    def __enter__(self) -> GrowthRng:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +123,7 @@ class Draws:
         While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two
         operations: a step takes up to twice as long.
         """
-        vars(_memory).clear()  # of the thread that draws what is one block only
+        vars(_thread_buffers).clear()  # of the thread that draws what is one block only
         if self._pool is not None:
             try:
                 self._pool.shutdown(cancel_futures=True)
@@ -130,91 +132,91 @@ class Draws:
                 # They set it for themselves, and for all threads that begin after them.
                 torch.set_num_threads(torch.get_num_threads())
 
-    def share(self, mesh: DeviceMesh) -> None:
+    def gather_noise_levels(self, mesh: DeviceMesh) -> None:
         """Let all processes know what each of them drew."""
         found: list[Any] = [None] * mesh.size()
-        torch.distributed.all_gather_object(found, self.noise, group=mesh.get_group())
-        self.noise = {key: drawn for noise in found for key, drawn in noise.items()}
+        torch.distributed.all_gather_object(found, self.noise_levels, group=mesh.get_group())
+        self.noise_levels = {key: drawn for noise in found for key, drawn in noise.items()}
 
     def choice(self, size: int, count: int, *key: object) -> Tensor:
         """`count` different numbers below `size`, in random order."""
-        generator = generator_for(self.seed, self.boundary_index, *key)
+        generator = keyed_generator(self.seed, self.boundary_index, *key)
         return torch.randperm(size, generator=generator)[:count]
 
     @staticmethod
-    def silent() -> Draws:
+    def zeros() -> GrowthRng:
         """Draws that are all zero: with them a chain makes what does not depend on chance."""
-        return _Silent(seed=0)
+        return _ZeroRng(seed=0)
 
-    def _seeds(self, purpose: str, key: tuple[int, str]) -> tuple[object, ...]:
-        return (self.seed, self.boundary_index, *key, purpose)
+    def _seed_key(self, purpose: str, rng_key: tuple[int, str]) -> tuple[object, ...]:
+        return (self.seed, self.boundary_index, *rng_key, purpose)
 
 
-class _Silent(Draws):
-    def normal(self, shape: tuple[int, ...], purpose: str, key: tuple[int, str]) -> Tensor:
+class _ZeroRng(GrowthRng):
+    def normal(self, shape: tuple[int, ...], purpose: str, rng_key: tuple[int, str]) -> Tensor:
         return torch.zeros(shape)
 
-    def blocks(
+    def draw_in_blocks(
         self,
         x: Tensor,
         dim: int,
         count: int,
         purpose: str,
-        key: tuple[int, str],
-        use: Callable[[Tensor, Tensor, int], None],
+        rng_key: tuple[int, str],
+        consume: Callable[[Tensor, Tensor, int], None],
         *,
         stacked: bool,
-        odd: bool = False,
+        odd_integers: bool = False,
     ) -> None:
         for member, part in enumerate(x if stacked else [x]):
             shape = list(part.shape)
             shape[dim - stacked] = count
-            use(part, part.new_zeros(shape), member)
+            consume(part, part.new_zeros(shape), member)
 
 
-def _parts(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
+def _split_into_blocks(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
     """Parts of about `BLOCK` numbers at most, across another dimension than `dim`; an even number of them."""
     if x.ndim < 2:
         return [x]
     numbers = x.numel() // x.shape[dim] * count
-    parts = 2 * math.ceil(numbers / BLOCK / 2) if numbers > BLOCK else 1
+    parts = 2 * math.ceil(numbers / DRAW_BLOCK_ENTRIES / 2) if numbers > DRAW_BLOCK_ENTRIES else 1
     return x.chunk(parts, dim=1 if dim == 0 else 0)
 
 
-_memory = threading.local()
+_thread_buffers = threading.local()
 """A thread's own, used again for every block: new memory costs page faults."""
 
 
-def _begin_thread() -> None:
+def _init_worker() -> None:
     # One core each: by default every one of them would start OpenMP threads for all cores.
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    _memory.is_of_pool = True
+    _thread_buffers.is_of_pool = True
 
 
-def _buffers(size: int) -> tuple[Tensor, Tensor]:
+def _get_buffers(size: int) -> tuple[Tensor, Tensor]:
     """Room for numbers, and for places in a table."""
-    if getattr(_memory, "size", 0) < size:
-        _memory.size = max(size, BLOCK)
-        _memory.numbers = torch.empty(_memory.size, dtype=torch.float32)
-        _memory.places = torch.empty(_memory.size, dtype=torch.int32)
-    return _memory.numbers[:size], _memory.places[:size]
+    if getattr(_thread_buffers, "size", 0) < size:
+        _thread_buffers.size = max(size, DRAW_BLOCK_ENTRIES)
+        _thread_buffers.numbers = torch.empty(_thread_buffers.size, dtype=torch.float32)
+        _thread_buffers.places = torch.empty(_thread_buffers.size, dtype=torch.int32)
+    return _thread_buffers.numbers[:size], _thread_buffers.places[:size]
 
 
-def _bits(size: int, dtype: torch.dtype, source: np.random.SFC64) -> Tensor:
+def _random_integers(size: int, dtype: torch.dtype, source: np.random.SFC64) -> Tensor:
     """Whole numbers of all bits alike, as many of them as fit in each 64 bits that the source gives."""
     words = -(-size * dtype.itemsize // 8)
     return torch.from_numpy(source.random_raw(words)).view(dtype)[:size]
 
 
-def _odd(size: int, source: np.random.SFC64) -> Tensor:
-    return _buffers(size)[0].copy_(_bits(size, torch.int8, source).bitwise_or_(1))
+def _draw_odd_integers(size: int, source: np.random.SFC64) -> Tensor:
+    return _get_buffers(size)[0].copy_(_random_integers(size, torch.int8, source).bitwise_or_(1))
 
 
-def _normal(size: int, source: np.random.SFC64) -> Tensor:
+def _draw_normal(size: int, source: np.random.SFC64) -> Tensor:
     """By 16 bits from a table of quantiles: Box and Muller's formulas take three times as long."""
-    numbers, places = _buffers(size)
-    places.copy_(_bits(size, torch.int16, source)).add_(2**15)
+    numbers, places = _get_buffers(size)
+    places.copy_(_random_integers(size, torch.int16, source)).add_(2**15)
     return torch.index_select(normal_quantiles(), 0, places, out=numbers)
 
 

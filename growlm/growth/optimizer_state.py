@@ -21,42 +21,44 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from growlm.distributed.dtensors import is_sharded
-from growlm.distributed.sharded_tasks import Making, each_made
+from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
 from growlm.growth.eight_bit_moments import (
-    dequantise,
-    fits_eight_bits,
-    quantise,
-    quantise_into,
-    scale_of,
-    scales_in,
+    count_scales,
+    dequantize,
+    is_quantizable,
+    quantize,
+    quantize_into,
+    scale_key,
 )
 from growlm.growth.growth_map import GrowthMap, TensorMap
-from growlm.growth.transforms.noise import Noise
+from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.scale_factors import (
-    Factors,
-    as_originals,
-    no_factors,
-    original_entries,
+    ScaleFactors,
+    mark_all_original,
+    original_mask,
+    unit_factors,
 )
 from growlm.growth.transforms.tensor_transforms import Fill
-from growlm.growth.transforms.upcycle_transforms import Redraw
+from growlm.growth.transforms.upcycle_transforms import ReinitializeUnits
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-MODES = ("carry", "reset", "exact", "asymmetric")
+OPTIMIZER_STATE_MODES = ("carry", "reset", "exact", "asymmetric")
 MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance": 2}
 """The power of the gradient that each entry of an optimizer's state is a running mean of."""
-FACTORED = ("row_var", "col_var")
+FACTORED_ENTRIES = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
 
-SCALES = {scale_of(entry): entry for entry in MOMENT_POWERS}
+MOMENT_OF_SCALE_KEY = {scale_key(entry): entry for entry in MOMENT_POWERS}
 """Which moment a name of scales belongs to (`growlm/growth/eight_bit_moments.py`)."""
 
-State = dict[str, Tensor]
+ParameterState = dict[str, Tensor]
 
 
-def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> dict[str, State]:
+def grow_optimizer_state(
+    growth_map: GrowthMap, states: dict[str, ParameterState], mode: str
+) -> dict[str, ParameterState]:
     """The grown model's optimizer state.
 
     Args:
@@ -71,25 +73,25 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
     Raises:
         ValueError: If the mode is unknown, or a state has an entry that is not known how to grow.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode={mode}: must be one of {', '.join(MODES)}")
+    if mode not in OPTIMIZER_STATE_MODES:
+        raise ValueError(f"mode={mode}: must be one of {', '.join(OPTIMIZER_STATE_MODES)}")
     if mode == "reset":
         states.clear()
         return {}
-    targets_left = Counter(t.source for t in growth_map.tensors.values() if not t.forgets)
+    targets_left = Counter(t.source for t in growth_map.tensors.values() if not t.resets_moments)
     for name in [name for name in states if name not in targets_left]:
         del states[name]
     wanted = {
         name: tensor_map
         for name, tensor_map in growth_map.tensors.items()
-        if not tensor_map.forgets and tensor_map.source in states
+        if not tensor_map.resets_moments and tensor_map.source in states
     }
-    grown: dict[str, State] = {name: {} for name in wanted}
-    mesh = _mesh_of(states)
+    grown: dict[str, ParameterState] = {name: {} for name in wanted}
+    mesh = _find_mesh(states)
     here = [name for name in wanted if mesh is None or wanted[name].keeps_moments]
     for name in here:
-        source = _source(wanted[name])
-        grown[name] = _grow_state(growth_map, name, states[source], mode)
+        source = _source_name(wanted[name])
+        grown[name] = _grow_state_of(growth_map, name, states[source], mode)
         targets_left[source] -= 1
         if not targets_left[source]:
             del states[source]
@@ -97,37 +99,37 @@ def grow_moments(growth_map: GrowthMap, states: dict[str, State], mode: str) -> 
         dealt = sorted(
             wanted.keys() - here, key=lambda name: (-math.prod(wanted[name].shape), name)
         )
-        _grow_dealt(growth_map, dealt, states, grown, mode, mesh)
+        _grow_sharded_states(growth_map, dealt, states, grown, mode, mesh)
     return grown
 
 
-def _grow_dealt(
+def _grow_sharded_states(
     growth_map: GrowthMap,
     names: Sequence[str],
-    states: dict[str, State],
-    grown: dict[str, State],
+    states: dict[str, ParameterState],
+    grown: dict[str, ParameterState],
     mode: str,
     mesh: DeviceMesh,
 ) -> None:
     """Grow sharded states, moment by moment; those for the names go into `grown`, and the old ones away."""
 
-    def making(key: tuple[str, str]) -> Making[tuple[str, str]]:
+    def making(key: tuple[str, str]) -> ShardedTask[tuple[str, str]]:
         name, entry = key
         tensor_map = growth_map.tensors[name]
 
         def make(moment: Tensor) -> Tensor:
-            return _grow_state(growth_map, name, {entry: moment}, mode)[entry]
+            return _grow_state_of(growth_map, name, {entry: moment}, mode)[entry]
 
-        return Making(key, states[_source(tensor_map)][entry], make, tensor_map.shape)
+        return ShardedTask(key, states[_source_name(tensor_map)][entry], make, tensor_map.shape)
 
-    sources = {name: _source(growth_map.tensors[name]) for name in names}
+    sources = {name: _source_name(growth_map.tensors[name]) for name in names}
     keys = [(name, entry) for name in names for entry in states[sources[name]] if entry != "step"]
     if strange := {entry for _, entry in keys if entry not in MOMENT_POWERS}:
         raise ValueError(f"no rule for a part of the optimizer's state {strange}")
     targets_left = Counter((sources[name], entry) for name, entry in keys)
     for name in names:
         grown[name] |= {e: v.clone() for e, v in states[sources[name]].items() if e == "step"}
-    for (name, entry), moment in each_made(map(making, keys), mesh):
+    for (name, entry), moment in map_sharded(map(making, keys), mesh):
         grown[name][entry] = moment
         targets_left[sources[name], entry] -= 1
         if not targets_left[sources[name], entry]:
@@ -136,29 +138,35 @@ def _grow_dealt(
         del states[source]
 
 
-def _mesh_of(states: Mapping[str, State]) -> DeviceMesh | None:
+def _find_mesh(states: Mapping[str, ParameterState]) -> DeviceMesh | None:
     values = (value for state in states.values() for value in state.values())
     return next((value.device_mesh for value in values if is_sharded(value)), None)
 
 
-def _source(tensor_map: TensorMap) -> str:
+def _source_name(tensor_map: TensorMap) -> str:
     assert tensor_map.source is not None
     return tensor_map.source
 
 
-def _grow_state(growth_map: GrowthMap, name: str, state: State, mode: str) -> State:
+def _grow_state_of(
+    growth_map: GrowthMap, name: str, state: ParameterState, mode: str
+) -> ParameterState:
     """The state that a new parameter starts with, from that of its source or a part of it."""
     tensor_map = growth_map.tensors[name]
-    source, kept = _source(tensor_map), None
+    source, kept = _source_name(tensor_map), None
     if mode == "asymmetric":
-        kept = tensor_map.factors(as_originals(no_factors(growth_map.old_shapes[source])))
+        kept = tensor_map.scale_factors(
+            mark_all_original(unit_factors(growth_map.old_shapes[source]))
+        )
     try:
-        return grow_state(tensor_map, state, kept)
+        return grow_parameter_state(tensor_map, state, kept)
     except ValueError as error:
         raise ValueError(f"{error} of {source}") from error
 
 
-def grow_state(tensor_map: TensorMap, state: State, kept: Factors | None = None) -> State:
+def grow_parameter_state(
+    tensor_map: TensorMap, state: ParameterState, original_factors: ScaleFactors | None = None
+) -> ParameterState:
     """One parameter's state, as `carry` has it.
 
     What is in 8 bits stays so, where the new shape is whole blocks.
@@ -171,20 +179,22 @@ def grow_state(tensor_map: TensorMap, state: State, kept: Factors | None = None)
     Raises:
         ValueError: If it has an entry that is not known how to grow.
     """
-    if kept is not None and all(bool(factor.original.all()) for factor in kept):
-        kept = None
-    grown: State = {}
+    if original_factors is not None and all(
+        bool(factor.original.all()) for factor in original_factors
+    ):
+        original_factors = None
+    grown: ParameterState = {}
     for entry, value in state.items():
         if entry == "step":
             grown[entry] = value.clone()
         elif entry in MOMENT_POWERS:
-            grown |= _grow_moment(tensor_map, state, entry, kept)
-        elif entry not in FACTORED and SCALES.get(entry) not in state:
+            grown |= _grow_moment(tensor_map, state, entry, original_factors)
+        elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:
             raise ValueError(f"no rule for the optimizer's state {entry!r}")
     if "row_var" in state:
         whole = state["row_var"] @ state["col_var"]
         whole /= state["row_var"].mean(dim=-2, keepdim=True).clamp(min=1e-30)
-        grown["variance"] = tensor_map.moment(whole, 2)
+        grown["variance"] = tensor_map.grow_moment(whole, 2)
     if "variance" in grown and grown["variance"].ndim > 1:
         # Adafactor's estimate from row and column means is of rank one, and so is what it grows to.
         variance = grown.pop("variance")
@@ -193,49 +203,55 @@ def grow_state(tensor_map: TensorMap, state: State, kept: Factors | None = None)
     return grown
 
 
-def _grow_moment(tensor_map: TensorMap, state: State, entry: str, kept: Factors | None) -> State:
-    if not tensor_map.pieces:  # 8 bits again would round again
-        return {part: state[part].clone() for part in (entry, scale_of(entry)) if part in state}
-    grown = tensor_map.moment(plain_moment(state, entry), MOMENT_POWERS[entry])
-    if kept is not None:
-        grown *= original_entries(kept, grown)
-    return _held(entry, grown, scale_of(entry) in state)
+def _grow_moment(
+    tensor_map: TensorMap, state: ParameterState, entry: str, original_factors: ScaleFactors | None
+) -> ParameterState:
+    if not tensor_map.transforms:  # 8 bits again would round again
+        return {part: state[part].clone() for part in (entry, scale_key(entry)) if part in state}
+    grown = tensor_map.grow_moment(dequantize_moment(state, entry), MOMENT_POWERS[entry])
+    if original_factors is not None:
+        grown *= original_mask(original_factors, grown)
+    return _store_moment(entry, grown, scale_key(entry) in state)
 
 
-def plain_moment(state: Mapping[str, Tensor], entry: str) -> Tensor:
+def dequantize_moment(state: Mapping[str, Tensor], entry: str) -> Tensor:
     """A moment as one tensor: itself, or a new one of what is held in 8 bits."""
-    if scale_of(entry) not in state:
+    if scale_key(entry) not in state:
         return state[entry]
-    return dequantise(state[entry], state[scale_of(entry)], is_signed(entry))
+    return dequantize(state[entry], state[scale_key(entry)], is_signed_moment(entry))
 
 
-def is_signed(entry: str) -> bool:
+def is_signed_moment(entry: str) -> bool:
     """Whether a moment may have negative entries."""
     return MOMENT_POWERS[entry] % 2 == 1
 
 
-def _held(entry: str, moment: Tensor, eight_bits: bool) -> State:
-    if not eight_bits or not fits_eight_bits(moment.shape):
+def _store_moment(entry: str, moment: Tensor, use_8bit: bool) -> ParameterState:
+    if not use_8bit or not is_quantizable(moment.shape):
         return {entry: moment}
-    return dict(zip((entry, scale_of(entry)), quantise(moment, is_signed(entry)), strict=True))
+    return dict(
+        zip((entry, scale_key(entry)), quantize(moment, is_signed_moment(entry)), strict=True)
+    )
 
 
-def in_form(state: State, eight_bits: bool) -> State:
+def convert_moments(state: ParameterState, use_8bit: bool) -> ParameterState:
     """A state with its moments in 8 bits where that can be, or with none; what is so already is not copied."""
-    changed: State = {}
+    changed: ParameterState = {}
     for entry, value in state.items():
-        if entry in SCALES:
+        if entry in MOMENT_OF_SCALE_KEY:
             continue
         if entry not in MOMENT_POWERS:
             changed[entry] = value
-        elif eight_bits and scale_of(entry) in state:
-            changed |= {entry: value, scale_of(entry): state[scale_of(entry)]}
+        elif use_8bit and scale_key(entry) in state:
+            changed |= {entry: value, scale_key(entry): state[scale_key(entry)]}
         else:
-            changed |= _held(entry, plain_moment(state, entry), eight_bits)
+            changed |= _store_moment(entry, dequantize_moment(state, entry), use_8bit)
     return changed
 
 
-def state_shapes(entries: Collection[str], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def expected_state_shapes(
+    entries: Collection[str], shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
     """What a parameter's state consists of, with shapes.
 
     Args:
@@ -245,26 +261,26 @@ def state_shapes(entries: Collection[str], shape: tuple[int, ...]) -> dict[str, 
     factored = ("row_var", (*shape[:-1], 1)), ("col_var", (*shape[:-2], 1, *shape[-1:]))
     found: dict[str, tuple[int, ...]] = {}
     for entry in entries:
-        if entry in (*FACTORED, "variance"):
+        if entry in (*FACTORED_ENTRIES, "variance"):
             found |= dict(factored) if len(shape) > 1 else {"variance": shape}
-        elif entry not in SCALES:
+        elif entry not in MOMENT_OF_SCALE_KEY:
             found[entry] = () if entry == "step" else shape
-            if scale_of(entry) in entries and fits_eight_bits(shape):
-                found[scale_of(entry)] = (scales_in(shape),)
+            if scale_key(entry) in entries and is_quantizable(shape):
+                found[scale_key(entry)] = (count_scales(shape),)
     return found
 
 
-def inexact_because(growth_map: GrowthMap) -> list[str]:
+def explain_inexactness(growth_map: GrowthMap) -> list[str]:
     """Why the grown model cannot train exactly as the old one would have, in words; empty if it can.
 
     Upcycling and deepening are not looked at: what they add has no past to be exact about.
     """
     reasons = []
-    pieces = [piece for t in growth_map.tensors.values() for piece in t.pieces]
-    if any(isinstance(piece, Noise | Redraw) for piece in pieces):
+    pieces = [piece for t in growth_map.tensors.values() for piece in t.transforms]
+    if any(isinstance(piece, ZeroSumNoise | ReinitializeUnits) for piece in pieces):
         reasons.append("noise makes copies differ")
     residual, experts = (growth_map.axes.get(axis) for axis in ("residual", "experts"))
-    if residual is not None and not residual.is_even:
+    if residual is not None and not residual.has_equal_shares:
         reasons.append("columns that read the residual stream are split unevenly")
     if experts is not None and growth_map.old_config.router_z_weight:
         reasons.append("the router's z-loss sees more experts")
@@ -278,7 +294,7 @@ def inexact_because(growth_map: GrowthMap) -> list[str]:
     return reasons
 
 
-def change_moments(state: State, change: Callable[[Tensor, int], object]) -> None:
+def update_moments(state: ParameterState, update: Callable[[Tensor, int], object]) -> None:
     """Change, in place, the moments of a state that are as large as the parameter.
 
     Args:
@@ -287,10 +303,10 @@ def change_moments(state: State, change: Callable[[Tensor, int], object]) -> Non
     """
     for entry, value in state.items():
         if entry in MOMENT_POWERS:
-            moment = plain_moment(state, entry)
-            change(moment, MOMENT_POWERS[entry])
+            moment = dequantize_moment(state, entry)
+            update(moment, MOMENT_POWERS[entry])
             if moment is not value:
-                quantise_into(value, state[scale_of(entry)], moment, is_signed(entry))
+                quantize_into(value, state[scale_key(entry)], moment, is_signed_moment(entry))
 
 
 def bias_correction(beta: float, steps: float) -> float:

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from growlm.huggingface.mapping_rules import Rule
+from growlm.huggingface.mapping_rules import MappingRule
 from growlm.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Rotary:
+class RotaryKeys:
     """Where an architecture's config has its rotary positions, when it has no `rope_parameters`."""
 
     theta_key: str = "rope_theta"
-    theta: float = 10000.0
+    default_theta: float = 10000.0
     """Where the key is absent."""
-    part_key: str = "partial_rotary_factor"
-    part: float = 1.0
+    fraction_key: str = "partial_rotary_factor"
+    default_fraction: float = 1.0
     """Share of a head's channels that is rotated, where the key is absent."""
 
 
@@ -42,27 +42,27 @@ class Architecture:
 
     model_type: str
     class_name: str
-    fixed: Mapping[str, Any]
-    names: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    only: Mapping[str, tuple[Any, ...]]
-    layouts: tuple[tuple[Rule, ...], ...]
-    ignored: tuple[str, ...] = ()
-    rotary: Rotary | None = field(default_factory=Rotary)
-    heads_divide_width: bool = False
+    fixed_fields: Mapping[str, Any]
+    field_to_key: Mapping[str, str]
+    key_defaults: Mapping[str, Any]
+    required_values: Mapping[str, tuple[Any, ...]]
+    tensor_layouts: tuple[tuple[MappingRule, ...], ...]
+    ignored_tensors: tuple[str, ...] = ()
+    rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
+    requires_divisible_heads: bool = False
 
     @property
-    def counts_every_choice(self) -> bool:
+    def balance_loss_scales_with_top_k(self) -> bool:
         """Whether its balancing loss is `top_k` times ours: shares of experts sum to `top_k`, ours to one."""
-        return "router_aux_loss_coef" in self.names.values()
+        return "router_aux_loss_coef" in self.field_to_key.values()
 
     @property
-    def extra_fields(self) -> list[str]:
+    def unmapped_fields(self) -> list[str]:
         """Fields of ours that matter in training only, or not at all, for which it has no key."""
-        known = {*self.names, *self.fixed}
+        known = {*self.field_to_key, *self.fixed_fields}
         router = [name for name in ModelConfig.__dataclass_fields__ if name.startswith("router_")]
         return [name for name in (*router, "top_k") if name not in known]
 
-    def in_their_words(self, text: str) -> str:
+    def replace_field_names(self, text: str) -> str:
         """A message with its names of our fields."""
-        return re.sub(r"\w+", lambda word: self.names.get(word[0], word[0]), text)
+        return re.sub(r"\w+", lambda word: self.field_to_key.get(word[0], word[0]), text)

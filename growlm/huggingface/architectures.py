@@ -9,11 +9,17 @@ that Meta, Mistral AI and EleutherAI published under these names.
 
 from __future__ import annotations
 
-from growlm.huggingface.architecture import Architecture, Rotary
-from growlm.huggingface.mapping_rules import Rule, absent, fused, same, stacked
+from growlm.huggingface.architecture import Architecture, RotaryKeys
+from growlm.huggingface.mapping_rules import (
+    MappingRule,
+    absent_rule,
+    fused_rule,
+    identity_rule,
+    stacked_rule,
+)
 from growlm.model.config import ModelConfig
 
-_SIZES = {
+_SIZE_KEYS = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -22,48 +28,68 @@ _SIZES = {
     "max_seq_len": "max_position_embeddings",
     "tie_embeddings": "tie_word_embeddings",
 }
-_GROUPED = {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
+_GQA_AND_NORM_KEYS = {
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+}
 
 _LLAMA_RULES = (
-    same("embedding.weight", "model.embed_tokens.weight"),
-    same("final_norm.weight", "model.norm.weight"),
-    same("head.weight", "lm_head.weight"),
-    same("blocks.{layer}.attention_norm.weight", "model.layers.{layer}.input_layernorm.weight"),
-    same(
+    identity_rule("embedding.weight", "model.embed_tokens.weight"),
+    identity_rule("final_norm.weight", "model.norm.weight"),
+    identity_rule("head.weight", "lm_head.weight"),
+    identity_rule(
+        "blocks.{layer}.attention_norm.weight", "model.layers.{layer}.input_layernorm.weight"
+    ),
+    identity_rule(
         "blocks.{layer}.feed_forward_norm.weight",
         "model.layers.{layer}.post_attention_layernorm.weight",
     ),
-    same("blocks.{layer}.attention.query.{kind}", "model.layers.{layer}.self_attn.q_proj.{kind}"),
-    same("blocks.{layer}.attention.key.{kind}", "model.layers.{layer}.self_attn.k_proj.{kind}"),
-    same("blocks.{layer}.attention.value.{kind}", "model.layers.{layer}.self_attn.v_proj.{kind}"),
-    same("blocks.{layer}.attention.output.{kind}", "model.layers.{layer}.self_attn.o_proj.{kind}"),
-    same("blocks.{layer}.feed_forward.gate.{kind}", "model.layers.{layer}.mlp.gate_proj.{kind}"),
-    same("blocks.{layer}.feed_forward.up.{kind}", "model.layers.{layer}.mlp.up_proj.{kind}"),
-    same("blocks.{layer}.feed_forward.down.{kind}", "model.layers.{layer}.mlp.down_proj.{kind}"),
+    identity_rule(
+        "blocks.{layer}.attention.query.{kind}", "model.layers.{layer}.self_attn.q_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.attention.key.{kind}", "model.layers.{layer}.self_attn.k_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.attention.value.{kind}", "model.layers.{layer}.self_attn.v_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.attention.output.{kind}", "model.layers.{layer}.self_attn.o_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.feed_forward.gate.{kind}", "model.layers.{layer}.mlp.gate_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.feed_forward.up.{kind}", "model.layers.{layer}.mlp.up_proj.{kind}"
+    ),
+    identity_rule(
+        "blocks.{layer}.feed_forward.down.{kind}", "model.layers.{layer}.mlp.down_proj.{kind}"
+    ),
 )
-_NO_BIAS = absent("blocks.{layer}.feed_forward.selection_bias", "num_experts")
+_NO_SELECTION_BIAS = absent_rule("blocks.{layer}.feed_forward.selection_bias", "num_experts")
 
 
-def _mixtral_rules(block: str, experts: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    router = same(
+def _mixtral_rules(block: str, experts: tuple[MappingRule, ...]) -> tuple[MappingRule, ...]:
+    router = identity_rule(
         "blocks.{layer}.feed_forward.router.weight",
         f"model.layers.{{layer}}.{block}.gate.weight",
     )
-    return (*_LLAMA_RULES, router, _NO_BIAS, *experts)
+    return (*_LLAMA_RULES, router, _NO_SELECTION_BIAS, *experts)
 
 
-def _expert_files(block: str) -> tuple[Rule, ...]:
+def _per_expert_rules(block: str) -> tuple[MappingRule, ...]:
     """A tensor for each expert: gate, down and up are w1, w2 and w3."""
     theirs = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
     return (
-        stacked("blocks.{layer}.feed_forward.experts.gate", f"{theirs}.w1.weight"),
-        stacked("blocks.{layer}.feed_forward.experts.down", f"{theirs}.w2.weight"),
-        stacked("blocks.{layer}.feed_forward.experts.up", f"{theirs}.w3.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.gate", f"{theirs}.w1.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.down", f"{theirs}.w2.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.up", f"{theirs}.w3.weight"),
     )
 
 
-_EXPERTS_IN_MEMORY = (
-    fused(
+_FUSED_EXPERT_RULES = (
+    fused_rule(
         (
             "blocks.{layer}.feed_forward.experts.gate",
             "blocks.{layer}.feed_forward.experts.up",
@@ -71,7 +97,7 @@ _EXPERTS_IN_MEMORY = (
         "model.layers.{layer}.mlp.experts.gate_up_proj",
         dim=1,
     ),
-    same(
+    identity_rule(
         "blocks.{layer}.feed_forward.experts.down",
         "model.layers.{layer}.mlp.experts.down_proj",
     ),
@@ -79,14 +105,14 @@ _EXPERTS_IN_MEMORY = (
 
 _RMS_SWIGLU = {"norm": "rmsnorm", "feed_forward": "swiglu"}
 _SILU = {"hidden_act": ("silu", "swish")}
-_TABLES = (r".*rotary_emb\.inv_freq",)
+_ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
 LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
-    fixed=_RMS_SWIGLU | {"num_experts": 0},
-    names=_SIZES | _GROUPED | {"bias": "attention_bias mlp_bias"},
-    defaults={
+    fixed_fields=_RMS_SWIGLU | {"num_experts": 0},
+    field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS | {"bias": "attention_bias mlp_bias"},
+    key_defaults={
         "max_position_embeddings": 2048,
         "num_key_value_heads": None,
         "head_dim": None,
@@ -96,18 +122,18 @@ LLAMA = Architecture(
         "tie_word_embeddings": False,
         "hidden_act": "silu",
     },
-    only=_SILU,
-    layouts=(_LLAMA_RULES,),
-    ignored=_TABLES,
-    heads_divide_width=True,
+    required_values=_SILU,
+    tensor_layouts=(_LLAMA_RULES,),
+    ignored_tensors=_ROTARY_BUFFERS,
+    requires_divisible_heads=True,
 )
 
 MISTRAL = Architecture(
     model_type="mistral",
     class_name="MistralForCausalLM",
-    fixed=_RMS_SWIGLU | {"num_experts": 0, "bias": False},
-    names=_SIZES | _GROUPED,
-    defaults={
+    fixed_fields=_RMS_SWIGLU | {"num_experts": 0, "bias": False},
+    field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS,
+    key_defaults={
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "head_dim": None,
@@ -116,23 +142,23 @@ MISTRAL = Architecture(
         "hidden_act": "silu",
         "sliding_window": 4096,
     },
-    only=_SILU,
-    layouts=(_LLAMA_RULES,),
-    ignored=_TABLES,
+    required_values=_SILU,
+    tensor_layouts=(_LLAMA_RULES,),
+    ignored_tensors=_ROTARY_BUFFERS,
 )
 
 MIXTRAL = Architecture(
     model_type="mixtral",
     class_name="MixtralForCausalLM",
-    fixed=_RMS_SWIGLU | {"bias": False},
-    names=_SIZES
-    | _GROUPED
+    fixed_fields=_RMS_SWIGLU | {"bias": False},
+    field_to_key=_SIZE_KEYS
+    | _GQA_AND_NORM_KEYS
     | {
         "num_experts": "num_local_experts",
         "top_k": "num_experts_per_tok",
         "router_balance_weight": "router_aux_loss_coef",
     },
-    defaults={
+    key_defaults={
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "head_dim": None,
@@ -144,28 +170,28 @@ MIXTRAL = Architecture(
         "router_aux_loss_coef": 0.001,
         "sliding_window": None,
     },
-    only=_SILU,
-    layouts=(
-        _mixtral_rules("block_sparse_moe", _expert_files("block_sparse_moe")),
-        _mixtral_rules("mlp", _EXPERTS_IN_MEMORY),
-        _mixtral_rules("mlp", _expert_files("mlp")),
+    required_values=_SILU,
+    tensor_layouts=(
+        _mixtral_rules("block_sparse_moe", _per_expert_rules("block_sparse_moe")),
+        _mixtral_rules("mlp", _FUSED_EXPERT_RULES),
+        _mixtral_rules("mlp", _per_expert_rules("mlp")),
     ),
-    ignored=_TABLES,
-    rotary=Rotary(theta=1e6),
+    ignored_tensors=_ROTARY_BUFFERS,
+    rotary=RotaryKeys(default_theta=1e6),
 )
 
 
-def _gpt_neox_rules(head: str) -> tuple[Rule, ...]:
+def _gpt_neox_rules(head: str) -> tuple[MappingRule, ...]:
     layer = "gpt_neox.layers.{layer}"
     return (
-        same("embedding.weight", "gpt_neox.embed_in.weight"),
-        same("final_norm.{kind}", "gpt_neox.final_layer_norm.{kind}"),
-        same("head.weight", head),
-        same("blocks.{layer}.attention_norm.{kind}", f"{layer}.input_layernorm.{{kind}}"),
-        same(
+        identity_rule("embedding.weight", "gpt_neox.embed_in.weight"),
+        identity_rule("final_norm.{kind}", "gpt_neox.final_layer_norm.{kind}"),
+        identity_rule("head.weight", head),
+        identity_rule("blocks.{layer}.attention_norm.{kind}", f"{layer}.input_layernorm.{{kind}}"),
+        identity_rule(
             "blocks.{layer}.feed_forward_norm.{kind}", f"{layer}.post_attention_layernorm.{{kind}}"
         ),
-        fused(
+        fused_rule(
             (
                 "blocks.{layer}.attention.query.{kind}",
                 "blocks.{layer}.attention.key.{kind}",
@@ -173,20 +199,26 @@ def _gpt_neox_rules(head: str) -> tuple[Rule, ...]:
             ),
             f"{layer}.attention.query_key_value.{{kind}}",
             dim=0,
-            groups="n_heads",
+            groups_field="n_heads",
         ),
-        same("blocks.{layer}.attention.output.{kind}", f"{layer}.attention.dense.{{kind}}"),
-        same("blocks.{layer}.feed_forward.up.{kind}", f"{layer}.mlp.dense_h_to_4h.{{kind}}"),
-        same("blocks.{layer}.feed_forward.down.{kind}", f"{layer}.mlp.dense_4h_to_h.{{kind}}"),
+        identity_rule(
+            "blocks.{layer}.attention.output.{kind}", f"{layer}.attention.dense.{{kind}}"
+        ),
+        identity_rule(
+            "blocks.{layer}.feed_forward.up.{kind}", f"{layer}.mlp.dense_h_to_4h.{{kind}}"
+        ),
+        identity_rule(
+            "blocks.{layer}.feed_forward.down.{kind}", f"{layer}.mlp.dense_4h_to_h.{{kind}}"
+        ),
     )
 
 
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
-    fixed={"norm": "layernorm", "feed_forward": "gelu", "bias": True, "num_experts": 0},
-    names=_SIZES | {"norm_eps": "layer_norm_eps"},
-    defaults={
+    fixed_fields={"norm": "layernorm", "feed_forward": "gelu", "bias": True, "num_experts": 0},
+    field_to_key=_SIZE_KEYS | {"norm_eps": "layer_norm_eps"},
+    key_defaults={
         "max_position_embeddings": 2048,
         "layer_norm_eps": 1e-5,
         "tie_word_embeddings": False,
@@ -194,21 +226,23 @@ GPT_NEOX = Architecture(
         "use_parallel_residual": True,
         "attention_bias": True,
     },
-    only={
+    required_values={
         "hidden_act": ("gelu", "gelu_python"),
         "use_parallel_residual": (False,),
         "attention_bias": (True,),
     },
-    layouts=(_gpt_neox_rules("embed_out.weight"), _gpt_neox_rules("lm_head.weight")),
-    ignored=(*_TABLES, r".*\.attention\.(masked_)?bias"),
-    rotary=Rotary(theta_key="rotary_emb_base", part_key="rotary_pct", part=0.25),
+    tensor_layouts=(_gpt_neox_rules("embed_out.weight"), _gpt_neox_rules("lm_head.weight")),
+    ignored_tensors=(*_ROTARY_BUFFERS, r".*\.attention\.(masked_)?bias"),
+    rotary=RotaryKeys(
+        theta_key="rotary_emb_base", fraction_key="rotary_pct", default_fraction=0.25
+    ),
 )
 
 GROWLM = Architecture(
     model_type="growlm",
     class_name="GrowLMForCausalLM",
-    fixed={},
-    names=_SIZES
+    fixed_fields={},
+    field_to_key=_SIZE_KEYS
     | {
         "n_kv_heads": "num_key_value_heads",
         "head_dim": "head_dim",
@@ -229,9 +263,9 @@ GROWLM = Architecture(
             "router_tie_breaking",
         )
     },
-    defaults={},
-    only={},
-    layouts=((same("{name}", "model.{name}"),),),
+    key_defaults={},
+    required_values={},
+    tensor_layouts=((identity_rule("{name}", "model.{name}"),),),
     rotary=None,
 )
 """Any model of ours: no class of transformers, but one in growlm that transformers loads by `auto_map`."""
@@ -239,4 +273,4 @@ GROWLM = Architecture(
 ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GPT_NEOX, GROWLM)
 """In the order in which an export tries them."""
 
-assert set(GROWLM.names) == set(ModelConfig.__dataclass_fields__)
+assert set(GROWLM.field_to_key) == set(ModelConfig.__dataclass_fields__)

@@ -15,13 +15,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-LETTERS = {byte: chr(byte) for byte in _PRINTABLE} | {
+BYTE_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(256 + number) for number, byte in enumerate(_OTHERS)
 }
 """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019's, section 2.2)."""
 
 
-def byte_level_tokenizer(encoding: tiktoken.Encoding, end_of_text: str) -> Tokenizer:
+def build_byte_level_tokenizer(encoding: tiktoken.Encoding, eos_token: str) -> Tokenizer:
     """A tokenizer that gives the ids of an encoding's `encode_ordinary`.
 
     Special tokens are of the tokenizer too, but a text that has them written in it is plain text here as there; in
@@ -35,20 +35,20 @@ def byte_level_tokenizer(encoding: tiktoken.Encoding, end_of_text: str) -> Token
         ValueError: If they do not.
     """
     ranks = encoding._mergeable_ranks
-    vocabulary = {_spelled(token): rank for token, rank in ranks.items()}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges(ranks)))
+    vocabulary = {_to_byte_level(token): rank for token, rank in ranks.items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=derive_merges(ranks)))
     pieces = pre_tokenizers.Split(Regex(encoding._pat_str), behavior="isolated")
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, spelling])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
-    if tokenizer.token_to_id(end_of_text) != encoding.eot_token:
-        raise ValueError(f"{end_of_text} is not the last token of the encoding")
+    tokenizer.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
+    if tokenizer.token_to_id(eos_token) != encoding.eot_token:
+        raise ValueError(f"{eos_token} is not the last token of the encoding")
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
+def derive_merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
     """The pair of every token of more than one byte, in the order of their ranks.
 
     Raises:
@@ -58,14 +58,14 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) == 1:
             continue
-        parts = _merged(token, ranks, rank)
+        parts = _apply_merges(token, ranks, rank)
         if len(parts) != 2:
             raise ValueError(f"{token!r} is no union of two tokens of lower rank")
-        pairs.append((_spelled(parts[0]), _spelled(parts[1])))
+        pairs.append((_to_byte_level(parts[0]), _to_byte_level(parts[1])))
     return pairs
 
 
-def _merged(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+def _apply_merges(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
     """A token's bytes, merged by all ranks below a limit."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
@@ -77,5 +77,5 @@ def _merged(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]
     return parts
 
 
-def _spelled(token: bytes) -> str:
-    return "".join(LETTERS[byte] for byte in token)
+def _to_byte_level(token: bytes) -> str:
+    return "".join(BYTE_TO_CHARACTER[byte] for byte in token)

@@ -10,22 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from growlm.checkpoint.checkpoint_folder import FORMAT
-from growlm.data.tokenization.huggingface_tokenizer import NAME as HUGGINGFACE
-from growlm.data.tokenization.huggingface_tokenizer import tokenizer_files
+from growlm.checkpoint.checkpoint_folder import CHECKPOINT_FORMAT
+from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, find_tokenizer_files
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_keys import CONFIG_NAME, ConfigKeys
+from growlm.huggingface.config_keys import CONFIG_NAME, ConfigReader
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
-from growlm.runtime.field_limits import check_types
-from growlm.storage.input_files import exists, read_json
+from growlm.runtime.field_limits import check_field_types
+from growlm.storage.input_files import lexists, read_json
 
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-EXTRAS = "growlm"
+TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+EXTRAS_KEY = "growlm"
 """Key for what only we have: fields of ours that the architecture has no key for, and the artefact's record."""
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "logit_scale": (None, 1, 1.0),
     "logits_scaling": (None, 1, 1.0),
@@ -53,7 +52,11 @@ def is_hf_folder(folder: Path) -> bool:
         content = read_json(folder / CONFIG_NAME, "source", folder)
     except UserError:  # said again by whoever reads it
         return False
-    return isinstance(content, dict) and "model_type" in content and content.get("format") != FORMAT
+    return (
+        isinstance(content, dict)
+        and "model_type" in content
+        and content.get("format") != CHECKPOINT_FORMAT
+    )
 
 
 def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict[str, Any]]:
@@ -70,13 +73,13 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     Raises:
         UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
     """
-    content = _read(folder, key)
-    keys = ConfigKeys(folder, content)
-    architecture = _architecture(keys)
-    config = config_from(architecture, content, folder)
-    ids = {name: keys.token_ids(name) for name in TOKEN_IDS}
+    content = _read_config_json(folder, key)
+    keys = ConfigReader(folder, content)
+    architecture = _find_architecture(keys)
+    config = parse_model_config(architecture, content, folder)
+    ids = {name: keys.get_token_ids(name) for name in TOKEN_ID_KEYS}
     origin = {"model_type": architecture.model_type, **ids}
-    extras = content.get(EXTRAS)
+    extras = content.get(EXTRAS_KEY)
     kept = extras.get("record") if isinstance(extras, dict) else None
     record = dict(kept) if isinstance(kept, dict) else {}
     for name in (
@@ -86,21 +89,21 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     ):  # what an artefact says of itself, it finds out here
         record.pop(name, None)
     record["huggingface"] = origin
-    if tokenizer_files(folder):
+    if find_tokenizer_files(folder):
         record["tokenizer"] = HUGGINGFACE
     return config, record
 
 
-def architecture_of(folder: Path, key: str = "source") -> Architecture:
+def detect_architecture(folder: Path, key: str = "source") -> Architecture:
     """Which table a folder's model is read by.
 
     Raises:
         UserError: If there is none.
     """
-    return _architecture(ConfigKeys(folder, _read(folder, key)))
+    return _find_architecture(ConfigReader(folder, _read_config_json(folder, key)))
 
 
-def config_from(
+def parse_model_config(
     architecture: Architecture, content: Mapping[str, Any], folder: Path
 ) -> ModelConfig:
     """The config that `config.json` describes.
@@ -113,110 +116,118 @@ def config_from(
     Raises:
         UserError: If a key has a value that our model cannot have.
     """
-    keys = ConfigKeys(folder, content, architecture.defaults)
-    for name, allowed in (NEUTRAL | dict(architecture.only)).items():
-        keys.must_be(name, allowed)
-    fields = dict(architecture.fixed) | {
-        ours: keys.agreeing(theirs.split()) for ours, theirs in architecture.names.items()
+    keys = ConfigReader(folder, content, architecture.key_defaults)
+    for name, allowed in (NEUTRAL_VALUES | dict(architecture.required_values)).items():
+        keys.check_allowed(name, allowed)
+    fields = dict(architecture.fixed_fields) | {
+        ours: keys.get_agreed(theirs.split()) for ours, theirs in architecture.field_to_key.items()
     }
     if architecture.rotary is not None:
-        fields["rope_theta"] = _rope_theta(architecture, keys)
+        fields["rope_theta"] = _read_rope_theta(architecture, keys)
     _derive_heads(fields, keys)
-    fields |= _extras(architecture, fields, keys)
+    fields |= _read_extras(architecture, fields, keys)
     for name, declared in get_type_hints(ModelConfig).items():
         if declared is float and type(fields.get(name)) is int:
             fields[name] = float(fields[name])
     config = ModelConfig(**fields)
     try:
-        check_types(config)
+        check_field_types(config)
         config.validate()
     except UserError as error:
-        theirs = architecture.names.get(error.key, error.key).split()[0]
-        keys.refuse(theirs, error.value, architecture.in_their_words(error.allowed))
-    _check_window(keys, config)
-    if architecture.counts_every_choice:
+        theirs = architecture.field_to_key.get(error.key, error.key).split()[0]
+        keys.raise_error(theirs, error.value, architecture.replace_field_names(error.reason))
+    _check_sliding_window(keys, config)
+    if architecture.balance_loss_scales_with_top_k:
         weight = config.router_balance_weight * config.top_k
         return dataclasses.replace(config, router_balance_weight=weight)
     return config
 
 
-def _extras(
-    architecture: Architecture, fields: Mapping[str, Any], keys: ConfigKeys
+def _read_extras(
+    architecture: Architecture, fields: Mapping[str, Any], keys: ConfigReader
 ) -> dict[str, Any]:
-    extras = keys.content.get(EXTRAS)
+    extras = keys.content.get(EXTRAS_KEY)
     model = extras.get("model", {}) if isinstance(extras, dict) else {}
     if not isinstance(model, dict):
-        keys.refuse(EXTRAS, extras, "model must be a mapping of fields")
-    allowed = architecture.extra_fields
+        keys.raise_error(EXTRAS_KEY, extras, "model must be a mapping of fields")
+    allowed = architecture.unmapped_fields
     for name in model:
         if name not in allowed:
-            keys.refuse(f"{EXTRAS}.model.{name}", model[name], f"known: {', '.join(allowed)}")
+            keys.raise_error(
+                f"{EXTRAS_KEY}.model.{name}", model[name], f"known: {', '.join(allowed)}"
+            )
     return dict(model)
 
 
-def _read(folder: Path, key: str) -> dict[str, Any]:
-    if not exists(folder / CONFIG_NAME):
+def _read_config_json(folder: Path, key: str) -> dict[str, Any]:
+    if not lexists(folder / CONFIG_NAME):
         raise UserError(key, folder, f"no readable {CONFIG_NAME} there")
     content: dict[str, Any] = read_json(folder / CONFIG_NAME, key, folder, dict[str, Any])
-    if content.get("format") == FORMAT:
+    if content.get("format") == CHECKPOINT_FORMAT:
         raise UserError(key, folder, "is a growlm checkpoint, no Hugging Face model")
     return content
 
 
-def _architecture(keys: ConfigKeys) -> Architecture:
+def _find_architecture(keys: ConfigReader) -> Architecture:
     model_type = keys.get("model_type")
     found = [each for each in ARCHITECTURES if each.model_type == model_type]
     if not found:
         known = ", ".join(each.model_type for each in ARCHITECTURES)
-        keys.refuse("model_type", model_type, f"must be one of {known}")
+        keys.raise_error("model_type", model_type, f"must be one of {known}")
     (architecture,) = found
     classes = keys.get("architectures")
     if classes is not None and classes != [architecture.class_name]:
-        keys.refuse("architectures", classes, f"must be [{architecture.class_name}]")
+        keys.raise_error("architectures", classes, f"must be [{architecture.class_name}]")
     if architecture is not GROWLM and keys.get("auto_map") is not None:
-        keys.refuse("auto_map", keys.get("auto_map"), "must be null: code in a folder is not run")
+        keys.raise_error(
+            "auto_map", keys.get("auto_map"), "must be null: code in a folder is not run"
+        )
     return architecture
 
 
-def _rope_theta(architecture: Architecture, keys: ConfigKeys) -> float:
+def _read_rope_theta(architecture: Architecture, keys: ConfigReader) -> float:
     """The base of the rotary frequencies, from where transformers 5 keeps it or from where others did."""
     rotary = architecture.rotary
     assert rotary is not None
-    part: Any = keys.content.get(rotary.part_key, rotary.part)
-    theta: Any = keys.content.get(rotary.theta_key, rotary.theta)
+    part: Any = keys.content.get(rotary.fraction_key, rotary.default_fraction)
+    theta: Any = keys.content.get(rotary.theta_key, rotary.default_theta)
     for key in ("rope_scaling", "rope_parameters"):
         parameters = keys.get(key)
         if parameters is None:
             continue
         if not isinstance(parameters, dict) or dict in map(type, parameters.values()):
-            keys.refuse(key, parameters, "must be null or one mapping for all layers")
+            keys.raise_error(key, parameters, "must be null or one mapping for all layers")
         kind = parameters.get("rope_type", parameters.get("type", "default"))
         if kind != "default":
-            keys.refuse(f"{key}.rope_type", kind, "must be default: no scaling of positions")
+            keys.raise_error(f"{key}.rope_type", kind, "must be default: no scaling of positions")
         theta = parameters.get("rope_theta", theta)
         part = parameters.get("partial_rotary_factor", part)
     if part != 1.0:
-        keys.refuse(rotary.part_key, part, "must be 1.0: all channels of a head are rotated")
+        keys.raise_error(
+            rotary.fraction_key, part, "must be 1.0: all channels of a head are rotated"
+        )
     return theta
 
 
-def _derive_heads(fields: dict[str, Any], keys: ConfigKeys) -> None:
+def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
     """What follows from the other sizes where it is not given."""
     heads, width = fields["n_heads"], fields["d_model"]
     if fields.get("n_kv_heads") is None:
         fields["n_kv_heads"] = heads
     if fields.get("head_dim") is None:
         if type(heads) is not int or type(width) is not int or heads < 1 or width % heads:
-            keys.refuse("hidden_size", width, f"must be a multiple of num_attention_heads={heads}")
+            keys.raise_error(
+                "hidden_size", width, f"must be a multiple of num_attention_heads={heads}"
+            )
         fields["head_dim"] = width // heads
 
 
-def _check_window(keys: ConfigKeys, config: ModelConfig) -> None:
+def _check_sliding_window(keys: ConfigReader, config: ModelConfig) -> None:
     """A window that no sequence is longer than does nothing."""
     window = keys.get("sliding_window")
     if window is not None and not (isinstance(window, int) and window >= config.max_seq_len):
         allowed = f"must be null or at least max_position_embeddings={config.max_seq_len}"
-        keys.refuse("sliding_window", window, f"{allowed}: our attention has no window")
+        keys.raise_error("sliding_window", window, f"{allowed}: our attention has no window")
     kinds = keys.get("layer_types")
     if kinds is not None and kinds != ["full_attention"] * config.n_layers:
-        keys.refuse("layer_types", kinds, "must be null or full_attention in every layer")
+        keys.raise_error("layer_types", kinds, "must be null or full_attention in every layer")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.config_reading import EXTRAS, TOKEN_IDS, config_from
+from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 
 _DEFAULTS = ModelConfig()
 
 
-def config_content(
+def build_hf_config(
     architecture: Architecture,
     config: ModelConfig,
     dtype: torch.dtype,
@@ -40,37 +40,37 @@ def config_content(
         "dtype": name,
         "torch_dtype": name,  # what readers before transformers 5 look at
     }
-    content |= {key: token_ids.get(key) for key in TOKEN_IDS}
-    content |= {key: allowed[0] for key, allowed in architecture.only.items()}
-    if "sliding_window" in architecture.defaults:
+    content |= {key: token_ids.get(key) for key in TOKEN_ID_KEYS}
+    content |= {key: allowed[0] for key, allowed in architecture.required_values.items()}
+    if "sliding_window" in architecture.key_defaults:
         content["sliding_window"] = None
-    for ours, theirs in architecture.names.items():
+    for ours, theirs in architecture.field_to_key.items():
         content |= dict.fromkeys(theirs.split(), getattr(config, ours))
-    if architecture.counts_every_choice:
+    if architecture.balance_loss_scales_with_top_k:
         content["router_aux_loss_coef"] = config.router_balance_weight / config.top_k
     if (rotary := architecture.rotary) is not None:
         parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
         content[rotary.theta_key] = config.rope_theta
-        if rotary.part != 1.0:
-            parameters["partial_rotary_factor"] = content[rotary.part_key] = 1.0
+        if rotary.default_fraction != 1.0:
+            parameters["partial_rotary_factor"] = content[rotary.fraction_key] = 1.0
         content["rope_parameters"] = parameters
     extras = {
         name: getattr(config, name)
-        for name in architecture.extra_fields
+        for name in architecture.unmapped_fields
         if getattr(config, name) != getattr(_DEFAULTS, name)
     }
     if extras or record:
-        content[EXTRAS] = {"model": extras, "record": dict(record)}
+        content[EXTRAS_KEY] = {"model": extras, "record": dict(record)}
     return content
 
 
-def holds(architecture: Architecture, config: ModelConfig) -> bool:
+def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     """Whether the architecture has a model of this shape: what it would write reads back the same."""
-    if architecture.heads_divide_width and config.d_model % config.n_heads:
+    if architecture.requires_divisible_heads and config.d_model % config.n_heads:
         return False
-    content = config_content(architecture, config, torch.float32, {}, {})
+    content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:
-        again = config_from(architecture, content, Path())
+        again = parse_model_config(architecture, content, Path())
     except UserError:
         return False
     close = dataclasses.replace(again, router_balance_weight=config.router_balance_weight)

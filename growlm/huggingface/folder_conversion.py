@@ -12,43 +12,48 @@ from typing import Any
 import torch
 
 from growlm.checkpoint.checkpoint_folder import (
-    OPTIMIZER,
-    WEIGHTS,
+    OPTIMIZER_STEM,
+    WEIGHTS_STEM,
     read_config,
     write_config,
 )
-from growlm.checkpoint.offline_growth import Progress, adding_up, check_target, new_target
+from growlm.checkpoint.offline_growth import (
+    ByteProgress,
+    accumulate_progress,
+    check_target_folder,
+    create_target_folder,
+)
 from growlm.checkpoint.safetensors_io import TensorFiles, write_tensors
-from growlm.checkpoint.sidecar_files import copy_files
-from growlm.checkpoint.weight_validation import check_shapes
-from growlm.data.tokenization.huggingface_tokenizer import NAME as HUGGINGFACE
+from growlm.checkpoint.sidecar_files import copy_sidecar_files
+from growlm.checkpoint.weight_validation import check_tensor_shapes
+from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_keys import CONFIG_NAME
 from growlm.huggingface.config_reading import (
-    TOKEN_IDS,
-    architecture_of,
+    TOKEN_ID_KEYS,
+    detect_architecture,
     is_hf_folder,
     read_hf_config,
 )
-from growlm.huggingface.config_writing import config_content, holds
+from growlm.huggingface.config_writing import build_hf_config, can_represent
 from growlm.huggingface.tensor_conversion import (
     HuggingFaceTensors,
     MappedTensors,
-    in_their_names,
-    our_shapes,
+    get_state_dict_shapes,
+    map_to_huggingface,
 )
 from growlm.huggingface.tokenizer_files import (
-    carried_files,
-    check_fits,
-    made_token_ids,
+    check_tokenizer_fits,
+    get_builtin_token_ids,
+    list_hf_sidecar_files,
+    write_builtin_tokenizer,
     write_generation_config,
-    write_made,
 )
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 
-KEY = "source"
+SOURCE_SETTING = "source"
 
 CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
 AUTO_MAP = {
@@ -59,7 +64,7 @@ AUTO_MAP = {
 
 
 @dataclass(frozen=True)
-class Conversion:
+class ConversionReport:
     """What was done."""
 
     class_name: str
@@ -69,7 +74,7 @@ class Conversion:
     """Of its tensors: more than one where the files are mixed."""
     tokenizer: str
     """In words."""
-    left_out: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
     """What the new folder does not have, in words."""
 
 
@@ -78,8 +83,8 @@ def to_growlm(
     target: Path,
     *,
     dtype: torch.dtype | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Conversion:
+    progress: ByteProgress = lambda done, total: None,
+) -> ConversionReport:
     """Write a Hugging Face model as a checkpoint.
 
     Args:
@@ -91,20 +96,20 @@ def to_growlm(
     Raises:
         UserError: If it cannot be one of ours, the target exists, or the disk has no room. Nothing is left behind.
     """
-    config, record = read_hf_config(source, KEY)
-    tensors = HuggingFaceTensors(source, KEY, dtype)
-    check_fits(source, config.vocab_size, KEY)
+    config, record = read_hf_config(source, SOURCE_SETTING)
+    tensors = HuggingFaceTensors(source, SOURCE_SETTING, dtype)
+    check_tokenizer_fits(source, config.vocab_size, SOURCE_SETTING)
 
     def others(folder: Path) -> None:
-        write_generation_config(folder, _ids(record))
+        write_generation_config(folder, _source_token_ids(record))
         write_config(folder, config, record)
 
-    _write(tensors, target, carried_files(source), others, progress)
+    _write_folder(tensors, target, list_hf_sidecar_files(source), others, progress)
     words = (
         "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
     )
-    class_name = architecture_of(source, KEY).class_name
-    return Conversion(class_name, config, _dtypes(tensors), words)
+    class_name = detect_architecture(source, SOURCE_SETTING).class_name
+    return ConversionReport(class_name, config, _dtypes(tensors), words)
 
 
 def to_huggingface(
@@ -113,8 +118,8 @@ def to_huggingface(
     *,
     architecture: str = "auto",
     dtype: torch.dtype | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Conversion:
+    progress: ByteProgress = lambda done, total: None,
+) -> ConversionReport:
     """Write a checkpoint as a Hugging Face model.
 
     Args:
@@ -130,48 +135,50 @@ def to_huggingface(
             disk has no room. Nothing is left behind.
     """
     if is_hf_folder(source):
-        raise UserError(KEY, source, "is a Hugging Face model already; to=growlm makes it ours")
-    config, record = read_config(source, KEY)
-    files = TensorFiles(source, WEIGHTS, KEY)
-    check_shapes(files, our_shapes(config), KEY)
-    chosen = GROWLM if architecture == GROWLM.model_type else choose(config, record)
+        raise UserError(
+            SOURCE_SETTING, source, "is a Hugging Face model already; to=growlm makes it ours"
+        )
+    config, record = read_config(source, SOURCE_SETTING)
+    files = TensorFiles(source, WEIGHTS_STEM, SOURCE_SETTING)
+    check_tensor_shapes(files, get_state_dict_shapes(config), SOURCE_SETTING)
+    chosen = GROWLM if architecture == GROWLM.model_type else choose_architecture(config, record)
     if chosen is not GROWLM and config.is_moe and config.router_tie_breaking:
         allowed = f"{chosen.class_name} has no such order; architecture=growlm exports the model"
         raise UserError("router_tie_breaking", "true", allowed)
-    tensors = in_their_names(files, config, chosen, dtype)
+    tensors = map_to_huggingface(files, config, chosen, dtype)
     name = record.get("tokenizer")
-    ids = _token_ids(source, config, record)
+    ids = _export_token_ids(source, config, record)
 
-    carried = carried_files(source) if name in (None, HUGGINGFACE) else None
+    carried = list_hf_sidecar_files(source) if name in (None, HUGGINGFACE) else None
 
     def others(folder: Path) -> None:
         if carried is None:
-            write_made(str(name), folder, config.max_seq_len)
+            write_builtin_tokenizer(str(name), folder, config.max_seq_len)
         write_generation_config(folder, ids)
         # A class of transformers never trains the embedding of its config's pad token.
-        in_config = {**ids, "pad_token_id": _ids(record).get("pad_token_id")}
-        rest = {key: value for key, value in record.items() if key not in NOT_KEPT}
+        in_config = {**ids, "pad_token_id": _source_token_ids(record).get("pad_token_id")}
+        rest = {key: value for key, value in record.items() if key not in OMITTED_RECORD_KEYS}
         widest = reduce(torch.promote_types, _dtypes(tensors))  # what holds all of them exactly
-        content = config_content(chosen, config, widest, in_config, rest)
+        content = build_hf_config(chosen, config, widest, in_config, rest)
         if chosen is GROWLM:
             content["auto_map"] = AUTO_MAP
-            _write_modules(folder)
+            _write_remote_code(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
-    _write(tensors, target, carried or [], others, progress)
+    _write_folder(tensors, target, carried or [], others, progress)
     words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
-    left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER) else ()
-    return Conversion(chosen.class_name, config, _dtypes(tensors), words, left_out)
+    left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER_STEM) else ()
+    return ConversionReport(chosen.class_name, config, _dtypes(tensors), words, left_out)
 
 
-NOT_KEPT = ("tokenizer", "huggingface")
+OMITTED_RECORD_KEYS = ("tokenizer", "huggingface")
 """What of a checkpoint's record an export says in other places."""
 
 
-def choose(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
+def choose_architecture(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
     """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
     first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
-    return next(each for each in (*first, *ARCHITECTURES) if holds(each, config))
+    return next(each for each in (*first, *ARCHITECTURES) if can_represent(each, config))
 
 
 def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,37 +187,39 @@ def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return origin if isinstance(origin, dict) else {}
 
 
-def _ids(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _origin(record).get(name) for name in TOKEN_IDS}
+def _source_token_ids(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _origin(record).get(name) for name in TOKEN_ID_KEYS}
 
 
-def _token_ids(source: Path, config: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+def _export_token_ids(
+    source: Path, config: ModelConfig, record: Mapping[str, Any]
+) -> dict[str, Any]:
     name = record.get("tokenizer")
     if name in (None, HUGGINGFACE):
-        check_fits(source, config.vocab_size, KEY)
-        return _ids(record)
-    return dict(made_token_ids(name, config.vocab_size, source, KEY))
+        check_tokenizer_fits(source, config.vocab_size, SOURCE_SETTING)
+        return _source_token_ids(record)
+    return dict(get_builtin_token_ids(name, config.vocab_size, source, SOURCE_SETTING))
 
 
-def _write(
+def _write_folder(
     tensors: MappedTensors,
     target: Path,
     carried: Sequence[Path],
     others: Callable[[Path], None],
-    progress: Progress,
+    progress: ByteProgress,
 ) -> None:
-    entries = [tensors.entry(name) for name in tensors.names]
+    entries = [tensors.info(name) for name in tensors.names]
     total = sum(entry.nbytes for entry in entries)
-    check_target(target, total, carried, KEY)
-    with new_target(target) as (partial, digests), torch.no_grad():
+    check_target_folder(target, total, carried, SOURCE_SETTING)
+    with create_target_folder(target) as (partial, digests), torch.no_grad():
         digests |= write_tensors(
-            partial, WEIGHTS, entries, tensors.read, adding_up(progress, total)
+            partial, WEIGHTS_STEM, entries, tensors.read, accumulate_progress(progress, total)
         )
-        copy_files(carried, partial)
+        copy_sidecar_files(carried, partial)
         others(partial)
 
 
-def _write_modules(folder: Path) -> None:
+def _write_remote_code(folder: Path) -> None:
     for module, name in ((CONFIG_MODULE, "GrowLMConfig"), (MODEL_MODULE, "GrowLMForCausalLM")):
         text = '"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
         text += (
@@ -220,4 +229,4 @@ def _write_modules(folder: Path) -> None:
 
 
 def _dtypes(tensors: MappedTensors) -> tuple[torch.dtype, ...]:
-    return tuple(dict.fromkeys(tensors.entry(name).dtype for name in tensors.names))
+    return tuple(dict.fromkeys(tensors.info(name).dtype for name in tensors.names))

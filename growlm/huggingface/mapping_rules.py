@@ -12,54 +12,65 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from growlm.huggingface.tensor_mapping import Absent, Form, Fused, Same, Shape, Stacked
+from growlm.huggingface.tensor_mapping import (
+    AbsentMapping,
+    FusedMapping,
+    IdentityMapping,
+    Shape,
+    StackedMapping,
+    TensorMapping,
+)
 from growlm.model.config import ModelConfig
 
 _PLACEHOLDERS = {"layer": r"\d+", "kind": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
-class Rule:
+class MappingRule:
     """Templates of some of our names, the template of theirs, and how the tensors are related."""
 
-    ours: tuple[str, ...]
-    theirs: str
-    form: Form
+    growlm_names: tuple[str, ...]
+    hf_name: str
+    mapping: TensorMapping
 
 
-def same(ours: str, theirs: str) -> Rule:
+def identity_rule(growlm_name: str, hf_name: str) -> MappingRule:
     """Another name, nothing else."""
-    return Rule((ours,), theirs, Same())
+    return MappingRule((growlm_name,), hf_name, IdentityMapping())
 
 
-def stacked(ours: str, theirs: str) -> Rule:
+def stacked_rule(growlm_name: str, hf_name: str) -> MappingRule:
     """Our stack of experts; theirs by `{expert}`."""
-    return Rule((ours,), theirs, Stacked())
+    return MappingRule((growlm_name,), hf_name, StackedMapping())
 
 
-def fused(ours: Sequence[str], theirs: str, *, dim: int, groups: str | None = None) -> Rule:
+def fused_rule(
+    growlm_names: Sequence[str], hf_name: str, *, dim: int, groups_field: str | None = None
+) -> MappingRule:
     """Several of ours in one of theirs; see `Fused`."""
-    return Rule(tuple(ours), theirs, Fused(len(ours), dim, groups))
+    return MappingRule(
+        tuple(growlm_names), hf_name, FusedMapping(len(growlm_names), dim, groups_field)
+    )
 
 
-def absent(ours: str, *shape: str) -> Rule:
+def absent_rule(growlm_name: str, *shape_fields: str) -> MappingRule:
     """They have no such tensor; see `Absent`."""
-    return Rule((ours,), "", Absent(shape))
+    return MappingRule((growlm_name,), "", AbsentMapping(shape_fields))
 
 
 @dataclass(frozen=True)
-class Link:
+class ResolvedRule:
     """A rule with the names of one model filled in."""
 
-    ours: tuple[str, ...]
-    theirs: tuple[str, ...]
-    their_shapes: tuple[Shape, ...]
-    form: Form
+    growlm_names: tuple[str, ...]
+    hf_names: tuple[str, ...]
+    hf_shapes: tuple[Shape, ...]
+    mapping: TensorMapping
 
 
-def links(
-    rules: Sequence[Rule], config: ModelConfig, shapes: Mapping[str, Shape]
-) -> tuple[Link, ...]:
+def resolve_rules(
+    rules: Sequence[MappingRule], config: ModelConfig, shapes: Mapping[str, Shape]
+) -> tuple[ResolvedRule, ...]:
     """The links of a model, in the order of its parameters.
 
     Args:
@@ -67,36 +78,36 @@ def links(
         config: The model.
         shapes: Of all its parameters and buffers, by our names.
     """
-    made: list[Link] = []
+    made: list[ResolvedRule] = []
     done: set[str] = set()
     for name in shapes:
         if name in done:
             continue
-        rule, values = _rule_for(rules, name)
-        ours = tuple(template.format(**values) for template in rule.ours)
-        their_shapes = tuple(rule.form.their_shapes(config, [shapes[each] for each in ours]))
-        theirs = tuple(rule.theirs.format(**values, expert=n) for n in range(len(their_shapes)))
-        made.append(Link(ours, theirs, their_shapes, rule.form))
+        rule, values = _find_rule(rules, name)
+        ours = tuple(template.format(**values) for template in rule.growlm_names)
+        their_shapes = tuple(rule.mapping.hf_shapes(config, [shapes[each] for each in ours]))
+        theirs = tuple(rule.hf_name.format(**values, expert=n) for n in range(len(their_shapes)))
+        made.append(ResolvedRule(ours, theirs, their_shapes, rule.mapping))
         done.update(ours)
     return tuple(made)
 
 
-def their_name(rules: Sequence[Rule], name: str) -> str:
+def get_hf_name(rules: Sequence[MappingRule], name: str) -> str:
     """What one of our tensors, which has one name there, is called there."""
-    rule, values = _rule_for(rules, name)
-    return rule.theirs.format(**values)
+    rule, values = _find_rule(rules, name)
+    return rule.hf_name.format(**values)
 
 
-def _rule_for(rules: Sequence[Rule], name: str) -> tuple[Rule, dict[str, str]]:
+def _find_rule(rules: Sequence[MappingRule], name: str) -> tuple[MappingRule, dict[str, str]]:
     for rule in rules:
-        for template in rule.ours:
-            if match := _pattern(template).fullmatch(name):
+        for template in rule.growlm_names:
+            if match := _compile_template(template).fullmatch(name):
                 return rule, match.groupdict()
     raise LookupError(f"no rule for {name}")
 
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
+def _compile_template(template: str) -> re.Pattern[str]:
     pattern = re.escape(template)
     for placeholder, values in _PLACEHOLDERS.items():
         pattern = pattern.replace(re.escape(f"{{{placeholder}}}"), f"(?P<{placeholder}>{values})")

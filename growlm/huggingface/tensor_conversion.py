@@ -11,19 +11,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from growlm.checkpoint.checkpoint_folder import WEIGHTS
+from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorSource
-from growlm.checkpoint.weight_validation import check_shapes, our_shapes
+from growlm.checkpoint.weight_validation import check_tensor_shapes, get_state_dict_shapes
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.config_reading import architecture_of, read_hf_config
-from growlm.huggingface.lazy_tensors import Converted, Made, MappedTensors, few_rows
-from growlm.huggingface.mapping_rules import Link, Rule, links, their_name
-from growlm.huggingface.tensor_mapping import Part, Shape
+from growlm.huggingface.config_reading import detect_architecture, read_hf_config
+from growlm.huggingface.lazy_tensors import (
+    CastTensors,
+    DerivedTensor,
+    MappedTensors,
+    iter_row_chunks,
+)
+from growlm.huggingface.mapping_rules import MappingRule, ResolvedRule, get_hf_name, resolve_rules
+from growlm.huggingface.tensor_mapping import ReadTensor, Shape
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class HuggingFaceTensors(MappedTensors):
@@ -40,24 +45,26 @@ class HuggingFaceTensors(MappedTensors):
 
     def __init__(self, folder: Path, key: str = "source", dtype: torch.dtype | None = None) -> None:
         config, _ = read_hf_config(folder, key)
-        architecture = architecture_of(folder, key)
+        architecture = detect_architecture(folder, key)
         files = open_safetensors(folder, key)
-        rules = _layout(architecture, config, files)
-        shapes = our_shapes(config)
-        found = links(rules, config, shapes)
-        present = _Without(files, _negligible(files, architecture, rules, config, found))
+        rules = _detect_layout(architecture, config, files)
+        shapes = get_state_dict_shapes(config)
+        found = resolve_rules(rules, config, shapes)
+        present = _FilteredTensors(
+            files, _find_ignorable_tensors(files, architecture, rules, config, found)
+        )
         expected = {
             name: shape
             for link in found
-            for name, shape in zip(link.theirs, link.their_shapes, strict=True)
+            for name, shape in zip(link.hf_names, link.hf_shapes, strict=True)
         }
-        check_shapes(present, expected, key)
-        source = files if dtype is None else Converted(files, dtype)
-        super().__init__(source, _made_of_theirs(found, config, shapes))
+        check_tensor_shapes(present, expected, key)
+        source = files if dtype is None else CastTensors(files, dtype)
+        super().__init__(source, _derive_growlm_tensors(found, config, shapes))
         self.config = config
 
 
-def in_their_names(
+def map_to_huggingface(
     files: TensorSource,
     config: ModelConfig,
     architecture: Architecture,
@@ -74,16 +81,16 @@ def in_their_names(
     Raises:
         UserError: If one that the architecture has no place for is not zero.
     """
-    found = links(architecture.layouts[0], config, our_shapes(config))
+    found = resolve_rules(architecture.tensor_layouts[0], config, get_state_dict_shapes(config))
     for link in found:
-        if not link.theirs and files.read(link.ours[0]).any():
+        if not link.hf_names and files.read(link.growlm_names[0]).any():
             allowed = (
-                f"{link.ours[0]} is not zero, and {architecture.class_name} has no place for it; "
+                f"{link.growlm_names[0]} is not zero, and {architecture.class_name} has no place for it; "
                 "architecture=growlm exports it with a class of growlm's own"
             )
             raise UserError(files.key, files.folder, allowed)
-    source = files if dtype is None else Converted(files, dtype)
-    return MappedTensors(source, _made_of_ours(found, config))
+    source = files if dtype is None else CastTensors(files, dtype)
+    return MappedTensors(source, _derive_hf_tensors(found, config))
 
 
 def open_safetensors(folder: Path, key: str) -> TensorFiles:
@@ -92,103 +99,113 @@ def open_safetensors(folder: Path, key: str) -> TensorFiles:
     Raises:
         UserError: If there are none, or pickles only.
     """
-    if not TensorFiles.exist(folder, WEIGHTS):
-        pickles = sorted(path.name for each in PICKLES for path in folder.glob(each))
+    if not TensorFiles.exist(folder, WEIGHTS_STEM):
+        pickles = sorted(path.name for each in PICKLE_PATTERNS for path in folder.glob(each))
         if pickles:
             allowed = (
                 f"has its weights only as {pickles[0]}, a pickle, which can run code when it is read: save the "
                 "model as safetensors (save_pretrained does) where you trust the file"
             )
             raise UserError(key, folder, allowed)
-    return TensorFiles(folder, WEIGHTS, key)
+    return TensorFiles(folder, WEIGHTS_STEM, key)
 
 
-def _layout(
+def _detect_layout(
     architecture: Architecture, config: ModelConfig, files: TensorFiles
-) -> tuple[Rule, ...]:
+) -> tuple[MappingRule, ...]:
     """The layout that the first block of the files is of; there are enough tensors for all the others.
 
     Raises:
         UserError: If there are not: before thousands of blocks are built that no file has.
     """
     first = dataclasses.replace(config, n_layers=1)
-    shapes = our_shapes(first)
-    layouts = {rules: links(rules, first, shapes) for rules in architecture.layouts}
+    shapes = get_state_dict_shapes(first)
+    layouts = {rules: resolve_rules(rules, first, shapes) for rules in architecture.tensor_layouts}
     present = set(files.names)
 
-    def num_known(rules: tuple[Rule, ...]) -> int:
-        return len(present.intersection(name for link in layouts[rules] for name in link.theirs))
+    def num_known(rules: tuple[MappingRule, ...]) -> int:
+        return len(present.intersection(name for link in layouts[rules] for name in link.hf_names))
 
     best = max(layouts, key=num_known)
-    in_a_block = [link for link in layouts[best] if split_block_name(link.ours[0])[0] is not None]
-    if len(present) < config.n_layers * sum(len(link.theirs) for link in in_a_block):
+    in_a_block = [
+        link for link in layouts[best] if split_block_name(link.growlm_names[0])[0] is not None
+    ]
+    if len(present) < config.n_layers * sum(len(link.hf_names) for link in in_a_block):
         allowed = f"{len(present)} tensors are no {config.n_layers} layers, as config.json says"
         raise UserError(files.key, files.folder, allowed)
     return best
 
 
-def _negligible(
+def _find_ignorable_tensors(
     files: TensorFiles,
     architecture: Architecture,
-    rules: tuple[Rule, ...],
+    rules: tuple[MappingRule, ...],
     config: ModelConfig,
-    found: Sequence[Link],
+    found: Sequence[ResolvedRule],
 ) -> set[str]:
     """Tensors that say nothing: stored tables, and a copy of the embedding beside it."""
-    known = {name for link in found for name in link.theirs}
-    patterns = [re.compile(pattern) for pattern in architecture.ignored]
+    known = {name for link in found for name in link.hf_names}
+    patterns = [re.compile(pattern) for pattern in architecture.ignored_tensors]
     names = {name for name in files.names if any(p.fullmatch(name) for p in patterns)} - known
-    head, embedding = (their_name(rules, f"{name}.weight") for name in ("head", "embedding"))
+    head, embedding = (get_hf_name(rules, f"{name}.weight") for name in ("head", "embedding"))
     if config.tie_embeddings and head in files.names and embedding in files.names:
-        if not _equal(files, head, embedding):
+        if not _tensors_equal(files, head, embedding):
             allowed = f"tie_word_embeddings is true, but {head} is not {embedding}"
             raise UserError(files.key, files.folder, allowed)
         names.add(head)
     return names
 
 
-def _equal(files: TensorFiles, first: str, second: str) -> bool:
+def _tensors_equal(files: TensorFiles, first: str, second: str) -> bool:
     """Whether two tensors are the same, a few rows at a time."""
-    one, other = files.entry(first), files.entry(second)
+    one, other = files.info(first), files.info(second)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return all(
         torch.equal(files.read(first)[start:stop], files.read(second)[start:stop])
-        for start, stop in few_rows(one.shape)
+        for start, stop in iter_row_chunks(one.shape)
     )
 
 
-class _Without:
+class _FilteredTensors:
     """Some files less some names, for the check of shapes."""
 
     def __init__(self, files: TensorFiles, left_out: set[str]) -> None:
-        self.folder, self.key, self.entry = files.folder, files.key, files.entry
+        self.folder, self.key, self.info = files.folder, files.key, files.info
         self.names = [name for name in files.names if name not in left_out]
         self.read, self.read_rows = files.read, files.read_rows
 
 
-def _made_of_theirs(
-    found: Sequence[Link], config: ModelConfig, shapes: Mapping[str, Shape]
-) -> dict[str, Made]:
+def _derive_growlm_tensors(
+    found: Sequence[ResolvedRule], config: ModelConfig, shapes: Mapping[str, Shape]
+) -> dict[str, DerivedTensor]:
     made = {
-        name: Made(link.theirs, shapes[name], partial(_to_ours, link, config, index))
+        name: DerivedTensor(
+            link.hf_names, shapes[name], partial(_make_growlm_tensor, link, config, index)
+        )
         for link in found
-        for index, name in enumerate(link.ours)
+        for index, name in enumerate(link.growlm_names)
     }
     return {name: made[name] for name in shapes}
 
 
-def _made_of_ours(found: Sequence[Link], config: ModelConfig) -> dict[str, Made]:
+def _derive_hf_tensors(
+    found: Sequence[ResolvedRule], config: ModelConfig
+) -> dict[str, DerivedTensor]:
     return {
-        name: Made(link.ours, shape, partial(_to_theirs, link, config, index))
+        name: DerivedTensor(link.growlm_names, shape, partial(_make_hf_tensor, link, config, index))
         for link in found
-        for index, (name, shape) in enumerate(zip(link.theirs, link.their_shapes, strict=True))
+        for index, (name, shape) in enumerate(zip(link.hf_names, link.hf_shapes, strict=True))
     }
 
 
-def _to_ours(link: Link, config: ModelConfig, index: int, parts: Sequence[Part]) -> Tensor:
-    return link.form.to_ours(config, parts, index)
+def _make_growlm_tensor(
+    link: ResolvedRule, config: ModelConfig, index: int, parts: Sequence[ReadTensor]
+) -> Tensor:
+    return link.mapping.make_growlm_tensor(config, parts, index)
 
 
-def _to_theirs(link: Link, config: ModelConfig, index: int, parts: Sequence[Part]) -> Tensor:
-    return link.form.to_theirs(config, parts, index)
+def _make_hf_tensor(
+    link: ResolvedRule, config: ModelConfig, index: int, parts: Sequence[ReadTensor]
+) -> Tensor:
+    return link.mapping.make_hf_tensor(config, parts, index)

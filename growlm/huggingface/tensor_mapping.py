@@ -22,64 +22,76 @@ from torch import Tensor
 from growlm.model.config import ModelConfig
 
 Shape = tuple[int, ...]
-Part = Callable[[], Tensor]
+ReadTensor = Callable[[], Tensor]
 """Reads a tensor."""
 
 
-class Form(Protocol):
+class TensorMapping(Protocol):
     """A relation between some tensors of ours and some of theirs."""
 
-    def their_shapes(self, config: ModelConfig, ours: Sequence[Shape]) -> list[Shape]:
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """What shapes theirs have when ours have these."""
 
-    def to_theirs(self, config: ModelConfig, ours: Sequence[Part], index: int) -> Tensor:
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Their tensor number `index`."""
 
-    def to_ours(self, config: ModelConfig, theirs: Sequence[Part], index: int) -> Tensor:
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Our tensor number `index`."""
 
 
 @dataclass(frozen=True)
-class Same:
+class IdentityMapping:
     """The same tensor."""
 
-    def their_shapes(self, config: ModelConfig, ours: Sequence[Shape]) -> list[Shape]:
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """One, of our shape."""
-        return list(ours)
+        return list(growlm_shapes)
 
-    def to_theirs(self, config: ModelConfig, ours: Sequence[Part], index: int) -> Tensor:
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Ours."""
-        return ours[index]()
+        return sources[index]()
 
-    def to_ours(self, config: ModelConfig, theirs: Sequence[Part], index: int) -> Tensor:
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Theirs."""
-        return theirs[index]()
+        return sources[index]()
 
 
 @dataclass(frozen=True)
-class Stacked:
+class StackedMapping:
     """Ours is a stack, (members, ...); theirs are the members."""
 
-    def their_shapes(self, config: ModelConfig, ours: Sequence[Shape]) -> list[Shape]:
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """One for each member."""
-        (stack,) = ours
+        (stack,) = growlm_shapes
         return [stack[1:]] * stack[0]
 
-    def to_theirs(self, config: ModelConfig, ours: Sequence[Part], index: int) -> Tensor:
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """A member."""
-        return ours[0]()[index]
+        return sources[0]()[index]
 
-    def to_ours(self, config: ModelConfig, theirs: Sequence[Part], index: int) -> Tensor:
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """The stack, filled member by member."""
-        first = theirs[0]()
-        stack = first.new_empty(len(theirs), *first.shape)
-        for number, member in enumerate(theirs):
+        first = sources[0]()
+        stack = first.new_empty(len(sources), *first.shape)
+        for number, member in enumerate(sources):
             stack[number].copy_(member())
         return stack
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedMapping:
     """Theirs is one tensor: for each group, the group's share of every one of ours, along one dimension.
 
     With ours Q, K, V of two heads and `dim=0`: the rows Q₀ K₀ V₀ Q₁ K₁ V₁.
@@ -90,58 +102,66 @@ class Fused:
         groups: Field of the model's config that says how many groups there are; None for one.
     """
 
-    parts: int
+    num_parts: int
     dim: int
-    groups: str | None = None
+    groups_field: str | None = None
 
-    def their_shapes(self, config: ModelConfig, ours: Sequence[Shape]) -> list[Shape]:
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """One, as long along `dim` as all of ours."""
-        if len(set(ours)) > 1:
-            raise AssertionError(f"shapes {ours} cannot be fused")
-        shape = list(ours[0])
-        shape[self.dim] *= self.parts
+        if len(set(growlm_shapes)) > 1:
+            raise AssertionError(f"shapes {growlm_shapes} cannot be fused")
+        shape = list(growlm_shapes[0])
+        shape[self.dim] *= self.num_parts
         return [tuple(shape)]
 
-    def to_theirs(self, config: ModelConfig, ours: Sequence[Part], index: int) -> Tensor:
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """All of ours, interleaved by group."""
-        groups = self._groups(config)
+        groups = self._num_groups(config)
         fused: Tensor | None = None
-        for number, part in enumerate(ours):
+        for number, part in enumerate(sources):
             tensor = part()
             if fused is None:
-                fused = tensor.new_empty(self.their_shapes(config, [tuple(tensor.shape)])[0])
-            places = fused.unflatten(self.dim, (groups, self.parts, -1))
+                fused = tensor.new_empty(self.hf_shapes(config, [tuple(tensor.shape)])[0])
+            places = fused.unflatten(self.dim, (groups, self.num_parts, -1))
             places.select(self.dim + 1, number).copy_(tensor.unflatten(self.dim, (groups, -1)))
         assert fused is not None
         return fused
 
-    def to_ours(self, config: ModelConfig, theirs: Sequence[Part], index: int) -> Tensor:
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """One of ours, collected from all groups."""
-        places = theirs[0]().unflatten(self.dim, (self._groups(config), self.parts, -1))
+        places = sources[0]().unflatten(self.dim, (self._num_groups(config), self.num_parts, -1))
         return places.select(self.dim + 1, index).flatten(self.dim, self.dim + 1).contiguous()
 
-    def _groups(self, config: ModelConfig) -> int:
-        return 1 if self.groups is None else int(getattr(config, self.groups))
+    def _num_groups(self, config: ModelConfig) -> int:
+        return 1 if self.groups_field is None else int(getattr(config, self.groups_field))
 
 
 @dataclass(frozen=True)
-class Absent:
+class AbsentMapping:
     """They have no such tensor; a model whose tensor is not zero cannot be theirs.
 
     Args:
         shape: Fields of the model's config, one for each dimension.
     """
 
-    shape: tuple[str, ...]
+    shape_fields: tuple[str, ...]
 
-    def their_shapes(self, config: ModelConfig, ours: Sequence[Shape]) -> list[Shape]:
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """None."""
         return []
 
-    def to_theirs(self, config: ModelConfig, ours: Sequence[Part], index: int) -> Tensor:
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Not to be asked for."""
         raise AssertionError("they have no such tensor")
 
-    def to_ours(self, config: ModelConfig, theirs: Sequence[Part], index: int) -> Tensor:
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
         """Zeros."""
-        return torch.zeros([int(getattr(config, field)) for field in self.shape])
+        return torch.zeros([int(getattr(config, field)) for field in self.shape_fields])

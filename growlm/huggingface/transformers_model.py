@@ -16,7 +16,7 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from growlm.huggingface.architectures import GROWLM
-from growlm.huggingface.config_reading import config_from
+from growlm.huggingface.config_reading import parse_model_config
 from growlm.model.config import ModelConfig
 from growlm.model.layers.rotary import rotary_tables
 from growlm.model.transformer import TransformerLM
@@ -25,7 +25,7 @@ CACHE_FIELD = (
     "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
 )
 """How transformers names the cache in outputs; newer releases call it `cache`, in arguments too."""
-CHECKED = ("position_ids", "cache_position")
+POSITION_ARGUMENTS = ("position_ids", "cache_position")
 """Arguments that older releases of transformers count for themselves, and that must agree with our own count."""
 
 
@@ -36,16 +36,16 @@ class GrowLMConfig(PretrainedConfig):
 
     def __init__(self, **values: Any) -> None:
         shape = ModelConfig()
-        defaults = {theirs: getattr(shape, ours) for ours, theirs in GROWLM.names.items()}
+        defaults = {theirs: getattr(shape, ours) for ours, theirs in GROWLM.field_to_key.items()}
         super().__init__(**(defaults | {"use_cache": True} | values))
 
-    def shape(self) -> ModelConfig:
+    def to_model_config(self) -> ModelConfig:
         """The `ModelConfig`.
 
         Raises:
             UserError: If it cannot be.
         """
-        return config_from(GROWLM, self.to_dict(), Path(self.name_or_path or "."))
+        return parse_model_config(GROWLM, self.to_dict(), Path(self.name_or_path or "."))
 
 
 class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -64,7 +64,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GrowLMConfig) -> None:
         super().__init__(config)
-        self.model = TransformerLM(config.shape())
+        self.model = TransformerLM(config.to_model_config())
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,7 +117,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         cache = past_key_values if cache is None else cache
         if not isinstance(cache, DynamicCache | None):
             raise ValueError(f"{CACHE_FIELD}: {type(cache).__name__}; must be a DynamicCache")
-        self._check_others(others, input_ids, attention_mask, cache)
+        self._check_extra_arguments(others, input_ids, attention_mask, cache)
         if use_cache and cache is None:
             cache = DynamicCache()
         stream = self._stream(input_ids, attention_mask, cache)
@@ -132,7 +132,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             return (logits,) if loss is None else (loss, logits)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_FIELD: cache})
 
-    def _check_others(
+    def _check_extra_arguments(
         self,
         others: dict[str, Any],
         tokens: Tensor,
@@ -143,10 +143,10 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         for name, value in others.items():
             if value is None or value is False:
                 continue
-            if name not in CHECKED:
+            if name not in POSITION_ARGUMENTS:
                 what = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
                 raise ValueError(f"{name}={what}: {type(self).__name__} has no such argument")
-            if not _are_own_positions(value, past, tokens, mask):
+            if not _are_default_positions(value, past, tokens, mask):
                 allowed = "must be those of one text in each row, counted from its first token"
                 raise ValueError(f"{name}: {allowed}; leave them out")
 
@@ -154,7 +154,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         """The final stream, (B, T) -> (B, T, D), of tokens that follow those in the cache."""
         model = self.model
         if cache is None and (mask is None or not bool((mask.diff(dim=-1) > 0).any())):
-            return model.final_stream(tokens)  # what comes after a text is never seen by it
+            return model.last_hidden_state(tokens)  # what comes after a text is never seen by it
         past = 0 if cache is None else cache.get_seq_length()
         length = past + tokens.shape[1]
         if length > model.config.max_seq_len:
@@ -168,11 +168,11 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         # Positions count from the first slot, padding or not: attention sees their differences only.
         cos, sin = (table[past:] for table in rotary_tables(length, model.config, x))
         for index, block in enumerate(model.blocks):
-            x = block(x, cos, sin, cache=_Layer(cache, index, visible))
+            x = block(x, cos, sin, cache=_LayerCacheAdapter(cache, index, visible))
         return model.final_norm(x)
 
 
-class _Layer:
+class _LayerCacheAdapter:
     """What an attention layer attends by, in place of `kv_cache.LayerCache`: a mask, and transformers' cache.
 
     Args:
@@ -194,7 +194,9 @@ class _Layer:
         )
 
 
-def _are_own_positions(positions: Tensor, past: int, tokens: Tensor, mask: Tensor | None) -> bool:
+def _are_default_positions(
+    positions: Tensor, past: int, tokens: Tensor, mask: Tensor | None
+) -> bool:
     """Return whether positions are the model's own, or those that transformers counts beside padding."""
     time = tokens.shape[1]
     if positions.shape not in ((time,), (1, time), tokens.shape):

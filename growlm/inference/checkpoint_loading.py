@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from growlm.data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from growlm.huggingface.pretrained import Pretrained, open_pretrained
+from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
 from growlm.runtime.errors import UserError
 
 
-def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[Pretrained, Tokenizer]:
+def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[PretrainedFolder, Tokenizer]:
     """What is known of a checkpoint before its weights are read, and what its tokens are.
 
     Args:
@@ -21,7 +21,7 @@ def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[Pretrained
             vocabulary.
     """
     pretrained = open_pretrained(Path(folder).expanduser(), "checkpoint")
-    tokenizer = pretrained.tokenizer()
+    tokenizer = pretrained.open_tokenizer()
     if tokenizer is None:
         if tokenizer_name is None:
             allowed = (

@@ -10,17 +10,17 @@ from itertools import islice
 import numpy as np
 
 from growlm.config.schema import DataConfig
-from growlm.config.validation import check_data
-from growlm.data import Source, open_sources
+from growlm.config.validation import check_data_config
+from growlm.data import DocumentSource, open_sources
 from growlm.data.tokenization.tokenizer import Tokenizer
-from growlm.data.validation_split import take_turns
+from growlm.data.validation_split import interleave
 from growlm.runtime.errors import UserError
 
-DOCUMENTS_AT_ONCE = 1000
+BATCH_DOCUMENTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class EvaluationTokens:
     """Documents one after another, each followed by the end of text, as in training.
 
     Attributes:
@@ -31,12 +31,12 @@ class Row:
     """
 
     tokens: np.ndarray
-    given: np.ndarray | None
+    context_mask: np.ndarray | None
     num_documents: int
     num_bytes: int
 
 
-def evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterator[str]:
+def iter_evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterator[str]:
     """The documents of a data group.
 
     Args:
@@ -47,23 +47,23 @@ def evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterato
     Raises:
         UserError: If they cannot be read, at the call or on reaching one.
     """
-    check_data(settings)
+    check_data_config(settings)
     sources, counts = open_sources(settings, seed)
     every = settings.validation_every
 
-    def chosen(source: Source) -> Iterator[str]:
+    def chosen(source: DocumentSource) -> Iterator[str]:
         texts = enumerate(source.read())
         return (t for i, t in texts if split == "all" or i % every == every - 1)
 
-    return take_turns([chosen(source) for source in sources.values()], counts, seed)
+    return interleave([chosen(source) for source in sources.values()], counts, seed)
 
 
-def read_row(
+def tokenize_for_evaluation(
     documents: Iterable[str],
     tokenizer: Tokenizer,
-    limit: int | None = None,
+    max_tokens: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
-) -> Row:
+) -> EvaluationTokens:
     """Tokenize documents into a row, which is held in memory, 4 bytes a token.
 
     Args:
@@ -75,16 +75,16 @@ def read_row(
     Raises:
         UserError: If there is no document.
     """
-    begin = list(tokenizer.begin_of_text)
-    ids, given = array("I", [] if begin else [tokenizer.end_of_text]), bytearray(not begin)
+    begin = list(tokenizer.bos_token_ids)
+    ids, given = array("I", [] if begin else [tokenizer.eos_token_id]), bytearray(not begin)
     num_documents = num_bytes = wanted = 0
     remaining = iter(documents)
-    while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
+    while batch := list(islice(remaining, BATCH_DOCUMENTS)):
         for text, encoded in zip(batch, tokenizer.encode_batch(batch), strict=True):
-            kept = [*encoded, tokenizer.end_of_text]
+            kept = [*encoded, tokenizer.eos_token_id]
             size = len(text.encode("utf-8", "replace"))
-            if limit is not None and wanted + len(kept) > limit:
-                kept = kept[: limit - wanted]
+            if max_tokens is not None and wanted + len(kept) > max_tokens:
+                kept = kept[: max_tokens - wanted]
                 size = len(tokenizer.decode(kept).encode("utf-8", "replace")) if kept else 0
             if not kept:
                 break
@@ -97,11 +97,11 @@ def read_row(
                 wanted + len(kept),
             )
         progress(num_documents)
-        if limit is not None and wanted >= limit:
+        if max_tokens is not None and wanted >= max_tokens:
             break
     if not num_bytes:
         raise UserError("data", "no text", "there is nothing to evaluate on")
-    return Row(
+    return EvaluationTokens(
         np.asarray(ids),
         np.frombuffer(bytes(given), dtype=bool) if begin else None,
         num_documents,

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growlm.distributed.dtensors import whole
-from growlm.inference.sampling import Sampling, choose, penalise_repetition
-from growlm.model.keyed_rng import generator_for
+from growlm.distributed.dtensors import get_full_tensor
+from growlm.inference.sampling import Sampling, apply_repetition_penalty, sample_tokens
+from growlm.model.keyed_rng import keyed_generator
 from growlm.model.kv_cache import KeyValueCache
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import RunError
 
-TOKENS_AT_ONCE = 8192
+PREFILL_CHUNK_TOKENS = 8192
 """Of the prompts, so many are read in one forward pass: what it holds in memory does not grow with them."""
 
 STOP, LENGTH, FULL = "stop", "length", "max_seq_len"
@@ -75,19 +75,19 @@ def generate(
         if not 0 < len(prompt) <= limit:
             raise ValueError(f"a prompt of {len(prompt)} tokens; 1 to {limit} can be read")
     seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
-    batch = _Batch(model, prompts, max_new_tokens, sampling, seeds, num_token_ids)
+    batch = _DecodingBatch(model, prompts, max_new_tokens, sampling, seeds, num_token_ids)
     was_training = model.training
     model.eval()
     try:
-        stream = batch.read_prompts()
-        while tokens := batch.take(stream, stop_tokens, on_token):
-            stream = batch.read_on(tokens)
+        stream = batch.prefill()
+        while tokens := batch.append_next_tokens(stream, stop_tokens, on_token):
+            stream = batch.decode_step(tokens)
     finally:
         model.train(was_training)
     return batch.continuations
 
 
-class _Batch:
+class _DecodingBatch:
     """The sequences being continued; those that have ended leave once they are half of it."""
 
     def __init__(
@@ -101,7 +101,7 @@ class _Batch:
     ) -> None:
         self.model, self.prompts, self.sampling = model, prompts, sampling
         self.device = model.embedding.weight.device
-        self.head = whole(
+        self.head = get_full_tensor(
             model.head_weight
         )  # autocast keeps what it made of a parameter, not of a part
         if num_token_ids is not None and num_token_ids < len(self.head):
@@ -109,33 +109,35 @@ class _Batch:
         self.continuations = [Continuation() for _ in prompts]
         longest = max(len(prompt) for prompt in prompts)
         limit = model.config.max_seq_len
-        self.room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-        self.is_cut = [room < max_new_tokens for room in self.room]
-        self.rows = list(range(len(prompts)))
+        self.max_lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+        self.is_truncated = [room < max_new_tokens for room in self.max_lengths]
+        self.prompt_indices = list(range(len(prompts)))
         """Which prompt each row of the batch continues."""
-        self.live = {row for row in self.rows if self._has_room(row)}
+        self.unfinished = {row for row in self.prompt_indices if self._has_room(row)}
         padding = [longest - len(prompt) for prompt in prompts]
         self.tokens = torch.tensor(
             [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
             device=self.device,
         )
-        slots = longest + max(self.room)
+        slots = longest + max(self.max_lengths)
         self.cache = KeyValueCache(model.config, slots, torch.tensor(padding, device=self.device))
         self.step = 0
-        self.draws = None if sampling.temperature == 0 else self._draws(seeds, max(self.room))
-        self.seen = None if sampling.repetition_penalty == 1 else self._seen()
+        self.uniforms = (
+            None if sampling.temperature == 0 else self._draw_uniforms(seeds, max(self.max_lengths))
+        )
+        self.seen_tokens = None if sampling.repetition_penalty == 1 else self._mark_seen_tokens()
 
-    def _draws(self, seeds: Sequence[int], count: int) -> Tensor:
+    def _draw_uniforms(self, seeds: Sequence[int], count: int) -> Tensor:
         """(B, count)."""
         rows = [
             torch.rand(
-                count, generator=generator_for("sample", seed, tuple(prompt)), dtype=torch.float64
+                count, generator=keyed_generator("sample", seed, tuple(prompt)), dtype=torch.float64
             )
             for seed, prompt in zip(seeds, self.prompts, strict=True)
         ]
         return torch.stack(rows).to(self.device)
 
-    def _seen(self) -> Tensor:
+    def _mark_seen_tokens(self) -> Tensor:
         """(B, V), whether a text has a token."""
         seen = torch.zeros(len(self.prompts), len(self.head), dtype=torch.bool)
         for row, prompt in zip(seen, self.prompts, strict=True):
@@ -144,23 +146,25 @@ class _Batch:
 
     def _has_room(self, prompt: int) -> bool:
         continuation = self.continuations[prompt]
-        if len(continuation.tokens) < self.room[prompt]:
+        if len(continuation.tokens) < self.max_lengths[prompt]:
             return True
-        continuation.finish_reason = FULL if self.is_cut[prompt] else LENGTH
+        continuation.finish_reason = FULL if self.is_truncated[prompt] else LENGTH
         return False
 
-    def read_prompts(self) -> Tensor:
+    def prefill(self) -> Tensor:
         """The final stream of every prompt's last token, (B, D)."""
-        length = max(1, TOKENS_AT_ONCE // len(self.prompts))
+        length = max(1, PREFILL_CHUNK_TOKENS // len(self.prompts))
         for chunk in self.tokens.split(length, dim=1):
-            stream = self.model.read_on(chunk, self.cache)
+            stream = self.model.decode_step(chunk, self.cache)
         return stream
 
-    def read_on(self, tokens: list[int]) -> Tensor:
+    def decode_step(self, tokens: list[int]) -> Tensor:
         """The final stream of the tokens just taken, one a row, (B, D)."""
-        return self.model.read_on(torch.tensor(tokens, device=self.device).unsqueeze(1), self.cache)
+        return self.model.decode_step(
+            torch.tensor(tokens, device=self.device).unsqueeze(1), self.cache
+        )
 
-    def take(
+    def append_next_tokens(
         self,
         stream: Tensor,
         stop_tokens: Collection[int],
@@ -174,44 +178,46 @@ class _Batch:
         Raises:
             RunError: If the model gives no finite logits.
         """
-        if not self.live:
+        if not self.unfinished:
             return []
-        tokens = self._choose(stream).tolist()
-        for prompt, token in zip(self.rows, tokens, strict=True):
-            if prompt not in self.live:
+        tokens = self._sample(stream).tolist()
+        for prompt, token in zip(self.prompt_indices, tokens, strict=True):
+            if prompt not in self.unfinished:
                 continue
             if token < 0:
                 raise RunError("the model's logits are not finite numbers")
             if token in stop_tokens:
                 self.continuations[prompt].finish_reason = STOP
-                self.live.discard(prompt)
+                self.unfinished.discard(prompt)
                 continue
             self.continuations[prompt].tokens.append(token)
             if on_token is not None:
                 on_token(prompt, token)
             if not self._has_room(prompt):
-                self.live.discard(prompt)
+                self.unfinished.discard(prompt)
         self.step += 1
-        return self._without_the_ended(tokens) if self.live else []
+        return self._drop_finished(tokens) if self.unfinished else []
 
-    def _choose(self, stream: Tensor) -> Tensor:
+    def _sample(self, stream: Tensor) -> Tensor:
         logits = F.linear(stream, self.head)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.seen is not None:
-            logits = penalise_repetition(logits, self.seen, self.sampling.repetition_penalty)
-        draws = None if self.draws is None else self.draws[:, self.step]
-        tokens = choose(logits, self.sampling, draws)
-        if self.seen is not None:
-            self.seen.scatter_(1, tokens.clamp(min=0).unsqueeze(1), True)
+        if self.seen_tokens is not None:
+            logits = apply_repetition_penalty(
+                logits, self.seen_tokens, self.sampling.repetition_penalty
+            )
+        draws = None if self.uniforms is None else self.uniforms[:, self.step]
+        tokens = sample_tokens(logits, self.sampling, draws)
+        if self.seen_tokens is not None:
+            self.seen_tokens.scatter_(1, tokens.clamp(min=0).unsqueeze(1), True)
         return tokens
 
-    def _without_the_ended(self, tokens: list[int]) -> list[int]:
-        if 2 * len(self.live) > len(self.rows):
+    def _drop_finished(self, tokens: list[int]) -> list[int]:
+        if 2 * len(self.unfinished) > len(self.prompt_indices):
             return [max(0, token) for token in tokens]
-        kept = [row for row, prompt in enumerate(self.rows) if prompt in self.live]
+        kept = [row for row, prompt in enumerate(self.prompt_indices) if prompt in self.unfinished]
         index = torch.tensor(kept, device=self.device)
-        self.cache.keep(index)
-        self.rows = [self.rows[row] for row in kept]
-        self.draws = None if self.draws is None else self.draws[index]
-        self.seen = None if self.seen is None else self.seen[index]
+        self.cache.select_sequences(index)
+        self.prompt_indices = [self.prompt_indices[row] for row in kept]
+        self.uniforms = None if self.uniforms is None else self.uniforms[index]
+        self.seen_tokens = None if self.seen_tokens is None else self.seen_tokens[index]
         return [tokens[row] for row in kept]

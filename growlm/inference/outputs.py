@@ -14,15 +14,15 @@ from pathlib import Path
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.generation import Continuation
 from growlm.inference.prompts import Prompt
-from growlm.inference.text_stream import continuation_text
+from growlm.inference.text_stream import decode_continuation
 from growlm.runtime.errors import DiskError, UserError
-from growlm.storage.locks import LockedError, lock_new
+from growlm.storage.locks import LockedError, lock_for_creation
 
-Write = Callable[[str], object]
+WriteText = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One continuation to make.
 
     Attributes:
@@ -32,39 +32,43 @@ class Request:
     """
 
     prompt: Prompt
-    sample: int
+    sample_index: int
     seed: int
 
 
-def as_json(request: Request, found: Continuation, tokenizer: Tokenizer) -> str:
+def format_json_line(
+    request: GenerationRequest, continuation: Continuation, tokenizer: Tokenizer
+) -> str:
     """A line."""
     prompt = request.prompt
     record = {
         "prompt": prompt.text,
-        "text": continuation_text(tokenizer, prompt.tokens, found.tokens),
-        "sample": request.sample,
+        "text": decode_continuation(tokenizer, prompt.tokens, continuation.tokens),
+        "sample": request.sample_index,
         "seed": request.seed,
         "prompt_tokens": len(prompt.tokens),
-        "new_tokens": len(found.tokens),
-        "finish_reason": found.finish_reason,
+        "new_tokens": len(continuation.tokens),
+        "finish_reason": continuation.finish_reason,
     }
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def as_text(request: Request, found: Continuation, tokenizer: Tokenizer) -> str:
+def format_text(
+    request: GenerationRequest, continuation: Continuation, tokenizer: Tokenizer
+) -> str:
     """Prompt and continuation, and an end of line."""
     prompt = request.prompt
-    return prompt.text + continuation_text(tokenizer, prompt.tokens, found.tokens) + "\n"
+    return prompt.text + decode_continuation(tokenizer, prompt.tokens, continuation.tokens) + "\n"
 
 
-def for_terminal(text: str) -> str:
+def replace_control_characters(text: str) -> str:
     """The text without what a terminal would take for commands: a model can write any bytes."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
-def check_out(out: str | None) -> None:
+def check_output_path(out: str | None) -> None:
     """Look whether a file can be made there, without making it.
 
     Raises:
@@ -79,14 +83,14 @@ def check_out(out: str | None) -> None:
         raise UserError("out", out, f"there is no folder {path.absolute().parent}")
 
 
-def _writable(text: str) -> str:
+def _replace_unencodable(text: str) -> str:
     """The text with `?` for what standard output cannot hold, as bytes of a prompt that are no UTF-8."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextmanager
-def writing_to(out: str | None) -> Iterator[Write]:
+def open_output(out: str | None) -> Iterator[WriteText]:
     """What writes to standard output, or to a file, which gets its name when the block ends well.
 
     Raises:
@@ -97,7 +101,7 @@ def writing_to(out: str | None) -> Iterator[Write]:
         is_terminal = sys.stdout.isatty()
 
         def show(text: str) -> None:
-            text = _writable(for_terminal(text) if is_terminal else text)
+            text = _replace_unencodable(replace_control_characters(text) if is_terminal else text)
             try:
                 sys.stdout.write(text)
                 sys.stdout.flush()
@@ -108,17 +112,17 @@ def writing_to(out: str | None) -> Iterator[Write]:
         yield show
         return
     path = Path(out).expanduser()
-    with _locked(path):
-        check_out(out)
-        with _written(path) as write:
+    with _lock_output(path):
+        check_output_path(out)
+        with _atomic_writer(path) as write:
             yield write
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock_output(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock_new(path))
+            stack.enter_context(lock_for_creation(path))
         except LockedError as error:
             raise UserError("out", path, f"another process writes it ({error.owner})") from error
         except OSError as error:
@@ -127,7 +131,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[Write]:
+def _atomic_writer(path: Path) -> Iterator[WriteText]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with partial.open("x", encoding="utf-8", errors="replace") as file:

@@ -9,7 +9,7 @@ from growlm.model.layers.experts import MixtureOfExperts
 from growlm.model.transformer import TransformerLM
 
 
-def in_precision(model: TransformerLM, dtype: torch.dtype) -> TransformerLM:
+def cast_weights(model: TransformerLM, dtype: torch.dtype) -> TransformerLM:
     """The model, its weights cast once and in place to `dtype`; routers stay in at least fp32.
 
     Autocast would cast every matrix at every forward pass, for one token as for a thousand. A router in half

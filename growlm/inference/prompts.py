@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growlm.data.tokenization.tokenizer import Tokenizer
-from growlm.inference.text_stream import prompt_ids
+from growlm.inference.text_stream import encode_prompt
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import LARGEST_TEXT, read_text
+from growlm.storage.input_files import MAX_PROMPT_FILE_BYTES, read_text
 from growlm.storage.parsing import parse_json
 
-SHOWN = 40
+MAX_PROMPT_EXCERPT = 40
 """Characters of a prompt that a message repeats."""
 
 
@@ -29,7 +29,7 @@ class Prompt:
 
 
 def read_prompts(
-    prompt: str | None, prompts_file: str | None, tokenizer: Tokenizer, longest: int
+    prompt: str | None, prompts_file: str | None, tokenizer: Tokenizer, max_seq_len: int
 ) -> list[Prompt]:
     """The prompts of a command line.
 
@@ -51,21 +51,23 @@ def read_prompts(
     elif prompt is not None:
         raise UserError("prompts_file", prompts_file, "give this or prompt, not both")
     else:
-        texts = _from_file(Path(prompts_file).expanduser())
+        texts = _read_prompts_file(Path(prompts_file).expanduser())
     prompts = []
     for key, text in texts:
-        tokens = prompt_ids(tokenizer, text)
-        if len(tokens) >= longest:
-            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
-            allowed = f"has {len(tokens)} tokens; the model reads {longest}, what it adds included"
+        tokens = encode_prompt(tokenizer, text)
+        if len(tokens) >= max_seq_len:
+            shown = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
+            allowed = (
+                f"has {len(tokens)} tokens; the model reads {max_seq_len}, what it adds included"
+            )
             raise UserError(key, repr(shown), allowed)
         prompts.append(Prompt(text, tokens))
     return prompts
 
 
-def _from_file(path: Path) -> list[tuple[str, str]]:
+def _read_prompts_file(path: Path) -> list[tuple[str, str]]:
     """Each text with the place it stands at."""
-    content = read_text(path, "prompts_file", None, LARGEST_TEXT)
+    content = read_text(path, "prompts_file", None, MAX_PROMPT_FILE_BYTES)
     # Not splitlines: a line separator inside a text is part of it.
     lines = [line.removesuffix("\r") for line in content.split("\n")]
     texts = [
@@ -76,17 +78,17 @@ def _from_file(path: Path) -> list[tuple[str, str]]:
     if not texts:
         raise UserError("prompts_file", path, "holds no prompt")
     if path.suffix == ".jsonl":
-        return [(key, _from_json(key, line)) for key, line in texts]
+        return [(key, _parse_json_prompt(key, line)) for key, line in texts]
     return texts
 
 
-def _from_json(key: str, line: str) -> str:
+def _parse_json_prompt(key: str, line: str) -> str:
     try:
         record = parse_json(line)
     except ValueError as error:
-        raise UserError(key, repr(line[:SHOWN]), str(error)) from None
+        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), str(error)) from None
     text = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(text, str):
         allowed = "must be an object with a text under prompt"
-        raise UserError(key, repr(line[:SHOWN]), allowed)
+        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), allowed)
     return text

@@ -15,7 +15,7 @@ from growlm.runtime.field_limits import limits
 BELOW_ONE = 1 - 2**-40
 """A draw times this stays below the sum of all probabilities, however that is rounded."""
 
-COLDEST = 1e-30
+MIN_TEMPERATURE = 1e-30
 """A lower temperature draws as this one does. Its inverse, which a GPU multiplies by, is finite in fp32."""
 
 
@@ -35,13 +35,13 @@ class Sampling:
     1 for all."""
 
 
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Lower the logits (B, V) of the tokens that are `seen` (B, V)."""
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, lowered, logits)
 
 
-def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+def filter_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """What may be drawn, and how likely.
 
     Args:
@@ -52,7 +52,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
         Probabilities (B, N), and the token ids (B, N) they belong to; None where those are 0 to V.
     """
     # The likeliest at 0: however small the temperature, what is divided by it only falls.
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, COLDEST)
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, MIN_TEMPERATURE)
     vocabulary = logits.shape[-1]
     ids: Tensor | None = None
     if 0 < sampling.top_k < vocabulary:
@@ -67,7 +67,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     return probabilities, ids
 
 
-def choose(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
+def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor | None) -> Tensor:
     """A token for each sequence.
 
     Args:
@@ -78,12 +78,12 @@ def choose(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
     Returns:
         (B,); −1 where the logits hold a NaN, or none is finite.
     """
-    if sampling.temperature == 0 or draws is None:
+    if sampling.temperature == 0 or uniforms is None:
         best, tokens = logits.max(dim=-1)
         return torch.where(best.isfinite(), tokens, -1)
-    probabilities, ids = candidates(logits, sampling)
+    probabilities, ids = filter_candidates(logits, sampling)
     mass = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    target = draws.unsqueeze(1) * mass[:, -1:] * BELOW_ONE
+    target = uniforms.unsqueeze(1) * mass[:, -1:] * BELOW_ONE
     places = torch.searchsorted(mass, target, right=True).clamp(max=mass.shape[1] - 1)
     tokens = places if ids is None else ids.gather(-1, places)
     return torch.where(mass[:, -1].isfinite(), tokens.squeeze(1), -1)

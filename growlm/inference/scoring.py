@@ -24,9 +24,9 @@ class Score:
     """That were predicted."""
     nats: float = 0.0
     """The sum of their losses, −ln p."""
-    num_ends: int = 0
+    num_eos_tokens: int = 0
     """Ends of text among them."""
-    nats_of_ends: float = 0.0
+    eos_nats: float = 0.0
     """Their part of the sum."""
 
     @property
@@ -55,7 +55,7 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return nats / num_bytes / math.log(2)
 
 
-def summed_loss(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
+def sum_token_losses(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
     """Sum of the losses over batches of token ids (B, T + 1), and number of the tokens, all of them predicted.
 
     In the mode the model is in; (2,), fp64.
@@ -80,11 +80,11 @@ class Window:
     """
 
     begin: int
-    scored: int
+    first_scored: int
     end: int
 
 
-def windows(length: int, sequence_length: int, stride: int) -> Iterator[Window]:
+def iter_windows(length: int, sequence_length: int, stride: int) -> Iterator[Window]:
     """Windows over a row of tokens, each of which but the first is scored exactly once.
 
     The first window is scored whole, every other one in its last `stride` tokens. The last reaches back as far
@@ -102,15 +102,15 @@ def windows(length: int, sequence_length: int, stride: int) -> Iterator[Window]:
         done = end
 
 
-def score_row(
+def score_tokens(
     model: TransformerLM,
     tokens: np.ndarray,
-    given: np.ndarray | None,
+    context_mask: np.ndarray | None,
     *,
     sequence_length: int,
     stride: int,
     batch_size: int,
-    end_of_text: int,
+    eos_token_id: int,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Score:
     """Score every token of a row but the first.
@@ -130,27 +130,27 @@ def score_row(
     """
     device = model.embedding.weight.device
     score = Score()
-    for batch in _batches(windows(len(tokens), sequence_length, stride), batch_size):
+    for batch in _batch_windows(iter_windows(len(tokens), sequence_length, stride), batch_size):
         read = np.stack([tokens[w.begin : w.end] for w in batch]).astype(np.int64)
         scored = np.zeros((len(batch), read.shape[1] - 1), dtype=bool)
         for row, window in zip(scored, batch, strict=True):
-            row[window.scored - window.begin - 1 :] = (
-                True if given is None else ~given[window.scored : window.end]
+            row[window.first_scored - window.begin - 1 :] = (
+                True if context_mask is None else ~context_mask[window.first_scored : window.end]
             )
         targets = read[:, 1:][scored]
         if len(targets):
             ids, mask = torch.from_numpy(read).to(device), torch.from_numpy(scored).to(device)
             losses = model.token_losses(ids, mask).double().cpu().numpy()
-            is_end = targets == end_of_text
+            is_end = targets == eos_token_id
             score.num_tokens += len(targets)
             score.nats += float(losses.sum())
-            score.num_ends += int(is_end.sum())
-            score.nats_of_ends += float(losses[is_end].sum())
+            score.num_eos_tokens += int(is_end.sum())
+            score.eos_nats += float(losses[is_end].sum())
         progress(batch[-1].end - 1, len(tokens) - 1)
     return score
 
 
-def _batches(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
+def _batch_windows(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
     """Windows of equal length, so many at a time."""
     batch: list[Window] = []
     for window in found:

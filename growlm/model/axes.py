@@ -12,7 +12,7 @@ from enum import Enum
 
 from torch import nn
 
-BLOCK_NAME = re.compile(r"^blocks\.(\d+)\.(.+)$")
+BLOCK_NAME_PATTERN = re.compile(r"^blocks\.(\d+)\.(.+)$")
 """Parameters of the repeated blocks: `blocks.<index>.<rest>`."""
 
 
@@ -63,10 +63,10 @@ class Label:
 
     dims: tuple[Dim, ...]
     stacked_from: str | None = None
-    read_undivided: bool = False
+    feeds_tied_head: bool = False
 
     @property
-    def scores_members(self) -> bool:
+    def is_router(self) -> bool:
         """Whether the parameter is a router: a row for each member, that reads and writes no channels."""
         return self.has(Role.INDEX) and self.has(Role.READS) and not self.has(Role.WRITES)
 
@@ -76,7 +76,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class LabelledShape:
+class LabeledShape:
     """A row of the axes table."""
 
     label: Label
@@ -89,7 +89,7 @@ def label(module: nn.Module, **labels: Label) -> None:
     module.axis_labels = declared | labels  # type: ignore[assignment]
 
 
-def axes_table(model: nn.Module) -> dict[str, LabelledShape]:
+def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
     """Every parameter and persistent buffer of `model`, by name, with its label.
 
     Raises:
@@ -108,11 +108,11 @@ def axes_table(model: nn.Module) -> dict[str, LabelledShape]:
             raise ValueError(
                 f"{name} has {tensor.ndim} dimensions and a label of {len(labels[name].dims)}"
             )
-        table[name] = LabelledShape(labels[name], tuple(tensor.shape))
+        table[name] = LabeledShape(labels[name], tuple(tensor.shape))
     return table
 
 
 def split_block_name(name: str) -> tuple[int | None, str]:
     """`blocks.3.attention.query.weight` -> (3, "attention.query.weight"); (None, name) outside blocks."""
-    match = BLOCK_NAME.match(name)
+    match = BLOCK_NAME_PATTERN.match(name)
     return (int(match[1]), match[2]) if match else (None, name)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from growlm.distributed.dtensors import device_of, divided, is_sharded, rows_of
-from growlm.distributed.sharded_tasks import Making, each_made
+from growlm.distributed.dtensors import from_local, get_mesh_device, get_shard_rows, is_sharded
+from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
 from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.initialization import initial_value
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-COMPUTING_METHODS = ("loss", "token_losses", "final_stream", "read_on")
+FORWARD_METHODS = ("loss", "token_losses", "last_hidden_state", "decode_step")
 """Of the model, beside `forward`: they gather its weights."""
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def apply_fsdp(model: nn.Module, mesh: DeviceMesh) -> None:
     """Divide a model's parameters among processes, in place; one without values (meta device) stays so.
 
     Args:
@@ -40,13 +40,13 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # FSDP2 would keep what lies outside the blocks until a backward pass, which validation has none of.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in COMPUTING_METHODS:
+    for method in FORWARD_METHODS:
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 
 
 @contextmanager
-def one_block_at_a_time(model: nn.Module) -> Iterator[None]:
+def without_backward_prefetch(model: nn.Module) -> Iterator[None]:
     """While a block goes through its backward pass, the next one's weights are not gathered yet: less memory.
 
     Args:
@@ -62,7 +62,7 @@ def one_block_at_a_time(model: nn.Module) -> Iterator[None]:
             part.set_modules_to_backward_prefetch([])  # FSDP2's own choice
 
 
-def divided_states(
+def shard_optimizer_states(
     states: Mapping[str, dict[str, Tensor]], mesh: DeviceMesh
 ) -> dict[str, dict[str, Tensor]]:
     """An optimizer's states, by parameter name, of which each process keeps its own rows."""
@@ -70,31 +70,31 @@ def divided_states(
     def divide(tensor: Tensor) -> Tensor:
         if is_sharded(tensor) or not tensor.ndim:
             return tensor
-        rows = rows_of(len(tensor), mesh.get_local_rank(), mesh.size())
-        return divided(tensor[rows].clone(), tensor.shape, mesh)
+        rows = get_shard_rows(len(tensor), mesh.get_local_rank(), mesh.size())
+        return from_local(tensor[rows].clone(), tensor.shape, mesh)
 
     return {name: {k: divide(v) for k, v in state.items()} for name, state in states.items()}
 
 
-def sharded_model(config: ModelConfig, seed: int, mesh: DeviceMesh) -> TransformerLM:
+def create_sharded_model(config: ModelConfig, seed: int, mesh: DeviceMesh) -> TransformerLM:
     """A model with initial weights, those of `TransformerLM(config, seed)`, which no process ever holds whole."""
     with torch.device("meta"):
         model = TransformerLM(config)
-    shard(model, mesh)
+    apply_fsdp(model, mesh)
     table = axes_table(model)
     parameters = {name for name, _ in model.named_parameters()}
-    nothing = torch.empty(0, device=device_of(mesh))
+    nothing = torch.empty(0, device=get_mesh_device(mesh))
 
-    def making(name: str) -> Making[str]:
+    def making(name: str) -> ShardedTask[str]:
         row = table[name]
-        return Making(
+        return ShardedTask(
             name,
             nothing,
             lambda like: initial_value(name, row, config.n_layers, seed).to(like),
             row.shape,
         )
 
-    values = dict(each_made((making(name) for name in table if name in parameters), mesh))
-    values |= each_made((making(name) for name in table if name not in parameters), None)
+    values = dict(map_sharded((making(name) for name in table if name in parameters), mesh))
+    values |= map_sharded((making(name) for name in table if name not in parameters), None)
     model.load_state_dict(values, assign=True)
     return model

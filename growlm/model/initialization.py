@@ -15,13 +15,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from growlm.model.axes import Label, LabelledShape, Role, axes_table
-from growlm.model.keyed_rng import normal
+from growlm.model.axes import Label, LabeledShape, Role, axes_table
+from growlm.model.keyed_rng import keyed_normal
 
-STD = 0.02
+INIT_STD = 0.02
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialize_weights(model: nn.Module, seed: int) -> None:
     """Fill all parameters and buffers in place. Each depends on (seed, its name) alone."""
     table = axes_table(model)
     n_layers: int = model.config.n_layers  # type: ignore[union-attr, assignment]
@@ -30,7 +30,7 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.copy_(initial_value(name, table[name], n_layers, seed))
 
 
-def initial_value(name: str, row: LabelledShape, n_layers: int, seed: int) -> Tensor:
+def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Tensor:
     """What a parameter or buffer begins with, in fp32 on the CPU.
 
     Args:
@@ -43,15 +43,15 @@ def initial_value(name: str, row: LabelledShape, n_layers: int, seed: int) -> Te
         return torch.ones(row.shape)
     if not is_matrix(row.label):
         return torch.zeros(row.shape)
-    std = STD / math.sqrt(2 * n_layers) if is_residual_output(row.label) else STD
-    return normal(row.shape, "initial", seed, name).mul_(std)
+    std = INIT_STD / math.sqrt(2 * n_layers) if is_residual_output(row.label) else INIT_STD
+    return keyed_normal(row.shape, "initial", seed, name).mul_(std)
 
 
-def is_matrix(axes: Label) -> bool:
+def is_matrix(label: Label) -> bool:
     """Whether a parameter maps one axis to another, or looks rows up: neither a bias nor part of a norm."""
-    return axes.has(Role.READS) or axes.has(Role.INDEX, "vocabulary")
+    return label.has(Role.READS) or label.has(Role.INDEX, "vocabulary")
 
 
-def is_residual_output(axes: Label) -> bool:
+def is_residual_output(label: Label) -> bool:
     """Whether a parameter is the last of a sub-block: what it makes is added to the residual stream."""
-    return axes.has(Role.READS) and axes.has(Role.WRITES, "residual")
+    return label.has(Role.READS) and label.has(Role.WRITES, "residual")

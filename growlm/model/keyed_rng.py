@@ -7,21 +7,21 @@ import hashlib
 import torch
 
 
-def generator_for(*key: object) -> torch.Generator:
+def keyed_generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by a hash of `key` (seed, boundary, tensor name ...).
 
     The same key gives the same numbers in memory, on disk and on every rank, whatever was drawn before, and
     the global generator is not touched.
     """
-    return torch.Generator().manual_seed(seed_of(*key))
+    return torch.Generator().manual_seed(keyed_seed(*key))
 
 
-def seed_of(*key: object) -> int:
+def keyed_seed(*key: object) -> int:
     """A hash of `key`, 63 bits."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def normal(shape: tuple[int, ...], *key: object) -> torch.Tensor:
+def keyed_normal(shape: tuple[int, ...], *key: object) -> torch.Tensor:
     """Standard normal numbers, drawn in fp32 on the CPU in the full shape."""
-    return torch.randn(shape, generator=generator_for(*key), dtype=torch.float32)
+    return torch.randn(shape, generator=keyed_generator(*key), dtype=torch.float32)

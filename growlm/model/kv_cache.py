@@ -33,13 +33,13 @@ class KeyValueCache:
         mask: What they attend to, (B, 1, T, S) or (B, 1, 1, S); None for everything up to themselves.
     """
 
-    def __init__(self, config: ModelConfig, num_slots: int, padding: Tensor) -> None:
+    def __init__(self, config: ModelConfig, num_slots: int, left_padding: Tensor) -> None:
         self.num_slots = num_slots
         self.begin = self.end = 0
         self.mask: Tensor | None = None
         self.layers = [LayerCache(self) for _ in range(config.n_layers)]
         self._config = config
-        self._padding = padding if bool(padding.any()) else None
+        self._left_padding = left_padding if bool(left_padding.any()) else None
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def extend(self, num_new: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,37 +63,39 @@ class KeyValueCache:
             self._rotary = cos.to(like.dtype), sin.to(like.dtype)
         cos, sin = self._rotary
         slots = torch.arange(self.begin, self.end, device=like.device)
-        self.mask = self._visible(slots)
-        if self._padding is None:
+        self.mask = self._attention_mask(slots)
+        if self._left_padding is None:
             return cos[self.begin : self.end], sin[self.begin : self.end]
-        positions = (slots - self._padding.unsqueeze(1)).clamp(min=0)  # (B, T)
+        positions = (slots - self._left_padding.unsqueeze(1)).clamp(min=0)  # (B, T)
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
-    def _visible(self, slots: Tensor) -> Tensor | None:
+    def _attention_mask(self, slots: Tensor) -> Tensor | None:
         """Which slots the tokens in `slots` (T,) attend to, where that is not plainly causal."""
-        if self._padding is None and (self.begin == 0 or len(slots) == 1):
+        if self._left_padding is None and (self.begin == 0 or len(slots) == 1):
             return None
         every = torch.arange(self.end, device=slots.device)
         visible = every <= slots.unsqueeze(1)  # (T, S)
-        if self._padding is None:
+        if self._left_padding is None:
             return visible[None, None]
-        real = every >= self._padding.unsqueeze(1)  # (B, S)
+        real = every >= self._left_padding.unsqueeze(1)  # (B, S)
         itself = every == slots.unsqueeze(1)  # a softmax over nothing is NaN: padding sees itself
         return (visible & real.unsqueeze(1) | itself).unsqueeze(1)
 
-    def keep(self, rows: Tensor) -> None:
+    def select_sequences(self, indices: Tensor) -> None:
         """Go on with some of the sequences.
 
         Args:
             rows: Their indices, ascending.
         """
-        if self._padding is not None:
-            self._padding = self._padding[rows]
+        if self._left_padding is not None:
+            self._left_padding = self._left_padding[indices]
         for layer in self.layers:
-            layer.keep(rows)
+            layer.select_sequences(indices)
 
 
-def _one_row(query: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None) -> Tensor:
+def _attend_single_query(
+    query: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None
+) -> Tensor:
     """Attention of one row a head, in two products: on a CPU and in half precision faster than the fused kernel.
 
     A product copies what is a part of a buffer, so the whole buffer is multiplied unless it is mostly empty.
@@ -151,12 +153,12 @@ class LayerCache:
         rows = query.reshape(len(query), key.shape[1], -1, key.shape[3])  # (B, K, G·T, C)
         half = query.dtype in (torch.bfloat16, torch.float16)
         if half and rows.device.type == "cpu" and rows.shape[2] == 1:
-            mixed = _one_row(rows, self._keys, self._values, cache.end, mask)
+            mixed = _attend_single_query(rows, self._keys, self._values, cache.end, mask)
         else:
             mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
         return mixed.reshape(query.shape)
 
-    def keep(self, rows: Tensor) -> None:
+    def select_sequences(self, indices: Tensor) -> None:
         """See `KeyValueCache.keep`."""
         if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._keys[rows], self._values[rows]
+            self._keys, self._values = self._keys[indices], self._values[indices]

@@ -15,7 +15,7 @@ CHUNK_BYTES = 256 * 2**20
 """Logits of one chunk: the more tokens, the fewer sums into the gradient of the weight."""
 BLOCK_BYTES = 4 * 2**20
 """Of a chunk, what a CPU takes through the softmax at once, in at least fp32: it should stay in the cache."""
-PADDING = 64
+LOGITS_ROW_ALIGNMENT = 64
 """Rows of the logits begin at multiples of this many entries: products are up to a third faster."""
 
 
@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device
         )
         hidden_cast, weight_cast = hidden.to(dtype), weight.to(dtype)
-        width = -(-vocabulary // PADDING) * PADDING
+        width = -(-vocabulary // LOGITS_ROW_ALIGNMENT) * LOGITS_ROW_ALIGNMENT
         rows = min(num_tokens, max(1, CHUNK_BYTES // (width * hidden_cast.element_size())))
         # Zeros, not `new_empty`: oneDNN's AMX kernels read a column of the padding when the vocabulary is odd and
         # multiply it by zero; what uninitialised memory holds may be NaN, and NaN · 0 = NaN.
@@ -87,7 +87,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         weight: (V, D).
         targets: (N,), token ids.
     """
-    dtype = _product_dtype(hidden)
+    dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
@@ -102,7 +102,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return torch.cat(losses)
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -119,6 +119,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     if not torch.is_grad_enabled():  # an autograd function would make the gradients all the same
         return token_losses(hidden, weight, targets).mean()
-    dtype = _product_dtype(hidden)
+    dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)

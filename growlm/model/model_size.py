@@ -41,7 +41,7 @@ class ParameterReport:
 def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
     """Count the parameters of a model, or of the model a config describes (nothing is allocated)."""
     if isinstance(model, ModelConfig):
-        return _report_of(astuple(model))
+        return _cached_report(astuple(model))
     config = model.config
     total = active = multiplied = 0
     table = axes_table(model)
@@ -65,7 +65,7 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
 
 
 @lru_cache(maxsize=64)
-def _report_of(shape: tuple[object, ...]) -> ParameterReport:
+def _cached_report(shape: tuple[object, ...]) -> ParameterReport:
     with torch.device("meta"):
         return parameter_report(TransformerLM(ModelConfig(*shape)))  # type: ignore[arg-type]
 

@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from growlm.model.axes import Label, index, label, writes
 from growlm.model.config import ModelConfig
-from growlm.model.initialization import initialise
+from growlm.model.initialization import initialize_weights
 from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers.attention import Attention
 from growlm.model.layers.experts import Experts, MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
-from growlm.model.layers.labeled_layers import linear, norm
+from growlm.model.layers.labeled_layers import labeled_linear, labeled_norm
 from growlm.model.layers.rotary import rotary_tables
 from growlm.model.layers.routing import Routing, RoutingLog
 from growlm.model.loss import linear_cross_entropy, token_losses
@@ -31,9 +31,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = norm(config)
+        self.attention_norm = labeled_norm(config)
         self.attention = Attention(config)
-        self.feed_forward_norm = norm(config)
+        self.feed_forward_norm = labeled_norm(config)
         self.feed_forward = MixtureOfExperts(config) if config.is_moe else FeedForward(config)
 
     def forward(
@@ -83,17 +83,17 @@ class TransformerLM(nn.Module):
         device = torch.get_default_device()
         if device.type != "meta":
             self.to_empty(device=device)
-            initialise(self, seed)
+            initialize_weights(self, seed)
 
     def _build(self, config: ModelConfig) -> None:
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         label(self.embedding, weight=Label((index("vocabulary"), writes("residual"))))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.final_norm = norm(config, read_undivided=config.tie_embeddings)
+        self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
         self.head = (
             None
             if config.tie_embeddings
-            else linear(config, read="residual", write="vocabulary", bias=False)
+            else labeled_linear(config, read="residual", write="vocabulary", bias=False)
         )
 
     def forward(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
@@ -109,7 +109,7 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: If the sequence is too long.
         """
-        return F.linear(self._stream(tokens, routings), self.head_weight)
+        return F.linear(self._forward_hidden(tokens, routings), self.head_weight)
 
     def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """Mean next-token cross-entropy, in at least fp32; the logits are never held all at once.
@@ -118,11 +118,11 @@ class TransformerLM(nn.Module):
             batch: (B, T + 1) tokens.
             routings: As for `forward`.
         """
-        hidden = self._stream(batch[:, :-1], routings).flatten(0, 1)
+        hidden = self._forward_hidden(batch[:, :-1], routings).flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
 
     @torch.no_grad()
-    def token_losses(self, batch: Tensor, scored: Tensor | None = None) -> Tensor:
+    def token_losses(self, batch: Tensor, score_mask: Tensor | None = None) -> Tensor:
         """Next-token cross-entropy of each token, in at least fp32; no gradient, never all logits at once.
 
         Args:
@@ -132,21 +132,21 @@ class TransformerLM(nn.Module):
         Returns:
             (N,), those that count, row by row.
         """
-        hidden, targets = self._stream(batch[:, :-1]), batch[:, 1:]
-        if scored is None:
+        hidden, targets = self._forward_hidden(batch[:, :-1]), batch[:, 1:]
+        if score_mask is None:
             return token_losses(hidden.flatten(0, 1), self.head_weight, targets.flatten())
-        return token_losses(hidden[scored], self.head_weight, targets[scored])
+        return token_losses(hidden[score_mask], self.head_weight, targets[score_mask])
 
     @property
     def head_weight(self) -> Tensor:
         """(V, D), what the final stream is multiplied with."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def final_stream(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def last_hidden_state(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """The normalised residual stream after the last block, (B, T) -> (B, T, D); see `forward`."""
-        return self._stream(tokens, routings)
+        return self._forward_hidden(tokens, routings)
 
-    def _stream(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def _forward_hidden(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
         # Public methods do not call each other: under FSDP2 each of them gathers weights and lets go of them.
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
@@ -157,14 +157,14 @@ class TransformerLM(nn.Module):
         log = None if routings is None else RoutingLog()
         for block in self._compiled_blocks() if trains and self.compile_blocks else self.blocks:
             if trains and self.recompute_blocks:
-                x = _recomputed(block, x, cos, sin, log)
+                x = _run_checkpointed(block, x, cos, sin, log)
             else:
                 x = block(x, cos, sin, log)
         if routings is not None and log is not None:
-            routings.extend(log.found)
+            routings.extend(log.routings)
         return self.final_norm(x)
 
-    def read_on(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+    def decode_step(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """The final stream of the last of some tokens that follow those which a cache remembers.
 
         Args:
@@ -187,12 +187,12 @@ class TransformerLM(nn.Module):
         if not self._compiled:
             for module in self.modules():
                 if isinstance(module, Experts):
-                    module.prepare_for_compiling()
+                    module.prepare_for_compile()
             self._compiled = [torch.compile(block) for block in self.blocks]
         return self._compiled
 
 
-def _recomputed(
+def _run_checkpointed(
     block: Callable[..., Tensor],
     x: Tensor,
     cos: Tensor,
@@ -203,5 +203,5 @@ def _recomputed(
     mine = None if routings is None else RoutingLog()
     x = checkpoint(block, x, cos, sin, mine, use_reentrant=False, preserve_rng_state=False)
     if routings is not None and mine is not None:
-        routings.found += mine.found  # not the log itself: computing again notes again
+        routings.routings += mine.routings  # not the log itself: computing again notes again
     return x

@@ -10,28 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growlm.growth.eight_bit_moments import dynamic_map, fits_eight_bits, scale_of, scales_in
-from growlm.runtime.compilers import why_no_compiler
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.growth.eight_bit_moments import (
+    count_scales,
+    create_dynamic_map,
+    is_quantizable,
+    scale_key,
+)
+from growlm.runtime.compilers import explain_missing_compiler
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 
-NAME = "adamw_8bit"
-VERSION = "0.18."
+OPTIMIZER_NAME = "adamw_8bit"
+TORCHAO_VERSION_PREFIX = "0.18."
 """Of torchao, whose tensors are built here and whose messages are known here."""
-MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
+MOMENT_IS_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 """Whether each has negative entries."""
-PARTS = (262_144, 16_384, 4096)
+CPU_PART_SIZES = (262_144, 16_384, 4096)
 """Entries that are stepped at once on a CPU."""
 
 
-def why_unavailable(accelerator: str) -> str | None:
+def get_unavailable_reason(accelerator: str) -> str | None:
     """Return why this optimizer cannot run here, in words; None if it can. Imports nothing large."""
     try:
         found = version("torchao")
     except PackageNotFoundError:
         return "needs torchao, which is not installed: pip install 'growlm[torchao]'"
-    if not found.startswith(VERSION):
-        return f"needs torchao {VERSION}*, installed is {found}: pip install 'growlm[torchao]'"
-    return why_no_compiler(accelerator)
+    if not found.startswith(TORCHAO_VERSION_PREFIX):
+        return f"needs torchao {TORCHAO_VERSION_PREFIX}*, installed is {found}: pip install 'growlm[torchao]'"
+    return explain_missing_compiler(accelerator)
 
 
 class AdamW8bit(Optimizer):
@@ -58,16 +63,16 @@ class AdamW8bit(Optimizer):
         eps: float,
     ) -> None:
         super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0})
-        with without_torchao_notices():
+        with suppress_torchao_notices():
             from torchao.optim import AdamW8bit as TorchaoAdamW8bit
             from torchao.optim.subclass_8bit import OptimState8bit
-        self._held: Callable[..., Tensor] = OptimState8bit
+        self._make_quantized_state: Callable[..., Tensor] = OptimState8bit
         self._large: list[tuple[dict[str, Any], list[nn.Parameter], Optimizer]] = []
         self._small: list[tuple[dict[str, Any], Optimizer]] = []
         settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         for group in self.param_groups:
-            large = [p for p in group["params"] if fits_eight_bits(p.shape)]
-            small = [p for p in group["params"] if not fits_eight_bits(p.shape)]
+            large = [p for p in group["params"] if is_quantizable(p.shape)]
+            small = [p for p in group["params"] if not is_quantizable(p.shape)]
             if large:
                 views = [nn.Parameter(p.data.view(-1)[part]) for p in large for part in _parts(p)]
                 # A tensor, like torchao's rate: a number would be compiled in, and kernels made for every value.
@@ -93,14 +98,16 @@ class AdamW8bit(Optimizer):
         for group, parameters, torchao in self._large:
             for key in ("lr", "weight_decay"):
                 torchao.param_groups[0][key].fill_(group[key])
-            self._lend(parameters, torchao)
-            with without_torchao_notices():
+            self._attach_gradients_and_state(parameters, torchao)
+            with suppress_torchao_notices():
                 torchao.step()
             torchao.zero_grad()
             torchao.state.clear()
         return loss
 
-    def _lend(self, parameters: list[nn.Parameter], torchao: Optimizer) -> None:
+    def _attach_gradients_and_state(
+        self, parameters: list[nn.Parameter], torchao: Optimizer
+    ) -> None:
         """Gradients and state to the parts of the parameters: nothing is copied but the step."""
         views = iter(torchao.param_groups[0]["params"])
         for parameter in parameters:
@@ -109,39 +116,45 @@ class AdamW8bit(Optimizer):
                 continue
             state = self.state[parameter]
             if not state:
-                state |= _zeros(parameter)
+                state |= _zero_state(parameter)
             gradient = parameter.grad.reshape(-1)
             for part, view in parts:
                 view.grad = gradient[part]
                 torchao.state[view] = {"step": state["step"].clone()} | {
-                    entry: self._part(state, entry, part) for entry in MOMENTS
+                    entry: self._state_part(state, entry, part) for entry in MOMENT_IS_SIGNED
                 }
             state["step"] += 1
 
-    def _part(self, state: dict[str, Tensor], entry: str, part: slice) -> Tensor:
-        codes, scale, signed = state[entry], state[scale_of(entry)], MOMENTS[entry]
+    def _state_part(self, state: dict[str, Tensor], entry: str, part: slice) -> Tensor:
+        codes, scale, signed = state[entry], state[scale_key(entry)], MOMENT_IS_SIGNED[entry]
         block = codes.numel() // scale.numel()
         blocks = slice(part.start // block, part.stop // block)
-        values = dynamic_map(signed, codes.device)
-        return self._held(codes.view(-1)[part], scale[blocks], values, signed, dtype=torch.float32)
+        values = create_dynamic_map(signed, codes.device)
+        return self._make_quantized_state(
+            codes.view(-1)[part], scale[blocks], values, signed, dtype=torch.float32
+        )
 
 
-def _zeros(parameter: Tensor) -> dict[str, Tensor]:
+def _zero_state(parameter: Tensor) -> dict[str, Tensor]:
     """Of a parameter that has not been stepped, as torchao begins."""
     state = {"step": torch.tensor(0.0)}
-    for entry in MOMENTS:
+    for entry in MOMENT_IS_SIGNED:
         state[entry] = torch.zeros_like(parameter, dtype=torch.uint8)
-        state[scale_of(entry)] = torch.zeros(scales_in(parameter.shape), device=parameter.device)
+        state[scale_key(entry)] = torch.zeros(
+            count_scales(parameter.shape), device=parameter.device
+        )
     return state
 
 
 def _parts(parameter: Tensor) -> Iterator[slice]:
     """Of the flattened parameter, each of whole blocks; the last takes what is too little for one of its own."""
     start, end = 0, parameter.numel()
-    sizes = (end,) if parameter.is_cuda else PARTS  # there, a launch costs more than a compilation
+    sizes = (
+        (end,) if parameter.is_cuda else CPU_PART_SIZES
+    )  # there, a launch costs more than a compilation
     for size in sizes:
         while end - start >= size:
             left = end - start - size
-            stop = start + size if left >= PARTS[-1] else end
+            stop = start + size if left >= CPU_PART_SIZES[-1] else end
             yield slice(start, stop)
             start = stop

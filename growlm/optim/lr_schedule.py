@@ -8,7 +8,7 @@ from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import ScheduleConfig
 
 
-def schedule_factor(
+def compute_lr_factor(
     schedule: ScheduleConfig, plan: Plan, phase: PlannedPhase, phase_step: int
 ) -> float:
     """What the phase's learning rate is multiplied with.
@@ -26,16 +26,18 @@ def schedule_factor(
         A factor from 0 to 1.
     """
     step = phase.first_step + phase_step
-    warmup = _ramp(step, schedule.warmup_steps) * _ramp(phase_step, phase.settings.warmup_steps)
+    warmup = _warmup_factor(step, schedule.warmup_steps) * _warmup_factor(
+        phase_step, phase.settings.warmup_steps
+    )
     if schedule.name == "constant":
         return warmup
     if schedule.name == "cosine":
-        falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.steps)))
+        falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.num_steps)))
     else:
-        decay_steps = schedule.decay_fraction * plan.steps
-        falling = min(1.0, (plan.steps - step) / decay_steps) if decay_steps else 1.0
+        decay_steps = schedule.decay_fraction * plan.num_steps
+        falling = min(1.0, (plan.num_steps - step) / decay_steps) if decay_steps else 1.0
     return warmup * (schedule.final_fraction + (1 - schedule.final_fraction) * falling)
 
 
-def _ramp(step: int, length: int) -> float:
+def _warmup_factor(step: int, length: int) -> float:
     return min(1.0, (step + 1) / length) if length else 1.0

@@ -60,14 +60,16 @@ class MuonAdamW(Optimizer):
             for key in ("lr", "weight_decay"):
                 inner.param_groups[0][key] = group[key]
         for group, muon in self._muon:
-            self._lend_to_views(group["params"], muon)
+            self._attach_gradients_and_state(group["params"], muon)
             muon.step()
             muon.zero_grad()
         for _, adamw in self._adamw:
             adamw.step()
         return loss
 
-    def _lend_to_views(self, parameters: list[nn.Parameter], muon: torch.optim.Muon) -> None:
+    def _attach_gradients_and_state(
+        self, parameters: list[nn.Parameter], muon: torch.optim.Muon
+    ) -> None:
         views = iter(muon.param_groups[0]["params"])
         for parameter in parameters:
             state = self.state[parameter]

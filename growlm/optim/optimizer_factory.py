@@ -11,9 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growlm.config.schema import OptimizerConfig
-from growlm.growth.eight_bit_moments import fits_eight_bits, scale_of
-from growlm.growth.growth_map import table_of
-from growlm.growth.optimizer_state import FACTORED, State, in_form, state_shapes
+from growlm.growth.eight_bit_moments import is_quantizable, scale_key
+from growlm.growth.growth_map import axes_table_from_config
+from growlm.growth.optimizer_state import (
+    FACTORED_ENTRIES,
+    ParameterState,
+    convert_moments,
+    expected_state_shapes,
+)
 from growlm.model.axes import Label, Role, axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
@@ -40,7 +45,7 @@ def build_optimizer(
     members: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         label = table[name].label
-        muon = settings.name == "muon" and maps_inside(label)
+        muon = settings.name == "muon" and is_hidden_matrix(label)
         members[label.has(Role.READS), muon, lr_factor(name)].append(parameter)
     groups: list[dict[str, Any]] = []
     for (decayed, muon, factor), parameters in members.items():
@@ -50,7 +55,7 @@ def build_optimizer(
     return _BUILDERS[settings.name](groups, lr, settings)
 
 
-def maps_inside(label: Label) -> bool:
+def is_hidden_matrix(label: Label) -> bool:
     """Whether a parameter is a matrix, or a stack of them, between two axes inside the model: Muon's kind."""
     to_vocabulary = label.has(Role.WRITES, "vocabulary")
     return label.has(Role.READS) and label.has(Role.WRITES) and not to_vocabulary
@@ -59,22 +64,22 @@ def maps_inside(label: Label) -> bool:
 STATE_ENTRIES = {
     "adamw": ("exp_avg", "exp_avg_sq"),
     "sgd": ("momentum_buffer",),
-    "adafactor": FACTORED,
+    "adafactor": FACTORED_ENTRIES,
 }
 
 
-def state_entries(config: ModelConfig, name: str) -> dict[str, tuple[str, ...]]:
+def expected_state_entries(config: ModelConfig, optimizer_name: str) -> dict[str, tuple[str, ...]]:
     """What an optimizer remembers of each parameter of a model, beside its steps."""
     entries = {}
-    for parameter, row in table_of(config, TransformerLM).items():
-        kind = name
-        if name == "muon":
-            kind = "sgd" if maps_inside(row.label) else "adamw"
-        elif name == adamw_8bit.NAME:
+    for parameter, row in axes_table_from_config(config, TransformerLM).items():
+        kind = optimizer_name
+        if optimizer_name == "muon":
+            kind = "sgd" if is_hidden_matrix(row.label) else "adamw"
+        elif optimizer_name == adamw_8bit.OPTIMIZER_NAME:
             kind = "adamw"
         entries[parameter] = STATE_ENTRIES[kind]
-        if name == adamw_8bit.NAME and fits_eight_bits(row.shape):
-            entries[parameter] += tuple(scale_of(entry) for entry in STATE_ENTRIES[kind])
+        if optimizer_name == adamw_8bit.OPTIMIZER_NAME and is_quantizable(row.shape):
+            entries[parameter] += tuple(scale_key(entry) for entry in STATE_ENTRIES[kind])
     return entries
 
 
@@ -108,14 +113,14 @@ def _adam_settings(settings: OptimizerConfig) -> dict[str, Any]:
 
 _BUILDERS = {
     "adamw": _adamw,
-    adamw_8bit.NAME: _adamw_8bit,
+    adamw_8bit.OPTIMIZER_NAME: _adamw_8bit,
     "sgd": _sgd,
     "adafactor": _adafactor,
     "muon": _muon,
 }
 
 
-def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, State]:
+def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, ParameterState]:
     """The optimizer's own state tensors, by parameter name; parameters without state are absent."""
     return {
         name: {entry: value for entry, value in state.items() if value is not None}
@@ -124,7 +129,9 @@ def states_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, State]:
     }
 
 
-def load_states(model: nn.Module, optimizer: Optimizer, states: dict[str, State]) -> None:
+def restore_optimizer_states(
+    model: nn.Module, optimizer: Optimizer, states: dict[str, ParameterState]
+) -> None:
     """Start the optimizer from `states`, which it takes over: in 8 bits if it holds them so, else plain.
 
     Raises:
@@ -135,10 +142,10 @@ def load_states(model: nn.Module, optimizer: Optimizer, states: dict[str, State]
     for name, state in states.items():
         if name not in parameters:
             raise ValueError(f"optimizer state of {name}, which is no parameter")
-        optimizer.state[parameters[name]] = in_form(state, eight_bits)
+        optimizer.state[parameters[name]] = convert_moments(state, eight_bits)
 
 
-def audit_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Every trainable parameter is in exactly one group, and all state has its parameter's shape.
 
     Raises:
@@ -154,6 +161,6 @@ def audit_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     for name, parameter in model.named_parameters():
         state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
         shapes = {entry: tuple(value.shape) for entry, value in state.items()}
-        expected = state_shapes(shapes, tuple(parameter.shape))
+        expected = expected_state_shapes(shapes, tuple(parameter.shape))
         if shapes != expected:
             raise ValueError(f"optimizer state of {name} is {shapes}, must be {expected}")

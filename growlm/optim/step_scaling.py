@@ -20,9 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from growlm.distributed.dtensors import is_sharded, own_part, total
-from growlm.growth.optimizer_state import State, bias_correction, change_moments
-from growlm.growth.transforms.scale_factors import Factors, common_value, original_entries, product
+from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor, is_sharded
+from growlm.growth.optimizer_state import ParameterState, bias_correction, update_moments
+from growlm.growth.transforms.scale_factors import (
+    ScaleFactors,
+    common_value,
+    original_mask,
+    outer_product,
+)
 
 CLIP_EPS = 1e-6
 """Added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -31,27 +36,27 @@ CLIP_EPS = 1e-6
 class StepScaling:
     """Nothing is scaled: `carry` and `reset`."""
 
-    lasting_factors: Mapping[str, Factors] = {}
+    carried_factors: Mapping[str, ScaleFactors] = {}
     """What the next phase of the same mode goes on from."""
 
     def lr_factor(self, name: str) -> float:
         """What the parameter's rate is multiplied with."""
         return 1.0
 
-    def start(self, states: Mapping[str, State]) -> None:
+    def scale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Change plain states, in place, into what the optimizer should begin with."""
 
-    def settle(self, states: Mapping[str, State]) -> None:
+    def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Change the optimizer's states, in place, back into plain ones."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What has changed since the phase began, as JSON."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, in place of `start`."""
 
-    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+    def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
         """After the backward pass: clip the gradients.
 
         Args:
@@ -64,44 +69,44 @@ class StepScaling:
             NaN from one to all.
         """
         trained = [p for p in model.parameters() if p.grad is not None]
-        norm = total_norm([p.grad for p in trained if p.grad is not None])
+        norm = compute_gradient_norm([p.grad for p in trained if p.grad is not None])
         # Torch multiplies them all, by 1 too. Only a CPU's norm can be looked at without waiting for it.
-        within = norm.device.type == "cpu" and bool(clip / (norm + CLIP_EPS) >= 1.0)
+        within = norm.device.type == "cpu" and bool(max_norm / (norm + CLIP_EPS) >= 1.0)
         if not within:
-            torch.nn.utils.clip_grads_with_norm_(trained, clip, _or_zero(norm))
+            torch.nn.utils.clip_grads_with_norm_(trained, max_norm, _zero_if_nonfinite(norm))
         return norm
 
-    def after_update(self) -> None:
+    def after_step(self) -> None:
         """After the optimizer's step."""
 
-    def abandon(self) -> None:
+    def skip_step(self) -> None:
         """After `before_update`: there will be no step."""
 
 
 @torch.no_grad()
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+def compute_gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of gradients, all sharded or none."""
-    norm = torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
+    norm = torch.nn.utils.get_total_norm([get_local_tensor(gradient) for gradient in gradients])
     if not gradients or not is_sharded(gradients[0]):
         return norm
-    return total(norm.square(), gradients[0]).sqrt()
+    return all_reduce_sum(norm.square(), gradients[0]).sqrt()
 
 
-def _or_zero(norm: Tensor) -> Tensor:
+def _zero_if_nonfinite(norm: Tensor) -> Tensor:
     """A norm that clips nothing where it is not finite; nobody waits for the device to know."""
     return torch.where(torch.isfinite(norm), norm, 0.0)
 
 
-class _EntrywiseUpdates:
+class _EntrywiseUpdateScaling:
     """Scales the update that an optimizer made, entry by entry: what decays is left alone.
 
     Holds one more copy of the parameters it scales, between the backward pass and the end of the step.
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
+        self._old_values: list[tuple[nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
 
-    def remember(
+    def record(
         self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
     ) -> None:
         """Before the update.
@@ -115,25 +120,25 @@ class _EntrywiseUpdates:
             kept = 1.0 - group["lr"] * group["weight_decay"] if decoupled else 1.0
             for parameter in group["params"]:
                 if parameter in scales:
-                    old = own_part(parameter.detach()) * kept
-                    self._before.append((parameter, old, scales[parameter]))
+                    old = get_local_tensor(parameter.detach()) * kept
+                    self._old_values.append((parameter, old, scales[parameter]))
 
     @torch.no_grad()
     def apply(self) -> None:
         """After the update."""
-        for parameter, old, scale in self._before:
-            new = own_part(parameter)
+        for parameter, old, scale in self._old_values:
+            new = get_local_tensor(parameter)
             new.copy_(torch.lerp(old, new, scale(parameter)))
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of what was remembered."""
-        self._before.clear()
+        self._old_values.clear()
 
 
-def _for_new_entries(factors: Factors, scale: float, like: Tensor) -> Tensor:
+def _scale_new_entries(factors: ScaleFactors, scale: float, like: Tensor) -> Tensor:
     """`scale` for entries outside the original block, 1 inside it."""
-    original = original_entries(factors, like)
+    original = original_mask(factors, like)
     return original + scale * (1.0 - original)
 
 
@@ -144,24 +149,24 @@ class ExactScaling(StepScaling):
         factors: By parameter name, since the first boundary of this mode in a row.
     """
 
-    def __init__(self, factors: Mapping[str, Factors]) -> None:
-        self.factors = self.lasting_factors = factors
-        self._updates = _EntrywiseUpdates()
+    def __init__(self, factors: Mapping[str, ScaleFactors]) -> None:
+        self.factors = self.carried_factors = factors
+        self._updates = _EntrywiseUpdateScaling()
 
     def lr_factor(self, name: str) -> float:
         """a, where all entries of the parameter have the same; else its updates are scaled one by one."""
         return self._weight_factor(name) or 1.0
 
-    def start(self, states: Mapping[str, State]) -> None:
+    def scale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Moments of the gradient as the old model would see it."""
         self._scale_moments(states, -1)
 
-    def settle(self, states: Mapping[str, State]) -> None:
+    def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Moments of the gradient as it is."""
         self._scale_moments(states, 1)
 
     @torch.no_grad()
-    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+    def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
         """Gradients as the old model would see them, clipped by the norm that it would see."""
         trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
         squares = []
@@ -169,31 +174,33 @@ class ExactScaling(StepScaling):
             factors, gradient = self.factors[name], parameter.grad
             assert gradient is not None
             if common_value([f.gradient for f in factors]) != 1.0:
-                own_part(gradient).div_(product([f.gradient for f in factors], gradient))
-            share = product([f.norm_share for f in factors], gradient)
-            squares.append((own_part(gradient).square() * share).sum())
-        norm = total(torch.stack(squares).sum(), trained[0][1]).sqrt()
-        shrink = (clip / (_or_zero(norm) + CLIP_EPS)).clamp(max=1.0)
+                get_local_tensor(gradient).div_(
+                    outer_product([f.gradient for f in factors], gradient)
+                )
+            share = outer_product([f.norm_share for f in factors], gradient)
+            squares.append((get_local_tensor(gradient).square() * share).sum())
+        norm = all_reduce_sum(torch.stack(squares).sum(), trained[0][1]).sqrt()
+        shrink = (max_norm / (_zero_if_nonfinite(norm) + CLIP_EPS)).clamp(max=1.0)
         for _, parameter in trained:
             assert parameter.grad is not None
-            own_part(parameter.grad).mul_(shrink)
-        self._remember_uneven(dict(trained), optimizer)
+            get_local_tensor(parameter.grad).mul_(shrink)
+        self._record_nonuniform(dict(trained), optimizer)
         return norm
 
-    def after_update(self) -> None:
+    def after_step(self) -> None:
         """Scale what could not be scaled by a group's rate."""
         self._updates.apply()
 
-    def abandon(self) -> None:
+    def skip_step(self) -> None:
         """Forget what the weights were."""
-        self._updates.forget()
+        self._updates.clear()
 
     def _weight_factor(self, name: str) -> float | None:
         return common_value([f.weight for f in self.factors[name]])
 
-    def _remember_uneven(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+    def _record_nonuniform(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
         scales = {
-            parameter: partial(product, [f.weight for f in self.factors[name]])
+            parameter: partial(outer_product, [f.weight for f in self.factors[name]])
             for name, parameter in trained.items()
             if self._weight_factor(name) is None
         }
@@ -203,21 +210,23 @@ class ExactScaling(StepScaling):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p in scales and group["weight_decay"]:
-                        own = own_part(p)
+                        own = get_local_tensor(p)
                         decayed = own / scales[p](p) - own
-                        own_part(p.grad).add_(decayed, alpha=group["weight_decay"])
-        self._updates.remember(optimizer, scales)
+                        get_local_tensor(p.grad).add_(decayed, alpha=group["weight_decay"])
+        self._updates.record(optimizer, scales)
 
-    def _scale_moments(self, states: Mapping[str, State], direction: int) -> None:
+    def _scale_moments(self, states: Mapping[str, ParameterState], direction: int) -> None:
         for name, state in states.items():
             vectors = [f.gradient for f in self.factors[name]]
             if common_value(vectors) == 1.0:
                 continue
 
             def scale(moment: Tensor, power: int, vectors: list[Tensor] = vectors) -> None:
-                own_part(moment).mul_(product([v ** (direction * power) for v in vectors], moment))
+                get_local_tensor(moment).mul_(
+                    outer_product([v ** (direction * power) for v in vectors], moment)
+                )
 
-            change_moments(state, scale)
+            update_moments(state, scale)
 
 
 class AsymmetricScaling(StepScaling):
@@ -232,20 +241,20 @@ class AsymmetricScaling(StepScaling):
 
     def __init__(
         self,
-        factors: Mapping[str, Factors],
-        peak: float,
+        factors: Mapping[str, ScaleFactors],
+        peak_lr_factor: float,
         warmup_steps: int,
         betas: tuple[float, float] | None,
     ) -> None:
         self.factors = {
             name: f for name, f in factors.items() if not all(bool(d.original.all()) for d in f)
         }
-        self.peak, self.warmup_steps, self.betas = peak, warmup_steps, betas
-        self.age = 0
+        self.peak_lr_factor, self.warmup_steps, self.betas = peak_lr_factor, warmup_steps, betas
+        self.steps_since_growth = 0
         self._old_steps: dict[str, float] = {}
-        self._updates = _EntrywiseUpdates()
+        self._updates = _EntrywiseUpdateScaling()
 
-    def start(self, states: Mapping[str, State]) -> None:
+    def scale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Note how many steps the old entries have behind them; tensors without a past need no scaling."""
         if self.betas is None:
             return
@@ -253,59 +262,72 @@ class AsymmetricScaling(StepScaling):
         steps = {name: states[name].get("step") for name in self.factors}
         self._old_steps = {name: float(step) for name, step in steps.items() if step is not None}
 
-    def settle(self, states: Mapping[str, State]) -> None:
+    def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Moments of the new entries as if they were as old as the others."""
-        if self.betas is None or not self.age:
+        if self.betas is None or not self.steps_since_growth:
             return
         for name, old_steps in self._old_steps.items():
-            change_moments(states[name], partial(self._age, self.factors[name], old_steps))
+            update_moments(
+                states[name], partial(self._adjust_bias_correction, self.factors[name], old_steps)
+            )
 
-    def _age(self, factors: Factors, old_steps: float, moment: Tensor, power: int) -> None:
+    def _adjust_bias_correction(
+        self, factors: ScaleFactors, old_steps: float, moment: Tensor, power: int
+    ) -> None:
         assert self.betas is not None
         beta = self.betas[power - 1]
-        ratio = bias_correction(beta, old_steps + self.age) / bias_correction(beta, self.age)
-        own_part(moment).mul_(_for_new_entries(factors, ratio, moment))
+        ratio = bias_correction(beta, old_steps + self.steps_since_growth) / bias_correction(
+            beta, self.steps_since_growth
+        )
+        get_local_tensor(moment).mul_(_scale_new_entries(factors, ratio, moment))
 
-    def before_update(self, model: nn.Module, optimizer: Optimizer, clip: float) -> Tensor:
+    def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
         """Clip, and remember what the new entries were."""
-        norm = super().before_update(model, optimizer, clip)
-        self.age += 1
+        norm = super().before_step(model, optimizer, max_norm)
+        self.steps_since_growth += 1
         scales = {}
         for name, parameter in model.named_parameters():
             if name not in self.factors or parameter.grad is None:
                 continue
-            scale = self.new_block_scale(name)
+            scale = self.new_entry_factor(name)
             if abs(scale - 1.0) > 1e-6:
-                scales[parameter] = partial(_for_new_entries, self.factors[name], scale)
-        self._updates.remember(optimizer, scales)
+                scales[parameter] = partial(_scale_new_entries, self.factors[name], scale)
+        self._updates.record(optimizer, scales)
         return norm
 
-    def after_update(self) -> None:
+    def after_step(self) -> None:
         """Scale the new entries' updates."""
         self._updates.apply()
 
-    def abandon(self) -> None:
+    def skip_step(self) -> None:
         """Forget what the weights were; the entries are no older."""
-        self._updates.forget()
-        self.age -= 1
+        self._updates.clear()
+        self.steps_since_growth -= 1
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """How old the new entries are, which tensors have some, and how old the others in them were."""
-        return {"age": self.age, "scaled": list(self.factors), "old_steps": self._old_steps}
+        return {
+            "age": self.steps_since_growth,
+            "scaled": list(self.factors),
+            "old_steps": self._old_steps,
+        }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on."""
-        self.age, self._old_steps = state["age"], state["old_steps"]
+        self.steps_since_growth, self._old_steps = state["age"], state["old_steps"]
         self.factors = {name: self.factors[name] for name in state["scaled"]}
 
-    def new_block_scale(self, name: str) -> float:
+    def new_entry_factor(self, name: str) -> float:
         """What the update of the parameter's new entries is multiplied with at the present step."""
-        climb = min(self.age, 2 * self.warmup_steps - self.age) / max(1, self.warmup_steps)
-        warmed = 1.0 + (self.peak - 1.0) * max(0.0, climb)
+        climb = min(self.steps_since_growth, 2 * self.warmup_steps - self.steps_since_growth) / max(
+            1, self.warmup_steps
+        )
+        warmed = 1.0 + (self.peak_lr_factor - 1.0) * max(0.0, climb)
         if self.betas is None or name not in self._old_steps:  # SGD, and what Muon steps
             return warmed
-        total = self._old_steps[name] + self.age
+        total = self._old_steps[name] + self.steps_since_growth
         first, second = (
-            bias_correction(beta, total) / bias_correction(beta, self.age) for beta in self.betas
+            bias_correction(beta, total) / bias_correction(beta, self.steps_since_growth)
+            for beta in self.betas
         )
         return warmed * first / second**0.5

@@ -7,87 +7,101 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growlm.config.phase_plan import PlannedPhase
-from growlm.planner.sharding_layout import Layout
+from growlm.planner.sharding_layout import ShardingLayout
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that DDP sums at once (torch's `bucket_cap_mb`)."""
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Collective:
     """Messages of one kind."""
 
     kind: str
     """`all_reduce`, `all_gather`, `reduce_scatter` or `all_to_all`."""
-    sent: float
+    bytes_sent: float
     """Bytes that one device sends; it receives as many."""
-    operations: int
-    devices: int
+    num_calls: int
+    num_devices: int
     """That take part."""
-    spacing: int = 1
+    rank_stride: int = 1
     """They are every so many."""
-    uncovered: float = 0.0
+    exposed_fraction: float = 0.0
     """The part of it during which no device computes, whatever there is to compute."""
 
 
 @dataclass(frozen=True)
-class Links:
+class Interconnect:
     """How fast devices reach one another."""
 
-    per_node: int
+    devices_per_node: int
     """Devices of a node."""
-    inside: float
+    intra_node_bandwidth: float
     """Bytes per second that a device sends to others of its node, while it receives as many."""
-    between: float
+    inter_node_bandwidth: float
     """Likewise to other nodes."""
-    latency: float
+    latency_seconds: float
     """Seconds of a message, whatever its size."""
 
-    def seconds(self, exchange: Exchange) -> float:
+    def estimate_seconds(self, collective: Collective) -> float:
         """Of an exchange with nothing else going on."""
-        group = exchange.devices
+        group = collective.num_devices
         if group == 1:
             return 0.0
-        together = max(1, min(group, self.per_node // exchange.spacing))  # of a group, in one node
-        waiting = exchange.operations * self.latency * math.ceil(math.log2(group))
-        if exchange.kind == "all_to_all":
-            to_each = exchange.sent / (group - 1)
+        together = max(
+            1, min(group, self.devices_per_node // collective.rank_stride)
+        )  # of a group, in one node
+        waiting = collective.num_calls * self.latency_seconds * math.ceil(math.log2(group))
+        if collective.kind == "all_to_all":
+            to_each = collective.bytes_sent / (group - 1)
             near, far = to_each * (together - 1), to_each * (group - together)
-            return waiting + max(near / self.inside, far / self.between)
+            return waiting + max(near / self.intra_node_bandwidth, far / self.inter_node_bandwidth)
         # Rings, one for each network port: each crosses a node's border once, with its part of the bytes.
-        near = exchange.sent / self.inside if together > 1 else 0.0
-        far = exchange.sent / (together * self.between) if together < group else 0.0
+        near = collective.bytes_sent / self.intra_node_bandwidth if together > 1 else 0.0
+        far = (
+            collective.bytes_sent / (together * self.inter_node_bandwidth)
+            if together < group
+            else 0.0
+        )
         return waiting + max(near, far)
 
 
 @dataclass(frozen=True)
-class Traffic:
+class StepCommunication:
     """Of a step of one device."""
 
-    forward: tuple[Exchange, ...] = ()
+    forward: tuple[Collective, ...] = ()
     """In each pass, while the forward pass computes."""
-    backward: tuple[Exchange, ...] = ()
+    backward: tuple[Collective, ...] = ()
     """In each pass, while the backward pass computes."""
-    between: tuple[Exchange, ...] = ()
+    blocking: tuple[Collective, ...] = ()
     """In each pass, while nothing computes."""
-    last: tuple[Exchange, ...] = ()
+    last_backward: tuple[Collective, ...] = ()
     """In the last pass, while its backward pass computes."""
 
-    def sent(self, passes: int) -> dict[str, int]:
+    def bytes_by_kind(self, num_passes: int) -> dict[str, int]:
         """Bytes that the device sends in a step, by kind."""
         found: dict[str, float] = {}
-        for exchange in (*self.forward, *self.backward, *self.between):
-            found[exchange.kind] = found.get(exchange.kind, 0) + passes * exchange.sent
-        for exchange in self.last:
-            found[exchange.kind] = found.get(exchange.kind, 0) + exchange.sent
+        for exchange in (*self.forward, *self.backward, *self.blocking):
+            found[exchange.kind] = found.get(exchange.kind, 0) + num_passes * exchange.bytes_sent
+        for exchange in self.last_backward:
+            found[exchange.kind] = found.get(exchange.kind, 0) + exchange.bytes_sent
         return {kind: round(sent) for kind, sent in found.items()}
 
-    def seconds(self, links: Links, passes: int) -> float:
+    def total_seconds(self, interconnect: Interconnect, num_passes: int) -> float:
         """Of all of it in a step, one after another."""
-        every = (*self.forward, *self.backward, *self.between)
-        return passes * _sum(links, every) + _sum(links, self.last)
+        every = (*self.forward, *self.backward, *self.blocking)
+        return num_passes * _sum_seconds(interconnect, every) + _sum_seconds(
+            interconnect, self.last_backward
+        )
 
-    def waiting(self, links: Links, passes: int, forward: float, backward: float) -> float:
+    def exposed_seconds(
+        self,
+        interconnect: Interconnect,
+        num_passes: int,
+        forward_seconds: float,
+        backward_seconds: float,
+    ) -> float:
         """Seconds of a step in which the device waits for others.
 
         Args:
@@ -96,21 +110,35 @@ class Traffic:
             forward: Seconds that a forward pass computes.
             backward: Seconds that a backward pass computes.
         """
-        each = _not_covered(links, self.forward, forward)
-        each += _not_covered(links, self.backward, backward) + _sum(links, self.between)
-        return passes * each + _not_covered(links, self.last, backward)
+        each = _exposed_seconds(interconnect, self.forward, forward_seconds)
+        each += _exposed_seconds(interconnect, self.backward, backward_seconds) + _sum_seconds(
+            interconnect, self.blocking
+        )
+        return num_passes * each + _exposed_seconds(
+            interconnect, self.last_backward, backward_seconds
+        )
 
 
-def _sum(links: Links, exchanges: Sequence[Exchange]) -> float:
-    return sum(links.seconds(exchange) for exchange in exchanges)
+def _sum_seconds(interconnect: Interconnect, collectives: Sequence[Collective]) -> float:
+    return sum(interconnect.estimate_seconds(exchange) for exchange in collectives)
 
 
-def _not_covered(links: Links, exchanges: Sequence[Exchange], computing: float) -> float:
-    least = sum(exchange.uncovered * links.seconds(exchange) for exchange in exchanges)
-    return max(least, _sum(links, exchanges) - computing)
+def _exposed_seconds(
+    interconnect: Interconnect, collectives: Sequence[Collective], compute_seconds: float
+) -> float:
+    least = sum(
+        exchange.exposed_fraction * interconnect.estimate_seconds(exchange)
+        for exchange in collectives
+    )
+    return max(least, _sum_seconds(interconnect, collectives) - compute_seconds)
 
 
-def traffic(layout: Layout, phase: PlannedPhase, tokens: int, recomputed: bool) -> Traffic:
+def plan_communication(
+    layout: ShardingLayout,
+    phase: PlannedPhase,
+    tokens_per_pass: int,
+    activation_checkpointing: bool,
+) -> StepCommunication:
     """What a phase's step sends.
 
     Args:
@@ -119,72 +147,78 @@ def traffic(layout: Layout, phase: PlannedPhase, tokens: int, recomputed: bool) 
         tokens: That one device reads in a pass.
         recomputed: Whether blocks are computed again in the backward pass.
     """
-    if layout.devices == 1:
-        return Traffic()
+    if layout.num_devices == 1:
+        return StepCommunication()
     if layout.strategy == "fsdp":
-        return _sharded(layout, phase)
-    if layout.strategy == "ddp" or not phase.model.is_moe:
-        return Traffic(last=(_summed(layout.weight_bytes(phase), layout.devices),))
-    return _expert_parallel(layout, phase, tokens, recomputed)
+        return _fsdp_communication(layout, phase)
+    if layout.strategy == "ddp" or not phase.model_config.is_moe:
+        return StepCommunication(
+            last_backward=(_all_reduce(layout.weight_bytes(phase), layout.num_devices),)
+        )
+    return _expert_parallel_communication(layout, phase, tokens_per_pass, activation_checkpointing)
 
 
-def _summed(gradients: int, devices: int, spacing: int = 1) -> Exchange:
+def _all_reduce(gradients: int, devices: int, rank_stride: int = 1) -> Collective:
     """A ring's all-reduce: every entry goes round twice but for the device's own part."""
-    return Exchange(
+    return Collective(
         "all_reduce",
-        sent=2 * (devices - 1) / devices * gradients,
-        operations=math.ceil(gradients / BUCKET_BYTES),
-        devices=devices,
-        spacing=spacing,
+        bytes_sent=2 * (devices - 1) / devices * gradients,
+        num_calls=math.ceil(gradients / BUCKET_BYTES),
+        num_devices=devices,
+        rank_stride=rank_stride,
         # The last bucket is full when the backward pass ends.
-        uncovered=min(1.0, BUCKET_BYTES / gradients),
+        exposed_fraction=min(1.0, BUCKET_BYTES / gradients),
     )
 
 
-def _sharded(layout: Layout, phase: PlannedPhase) -> Traffic:
+def _fsdp_communication(layout: ShardingLayout, phase: PlannedPhase) -> StepCommunication:
     """FSDP2: everything is put together for the forward pass and again for the backward one, in full precision."""
-    whole, layers = layout.whole(phase.model), phase.model.n_layers
-    entries, devices = whole.root + layers * whole.block, layout.devices
-    sent = (devices - 1) / devices * layout.width * entries
-    return Traffic(
+    whole, layers = layout.unsharded_sizes(phase.model_config), phase.model_config.n_layers
+    entries, devices = whole.root_elements + layers * whole.block_elements, layout.num_devices
+    sent = (devices - 1) / devices * layout.bytes_per_element * entries
+    return StepCommunication(
         forward=(
-            Exchange(
+            Collective(
                 "all_gather",
                 sent,
                 layers + 1,
                 devices,
-                uncovered=(whole.root + whole.block) / entries,  # the first product needs both
+                exposed_fraction=(whole.root_elements + whole.block_elements)
+                / entries,  # the first product needs both
             ),
         ),
         backward=(
-            Exchange("all_gather", sent, layers + 1, devices),
-            Exchange(
+            Collective("all_gather", sent, layers + 1, devices),
+            Collective(
                 "reduce_scatter",
                 sent,
                 layers + 1,
                 devices,
-                uncovered=whole.root / entries,  # the embedding's gradient is there last
+                exposed_fraction=whole.root_elements
+                / entries,  # the embedding's gradient is there last
             ),
         ),
     )
 
 
-def _expert_parallel(layout: Layout, phase: PlannedPhase, tokens: int, recomputed: bool) -> Traffic:
-    model = phase.model
-    group = layout.expert_devices(model)
-    replicas = layout.devices // group
+def _expert_parallel_communication(
+    layout: ShardingLayout, phase: PlannedPhase, tokens: int, activation_checkpointing: bool
+) -> StepCommunication:
+    model = phase.model_config
+    group = layout.expert_parallel_size(model)
+    replicas = layout.num_devices // group
     held = layout.weight_bytes(phase)
     experts = layout.expert_bytes(model)
     # To the experts and back; their gradients likewise; and once more what is computed again.
-    times = 6 if recomputed else 4
-    rows = tokens * model.top_k * model.d_model * layout.product_width * model.n_layers
-    exchanges = Exchange(
+    times = 6 if activation_checkpointing else 4
+    rows = tokens * model.top_k * model.d_model * layout.bytes_per_compute_element * model.n_layers
+    exchanges = Collective(
         "all_to_all",
-        sent=times * rows * (group - 1) / group,
-        operations=times * model.n_layers,
-        devices=group,
+        bytes_sent=times * rows * (group - 1) / group,
+        num_calls=times * model.n_layers,
+        num_devices=group,
     )
-    last = [_summed(held - experts, layout.devices)]
+    last = [_all_reduce(held - experts, layout.num_devices)]
     if replicas > 1:
-        last.append(_summed(experts, replicas, spacing=group))
-    return Traffic(between=(exchanges,) if group > 1 else (), last=tuple(last))
+        last.append(_all_reduce(experts, replicas, rank_stride=group))
+    return StepCommunication(blocking=(exchanges,) if group > 1 else (), last_backward=tuple(last))

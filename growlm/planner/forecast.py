@@ -10,20 +10,25 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.filesize import decimal
 
-from growlm.config.load import config_folder
+from growlm.config.load import get_config_folder
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
 from growlm.config.schema import OptimizerConfig, PhaseConfig, RunConfig
 from growlm.config.validation import check_config
 from growlm.optim import adamw_8bit
 from growlm.planner.calibration import Calibration
-from growlm.planner.memory_estimate import Footprint, footprint, least_bytes, pass_work
-from growlm.planner.sharding_layout import Layout, layout_of
-from growlm.planner.time_estimate import PhaseWork, phase_work
+from growlm.planner.memory_estimate import (
+    MemoryEstimate,
+    estimate_memory,
+    estimate_pass_workload,
+    min_memory_bytes,
+)
+from growlm.planner.sharding_layout import ShardingLayout, build_sharding_layout
+from growlm.planner.time_estimate import PhaseWorkload, estimate_phase_workload
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 
-OFFERS = 3
-MARGIN = 0.98
+MAX_SUGGESTIONS = 3
+USABLE_MEMORY_FRACTION = 0.98
 """Of the memory that an offer may need: a little less may be free when it is tried."""
 
 
@@ -35,27 +40,27 @@ class DoesNotFitError(UserError):
         changes: What would fit.
     """
 
-    def __init__(self, forecast: Forecast, changes: list[Change]) -> None:
-        cost = forecast.refused[0]
-        needed, limit = decimal(cost.footprint.peak), decimal(forecast.machine.memory)
+    def __init__(self, forecast: Forecast, changes: list[ConfigChange]) -> None:
+        cost = forecast.phases_not_fitting[0]
+        needed, limit = decimal(cost.memory.peak), decimal(forecast.machine.memory_bytes)
         offers = "; or ".join(" ".join(change.overrides) for change in changes)
-        devices = forecast.layout.devices
+        devices = forecast.layout.num_devices
         where = f" on each of {devices} devices" if devices > 1 else ""
         super().__init__(
             f"phases.{cost.phase.name}",
-            f"{cost.phase.parameters.total:,} parameters",
+            f"{cost.phase.parameter_report.total:,} parameters",
             f"needs {needed}{where}, there are {limit} (trainer.memory_gb). "
             + (f"These fit: {offers}" if offers else "No change that the planner knows fits"),
         )
 
 
 @dataclass(frozen=True)
-class PhaseCost:
+class PhaseForecast:
     """A phase of the planner's table."""
 
     phase: PlannedPhase
-    footprint: Footprint
-    work: PhaseWork
+    memory: MemoryEstimate
+    workload: PhaseWorkload
     fits: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -63,16 +68,16 @@ class PhaseCost:
         phase = self.phase
         return {
             "name": phase.name,
-            "total_parameters": phase.parameters.total,
-            "active_parameters": phase.parameters.active,
-            "steps": phase.steps,
-            "tokens": phase.steps * phase.tokens_per_step,
-            "flops": phase.steps * phase.flops_per_step,
+            "total_parameters": phase.parameter_report.total,
+            "active_parameters": phase.parameter_report.active,
+            "steps": phase.num_steps,
+            "tokens": phase.num_steps * phase.tokens_per_step,
+            "flops": phase.num_steps * phase.flops_per_step,
             "lr": phase.settings.lr,
-            "model": asdict(phase.model),
-            "memory": {**asdict(self.footprint), "peak": self.footprint.peak},
+            "model": asdict(phase.model_config),
+            "memory": {**asdict(self.memory), "peak": self.memory.peak},
             "fits": self.fits,
-            "sent": self.work.traffic.sent(self.work.passes),
+            "sent": self.workload.communication.bytes_by_kind(self.workload.passes_per_step),
         }
 
 
@@ -80,30 +85,30 @@ class PhaseCost:
 class Forecast:
     """The planner's table."""
 
-    costs: list[PhaseCost]
+    phase_forecasts: list[PhaseForecast]
     machine: Machine
-    layout: Layout
+    layout: ShardingLayout
 
     @property
-    def refused(self) -> list[PhaseCost]:
+    def phases_not_fitting(self) -> list[PhaseForecast]:
         """Phases that do not fit."""
-        return [cost for cost in self.costs if not cost.fits]
+        return [cost for cost in self.phase_forecasts if not cost.fits]
 
     def to_json(self, calibration: Calibration | None = None) -> dict[str, Any]:
         """As `growlm.plan format=json` prints it; with times where the device's speed is given."""
-        phases = [cost.to_json() for cost in self.costs]
+        phases = [cost.to_json() for cost in self.phase_forecasts]
         if calibration is not None:
-            for phase, cost in zip(phases, self.costs, strict=True):
-                phase["seconds"] = cost.work.seconds(calibration)
+            for phase, cost in zip(phases, self.phase_forecasts, strict=True):
+                phase["seconds"] = cost.workload.estimate_seconds(calibration)
         return {
-            "devices": self.layout.devices,
+            "devices": self.layout.num_devices,
             "strategy": self.layout.strategy,
-            "memory_limit": self.machine.memory,
+            "memory_limit": self.machine.memory_bytes,
             "phases": phases,
         }
 
 
-def forecast(
+def forecast_plan(
     config: RunConfig, plan: Plan, machine: Machine, strategy: str | None = None
 ) -> Forecast:
     """Cost every phase.
@@ -114,49 +119,53 @@ def forecast(
         machine: What each of its devices is.
         strategy: `ddp`, `fsdp` or `expert`, in place of the run's own.
     """
-    layout = layout_of(config.trainer, machine, strategy)
-    costs: list[PhaseCost] = []
+    layout = build_sharding_layout(config.trainer, machine, strategy)
+    costs: list[PhaseForecast] = []
     had = 0
     for phase in plan.phases:
         before = costs[-1].phase if costs else None
-        work = pass_work(config, plan, phase, machine)
-        memory = footprint(config, phase, before, work, machine, layout)
-        time = phase_work(config, plan, phase, before, work, memory, machine, layout, had)
-        costs.append(PhaseCost(phase, memory, time, memory.peak <= machine.memory))
+        work = estimate_pass_workload(config, plan, phase, machine)
+        memory = estimate_memory(config, phase, before, work, machine, layout)
+        time = estimate_phase_workload(
+            config, plan, phase, before, work, memory, machine, layout, had
+        )
+        costs.append(PhaseForecast(phase, memory, time, memory.peak <= machine.memory_bytes))
         had = max(had, memory.peak)
     return Forecast(costs, machine, layout)
 
 
-def check_fits(config: RunConfig, vocab_size: int, table: Forecast) -> None:
+def check_plan_fits(config: RunConfig, vocab_size: int, forecast: Forecast) -> None:
     """Refuse a plan that does not fit.
 
     Raises:
         DoesNotFitError: With the changes that would.
     """
-    if table.refused:
-        raise DoesNotFitError(table, changes_that_fit(config, vocab_size, table))
+    if forecast.phases_not_fitting:
+        raise DoesNotFitError(forecast, find_fitting_changes(config, vocab_size, forecast))
 
 
 @dataclass(frozen=True)
-class Change:
+class ConfigChange:
     """A change to a run, and the overrides that make it."""
 
     overrides: tuple[str, ...]
     apply: Callable[[RunConfig], RunConfig]
 
     @property
-    def settings(self) -> set[str]:
+    def changed_keys(self) -> set[str]:
         """The keys that it sets."""
         return {override.partition("=")[0] for override in self.overrides}
 
-    def __add__(self, other: Change) -> Change:
+    def __add__(self, other: ConfigChange) -> ConfigChange:
         """Both."""
-        return Change(
+        return ConfigChange(
             self.overrides + other.overrides, lambda config: other.apply(self.apply(config))
         )
 
 
-def less_memory(config: RunConfig, vocab_size: int, table: Forecast, phase: PlannedPhase) -> str:
+def suggest_less_memory(
+    config: RunConfig, vocab_size: int, forecast: Forecast, phase: PlannedPhase
+) -> str:
     """What the planner offers where a phase ran out of memory against its forecast, in words.
 
     Args:
@@ -165,16 +174,20 @@ def less_memory(config: RunConfig, vocab_size: int, table: Forecast, phase: Plan
         table: Its forecast.
         phase: The phase.
     """
-    peak = table.costs[phase.index].footprint.peak
-    machine = replace(table.machine, memory=round(0.9 * min(peak, table.machine.memory)))
-    tighter = forecast(config, make_plan(config, vocab_size), machine)
-    offers = [" ".join(c.overrides) for c in changes_that_fit(config, vocab_size, tighter)]
+    peak = forecast.phase_forecasts[phase.index].memory.peak
+    machine = replace(
+        forecast.machine, memory_bytes=round(0.9 * min(peak, forecast.machine.memory_bytes))
+    )
+    tighter = forecast_plan(config, make_plan(config, vocab_size), machine)
+    offers = [" ".join(c.overrides) for c in find_fitting_changes(config, vocab_size, tighter)]
     if not offers:
         return "No change that the planner knows needs less"
     return f"A new run with one of these needs less: {'; or '.join(offers)}"
 
 
-def changes_that_fit(config: RunConfig, vocab_size: int, table: Forecast) -> list[Change]:
+def find_fitting_changes(
+    config: RunConfig, vocab_size: int, forecast: Forecast
+) -> list[ConfigChange]:
     """The cheapest changes under which every phase fits, each tried; at most `OFFERS`, single ones before pairs.
 
     Args:
@@ -182,19 +195,23 @@ def changes_that_fit(config: RunConfig, vocab_size: int, table: Forecast) -> lis
         vocab_size: Of the tokenizer.
         table: Its forecast, with phases that do not fit.
     """
-    single = list(_changes(config, [cost.phase for cost in table.refused], table.machine))
-    found: list[Change] = []
+    single = list(
+        _candidate_changes(
+            config, [cost.phase for cost in forecast.phases_not_fitting], forecast.machine
+        )
+    )
+    found: list[ConfigChange] = []
     for change in chain(single, (a + b for a, b in combinations(single, 2))):
-        if any(known.settings <= change.settings for known in found):
+        if any(known.changed_keys <= change.changed_keys for known in found):
             continue  # more of what is enough already
-        if _fits(change.apply(config), vocab_size, table.machine):
+        if _config_fits(change.apply(config), vocab_size, forecast.machine):
             found.append(change)
-        if len(found) == OFFERS:
+        if len(found) == MAX_SUGGESTIONS:
             break
     return found
 
 
-def _fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
+def _config_fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
     try:
         check_config(config)
         plan = make_plan(config, vocab_size)
@@ -202,14 +219,16 @@ def _fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
         return False
     if config.trainer.precision != "auto":
         machine = replace(machine, precision=config.trainer.precision)
-    layout = layout_of(config.trainer, machine)
-    if any(least_bytes(config, phase, layout) > machine.memory for phase in plan.phases):
+    layout = build_sharding_layout(config.trainer, machine)
+    if any(min_memory_bytes(config, phase, layout) > machine.memory_bytes for phase in plan.phases):
         return False
-    machine = replace(machine, memory=round(MARGIN * machine.memory))
-    return not forecast(config, plan, machine).refused
+    machine = replace(machine, memory_bytes=round(USABLE_MEMORY_FRACTION * machine.memory_bytes))
+    return not forecast_plan(config, plan, machine).phases_not_fitting
 
 
-def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) -> Iterator[Change]:
+def _candidate_changes(
+    config: RunConfig, phases: list[PlannedPhase], machine: Machine
+) -> Iterator[ConfigChange]:
     """Single changes, those first that change the run least: only its time, then its numbers, then its models."""
     if config.trainer.keep_freed_memory and machine.accelerator == "cpu":
         yield _trainer_change("keep_freed_memory", False)
@@ -220,21 +239,23 @@ def _changes(config: RunConfig, phases: list[PlannedPhase], machine: Machine) ->
         yield _trainer_change("activation_checkpointing", True)
     smaller = [_smaller_batch(p, devices) for p in phases if p.settings.batch_size > devices]
     if smaller:
-        yield _all_of(smaller)
+        yield _combine_changes(smaller)
     if config.trainer.precision == "64-true":
         yield _trainer_change("precision", "32-true")
-    if not machine.half_precision and config.trainer.precision != "auto":
+    if not machine.uses_half_precision and config.trainer.precision != "auto":
         yield _trainer_change("precision", "bf16-mixed")
-    for name in (adamw_8bit.NAME, "muon", "adafactor"):
-        if name == adamw_8bit.NAME and adamw_8bit.why_unavailable(machine.accelerator):
+    for name in (adamw_8bit.OPTIMIZER_NAME, "muon", "adafactor"):
+        if name == adamw_8bit.OPTIMIZER_NAME and adamw_8bit.get_unavailable_reason(
+            machine.accelerator
+        ):
             continue
         if name != config.optimizer.name:
             yield _other_optimizer(name)
     yield from _less_growth(config)
 
 
-def _trainer_change(setting: str, value: bool | str) -> Change:
-    return Change(
+def _trainer_change(setting: str, value: bool | str) -> ConfigChange:
+    return ConfigChange(
         (f"trainer.{setting}={str(value).lower()}",),
         lambda config: replace(
             config,
@@ -243,18 +264,18 @@ def _trainer_change(setting: str, value: bool | str) -> Change:
     )
 
 
-def _all_of(changes: list[Change]) -> Change:
+def _combine_changes(changes: list[ConfigChange]) -> ConfigChange:
     whole = changes[0]
     for change in changes[1:]:
         whole = whole + change
     return whole
 
 
-def _smaller_batch(phase: PlannedPhase, devices: int) -> Change:
+def _smaller_batch(phase: PlannedPhase, devices: int) -> ConfigChange:
     """One sequence a pass on each device, as many passes more: the same steps, slower."""
     accumulate = phase.settings.accumulate * phase.settings.batch_size // devices
     path = f"phases.{phase.name}"
-    return Change(
+    return ConfigChange(
         (f"{path}.batch_size={devices}", f"{path}.accumulate={accumulate}"),
         lambda config: _with_phase(
             config, phase.name, lambda p: replace(p, batch_size=devices, accumulate=accumulate)
@@ -262,13 +283,13 @@ def _smaller_batch(phase: PlannedPhase, devices: int) -> Change:
     )
 
 
-def _other_optimizer(name: str) -> Change:
-    file = OmegaConf.load(config_folder() / "optimizer" / f"{name}.yaml")
+def _other_optimizer(name: str) -> ConfigChange:
+    file = OmegaConf.load(get_config_folder() / "optimizer" / f"{name}.yaml")
     settings = OptimizerConfig(**OmegaConf.to_container(file))  # type: ignore[arg-type]
-    return Change((f"optimizer={name}",), lambda config: replace(config, optimizer=settings))
+    return ConfigChange((f"optimizer={name}",), lambda config: replace(config, optimizer=settings))
 
 
-def _less_growth(config: RunConfig) -> Iterator[Change]:
+def _less_growth(config: RunConfig) -> Iterator[ConfigChange]:
     """Fewer extra layers, then smaller scale factors, the largest first."""
     for name, phase in config.phases.items():
         for place, spec in enumerate(phase.grow):
@@ -291,7 +312,7 @@ def _less_growth(config: RunConfig) -> Iterator[Change]:
 
 def _grow_change(
     path: str, phase: str, place: int, operator: str, setting: str, value: float
-) -> Change:
+) -> ConfigChange:
     def change(settings: PhaseConfig) -> PhaseConfig:
         grow = list(settings.grow)
         changed = replace(getattr(grow[place], operator), **{setting: value})
@@ -299,7 +320,7 @@ def _grow_change(
         return replace(settings, grow=grow)
 
     override = f"{path}.{setting}={value:g}"
-    return Change((override,), lambda config: _with_phase(config, phase, change))
+    return ConfigChange((override,), lambda config: _with_phase(config, phase, change))
 
 
 def _with_phase(

@@ -28,7 +28,7 @@ from growlm.model.transformer import TransformerLM
 
 
 @dataclass(frozen=True)
-class PassWork:
+class PassWorkload:
     """Of one forward and backward pass."""
 
     activations: int
@@ -43,20 +43,20 @@ class PassWork:
     """In all other products, and in fused attention, which is no faster."""
     other_bytes: int
     """Read and written by everything that is no product."""
-    calls: int
+    num_calls: int
     """Operations of any kind."""
     weight_copies: int = 0
     """Of the activations: weights cast to half precision."""
 
 
-def dry_run(
+def trace_pass(
     config: ModelConfig,
-    batch: int,
-    time: int,
+    batch_size: int,
+    sequence_length: int,
     bf16: bool,
-    checkpointing: bool = False,
-    double: bool = False,
-) -> PassWork:
+    activation_checkpointing: bool = False,
+    fp64: bool = False,
+) -> PassWorkload:
     """Find the work of a pass.
 
     Args:
@@ -68,25 +68,30 @@ def dry_run(
         double: Whether everything is in fp64.
     """
     one, two = (
-        _dry_run(
-            astuple(replace(config, n_layers=layers)), batch, time, bf16, checkpointing, double
+        _trace_pass_cached(
+            astuple(replace(config, n_layers=layers)),
+            batch_size,
+            sequence_length,
+            bf16,
+            activation_checkpointing,
+            fp64,
         )
         for layers in (1, 2)
     )
     further = config.n_layers - 1
-    figures = {f.name: (getattr(one, f.name), getattr(two, f.name)) for f in fields(PassWork)}
-    return PassWork(**{name: a + further * (b - a) for name, (a, b) in figures.items()})
+    figures = {f.name: (getattr(one, f.name), getattr(two, f.name)) for f in fields(PassWorkload)}
+    return PassWorkload(**{name: a + further * (b - a) for name, (a, b) in figures.items()})
 
 
 @lru_cache(maxsize=256)
-def _dry_run(
+def _trace_pass_cached(
     shape: tuple[object, ...],
     batch: int,
     time: int,
     bf16: bool,
     checkpointing: bool,
     double: bool = False,
-) -> PassWork:
+) -> PassWorkload:
     dtype = torch.float64 if double else torch.float32
     with FakeTensorMode():
         with torch.device("meta"):
@@ -96,14 +101,14 @@ def _dry_run(
         model.recompute_blocks = checkpointing
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        account = _Account({p.untyped_storage() for p in model.parameters()})
+        account = _WorkloadCounter({p.untyped_storage() for p in model.parameters()})
         tokens = torch.zeros(batch, time + 1, dtype=torch.long)
         with (
             account,
             # torch's own fake version knows half precision only, and the rows of each expert are not known.
             mock.patch.object(F, "grouped_mm", lambda rows, weights, *, offs: rows @ weights[0]),
-            mock.patch.object(experts, "num_rows", lambda slots, ends: len(slots)),
-            mock.patch.object(experts.Experts, "_can_group", return_value=True),
+            mock.patch.object(experts, "count_padded_rows", lambda slots, ends: len(slots)),
+            mock.patch.object(experts.Experts, "_can_use_grouped_mm", return_value=True),
             mock.patch.object(
                 loss, "BLOCK_BYTES", 8 * loss.BLOCK_BYTES
             ),  # hundreds would take seconds
@@ -113,19 +118,19 @@ def _dry_run(
             activations, forward_peak = account.held, account.peak
             weight_copies = account.copies
             mean.backward()
-    return PassWork(
+    return PassWorkload(
         activations=activations,
         forward_peak=forward_peak,
         peak=account.peak,
         half_flops=account.half_flops,
         single_flops=account.single_flops,
         other_bytes=account.other_bytes,
-        calls=account.calls,
+        num_calls=account.calls,
         weight_copies=weight_copies,
     )
 
 
-class _Account(TorchDispatchMode):
+class _WorkloadCounter(TorchDispatchMode):
     """Adds up what every operation does, and what is held of what they made.
 
     Args:

@@ -10,14 +10,19 @@ from dataclasses import replace
 import torch
 
 from growlm.config.schema import ClusterConfig, RunConfig
-from growlm.planner.calibration import ADAMW_TRAFFIC, CLIP_TRAFFIC, Calibration, calibration
-from growlm.planner.communication_cost import Links
-from growlm.runtime.device import pick_accelerator
+from growlm.planner.calibration import (
+    ADAMW_MEMORY_PASSES,
+    CLIP_MEMORY_PASSES,
+    Calibration,
+    load_or_measure_calibration,
+)
+from growlm.planner.communication_cost import Interconnect
+from growlm.runtime.device import resolve_accelerator
 from growlm.runtime.errors import UserError
-from growlm.runtime.hardware import Machine, choose_precision, find_machine
+from growlm.runtime.hardware import Machine, detect_machine, resolve_precision
 
 
-def planned_machine(config: RunConfig) -> Machine:
+def resolve_machine(config: RunConfig) -> Machine:
     """What each device of the plan is.
 
     Raises:
@@ -25,11 +30,11 @@ def planned_machine(config: RunConfig) -> Machine:
     """
     cluster, trainer = config.cluster, config.trainer
     if cluster.accelerator is None:
-        accelerator = pick_accelerator(trainer.accelerator, "trainer.accelerator")
-        machine = find_machine(trainer, processes_here(config, accelerator))
+        accelerator = resolve_accelerator(trainer.accelerator, "trainer.accelerator")
+        machine = detect_machine(trainer, num_local_processes(config, accelerator))
         if cluster.memory_gb is None or trainer.memory_gb is not None:
             return machine
-        return replace(machine, memory=round(cluster.memory_gb * 1e9))
+        return replace(machine, memory_bytes=round(cluster.memory_gb * 1e9))
     accelerator = cluster.accelerator
     if trainer.accelerator not in ("auto", accelerator):
         allowed = f"cluster.accelerator={accelerator}; leave it at auto, or plan for devices like this machine's"
@@ -41,12 +46,12 @@ def planned_machine(config: RunConfig) -> Machine:
     elif accelerator == "gpu":
         precision = "bf16-mixed"
     else:
-        precision = choose_precision(trainer, accelerator)
+        precision = resolve_precision(trainer, accelerator)
     return Machine(accelerator, precision, round(memory * 1e9))
 
 
-def planned_speed(
-    config: RunConfig, machine: Machine, tell: Callable[[], None], anew: bool = False
+def resolve_calibration(
+    config: RunConfig, machine: Machine, on_measure: Callable[[], None], force: bool = False
 ) -> Calibration:
     """What a second of each device holds: as stated, else as measured here.
 
@@ -58,10 +63,12 @@ def planned_speed(
     """
     cluster = config.cluster
     if cluster.peak_tflops is None:
-        return calibration(machine, tell, anew).shared_by(_sharing_rates(config, machine))
+        return load_or_measure_calibration(machine, on_measure, force).split_among(
+            _num_processes_sharing_machine(config, machine)
+        )
     products = cluster.peak_tflops * 1e12 * cluster.mfu
     assert cluster.memory_gb_per_s is not None
-    entry = machine.weight_dtype.itemsize * (ADAMW_TRAFFIC + CLIP_TRAFFIC)
+    entry = machine.weight_dtype.itemsize * (ADAMW_MEMORY_PASSES + CLIP_MEMORY_PASSES)
     return Calibration(
         half_flops=products,
         single_flops=products,
@@ -74,17 +81,17 @@ def planned_speed(
     )
 
 
-def links_of(cluster: ClusterConfig, accelerator: str) -> Links:
+def build_interconnect(cluster: ClusterConfig, accelerator: str) -> Interconnect:
     """How the devices reach one another."""
-    return Links(
-        per_node=node_size(cluster, accelerator),
-        inside=cluster.link_gb_per_s * 1e9 * cluster.efficiency,
-        between=cluster.network_gb_per_s * 1e9 * cluster.efficiency,
-        latency=cluster.latency_us * 1e-6,
+    return Interconnect(
+        devices_per_node=devices_per_node(cluster, accelerator),
+        intra_node_bandwidth=cluster.link_gb_per_s * 1e9 * cluster.efficiency,
+        inter_node_bandwidth=cluster.network_gb_per_s * 1e9 * cluster.efficiency,
+        latency_seconds=cluster.latency_us * 1e-6,
     )
 
 
-def node_size(cluster: ClusterConfig, accelerator: str) -> int:
+def devices_per_node(cluster: ClusterConfig, accelerator: str) -> int:
     """Devices of a node: as stated, else as torchrun has started them, else as many as there are here."""
     if cluster.devices_per_node is not None:
         return cluster.devices_per_node
@@ -95,12 +102,12 @@ def node_size(cluster: ClusterConfig, accelerator: str) -> int:
     return torch.get_num_threads()
 
 
-def processes_here(config: RunConfig, accelerator: str) -> int:
+def num_local_processes(config: RunConfig, accelerator: str) -> int:
     """Processes of the plan that a machine like this one has."""
-    return min(config.trainer.devices or 1, node_size(config.cluster, accelerator))
+    return min(config.trainer.devices or 1, devices_per_node(config.cluster, accelerator))
 
 
-def _sharing_rates(config: RunConfig, machine: Machine) -> int:
+def _num_processes_sharing_machine(config: RunConfig, machine: Machine) -> int:
     """Processes that share the rates which were measured: under torchrun each has threads of its own."""
     is_shared = machine.accelerator == "cpu" and "LOCAL_WORLD_SIZE" not in os.environ
-    return processes_here(config, machine.accelerator) if is_shared else 1
+    return num_local_processes(config, machine.accelerator) if is_shared else 1

@@ -8,107 +8,119 @@ from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import RunConfig
 from growlm.model.model_size import training_flops_per_token
 from growlm.optim import adamw_8bit
-from growlm.planner.calibration import CLIP_TRAFFIC, Calibration
-from growlm.planner.communication_cost import Links, Traffic, traffic
+from growlm.planner.calibration import CLIP_MEMORY_PASSES, Calibration
+from growlm.planner.communication_cost import Interconnect, StepCommunication, plan_communication
 from growlm.planner.memory_estimate import (
-    Footprint,
-    has_twins,
-    local_batch,
-    probe_share,
-    probe_tokens,
+    MemoryEstimate,
+    has_duplicate_channels,
+    local_batch_size,
+    num_probe_tokens,
+    probe_size_in_passes,
 )
-from growlm.planner.meta_trace import PassWork
-from growlm.planner.planned_devices import links_of
-from growlm.planner.sharding_layout import Layout
+from growlm.planner.meta_trace import PassWorkload
+from growlm.planner.planned_devices import build_interconnect
+from growlm.planner.sharding_layout import ShardingLayout
 from growlm.runtime.hardware import Machine
 
 
 @dataclass(frozen=True)
-class Asked:
+class Allocation:
     """Bytes that are asked of the system."""
 
-    fresh: int
+    new_bytes: int
     """It has to find them first."""
-    again: int
+    reused_bytes: int
     """The run has had them before, and given back."""
 
     @classmethod
-    def of(cls, size: int, peak: int, had: int) -> Asked:
+    def from_peak(cls, num_bytes: int, peak: int, previous_peak: int) -> Allocation:
         """So many, on the way to a peak, by a run that has had some memory before."""
-        fresh = min(size, max(0, peak - had))
-        return cls(fresh, size - fresh)
+        fresh = min(num_bytes, max(0, peak - previous_peak))
+        return cls(fresh, num_bytes - fresh)
 
-    def seconds(self, speed: Calibration) -> float:
+    def estimate_seconds(self, calibration: Calibration) -> float:
         """Until they are there."""
-        return self.fresh / speed.fresh_bytes + self.again / speed.again_bytes
+        return (
+            self.new_bytes / calibration.fresh_bytes + self.reused_bytes / calibration.again_bytes
+        )
 
 
 @dataclass(frozen=True)
-class PhaseWork:
+class PhaseWorkload:
     """What one device does in a phase, in units that a `Calibration` and `Links` have rates of."""
 
-    step: PassWork
+    pass_workload: PassWorkload
     """One pass; `passes` of them are a step."""
-    passes: int
-    steps: int
+    passes_per_step: int
+    num_steps: int
     gradient_bytes: int
-    adamw_entries: float
+    adamw_equivalent_parameters: float
     """Parameters that AdamW would step in the time that the optimizer takes for its own."""
     validation_passes: float
     """In units of a training pass; a forward pass is a third of one."""
-    training_memory: Asked
+    training_allocation: Allocation
     """By the first steps."""
-    growth_memory: Asked
+    growth_allocation: Allocation
     """By the growth and its checks."""
     check_flops: int
     """Of the checks at the boundary, in fp32."""
-    twin_bytes: int
+    symmetry_check_bytes: int
     """Read by the check that copies differ."""
-    recomputed: bool
+    activation_checkpointing: bool
     """Whether the backward pass computes every block again."""
-    traffic: Traffic
+    communication: StepCommunication
     """With other devices, in a step."""
-    links: Links
+    interconnect: Interconnect
 
-    def seconds(self, speed: Calibration) -> dict[str, float]:
+    def estimate_seconds(self, calibration: Calibration) -> dict[str, float]:
         """Of a step, all steps, all validations, and of growing.
 
         Of a step also how long messages take by themselves, and how much of that the device waits for.
         """
-        one_pass = speed.pass_seconds(self.step)
-        update = self.gradient_bytes * CLIP_TRAFFIC / speed.other_bytes
-        forward = one_pass / (4 if self.recomputed else 3)
-        waiting = self.traffic.waiting(self.links, self.passes, forward, one_pass - forward)
-        step = self.passes * one_pass + update + self.adamw_entries / speed.adamw_entries + waiting
+        one_pass = calibration.pass_seconds(self.pass_workload)
+        update = self.gradient_bytes * CLIP_MEMORY_PASSES / calibration.other_bytes
+        forward = one_pass / (4 if self.activation_checkpointing else 3)
+        waiting = self.communication.exposed_seconds(
+            self.interconnect, self.passes_per_step, forward, one_pass - forward
+        )
+        step = (
+            self.passes_per_step * one_pass
+            + update
+            + self.adamw_equivalent_parameters / calibration.adamw_entries
+            + waiting
+        )
         return {
             "step": step,
-            "communication": self.traffic.seconds(self.links, self.passes),
+            "communication": self.communication.total_seconds(
+                self.interconnect, self.passes_per_step
+            ),
             "waiting": waiting,
-            "training": step * self.steps + self.training_memory.seconds(speed),
+            "training": step * self.num_steps
+            + self.training_allocation.estimate_seconds(calibration),
             "validation": one_pass * self.validation_passes,
-            "growth": self.growth_memory.seconds(speed)
-            + self.check_flops / speed.single_flops
-            + self.twin_bytes / speed.other_bytes,
+            "growth": self.growth_allocation.estimate_seconds(calibration)
+            + self.check_flops / calibration.single_flops
+            + self.symmetry_check_bytes / calibration.other_bytes,
         }
 
 
-EIGHT_BIT_TIMES = 50
+CPU_8BIT_ADAMW_SLOWDOWN = 50
 """Times that torchao's 8-bit step takes as long as AdamW's fused one on a CPU (`scripts/bench_eight_bit.py`)."""
-TWIN_TRAFFIC = 12
+SYMMETRY_CHECK_MEMORY_PASSES = 12
 """Times that the symmetry check reads or writes every weight and gradient."""
 
 
-def phase_work(
+def estimate_phase_workload(
     config: RunConfig,
     plan: Plan,
     phase: PlannedPhase,
-    before: PlannedPhase | None,
-    work: PassWork,
-    memory: Footprint,
+    previous: PlannedPhase | None,
+    pass_workload: PassWorkload,
+    memory: MemoryEstimate,
     machine: Machine,
-    layout: Layout,
-    had: int,
-) -> PhaseWork:
+    layout: ShardingLayout,
+    previous_peak: int,
+) -> PhaseWorkload:
     """The work of a phase.
 
     Args:
@@ -123,43 +135,51 @@ def phase_work(
         had: The most memory that the run has had before.
     """
     trainer = config.trainer
-    is_slow = config.optimizer.name == adamw_8bit.NAME and machine.accelerator == "cpu"
-    often = phase.steps // trainer.validate_every if trainer.validate_every else 0
+    is_slow = config.optimizer.name == adamw_8bit.OPTIMIZER_NAME and machine.accelerator == "cpu"
+    often = phase.num_steps // trainer.validate_every if trainer.validate_every else 0
     validation = trainer.validation_sequences / phase.settings.batch_size / 3  # shared out, too
-    if max(memory.growth_peak, memory.weights + memory.optimizer) > had:
-        had = 0  # other memory is given first: 12 GB after 4 came no faster than the first 4 had
+    if max(memory.growth_peak, memory.weights + memory.optimizer) > previous_peak:
+        previous_peak = (
+            0  # other memory is given first: 12 GB after 4 came no faster than the first 4 had
+        )
     growth_memory = check_flops = twin_bytes = 0
-    if before is not None:
+    if previous is not None:
         forward = [
-            training_flops_per_token(p.model, plan.sequence_length) // 3 for p in (before, phase)
+            training_flops_per_token(p.model_config, plan.sequence_length) // 3
+            for p in (previous, phase)
         ]
-        tokens = probe_tokens(config)
+        tokens = num_probe_tokens(config)
         check_flops = tokens * sum(forward)
         growth_memory = memory.weights + memory.optimizer
-        if has_twins(phase, before):
+        if has_duplicate_channels(phase, previous):
             check_flops += 3 * tokens * forward[1]
-            share = probe_share(config, phase)
+            share = probe_size_in_passes(config, phase)
             growth_memory += memory.gradients + round(4 * share * memory.activations)
-            twin_bytes = TWIN_TRAFFIC * (memory.weights + memory.gradients)
-    entries = memory.weights / layout.width
-    return PhaseWork(
-        step=work,
-        passes=phase.settings.accumulate,
-        steps=phase.steps,
+            twin_bytes = SYMMETRY_CHECK_MEMORY_PASSES * (memory.weights + memory.gradients)
+    entries = memory.weights / layout.bytes_per_element
+    return PhaseWorkload(
+        pass_workload=pass_workload,
+        passes_per_step=phase.settings.accumulate,
+        num_steps=phase.num_steps,
         gradient_bytes=memory.gradients,
         # The rate is one of fp32.
-        adamw_entries=entries * layout.width / 4 * (EIGHT_BIT_TIMES if is_slow else 1),
+        adamw_equivalent_parameters=entries
+        * layout.bytes_per_element
+        / 4
+        * (CPU_8BIT_ADAMW_SLOWDOWN if is_slow else 1),
         validation_passes=(2 + often) * validation,
-        training_memory=Asked.of(memory.training_peak, memory.training_peak, had),
-        growth_memory=Asked.of(growth_memory, memory.growth_peak, had),
+        training_allocation=Allocation.from_peak(
+            memory.training_peak, memory.training_peak, previous_peak
+        ),
+        growth_allocation=Allocation.from_peak(growth_memory, memory.growth_peak, previous_peak),
         check_flops=check_flops,
-        twin_bytes=twin_bytes,
-        recomputed=trainer.activation_checkpointing,
-        traffic=traffic(
+        symmetry_check_bytes=twin_bytes,
+        activation_checkpointing=trainer.activation_checkpointing,
+        communication=plan_communication(
             layout,
             phase,
-            tokens=local_batch(config, phase) * plan.sequence_length,
-            recomputed=trainer.activation_checkpointing,
+            tokens_per_pass=local_batch_size(config, phase) * plan.sequence_length,
+            activation_checkpointing=trainer.activation_checkpointing,
         ),
-        links=links_of(config.cluster, machine.accelerator),
+        interconnect=build_interconnect(config.cluster, machine.accelerator),
     )

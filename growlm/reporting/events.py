@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from growlm.reporting.records import (
     BoundaryRecord,
+    HistoryRow,
     PhaseStart,
     PhaseSummary,
-    Reused,
-    Row,
+    ReusedPhases,
     RunSummary,
 )
 
@@ -26,10 +26,10 @@ class RunListener:
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
         """The run goes on after so many steps of a phase."""
 
-    def phases_reused(self, reused: Reused) -> None:
+    def phases_reused(self, reused: ReusedPhases) -> None:
         """The run begins after phases that another one has trained."""
 
-    def noted(self, text: str) -> None:
+    def message_logged(self, text: str) -> None:
         """Something that a person may want to know."""
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
@@ -38,13 +38,13 @@ class RunListener:
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """After each optimizer step; `loss` on those that make a row."""
 
-    def row_logged(self, row: Row) -> None:
+    def row_logged(self, row: HistoryRow) -> None:
         """A row of the history."""
 
-    def validated(self, row: Row) -> None:
+    def validation_finished(self, row: HistoryRow) -> None:
         """A validation loss, with the same counters as a row."""
 
-    def warned(self, row: Row, text: str) -> None:
+    def warning_logged(self, row: HistoryRow, text: str) -> None:
         """Something goes wrong, in words; with the same counters as a row."""
 
     def phase_finished(self, summary: PhaseSummary) -> None:
@@ -57,15 +57,15 @@ class RunListener:
         """Always called at the end; `failed` if the run did not finish."""
 
 
-class Broadcast(RunListener):
+class BroadcastListener(RunListener):
     """Passes every event on to several listeners, in order."""
 
     def __init__(self, listeners: list[RunListener]) -> None:
         self.listeners = listeners
 
 
-def _passing_on(event: str) -> Callable[..., None]:
-    def pass_on(self: Broadcast, *arguments: object) -> None:
+def _forward_event(event: str) -> Callable[..., None]:
+    def pass_on(self: BroadcastListener, *arguments: object) -> None:
         for listener in self.listeners:
             getattr(listener, event)(*arguments)
 
@@ -73,4 +73,4 @@ def _passing_on(event: str) -> Callable[..., None]:
 
 
 for _event in [name for name in vars(RunListener) if not name.startswith("_")]:
-    setattr(Broadcast, _event, _passing_on(_event))
+    setattr(BroadcastListener, _event, _forward_event(_event))

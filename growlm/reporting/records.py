@@ -8,7 +8,7 @@ from typing import Any
 from growlm.model.model_size import ParameterReport
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
-Row = dict[str, Any]
+HistoryRow = dict[str, Any]
 """A line of training_history.jsonl."""
 
 
@@ -111,7 +111,7 @@ class PhaseSummary:
 
 
 @dataclass(frozen=True)
-class Reused:
+class ReusedPhases:
     """Phases that another run has trained, to the bit as this one would have."""
 
     phases: list[str]
@@ -135,7 +135,7 @@ class RunSummary:
     """With the seconds of phases that are reused."""
     initial_memory_bytes: int = 0
     """Resident when the first phase begins: interpreter, libraries, data."""
-    reused: Reused | None = None
+    reused: ReusedPhases | None = None
     states_written: int = 0
     """States to resume from, since the run was started or resumed."""
     states_s: float = 0.0

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from growlm.reporting.events import RunListener
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, Row, RunSummary
+from growlm.reporting.records import (
+    BoundaryRecord,
+    HistoryRow,
+    PhaseStart,
+    PhaseSummary,
+    RunSummary,
+)
 from growlm.runtime.errors import DiskError, UserError
-from growlm.storage.atomic_files import open_to_append, write_whole
-from growlm.storage.input_files import open_file
+from growlm.storage.atomic_files import atomic_write_text, open_for_append
+from growlm.storage.input_files import open_input_file
 from growlm.storage.watched_folders import WatchedFolders
 
 
-class HistoryFiles(RunListener):
+class RunHistoryWriter(RunListener):
     """Writes every event as it comes: a run that dies leaves all it knew.
 
     Args:
@@ -46,15 +52,17 @@ class HistoryFiles(RunListener):
             (run_dir / "boundaries.json").unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
         else:
-            self._cut_back_to(position)
-        self.history: BinaryIO = open_to_append(self.path)
+            self._truncate_to(position)
+        self.history_file: BinaryIO = open_for_append(self.path)
         marker = run_dir / "resume" / "run.json"
-        self.folders = WatchedFolders([run_dir, run_dir / "resume", folder, self.path], marker)
+        self.watched_folders = WatchedFolders(
+            [run_dir, run_dir / "resume", folder, self.path], marker
+        )
 
     def position(self) -> dict[str, Any]:
         """Where the history stands: bytes on disk, and their checksum."""
-        os.fsync(self.history.fileno())
-        return {"bytes": self.history.tell(), "sha256": self._digest.hexdigest()}
+        os.fsync(self.history_file.fileno())
+        return {"bytes": self.history_file.tell(), "sha256": self._digest.hexdigest()}
 
     def phase_started(self, start: PhaseStart) -> None:
         """An event line."""
@@ -69,15 +77,15 @@ class HistoryFiles(RunListener):
         self.boundaries.append(record)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
-    def row_logged(self, row: Row) -> None:
+    def row_logged(self, row: HistoryRow) -> None:
         """A line."""
         self._write(row)
 
-    def validated(self, row: Row) -> None:
+    def validation_finished(self, row: HistoryRow) -> None:
         """An event line."""
         self._write({"event": "validation", **row})
 
-    def warned(self, row: Row, text: str) -> None:
+    def warning_logged(self, row: HistoryRow, text: str) -> None:
         """An event line."""
         self._write({"event": "warning", **row, "text": text})
 
@@ -94,17 +102,17 @@ class HistoryFiles(RunListener):
 
     def run_finished(self, summary: RunSummary) -> None:
         """summary.json, and boundaries.json also where nothing grew."""
-        self.folders.check()
+        self.watched_folders.check()
         write_json(self.run_dir / "boundaries.json", self.boundaries)
         write_json(self.run_dir / "summary.json", summary.to_json())
 
     def close(self, failed: bool) -> None:
         """Close the history."""
-        self.history.close()
+        self.history_file.close()
 
-    def _cut_back_to(self, position: dict[str, Any]) -> None:
+    def _truncate_to(self, position: dict[str, Any]) -> None:
         size = left = position["bytes"]
-        with open_file(self.path, "resume", self.run_dir) as file:
+        with open_input_file(self.path, "resume", self.run_dir) as file:
             while left and (data := file.read(min(left, 2**20))):
                 self._digest.update(data)
                 left -= len(data)
@@ -116,11 +124,11 @@ class HistoryFiles(RunListener):
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self.folders.check()
+        self.watched_folders.check()
         line = (json.dumps(record) + "\n").encode()
         try:
-            self.history.write(line)
-            self.history.flush()
+            self.history_file.write(line)
+            self.history_file.flush()
         except OSError as error:
             raise DiskError(self.path, error, len(line)) from error
         self._digest.update(line)
@@ -128,4 +136,4 @@ class HistoryFiles(RunListener):
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file of JSON whole."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")

@@ -8,17 +8,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from growlm.runtime.optional_packages import why_missing
+from growlm.runtime.optional_packages import explain_missing_package
 
 
-def why_no_compiler(accelerator: str) -> str | None:
+def explain_missing_compiler(accelerator: str) -> str | None:
     """Return why `torch.compile` cannot make kernels, in words; None if what it needs is there.
 
     Args:
         accelerator: `cpu`, where it needs a C++ compiler and Python's headers, or `gpu`, where it needs triton.
     """
     if accelerator == "gpu":
-        return why_missing("triton", "triton")
+        return explain_missing_package("triton", "triton")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return f"needs a C++ compiler on a CPU, and there is no {compiler} (CXX names another)"

@@ -7,7 +7,7 @@ import torch
 from growlm.runtime.errors import UserError
 
 
-def pick_accelerator(wanted: str, key: str) -> str:
+def resolve_accelerator(requested: str, key: str) -> str:
     """`cpu` or `gpu`.
 
     Args:
@@ -17,14 +17,14 @@ def pick_accelerator(wanted: str, key: str) -> str:
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
-    if wanted == "auto":
+    if requested == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
-    if wanted == "gpu" and not torch.cuda.is_available():
+    if requested == "gpu" and not torch.cuda.is_available():
         raise UserError(key, "gpu", "this machine has no CUDA device; use cpu or auto")
-    return wanted
+    return requested
 
 
-def multiplies_bf16(accelerator: str) -> bool:
+def has_native_bf16(accelerator: str) -> bool:
     """Whether the processor has instructions for products of bf16 (AVX512-BF16, AMX, CUDA)."""
     if accelerator == "gpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)

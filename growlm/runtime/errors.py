@@ -16,13 +16,13 @@ class UserError(ValueError):
         allowed: What it may be, and why, in words.
     """
 
-    def __init__(self, key: str, value: Any, allowed: str) -> None:
-        self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={value}: {allowed}")
+    def __init__(self, key: str, value: Any, reason: str) -> None:
+        self.key, self.value, self.reason = key, value, reason
+        super().__init__(f"{key}={value}: {reason}")
 
-    def under(self, prefix: str) -> UserError:
+    def with_key_prefix(self, prefix: str) -> UserError:
         """The same error with `prefix` before its key."""
-        return UserError(f"{prefix}.{self.key}", self.value, self.allowed)
+        return UserError(f"{prefix}.{self.key}", self.value, self.reason)
 
 
 class RunError(RuntimeError):
@@ -38,8 +38,12 @@ class DiskError(RunError):
         missing: Bytes that were still to be written, where that is known.
     """
 
-    def __init__(self, path: Path, error: OSError, missing: int | None = None) -> None:
-        self.path, self.missing = path, missing
+    def __init__(self, path: Path, error: OSError, bytes_missing: int | None = None) -> None:
+        self.path, self.bytes_missing = path, bytes_missing
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        still = f", {missing:,} bytes were still to be written" if is_full and missing else ""
+        still = (
+            f", {bytes_missing:,} bytes were still to be written"
+            if is_full and bytes_missing
+            else ""
+        )
         super().__init__(f"cannot write {path}: {error.strerror or error}{still}")

@@ -38,10 +38,10 @@ def check_limits(instance: Any, prefix: str = "") -> None:
         if "limits" in field.metadata:
             for item in value if isinstance(value, list) else [value]:
                 _check_value(path, item, *field.metadata["limits"])
-        _descend(path, value)
+        _check_nested(path, value)
 
 
-def check_types(instance: Any) -> None:
+def check_field_types(instance: Any) -> None:
     """Check that every field of a flat dataclass, read from a file, has the type that it declares.
 
     Raises:
@@ -54,15 +54,15 @@ def check_types(instance: Any) -> None:
             raise UserError(name, repr(value), f"must be of type {declared.__name__}")
 
 
-def _descend(path: str, value: Any) -> None:
+def _check_nested(path: str, value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         check_limits(value, path)
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            _descend(f"{path}.{name}", item)
+            _check_nested(f"{path}.{name}", item)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _descend(f"{path}.{index}", item)
+            _check_nested(f"{path}.{index}", item)
 
 
 def _check_value(

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
-from growlm.runtime.device import multiplies_bf16, pick_accelerator, torch_device
-from growlm.runtime.memory import memory_limit
-from growlm.runtime.numeric_settings import numeric_settings
+from growlm.runtime.device import has_native_bf16, resolve_accelerator, torch_device
+from growlm.runtime.memory import memory_limit_bytes
+from growlm.runtime.numeric_settings import read_numeric_settings
 
 DENSE_PEAK_FLOPS = {
     # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
@@ -30,9 +30,9 @@ DENSE_PEAK_FLOPS = {
 }
 
 
-CPU_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
+CPUINFO_PREFIXES = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
 """How the lines of /proc/cpuinfo begin that tell a kind of processor, on x86 and on ARM."""
-INSTRUCTION_LIMITS = (
+INSTRUCTION_SET_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "DNNL_DEFAULT_FPMATH_MODE",
     "DNNL_MAX_CPU_ISA",
@@ -45,7 +45,7 @@ INSTRUCTION_LIMITS = (
 People are told of these; a key has all that `numerics` finds."""
 
 
-class MachineSettings(Protocol):
+class HardwareSettings(Protocol):
     """The settings of a run that choose where it computes; `TrainerConfig` has them."""
 
     @property
@@ -69,11 +69,11 @@ class Machine:
     """`cpu` or `gpu`."""
     precision: str
     """`bf16-mixed`, `32-true` or `64-true`."""
-    memory: int
+    memory_bytes: int
     """Bytes that the run may take, on each device."""
 
     @property
-    def half_precision(self) -> bool:
+    def uses_half_precision(self) -> bool:
         """Whether products are in half precision."""
         return self.precision == "bf16-mixed"
 
@@ -88,7 +88,7 @@ class Machine:
         return torch_device(self.accelerator)
 
 
-def find_machine(settings: MachineSettings, processes: int = 1) -> Machine:
+def detect_machine(settings: HardwareSettings, num_local_processes: int = 1) -> Machine:
     """What the settings choose of this machine.
 
     Args:
@@ -98,26 +98,26 @@ def find_machine(settings: MachineSettings, processes: int = 1) -> Machine:
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
-    accelerator = pick_accelerator(settings.accelerator, "trainer.accelerator")
-    memory = memory_limit(settings.memory_gb, accelerator)
+    accelerator = resolve_accelerator(settings.accelerator, "trainer.accelerator")
+    memory = memory_limit_bytes(settings.memory_gb, accelerator)
     if accelerator == "cpu" and settings.memory_gb is None:
-        memory //= processes
-    return Machine(accelerator, choose_precision(settings, accelerator), memory)
+        memory //= num_local_processes
+    return Machine(accelerator, resolve_precision(settings, accelerator), memory)
 
 
-def choose_precision(settings: MachineSettings, accelerator: str) -> str:
+def resolve_precision(settings: HardwareSettings, accelerator: str) -> str:
     """The setting, or for `auto` bf16-mixed where the processor multiplies bf16."""
     if settings.precision != "auto":
         return settings.precision
-    return "bf16-mixed" if multiplies_bf16(accelerator) else "32-true"
+    return "bf16-mixed" if has_native_bf16(accelerator) else "32-true"
 
 
-def processor(machine: Machine) -> str:
+def fingerprint_processor(machine: Machine) -> str:
     """Return what computes, in all the words that the system has for it: equal words, equal results to the bit.
 
     A GPU's run has the CPU's words too: initial weights and noise are drawn there.
     """
-    words = [f"{name}={value}" for name, value in numeric_settings().items()]
+    words = [f"{name}={value}" for name, value in read_numeric_settings().items()]
     if machine.accelerator == "gpu":
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         words += [torch.cuda.get_device_name(), f"{found.multi_processor_count} multiprocessors"]
@@ -126,7 +126,7 @@ def processor(machine: Machine) -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         first = []
-    words += [line for line in first if line.startswith(CPU_WORDS)]
+    words += [line for line in first if line.startswith(CPUINFO_PREFIXES)]
     return "\n".join([*words, describe_processor(replace(machine, accelerator="cpu"))])
 
 
@@ -141,25 +141,25 @@ def describe_processor(machine: Machine) -> str:
         features.get("cpu_name") or platform.processor() or platform.machine(),
         " with ".join([torch.backends.cpu.get_cpu_capability(), *halves]),
         f"{threads} thread{'s' if threads > 1 else ''}",
-        *(f"{name}={os.environ[name]}" for name in INSTRUCTION_LIMITS if name in os.environ),
+        *(f"{name}={os.environ[name]}" for name in INSTRUCTION_SET_VARIABLES if name in os.environ),
     ]
     return ", ".join(map(str, parts))
 
 
-def peak_flops(machine: Machine) -> float | None:
+def get_peak_flops(machine: Machine) -> float | None:
     """Multiply-adds per second, times two, that matrix products can reach; None where it is not known.
 
     A GPU's is looked up. A CPU's is measured: the best of a few square products, some 50 ms in all.
     """
     if machine.accelerator == "gpu":
-        if not machine.half_precision:
+        if not machine.uses_half_precision:
             return None
         name = torch.cuda.get_device_name()
         return next(
             (peak for part, peak in DENSE_PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)),
             None,
         )
-    dtype = torch.bfloat16 if machine.half_precision else machine.weight_dtype
+    dtype = torch.bfloat16 if machine.uses_half_precision else machine.weight_dtype
     size = 1024
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")

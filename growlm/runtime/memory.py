@@ -23,7 +23,7 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 
-def memory_limit(memory_gb: float | None, accelerator: str) -> int:
+def memory_limit_bytes(memory_gb: float | None, accelerator: str) -> int:
     """Return the bytes that a run may take: the setting, or what is free.
 
     Raises:
@@ -31,14 +31,14 @@ def memory_limit(memory_gb: float | None, accelerator: str) -> int:
     """
     if memory_gb is not None:
         return round(memory_gb * 1e9)
-    free = free_memory(accelerator)
+    free = free_memory_bytes(accelerator)
     if free is None:
         allowed = "must be set here: this system does not say how much memory it has"
         raise UserError("trainer.memory_gb", "null", allowed)
     return free
 
 
-def free_memory(accelerator: str) -> int | None:
+def free_memory_bytes(accelerator: str) -> int | None:
     """Return the bytes that this process may still take: of the GPU, or of the machine and its control group.
 
     Where the system does not tell what is free (macOS), all of the machine's memory; None where it does not tell
@@ -47,7 +47,7 @@ def free_memory(accelerator: str) -> int | None:
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
     free = []
-    for line in _lines("/proc/meminfo"):
+    for line in _read_lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             free.append(int(line.split()[1]) * 1024)
     for limit, used in (
@@ -57,13 +57,13 @@ def free_memory(accelerator: str) -> int | None:
             "/sys/fs/cgroup/memory/memory.usage_in_bytes",
         ),
     ):
-        figures = [line for path in (limit, used) for line in _lines(path)[:1]]
+        figures = [line for path in (limit, used) for line in _read_lines(path)[:1]]
         if len(figures) == 2 and all(figure.isdigit() for figure in figures):
             free.append(int(figures[0]) - int(figures[1]))
-    return min(free) if free else _physical_memory()
+    return min(free) if free else _physical_memory_bytes()
 
 
-def _physical_memory() -> int | None:
+def _physical_memory_bytes() -> int | None:
     try:
         pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -71,7 +71,7 @@ def _physical_memory() -> int | None:
     return pages * page_size if min(pages, page_size) > 0 else None  # -1 where it is not known
 
 
-def _lines(path: str) -> list[str]:
+def _read_lines(path: str) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
     except OSError:
@@ -88,7 +88,7 @@ def resident_memory_bytes() -> int:
     """What the process holds now; on a GPU, what its tensors take there."""
     if torch.cuda.is_initialized():
         return torch.cuda.memory_allocated()
-    return _status_bytes("VmRSS") or peak_memory_bytes()
+    return _read_status_bytes("VmRSS") or peak_memory_bytes()
 
 
 def reset_peak_memory() -> None:
@@ -108,7 +108,7 @@ def peak_memory_bytes() -> int:
     """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    if peak := _status_bytes("VmHWM"):
+    if peak := _read_status_bytes("VmHWM"):
         return peak
     if resource is None:
         return 0
@@ -116,9 +116,9 @@ def peak_memory_bytes() -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
-def _status_bytes(name: str) -> int:
+def _read_status_bytes(name: str) -> int:
     """A line of the kernel's account of this process; 0 where there is none."""
-    found = [line for line in _lines("/proc/self/status") if line.startswith(name)]
+    found = [line for line in _read_lines("/proc/self/status") if line.startswith(name)]
     return int(found[0].split()[1]) * 1024 if found else 0
 
 
@@ -131,7 +131,7 @@ class KeepFreedMemory(Callback):
     """
 
     def __init__(self) -> None:
-        self._keeps = False
+        self._is_keeping = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """From here on, large tensors have mappings of their own."""
@@ -141,9 +141,9 @@ class KeepFreedMemory(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep, once the optimizer has made its state."""
-        if not self._keeps and trainer.global_step:
+        if not self._is_keeping and trainer.global_step:
             keep_freed_memory()
-            self._keeps = True
+            self._is_keeping = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give back, now and from now on."""
@@ -159,7 +159,7 @@ class KeepFreedMemory(Callback):
 def keep_freed_memory() -> None:
     """Take tensors of every size from the heap, which does not shrink but in `release_memory`."""
     _mallopt(_M_MMAP_MAX, 0)
-    _mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    _mallopt(_M_TRIM_THRESHOLD, _TRIM_NEVER)
 
 
 def stop_keeping_freed_memory() -> None:
@@ -170,7 +170,7 @@ def stop_keeping_freed_memory() -> None:
 
 
 @contextmanager
-def older_objects_left_alone() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Within its block, `release_memory` looks at what was made in it alone.
 
     Looking through all that the libraries hold takes a third of a second each time, and a run asks often.
@@ -206,6 +206,6 @@ def _call_glibc(name: str, *arguments: int) -> None:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """Names and numbers of malloc.h."""
-_NEVER = -1
+_TRIM_NEVER = -1
 _GLIBC_TRIM_THRESHOLD, _GLIBC_MMAP_MAX = 2**17, 2**16
 """What they are until somebody sets them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ENVIRONMENT = (
+NUMERIC_VARIABLE_PREFIXES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS",
     "CUDNN_",
@@ -31,9 +31,9 @@ ENVIRONMENT = (
 )
 """How environment variables begin that choose kernels, their precision, or in how many parts a sum is made. Some
 that begin so do neither; a key that changes needlessly costs time, one that stays costs the right bits."""
-HARMLESS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "VERBOSE", "CACHE_DIR")
+IGNORED_VARIABLE_SUFFIXES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "VERBOSE", "CACHE_DIR")
 """How those end that do not: `torch.get_num_threads()` says what the first two have led to."""
-SWITCHES: dict[str, Callable[[], Any]] = {
+TORCH_SWITCHES: dict[str, Callable[[], Any]] = {
     "default dtype": torch.get_default_dtype,
     "deterministic": torch.are_deterministic_algorithms_enabled,
     "float32 matmul precision": torch.get_float32_matmul_precision,
@@ -47,7 +47,7 @@ SWITCHES: dict[str, Callable[[], Any]] = {
     ],
     "cuda blas": torch.backends.cuda.preferred_blas_library,
 }
-BACKENDS = {
+BACKEND_ATTRIBUTES = {
     "backends": ("fp32_precision",),
     "backends.cuda.matmul": (
         "allow_tf32",
@@ -65,28 +65,32 @@ BACKENDS = {
 """Attributes of `torch.backends`; what a version of torch lacks reads as None."""
 
 
-def numeric_settings() -> dict[str, str]:
+def read_numeric_settings() -> dict[str, str]:
     """Return every switch and library that changes bits, by name, as text: equal texts, equal results to the bit.
 
     The versions of oneDNN and MKL are in torch's own description of how it was built.
     """
     found = {"torch": torch.__config__.show(), "libc": " ".join(platform.libc_ver())}
-    found |= {name: _text_of(switch) for name, switch in SWITCHES.items()}
-    for place, names in BACKENDS.items():
-        found |= {f"{place}.{name}": _text_of(partial(_get, place, name)) for name in names}
-    return found | numeric_environment()
+    found |= {name: _read_as_text(switch) for name, switch in TORCH_SWITCHES.items()}
+    for place, names in BACKEND_ATTRIBUTES.items():
+        found |= {
+            f"{place}.{name}": _read_as_text(partial(_get_torch_attribute, place, name))
+            for name in names
+        }
+    return found | read_numeric_environment()
 
 
-def numeric_environment() -> dict[str, str]:
+def read_numeric_environment() -> dict[str, str]:
     """Return the environment variables that change bits, where they are set."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT) and not name.endswith(HARMLESS)
+        if name.startswith(NUMERIC_VARIABLE_PREFIXES)
+        and not name.endswith(IGNORED_VARIABLE_SUFFIXES)
     }
 
 
-def _text_of(switch: Callable[[], Any]) -> str:
+def _read_as_text(switch: Callable[[], Any]) -> str:
     try:
         return str(switch())
     except (
@@ -95,7 +99,7 @@ def _text_of(switch: Callable[[], Any]) -> str:
         return str(error)
 
 
-def _get(place: str, name: str) -> Any:
+def _get_torch_attribute(place: str, name: str) -> Any:
     found: Any = torch
     for part in (*place.split("."), name):
         found = getattr(found, part, None)

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import complain
+from growlm.runtime.exit_codes import print_user_error
 
 
-def why_missing(package: str, install: str) -> str | None:
+def explain_missing_package(package: str, requirement: str) -> str | None:
     """Return why a package cannot be used, in words; None if it is installed.
 
     Args:
@@ -22,10 +22,10 @@ def why_missing(package: str, install: str) -> str | None:
             return None
     except (ImportError, ValueError):
         pass  # a folder of its name, or an entry of sys.modules that is no module
-    return f"needs {package}, which is not installed: pip install {install}"
+    return f"needs {package}, which is not installed: pip install {requirement}"
 
 
-def exit_without(package: str, install: str) -> None:
+def require_package(package: str, requirement: str) -> None:
     """End a script with one line and exit code 2 if a package that it needs is missing.
 
     Args:
@@ -35,5 +35,5 @@ def exit_without(package: str, install: str) -> None:
     Raises:
         SystemExit: If it is missing.
     """
-    if (reason := why_missing(package, install)) is not None:
-        raise SystemExit(complain(UserError("script", Path(sys.argv[0]).name, reason)))
+    if (reason := explain_missing_package(package, requirement)) is not None:
+        raise SystemExit(print_user_error(UserError("script", Path(sys.argv[0]).name, reason)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def random_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
+def capture_rng_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Those of Python and NumPy as JSON, those of torch as tensors."""
     state: Any = np.random.get_state(legacy=False)
     key = [int(word) for word in state["state"]["key"]]
@@ -24,7 +24,7 @@ def random_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
-def restore_random_states(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def restore_rng_states(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Put back what `random_states` gave."""
     version, words, gauss = record["python"]
     random.setstate((version, tuple(words), gauss))

@@ -7,9 +7,11 @@ import signal
 import time
 from types import FrameType
 
-REQUEUE: signal.Signals | None = getattr(signal, "SIGUSR2", None)
+REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR2", None)
 """What submitit sends before a job's time is up; None on systems without it (Windows)."""
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | ({} if REQUEUE is None else {REQUEUE: 140})
+SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | (
+    {} if REQUEUE_SIGNAL is None else {REQUEUE_SIGNAL: 140}
+)
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
@@ -20,14 +22,14 @@ class Interrupted(Exception):  # noqa: N818 - no error
         where: What was being done, in words.
     """
 
-    def __init__(self, code: int, where: str = "") -> None:
+    def __init__(self, code: int, during: str = "") -> None:
         self.code = code
-        reasons = {code: number.name for number, code in EXIT_CODES.items()}
+        reasons = {code: number.name for number, code in SIGNAL_EXIT_CODES.items()}
         self.reason = reasons.get(code, "trainer.max_time")
-        super().__init__(f"stopped by {self.reason}" + (f" {where}" if where else ""))
+        super().__init__(f"stopped by {self.reason}" + (f" {during}" if during else ""))
 
 
-class StopRequests:
+class GracefulStop:
     """Within its block, signals stop the run where nothing is lost.
 
     While `deferring`, what is under way is finished first: a step, or the end of a phase and its state. Where all
@@ -41,45 +43,45 @@ class StopRequests:
     """
 
     def __init__(self, max_time: str | None) -> None:
-        self.deferring = False
-        self.code: int | None = None
-        self._deadline = time.monotonic() + seconds_of(max_time) if max_time else float("inf")
-        self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self.is_deferring = False
+        self.exit_code: int | None = None
+        self._deadline = time.monotonic() + parse_max_time(max_time) if max_time else float("inf")
+        self._previous_handlers: dict[signal.Signals, signal._HANDLER] = {}
 
-    def __enter__(self) -> StopRequests:
-        self._before = {number: signal.getsignal(number) for number in EXIT_CODES}
-        if REQUEUE is not None and not callable(self._before[REQUEUE]):
-            del self._before[REQUEUE]
-        self.take_signals()
+    def __enter__(self) -> GracefulStop:
+        self._previous_handlers = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+        if REQUEUE_SIGNAL is not None and not callable(self._previous_handlers[REQUEUE_SIGNAL]):
+            del self._previous_handlers[REQUEUE_SIGNAL]
+        self.install_handlers()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             _set_handler(number, handler)
-        if REQUEUE is not None and self.code == EXIT_CODES[REQUEUE]:
-            os.kill(os.getpid(), REQUEUE)
+        if REQUEUE_SIGNAL is not None and self.exit_code == SIGNAL_EXIT_CODES[REQUEUE_SIGNAL]:
+            os.kill(os.getpid(), REQUEUE_SIGNAL)
 
-    def take_signals(self) -> None:
+    def install_handlers(self) -> None:
         """Again: Lightning puts a handler of its own in front of them when it begins to train."""
-        for number in self._before:
+        for number in self._previous_handlers:
             _set_handler(number, self._handle)
 
     @property
-    def asked(self) -> int | None:
+    def requested_exit_code(self) -> int | None:
         """The exit code to stop with as soon as possible; None to go on."""
-        if self.code is None and time.monotonic() >= self._deadline:
-            self.code = 0
-        return self.code
+        if self.exit_code is None and time.monotonic() >= self._deadline:
+            self.exit_code = 0
+        return self.exit_code
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        code = EXIT_CODES[signal.Signals(number)]
-        again = number == signal.SIGINT and self.code is not None
-        self.code = code
-        if again or not self.deferring:
+        code = SIGNAL_EXIT_CODES[signal.Signals(number)]
+        again = number == signal.SIGINT and self.exit_code is not None
+        self.exit_code = code
+        if again or not self.is_deferring:
             raise Interrupted(code)
 
 
-def seconds_of(max_time: str) -> float:
+def parse_max_time(max_time: str) -> float:
     """Seconds of `DD:HH:MM:SS`.
 
     Raises:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def without_torchao_notices() -> Iterator[None]:
+def suppress_torchao_notices() -> Iterator[None]:
     """Drop what torchao says of itself when it is imported and first compiled; everything else is shown.
 
     transformers imports it together with its first model class, where it is installed.

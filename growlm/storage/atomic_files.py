@@ -13,7 +13,7 @@ from typing import BinaryIO
 from growlm.runtime.errors import DiskError
 
 
-def open_to_append(path: Path) -> BinaryIO:
+def open_for_append(path: Path) -> BinaryIO:
     """Open a file to write at its end; made where it is missing, and a link is not followed.
 
     Raises:
@@ -30,7 +30,7 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab")
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a small file, in UTF-8, beside its place, then rename it; a link in either place is not followed.
 
     Raises:

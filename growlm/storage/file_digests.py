@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from growlm.runtime.errors import DiskError, UserError
-from growlm.storage.atomic_files import write_whole
+from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.input_files import read_json
-from growlm.storage.integrity import file_digest
+from growlm.storage.integrity import hash_file
 
-SETTLED_NS = 2_000_000_000
+MIN_AGE_NS = 2_000_000_000
 """A file that changed less than this ago may change again without its times showing it."""
-MOST_FILES = 500_000
+MAX_FILES = 500_000
 """Files that are remembered; of more, those whose checksums were taken last."""
-LARGEST_FILE = 2**28
+MAX_CACHE_FILE_BYTES = 2**28
 """Bytes of the file: room for so many long paths."""
-SAVE_EVERY_S = 5.0
-SAVING_SHARE = 0.05
+SAVE_INTERVAL_S = 5.0
+MAX_SAVE_TIME_FRACTION = 0.05
 """The most of its time that a process spends on saving, but for the last time."""
 
 
-class FileDigests:
+class FileDigestCache:
     """Checksums of files, in memory and, after `save`, on disk.
 
     Args:
@@ -41,9 +41,9 @@ class FileDigests:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, list[int | str]] | None = None
-        self._new: dict[str, list[int | str]] = {}
-        self._next_save = time.monotonic() + SAVE_EVERY_S
+        self._digests: dict[str, list[int | str]] | None = None
+        self._unsaved: dict[str, list[int | str]] = {}
+        self._next_save = time.monotonic() + SAVE_INTERVAL_S
 
     def digest(self, path: Path) -> str:
         """Return a file's SHA-256, reading it only if it has changed since it was last asked for.
@@ -51,33 +51,35 @@ class FileDigests:
         Raises:
             OSError: If it cannot be read.
         """
-        if self._known is None:
-            self._known = self._read()
+        if self._digests is None:
+            self._digests = self._read()
         now, stat = time.time_ns(), path.stat()
-        stamp = file_stamp(stat)
-        known = self._known.get(str(path))
+        stamp = get_stat_signature(stat)
+        known = self._digests.get(str(path))
         if known is not None and known[:-1] == stamp:
             return str(known[-1])
-        digest = file_digest(path)
-        if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
-            self._known[str(path)] = self._new[str(path)] = [*stamp, digest]
+        digest = hash_file(path)
+        if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > MIN_AGE_NS:
+            self._digests[str(path)] = self._unsaved[str(path)] = [*stamp, digest]
             if time.monotonic() > self._next_save:
                 self.save()
         return digest
 
     def save(self) -> None:
         """Write what is new to disk, beside what other processes have written there; without room, do nothing."""
-        if not self._new or not self.path.parent.is_dir():
+        if not self._unsaved or not self.path.parent.is_dir():
             return
         start = time.monotonic()
         on_disk = self._read()
-        all_of_them = [(path, known) for path, known in on_disk.items() if path not in self._new]
-        all_of_them += self._new.items()
+        all_of_them = [
+            (path, known) for path, known in on_disk.items() if path not in self._unsaved
+        ]
+        all_of_them += self._unsaved.items()
         with suppress(DiskError):  # then they are read again next time
-            write_whole(self.path, json.dumps(dict(all_of_them[-MOST_FILES:])))
-            self._new = {}
+            atomic_write_text(self.path, json.dumps(dict(all_of_them[-MAX_FILES:])))
+            self._unsaved = {}
         end = time.monotonic()
-        self._next_save = end + max(SAVE_EVERY_S, (end - start) / SAVING_SHARE)
+        self._next_save = end + max(SAVE_INTERVAL_S, (end - start) / MAX_SAVE_TIME_FRACTION)
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
@@ -86,13 +88,13 @@ class FileDigests:
                 "data.cache",
                 self.path.parent,
                 dict[str, list[Any]],
-                limit=LARGEST_FILE,
+                max_bytes=MAX_CACHE_FILE_BYTES,
             )
         except UserError:  # never written, or damaged: files are read again
             return {}
         return {path: known for path, known in found.items() if len(known) == 5}
 
 
-def file_stamp(stat: os.stat_result) -> list[int]:
+def get_stat_signature(stat: os.stat_result) -> list[int]:
     """Return what tells a file from what it was: size, both times of change, inode."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

@@ -17,21 +17,21 @@ from typing import Any, BinaryIO, cast
 
 from growlm.runtime.errors import UserError
 from growlm.storage.parsing import parse_json, parse_yaml
-from growlm.storage.typed_values import typed
+from growlm.storage.typed_values import parse_as
 
-LARGEST_RECORD = 2**24
+MAX_RECORD_BYTES = 2**24
 """Bytes of JSON that tells of a model or a run."""
-LARGEST_INDEX = 2**26
+MAX_INDEX_BYTES = 2**26
 """Bytes of JSON with a line for every tensor or job."""
-LARGEST_YAML = 2**18
+MAX_YAML_BYTES = 2**18
 """Bytes of a config, which takes seconds to parse; one of a dozen phases has a hundredth of that."""
-LARGEST_TEXT = 2**26
+MAX_PROMPT_FILE_BYTES = 2**26
 """Bytes of a file of prompts."""
-LARGEST_TOKENIZER = 2**28
-LONGEST_LINE = 2**22
+MAX_TOKENIZER_BYTES = 2**28
+MAX_LINE_BYTES = 2**22
 """Bytes of a line of a history: some hundred thousand loads of experts."""
-LARGEST_HISTORY = 2**30
-KINDS = (
+MAX_HISTORY_BYTES = 2**30
+FILE_KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISSOCK, "a socket"),
@@ -40,12 +40,12 @@ KINDS = (
 )
 
 
-def exists(path: Path) -> bool:
+def lexists(path: Path) -> bool:
     """Return whether there is anything of that name, also a link that leads nowhere."""
     return os.path.lexists(path)
 
 
-def regular_file(path: Path, key: str, root: Path | None) -> Path:
+def resolve_regular_file(path: Path, key: str, root: Path | None) -> Path:
     """Check a file that a library will open by its name.
 
     Args:
@@ -61,7 +61,7 @@ def regular_file(path: Path, key: str, root: Path | None) -> Path:
     Raises:
         UserError: If it is no regular file, cannot be reached, or is a link that leads out.
     """
-    with _explained(path, key):
+    with _translate_os_errors(path, key):
         target = path.resolve(strict=True)
         mode = target.stat().st_mode
     if root is not None and not _is_within(target, root):
@@ -72,24 +72,24 @@ def regular_file(path: Path, key: str, root: Path | None) -> Path:
     return target
 
 
-def check_within(path: Path, key: str, root: Path) -> None:
+def check_inside_root(path: Path, key: str, root: Path) -> None:
     """Check that a folder, if there is one of that name, is not a link that leads out of another.
 
     Raises:
         UserError: If it is.
     """
-    if exists(path) and not _is_within(path.resolve(), root):
+    if lexists(path) and not _is_within(path.resolve(), root):
         raise UserError(key, path, f"is a link that leads out of {root}")
 
 
-def open_file(path: Path, key: str, root: Path | None) -> BinaryIO:
+def open_input_file(path: Path, key: str, root: Path | None) -> BinaryIO:
     """Open a regular file to read it, as `regular_file` finds it.
 
     Raises:
         UserError: If it is none, or cannot be read.
     """
-    target = regular_file(path, key, root)
-    with _explained(path, key):
+    target = resolve_regular_file(path, key, root)
+    with _translate_os_errors(path, key):
         # Neither flag has an effect on the file that was looked at, only on what may have come in its place.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -100,30 +100,30 @@ def open_file(path: Path, key: str, root: Path | None) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path, key: str, root: Path | None, limit: int) -> bytes:
+def read_bytes(path: Path, key: str, root: Path | None, max_bytes: int) -> bytes:
     """Read a file of at most so many bytes.
 
     Raises:
         UserError: If it is larger, no regular file, or cannot be read.
     """
-    with open_file(path, key, root) as file, _explained(path, key):
-        is_larger = os.fstat(file.fileno()).st_size > limit
-        data = b"" if is_larger else file.read(limit + 1)  # it may grow meanwhile
-    if is_larger or len(data) > limit:
-        raise UserError(key, path, f"is larger than {limit:,} bytes, and is not read")
+    with open_input_file(path, key, root) as file, _translate_os_errors(path, key):
+        is_larger = os.fstat(file.fileno()).st_size > max_bytes
+        data = b"" if is_larger else file.read(max_bytes + 1)  # it may grow meanwhile
+    if is_larger or len(data) > max_bytes:
+        raise UserError(key, path, f"is larger than {max_bytes:,} bytes, and is not read")
     return data
 
 
-def read_text(path: Path, key: str, root: Path | None, limit: int) -> str:
+def read_text(path: Path, key: str, root: Path | None, max_bytes: int) -> str:
     """Read a text in UTF-8 of at most so many bytes.
 
     Raises:
         UserError: If it is larger, no UTF-8, no regular file, or cannot be read.
     """
-    return decoded(read_bytes(path, key, root, limit), path, key)
+    return decode_utf8(read_bytes(path, key, root, max_bytes), path, key)
 
 
-def decoded(data: bytes, path: Path, key: str) -> str:
+def decode_utf8(data: bytes, path: Path, key: str) -> str:
     """Return bytes of a file as the UTF-8 text that they are.
 
     Raises:
@@ -136,24 +136,26 @@ def decoded(data: bytes, path: Path, key: str) -> str:
 
 
 def read_lines(
-    path: Path, key: str, root: Path | None, limit: int = LARGEST_HISTORY
+    path: Path, key: str, root: Path | None, max_bytes: int = MAX_HISTORY_BYTES
 ) -> Iterator[bytes]:
     """Read the lines of a file one after another, without their ends.
 
     Raises:
         UserError: If it, or a line of it, is too large, it is no regular file, or it cannot be read.
     """
-    with open_file(path, key, root) as file:
-        number, left = 0, limit
+    with open_input_file(path, key, root) as file:
+        number, left = 0, max_bytes
         while True:
-            with _explained(path, key):
-                line = file.readline(LONGEST_LINE + 1)
+            with _translate_os_errors(path, key):
+                line = file.readline(MAX_LINE_BYTES + 1)
             number, left = number + 1, left - len(line)
-            if len(line) > LONGEST_LINE:
-                allowed = f"line {number:,} is longer than {LONGEST_LINE:,} bytes, and is not read"
+            if len(line) > MAX_LINE_BYTES:
+                allowed = (
+                    f"line {number:,} is longer than {MAX_LINE_BYTES:,} bytes, and is not read"
+                )
                 raise UserError(key, path, allowed)
             if left < 0:
-                raise UserError(key, path, f"is larger than {limit:,} bytes, and is not read")
+                raise UserError(key, path, f"is larger than {max_bytes:,} bytes, and is not read")
             if not line:
                 return
             yield line.rstrip(b"\r\n")
@@ -163,9 +165,9 @@ def read_json(
     path: Path,
     key: str,
     root: Path | None,
-    kind: Any = Any,
+    expected_type: Any = Any,
     *,
-    limit: int = LARGEST_RECORD,
+    max_bytes: int = MAX_RECORD_BYTES,
     allow_nan: bool = False,
 ) -> Any:
     """Read a file of JSON.
@@ -181,12 +183,12 @@ def read_json(
     Raises:
         UserError: If it cannot be read, or holds anything else; with the place in the file.
     """
-    text = read_text(path, key, root, limit)
-    with wrong_content(path, key):
-        return typed(kind, parse_json(text, allow_nan))
+    text = read_text(path, key, root, max_bytes)
+    with translate_content_errors(path, key):
+        return parse_as(expected_type, parse_json(text, allow_nan))
 
 
-def read_yaml(path: Path, key: str, root: Path | None, kind: Any = Any) -> tuple[Any, str]:
+def read_yaml(path: Path, key: str, root: Path | None, expected_type: Any = Any) -> tuple[Any, str]:
     """Read a file of YAML.
 
     Returns:
@@ -195,12 +197,14 @@ def read_yaml(path: Path, key: str, root: Path | None, kind: Any = Any) -> tuple
     Raises:
         UserError: If it cannot be read, or holds anything but what `kind` says; with the place in the file.
     """
-    text = read_text(path, key, root, LARGEST_YAML)
-    with wrong_content(path, key):
-        return typed(kind, parse_yaml(text)), text
+    text = read_text(path, key, root, MAX_YAML_BYTES)
+    with translate_content_errors(path, key):
+        return parse_as(expected_type, parse_yaml(text)), text
 
 
-def digest_of(path: Path, key: str, root: Path | None, size: int | None = None) -> str:
+def hash_input_file(
+    path: Path, key: str, root: Path | None, expected_size: int | None = None
+) -> str:
     """Return the SHA-256 of a file's bytes.
 
     Args:
@@ -212,10 +216,12 @@ def digest_of(path: Path, key: str, root: Path | None, size: int | None = None) 
     Raises:
         UserError: If it cannot be read, or is of another size.
     """
-    with open_file(path, key, root) as file, _explained(path, key):
+    with open_input_file(path, key, root) as file, _translate_os_errors(path, key):
         found = os.fstat(file.fileno()).st_size
-        if size is not None and found != size:
-            raise UserError(key, path, f"is damaged: {found:,} bytes, {size:,} were written")
+        if expected_size is not None and found != expected_size:
+            raise UserError(
+                key, path, f"is damaged: {found:,} bytes, {expected_size:,} were written"
+            )
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
@@ -228,12 +234,12 @@ def copy_file(path: Path, target: Path, key: str, root: Path | None) -> None:
     """
     import shutil
 
-    with open_file(path, key, root) as file, target.open("xb") as copy:
+    with open_input_file(path, key, root) as file, target.open("xb") as copy:
         shutil.copyfileobj(file, copy, 2**20)
 
 
 @contextmanager
-def wrong_content(path: Path, key: str) -> Iterator[None]:
+def translate_content_errors(path: Path, key: str) -> Iterator[None]:
     """Turn what is said of a file's content into an error about the file.
 
     Raises:
@@ -248,7 +254,7 @@ def wrong_content(path: Path, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(path: Path, key: str) -> Iterator[None]:
+def _translate_os_errors(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -263,7 +269,7 @@ def _explained(path: Path, key: str) -> Iterator[None]:
 
 def _check_regular(mode: int, path: Path, key: str) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for is_it, name in KINDS if is_it(mode)), "something else")
+        kind = next((name for is_it, name in FILE_KINDS if is_it(mode)), "something else")
         raise UserError(key, path, f"is {kind}, not a regular file")
 
 

@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import LARGEST_RECORD, digest_of, read_text, wrong_content
+from growlm.storage.input_files import (
+    MAX_RECORD_BYTES,
+    hash_input_file,
+    read_text,
+    translate_content_errors,
+)
 from growlm.storage.parsing import parse_json
-from growlm.storage.typed_values import Count, shortened, typed
+from growlm.storage.typed_values import NonNegativeInt, parse_as, truncate_text
 
 MANIFEST = "manifest.json"
-UNTYPED = dict[str, Any]
+JSON_OBJECT = dict[str, Any]
 
 
 class ManifestEntry(TypedDict):
     """What a manifest says of a file."""
 
-    bytes: Count
+    bytes: NonNegativeInt
     sha256: str
 
 
@@ -33,21 +38,23 @@ class Manifest(TypedDict):
     files: dict[str, ManifestEntry]
 
 
-def file_digest(path: Path, key: str = "file") -> str:
+def hash_file(path: Path, key: str = "file") -> str:
     """Return the SHA-256 of the bytes of a file that may be a link to anywhere.
 
     Raises:
         UserError: If it cannot be read, or is no regular file.
     """
-    return digest_of(path, key, root=None)
+    return hash_input_file(path, key, root=None)
 
 
-def sealed(record: dict[str, Any]) -> str:
+def dump_checksummed_json(record: dict[str, Any]) -> str:
     """JSON text of a record with its own checksum."""
-    return json.dumps({**record, "sha256": _digest(record)}, indent=2) + "\n"
+    return json.dumps({**record, "sha256": _hash_record(record)}, indent=2) + "\n"
 
 
-def read_sealed(path: Path, key: str, root: Path, kind: Any = UNTYPED) -> Any:
+def read_checksummed_json(
+    path: Path, key: str, root: Path, expected_type: Any = JSON_OBJECT
+) -> Any:
     """Read a record that was written by `sealed`.
 
     Args:
@@ -59,24 +66,24 @@ def read_sealed(path: Path, key: str, root: Path, kind: Any = UNTYPED) -> Any:
     Raises:
         UserError: If the file is missing, is not, to the byte, what was written, or holds another record.
     """
-    text = read_text(path, key, root, LARGEST_RECORD)
+    text = read_text(path, key, root, MAX_RECORD_BYTES)
     try:
         record = parse_json(text)
         digest = record.pop("sha256")
-        whole = digest == _digest(record) and sealed(record) == text
+        whole = digest == _hash_record(record) and dump_checksummed_json(record) == text
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(key, path, "is damaged: it is not what was written")
-    with wrong_content(path, key):
-        return typed(kind, record)
+    with translate_content_errors(path, key):
+        return parse_as(expected_type, record)
 
 
-def _digest(record: dict[str, Any]) -> str:
+def _hash_record(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, digests: dict[str, str]) -> None:
+def write_manifest(folder: Path, known_digests: dict[str, str]) -> None:
     """Write `manifest.json`: size and checksum of every other file of a folder.
 
     Args:
@@ -86,11 +93,11 @@ def write_manifest(folder: Path, digests: dict[str, str]) -> None:
     files = {
         path.name: {
             "bytes": path.stat().st_size,
-            "sha256": digests.get(path.name) or file_digest(path),
+            "sha256": known_digests.get(path.name) or hash_file(path),
         }
         for path in sorted(folder.iterdir())
     }
-    (folder / MANIFEST).write_text(sealed({"files": files}))
+    (folder / MANIFEST).write_text(dump_checksummed_json({"files": files}))
 
 
 def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -> None:
@@ -109,7 +116,7 @@ def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -
         path, expected = folder / name, files.get(name)
         if expected is None:
             raise UserError(key, path, f"is not in {MANIFEST}")
-        if digest_of(path, key, folder, expected["bytes"]) != expected["sha256"]:
+        if hash_input_file(path, key, folder, expected["bytes"]) != expected["sha256"]:
             raise UserError(key, path, "is damaged: its checksum is not what was written")
 
 
@@ -120,10 +127,10 @@ def read_manifest(folder: Path, key: str) -> dict[str, ManifestEntry]:
         UserError: If it is damaged, or names what is no file of its folder.
     """
     path = folder / MANIFEST
-    files: dict[str, ManifestEntry] = read_sealed(path, key, folder, Manifest)["files"]
+    files: dict[str, ManifestEntry] = read_checksummed_json(path, key, folder, Manifest)["files"]
     for name in files:
         if not is_file_name(name):
-            allowed = f"names {shortened(name)!r}, which is no file of its folder"
+            allowed = f"names {truncate_text(name)!r}, which is no file of its folder"
             raise UserError(key, path, allowed)
     return files
 

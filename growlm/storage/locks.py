@@ -17,18 +17,18 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from growlm.runtime.escaping import printable_line
+from growlm.runtime.escaping import escape_unprintable_line
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks answer: Lustre mounted without `flock`, NFS without its lock daemon."""
 
 
-LONGEST_OWNER = 200
+MAX_OWNER_BYTES = 200
 """Bytes of a lock's file that say who has it."""
 
 
@@ -44,7 +44,7 @@ class LockedError(Exception):
         super().__init__(owner)
 
 
-def take_lock(path: Path) -> BinaryIO:
+def acquire_lock(path: Path) -> BinaryIO:
     """Take a lock, without waiting; closing the file lets go of it.
 
     Where there are no locks, print a warning, once, and go on without.
@@ -56,12 +56,12 @@ def take_lock(path: Path) -> BinaryIO:
         LockedError: If another process has it.
         OSError: If the file cannot be written to.
     """
-    file = _opened(path)
+    file = _open_lock_file(path)
     try:
-        _lock(file, waits=False)
+        _flock(file, waits=False)
     except BlockingIOError:
         file.seek(0)
-        owner = printable_line(file.read(LONGEST_OWNER).decode(errors="replace"))
+        owner = escape_unprintable_line(file.read(MAX_OWNER_BYTES).decode(errors="replace"))
         file.close()
         raise LockedError(owner) from None
     except BaseException:
@@ -74,7 +74,7 @@ def take_lock(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def lock_new(path: Path) -> Iterator[None]:
+def lock_for_creation(path: Path) -> Iterator[None]:
     """Hold the lock for writing a file or folder that does not exist yet; its file lies beside it meanwhile.
 
     Args:
@@ -86,8 +86,8 @@ def lock_new(path: Path) -> Iterator[None]:
     """
     place = path.with_name(f".{path.name}.lock")
     while True:
-        lock = take_lock(place)
-        if _is_there(lock, place):
+        lock = acquire_lock(place)
+        if _is_same_file(lock, place):
             break
         lock.close()  # whoever had it removed the file between its being opened and locked
     with lock:
@@ -98,7 +98,7 @@ def lock_new(path: Path) -> Iterator[None]:
                 place.unlink()
 
 
-def _is_there(file: BinaryIO, path: Path) -> bool:
+def _is_same_file(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -114,16 +114,16 @@ def wait_for_lock(path: Path) -> BinaryIO:
     Raises:
         OSError: If the file cannot be written to.
     """
-    file = _opened(path)
+    file = _open_lock_file(path)
     try:
-        _lock(file, waits=True)
+        _flock(file, waits=True)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open_lock_file(path: Path) -> BinaryIO:
     """The lock's file; a link is not followed, lest another file be cut to nothing.
 
     Raises:
@@ -142,19 +142,19 @@ def _opened(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "a+b")
 
 
-def _lock(file: BinaryIO, waits: bool) -> None:
+def _flock(file: BinaryIO, waits: bool) -> None:
     if fcntl is None:
-        _warn_of_no_locks()
+        _warn_locks_unsupported()
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
-        _warn_of_no_locks()
+        _warn_locks_unsupported()
 
 
 @cache
-def _warn_of_no_locks() -> None:
+def _warn_locks_unsupported() -> None:
     text = "no file locks here; make sure that no other process works in the same folders"
     print(f"warning: {text}", file=sys.stderr)

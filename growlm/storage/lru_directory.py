@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ENTRY = re.compile(r"[0-9a-f]{32}")
-PARTIAL = re.compile(r"\.([0-9a-f]{32})(\.[0-9a-f]{8})?\.partial")
+ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
+PARTIAL_NAME = re.compile(r"\.([0-9a-f]{32})(\.[0-9a-f]{8})?\.partial")
 """What an entry is called before it is whole, and once it is let go of."""
 
 
 @dataclass(frozen=True)
-class BoundedFolder:
+class LRUDirectory:
     """The folder; need not exist.
 
     Args:
@@ -32,34 +32,34 @@ class BoundedFolder:
 
     path: Path
     max_bytes: int
-    known_by: str
+    marker_file: str
 
-    def entries(self) -> list[Path]:
+    def list_entries(self) -> list[Path]:
         """Those that are there, the last used first."""
         with suppress(OSError), os.scandir(self.path) as found:
-            names = [entry.name for entry in found if ENTRY.fullmatch(entry.name)]
-            known = [name for name in names if os.path.isfile(self.path / name / self.known_by)]
-            return sorted((self.path / name for name in known), key=last_used, reverse=True)
+            names = [entry.name for entry in found if ENTRY_NAME.fullmatch(entry.name)]
+            known = [name for name in names if os.path.isfile(self.path / name / self.marker_file)]
+            return sorted((self.path / name for name in known), key=get_last_used, reverse=True)
         return []
 
-    def partials(self) -> Iterator[tuple[str, Path]]:
+    def iter_partials(self) -> Iterator[tuple[str, Path]]:
         """What is being written or has been left by killed processes, with the key it is of."""
         for path in self.path.glob(".*.partial"):
-            if (match := PARTIAL.fullmatch(path.name)) and path.is_dir():
+            if (match := PARTIAL_NAME.fullmatch(path.name)) and path.is_dir():
                 yield match[1], path
 
-    def partial(self, key: str) -> Path:
+    def make_partial_path(self, key: str) -> Path:
         """A name for an entry that is not whole."""
         return self.path / f".{key}.{secrets.token_hex(4)}.partial"
 
-    def drop(self, key: str) -> None:
+    def remove_entry(self, key: str) -> None:
         """Let go of an entry at once, whoever reads it."""
-        trash = self.partial(key)
+        trash = self.make_partial_path(key)
         with suppress(OSError):
             (self.path / key).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
-    def keep_within_bounds(self, in_use: Collection[str]) -> None:
+    def evict_to_limit(self, in_use: Collection[str]) -> None:
         """Let go of entries that are too much.
 
         Args:
@@ -68,33 +68,33 @@ class BoundedFolder:
         """
         seen: set[int] = set()
         total = 0
-        for entry in [*(self.path / key for key in in_use), *self.entries()]:
-            files = _files_of_entry(entry)
+        for entry in [*(self.path / key for key in in_use), *self.list_entries()]:
+            files = _get_entry_file_sizes(entry)
             size = sum(files[inode] for inode in files.keys() - seen)
             if entry.name in in_use or total + size <= self.max_bytes:
                 total += size
                 seen.update(files)
             else:
-                self.drop(entry.name)
+                self.remove_entry(entry.name)
 
 
-_FILES: dict[tuple[Path, int], dict[int, int]] = {}
+_ENTRY_FILE_SIZES: dict[tuple[Path, int], dict[int, int]] = {}
 """Of each entry, by its path and inode: see `_files`. Entries don't change; in a sweep, every job would look at
 the files of all jobs before it."""
 
 
-def _files_of_entry(entry: Path) -> dict[int, int]:
+def _get_entry_file_sizes(entry: Path) -> dict[int, int]:
     """`_files` of an entry, looked at once by this process."""
     try:
         key = entry, entry.stat().st_ino
     except OSError:  # gone meanwhile
         return {}
-    if key not in _FILES:
-        _FILES[key] = _files(entry)
-    return _FILES[key]
+    if key not in _ENTRY_FILE_SIZES:
+        _ENTRY_FILE_SIZES[key] = _get_file_sizes(entry)
+    return _ENTRY_FILE_SIZES[key]
 
 
-def _files(folder: Path) -> dict[int, int]:
+def _get_file_sizes(folder: Path) -> dict[int, int]:
     """Bytes of everything below a folder, by inode."""
     found = {}
     for path in folder.rglob("*"):
@@ -104,15 +104,15 @@ def _files(folder: Path) -> dict[int, int]:
     return found
 
 
-def folder_size(folder: Path, seen: set[int]) -> int:
+def get_folder_size(folder: Path, seen_inodes: set[int]) -> int:
     """Bytes of the files below a folder that have not been seen: several entries may have links to one."""
-    files = _files(folder)
-    total = sum(bytes for inode, bytes in files.items() if inode not in seen)
-    seen.update(files)
+    files = _get_file_sizes(folder)
+    total = sum(bytes for inode, bytes in files.items() if inode not in seen_inodes)
+    seen_inodes.update(files)
     return total
 
 
-def last_used(path: Path) -> float:
+def get_last_used(path: Path) -> float:
     """When, as `time.time()` has it; long ago for what has gone."""
     try:
         return path.stat().st_mtime

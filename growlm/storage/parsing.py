@@ -7,16 +7,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from growlm.storage.typed_values import inside, shortened
+from growlm.storage.typed_values import join_location, truncate_text
 
-DEEPEST = 64
+MAX_DEPTH = 64
 """Levels of lists and mappings in each other."""
-DIGITS = 39
+MAX_INTEGER_DIGITS = 39
 """Of an integer: below 2**128, so that sums and quotients of such never leave the range of floats."""
-CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NONFINITE_CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class _Refused:
+class _InvalidValue:
     """Stands where a value cannot be taken, until its place is known."""
 
     def __init__(self, reason: str) -> None:
@@ -35,15 +35,19 @@ def parse_json(text: str, allow_nan: bool = False) -> Any:
     """
 
     def constant(name: str) -> Any:
-        return CONSTANTS[name] if allow_nan else _Refused(f"is {name}, not a finite number")
+        return (
+            NONFINITE_CONSTANTS[name]
+            if allow_nan
+            else _InvalidValue(f"is {name}, not a finite number")
+        )
 
     try:
         value = json.loads(
             text,
-            parse_int=_integer,
-            parse_float=_number,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
             parse_constant=constant,
-            object_pairs_hook=_mapping,
+            object_pairs_hook=_build_mapping,
         )
     except RecursionError:
         raise ValueError("is nested too deeply") from None
@@ -86,26 +90,34 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
-def _integer(text: str) -> Any:
+def _parse_integer(text: str) -> Any:
     digits = len(text.lstrip("-"))
-    return int(text) if digits <= DIGITS else _Refused(_too_many(digits))
+    return (
+        int(text)
+        if digits <= MAX_INTEGER_DIGITS
+        else _InvalidValue(_format_too_many_digits(digits))
+    )
 
 
-def _too_many(digits: int) -> str:
-    return f"is a number of {digits:,} digits, at most {DIGITS} are read"
+def _format_too_many_digits(digits: int) -> str:
+    return f"is a number of {digits:,} digits, at most {MAX_INTEGER_DIGITS} are read"
 
 
-def _number(text: str) -> Any:
+def _parse_float(text: str) -> Any:
     value = float(text)
-    return value if math.isfinite(value) else _Refused(f"is {shortened(text)}, beyond all floats")
+    return (
+        value
+        if math.isfinite(value)
+        else _InvalidValue(f"is {truncate_text(text)}, beyond all floats")
+    )
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> Any:
+def _build_mapping(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return _Refused(f"has the key {shortened(twice)!r} twice")
+        return _InvalidValue(f"has the key {truncate_text(twice)!r} twice")
     return found
 
 
@@ -117,25 +129,25 @@ def _check_events(events: Iterator[Any]) -> None:
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             line = event.start_mark.line + 1
-            raise ValueError(f"has an alias in line {line} (*{shortened(event.anchor)})")
+            raise ValueError(f"has an alias in line {line} (*{truncate_text(event.anchor)})")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             line = event.start_mark.line + 1
             raise ValueError(
-                f"is nested too deeply in line {line}, at most {DEEPEST} levels are read"
+                f"is nested too deeply in line {line}, at most {MAX_DEPTH} levels are read"
             )
 
 
-_PLAIN = (str, int, float, bool, type(None), list, dict)
-_LARGEST = 10**DIGITS
+_PLAIN_TYPES = (str, int, float, bool, type(None), list, dict)
+_INTEGER_LIMIT = 10**MAX_INTEGER_DIGITS
 
 
 def _check_values(value: Any) -> None:
     """Refuse the first value, in no particular order, that cannot be taken."""
-    _check_plain(value, ())
+    _check_plain_value(value, ())
     # Each with its depth, and with where it stands: its key, and the same of what it stands in.
-    waiting: list[tuple[Any, int, _Place]] = [(value, 1, ())]
+    waiting: list[tuple[Any, int, _Location]] = [(value, 1, ())]
     while waiting:
         found, depth, place = waiting.pop()
         if isinstance(found, dict):
@@ -144,8 +156,8 @@ def _check_values(value: Any) -> None:
             items = enumerate(found)
         else:
             continue
-        if depth > DEEPEST:
-            raise ValueError(f"is nested too deeply, at most {DEEPEST} levels are read")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"is nested too deeply, at most {MAX_DEPTH} levels are read")
         for key, item in items:
             kind = type(item)
             if kind is str or kind is float:
@@ -154,28 +166,28 @@ def _check_values(value: Any) -> None:
                 if item:
                     waiting.append((item, depth + 1, (key, place)))
             else:
-                _check_plain(item, (key, place))
+                _check_plain_value(item, (key, place))
 
 
-_Place = tuple[Any, ...]
+_Location = tuple[Any, ...]
 
 
-def _check_plain(value: Any, place: _Place) -> None:
-    if isinstance(value, _Refused):
-        raise ValueError(f"{_in_words(place)}{value.reason}")
-    if not isinstance(value, _PLAIN):
-        raise ValueError(f"{_in_words(place)}is a {type(value).__name__}, no plain value")
-    if type(value) is int and not -_LARGEST < value < _LARGEST:
+def _check_plain_value(value: Any, location: _Location) -> None:
+    if isinstance(value, _InvalidValue):
+        raise ValueError(f"{_format_location(location)}{value.reason}")
+    if not isinstance(value, _PLAIN_TYPES):
+        raise ValueError(f"{_format_location(location)}is a {type(value).__name__}, no plain value")
+    if type(value) is int and not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
         digits = round(value.bit_length() * math.log10(2))
-        raise ValueError(f"{_in_words(place)}{_too_many(digits)}")
+        raise ValueError(f"{_format_location(location)}{_format_too_many_digits(digits)}")
 
 
-def _in_words(place: _Place) -> str:
+def _format_location(location: _Location) -> str:
     keys = []
-    while place:
-        key, place = place
+    while location:
+        key, location = location
         keys.append(key)
     words = ""
     for key in reversed(keys):
-        words = f"{words}[{key}]" if type(key) is int else inside(words, key)
+        words = f"{words}[{key}]" if type(key) is int else join_location(words, key)
     return f"{words} " if words else ""

@@ -19,9 +19,9 @@ from typing import (
     is_typeddict,
 )
 
-SHOWN = 40
+MAX_SHOWN_CHARACTERS = 40
 """Characters of a value or key that a message repeats."""
-NAMES = {
+TYPE_DESCRIPTIONS = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
@@ -30,24 +30,24 @@ NAMES = {
     dict: "a mapping",
     NoneType: "null",
 }
-Check = Callable[[Any], str | None]
+Validator = Callable[[Any], str | None]
 """Returns what a value must be, if it is not."""
 
 
-def at_least(minimum: float) -> Check:
+def at_least(minimum: float) -> Validator:
     """Make the check of a smallest value, for `Annotated`."""
     return lambda value: None if value >= minimum else f"must be at least {minimum}"
 
 
-def positive(value: float) -> str | None:
+def check_positive(value: float) -> str | None:
     """Check that a number is finite and above 0."""
     return None if 0 < value < math.inf else "must be a finite number above 0"
 
 
-Count = Annotated[int, at_least(0)]
+NonNegativeInt = Annotated[int, at_least(0)]
 
 
-def typed(kind: Any, value: Any, place: str = "") -> Any:
+def parse_as(expected_type: Any, value: Any, location: str = "") -> Any:
     """Return a value as the type that is declared for it: dataclasses built, everything else as it is.
 
     A dataclass takes the keys of its fields and no others; a `TypedDict` may have more, which stay unchecked. An
@@ -62,114 +62,128 @@ def typed(kind: Any, value: Any, place: str = "") -> Any:
     Raises:
         ValueError: Naming the place of the first value that is none.
     """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
+    origin, arguments = get_origin(expected_type), get_args(expected_type)
+    if expected_type is Any:
         return value
     if origin is Annotated:
-        found = typed(arguments[0], value, place)
+        found = parse_as(arguments[0], value, location)
         if wanted := arguments[1](found):
-            raise wrong(place, wanted, value)
+            raise make_value_error(location, wanted, value)
         return found
     if origin is NotRequired:
-        return typed(arguments[0], value, place)
+        return parse_as(arguments[0], value, location)
     if origin in (Union, UnionType):
-        return _one_of(arguments, value, place)
+        return _parse_union(arguments, value, location)
     if origin is list:
-        items = _checked(list, value, place)
-        return [typed(arguments[0], item, f"{place}[{i}]") for i, item in enumerate(items)]
+        items = _check_type(list, value, location)
+        return [parse_as(arguments[0], item, f"{location}[{i}]") for i, item in enumerate(items)]
     if origin is dict:
-        pairs = _checked(dict, value, place).items()
+        pairs = _check_type(dict, value, location).items()
         return {
-            _checked(str, key, place): typed(arguments[1], item, inside(place, key))
+            _check_type(str, key, location): parse_as(
+                arguments[1], item, join_location(location, key)
+            )
             for key, item in pairs
         }
-    if is_typeddict(kind):
-        return _typed_dict(kind, value, place)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, place)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        known = [member.value for member in kind]
+    if is_typeddict(expected_type):
+        return _parse_typed_dict(expected_type, value, location)
+    if dataclasses.is_dataclass(expected_type):
+        return _parse_dataclass(expected_type, value, location)
+    if isinstance(expected_type, type) and issubclass(expected_type, Enum):
+        known = [member.value for member in expected_type]
         if value not in known:
-            raise wrong(place, f"must be one of {', '.join(map(str, known))}", value)
-        return kind(value)
-    return _checked(kind, value, place)
+            raise make_value_error(location, f"must be one of {', '.join(map(str, known))}", value)
+        return expected_type(value)
+    return _check_type(expected_type, value, location)
 
 
-def inside(place: str, key: object) -> str:
+def join_location(location: str, key: object) -> str:
     """Return the place of a key's value in the mapping at a place."""
-    name = shortened(str(key))
-    return f"{place}.{name}" if place else name
+    name = truncate_text(str(key))
+    return f"{location}.{name}" if location else name
 
 
-def shortened(text: str) -> str:
+def truncate_text(text: str) -> str:
     """Return as much of a text as a message repeats."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} ..."
 
 
-def wrong(place: str, wanted: str, value: Any) -> ValueError:
+def make_value_error(location: str, requirement: str, value: Any) -> ValueError:
     """Return the error about a value."""
-    return ValueError(f"{place or 'its content'} {wanted}, and is {_shown(value)}")
+    return ValueError(f"{location or 'its content'} {requirement}, and is {_format_value(value)}")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | dict):
-        return NAMES[type(value)] if value else ("[]" if isinstance(value, list) else "{}")
-    return shortened(repr(value))
+        return (
+            TYPE_DESCRIPTIONS[type(value)] if value else ("[]" if isinstance(value, list) else "{}")
+        )
+    return truncate_text(repr(value))
 
 
-def _checked(kind: type, value: Any, place: str) -> Any:
-    fits = type(value) is kind or (kind is float and type(value) is int)
+def _check_type(expected_type: type, value: Any, location: str) -> Any:
+    fits = type(value) is expected_type or (expected_type is float and type(value) is int)
     if not fits:
-        raise wrong(place, f"must be {NAMES.get(kind, kind.__name__)}", value)
+        raise make_value_error(
+            location,
+            f"must be {TYPE_DESCRIPTIONS.get(expected_type, expected_type.__name__)}",
+            value,
+        )
     return value
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
+def _parse_union(members: tuple[Any, ...], value: Any, location: str) -> Any:
     """The first of several types that the value is of; of one type or null, the error is about the type."""
-    others = [kind for kind in kinds if kind is not NoneType]
-    if value is None and len(others) < len(kinds):
+    others = [kind for kind in members if kind is not NoneType]
+    if value is None and len(others) < len(members):
         return None
     for kind in others[:-1]:
         try:
-            return typed(kind, value, place)
+            return parse_as(kind, value, location)
         except ValueError:
             continue
-    return typed(others[-1], value, place)
+    return parse_as(others[-1], value, location)
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _get_type_hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _typed_dict(kind: Any, value: Any, place: str) -> dict[str, Any]:
-    content = _checked(dict, value, place)
-    hints = _hints(kind)
+def _parse_typed_dict(expected_type: Any, value: Any, location: str) -> dict[str, Any]:
+    content = _check_type(dict, value, location)
+    hints = _get_type_hints(expected_type)
     for (
         key,
         hint,
     ) in hints.items():  # not by __required_keys__, which no postponed annotation gets into
-        is_required = kind.__total__ and get_origin(hint) is not NotRequired
+        is_required = expected_type.__total__ and get_origin(hint) is not NotRequired
         if is_required and key not in content:
-            raise ValueError(f"{inside(place, key)} is missing")
-    known = {k: typed(hints[k], v, inside(place, k)) for k, v in content.items() if k in hints}
+            raise ValueError(f"{join_location(location, key)} is missing")
+    known = {
+        k: parse_as(hints[k], v, join_location(location, k))
+        for k, v in content.items()
+        if k in hints
+    }
     return {**content, **known}
 
 
-def _dataclass(kind: Any, value: Any, place: str) -> Any:
-    content = _checked(dict, value, place)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+def _parse_dataclass(expected_type: Any, value: Any, location: str) -> Any:
+    content = _check_type(dict, value, location)
+    fields = {field.name: field for field in dataclasses.fields(expected_type) if field.init}
     for key in content:
         if key not in fields:
-            raise ValueError(f"{inside(place, key)} is not known")
+            raise ValueError(f"{join_location(location, key)} is not known")
     for name, field in fields.items():
         is_optional = (
             field.default is not dataclasses.MISSING
             or field.default_factory is not dataclasses.MISSING
         )
         if name not in content and not is_optional:
-            raise ValueError(f"{inside(place, name)} is missing")
-    hints = _hints(kind)
-    return kind(**{k: typed(hints[k], v, inside(place, k)) for k, v in content.items()})
+            raise ValueError(f"{join_location(location, name)} is missing")
+    hints = _get_type_hints(expected_type)
+    return expected_type(
+        **{k: parse_as(hints[k], v, join_location(location, k)) for k, v in content.items()}
+    )

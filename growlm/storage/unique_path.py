@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def names(wanted: Path) -> Iterator[Path]:
+def iter_unique_paths(preferred: Path) -> Iterator[Path]:
     """This name, and then it with one suffix after another, without end.
 
     Raises:
         OSError: If it has no name.
     """
-    if not wanted.name:
+    if not preferred.name:
         raise OSError(errno.EEXIST, "it is the root of the file system")
-    yield wanted
+    yield preferred
     for suffix in itertools.count(2):
-        yield wanted.with_name(f"{wanted.name}_{suffix}")
+        yield preferred.with_name(f"{preferred.name}_{suffix}")
 
 
-def make_free(wanted: Path) -> Path:
+def make_unique_folder(preferred: Path) -> Path:
     """Make a folder of this name, or where it is taken of this name and a suffix.
 
     Args:
@@ -30,7 +30,7 @@ def make_free(wanted: Path) -> Path:
     Raises:
         OSError: If it cannot be made.
     """
-    for path in names(wanted):
+    for path in iter_unique_paths(preferred):
         try:
             path.mkdir()
         except FileExistsError:

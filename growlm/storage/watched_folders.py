@@ -9,7 +9,7 @@ from pathlib import Path
 from growlm.runtime.errors import RunError
 
 
-class RemovedError(RunError):
+class FolderRemovedError(RunError):
     """A folder was removed, moved or replaced while a run was writing to it.
 
     Args:
@@ -22,8 +22,8 @@ class RemovedError(RunError):
             f"{path} was removed or moved while it was written to; nothing is written there any more"
         )
 
-    def __reduce__(self) -> tuple[type[RemovedError], tuple[Path]]:
-        return RemovedError, (self.path,)
+    def __reduce__(self) -> tuple[type[FolderRemovedError], tuple[Path]]:
+        return FolderRemovedError, (self.path,)
 
 
 class WatchedFolders:
@@ -40,7 +40,7 @@ class WatchedFolders:
 
     def __init__(self, paths: Sequence[Path], marker: Path) -> None:
         self._stats = {path: path.stat() for path in paths}
-        self._marker, self._content = marker, marker.read_bytes()
+        self._marker, self._marker_content = marker, marker.read_bytes()
 
     def check(self) -> None:
         """Check that each is still there, and none is another run's by now.
@@ -52,8 +52,8 @@ class WatchedFolders:
             try:
                 is_same = os.path.samestat(path.stat(), before)
                 if not is_same:
-                    is_same = self._marker.read_bytes() == self._content
+                    is_same = self._marker.read_bytes() == self._marker_content
             except (FileNotFoundError, NotADirectoryError):
                 is_same = False
             if not is_same:
-                raise RemovedError(path)
+                raise FolderRemovedError(path)

@@ -15,18 +15,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from growlm.config.load import ROOT_NAME, checked_config, config_folder, register_schema
-from growlm.reporting.reading.sweep_record import WRONG, Sweep
+from growlm.config.load import (
+    ROOT_CONFIG_NAME,
+    get_config_folder,
+    register_schema,
+    to_valid_run_config,
+)
+from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
 from growlm.runtime.errors import UserError
-from growlm.sweep.job_devices import refuse_several_devices
+from growlm.sweep.job_devices import reject_multi_device_job
 from growlm.sweep.sweep_folder import make_job
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-MANY = 20
+ANNOUNCE_MIN_JOBS = 20
 """Jobs that it takes seconds to compose."""
 
 
-def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], Sweep]:
+def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], SweepRecord]:
     """Compose every job, so that a misspelt key or group is found before the first one begins.
 
     Args:
@@ -43,15 +48,15 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     """
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--config-dir", "-cd")
-    known.add_argument("--config-name", "-cn", default=ROOT_NAME)
+    known.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
     known.add_argument("overrides", nargs="*")
     options, _ = known.parse_known_args(list(arguments))
     register_schema()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
-        for_hydra = [str(o.input_line) for o in parsed if _is_for_hydra(o)]
-        own = [o for o in parsed if not _is_for_hydra(o)]
+        for_hydra = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
+        own = [o for o in parsed if not _is_hydra_override(o)]
         if options.config_dir:
             folder = Path(options.config_dir).absolute()
             for_hydra.append(f"hydra.searchpath=['file://{folder}']")
@@ -64,16 +69,16 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         sweeper = composed([str(o.input_line) for o in constants]).hydra.sweeper
         is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
         (jobs,) = BasicSweeper.split_arguments(own if is_basic else constants, None)
-        if len(jobs) > MANY:
+        if len(jobs) > ANNOUNCE_MIN_JOBS:
             print(f"composing {len(jobs)} jobs ...")
         configs = [composed(job) for job in jobs]
     for job, config in zip(jobs, configs, strict=True):
-        refuse_several_devices(job, config, options.config_dir)
-    sweep = Sweep(
+        reject_multi_device_job(job, config, options.config_dir)
+    sweep = SweepRecord(
         name=str(configs[0].name),
         command=[str(o.input_line) for o in own],
         constants=BasicSweeper.split_arguments(constants, None)[0][0],
-        config=_digest(configs),
+        config=_hash_configs(configs),
     )
     if is_basic:
         sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
@@ -82,13 +87,13 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             with open_dict(own_config):
                 del own_config["hydra"]
             try:
-                checked_config(own_config)
+                to_valid_run_config(own_config)
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
 
 
-def _digest(configs: Sequence[DictConfig]) -> str:
+def _hash_configs(configs: Sequence[DictConfig]) -> str:
     digest = hashlib.sha256()
     for config in configs:
         content = OmegaConf.to_container(config, resolve=False)
@@ -98,5 +103,5 @@ def _digest(configs: Sequence[DictConfig]) -> str:
     return digest.hexdigest()
 
 
-def _is_for_hydra(override: Override) -> bool:
+def _is_hydra_override(override: Override) -> bool:
     return override.key_or_group.split(".")[0].split("/")[0] == "hydra"

@@ -14,20 +14,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from growlm.cli.hydra_command import run_command
-from growlm.config.load import checked_config, naming_set_keys, typed_config
+from growlm.config.load import to_run_config, to_valid_run_config, trace_interpolated_keys
 from growlm.config.schema import RunConfig
 from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_error
-from growlm.storage.atomic_files import open_to_append
+from growlm.storage.atomic_files import open_for_append
 from growlm.storage.locks import LockedError
-from growlm.storage.watched_folders import RemovedError
-from growlm.sweep.sweep_folder import STATUS, SweepFolder
+from growlm.storage.watched_folders import FolderRemovedError
+from growlm.sweep.sweep_folder import STATUS_BY_EXIT_CODE, SweepFolder
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
-def sweep_job(composed: DictConfig) -> None:
+def run_sweep_job(composed: DictConfig) -> None:
     """Run one job and enter how it ended; called by Hydra's launcher, maybe in a process of its own.
 
     Raises:
@@ -38,24 +38,24 @@ def sweep_job(composed: DictConfig) -> None:
     settings = HydraConfig.get()
     is_alone = settings.launcher._target_ == BASIC_LAUNCHER
     try:
-        _job_of_sweep(composed, settings, is_alone)
-    except RemovedError as error:
+        _run_locked_job(composed, settings, is_alone)
+    except FolderRemovedError as error:
         if is_alone:
-            raise SweepRemoved(error) from error
+            raise SweepFolderRemoved(error) from error
         raise
 
 
-class SweepRemoved(BaseException):
+class SweepFolderRemoved(BaseException):
     """The sweep's folder was removed; carries the error that says so."""
 
-    def __init__(self, error: RemovedError) -> None:
+    def __init__(self, error: FolderRemovedError) -> None:
         self.error = error
         super().__init__(error)
 
 
-def _job_of_sweep(composed: DictConfig, settings: HydraConf, is_alone: bool) -> None:
+def _run_locked_job(composed: DictConfig, settings: HydraConf, is_alone: bool) -> None:
     folder = SweepFolder(Path(settings.sweep.dir))
-    job = folder.job(settings.job.num, settings.overrides.task)
+    job = folder.get_or_add_job(settings.job.num, settings.overrides.task)
     try:
         lock = folder.lock_job(job.number)
     except LockedError as error:
@@ -63,60 +63,60 @@ def _job_of_sweep(composed: DictConfig, settings: HydraConf, is_alone: bool) -> 
         return
     with lock:
         if (folder.path / job.folder / "summary.json").exists():
-            folder.update(job.number, status=FINISHED, code=0, message=None)
+            folder.update_job(job.number, status=FINISHED, code=0, message=None)
             return
-        if job.status == WRONG and _asks_for_something_wrong(composed):
+        if job.status == WRONG and _has_config_error(composed):
             return  # said before the first job began
-        folder.update(job.number, status=RUNNING)
+        folder.update_job(job.number, status=RUNNING)
         if is_alone:
             dials = "".join(f"  {key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
             print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}{dials}\n", flush=True)
         log = None if is_alone else folder.path / f"{job.folder}.log"
-        status, code = _run_and_tell(composed, folder, job, log)
+        status, code = _run_and_record(composed, folder, job, log)
     if not is_alone:
         print(f"{job.folder}: {status}", flush=True)
     elif code > 128:
         raise KeyboardInterrupt
 
 
-def _run_and_tell(
+def _run_and_record(
     composed: DictConfig, folder: SweepFolder, job: Job, log: Path | None
 ) -> tuple[str, int]:
     """Run the job, and enter how it ended."""
     messages: list[str] = []
-    with _output(log):
-        code = run_command(lambda: _run(composed, folder, job), messages.append)
-    job = folder.job(job.number, job.overrides)
+    with _redirect_output(log):
+        code = run_command(lambda: _run_plan(composed, folder, job), messages.append)
+    job = folder.get_or_add_job(job.number, job.overrides)
     has_finished = (folder.path / job.folder / "summary.json").exists()
-    status = FINISHED if has_finished else STATUS.get(code, INTERRUPTED)
+    status = FINISHED if has_finished else STATUS_BY_EXIT_CODE.get(code, INTERRUPTED)
     message = " ".join(messages) or None
-    folder.update(job.number, status=status, code=code, message=message)
+    folder.update_job(job.number, status=status, code=code, message=message)
     return status, code
 
 
-def _asks_for_something_wrong(composed: DictConfig) -> bool:
+def _has_config_error(composed: DictConfig) -> bool:
     try:
-        checked_config(composed)
+        to_valid_run_config(composed)
     except UserError:
         return True
     return False
 
 
-def _run(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
-    config = _placed(typed_config(composed), folder, job)
+def _run_plan(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
+    config = _apply_sweep_settings(to_run_config(composed), folder, job)
     from growlm.training import Interrupted, run_plan  # Lightning takes seconds to import
 
     try:
-        with naming_set_keys(composed):
+        with trace_interpolated_keys(composed):
             result = run_plan(config)
     except Interrupted as interrupted:
         print_error(str(interrupted))
         return interrupted.code
-    folder.update(job.number, folder=result.run_dir.name)
+    folder.update_job(job.number, folder=result.run_dir.name)
     return 0
 
 
-def _placed(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
+def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
     """The job's config with what the sweep settles.
 
     Raises:
@@ -146,13 +146,13 @@ def _placed(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
 
 
 @contextmanager
-def _output(path: Path | None) -> Iterator[None]:
+def _redirect_output(path: Path | None) -> Iterator[None]:
     """Into a file, where several jobs would write over each other."""
     if path is None:
         yield
         return
     with (
-        io.TextIOWrapper(open_to_append(path)) as file,
+        io.TextIOWrapper(open_for_append(path)) as file,
         redirect_stdout(file),
         redirect_stderr(file),
     ):

@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 
 from growlm.runtime.errors import UserError
 
-RENDEZVOUS = "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500"
+RENDEZVOUS_ARGUMENTS = "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500"
 """What `torchrun` needs on every node where there are several."""
 
 
-def refuse_several_devices(job: Sequence[str], config: DictConfig, config_dir: str | None) -> None:
+def reject_multi_device_job(
+    overrides: Sequence[str], config: DictConfig, config_dir: str | None
+) -> None:
     """Refuse a job on several devices: under `torchrun` every process would run the whole sweep.
 
     Args:
@@ -31,8 +33,8 @@ def refuse_several_devices(job: Sequence[str], config: DictConfig, config_dir: s
     if devices == 1:
         return
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) if started > 1 else 0
-    command = torchrun_command(
-        job, devices, per_node or config.cluster.devices_per_node, config_dir
+    command = format_torchrun_command(
+        overrides, devices, per_node or config.cluster.devices_per_node, config_dir
     )
     raise UserError(
         "-m",
@@ -42,8 +44,11 @@ def refuse_several_devices(job: Sequence[str], config: DictConfig, config_dir: s
     )
 
 
-def torchrun_command(
-    overrides: Sequence[str], devices: int, per_node: int | None, config_dir: str | None = None
+def format_torchrun_command(
+    overrides: Sequence[str],
+    num_devices: int,
+    devices_per_node: int | None,
+    config_dir: str | None = None,
 ) -> str:
     """The command that runs a plan on several devices, ready for a shell.
 
@@ -53,10 +58,10 @@ def torchrun_command(
         per_node: Devices of a node; None for all of them.
         config_dir: The user's own folder of configs.
     """
-    room = min(devices, per_node or devices)
-    each = next(n for n in range(room, 0, -1) if devices % n == 0)
+    room = min(num_devices, devices_per_node or num_devices)
+    each = next(n for n in range(room, 0, -1) if num_devices % n == 0)
     places = ["torchrun", "--nproc-per-node", str(each)]
-    if each < devices:
-        places[1:1] = ["--nnodes", str(devices // each), *RENDEZVOUS.split()]
+    if each < num_devices:
+        places[1:1] = ["--nnodes", str(num_devices // each), *RENDEZVOUS_ARGUMENTS.split()]
     folder = [] if config_dir is None else ["--config-dir", config_dir]
     return shlex.join([*places, "-m", "growlm.train", *folder, *overrides])

@@ -15,21 +15,21 @@ from typing import Any, BinaryIO
 from growlm.reporting.reading.sweep_record import (
     FAILED,
     INTERRUPTED,
-    RECORD,
     RUNNING,
+    SWEEP_FILE,
     WRONG,
     Job,
-    Sweep,
-    read_record,
+    SweepRecord,
+    read_sweep_record,
 )
-from growlm.storage.atomic_files import write_whole
-from growlm.storage.locks import LockedError, take_lock, wait_for_lock
-from growlm.storage.watched_folders import RemovedError
+from growlm.storage.atomic_files import atomic_write_text
+from growlm.storage.locks import LockedError, acquire_lock, wait_for_lock
+from growlm.storage.watched_folders import FolderRemovedError
 
-KEY = "hydra.sweep.dir"
-LOCKS = (".lock", ".sweep.json.lock")
+SWEEP_DIR_KEY = "hydra.sweep.dir"
+LOCK_NAMES = (".lock", ".sweep.json.lock")
 """Of the process that runs the sweep, and of whoever changes sweep.json."""
-STATUS = {1: FAILED, 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
+STATUS_BY_EXIT_CODE = {1: FAILED, 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
 """Of a job that has not finished, by its exit code."""
 
 
@@ -43,43 +43,43 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def lock(self) -> BinaryIO:
+    def lock_sweep(self) -> BinaryIO:
         """For the process that runs the sweep.
 
         Raises:
             LockedError: If another one does.
         """
-        return take_lock(self.path / LOCKS[0])
+        return acquire_lock(self.path / LOCK_NAMES[0])
 
-    def read(self) -> Sweep:
+    def read(self) -> SweepRecord:
         """What sweep.json says.
 
         Raises:
             UserError: If it cannot be read, or is no record of a sweep.
         """
-        return read_record(self.path, KEY)
+        return read_sweep_record(self.path, SWEEP_DIR_KEY)
 
-    def write(self, sweep: Sweep) -> None:
+    def write(self, sweep: SweepRecord) -> None:
         """Write sweep.json whole, a job a line: every job of a sweep of thousands has it written several times."""
-        record = {**vars(sweep), "dials": sweep.dials, "jobs": []}
+        record = {**vars(sweep), "dials": sweep.parameter_keys, "jobs": []}
         jobs = ",\n    ".join(json.dumps(vars(job)) for job in sweep.jobs)
         text = json.dumps(record, indent=2)
         if jobs:
             text = text.replace('"jobs": []', f'"jobs": [\n    {jobs}\n  ]')
-        write_whole(self.path / RECORD, text + "\n")
+        atomic_write_text(self.path / SWEEP_FILE, text + "\n")
 
-    def job(self, number: int, overrides: Sequence[str]) -> Job:
+    def get_or_add_job(self, number: int, overrides: Sequence[str]) -> Job:
         """A job by its number; entered where it is new, or has other settings than were known."""
-        with self._changing() as sweep:
+        with self._locked_update() as sweep:
             known = {job.number: job for job in sweep.jobs}
             if number not in known or known[number].overrides != list(overrides):
                 known[number] = make_job(number, overrides, sweep.constants)
                 sweep.jobs = [known[number] for number in sorted(known)]
             return known[number]
 
-    def update(self, number: int, **changes: Any) -> None:
+    def update_job(self, number: int, **changes: Any) -> None:
         """Change fields of a job."""
-        with self._changing() as sweep:
+        with self._locked_update() as sweep:
             job = next(job for job in sweep.jobs if job.number == number)
             for name, value in changes.items():
                 setattr(job, name, value)
@@ -90,11 +90,11 @@ class SweepFolder:
         Raises:
             LockedError: If another one does.
         """
-        return take_lock(self.path / f".job-{number}.lock")
+        return acquire_lock(self.path / f".job-{number}.lock")
 
-    def close_running(self, status: str) -> None:
+    def mark_dead_jobs(self, status: str) -> None:
         """Enter the end of jobs whose processes have ended without a word."""
-        with self._changing() as sweep:
+        with self._locked_update() as sweep:
             for job in sweep.jobs:
                 if job.status != RUNNING:
                     continue
@@ -104,19 +104,19 @@ class SweepFolder:
                     self.lock_job(job.number).close()
                     job.status, job.code, job.message = status, 1, "its process ended"
 
-    def check(self) -> None:
+    def check_exists(self) -> None:
         """Check that the folder is still there.
 
         Raises:
             RemovedError: If not.
         """
-        if not (self.path / RECORD).is_file():
-            raise RemovedError(self.path)
+        if not (self.path / SWEEP_FILE).is_file():
+            raise FolderRemovedError(self.path)
 
     @contextmanager
-    def _changing(self) -> Iterator[Sweep]:
-        self.check()
-        with wait_for_lock(self.path / LOCKS[1]):
+    def _locked_update(self) -> Iterator[SweepRecord]:
+        self.check_exists()
+        with wait_for_lock(self.path / LOCK_NAMES[1]):
             sweep = self.read()
             yield sweep
             self.write(sweep)

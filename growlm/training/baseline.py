@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
-from growlm.config.schema import RunConfig, StartingModel
+from growlm.config.schema import InitialModelConfig, RunConfig
 from growlm.data import load_tokenizer
-from growlm.planner.calibration import calibration
-from growlm.planner.forecast import forecast
-from growlm.runtime.hardware import find_machine
-from growlm.training.resume.resume_from import AUTO, saved_config
+from growlm.planner.calibration import load_or_measure_calibration
+from growlm.planner.forecast import forecast_plan
+from growlm.runtime.hardware import detect_machine
+from growlm.training.resume.resume_from import AUTO, load_saved_config
 
 
-def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
+def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConfig:
     """The run that `baseline` asks for: one phase, of the plan's last model or its first.
 
     Its learning rate, batch and warm-up are that phase's; the schedule runs over the whole. Its length is the
@@ -38,8 +38,8 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     path = None if kind == "scratch" else config.model.path
     settings = replace(
         phase.settings,
-        steps=_steps_begun_with(config)
-        or max(1, round(_price_in_steps(config, plan, phase, tell))),
+        steps=_saved_baseline_steps(config)
+        or max(1, round(_steps_at_equal_cost(config, plan, phase, on_measure))),
         tokens=None,
         flops=None,
         grow=[],
@@ -49,34 +49,37 @@ def with_baseline(config: RunConfig, tell: Callable[[], None]) -> RunConfig:
     return replace(
         config,
         name=f"{config.name}_{kind}",
-        model=StartingModel(**asdict(phase.model), path=path),
+        model=InitialModelConfig(**asdict(phase.model_config), path=path),
         phases={phase.name: settings},
         baseline=replace(config.baseline, of=config.name),
     )
 
 
-def _steps_begun_with(config: RunConfig) -> int | None:
+def _saved_baseline_steps(config: RunConfig) -> int | None:
     """Of a run that goes on: seconds are measured ones, and another machine's are others."""
     if config.baseline.equal != "seconds" or config.resume in (None, AUTO):
         return None
-    saved = saved_config(Path(config.resume))
+    saved = load_saved_config(Path(config.resume))
     if saved.baseline != replace(config.baseline, of=config.name):
         return None
     (phase,) = saved.phases.values()
     return phase.steps
 
 
-def _price_in_steps(
-    config: RunConfig, plan: Plan, phase: PlannedPhase, tell: Callable[[], None]
+def _steps_at_equal_cost(
+    config: RunConfig, plan: Plan, phase: PlannedPhase, on_measure: Callable[[], None]
 ) -> float:
     """What the whole plan costs, in steps of one of its phases."""
     if config.baseline.equal == "flops":
-        return sum(p.steps * p.flops_per_step for p in plan.phases) / phase.flops_per_step
+        return sum(p.num_steps * p.flops_per_step for p in plan.phases) / phase.flops_per_step
     if config.baseline.equal == "tokens":
-        return sum(p.steps * p.tokens_per_step for p in plan.phases) / phase.tokens_per_step
+        return sum(p.num_steps * p.tokens_per_step for p in plan.phases) / phase.tokens_per_step
     # Both sides as the planner has them: where a machine is slower than it thinks, it is so for both.
-    machine = find_machine(config.trainer)
-    speed = calibration(machine, tell)
-    seconds = [cost.work.seconds(speed) for cost in forecast(config, plan, machine).costs]
+    machine = detect_machine(config.trainer)
+    speed = load_or_measure_calibration(machine, on_measure)
+    seconds = [
+        cost.workload.estimate_seconds(speed)
+        for cost in forecast_plan(config, plan, machine).phase_forecasts
+    ]
     price = sum(s["training"] + s["growth"] for s in seconds)
     return price / seconds[phase.index]["step"]

@@ -15,18 +15,18 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from growlm.checkpoint.resume_state import RECORD, RunState, write_state
+from growlm.checkpoint.resume_state import STATE_FILE, ResumeState, write_resume_state
 from growlm.config.phase_plan import PlannedPhase
 from growlm.data import PackedDataModule
-from growlm.growth.optimizer_state import State
+from growlm.growth.optimizer_state import ParameterState
 from growlm.model.transformer import TransformerLM
 from growlm.optim import adamw_8bit
-from growlm.planner.forecast import less_memory
+from growlm.planner.forecast import suggest_less_memory
 from growlm.reporting.events import RunListener
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
-from growlm.reporting.run_history import HistoryFiles
+from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError
-from growlm.runtime.hardware import peak_flops
+from growlm.runtime.hardware import get_peak_flops
 from growlm.runtime.memory import (
     KeepFreedMemory,
     is_out_of_memory,
@@ -35,24 +35,24 @@ from growlm.runtime.memory import (
     reset_peak_memory,
     resident_memory_bytes,
 )
-from growlm.runtime.signals import Interrupted, StopRequests
+from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.training.callbacks.checkpoint_callback import (
-    ArtefactCallback,
+    PhaseCheckpointCallback,
     SampleCallback,
-    forget_artefacts,
+    remove_stale_checkpoints,
 )
-from growlm.training.callbacks.growth_callback import GrowthCallback, scaling_of
+from growlm.training.callbacks.growth_callback import GrowthCallback, derive_step_scaling
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
-from growlm.training.callbacks.resume_callback import RestoreCallback, StateCallback
+from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
 from growlm.training.phase_module import PhaseStage
-from growlm.training.phase_state import HandOff
+from growlm.training.phase_state import PhaseState
 from growlm.training.resume.phase_reuse import PhaseReuse
-from growlm.training.resume.state_schema import restoring
+from growlm.training.resume.state_schema import translate_restore_errors
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
-from growlm.training.run_setup import extra_callbacks
-from growlm.training.strategy import describe_devices, devices_of, mesh_of_run
+from growlm.training.run_setup import build_extra_callbacks
+from growlm.training.strategy import build_device_mesh, build_trainer_device_args, describe_devices
 
 
 class PhaseRunner:
@@ -73,76 +73,82 @@ class PhaseRunner:
         context: RunContext,
         folder: RunFolder,
         listener: RunListener,
-        history: HistoryFiles | None,
+        history: RunHistoryWriter | None,
         callbacks: Sequence[Callback],
-        requests: StopRequests,
-        reuse: PhaseReuse,
+        stop_requests: GracefulStop,
+        phase_reuse: PhaseReuse,
     ) -> None:
         self.context, self.folder, self.listener = context, folder, listener
-        self.history, self.world = history, context.world
-        self._devices = describe_devices(
-            context.machine.accelerator, self.world, context.config.trainer
+        self.history, self.dist_context = history, context.dist_context
+        self._device_description = describe_devices(
+            context.machine.accelerator, self.dist_context, context.config.trainer
         )
-        self.callbacks, self.requests, self.reuse = callbacks, requests, reuse
+        self.callbacks, self.stop_requests, self.phase_reuse = callbacks, stop_requests, phase_reuse
         self.config, self.plan = context.config, context.plan
-        self.mesh = mesh_of_run(self.world, self.config.trainer, context.machine.accelerator)
-        self.hand_off: HandOff | None = None
-        compiles = self.config.optimizer.name == adamw_8bit.NAME
-        self._compiling = [_Compiling(listener)] if compiles else []
-        self.start = time.perf_counter()
-        peak = self.world.first(lambda: peak_flops(context.machine))
-        self.peak_flops = None if peak is None else peak * self.world.size
+        self.mesh = build_device_mesh(
+            self.dist_context, self.config.trainer, context.machine.accelerator
+        )
+        self.phase_state: PhaseState | None = None
+        compiles = self.config.optimizer.name == adamw_8bit.OPTIMIZER_NAME
+        self._compile_notices = [_CompileNotice(listener)] if compiles else []
+        self.start_time = time.perf_counter()
+        peak = self.dist_context.run_on_rank0(lambda: get_peak_flops(context.machine))
+        self.peak_flops = None if peak is None else peak * self.dist_context.world_size
         self.summary = RunSummary(
             name=self.config.name,
             seed=self.config.seed,
-            device=self._devices,
+            device=self._device_description,
             precision=context.machine.precision,
-            reused=reuse.reused,
+            reused=phase_reuse.reused_phases,
         )
 
-    def run(self, state: RunState | None) -> RunSummary:
+    def run(self, state: ResumeState | None) -> RunSummary:
         """Run every phase, or from a state on the rest of them."""
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
         if state is not None:
-            with restoring(state.folder / RECORD):
-                self.context.data.train.recall(state.record.get("data"))
-        first = 0 if state is None else self._go_on_from(state)
+            with translate_restore_errors(state.folder / STATE_FILE):
+                self.context.data.train.load_state_dict(state.record.get("data"))
+        first = 0 if state is None else self._resume_from(state)
         if state is None:
-            self.world.first(lambda: forget_artefacts(self._checkpoints, self.plan.phases))
+            self.dist_context.run_on_rank0(
+                lambda: remove_stale_checkpoints(self._checkpoint_dir, self.plan.phases)
+            )
         with _quiet_lightning():
             for phase in self.plan.phases[first:]:
-                with _advising_on_memory(self.context, phase):
-                    self._run_phase(phase, state if self.hand_off is None else None)
-        self.summary.wall_time_s = time.perf_counter() - self.start
+                with _suggest_less_memory_on_oom(self.context, phase):
+                    self._run_phase(phase, state if self.phase_state is None else None)
+        self.summary.wall_time_s = time.perf_counter() - self.start_time
         self.listener.run_finished(self.summary)
-        self.world.first(self.folder.remove_states)
+        self.dist_context.run_on_rank0(self.folder.remove_states)
         return self.summary
 
-    def _go_on_from(self, state: RunState) -> int:
+    def _resume_from(self, state: ResumeState) -> int:
         """Take over what is saved of the run; the phase to go on with."""
         record, saved = state.record, state.record["run"]
-        self.start -= saved["seconds"]
+        self.start_time -= saved["seconds"]
         self.summary.phases, self.summary.boundaries = (
             list(saved["phases"]),
             list(saved["boundaries"]),
         )
-        phase = self.plan.phase(record["phase"])
+        phase = self.plan.get_phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
-        unfinished = phase if record["step"] < phase.steps else None
-        self.world.first(lambda: forget_artefacts(self._checkpoints, later, unfinished))
+        unfinished = phase if record["step"] < phase.num_steps else None
+        self.dist_context.run_on_rank0(
+            lambda: remove_stale_checkpoints(self._checkpoint_dir, later, unfinished)
+        )
         if unfinished is not None:
             return phase.index
-        scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
-        self.hand_off = HandOff(
+        scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
+        self.phase_state = PhaseState(
             phase.name,
-            state.model(self.mesh),
-            state.optimizer_states(self.mesh),
-            scaling.lasting_factors,
+            state.load_model(self.mesh),
+            state.read_optimizer_states(self.mesh),
+            scaling.carried_factors,
         )
         return phase.index + 1
 
-    def _run_phase(self, phase: PlannedPhase, state: RunState | None) -> None:
+    def _run_phase(self, phase: PlannedPhase, state: ResumeState | None) -> None:
         """Train a phase, from its beginning or from a state of it."""
         saved = {"step": 0} if state is None else state.record
         phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
@@ -155,118 +161,118 @@ class PhaseRunner:
             self.config.schedule,
             self.config.seed,
             self.config.trainer,
-            self.world,
+            self.dist_context,
             self.mesh,
         )
-        data = self._data(phase, saved["step"])
+        data = self._build_data_module(phase, saved["step"])
         progress = self._progress_callback(phase, data)
         sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
-        users = extra_callbacks(self.config)
+        users = build_extra_callbacks(self.config)
         users |= {f"given {index}": callback for index, callback in enumerate(self.callbacks)}
-        trainer = self._trainer(
+        trainer = self._build_trainer(
             phase,
-            phase.steps - saved["step"],
+            phase.num_steps - saved["step"],
             [
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
-                *self._beginning(phase, state, progress, users),
-                *([] if phase.steps else [_Untrained()]),
-                self._artefact_callback(phase),  # before the clock of `progress` starts
+                *self._model_source_callbacks(phase, state, progress, users),
+                *([] if phase.num_steps else [_StopBeforeFirstStep()]),
+                self._checkpoint_callback(phase),  # before the clock of `progress` starts
                 progress,
-                *(self._compiling if phase.steps else []),
+                *(self._compile_notices if phase.num_steps else []),
                 sample,
                 *users.values(),
                 self._state_callback(phase, progress, users, phase_start),
             ],
         )
         trainer.fit(stage, train_dataloaders=data.train_dataloader())
-        if progress.step != phase.steps:
+        if progress.step != phase.num_steps:
             raise RuntimeError(
-                f"phase {phase.name} ended after {progress.step} of {phase.steps} steps: a callback of "
+                f"phase {phase.name} ended after {progress.step} of {phase.num_steps} steps: a callback of "
                 "callbacks.extra stopped it, and the phases after it would be wrong"
             )
-        factors = stage.scaling.lasting_factors
-        states = stage.final_states(trainer.optimizers[0])
-        self.hand_off = HandOff(phase.name, stage.model, states, factors)
+        factors = stage.scaling.carried_factors
+        states = stage.finalize_optimizer_states(trainer.optimizers[0])
+        self.phase_state = PhaseState(phase.name, stage.model, states, factors)
         self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
         if phase is not self.plan.phases[-1]:
-            record = {"phase": phase.name, "step": phase.steps}
+            record = {"phase": phase.name, "step": phase.num_steps}
             self._write_state(phase, phase_start, stage.model, states, record, {}, {})
             if self.history is not None:
-                self.reuse.phase_ended(phase, self.history.path)
-            self.requests.deferring = False
-            code = self.requests.asked
-            (asked,) = self.world.largest([-1 if code is None else code])
+                self.phase_reuse.store_phase(phase, self.history.path)
+            self.stop_requests.is_deferring = False
+            code = self.stop_requests.requested_exit_code
+            (asked,) = self.dist_context.all_reduce_max([-1 if code is None else code])
             if asked >= 0:
                 raise Interrupted(int(asked), f"after {phase.name}")
 
-    def _beginning(
+    def _model_source_callbacks(
         self,
         phase: PlannedPhase,
-        state: RunState | None,
+        state: ResumeState | None,
         progress: ProgressCallback,
-        users: dict[str, Callback],
+        user_callbacks: dict[str, Callback],
     ) -> list[Callback]:
         """Where the phase's model comes from: a state, the phase before, or nowhere."""
         if state is not None:
-            scaling = scaling_of(self.plan, phase.index, self.config.optimizer)
-            return [RestoreCallback(state, scaling, progress, users)]
-        if self.hand_off is not None:
-            model_from: list[Callback] = [self._growth_callback(phase, self.hand_off)]
+            scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
+            return [RestoreStateCallback(state, scaling, progress, user_callbacks)]
+        if self.phase_state is not None:
+            model_from: list[Callback] = [self._growth_callback(phase, self.phase_state)]
         elif self.context.pretrained is not None:
             model_from = [PretrainedCallback(self.context.pretrained, phase)]
         else:
             model_from = []
-        return [*model_from, _Announce(self._phase_start(phase), self.listener)]
+        return [*model_from, _PhaseStartNotifier(self._describe_phase_start(phase), self.listener)]
 
     def _write_state(
         self,
         phase: PlannedPhase,
         phase_start: float,
         model: TransformerLM,
-        states: dict[str, State],
+        states: dict[str, ParameterState],
         record: dict[str, Any],
         tensors: dict[str, Tensor],
-        kept: dict[str, Any],
+        callback_states: dict[str, Any],
     ) -> None:
         global_step = phase.first_step + record["step"]
         folder = self.folder.state_folder(phase, record["step"])
         self.listener.task_progress("writing the state to resume from", 0, None)
         start = time.perf_counter()
         if self.history is not None:
-            record["data"] = self.context.data.train.mark(
+            record["data"] = self.context.data.train.state_dict(
                 phase.first_sample + record["step"] * phase.samples_per_step
             )
             record["phase_seconds"] = time.perf_counter() - phase_start
             record["run"] = {
                 "global_step": global_step,
-                "seconds": time.perf_counter() - self.start,
+                "seconds": time.perf_counter() - self.start_time,
                 "phases": [asdict(summary) for summary in self.summary.phases],
                 "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
                 "history": self.history.position(),
             }
-        write_state(
+        write_resume_state(
             folder,
             global_step,
             model,
             states,
             tensors,
             record,
-            kept,
-            self.world,
-            makes_parents=False,  # if it was removed, the run stops
+            callback_states,
+            self.dist_context,
+            create_parents=False,  # if it was removed, the run stops
         )
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 
     @property
-    def _checkpoints(self) -> Path:
+    def _checkpoint_dir(self) -> Path:
         return self.folder.path / "checkpoints"
 
     def _finish_phase(
         self, phase: PlannedPhase, progress: ProgressCallback, sample: str, seconds: float
     ) -> None:
-        parameters = phase.parameters
-        tokens = phase.steps * phase.tokens_per_step
+        parameters = phase.parameter_report
+        tokens = phase.num_steps * phase.tokens_per_step
         summary = PhaseSummary(
             name=phase.name,
             total_parameters=parameters.total,
@@ -274,27 +280,29 @@ class PhaseRunner:
             inactive_parameters=parameters.inactive,
             idle_experts=parameters.idle_experts,
             efficiency=parameters.efficiency,
-            steps=phase.steps,
+            steps=phase.num_steps,
             tokens=tokens,
-            flops=phase.steps * phase.flops_per_step,
+            flops=phase.num_steps * phase.flops_per_step,
             first_loss=progress.first_loss,
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
-            val_bits_per_byte=progress.val_loss * self.context.bits_per_nat,
+            val_bits_per_byte=progress.val_loss * self.context.nats_to_bits_per_byte,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
-            peak_memory_bytes=int(self.world.largest([peak_memory_bytes()])[0]),
+            peak_memory_bytes=int(self.dist_context.all_reduce_max([peak_memory_bytes()])[0]),
             sample=sample,
-            router_check=progress.router_check(),
+            router_check=progress.check_routers(),
         )
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
 
-    def _trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
+    def _build_trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             accelerator=self.context.machine.accelerator,
-            **devices_of(self.world, self.config.trainer, self.context.machine.precision),
+            **build_trainer_device_args(
+                self.dist_context, self.config.trainer, self.context.machine.precision
+            ),
             max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
@@ -307,41 +315,41 @@ class PhaseRunner:
             enable_model_summary=False,
         )
 
-    def _data(self, phase: PlannedPhase, done: int) -> PackedDataModule:
+    def _build_data_module(self, phase: PlannedPhase, steps_done: int) -> PackedDataModule:
         """What the phase reads after `done` steps."""
         return PackedDataModule(
             self.context.data.train,
             self.context.data.validation,
-            first_sample=phase.first_sample + done * phase.samples_per_step,
-            num_batches=max(1, phase.steps - done) * phase.settings.accumulate,
+            first_sample=phase.first_sample + steps_done * phase.samples_per_step,
+            num_batches=max(1, phase.num_steps - steps_done) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,
             validation_sequences=self.config.trainer.validation_sequences,
-            rank=self.world.rank,
-            size=self.world.size,
+            rank=self.dist_context.rank,
+            world_size=self.dist_context.world_size,
         )
 
-    def _phase_start(self, phase: PlannedPhase) -> PhaseStart:
+    def _describe_phase_start(self, phase: PlannedPhase) -> PhaseStart:
         return PhaseStart(
             name=phase.name,
             index=phase.index,
             num_phases=len(self.plan.phases),
-            steps=phase.steps,
+            steps=phase.num_steps,
             lr=phase.settings.lr,
-            device=self._devices,
+            device=self._device_description,
             precision=self.context.machine.precision,
-            parameters=phase.parameters,
+            parameters=phase.parameter_report,
         )
 
-    def _growth_callback(self, phase: PlannedPhase, hand_off: HandOff) -> GrowthCallback:
+    def _growth_callback(self, phase: PlannedPhase, phase_state: PhaseState) -> GrowthCallback:
         return GrowthCallback(
-            hand_off,
+            phase_state,
             phase,
-            self.context.probe(),
+            self.context.make_probe(),
             self.config.verification,
             self.config.optimizer,
             self.config.seed,
-            self._tell_boundary,
-            self.world,
+            self._report_boundary,
+            self.dist_context,
         )
 
     def _progress_callback(self, phase: PlannedPhase, data: PackedDataModule) -> ProgressCallback:
@@ -349,49 +357,59 @@ class PhaseRunner:
             phase,
             self.config.callbacks.log_every,
             self.listener,
-            sum(before.steps * before.tokens_per_step for before in self._before(phase)),
-            sum(before.steps * before.flops_per_step for before in self._before(phase)),
-            self.start,
+            sum(
+                before.num_steps * before.tokens_per_step for before in self._previous_phases(phase)
+            ),
+            sum(
+                before.num_steps * before.flops_per_step for before in self._previous_phases(phase)
+            ),
+            self.start_time,
             self.peak_flops,
             data.val_dataloader(),
-            self.context.bits_per_nat,
+            self.context.nats_to_bits_per_byte,
             self.config.trainer.validate_every,
         )
 
-    def _before(self, phase: PlannedPhase) -> list[PlannedPhase]:
+    def _previous_phases(self, phase: PlannedPhase) -> list[PlannedPhase]:
         return self.plan.phases[: phase.index]
 
     def _state_callback(
         self,
         phase: PlannedPhase,
         progress: ProgressCallback,
-        users: dict[str, Callback],
+        user_callbacks: dict[str, Callback],
         phase_start: float,
-    ) -> StateCallback:
+    ) -> SaveStateCallback:
         write = partial(self._write_state, phase, phase_start)
-        return StateCallback(
-            phase, self.config.checkpoint, self.requests, progress, users, write, self.world
+        return SaveStateCallback(
+            phase,
+            self.config.checkpoint,
+            self.stop_requests,
+            progress,
+            user_callbacks,
+            write,
+            self.dist_context,
         )
 
-    def _artefact_callback(self, phase: PlannedPhase) -> ArtefactCallback:
-        return ArtefactCallback(
+    def _checkpoint_callback(self, phase: PlannedPhase) -> PhaseCheckpointCallback:
+        return PhaseCheckpointCallback(
             phase,
-            self._checkpoints,
-            {"tokenizer": self.config.tokenizer.name, **self.context.origin},
+            self._checkpoint_dir,
+            {"tokenizer": self.config.tokenizer.name, **self.context.source_metadata},
             self.context.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,
             lambda name: self.listener.task_progress(f"writing {name}", 0, None),
-            self.world,
+            self.dist_context,
         )
 
-    def _tell_boundary(self, record: BoundaryRecord) -> None:
+    def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_passed(record)
 
 
 @contextmanager
-def _advising_on_memory(context: RunContext, phase: PlannedPhase) -> Iterator[None]:
+def _suggest_less_memory_on_oom(context: RunContext, phase: PlannedPhase) -> Iterator[None]:
     """Say what would need less memory, where there was not enough."""
     try:
         yield
@@ -399,11 +417,13 @@ def _advising_on_memory(context: RunContext, phase: PlannedPhase) -> Iterator[No
         if not is_out_of_memory(error):
             raise
         what = str(error).strip().splitlines()[0]
-        advice = less_memory(context.config, context.tokenizer.vocab_size, context.forecast, phase)
+        advice = suggest_less_memory(
+            context.config, context.tokenizer.vocab_size, context.forecast, phase
+        )
         raise RunError(f"phase {phase.name}: out of memory ({what}). {advice}") from error
 
 
-class _Announce(Callback):
+class _PhaseStartNotifier(Callback):
     """The banner of a phase comes after its boundary and before its first step."""
 
     def __init__(self, start: PhaseStart, listener: RunListener) -> None:
@@ -413,19 +433,19 @@ class _Announce(Callback):
         self.listener.phase_started(self.start)
 
 
-class _Compiling(Callback):
+class _CompileNotice(Callback):
     """Says once what the first step waits for: half a minute, where it was never done before."""
 
     def __init__(self, listener: RunListener) -> None:
-        self.listener, self.is_said = listener, False
+        self.listener, self.has_reported = listener, False
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
-        if not self.is_said:
+        if not self.has_reported:
             self.listener.task_progress("compiling the optimizer's step", 0, None)
-        self.is_said = True
+        self.has_reported = True
 
 
-class _Untrained(Callback):
+class _StopBeforeFirstStep(Callback):
     """A phase without steps goes through the hooks of any other."""
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from growlm.config.schema import RunConfig
 from growlm.optim import adamw_8bit
-from growlm.runtime.compilers import why_no_compiler
+from growlm.runtime.compilers import explain_missing_compiler
 from growlm.runtime.errors import UserError
-from growlm.runtime.optional_packages import why_missing
+from growlm.runtime.optional_packages import explain_missing_package
 
 
 def check_requirements(config: RunConfig, accelerator: str) -> None:
@@ -20,12 +20,14 @@ def check_requirements(config: RunConfig, accelerator: str) -> None:
         UserError: Naming the setting that needs what is missing.
     """
     name = config.optimizer.name
-    if name == adamw_8bit.NAME and (reason := adamw_8bit.why_unavailable(accelerator)):
+    if name == adamw_8bit.OPTIMIZER_NAME and (
+        reason := adamw_8bit.get_unavailable_reason(accelerator)
+    ):
         raise UserError("optimizer.name", name, reason)
-    if config.trainer.compile and (reason := why_no_compiler(accelerator)):
+    if config.trainer.compile and (reason := explain_missing_compiler(accelerator)):
         allowed = f"{reason}; install it, or use trainer.compile=false"
         raise UserError("trainer.compile", "true", allowed)
     if config.logger.name == "tensorboard" and (
-        reason := why_missing("tensorboard", "tensorboard")
+        reason := explain_missing_package("tensorboard", "tensorboard")
     ):
         raise UserError("logger", "tensorboard", reason)

@@ -7,18 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growlm.distributed.dtensors import own_part, own_rows, total, whole
-from growlm.model.layers.routing import router_health
-from growlm.training.phase_module import PhaseStage, StepFigures
+from growlm.distributed.dtensors import (
+    all_reduce_sum,
+    get_full_tensor,
+    get_local_rows,
+    get_local_tensor,
+)
+from growlm.model.layers.routing import compute_router_health
+from growlm.training.phase_module import PhaseStage, StepMetrics
 from growlm.verification.check_report import CheckReport
 from growlm.verification.router_lock import (
-    RouterState,
-    RouterWatch,
-    expert_similarity,
-    router_parameters,
+    RouterCollapseDetector,
+    RouterSnapshot,
+    compute_expert_similarity,
+    get_router_parameters,
 )
 
-EARLY_STEPS = (2, 20)
+EARLY_CHECK_STEPS = (2, 20)
 """Looked at whether or not they make a row: a lock is there from the beginning."""
 
 
@@ -31,26 +36,28 @@ class RouterMonitor:
 
     def __init__(self, stage: PhaseStage) -> None:
         self.stage = stage
-        self.watch = RouterWatch()
-        self._routers = router_parameters(stage.model)
-        self._start = [whole(router.detach()).clone() for router in self._routers]
+        self.watch = RouterCollapseDetector()
+        self._routers = get_router_parameters(stage.model)
+        self._initial_weights = [
+            get_full_tensor(router.detach()).clone() for router in self._routers
+        ]
         self._loads: Tensor | None = None
         self._tied: Tensor | None = None
-        self._passes = 0
+        self._num_passes = 0
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What has been seen: JSON, and tensors."""
-        tensors = {f"routers.start.{i}": start for i, start in enumerate(self._start)}
+        tensors = {f"routers.start.{i}": start for i, start in enumerate(self._initial_weights)}
         sums = {"routers.loads": self._loads, "routers.tied": self._tied}
         tensors |= {name: value for name, value in sums.items() if value is not None}
-        return {"watch": self.watch.state(), "passes": self._passes}, tensors
+        return {"watch": self.watch.state_dict(), "passes": self._num_passes}, tensors
 
-    def restore(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def restore_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        self.watch.restore(record["watch"])
-        self._passes = record["passes"]
-        device = self._start[0].device
-        self._start = [
+        self.watch.load_state_dict(record["watch"])
+        self._num_passes = record["passes"]
+        device = self._initial_weights[0].device
+        self._initial_weights = [
             tensors[f"routers.start.{i}"].to(device) for i, _ in enumerate(self._routers)
         ]
         self._loads, self._tied = (
@@ -58,28 +65,32 @@ class RouterMonitor:
             for name in ("routers.loads", "routers.tied")
         )
 
-    def collect(self, figures: StepFigures) -> None:
+    def accumulate(self, metrics: StepMetrics) -> None:
         """Add a step's figures; nothing waits for the device."""
-        if figures.loads is None or figures.tied is None:
+        if metrics.expert_loads is None or metrics.tied_fraction is None:
             return
-        self._loads = figures.loads if self._loads is None else self._loads + figures.loads
-        self._tied = figures.tied if self._tied is None else self._tied + figures.tied
-        self._passes += figures.passes
+        self._loads = (
+            metrics.expert_loads if self._loads is None else self._loads + metrics.expert_loads
+        )
+        self._tied = (
+            metrics.tied_fraction if self._tied is None else self._tied + metrics.tied_fraction
+        )
+        self._num_passes += metrics.num_passes
 
-    def look(self, step: int) -> tuple[dict[str, Any], list[str]]:
+    def measure(self, step: int) -> tuple[dict[str, Any], list[str]]:
         """Measures of the steps since the last look, for a row, and new warnings in words."""
         assert self._loads is not None
         assert self._tied is not None
         gradient = self.stage.router_gradient_norm
-        loads = self._loads / self._passes
-        health = router_health(loads)
-        state = RouterState(
+        loads = self._loads / self._num_passes
+        health = compute_router_health(loads)
+        state = RouterSnapshot(
             step=step,
             gradient_norm=0.0 if gradient is None else float(gradient),
-            tied_choices=float(self._tied / self._passes),
+            tied_choices=float(self._tied / self._num_passes),
             dead_experts=health.dead_experts,
             load_entropy=health.load_entropy,
-            expert_similarity=expert_similarity(self.stage.model),
+            expert_similarity=compute_expert_similarity(self.stage.model),
             router_distance=self._distance(),
         )
         measures = vars(health) | {
@@ -90,20 +101,20 @@ class RouterMonitor:
             "expert_loads": [[round(load, 4) for load in layer] for layer in loads.tolist()],
         }
         self._loads = self._tied = None
-        self._passes = 0
+        self._num_passes = 0
         return measures, self.watch.observe(state)
 
-    def report(self) -> CheckReport:
+    def build_report(self) -> CheckReport:
         """Check 5 on the phase."""
         return self.watch.report()
 
     @torch.no_grad()
     def _distance(self) -> float:
         pairs = [
-            (own_part(now), start[own_rows(now)])
-            for now, start in zip(self._routers, self._start, strict=True)
+            (get_local_tensor(now), start[get_local_rows(now)])
+            for now, start in zip(self._routers, self._initial_weights, strict=True)
         ]
         moved = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
-        moved = total(moved, self._routers[0])
-        size = torch.stack([start.square().sum() for start in self._start]).sum()
+        moved = all_reduce_sum(moved, self._routers[0])
+        size = torch.stack([start.square().sum() for start in self._initial_weights]).sum()
         return float((moved / size.clamp(min=1e-30)).sqrt())

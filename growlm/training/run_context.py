@@ -12,14 +12,14 @@ from torch import Tensor
 from growlm.config.phase_plan import Plan
 from growlm.config.schema import RunConfig
 from growlm.data import RunData, Tokenizer
-from growlm.data.tokenization.huggingface_tokenizer import tokenizer_files
-from growlm.distributed.process_group import World
-from growlm.huggingface.pretrained import Pretrained
+from growlm.data.tokenization.huggingface_tokenizer import find_tokenizer_files
+from growlm.distributed.process_group import DistributedContext
+from growlm.huggingface.pretrained import PretrainedFolder
 from growlm.inference.scoring import bits_per_byte
 from growlm.planner.calibration import Calibration
 from growlm.planner.forecast import Forecast
 from growlm.runtime.hardware import Machine, describe_processor
-from growlm.training.run_folder import Circumstances
+from growlm.training.run_folder import RunFingerprint
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class RunContext:
     """`trainer.devices` as it was asked for."""
     plan: Plan
     tokenizer: Tokenizer
-    pretrained: Pretrained | None
+    pretrained: PretrainedFolder | None
     """Where the first phase's model comes from, if it was trained before."""
     data: RunData
     forecast: Forecast
-    speed: Calibration
-    world: World
+    calibration: Calibration
+    dist_context: DistributedContext
 
     @property
     def saved_config(self) -> RunConfig:
@@ -51,16 +51,16 @@ class RunContext:
         return self.forecast.machine
 
     @property
-    def bits_per_nat(self) -> float:
+    def nats_to_bits_per_byte(self) -> float:
         """Bits per byte that one nat per token is, over the held-out documents that are validated on."""
         length = self.config.trainer.validation_sequences * self.config.sequence_length
-        return bits_per_byte(*self.data.held_out.first_documents(length))
+        return bits_per_byte(*self.data.validation_split.measure_first_documents(length))
 
     @property
-    def circumstances(self) -> Circumstances:
+    def fingerprint(self) -> RunFingerprint:
         """What must be found again for the run to go on exactly."""
-        return Circumstances(
-            self.data.identity,
+        return RunFingerprint(
+            self.data.fingerprint,
             self.machine.accelerator,
             self.machine.precision,
             None if self.pretrained is None else self.pretrained.digest,
@@ -69,7 +69,7 @@ class RunContext:
         )
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def source_metadata(self) -> dict[str, Any]:
         """What artefacts remember of the Hugging Face model that the run began with: its special tokens."""
         record = {} if self.pretrained is None else self.pretrained.record
         return {key: value for key, value in record.items() if key == "huggingface"}
@@ -77,9 +77,9 @@ class RunContext:
     @property
     def tokenizer_files(self) -> list[Path]:
         """What an artefact carries so that its tokenizer is there; our own are known by their names."""
-        return configured_tokenizer_files(self.config)
+        return find_configured_tokenizer_files(self.config)
 
-    def probe(self) -> Tensor:
+    def make_probe(self) -> Tensor:
         """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
         settings = self.config.verification
         validation = self.data.validation
@@ -88,7 +88,7 @@ class RunContext:
         return torch.stack([validation[i][:length] for i in range(count)])
 
 
-def configured_tokenizer_files(config: RunConfig) -> list[Path]:
+def find_configured_tokenizer_files(config: RunConfig) -> list[Path]:
     """Return the files of the tokenizer that the config names by its folder."""
     path = config.tokenizer.path
-    return [] if path is None else tokenizer_files(Path(path).expanduser())
+    return [] if path is None else find_tokenizer_files(Path(path).expanduser())

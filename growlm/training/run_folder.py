@@ -13,26 +13,31 @@ from typing import BinaryIO, NotRequired, TypedDict
 
 from omegaconf import OmegaConf
 
-from growlm.checkpoint.resume_state import KEY, RunState, state_folder, state_folders
-from growlm.config.literal import with_literal_prompt
+from growlm.checkpoint.resume_state import (
+    RESUME_SETTING,
+    ResumeState,
+    list_state_folders,
+    state_folder,
+)
+from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import RunConfig
-from growlm.distributed.process_group import World
+from growlm.distributed.process_group import DistributedContext
 from growlm.runtime.errors import UserError
-from growlm.storage.atomic_files import write_whole
-from growlm.storage.input_files import check_within, digest_of, exists
-from growlm.storage.integrity import read_sealed, sealed
-from growlm.storage.locks import LockedError, take_lock
-from growlm.storage.unique_path import names
+from growlm.storage.atomic_files import atomic_write_text
+from growlm.storage.input_files import check_inside_root, hash_input_file, lexists
+from growlm.storage.integrity import dump_checksummed_json, read_checksummed_json
+from growlm.storage.locks import LockedError, acquire_lock
+from growlm.storage.unique_path import iter_unique_paths
 from growlm.training.resume.state_schema import open_state
 
-CONFIG = "config.yaml"
-RECORD = "run.json"
-SUMMARY = "summary.json"
+CONFIG_FILE = "config.yaml"
+RUN_RECORD_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class RunFingerprint:
     """What a run depends on beside its config, and must find again to go on exactly."""
 
     data: str
@@ -67,7 +72,7 @@ class RunFolder:
 
     path: Path
     run_id: str
-    circumstances: Circumstances
+    fingerprint: RunFingerprint
     lock: BinaryIO | None
     """None in the run's other processes."""
 
@@ -85,10 +90,12 @@ class RunFolder:
 
     def state_folder(self, phase: PlannedPhase, step: int) -> Path:
         """Where the state after so many steps of a phase goes."""
-        untrained = None if phase.steps else phase.index
+        untrained = None if phase.num_steps else phase.index
         return state_folder(self.resume_dir, phase.first_step + step, untrained)
 
-    def newest_state(self, world: World | None = None) -> tuple[RunState | None, list[UserError]]:
+    def load_newest_state(
+        self, dist_context: DistributedContext | None = None
+    ) -> tuple[ResumeState | None, list[UserError]]:
         """The newest whole state, and why newer ones are none; they are removed.
 
         Args:
@@ -98,10 +105,10 @@ class RunFolder:
             UserError: If there are states, and none is whole.
         """
         damaged: list[UserError] = []
-        folders = state_folders(self.resume_dir)
+        folders = list_state_folders(self.resume_dir)
         for folder in reversed(folders):
             try:
-                state = open_state(folder, world)
+                state = open_state(folder, dist_context)
             except UserError as error:
                 damaged.append(error)
                 continue
@@ -114,32 +121,32 @@ class RunFolder:
 
     def remove_states(self) -> None:
         """The run is finished."""
-        for folder in state_folders(self.resume_dir):
+        for folder in list_state_folders(self.resume_dir):
             shutil.rmtree(folder)
 
 
-def make_run_folder(config: RunConfig, circumstances: Circumstances) -> RunFolder:
+def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFolder:
     """Make the folder that the config names, or the default one; the name of one that is not empty gets a suffix.
 
     Raises:
         UserError: If it cannot be made.
         DiskError: If it cannot be written; nothing is left.
     """
-    path = _make_dir(config)
+    path = _create_run_dir(config)
     text = OmegaConf.to_yaml(
-        OmegaConf.structured(with_literal_prompt(replace(config, resume=None)))
+        OmegaConf.structured(escape_prompt_interpolations(replace(config, resume=None)))
     )
     run_id = secrets.token_hex(4)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    record = {"id": run_id, "config": digest, **asdict(circumstances)}
+    record = {"id": run_id, "config": digest, **asdict(fingerprint)}
     try:
-        write_whole(path / CONFIG, text)
-        write_whole(path / "resume" / RECORD, sealed(record))
+        atomic_write_text(path / CONFIG_FILE, text)
+        atomic_write_text(path / "resume" / RUN_RECORD_FILE, dump_checksummed_json(record))
         lock = lock_run(path)
     except BaseException:
         shutil.rmtree(path)
         raise
-    return RunFolder(path, run_id, circumstances, lock)
+    return RunFolder(path, run_id, fingerprint, lock)
 
 
 def open_run_folder(path: Path) -> RunFolder:
@@ -148,10 +155,10 @@ def open_run_folder(path: Path) -> RunFolder:
     Raises:
         UserError: If there is none, its files are damaged, it has finished, or another process works on it.
     """
-    record = read_record(path)
-    if (path / SUMMARY).exists():
-        raise UserError(KEY, path, "has finished; there is nothing to go on with")
-    circumstances = Circumstances(
+    record = read_run_record(path)
+    if (path / SUMMARY_FILE).exists():
+        raise UserError(RESUME_SETTING, path, "has finished; there is nothing to go on with")
+    circumstances = RunFingerprint(
         record["data"],
         record["accelerator"],
         record["precision"],
@@ -160,11 +167,11 @@ def open_run_folder(path: Path) -> RunFolder:
         record.get("newest_inode_change"),
     )
     folder = RunFolder(path, record["id"], circumstances, lock_run(path))
-    _remove_half_written(path)
+    _remove_partial_files(path)
     return folder
 
 
-def _remove_half_written(path: Path) -> None:
+def _remove_partial_files(path: Path) -> None:
     """Remove what a killed process left in a run's folder."""
     for pattern in (".*.partial", "resume/.*.partial", "checkpoints/.*.partial"):
         for half_written in path.glob(pattern):
@@ -176,19 +183,25 @@ def _remove_half_written(path: Path) -> None:
         lock.unlink(missing_ok=True)
 
 
-def read_record(path: Path) -> RunRecord:
+def read_run_record(path: Path) -> RunRecord:
     """What a run noted down when it began, its config file being what it was then.
 
     Raises:
         UserError: If no run began there, or the files are damaged.
     """
     for name in ("checkpoints", "resume"):
-        check_within(path / name, KEY, path)
-    if not exists(path / "resume" / RECORD):
-        raise UserError(KEY, path, f"no run began there: it has no resume/{RECORD}")
-    record: RunRecord = read_sealed(path / "resume" / RECORD, KEY, path, RunRecord)
-    if digest_of(path / CONFIG, KEY, path) != record["config"]:
-        raise UserError(KEY, path / CONFIG, "is damaged: it is not what was written")
+        check_inside_root(path / name, RESUME_SETTING, path)
+    if not lexists(path / "resume" / RUN_RECORD_FILE):
+        raise UserError(
+            RESUME_SETTING, path, f"no run began there: it has no resume/{RUN_RECORD_FILE}"
+        )
+    record: RunRecord = read_checksummed_json(
+        path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
+    )
+    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
+        raise UserError(
+            RESUME_SETTING, path / CONFIG_FILE, "is damaged: it is not what was written"
+        )
     return record
 
 
@@ -199,42 +212,44 @@ def lock_run(path: Path) -> BinaryIO:
         UserError: If another process has it, or the folder cannot be written to.
     """
     try:
-        return take_lock(path / "resume" / "lock")
+        return acquire_lock(path / "resume" / "lock")
     except LockedError as error:
-        raise UserError(KEY, path, f"another process works on it ({error.owner})") from error
+        raise UserError(
+            RESUME_SETTING, path, f"another process works on it ({error.owner})"
+        ) from error
     except OSError as error:
-        raise UserError(KEY, path, f"cannot be written to: {error.strerror}") from error
+        raise UserError(RESUME_SETTING, path, f"cannot be written to: {error.strerror}") from error
 
 
-def check_place(config: RunConfig) -> None:
+def check_run_dir_writable(config: RunConfig) -> None:
     """Check, before anything that takes long, that the run's folder can be made.
 
     Raises:
         UserError: If not.
     """
-    wanted = _wanted(config).absolute()
+    wanted = _requested_run_dir(config).absolute()
     parent = next(path for path in (*wanted.parents, Path("/")) if path.exists())
     if wanted == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         allowed = f"cannot be made: {parent} is no folder that can be written to"
         raise UserError("run_dir", wanted, allowed)
 
 
-def _wanted(config: RunConfig) -> Path:
+def _requested_run_dir(config: RunConfig) -> Path:
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser().absolute()
     now = datetime.now()
     return Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{config.name}_{config.seed}")
 
 
-def _make_dir(config: RunConfig) -> Path:
-    wanted = _wanted(config)
+def _create_run_dir(config: RunConfig) -> Path:
+    wanted = _requested_run_dir(config)
     try:
-        return next(path for path in names(wanted) if _take(path))
+        return next(path for path in iter_unique_paths(wanted) if _claim_empty_dir(path))
     except OSError as error:
         raise UserError("run_dir", wanted, f"cannot be made: {error.strerror}") from error
 
 
-def _take(path: Path) -> bool:
+def _claim_empty_dir(path: Path) -> bool:
     """Make a folder, or take one that is there and empty, as Hydra leaves that of `hydra.run.dir`."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
-from growlm.verification.comparison import Comparison, nonfinite_tensors
+from growlm.verification.comparison import ModelComparison, find_nonfinite_tensors
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def verify_functional_equivalence(
         tolerance: Differences up to tolerance · max(1, max |logit|) are rounding; see `Comparison`.
         growth_map: As for `Comparison`.
     """
-    comparison = Comparison(
+    comparison = ModelComparison(
         old.to(device), new.to(device), probe, growth_map=growth_map, tolerance=tolerance
     )
     return EquivalenceReport(
         max_difference=comparison.max_logit_difference,
         by_sequence=comparison.logit_differences.amax(dim=(1, 2)).tolist(),
         tolerance=comparison.tolerance,
-        near_ties=comparison.changed_choices.near_ties,
-        changed_choices=comparison.changed_choices.hard,
-        nonfinite=nonfinite_tensors(new),
+        near_ties=comparison.routing_changes.near_ties,
+        changed_choices=comparison.routing_changes.hard_changes,
+        nonfinite=find_nonfinite_tensors(new),
     )

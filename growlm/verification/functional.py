@@ -13,11 +13,11 @@ from torch import Tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
-from growlm.verification.comparison import Comparison
+from growlm.verification.comparison import ModelComparison
 
-MOST = 0.5
+MIN_COMPARED_FRACTION = 0.5
 """Share of the positions that must have been compared for the check to pass."""
-VAGUE = 0.25
+MAX_ROUNDING_FRACTION = 0.25
 """Share of the largest logit that rounding may at most come to, likewise."""
 
 
@@ -30,44 +30,46 @@ def check_functional_identity_layerwise(
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
     """See the module; arguments as `Comparison`."""
-    return functional_identity(
-        Comparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
+    return report_functional_identity(
+        ModelComparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
     )
 
 
-def functional_identity(comparison: Comparison) -> CheckReport:
+def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     """The check on models that are compared already."""
     layers = _drift_by_layer(comparison)
-    choices = comparison.changed_choices
+    choices = comparison.routing_changes
     embedding = float(
-        comparison.stream_difference(comparison.old.embeddings, comparison.new.embeddings).max()
+        comparison.stream_difference(
+            comparison.old_trace.embeddings, comparison.new_trace.embeddings
+        ).max()
     )
     worst = comparison.max_logit_difference
-    rounding = comparison.rounding
+    rounding = comparison.rounding_bounds
     figures = {
         "embedding_max_difference": embedding,
         "layers": [asdict(drift) for drift in layers],
         "logits_max_difference": worst,
         "tolerance": comparison.tolerance,
         "rounding": None if rounding is None else rounding.logits,
-        "loss_before": comparison.old.loss,
-        "loss_after": comparison.new.loss,
+        "loss_before": comparison.old_trace.loss,
+        "loss_after": comparison.new_trace.loss,
         "near_ties": choices.near_ties,
-        "excused_positions": int(choices.reached[-1].sum()),
+        "excused_positions": int(choices.affected_positions[-1].sum()),
     }
     # Written as "not within", so that a NaN fails.
     drifted = [
-        d for d in layers if not d.max_difference <= comparison.allowed_drift(d.layer, rounding)
+        d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
     ]
-    largest = float(comparison.old.logits.abs().max())
+    largest = float(comparison.old_trace.logits.abs().max())
     same = worst <= comparison.tolerance and not drifted and embedding == 0.0
-    if same and choices.compared < MOST:
+    if same and choices.compared_fraction < MIN_COMPARED_FRACTION:
         summary = (
-            f"only {choices.compared:.0%} of the positions could be compared: near ties between experts reach the "
+            f"only {choices.compared_fraction:.0%} of the positions could be compared: near ties between experts reach the "
             "others; routers that do not tell experts apart"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
-    if same and rounding is not None and comparison.tolerance > VAGUE * largest:
+    if same and rounding is not None and comparison.tolerance > MAX_ROUNDING_FRACTION * largest:
         summary = (
             f"rounding alone may move the logits by {comparison.tolerance:.1e}, and the largest is {largest:.1e}: "
             "weights or noise so large that the comparison tells little"
@@ -80,7 +82,7 @@ def functional_identity(comparison: Comparison) -> CheckReport:
         if layers:
             summary += f", largest drift of a layer {max(d.max_difference for d in layers):.1e}"
         return CheckReport("functional", Status.PASSED, summary, figures)
-    jump = comparison.new.loss - comparison.old.loss
+    jump = comparison.new_trace.loss - comparison.old_trace.loss
     summary = (
         f"logits moved by {worst:.2g} (tolerance {comparison.tolerance:.1e}), loss by {jump:+.4f}"
     )
@@ -115,11 +117,11 @@ class LayerDrift:
     """Largest entry of the old stream."""
 
 
-def _drift_by_layer(comparison: Comparison) -> list[LayerDrift]:
+def _drift_by_layer(comparison: ModelComparison) -> list[LayerDrift]:
     layers = []
-    for block in range(len(comparison.new.streams)):
+    for block in range(len(comparison.new_trace.streams)):
         source = comparison.growth_map.old_block_at(block)
-        reached = comparison.changed_choices.reached[block].unsqueeze(-1)
+        reached = comparison.routing_changes.affected_positions[block].unsqueeze(-1)
         drift = comparison.drift(block).masked_fill(reached, 0.0)
         scale = float(comparison.old_stream(block).abs().max())
         layers.append(LayerDrift(block, source, float(drift.max()), float(drift.mean()), scale))

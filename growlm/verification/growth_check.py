@@ -8,12 +8,12 @@ from torch import Tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
-from growlm.verification.comparison import Comparison
-from growlm.verification.functional import functional_identity
-from growlm.verification.rope import rope_integrity
-from growlm.verification.router import router_scaling
-from growlm.verification.symmetry import symmetry_breaking
-from growlm.verification.weights import weight_integrity
+from growlm.verification.comparison import ModelComparison
+from growlm.verification.functional import report_functional_identity
+from growlm.verification.rope import report_rope_integrity
+from growlm.verification.router import report_router_scaling
+from growlm.verification.symmetry import report_symmetry_breaking
+from growlm.verification.weights import report_weight_integrity
 
 
 def detailed_growth_check(
@@ -27,7 +27,7 @@ def detailed_growth_check(
     growth_map: GrowthMap | None = None,
     require_symmetry_breaking: bool = False,
     unequal_moments: bool = False,
-    stored_as: torch.dtype | None = None,
+    growth_dtype: torch.dtype | None = None,
 ) -> GrowthReport:
     """RoPE integrity, router scaling, symmetry breaking, functional identity and weight integrity.
 
@@ -49,28 +49,28 @@ def detailed_growth_check(
     Raises:
         ValueError: If no growth leads from one config to the other.
     """
-    comparison = Comparison(
+    comparison = ModelComparison(
         old_model.to(device),
         new_model.to(device),
         probe,
         growth_map=growth_map,
         tolerance=tolerance,
         scale_factor=scale_factor,
-        stored_as=stored_as,
+        growth_dtype=growth_dtype,
     )
-    symmetry = symmetry_breaking(comparison, unequal_moments)
+    symmetry = report_symmetry_breaking(comparison, unequal_moments)
     if require_symmetry_breaking and symmetry.status is Status.FINDING:
         symmetry = CheckReport("symmetry", Status.FAILED, symmetry.summary, symmetry.figures)
     return GrowthReport(
         checks={
-            "rope": rope_integrity(comparison),
-            "router": router_scaling(comparison),
+            "rope": report_rope_integrity(comparison),
+            "router": report_router_scaling(comparison),
             "symmetry": symmetry,
-            "functional": functional_identity(comparison),
-            "weights": weight_integrity(comparison.weight_faults),
+            "functional": report_functional_identity(comparison),
+            "weights": report_weight_integrity(comparison.weight_faults),
         },
-        loss_before=comparison.old.loss,
-        loss_after=comparison.new.loss,
+        loss_before=comparison.old_trace.loss,
+        loss_after=comparison.new_trace.loss,
         max_logit_difference=comparison.max_logit_difference,
         tolerance=comparison.tolerance,
         lossless=comparison.growth_map.lossless,

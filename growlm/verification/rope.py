@@ -11,7 +11,7 @@ from torch import Tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
-from growlm.verification.comparison import Comparison
+from growlm.verification.comparison import ModelComparison
 
 
 def check_rope_integrity(
@@ -23,12 +23,14 @@ def check_rope_integrity(
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
     """See the module; arguments as `Comparison`."""
-    return rope_integrity(
-        Comparison(old_model, new_model, probe, growth_map=growth_map, scale_factor=scale_factor)
+    return report_rope_integrity(
+        ModelComparison(
+            old_model, new_model, probe, growth_map=growth_map, scale_factor=scale_factor
+        )
     )
 
 
-def rope_integrity(comparison: Comparison) -> CheckReport:
+def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
     """The check on models that are compared already."""
     old, new = comparison.old_model.config, comparison.new_model.config
     figures = {
@@ -47,7 +49,7 @@ def rope_integrity(comparison: Comparison) -> CheckReport:
         problems.append(
             f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}: keep it through a growth"
         )
-    strayed = _strayed_heads(comparison)
+    strayed = _count_strayed_heads(comparison)
     if strayed:
         problems.append(
             f"{strayed} query heads read another key/value head than their source: copy whole groups, or query "
@@ -73,7 +75,7 @@ def rope_integrity(comparison: Comparison) -> CheckReport:
     )
 
 
-def _strayed_heads(comparison: Comparison) -> int:
+def _count_strayed_heads(comparison: ModelComparison) -> int:
     old, new = comparison.old_model.config, comparison.new_model.config
     axes = comparison.growth_map.axes
     if old.head_dim != new.head_dim or "query_heads" not in axes:

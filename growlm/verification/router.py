@@ -11,7 +11,7 @@ from torch import Tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
-from growlm.verification.comparison import Comparison
+from growlm.verification.comparison import ModelComparison
 from growlm.verification.weights import max_or_nan
 
 
@@ -24,37 +24,39 @@ def check_router_scaling(
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
     """See the module; arguments as `Comparison`."""
-    return router_scaling(
-        Comparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
+    return report_router_scaling(
+        ModelComparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
     )
 
 
-def router_scaling(comparison: Comparison) -> CheckReport:
+def report_router_scaling(comparison: ModelComparison) -> CheckReport:
     """The check on models that are compared already."""
-    if not comparison.new.routings:
+    if not comparison.new_trace.routings:
         return CheckReport("router", Status.NOT_APPLICABLE, "the model has no router")
-    if not comparison.old.routings:
+    if not comparison.old_trace.routings:
         summary = "the routers are new: gates sum to one, so they cannot move the function"
         return CheckReport("router", Status.NOT_APPLICABLE, summary)
-    choices = comparison.changed_choices
+    choices = comparison.routing_changes
     old_magnitude = new_magnitude = worst = tolerance = 0.0
     num_routers = 0
-    for block, old, new in comparison.kept_routers():
+    for block, old, new in comparison.matched_routers():
         num_routers += 1
         old_magnitude += float(old.logits.abs().mean())
         new_magnitude += float(new.logits.abs().mean())
         # A router sees its own block's attention: positions reached before the block are excused.
-        excused = choices.before(block).reshape(-1, 1)
+        excused = choices.affected_before(block).reshape(-1, 1)
         difference = comparison.router_difference(old, new).masked_fill(excused, 0.0)
         worst = max_or_nan(worst, float(difference.max()))
-        tolerance = max(tolerance, comparison.allowed_in_router(block, old, comparison.rounding))
+        tolerance = max(
+            tolerance, comparison.router_tolerance(block, old, comparison.rounding_bounds)
+        )
     figures = {
         "old_mean_magnitude": old_magnitude / num_routers,
         "new_mean_magnitude": new_magnitude / num_routers,
         "max_difference": worst,
         "tolerance": tolerance,
         "near_ties": choices.near_ties,
-        "changed_choices": choices.hard,
+        "changed_choices": choices.hard_changes,
     }
     summary = (
         f"logits within {worst:.1e} (mean magnitude {figures['old_mean_magnitude']:.3g} → "
@@ -62,10 +64,10 @@ def router_scaling(comparison: Comparison) -> CheckReport:
     )
     if choices.near_ties:
         summary += f", {choices.near_ties} near ties decided otherwise"
-    if worst <= tolerance and not choices.hard and comparison.is_finite:
+    if worst <= tolerance and not choices.hard_changes and comparison.is_finite:
         return CheckReport("router", Status.PASSED, summary, figures)
-    if choices.hard:
-        summary += f", {choices.hard} choices changed that rounding cannot have decided"
+    if choices.hard_changes:
+        summary += f", {choices.hard_changes} choices changed that rounding cannot have decided"
     if not comparison.growth_map.lossless:
         return CheckReport(
             "router", Status.FINDING, summary + "; this growth is not lossless", figures

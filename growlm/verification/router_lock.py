@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growlm.distributed.dtensors import whole
+from growlm.distributed.dtensors import get_full_tensor
 from growlm.model.axes import Role, axes_table
 from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
-from growlm.verification.comparison import exact_arithmetic
+from growlm.verification.comparison import full_precision_eval
 
-FIRST_STEP = 2
+FIRST_CHECKED_STEP = 2
 """Experts that are equal give their router a gradient of zero rightly, in the first step."""
-SETTLED_STEPS = 100
+MIN_STEPS_FOR_DEAD_EXPERTS = 100
 """Steps after which no expert should be unused, and experts should have begun to part."""
-TIED_SHARE = 0.5
-COLLAPSED_ENTROPY = 0.5
+MAX_TIED_FRACTION = 0.5
+MIN_LOAD_ENTROPY = 0.5
 
 
 @dataclass(frozen=True)
-class RouterState:
+class RouterSnapshot:
     """What all routers of a model did in the steps up to one."""
 
     step: int
@@ -46,14 +46,14 @@ class RouterState:
 
 
 @torch.no_grad()
-def expert_similarity(model: nn.Module) -> float:
+def compute_expert_similarity(model: nn.Module) -> float:
     """Mean cosine between two experts of a layer, over the matrices that write hidden units; 1 for equal ones."""
     cosines = []
     table = axes_table(model)
     for name, parameter in model.named_parameters():
         label = table[name].label
         if label.stacked_from and label.has(Role.READS) and label.has(Role.WRITES, "hidden"):
-            flat = whole(parameter).flatten(1).float()
+            flat = get_full_tensor(parameter).flatten(1).float()
             gram = flat @ flat.T
             norms = gram.diagonal().clamp(min=1e-30).sqrt()
             cosine = gram / torch.outer(norms, norms)
@@ -62,17 +62,15 @@ def expert_similarity(model: nn.Module) -> float:
     return float(torch.stack(cosines).mean()) if cosines else float("nan")
 
 
-def router_parameters(model: nn.Module) -> list[nn.Parameter]:
+def get_router_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The weights of all routers: what scores the experts it is indexed by."""
     table = axes_table(model)
     return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if table[name].label.scores_members
+        parameter for name, parameter in model.named_parameters() if table[name].label.is_router
     ]
 
 
-def check_router_lock(model: TransformerLM, probe: Tensor) -> CheckReport:
+def check_router_collapse(model: TransformerLM, probe: Tensor) -> CheckReport:
     """What can be seen of a lock without training: routers that choose among equal scores.
 
     Args:
@@ -80,37 +78,37 @@ def check_router_lock(model: TransformerLM, probe: Tensor) -> CheckReport:
         probe: Tokens, (batch, time).
     """
     routings: list[Routing] = []
-    with exact_arithmetic(model), torch.no_grad():
+    with full_precision_eval(model), torch.no_grad():
         model(probe, routings)
-    return router_lock(model, routings)
+    return report_router_collapse(model, routings)
 
 
-def router_lock(model: TransformerLM, routings: Sequence[Routing]) -> CheckReport:
+def report_router_collapse(model: TransformerLM, routings: Sequence[Routing]) -> CheckReport:
     """The check on a model that was run already."""
     if not routings:
         return CheckReport("router_lock", Status.NOT_APPLICABLE, "the model has no router")
-    tied = float(torch.stack([r.tied().double().mean() for r in routings]).mean())
-    similarity = expert_similarity(model)
+    tied = float(torch.stack([r.is_tied().double().mean() for r in routings]).mean())
+    similarity = compute_expert_similarity(model)
     figures = {"tied_choices": tied, "expert_similarity": similarity}
     summary = f"{tied:.0%} of the choices tied, expert similarity {similarity:.4f}"
     if not (math.isfinite(similarity) and all(r.logits.isfinite().all() for r in routings)):
         summary += "; experts or router logits are not finite"
         return CheckReport("router_lock", Status.FAILED, summary, figures)
-    if tied < TIED_SHARE:
+    if tied < MAX_TIED_FRACTION:
         return CheckReport("router_lock", Status.PASSED, summary, figures)
     summary += "; equal router rows: if experts are equal too, they will never part"
     return CheckReport("router_lock", Status.FINDING, summary, figures)
 
 
-class RouterWatch:
+class RouterCollapseDetector:
     """Watches a phase. Feed it states; it says in words, once each, what goes wrong."""
 
     def __init__(self) -> None:
-        self.first: RouterState | None = None
-        self.last: RouterState | None = None
-        self._said: set[str] = set()
+        self.first: RouterSnapshot | None = None
+        self.last: RouterSnapshot | None = None
+        self._reported: set[str] = set()
 
-    def observe(self, state: RouterState) -> list[str]:
+    def observe(self, state: RouterSnapshot) -> list[str]:
         """Take note of a state.
 
         Returns:
@@ -119,27 +117,27 @@ class RouterWatch:
         self.first = self.first or state
         self.last = state
         problems = self._problems(state)
-        new = [text for kind, text in problems.items() if kind not in self._said]
-        self._said |= problems.keys()
+        new = [text for kind, text in problems.items() if kind not in self._reported]
+        self._reported |= problems.keys()
         return new
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What was seen and said, as JSON."""
         seen = [None if s is None else asdict(s) for s in (self.first, self.last)]
-        return {"first": seen[0], "last": seen[1], "said": sorted(self._said)}
+        return {"first": seen[0], "last": seen[1], "said": sorted(self._reported)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.first, self.last = (
-            RouterState(**seen) if isinstance(seen, dict) else seen
+            RouterSnapshot(**seen) if isinstance(seen, dict) else seen
             for seen in (state["first"], state["last"])
         )
-        self._said = set(state["said"])
+        self._reported = set(state["said"])
 
     def report(self) -> CheckReport:
         """The check, on what was seen last."""
         first, last = self.first, self.last
-        if first is None or last is None or last.step < FIRST_STEP:
+        if first is None or last is None or last.step < FIRST_CHECKED_STEP:
             summary = "no router was watched for two steps"
             return CheckReport("router_lock", Status.NOT_APPLICABLE, summary)
         figures = {"first": asdict(first), "last": asdict(last)}
@@ -155,8 +153,8 @@ class RouterWatch:
         )
         return CheckReport("router_lock", Status.PASSED, summary, figures)
 
-    def _problems(self, state: RouterState) -> dict[str, str]:
-        if state.step < FIRST_STEP:
+    def _problems(self, state: RouterSnapshot) -> dict[str, str]:
+        if state.step < FIRST_CHECKED_STEP:
             return {}
         problems = {}
         if not (math.isfinite(state.router_distance) and math.isfinite(state.expert_similarity)):
@@ -166,18 +164,18 @@ class RouterWatch:
                 "router locked: no gradient reaches the routers, so they choose the same experts for ever; "
                 "likely cause: equal router rows (router_init=zeros); start them at normal"
             )
-        elif state.tied_choices >= TIED_SHARE:
+        elif state.tied_choices >= MAX_TIED_FRACTION:
             problems["locked"] = (
                 f"router locked: {state.tied_choices:.0%} of the tokens choose among experts of equal score, "
                 "which then learn the same; likely cause: equal router rows (router_init=zeros, or copies without "
                 "noise); start them at normal"
             )
-        if state.load_entropy < COLLAPSED_ENTROPY:
+        if state.load_entropy < MIN_LOAD_ENTROPY:
             problems["collapse"] = (
                 f"routing collapses onto few experts (load entropy {state.load_entropy:.2f} of 1); raise "
                 "model.router_balance_weight, or set model.router_bias_step"
             )
-        if state.step >= SETTLED_STEPS and state.dead_experts:
+        if state.step >= MIN_STEPS_FOR_DEAD_EXPERTS and state.dead_experts:
             problems["dead"] = (
                 f"{state.dead_experts} experts got no token lately; raise model.router_balance_weight, or set "
                 "model.router_bias_step"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.distributed.dtensors import own_part, total
+from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor
 from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import (
-    exact_arithmetic,
+    find_nonfinite_tensors,
+    full_precision_eval,
     half_precision_tolerance,
-    nonfinite_tensors,
     probe_loss,
 )
 
@@ -49,7 +49,7 @@ def quick_sanity_check(
     probe = probe.to(device)
     problems = []
     model.zero_grad(set_to_none=True)
-    with exact_arithmetic(model), torch.enable_grad():
+    with full_precision_eval(model), torch.enable_grad():
         logits = model(probe)
         loss = probe_loss(logits, probe)
         loss.backward()
@@ -57,7 +57,7 @@ def quick_sanity_check(
         last_changed[:, -1] = (probe[:, -1] + 1) % model.config.vocab_size
         with torch.no_grad():
             leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
-    if nonfinite := nonfinite_tensors(model):
+    if nonfinite := find_nonfinite_tensors(model):
         problems.append(f"weights are not finite in {', '.join(nonfinite)}")
     if not torch.isfinite(logits).all():
         problems.append("logits are not finite")
@@ -70,10 +70,14 @@ def quick_sanity_check(
     if unreached:
         problems.append(f"the loss does not reach {', '.join(unreached)}")
     reached = {name: g for name, g in gradients.items() if g is not None}
-    broken = [n for n, g in reached.items() if total((~own_part(g).isfinite()).sum(), g)]
+    broken = [
+        n for n, g in reached.items() if all_reduce_sum((~get_local_tensor(g).isfinite()).sum(), g)
+    ]
     if broken:
         problems.append(f"gradients are not finite in {', '.join(broken)}")
-    norm = math.sqrt(sum(float(total(own_part(g).square().sum(), g)) for g in reached.values()))
+    norm = math.sqrt(
+        sum(float(all_reduce_sum(get_local_tensor(g).square().sum(), g)) for g in reached.values())
+    )
     model.zero_grad(set_to_none=True)
     return SanityReport(
         label=label,

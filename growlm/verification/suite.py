@@ -7,110 +7,110 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from growlm.growth.api import Operator, grow, plan_growth
+from growlm.growth.api import Operator, build_growth_map, grow
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.upcycle import Upcycle
 from growlm.growth.operators.widen import Widen
 from growlm.model.config import ModelConfig
-from growlm.model.keyed_rng import generator_for, normal
+from growlm.model.keyed_rng import keyed_generator, keyed_normal
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import GrowthReport, Status
 from growlm.verification.growth_check import detailed_growth_check
 
-DEFAULT = ModelConfig(
+GPT_CONFIG = ModelConfig(
     vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=256
 )
-LLAMA = replace(DEFAULT, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=2)
-NOISE_LEVELS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
+LLAMA_CONFIG = replace(GPT_CONFIG, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=2)
+NOISE_STDS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
-class Case:
+class SuiteCase:
     """A growth, and the statuses that its checks must have."""
 
     section: str
     name: str
-    wanted: dict[str, Status]
+    expected: dict[str, Status]
     """By check; the others must not fail."""
     report: GrowthReport
 
     def __bool__(self) -> bool:
         statuses = {name: check.status for name, check in self.report.checks.items()}
-        as_wanted = all(statuses[name] is status for name, status in self.wanted.items())
-        rest = [s for name, s in statuses.items() if name not in self.wanted]
+        as_wanted = all(statuses[name] is status for name, status in self.expected.items())
+        rest = [s for name, s in statuses.items() if name not in self.expected]
         return as_wanted and Status.FAILED not in rest
 
 
-FAMILIES = {"LayerNorm": DEFAULT, "RMSNorm": LLAMA}
+MODEL_FAMILIES = {"LayerNorm": GPT_CONFIG, "RMSNorm": LLAMA_CONFIG}
 
 
-def cases() -> Iterator[Case]:
+def run_suite_cases() -> Iterator[SuiteCase]:
     """Run the suite, case by case; some seconds in all."""
-    models = {family: _model(config) for family, config in FAMILIES.items()}
+    models = {family: _make_model(config) for family, config in MODEL_FAMILIES.items()}
     mixtures = {family: grow(model, [Upcycle(num_experts=4)]) for family, model in models.items()}
     for family, model in models.items():
         section = "dense to mixture of experts"
-        yield _case(section, f"{family}, 4 experts", model, [Upcycle(num_experts=4)])
+        yield _run_case(section, f"{family}, 4 experts", model, [Upcycle(num_experts=4)])
         fine = Upcycle(num_experts=4, granularity=2)
-        yield _case(section, f"{family}, 4 × 2 finer experts", model, [fine])
+        yield _run_case(section, f"{family}, 4 × 2 finer experts", model, [fine])
     for family, mixture in mixtures.items():
-        yield _case("more experts", f"{family}, 4 → 8", mixture, [MultiplyExperts(2)])
+        yield _run_case("more experts", f"{family}, 4 → 8", mixture, [MultiplyExperts(2)])
     for family, mixture in mixtures.items():
         for factor in (1.5, 2.0, 3.0):
             name = f"{family}, ×{factor:g} and 2 layers"
             both: list[Operator] = [Widen(scale_factor=factor), Deepen(extra_layers=2)]
-            yield _case("bilateral growth of a mixture", name, mixture, both)
-    for noise in NOISE_LEVELS:
+            yield _run_case("bilateral growth of a mixture", name, mixture, both)
+    for noise in NOISE_STDS:
         widen = Widen(scale_factor=2, noise_std=noise)
         parted = Status.FINDING if noise == 0 else Status.PASSED
         name = f"standard deviation {noise:g}"
-        yield _case("noise", name, mixtures["LayerNorm"], [widen], symmetry=parted)
-    yield from _rope_cases(models)
+        yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=parted)
+    yield from _run_rope_cases(models)
 
 
-def _rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[Case]:
+def _run_rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
     section, model = "RoPE", models["LayerNorm"]
-    yield _case(section, "more heads, same size: keeps", model, [Widen(scale_factor=2)])
-    yield _case(section, "more hidden units only: keeps", model, [Widen(d_ff=512)])
+    yield _run_case(section, "more heads, same size: keeps", model, [Widen(scale_factor=2)])
+    yield _run_case(section, "more hidden units only: keeps", model, [Widen(d_ff=512)])
     grouped = models["RMSNorm"]
-    yield _case(section, "more heads in a group: keeps", grouped, [Widen(n_heads=8)])
-    larger_heads = replace(DEFAULT, d_model=128, head_dim=32, d_ff=512)
+    yield _run_case(section, "more heads in a group: keeps", grouped, [Widen(n_heads=8)])
+    larger_heads = replace(GPT_CONFIG, d_model=128, head_dim=32, d_ff=512)
     report = detailed_growth_check(
-        old_model=model, new_model=TransformerLM(larger_heads), probe=_probe(), device="cpu"
+        old_model=model, new_model=TransformerLM(larger_heads), probe=_make_probe(), device="cpu"
     )
     broken = ("rope", "symmetry", "functional", "weights")
     wanted = dict.fromkeys(broken, Status.FAILED)
-    yield Case(section, "larger heads: breaks", wanted, report)
+    yield SuiteCase(section, "larger heads: breaks", wanted, report)
 
 
-def _case(
+def _run_case(
     section: str,
     name: str,
     model: TransformerLM,
     operators: Sequence[Operator],
     **wanted: Status,
-) -> Case:
+) -> SuiteCase:
     report = detailed_growth_check(
         old_model=model,
         new_model=grow(model, operators),
-        probe=_probe(),
+        probe=_make_probe(),
         device="cpu",
-        growth_map=plan_growth(model.config, operators),
+        growth_map=build_growth_map(model.config, operators),
     )
     statuses = dict.fromkeys(("rope", "functional", "weights"), Status.PASSED)
     statuses.update(wanted)
-    return Case(section, name, statuses, report)
+    return SuiteCase(section, name, statuses, report)
 
 
-def _model(config: ModelConfig) -> TransformerLM:
+def _make_model(config: ModelConfig) -> TransformerLM:
     """Every parameter is moved from its initial value, so that none is right by being 0 or 1."""
     model = TransformerLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.add_(normal(tuple(parameter.shape), "suite", name), alpha=0.05)
+            parameter.add_(keyed_normal(tuple(parameter.shape), "suite", name), alpha=0.05)
     return model
 
 
-def _probe() -> torch.Tensor:
-    return torch.randint(DEFAULT.vocab_size, (2, 32), generator=generator_for("suite probe"))
+def _make_probe() -> torch.Tensor:
+    return torch.randint(GPT_CONFIG.vocab_size, (2, 32), generator=keyed_generator("suite probe"))

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growlm.distributed.dtensors import whole
+from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.transforms.reconstruction import Fault
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 
-SHOWN = 3
+MAX_SHOWN_FAULTS = 3
 """Faults that the summary names."""
-RECORDED = 50
+MAX_RECORDED_FAULTS = 50
 """Faults in the figures."""
 
 
@@ -32,7 +32,7 @@ class TensorFault:
 
     tensor: str
     fault: Fault
-    is_sum: bool
+    is_in_sum: bool
     """Whether copies have been added up before it showed, or the tensor has not even the shape for it."""
 
     def __str__(self) -> str:
@@ -43,12 +43,12 @@ class TensorFault:
 class WeightFaults:
     """What is wrong with a grown model's tensors."""
 
-    tensors: int
+    num_tensors: int
     """How many were checked."""
-    drawn: int
+    num_random: int
     """How many of them are drawn at random, and hold nothing of the old model."""
     faults: list[TensorFault]
-    residue: float
+    noise_residue: float
     """Largest difference between a sum of copies and its source, in standard deviations of the source."""
 
 
@@ -57,7 +57,7 @@ def check_weight_integrity(
     new_model: TransformerLM,
     *,
     growth_map: GrowthMap | None = None,
-    stored_as: torch.dtype | None = None,
+    growth_dtype: torch.dtype | None = None,
 ) -> CheckReport:
     """Check that every tensor of a grown model is what the growth makes of the old one; see the module.
 
@@ -70,20 +70,20 @@ def check_weight_integrity(
     Raises:
         ValueError: If no growth leads from one config to the other.
     """
-    from growlm.verification.comparison import infer_growth_of
+    from growlm.verification.comparison import infer_growth_from_models
 
-    growth_map = growth_map or infer_growth_of(old_model, new_model, stored_as)
-    return weight_integrity(
-        find_faults(old_model.state_dict(), new_model.state_dict(), growth_map, stored_as)
+    growth_map = growth_map or infer_growth_from_models(old_model, new_model, growth_dtype)
+    return report_weight_integrity(
+        find_weight_faults(old_model.state_dict(), new_model.state_dict(), growth_map, growth_dtype)
     )
 
 
 @torch.no_grad()
-def find_faults(
+def find_weight_faults(
     old: Mapping[str, Tensor],
     new: Mapping[str, Tensor],
     growth_map: GrowthMap,
-    stored_as: torch.dtype | None = None,
+    growth_dtype: torch.dtype | None = None,
     *,
     first_only: bool = False,
 ) -> WeightFaults:
@@ -108,46 +108,44 @@ def find_faults(
             fault = Fault(f"is {shape}, expected {tensor_map.shape}")
             faults.append(TensorFault(name, fault, True))
             continue
-        source = _getter(old, tensor_map.source, new[name])
+        source = _make_source_getter(old, tensor_map.source, new[name])
         found = tensor_map.reconstruct(
-            whole(new[name]), source, stored_as or new[name].dtype, session
+            get_full_tensor(new[name]), source, growth_dtype or new[name].dtype, session
         )
         faults += [TensorFault(name, fault, found.is_summed) for fault in found.faults]
-        drawn += found.is_drawn
+        drawn += found.is_random
         if found.is_summed and not found.is_done:
-            residue = max_or_nan(residue, _residue(found.x, source()))
+            residue = max_or_nan(residue, _noise_residue(found.x, source()))
     return WeightFaults(len(growth_map.tensors), drawn, faults, residue)
 
 
-def weight_integrity(found: WeightFaults) -> CheckReport:
+def report_weight_integrity(weight_faults: WeightFaults) -> CheckReport:
     """The check on tensors that are compared already."""
     figures = {
-        "tensors": found.tensors,
-        "drawn_tensors": found.drawn,
+        "tensors": weight_faults.num_tensors,
+        "drawn_tensors": weight_faults.num_random,
         "faults": [
             {
                 "tensor": each.tensor,
-                "what": each.fault.what,
+                "what": each.fault.message,
                 "difference": each.fault.difference,
-                "allowed": each.fault.allowed,
+                "allowed": each.fault.tolerance,
             }
-            for each in found.faults[:RECORDED]
+            for each in weight_faults.faults[:MAX_RECORDED_FAULTS]
         ],
     }
-    if not found.faults:
-        summary = (
-            f"all {found.tensors} tensors are what the growth makes of the old ones, up to rounding"
-        )
-        if found.drawn:
-            summary += f"; {found.drawn} of them are drawn at random"
+    if not weight_faults.faults:
+        summary = f"all {weight_faults.num_tensors} tensors are what the growth makes of the old ones, up to rounding"
+        if weight_faults.num_random:
+            summary += f"; {weight_faults.num_random} of them are drawn at random"
         return CheckReport("weights", Status.PASSED, summary, figures)
-    tensors = dict.fromkeys(each.tensor for each in found.faults)
+    tensors = dict.fromkeys(each.tensor for each in weight_faults.faults)
     summary = (
-        f"{len(tensors)} of {found.tensors} tensors are not what the growth makes of the old ones: "
-        + "; ".join(str(each) for each in found.faults[:SHOWN])
+        f"{len(tensors)} of {weight_faults.num_tensors} tensors are not what the growth makes of the old ones: "
+        + "; ".join(str(each) for each in weight_faults.faults[:MAX_SHOWN_FAULTS])
     )
-    if len(found.faults) > SHOWN:
-        summary += f"; and {len(found.faults) - SHOWN} more faults"
+    if len(weight_faults.faults) > MAX_SHOWN_FAULTS:
+        summary += f"; and {len(weight_faults.faults) - MAX_SHOWN_FAULTS} more faults"
     return CheckReport("weights", Status.FAILED, summary, figures)
 
 
@@ -156,11 +154,13 @@ def max_or_nan(*values: float) -> float:
     return math.nan if any(value != value for value in values) else max(values)
 
 
-def _getter(old: Mapping[str, Tensor], source: str | None, like: Tensor) -> Callable[[], Tensor]:
-    return lambda: whole(like if source is None else old[source])
+def _make_source_getter(
+    old: Mapping[str, Tensor], source: str | None, like: Tensor
+) -> Callable[[], Tensor]:
+    return lambda: get_full_tensor(like if source is None else old[source])
 
 
-def _residue(x: Tensor, source: Tensor) -> float:
+def _noise_residue(x: Tensor, source: Tensor) -> float:
     source = source.to(x.dtype)
     spread = float(source.std(correction=0))
     return float((x - source).abs().max()) / (spread or 1.0)

@@ -47,8 +47,8 @@ def trained_for(config: RunConfig, plan: Plan, share: float, shares: Sequence[fl
         shares: All that the arm is run for. With a cosine there can be only one.
     """
     last = plan.phases[-1]
-    total = sum(phase.steps * phase.flops_per_step for phase in plan.phases)
-    before = total - last.steps * last.flops_per_step
+    total = sum(phase.num_steps * phase.flops_per_step for phase in plan.phases)
+    before = total - last.num_steps * last.flops_per_step
     ends = {s: round((s * total - before) / last.flops_per_step) for s in shares if s <= share}
     decays = {
         s: min(end, round(DECAY * s * total / last.flops_per_step)) for s, end in ends.items()
@@ -57,7 +57,8 @@ def trained_for(config: RunConfig, plan: Plan, share: float, shares: Sequence[fl
     if len(shares) == 1:
         cuts = [0, ends[share]]
     phases = {
-        phase.name: replace(phase.settings, steps=phase.steps, flops=None) for phase in plan.phases
+        phase.name: replace(phase.settings, steps=phase.num_steps, flops=None)
+        for phase in plan.phases
     }
     phases |= _cut(last.name, phases.pop(last.name), cuts)
     steps = sum(settings.steps or 0 for settings in phases.values())

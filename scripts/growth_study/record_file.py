@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import LARGEST_HISTORY, exists, read_bytes
+from growlm.storage.input_files import MAX_HISTORY_BYTES, lexists, read_bytes
 from growlm.storage.parsing import parse_json
 
 Record = dict[str, Any]
@@ -20,9 +20,9 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: If another line is no record.
     """
-    if not exists(path):
+    if not lexists(path):
         return []
-    data = read_bytes(path, "--out", None, LARGEST_HISTORY)
+    data = read_bytes(path, "--out", None, MAX_HISTORY_BYTES)
     whole = data.rfind(b"\n") + 1
     if whole != len(data):
         os.truncate(path, whole)

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from growlm.config import load_config
-from growlm.config.flatten import flat
+from growlm.config.flatten import flatten_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.data import load_tokenizer
 from growlm.reporting.reading.history_reader import History, read_history
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.hardware import find_machine, processor
+from growlm.runtime.hardware import detect_machine, fingerprint_processor
 from growlm.training import run_plan
-from growlm.training.baseline import with_baseline
+from growlm.training.baseline import apply_baseline
 from growlm.training.nan_check import NonFiniteError
-from growlm.training.resume.fingerprint import CODE
+from growlm.training.resume.fingerprint import CODE_DIGEST
 from growth_study.arms import Arm, arm_named, axis_named
 from growth_study.lengths import scaled, trained_for
 from growth_study.record_file import Record
@@ -94,7 +94,7 @@ class Run:
         rates = {first: self.source_rate} | dict.fromkeys(others, self.rate)
         phases = {name: replace(s, lr=rates[name]) for name, s in config.phases.items()}
         config = scaled(replace(config, phases=phases), study.scale, self.arm.grows_at)
-        config = with_baseline(config, lambda: None)
+        config = apply_baseline(config, lambda: None)
         vocabulary = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
         return trained_for(config, make_plan(config, vocabulary), self.share, self.arm.shares)
 
@@ -106,10 +106,10 @@ def _composed(*overrides: str) -> RunConfig:
 
 def key_of(config: RunConfig, study: Study) -> str:
     """Names what a config trains: everything that is not as the schema has it, places apart; and the study."""
-    defaults = dict(flat(asdict(RunConfig())))
+    defaults = dict(flatten_config(asdict(RunConfig())))
     settings = {
         name: value
-        for name, value in flat(asdict(config))
+        for name, value in flatten_config(asdict(config))
         if defaults.get(name, ...) != value
         and not name.startswith(("reuse.", "data.cache", "data.path", "logger.", "name", "run_dir"))
     }
@@ -148,10 +148,10 @@ def _carried_out(run: Run, study: Study) -> Record:
         "share": run.share,
         "overrides": list(study.overrides),
         "scale": study.scale,
-        "code": CODE[:12],
+        "code": CODE_DIGEST[:12],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": _digest(processor(find_machine(config.trainer))),
+        "processor": _digest(fingerprint_processor(detect_machine(config.trainer))),
     }
     with (
         folder.with_suffix(".log").open("a") as log,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from growlm.storage.atomic_files import write_whole
+from growlm.storage.atomic_files import atomic_write_text
 from growth_study.arms import AXES
 from growth_study.costs import Read
 from growth_study.findings import AxisFindings, ChangeFindings, Findings, Spread
@@ -22,7 +22,7 @@ def room(name: str) -> str:
 def fill_page(page: Path, tables: Mapping[str, str]) -> None:
     """Write every table anew between `<!-- table: NAME -->` and `<!-- end -->`."""
     filled = PLACE.sub(lambda m: f"{m[1]}\n{tables.get(m[2], '')}\n{m[3]}", page.read_text())
-    write_whole(page, filled)
+    atomic_write_text(page, filled)
 
 
 def all_tables(findings: Findings) -> dict[str, str]:

@@ -10,7 +10,7 @@ from grown_training import OPTIMIZERS, Training
 from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 
 from growlm.checkpoint import checkpoint_folder as artefact
-from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint import safetensors_io as tensor_files
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.growth import (
@@ -18,12 +18,12 @@ from growlm.growth import (
     MultiplyExperts,
     Upcycle,
     Widen,
+    build_growth_map,
     grow,
-    grow_moments,
-    operators_from_data,
-    plan_growth,
+    grow_optimizer_state,
+    operators_from_dicts,
 )
-from growlm.optim.optimizer_factory import states_by_name
+from growlm.optim.optimizer_factory import get_optimizer_states
 from growlm.runtime.errors import DiskError, UserError
 
 SEQUENCES = {
@@ -58,7 +58,7 @@ def test_as_in_memory(tmp_path, model, operators):
     assert_same_state(large.state_dict(), expected.state_dict())
     assert large.config == expected.config
     assert record["phase"] == "moe"
-    assert operators_from_data(record["grown_from"]["operators"]) == operators
+    assert operators_from_dicts(record["grown_from"]["operators"]) == operators
     sizes = sum(t.nbytes for t in expected.state_dict().values())
     assert progress[-1] == (sizes, sizes)
     assert progress == sorted(progress)
@@ -77,25 +77,25 @@ def test_upcycled_on_disk(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_as_in_memory(tmp_path, name):
     training = Training(build(tiny_config(), dtype=torch.float32), OPTIMIZERS[name]).steps(2)
-    states = states_by_name(training.model, training.optimizer)
+    states = get_optimizer_states(training.model, training.optimizer)
     save_model(training.model, tmp_path / "small", {}, states)
     operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
 
     grow_checkpoint(tmp_path / "small", tmp_path / "large", operators)
     grow_checkpoint(tmp_path / "small", tmp_path / "bare", operators, optimizer_state="reset")
 
-    growth_map = plan_growth(training.model.config, operators)
-    expected = grow_moments(growth_map, states, "carry")
-    found = load_states(tmp_path / "large")
+    growth_map = build_growth_map(training.model.config, operators)
+    expected = grow_optimizer_state(growth_map, states, "carry")
+    found = read_optimizer_states(tmp_path / "large")
     assert found.keys() == expected.keys()
     for parameter, state in expected.items():
         assert found[parameter].keys() == state.keys()
         assert all(torch.equal(found[parameter][entry], state[entry]) for entry in state)
-    assert load_states(tmp_path / "bare") == {}
+    assert read_optimizer_states(tmp_path / "bare") == {}
 
 
 def test_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(tensor_files, "MAX_SHARD_BYTES", 10_000)
     small = build(tiny_config(), dtype=torch.float32)
     save_model(small, tmp_path / "small", {})
     assert len(list((tmp_path / "small").glob("model-*-of-*.safetensors"))) > 1
@@ -122,7 +122,7 @@ def test_nothing_is_left_of_a_growth_that_fails(tmp_path):
         pytest.raises(DiskError, match=r"small|large.*bytes were still to be written") as failed,
     ):
         grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
-    assert failed.value.missing > 20_000
+    assert failed.value.bytes_missing > 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -202,7 +202,7 @@ def cut_in_half(path):
 
 def saved_with_optimizer(folder, dtype=torch.float32):
     training = Training(build(tiny_config(), dtype=dtype)).steps(1)
-    states = states_by_name(training.model, training.optimizer)
+    states = get_optimizer_states(training.model, training.optimizer)
     save_model(training.model, folder, {}, states)
     return training.model, states
 
@@ -212,7 +212,7 @@ def test_moments_keep_the_precision_they_have(tmp_path, dtype):
     """The step count is single precision whatever the moments are."""
     _, states = saved_with_optimizer(tmp_path / "small", dtype)
     grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
-    found = load_states(tmp_path / "large")["embedding.weight"]
+    found = read_optimizer_states(tmp_path / "large")["embedding.weight"]
     assert found["exp_avg"].dtype == states["embedding.weight"]["exp_avg"].dtype == dtype
     assert found["step"].dtype == torch.float32
 

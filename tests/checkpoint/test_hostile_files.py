@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_config
 
-from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
-from growlm.checkpoint.resume_state import RunState, write_state
+from growlm.checkpoint.resume_state import ResumeState, write_resume_state
 from growlm.growth import Deepen
 from growlm.huggingface import to_huggingface
 from growlm.runtime.errors import UserError
@@ -41,7 +41,7 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def state(tmp_path):
     model = build(tiny_config())
-    write_state(
+    write_resume_state(
         tmp_path / "resume" / "000000003",
         3,
         model,
@@ -54,8 +54,13 @@ def state(tmp_path):
 
 
 def read_all(folder):
-    opened = RunState.open(folder)
-    return opened.callbacks(), opened.model(), opened.optimizer_states(), opened.tensors()
+    opened = ResumeState.open(folder)
+    return (
+        opened.load_callbacks(),
+        opened.load_model(),
+        opened.read_optimizer_states(),
+        opened.load_tensors(),
+    )
 
 
 def resealed(folder):
@@ -67,7 +72,7 @@ def resealed(folder):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.safetensors"])
 def test_a_pickle_in_place_of_an_artefacts_file(name, checkpoint, tmp_path):
     (checkpoint / name).write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
-    read = load_states if name.startswith("optimizer") else load_model
+    read = read_optimizer_states if name.startswith("optimizer") else load_model
     with pytest.raises(UserError, match=name):
         read(checkpoint)
     assert not (tmp_path / "ran").exists()
@@ -88,7 +93,7 @@ def test_a_pickle_in_place_of_a_states_file(name, write, state, tmp_path):
 
 
 def test_what_callbacks_keep_comes_back(state):
-    assert RunState.open(state).callbacks() == {"a": {"n": 1}}
+    assert ResumeState.open(state).load_callbacks() == {"a": {"n": 1}}
 
 
 def test_a_header_of_a_gigabyte(checkpoint):
@@ -166,7 +171,10 @@ def test_a_link_that_leads_outside_is_not_copied(copied_by, checkpoint, tmp_path
         copied_by(checkpoint, tmp_path / "out")
     with pytest.raises(UserError, match="a link that leads out"):
         save_model(
-            load_model(checkpoint)[0], tmp_path / "out", {}, files=checkpoint.glob("*.jinja")
+            load_model(checkpoint)[0],
+            tmp_path / "out",
+            {},
+            sidecar_files=checkpoint.glob("*.jinja"),
         )
     assert {path.name for path in tmp_path.iterdir()} == {"model", "secret"}
 

@@ -15,15 +15,15 @@ from on_devices import outcome, start
 from sharing import assert_same_tensors, random_tensors, trained_model
 from tiny_models import random_tokens
 
-from growlm.checkpoint import load_model, load_states, save_model
+from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
-from growlm.checkpoint.resume_state import RunState
+from growlm.checkpoint.resume_state import ResumeState
 from growlm.checkpoint.safetensors_io import TensorFiles
-from growlm.checkpoint.shard_format import SHARDING
+from growlm.checkpoint.shard_format import SHARDING_INFO_KEY
 from growlm.growth import Deepen, grow
 from growlm.huggingface.pretrained import open_pretrained
 from growlm.runtime.errors import UserError
-from growlm.storage.integrity import file_digest, write_manifest
+from growlm.storage.integrity import hash_file, write_manifest
 
 SHARING = Path(__file__).with_name("sharing.py")
 FILES = (
@@ -70,7 +70,7 @@ def test_a_process_alone_reads_it_all(seed, written):
     assert_same_tensors(read_all(folder), random_tensors(seed))
     files = TensorFiles(folder, "model")
     for name, tensor in random_tensors(seed).items():
-        assert files.entry(name).shape == tensor.shape
+        assert files.info(name).shape == tensor.shape
         for first in range(len(tensor) if tensor.ndim else 0):
             for stop in range(first, len(tensor) + 1):
                 assert torch.equal(files.read_rows(name, first, stop), tensor[first:stop])
@@ -124,14 +124,14 @@ def test_commands_read_a_state_in_parts_as_a_checkpoint(state, tmp_path):
     read, _ = load_model(state)
     tokens = random_tokens(model.config)
     assert torch.equal(read(tokens), model(tokens))
-    for name, kept in load_states(state).items():
+    for name, kept in read_optimizer_states(state).items():
         assert_same_tensors(kept, states[name])
     grow_checkpoint(state, tmp_path / "grown", [Deepen(extra_layers=1)])
     grown = grow(model, [Deepen(extra_layers=1)], seed=0)
     assert_same_tensors(load_model(tmp_path / "grown")[0].state_dict(), grown.state_dict())
     pretrained = open_pretrained(state, "model.path")
-    assert_same_tensors(pretrained.model().state_dict(), model.state_dict())
-    assert pretrained.states(eight_bits=False).keys() == states.keys()
+    assert_same_tensors(pretrained.load_model().state_dict(), model.state_dict())
+    assert pretrained.read_optimizer_states(use_8bit=False).keys() == states.keys()
 
 
 def flip(path):
@@ -156,7 +156,7 @@ DAMAGES = [
 def test_a_damaged_file_of_any_process_is_named(name, damage, state):
     damage(state / name)
     with pytest.raises(UserError) as refused:
-        RunState.open(state)
+        ResumeState.open(state)
     assert (str(state) if damage is os.remove else str(state / name)) in str(refused.value)
     assert name in str(refused.value)
 
@@ -166,7 +166,7 @@ def test_a_pickle_in_place_of_a_part(name, state):
     torch.save({"a": 1}, state / name)
     resealed(state)
     with pytest.raises(UserError, match=name):
-        RunState.open(state)
+        ResumeState.open(state)
 
 
 NAME = "blocks.0.feed_forward.experts.down"  # three experts: two rows in the first part, one in the second
@@ -190,31 +190,31 @@ NAME = "blocks.0.feed_forward.experts.down"  # three experts: two rows in the fi
 )
 def test_rows_that_do_not_fit(offsets, words, state):
     def move(notes):
-        places = json.loads(notes[SHARDING])
+        places = json.loads(notes[SHARDING_INFO_KEY])
         places[NAME] = {"saved_offsets": offsets}
-        notes[SHARDING] = json.dumps(places)
+        notes[SHARDING_INFO_KEY] = json.dumps(places)
 
     rewritten(state / FILES[3], move)
     with pytest.raises(UserError, match=words):
-        RunState.open(state)
+        ResumeState.open(state)
 
 
 @pytest.mark.parametrize("text", ["", "7", "[]", "{}", '{"a": 7}', "[" * 100_000, None])
 def test_a_header_that_does_not_say_which_rows(text, state):
     def spoil(notes):
-        notes.pop(SHARDING)
-        notes.update({} if text is None else {SHARDING: text})
+        notes.pop(SHARDING_INFO_KEY)
+        notes.update({} if text is None else {SHARDING_INFO_KEY: text})
 
     rewritten(state / FILES[3], spoil)
     with pytest.raises(UserError, match=f"{FILES[3]}: (does not say|says that its part)"):
-        RunState.open(state)
+        ResumeState.open(state)
 
 
 @pytest.mark.parametrize("size", ["00000", "00003", "99999"])
 def test_parts_of_different_writings(size, state):
     shutil.copyfile(state / FILES[2], state / f"model-part-00001-of-{size}.safetensors")
     with pytest.raises(UserError, match="model-part-"):
-        RunState.open(state)
+        ResumeState.open(state)
 
 
 @pytest.mark.parametrize("step", [pytest.param(WRITE[1], marks=pytest.mark.slow), *WRITE[3:]])
@@ -259,7 +259,7 @@ def read_all(folder):
 
 
 def files_of(folder):
-    return {path.name: file_digest(path) for path in folder.iterdir()}
+    return {path.name: hash_file(path) for path in folder.iterdir()}
 
 
 def header_of(path):

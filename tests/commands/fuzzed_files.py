@@ -12,7 +12,7 @@ import hostile_cases as known
 import yaml
 from hostile_cases import FIXTURES, reseal
 
-from growlm.storage.integrity import sealed
+from growlm.storage.integrity import dump_checksummed_json
 
 DEEP = "[" * 100 + "]" * 100
 VALUES = (
@@ -162,7 +162,7 @@ def _reseal(path: Path) -> str:
         try:
             record = json.loads(path.read_text())
             record.pop("sha256", None)
-            path.write_text(sealed(record))
+            path.write_text(dump_checksummed_json(record))
         except (ValueError, AttributeError, RecursionError):
             return ""
     elif (folder / "manifest.json").exists():

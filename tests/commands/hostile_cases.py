@@ -19,7 +19,7 @@ from pathlib import Path
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"
 sys.path.insert(0, str(FIXTURES.parents[2]))
 
-from growlm.storage.integrity import file_digest, sealed, write_manifest  # noqa: E402
+from growlm.storage.integrity import dump_checksummed_json, hash_file, write_manifest  # noqa: E402
 
 CHECKPOINT = "gpt/checkpoints/moe_model_final"
 DENSE = "gpt/checkpoints/dense_model"
@@ -196,9 +196,9 @@ def reseal(folder):
     """Write the manifest of a checkpoint or state, or the record of a run, anew."""
     if (folder / "resume" / "run.json").exists():
         record = json.loads((folder / "resume" / "run.json").read_text())
-        record["config"] = file_digest(folder / "config.yaml")
+        record["config"] = hash_file(folder / "config.yaml")
         record.pop("sha256")
-        (folder / "resume" / "run.json").write_text(sealed(record))
+        (folder / "resume" / "run.json").write_text(dump_checksummed_json(record))
         return
     (folder / "manifest.json").unlink(missing_ok=True)
     write_manifest(folder, {})
@@ -210,7 +210,7 @@ def sealed_record(name, **changes):
     def damage(folder):
         record = json.loads((folder / name).read_text())
         record.pop("sha256")
-        (folder / name).write_text(sealed({**record, **changes}))
+        (folder / name).write_text(dump_checksummed_json({**record, **changes}))
 
     return damage
 
@@ -346,13 +346,13 @@ FROM_THE_ISSUE = [
     ),
     Case(
         'a sealed manifest of {"x": 1}',
-        written(f"{CHECKPOINT}/manifest.json", sealed({"x": 1})),
+        written(f"{CHECKPOINT}/manifest.json", dump_checksummed_json({"x": 1})),
         GENERATE,
         ("manifest.json", "files"),
     ),
     Case(
         'a sealed manifest of {"files": [1]}',
-        written(f"{CHECKPOINT}/manifest.json", sealed({"files": [1]})),
+        written(f"{CHECKPOINT}/manifest.json", dump_checksummed_json({"files": [1]})),
         GENERATE,
         ("manifest.json", "files"),
     ),
@@ -536,7 +536,7 @@ MORE = [
             written("secret", "private"),
             written(
                 f"{STATE}/manifest.json",
-                sealed({"files": {"../../../secret": {"bytes": 7, "sha256": "0"}}}),
+                dump_checksummed_json({"files": {"../../../secret": {"bytes": 7, "sha256": "0"}}}),
             ),
         ),
         RESUME,
@@ -646,7 +646,7 @@ MORE = [
     Case("run.json is a FIFO", fifo("stopped/resume/run.json"), RESUME, ("run.json",)),
     Case(
         'a sealed run.json of {"x": 1}',
-        written("stopped/resume/run.json", sealed({"x": 1})),
+        written("stopped/resume/run.json", dump_checksummed_json({"x": 1})),
         RESUME,
         ("run.json", "missing"),
     ),

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from growlm import convert as convert_command
 from growlm.checkpoint import load_model, save_model
 from growlm.model import parameter_report
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_out_and_in_again(run, ours, tmp_path):
     assert record["tokenizer"] == "huggingface"
     assert_same_state(model.state_dict(), load_model(ours)[0].bfloat16().state_dict())
 
-    with without_torchao_notices():
+    with suppress_torchao_notices():
         theirs = AutoModelForCausalLM.from_pretrained(hf)
     tokenizer = AutoTokenizer.from_pretrained(hf)
     prompt = tokenizer("Once upon a time", return_tensors="pt")

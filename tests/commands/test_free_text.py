@@ -6,10 +6,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from growlm.cli.hydra_command import QUOTED, quote_free_text
+from growlm.cli.hydra_command import QUOTED_STRING, quote_free_text
 from growlm.config.command_schema import GenerateCommand
-from growlm.config.literal import with_literal_prompt
-from growlm.config.load import load_command, load_config
+from growlm.config.literal import escape_prompt_interpolations
+from growlm.config.load import load_command_config, load_config
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
 
@@ -39,7 +39,7 @@ def parsed(argument):
 
 @given(TEXT)
 def test_any_text_arrives_as_it_is(text):
-    assume("${" not in text and text != "null" and not QUOTED.fullmatch(text))
+    assume("${" not in text and text != "null" and not QUOTED_STRING.fullmatch(text))
     for key in ("data.path", "data.sources.my-own.path", "+data.cache"):
         override = parsed(quote_free_text(f"{key}={text}"))
         assert override.value() == text
@@ -77,18 +77,20 @@ def with_examples(test):
 def test_any_prompt_arrives_unchanged(text):
     assume(text != "???")
     arguments = [quote_free_text(f"prompt={text}"), "checkpoint=a"]
-    assert load_command("generate", GenerateCommand, arguments).prompt == text
+    assert load_command_config("generate", GenerateCommand, arguments).prompt == text
 
 
 def test_the_one_prompt_that_cannot_be_given_is_refused():
     with pytest.raises(UserError, match=r"prompt=\?\?\?: must be given"):
-        load_command("generate", GenerateCommand, [quote_free_text("prompt=???"), "checkpoint=a"])
+        load_command_config(
+            "generate", GenerateCommand, [quote_free_text("prompt=???"), "checkpoint=a"]
+        )
 
 
 @pytest.mark.parametrize("text", PROMPTS_THAT_WENT_WRONG)
 def test_a_sample_prompt_arrives_unchanged_and_comes_back_from_a_runs_folder(text):
     config = load_config(quote_free_text(f"callbacks.sample_prompt={text}"))
     assert config.callbacks.sample_prompt == text
-    written = OmegaConf.to_yaml(OmegaConf.structured(with_literal_prompt(config)))
+    written = OmegaConf.to_yaml(OmegaConf.structured(escape_prompt_interpolations(config)))
     read = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(written))
     assert OmegaConf.to_object(read).callbacks.sample_prompt == text

@@ -14,11 +14,11 @@ from growlm import convert as convert_command
 from growlm import evaluate as evaluate_command
 from growlm import generate as generate_command
 from growlm.checkpoint import save_model
-from growlm.data import load_tokenizer, story
+from growlm.data import generate_story, load_tokenizer
 from growlm.inference.generation import generate
-from growlm.inference.outputs import for_terminal
+from growlm.inference.outputs import replace_control_characters
 from growlm.inference.sampling import Sampling
-from growlm.inference.text_stream import continuation_text
+from growlm.inference.text_stream import decode_continuation
 
 BYTES = load_tokenizer("bytes")
 CPU = ("device=cpu", "precision=32-true")
@@ -53,7 +53,7 @@ def checkpoint(model, tmp_path_factory):
 def expected_text(model, prompt, count, seed=0, **sampling):
     tokens = BYTES.encode(prompt) or [256]
     (found,) = generate(model, [tokens], count, Sampling(**sampling), seeds=seed, stop_tokens={256})
-    return continuation_text(BYTES, tokens, found.tokens), found
+    return decode_continuation(BYTES, tokens, found.tokens), found
 
 
 def test_text_is_the_prompt_and_what_follows(run, checkpoint, model):
@@ -240,7 +240,7 @@ def test_on_a_terminal_the_text_comes_as_it_is_made(checkpoint, model):
     text = b"".join(parts).decode("utf-8").replace("\r\n", "\n")
     prompt = "N\x1b[2Jé"
     raw = prompt + expected_text(model, prompt, 40, temperature=0.8)[0] + "\n"
-    assert text == for_terminal(raw) != raw
+    assert text == replace_control_characters(raw) != raw
     assert len(parts) > 1
 
 
@@ -253,7 +253,7 @@ def evaluated(run, checkpoint, *arguments):
 
 
 def test_evaluated_on_text_of_ones_own(run, checkpoint, tmp_path):
-    text = "\n\n".join(story(0, index).replace("\n", " ") for index in range(6))
+    text = "\n\n".join(generate_story(0, index).replace("\n", " ") for index in range(6))
     (tmp_path / "my, 'text'.txt").write_text(text)
     arguments = ("data=text", f"data.path={tmp_path}/my, 'text'.txt")
 

@@ -15,10 +15,10 @@ from tiny_run import TINY, TINY_PLAN
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
-from growlm.runtime.compilers import why_no_compiler
+from growlm.runtime.compilers import explain_missing_compiler
 from growlm.runtime.errors import UserError
-from growlm.runtime.optional_packages import why_missing
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.optional_packages import explain_missing_package
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import run_plan
 from growlm.training.requirements import check_requirements
 
@@ -95,7 +95,7 @@ def test_compiling_on_a_gpu_needs_triton(monkeypatch):
     triton = ModuleType("triton")
     triton.__spec__ = ModuleSpec("triton", None)
     monkeypatch.setitem(sys.modules, "triton", triton)
-    assert why_no_compiler("gpu") is None
+    assert explain_missing_compiler("gpu") is None
     check_requirements(config, "gpu")
 
 
@@ -169,11 +169,12 @@ runpy.run_module("{script}", run_name="__main__", alter_sys=False)
 
 
 def test_what_is_no_package_is_missing(monkeypatch):
-    assert why_missing("json", "json") is None
+    assert explain_missing_package("json", "json") is None
     monkeypatch.setitem(sys.modules, "made_up", ModuleType("made_up"))  # with no spec
     for name in ("made_up", "made_up_too"):
         assert (
-            why_missing(name, "'it'") == f"needs {name}, which is not installed: pip install 'it'"
+            explain_missing_package(name, "'it'")
+            == f"needs {name}, which is not installed: pip install 'it'"
         )
 
 
@@ -199,7 +200,7 @@ def test_only_the_known_notices_are_dropped():
     logger = logging.getLogger("torchao")
     for each in (logger, logging.getLogger("torch.utils._pytree")):  # it may not propagate
         each.addHandler(handler)
-    with without_torchao_notices():
+    with suppress_torchao_notices():
         logger.warning("Failed to load /site-packages/torchao/_C.so: Could not load this library")
         logger.warning("Failed to load /elsewhere/kernel.so")
         logging.getLogger("torch.utils._pytree").warning("another thing")

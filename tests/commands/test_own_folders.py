@@ -30,16 +30,16 @@ from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
 from growlm.data.tokenization.token_cache import TokenCache
 from growlm.data.tokenization.tokenizer import load_tokenizer
 from growlm.planner import calibration as calibrations
-from growlm.planner.calibration import Calibration, calibration
+from growlm.planner.calibration import Calibration, load_or_measure_calibration
 from growlm.runtime.errors import DiskError, UserError
-from growlm.runtime.hardware import find_machine
-from growlm.storage.atomic_files import open_to_append, write_whole
-from growlm.storage.integrity import sealed
-from growlm.storage.locks import take_lock, wait_for_lock
+from growlm.runtime.hardware import detect_machine
+from growlm.storage.atomic_files import atomic_write_text, open_for_append
+from growlm.storage.integrity import dump_checksummed_json
+from growlm.storage.locks import acquire_lock, wait_for_lock
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
 from growlm.training import run_setup as prepare
-from growlm.training.resume.resume_from import saved_config
+from growlm.training.resume.resume_from import load_saved_config
 
 JOB = "sweep/0_noise_std=0.001"
 ENTRY = "phase_cache/55082a7573af8fa46f62eaef92bc8e5e"
@@ -52,8 +52,8 @@ SPEED = Calibration(*[1e9] * 6, 1e-6)
     [
         fifo(f"{ENTRY}/origin.json"),
         zeros(f"{ENTRY}/origin.json"),
-        written(f"{ENTRY}/origin.json", sealed({"x": 1})),
-        written(f"{ENTRY}/origin.json", sealed({"run": []})),
+        written(f"{ENTRY}/origin.json", dump_checksummed_json({"x": 1})),
+        written(f"{ENTRY}/origin.json", dump_checksummed_json({"run": []})),
         fifo(f"{ENTRY}/training_history.jsonl"),
         zeros(f"{ENTRY}/training_history.jsonl"),
         fifo(f"{ENTRY}/state/state.json"),
@@ -78,9 +78,9 @@ def test_a_phase_that_is_kept_damaged_is_trained_again(
     copy_fixtures(tmp_path)
     damage(tmp_path)
     keys = json.loads((FIXTURES / JOB / "resume" / "phase_keys.json").read_text())["keys"]
-    monkeypatch.setattr(training_run, "phase_keys", lambda *_: keys)
-    monkeypatch.setattr(prepare, "calibration", lambda *_: SPEED)
-    config = saved_config(tmp_path / JOB)
+    monkeypatch.setattr(training_run, "compute_phase_cache_keys", lambda *_: keys)
+    monkeypatch.setattr(prepare, "load_or_measure_calibration", lambda *_: SPEED)
+    config = load_saved_config(tmp_path / JOB)
     reuse = replace(config.reuse, folder=str(tmp_path / "phase_cache"))
     config = replace(config, run_dir=str(tmp_path / "run"), reuse=reuse)
     assert run_plan(config).summary.reused is None
@@ -93,7 +93,7 @@ def corpus(tmp_path):
     documents = TokenizedDocuments(np.arange(6), np.array([2, 4]), np.array([2, 4]))
 
     def tokenized():
-        return cache.corpus({"text": "a"}, np.dtype(np.uint16), 2, lambda: [documents])
+        return cache.get_or_create({"text": "a"}, np.dtype(np.uint16), 2, lambda: [documents])
 
     tokenized()
     (entry,) = (path for path in cache.folder.iterdir() if len(path.name) == 32)
@@ -164,16 +164,16 @@ def test_a_speed_that_cannot_be_read_is_measured_again(
     monkeypatch,
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibrations, "measure", lambda machine: SPEED)
-    machine = find_machine(saved_config(FIXTURES / "stopped").trainer, 1)
+    monkeypatch.setattr(calibrations, "measure_calibration", lambda machine: SPEED)
+    machine = detect_machine(load_saved_config(FIXTURES / "stopped").trainer, 1)
     measured = []
-    assert calibration(machine, lambda: measured.append(1)) == SPEED
-    assert calibration(machine, lambda: measured.append(1)) == SPEED
+    assert load_or_measure_calibration(machine, lambda: measured.append(1)) == SPEED
+    assert load_or_measure_calibration(machine, lambda: measured.append(1)) == SPEED
     assert len(measured) == 1
     (path,) = (tmp_path / "growlm").iterdir()
     damage(tmp_path)
     (tmp_path / "growlm" / "speed.json").rename(path)
-    assert calibration(machine, lambda: measured.append(1)) == SPEED
+    assert load_or_measure_calibration(machine, lambda: measured.append(1)) == SPEED
     assert len(measured) == 2
 
 
@@ -204,7 +204,7 @@ def precious(tmp_path):
     assert (tmp_path / "precious").read_text() == PRECIOUS
 
 
-@pytest.mark.parametrize("take", [take_lock, wait_for_lock])
+@pytest.mark.parametrize("take", [acquire_lock, wait_for_lock])
 def test_a_lock_is_no_link_and_no_fifo(take, precious, bounded, tmp_path):
     with pytest.raises(OSError, match="is a link"):
         take(precious)
@@ -215,11 +215,11 @@ def test_a_lock_is_no_link_and_no_fifo(take, precious, bounded, tmp_path):
 
 def test_a_file_that_is_written_whole_replaces_a_link(precious, tmp_path):
     precious.rename(tmp_path / ".page.html.partial")
-    write_whole(tmp_path / "page.html", "a page")
+    atomic_write_text(tmp_path / "page.html", "a page")
     assert (tmp_path / "page.html").read_text() == "a page"
     (tmp_path / "page.html").unlink()
     (tmp_path / "page.html").symlink_to(tmp_path / "precious")
-    write_whole(tmp_path / "page.html", "a page")
+    atomic_write_text(tmp_path / "page.html", "a page")
     assert not (tmp_path / "page.html").is_symlink()
 
 
@@ -229,10 +229,10 @@ def test_a_file_that_is_written_to_at_its_end_is_no_link_and_no_fifo(
     tmp_path,
 ):
     with pytest.raises(DiskError):
-        open_to_append(precious)
+        open_for_append(precious)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(DiskError):
-        open_to_append(tmp_path / "fifo")
+        open_for_append(tmp_path / "fifo")
 
 
 def test_links_that_a_user_makes_are_followed(run, tmp_path):

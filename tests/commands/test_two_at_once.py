@@ -14,8 +14,8 @@ from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, save_model
 from growlm.runtime.errors import DiskError
-from growlm.storage.atomic_files import write_whole
-from growlm.storage.locks import LockedError, lock_new
+from growlm.storage.atomic_files import atomic_write_text
+from growlm.storage.locks import LockedError, lock_for_creation
 
 COMMANDS = {
     "grow": ("checkpoint={model}", "out={out}", "grow=[{widen: {scale_factor: 4}}]"),
@@ -89,7 +89,7 @@ def test_of_many_at_once_one_writes_at_a_time(tmp_path):
     def work():
         for _ in range(200):
             try:
-                with lock_new(tmp_path / "x"):
+                with lock_for_creation(tmp_path / "x"):
                     inside.append(1)
                     most.append(len(inside))
                     time.sleep(0)
@@ -115,7 +115,7 @@ def test_files_that_two_write_at_once_are_one_of_both(tmp_path):
     def work(text):
         try:
             for _ in range(50):
-                write_whole(tmp_path / "report.html", text)
+                atomic_write_text(tmp_path / "report.html", text)
         except DiskError as error:
             failed.append(error)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from growlm.config import load_config, schema
-from growlm.distributed.process_group import World
+from growlm.distributed.process_group import DistributedContext
 from growlm.reporting import RunListener
 from growlm.runtime.errors import UserError
 from growlm.training import run_plan
@@ -176,8 +176,8 @@ BAD = [
 
 
 def set_up(config):
-    resolved, _ = resolve_config(config, World(), RunListener(), lambda _: None)
-    build_context(resolved, None, World(), RunListener())
+    resolved, _ = resolve_config(config, DistributedContext(), RunListener(), lambda _: None)
+    build_context(resolved, None, DistributedContext(), RunListener())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.validation import check_config
-from growlm.plan import OWN_KEYS
+from growlm.plan import COMMAND_KEYS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("planner.md", "distributed.md", "cluster.md")
@@ -40,7 +40,7 @@ def test_it_composes(line, arguments):
             continue  # what a script was given
         if key == "devices":
             numbers = value.split(",")
-        elif key not in (*OWN_KEYS, "-m", "resume", "trainer.devices"):
+        elif key not in (*COMMAND_KEYS, "-m", "resume", "trainer.devices"):
             overrides.append(f"{key}={value.split(',')[0]}")  # of a sweep, the first job
         elif key == "trainer.devices":
             numbers = [value]

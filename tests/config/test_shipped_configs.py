@@ -6,15 +6,15 @@ import pytest
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
-from growlm.config.load import config_folder
+from growlm.config.load import get_config_folder
 from growlm.config.phase_plan import make_plan
 from growlm.model import TransformerLM
-from growlm.planner.memory_estimate import has_twins
+from growlm.planner.memory_estimate import has_duplicate_channels
 from growlm.runtime.errors import UserError
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))
-    for group in config_folder().iterdir()
+    for group in get_config_folder().iterdir()
     if group.is_dir()
 }
 
@@ -24,7 +24,7 @@ def choices():
 
 
 def a_model(folder):
-    save_model(TransformerLM(load_config().model.shape(257)), folder / "model", {})
+    save_model(TransformerLM(load_config().model.to_model_config(257)), folder / "model", {})
     return folder / "model"
 
 
@@ -45,7 +45,7 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
 
 @pytest.mark.parametrize("plan", GROUPS["phase_plan"])
 def test_every_plan_says_its_command(plan, tmp_path):
-    text = (config_folder() / "phase_plan" / f"{plan}.yaml").read_text()
+    text = (get_config_folder() / "phase_plan" / f"{plan}.yaml").read_text()
     assert re.search(r"#   python -m growlm\.train", text)
     path = [f"model.path='{a_model(tmp_path)}'"] if "model.path" in text else []
     assert load_config(f"phase_plan={plan}", *path).name == plan
@@ -93,7 +93,7 @@ def test_a_recipe_reaches_into_the_plans(plan, recipe, new):
 )
 def test_a_plan_widens_by_copies_where_noise_is_set(overrides, copies):
     plan = make_plan(load_config(*overrides), 257)
-    assert has_twins(plan.phase("wide"), plan.phase("moe")) is copies
+    assert has_duplicate_channels(plan.get_phase("wide"), plan.get_phase("moe")) is copies
 
 
 def test_noise_is_refused_where_fresh_channels_are_asked_for():
@@ -116,4 +116,4 @@ def test_a_phase_is_reached_by_its_name():
 )
 def test_full_size_plans_have_the_documented_parameters(plan, totals):
     phases = make_plan(load_config(f"phase_plan={plan}"), 1024).phases
-    assert [phase.parameters.total for phase in phases] == totals
+    assert [phase.parameter_report.total for phase in phases] == totals

@@ -5,15 +5,15 @@ import json
 import numpy as np
 
 from growlm.data import load_tokenizer
-from growlm.data.sources.document_sources import Reader, Source
+from growlm.data.sources.document_sources import DocumentReader, DocumentSource
 from growlm.data.streaming import StreamedDocuments, StreamedSamples
 from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
-from growlm.data.tokenization.parallel_tokenization import join, tokenize
+from growlm.data.tokenization.parallel_tokenization import concatenate_documents, tokenize_documents
 
 tokenizer = load_tokenizer("bytes")
 
 
-class ListReader(Reader):
+class ListReader(DocumentReader):
     def __init__(self, source, number):
         self.source, self.number = source, number
 
@@ -24,11 +24,11 @@ class ListReader(Reader):
         self.source.read_documents.append(self.number - 1)
         return self.source.documents[self.number - 1]
 
-    def place(self):
+    def position(self):
         return self.number
 
 
-class ListSource(Source):
+class ListSource(DocumentSource):
     """Notes down which documents are read."""
 
     key = "data"
@@ -38,8 +38,8 @@ class ListSource(Source):
         self.documents = list(documents)
         self.read_documents = []
 
-    def read(self, place=None):
-        return ListReader(self, place or 0)
+    def read(self, position=None):
+        return ListReader(self, position or 0)
 
     def identity(self):
         return self.documents
@@ -52,7 +52,9 @@ def trained_on(documents, validation_every):
 
 def shuffled(documents, window, seed, validation_every):
     """The row of a corpus in memory."""
-    found = join(tokenize(trained_on(documents, validation_every), tokenizer), tokenizer)
+    found = concatenate_documents(
+        tokenize_documents(trained_on(documents, validation_every), tokenizer), tokenizer
+    )
     return ShuffledDocuments(found.tokens, np.cumsum(found.lengths), window, seed)
 
 
@@ -65,7 +67,7 @@ def stream(corpora, counts, length, window, seed, validation_every, progress=lam
     """The samples of sources that are read on the way."""
     streams = [
         StreamedDocuments(
-            documents if isinstance(documents, Source) else ListSource(documents),
+            documents if isinstance(documents, DocumentSource) else ListSource(documents),
             tokenizer,
             window,
             validation_every,

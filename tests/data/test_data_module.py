@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.data import HeldOutSamples, PackedDataModule, PackedSamples, RankBatches
+from growlm.data import PackedDataModule, PackedSamples, RankBatches, ValidationSamples
 from growlm.data.token_stream import ShuffledDocuments
 
 ROW = ShuffledDocuments(np.arange(161, dtype=np.uint16), np.array([50, 90, 161]), 2, seed=0)
@@ -19,7 +19,7 @@ ROW = ShuffledDocuments(np.arange(161, dtype=np.uint16), np.array([50, 90, 161])
 def make_module(**changes) -> PackedDataModule:
     settings = {
         "train": PackedSamples(ROW, 4),
-        "validation": HeldOutSamples(np.arange(43, dtype=np.uint16), 4),
+        "validation": ValidationSamples(np.arange(43, dtype=np.uint16), 4),
         "first_sample": 0,
         "num_batches": 3,
         "batch_size": 5,
@@ -53,7 +53,7 @@ def test_a_batch_is_its_samples_in_any_order(first, count, order):
 @given(first=st.integers(0, 90), reads=st.lists(st.tuples(st.integers(-20, 20), st.integers(1, 9))))
 def test_what_was_read_ahead_serves_any_batch(first, reads):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growlm.data.packing.READ_TOGETHER", 50)
+        patch.setattr("growlm.data.packing.READ_AHEAD_TOKENS", 50)
         samples = PackedSamples(ROW, 4)
         for stride, count in reads:
             first = max(0, first + stride)
@@ -65,10 +65,10 @@ def test_what_was_read_ahead_serves_any_batch(first, reads):
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 7, 12])
 def test_batches_are_read_several_at_a_time_and_no_token_in_vain(samples, monkeypatch):
-    monkeypatch.setattr("growlm.data.packing.READ_TOGETHER", 32)
+    monkeypatch.setattr("growlm.data.packing.READ_AHEAD_TOKENS", 32)
     data, reads = PackedSamples(ROW, 4), []
     monkeypatch.setattr(
-        data, "row", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
+        data, "stream", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
     )
     for batch in range(24):
         data.__getitems__(range(batch * samples, (batch + 1) * samples))
@@ -80,9 +80,9 @@ def test_batches_are_read_several_at_a_time_and_no_token_in_vain(samples, monkey
 def test_processes_that_share_batches_read_their_own_parts(monkeypatch):
     data, reads = PackedSamples(ROW, 4), []
     monkeypatch.setattr(
-        data, "row", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
+        data, "stream", SimpleNamespace(read=lambda at, n: reads.append(n) or ROW.read(at, n))
     )
-    for part in RankBatches(0, num_batches=5, batch_size=8, rank=1, size=4):
+    for part in RankBatches(0, num_batches=5, batch_size=8, rank=1, world_size=4):
         data.__getitems__(part)
     assert reads == [2 * 4 + 1] * 5
 

@@ -52,7 +52,7 @@ def test_documents_come_in_order_and_from_any_place(folder, streaming):
         reader = source.read()
         for _ in range(stop):
             next(reader)
-        place = json.loads(json.dumps(reader.place()))
+        place = json.loads(json.dumps(reader.position()))
         assert list(source.read(place)) == DOCUMENTS[stop:]
         assert list(opened(folder, streaming=streaming).read(place)) == DOCUMENTS[stop:]
 
@@ -65,12 +65,12 @@ def test_the_place_before_anything_is_read_is_where_it_began(folder, streaming):
         reader = source.read(place)
         for _ in range(stop):
             next(reader)
-        place = json.loads(json.dumps(reader.place()))
+        place = json.loads(json.dumps(reader.position()))
     assert list(source.read(place)) == []
     reader = source.read(place)
-    assert list(source.read(reader.place())) == []
+    assert list(source.read(reader.position())) == []
     begun = source.read()
-    assert list(source.read(begun.place())) == DOCUMENTS
+    assert list(source.read(begun.position())) == DOCUMENTS
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -194,7 +194,7 @@ def cache_as(name, folder):
     """Make the library's cache what it is after loading such a dataset from the hub."""
     owner, short = name.split("/")
     prepared = opened(folder)
-    source = prepared.rows.cache_files[0]["filename"].rpartition("/")[0]
+    source = prepared.dataset.cache_files[0]["filename"].rpartition("/")[0]
     target = datasets.config.HF_DATASETS_CACHE / f"{owner}___{short}" / "default" / "0.0.0" / "abc"
     shutil.copytree(source, target)
     for path in target.glob("*.arrow"):

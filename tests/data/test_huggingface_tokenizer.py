@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.data.tokenization.huggingface_tokenizer import tokenizer_files
+from growlm.data.tokenization.huggingface_tokenizer import find_tokenizer_files
 from growlm.runtime.errors import UserError
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
@@ -157,8 +157,8 @@ def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     (tmp_path / name).write_text(json.dumps({"eos_token_id": [2, 1]}))
     tokenizer = load_tokenizer("huggingface", tmp_path)
-    assert tokenizer.end_of_text == 2
-    assert tokenizer.ends_of_text == (2, 1)
+    assert tokenizer.eos_token_id == 2
+    assert tokenizer.eos_token_ids == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_file_that_names_no_token_is_passed_over(folders, tmp_path, content):
     with pytest.raises(UserError, match="names an end of text"):
         load_tokenizer("huggingface", tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
-    end = load_tokenizer("huggingface", tmp_path).end_of_text
+    end = load_tokenizer("huggingface", tmp_path).eos_token_id
     assert (end, type(end)) == (2, int)
 
 
@@ -185,9 +185,9 @@ def test_a_file_that_cannot_be_read_is_refused(folders, tmp_path, name, content)
 
 
 def test_files_that_make_a_tokenizer(folders, tmp_path):
-    names = {path.name for path in tokenizer_files(folders["byte_level"])}
+    names = {path.name for path in find_tokenizer_files(folders["byte_level"])}
     assert {"tokenizer.json", "tokenizer_config.json"} <= names
-    assert tokenizer_files(tmp_path) == []
+    assert find_tokenizer_files(tmp_path) == []
 
 
 @pytest.mark.parametrize(

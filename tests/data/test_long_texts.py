@@ -13,9 +13,14 @@ from growlm.data import embedded_documents, load_tokenizer
 from growlm.data.tokenization import long_texts
 from growlm.data.tokenization import parallel_tokenization as tokenizing
 from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
-from growlm.data.tokenization.long_texts import FARTHEST, PIECE, encode_long, pieces
-from growlm.data.tokenization.parallel_tokenization import encode_documents
-from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer, byte_pair_encoding
+from growlm.data.tokenization.long_texts import (
+    MAX_CUT_SEARCH,
+    PIECE_CHARACTERS,
+    encode_long_text,
+    split_long_text,
+)
+from growlm.data.tokenization.parallel_tokenization import tokenize_chunk
+from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer, make_byte_pair_encoding
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 embedded = load_tokenizer("embedded")
@@ -23,7 +28,8 @@ TOKENIZERS = {
     "embedded": embedded,
     "bytes": load_tokenizer("bytes"),
     "gpt2": TiktokenTokenizer(
-        "gpt2", byte_pair_encoding("like GPT-2", GPT2_PATTERN, embedded.encoding._mergeable_ranks)
+        "gpt2",
+        make_byte_pair_encoding("like GPT-2", GPT2_PATTERN, embedded.encoding._mergeable_ranks),
     ),
 }
 
@@ -31,10 +37,10 @@ TOKENIZERS = {
 @pytest.fixture
 def short_pieces(monkeypatch):
     def shorten(piece, farthest):
-        monkeypatch.setattr(long_texts, "PIECE", piece)
-        monkeypatch.setattr(long_texts, "FARTHEST", farthest)
+        monkeypatch.setattr(long_texts, "PIECE_CHARACTERS", piece)
+        monkeypatch.setattr(long_texts, "MAX_CUT_SEARCH", farthest)
         for module in (long_texts, tokenizing):
-            monkeypatch.setattr(module, "LONG", 2 * piece)
+            monkeypatch.setattr(module, "LONG_TEXT_CHARACTERS", 2 * piece)
 
     return shorten
 
@@ -49,10 +55,10 @@ def short_pieces(monkeypatch):
 def test_pieces_have_the_tokens_of_the_whole(name, text, piece):
     tokenizer = TOKENIZERS[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_texts, "PIECE", piece)
-        patch.setattr(long_texts, "LONG", 2 * piece)
-        found = list(pieces(text))
-        ids = [i for part in encode_long(text, tokenizer) for i in part]
+        patch.setattr(long_texts, "PIECE_CHARACTERS", piece)
+        patch.setattr(long_texts, "LONG_TEXT_CHARACTERS", 2 * piece)
+        found = list(split_long_text(text))
+        ids = [i for part in encode_long_text(text, tokenizer) for i in part]
     assert "".join(found) == text
     assert ids == tokenizer.encode(text)
 
@@ -73,7 +79,7 @@ def test_pieces_of_a_huggingface_tokenizer_agree(huggingface, stories, short_pie
     short_pieces(10_000, 10_000)
     whole = huggingface.encode(stories)
     monkeypatch.setattr(HuggingFaceTokenizer, "encode", None)  # nothing is encoded as a whole
-    parts = list(encode_long(stories, huggingface))
+    parts = list(encode_long_text(stories, huggingface))
     assert len(parts) > 5
     assert [i for part in parts for i in part] == whole
 
@@ -90,7 +96,7 @@ def test_a_tokenizer_whose_pieces_do_not_agree_encodes_the_whole(
         return [i + len(text) % 2 for i in ids], spans  # depends on all of the text
 
     monkeypatch.setattr(HuggingFaceTokenizer, "encode_with_spans", elsewhere)
-    assert [i for part in encode_long(stories, huggingface) for i in part] == whole
+    assert [i for part in encode_long_text(stories, huggingface) for i in part] == whole
 
 
 @pytest.mark.parametrize("name", [*TOKENIZERS, "huggingface"])
@@ -102,29 +108,29 @@ def test_long_and_short_documents_in_one_chunk(name, huggingface, stories, short
         for text in documents
     ]
     short_pieces(10_000, 10_000)
-    found = encode_documents(documents, tokenizer)
+    found = tokenize_chunk(documents, tokenizer)
     assert found.tokens.tolist() == [i for ids in expected for i in ids]
     assert found.lengths.tolist() == [len(ids) for ids in expected]
 
 
 def test_a_stretch_without_a_place_is_cut_all_the_same():
-    text = "ACGT" * (FARTHEST // 2)
-    found = list(pieces(text))
+    text = "ACGT" * (MAX_CUT_SEARCH // 2)
+    found = list(split_long_text(text))
     assert "".join(found) == text
-    assert max(map(len, found)) <= PIECE + FARTHEST
+    assert max(map(len, found)) <= PIECE_CHARACTERS + MAX_CUT_SEARCH
 
 
 def test_few_long_documents_are_in_memory_at_once(monkeypatch):
-    monkeypatch.setattr(tokenizing, "CHARACTERS_AT_ONCE", 3 * PIECE)
+    monkeypatch.setattr(tokenizing, "MAX_QUEUED_CHARACTERS", 3 * PIECE_CHARACTERS)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     read = []
 
     def documents():
         for number in range(12):
             read.append(number)
-            yield "a" * PIECE
+            yield "a" * PIECE_CHARACTERS
 
-    for done, _ in enumerate(tokenizing.tokenize(documents(), TOKENIZERS["bytes"])):
+    for done, _ in enumerate(tokenizing.tokenize_documents(documents(), TOKENIZERS["bytes"])):
         assert len(read) - done <= 5
 
 

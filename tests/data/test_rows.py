@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from made_corpora import mixed, shuffled, texts_of, tokenizer, trained_on
 
 from growlm.data import PackedSamples, RankBatches
-from growlm.data.packing import HeldOutSamples
-from growlm.data.shuffling import mixture_counts, mixture_order, window_order
+from growlm.data.packing import ValidationSamples
+from growlm.data.shuffling import compute_block_counts, mixture_order, window_order
 from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
 from growlm.runtime.errors import UserError
 
@@ -26,7 +26,7 @@ def plain_row(documents, window, seed, epochs):
         for number, first in enumerate(range(0, len(documents), window)):
             part = documents[first : first + window]
             for index in window_order(seed, epoch, number, len(part)):
-                row += [*tokenizer.encode(part[index]), tokenizer.end_of_text]
+                row += [*tokenizer.encode(part[index]), tokenizer.eos_token_id]
     return row
 
 
@@ -122,7 +122,7 @@ def test_reading_on_permutes_no_window_twice(window, monkeypatch):
 def test_a_mixture_of_one_is_that_one():
     documents = [f"document {i}" for i in range(50)]
     alone = PackedSamples(shuffled(documents, 8, 3, 5), 16)
-    (count,) = mixture_counts({"it": 0.3})
+    (count,) = compute_block_counts({"it": 0.3})
     mixture = PackedSamples(mixed([documents], [count], 8, 3, 5), 16)
     for i in (0, 1, 7, 900, 123_456):
         assert torch.equal(alone[i], mixture[i])
@@ -173,11 +173,11 @@ def test_a_far_sample_of_a_large_corpus_comes_at_once():
 def test_less_than_one_held_out_window_is_refused(num_tokens):
     tokens = np.zeros(num_tokens, dtype=np.uint16)
     with pytest.raises(UserError, match=rf"data={num_tokens} held-out .*sequence length 8 needs 9"):
-        HeldOutSamples(tokens, 8)
+        ValidationSamples(tokens, 8)
 
 
 def test_held_out_windows_are_in_order_and_end():
-    samples = HeldOutSamples(np.arange(20, dtype=np.uint16), 6)
+    samples = ValidationSamples(np.arange(20, dtype=np.uint16), 6)
     assert samples.num_windows == 3
     assert [s.tolist()[0] for s in samples] == [0, 6, 12]
     assert samples[2].tolist() == list(range(12, 19))

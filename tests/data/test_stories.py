@@ -13,16 +13,16 @@ import pytest
 
 import growlm
 from growlm.data.synthetic import words
-from growlm.data.synthetic.stories import CORPUS_VERSION, story
+from growlm.data.synthetic.stories import CORPUS_VERSION, generate_story
 
 GOLDEN_SHA256 = "63a47ea9ffb95aebf28933b0a2da04c823f23a2d468c776d7ad800c61277b15b"
-COLOUR = "|".join(words.COLOURS)
+COLOUR = "|".join(words.COLORS)
 NAME = "|".join(words.GIRL_NAMES + words.BOY_NAMES)
 
 
 @pytest.fixture(scope="module")
 def stories() -> list[str]:
-    return [story(0, index) for index in range(3000)]
+    return [generate_story(0, index) for index in range(3000)]
 
 
 def digest(texts: list[str]) -> str:
@@ -59,7 +59,7 @@ def test_another_process_tells_the_same_stories():
 
 def test_stories_differ_by_seed_and_by_index(stories):
     assert len(set(stories)) == len(stories)
-    assert not set(stories) & {story(1, index) for index in range(300)}
+    assert not set(stories) & {generate_story(1, index) for index in range(300)}
 
 
 def test_the_colour_asked_for_is_the_one_colour_told(stories):

@@ -21,7 +21,7 @@ corpora = st.lists(st.text("abc é", max_size=7), min_size=2, max_size=40)
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     """So that tiny corpora have several."""
-    monkeypatch.setattr(chunks, "CHUNK_DOCUMENTS", 4)
+    monkeypatch.setattr(chunks, "MIN_CHUNK_DOCUMENTS", 4)
 
 
 arguments = {
@@ -53,7 +53,7 @@ def test_another_process_goes_on_from_a_mark(parts, window, every, length, seed,
     for i in range(stop):
         first[i]
     second = stream(parts, counts, length, window, seed, every)
-    second.recall(through_json(first.mark(stop)))
+    second.load_state_dict(through_json(first.state_dict(stop)))
     for i in range(stop, stop + 8):
         assert torch.equal(second[i], expected[i])
 
@@ -69,7 +69,7 @@ def test_nothing_before_the_marks_chunk_is_read_or_tokenized():
         first[i]
     source = ListSource(documents)
     second = stream([source], [100], 32, 8, 0, 5)
-    second.recall(through_json(first.mark(200)))
+    second.load_state_dict(through_json(first.state_dict(200)))
     assert torch.equal(second[200], first[200])
     assert min(source.read_documents) > 250
 
@@ -85,19 +85,19 @@ def test_without_a_mark_it_is_read_from_the_beginning_and_says_so():
 def test_marks_are_of_the_next_sample_only():
     samples = stream([numbered(100)], [100], 4, 8, 0, 5)
     samples[0]
-    assert samples.mark(1) is not None
-    assert samples.mark(0) is None
-    assert samples.mark(2)["sample"] == 2
+    assert samples.state_dict(1) is not None
+    assert samples.state_dict(0) is None
+    assert samples.state_dict(2)["sample"] == 2
 
 
 def test_places_are_forgotten_on_the_way():
     samples = stream([numbered(100)], [100], 4, 1, 0, 5)
     for i in range(20_000):
         samples[i]
-    assert len(samples.streams[0]._places) < 300
-    mark = through_json(samples.mark(20_000))
+    assert len(samples.streams[0]._positions) < 300
+    mark = through_json(samples.state_dict(20_000))
     again = stream([numbered(100)], [100], 4, 1, 0, 5)
-    again.recall(mark)
+    again.load_state_dict(mark)
     assert torch.equal(again[20_000], samples[20_000])
 
 

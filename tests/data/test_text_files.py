@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growlm.data import TextFiles, embedded_documents, find_text_files, story
+from growlm.data import TextFiles, embedded_documents, find_text_files, generate_story
 from growlm.runtime.errors import UserError
 
 
@@ -93,7 +93,11 @@ def test_tables_keep_every_character(ending, documents, tmp_path_factory):
 
 
 def test_embedded_documents_are_the_stories_in_order():
-    assert list(embedded_documents(seed=7, count=3)) == [story(7, 0), story(7, 1), story(7, 2)]
+    assert list(embedded_documents(seed=7, count=3)) == [
+        generate_story(7, 0),
+        generate_story(7, 1),
+        generate_story(7, 2),
+    ]
 
 
 def test_a_folder_gives_its_readable_files_sorted(folder):
@@ -147,7 +151,7 @@ def test_reading_goes_on_from_any_place(ending, tmp_path):
         reader = source.read()
         for _ in range(stop):
             next(reader)
-        place = json.loads(json.dumps(reader.place()))
+        place = json.loads(json.dumps(reader.position()))
         reader.close()
         assert list(source.read(place)) == everything[stop:]
 
@@ -156,7 +160,7 @@ def test_the_share_read_grows_to_one(tmp_path):
     for name in "abc":
         write(tmp_path / f"{name}.jsonl.gz", [os.urandom(900).hex() for i in range(300)])
     reader = TextFiles(str(tmp_path), "text", "paragraph").read()
-    shares = [reader.share_read for _ in reader]
+    shares = [reader.fraction_read for _ in reader]
     assert shares == sorted(shares)
     assert len(set(shares)) > 10
     assert shares[-1] > 0.9

@@ -14,12 +14,12 @@ from made_corpora import ListSource, tokenizer, trained_on
 from test_text_files import write
 
 from growlm.config.schema import DataConfig
-from growlm.data import DataListener, TextFiles, open_data, prepare_data
-from growlm.data.corpus import FILES
+from growlm.data import DataListener, TextFiles, open_run_data, tokenize_source
+from growlm.data.corpus import ARRAY_FILES
 from growlm.runtime.errors import DiskError, UserError
 from growlm.storage import file_digests
-from growlm.storage.file_digests import FileDigests
-from growlm.storage.locks import take_lock
+from growlm.storage.file_digests import FileDigestCache
+from growlm.storage.locks import acquire_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,10 +28,10 @@ class Notes(DataListener):
     def __init__(self):
         self.tasks, self.notes = [], []
 
-    def data_progress(self, task, share, note):
-        self.tasks.append((task, share, note))
+    def data_progress(self, task, fraction, note):
+        self.tasks.append((task, fraction, note))
 
-    def noted(self, text):
+    def message_logged(self, text):
         self.notes.append(text)
 
 
@@ -46,9 +46,9 @@ class Counting(ListSource):
         super().__init__(documents)
         self.times = 0
 
-    def read(self, place=None):
+    def read(self, position=None):
         self.times += 1
-        return super().read(place)
+        return super().read(position)
 
 
 DOCUMENTS = [f"document {i} é" for i in range(100)]
@@ -59,13 +59,15 @@ def entries(folder: Path) -> list[Path]:
 
 
 def test_a_corpus_is_its_documents_in_two_parts(tmp_path):
-    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    corpus = tokenize_source(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
     kept, held_out = trained_on(DOCUMENTS, 5), DOCUMENTS[4::5]
     assert tokenizer.decode(corpus.train) == "".join(f"{text}<|endoftext|>" for text in kept)
-    assert [tokenizer.decode(tokens) for tokens, _ in corpus.held_out()] == [
+    assert [tokenizer.decode(tokens) for tokens, _ in corpus.iter_validation_documents()] == [
         f"{text}<|endoftext|>" for text in held_out
     ]
-    assert [size for _, size in corpus.held_out()] == [len(text.encode()) for text in held_out]
+    assert [size for _, size in corpus.iter_validation_documents()] == [
+        len(text.encode()) for text in held_out
+    ]
     assert np.diff(corpus.train_ends, prepend=0).tolist() == [len(t.encode()) + 1 for t in kept]
     assert (corpus.train_documents, corpus.validation_documents) == (80, 20)
     assert corpus.train_bytes == len("".join(kept).encode())
@@ -74,12 +76,12 @@ def test_a_corpus_is_its_documents_in_two_parts(tmp_path):
 
 def test_it_is_tokenized_once(tmp_path):
     source = Counting(DOCUMENTS)
-    first = prepare_data(settings(tmp_path / "c"), tokenizer, source)
-    again = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    first = tokenize_source(settings(tmp_path / "c"), tokenizer, source)
+    again = tokenize_source(settings(tmp_path / "c"), tokenizer, source)
     assert source.times == 1
     assert np.array_equal(first.train, again.train)
     assert first.digest == again.digest
-    prepare_data(settings(tmp_path / "c", validation_every=7), tokenizer, source)
+    tokenize_source(settings(tmp_path / "c", validation_every=7), tokenizer, source)
     assert source.times == 2
     assert len(entries(tmp_path / "c")) == 2
 
@@ -89,7 +91,9 @@ def test_files_are_known_by_what_they_hold(tmp_path):
     path = write(tmp_path / "x.txt", DOCUMENTS)
 
     def digest(path):
-        return prepare_data(settings(cache), tokenizer, TextFiles(str(path), "text", "line")).digest
+        return tokenize_source(
+            settings(cache), tokenizer, TextFiles(str(path), "text", "line")
+        ).digest
 
     first = digest(path)
     assert digest(path.rename(tmp_path / "y.txt")) == first
@@ -115,16 +119,16 @@ def test_a_file_that_changes_while_it_is_tokenized_is_said_and_not_kept(tmp_path
     cache, path = tmp_path / "c", write(tmp_path / "x.txt", DOCUMENTS)
     before = path.read_text()
     with pytest.raises(UserError, match=r"data\.path=.*x\.txt: changed while it was tokenized"):
-        prepare_data(settings(cache), tokenizer, Changing(str(path), "text", "paragraph"))
+        tokenize_source(settings(cache), tokenizer, Changing(str(path), "text", "paragraph"))
     assert not entries(cache)
     path.write_text(before)
-    corpus = prepare_data(settings(cache), tokenizer, TextFiles(str(path), "text", "paragraph"))
+    corpus = tokenize_source(settings(cache), tokenizer, TextFiles(str(path), "text", "paragraph"))
     assert tokenizer.decode(corpus.train).startswith(DOCUMENTS[0])
 
 
 def test_other_kinds_of_file_with_the_same_documents_are_the_same_corpus(tmp_path):
     digests = {
-        prepare_data(
+        tokenize_source(
             settings(tmp_path / "c"),
             tokenizer,
             TextFiles(str(write(tmp_path / name, DOCUMENTS)), "text", "paragraph"),
@@ -137,25 +141,25 @@ def test_other_kinds_of_file_with_the_same_documents_are_the_same_corpus(tmp_pat
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled at once; nobody can set back the time at which an inode changed."""
-    monkeypatch.setattr(file_digests, "SETTLED_NS", -1)
+    monkeypatch.setattr(file_digests, "MIN_AGE_NS", -1)
 
 
 @pytest.fixture
 def read_files(monkeypatch):
     """The files whose checksums are taken."""
-    read, really = [], file_digests.file_digest
-    monkeypatch.setattr(file_digests, "file_digest", lambda p: read.append(p) or really(p))
+    read, really = [], file_digests.hash_file
+    monkeypatch.setattr(file_digests, "hash_file", lambda p: read.append(p) or really(p))
     return read
 
 
 def test_checksums_of_files_that_did_not_change_are_remembered(tmp_path, settled, read_files):
     (tmp_path / "c").mkdir()
     path = write(tmp_path / "x.txt", DOCUMENTS)
-    digests = FileDigests(tmp_path / "c" / "digests.json")
+    digests = FileDigestCache(tmp_path / "c" / "digests.json")
     first = digests.digest(path)
     assert digests.digest(path) == first
     digests.save()
-    assert FileDigests(tmp_path / "c" / "digests.json").digest(path) == first
+    assert FileDigestCache(tmp_path / "c" / "digests.json").digest(path) == first
     assert len(read_files) == 1
     os.utime(path, ns=(1, 1))
     assert digests.digest(path) == first
@@ -164,7 +168,7 @@ def test_checksums_of_files_that_did_not_change_are_remembered(tmp_path, settled
 
 def test_what_changed_a_moment_ago_is_not_remembered(tmp_path, read_files):
     path = write(tmp_path / "x.txt", DOCUMENTS)
-    digests = FileDigests(tmp_path / "digests.json")
+    digests = FileDigestCache(tmp_path / "digests.json")
     assert digests.digest(path) == digests.digest(path)
     assert len(read_files) == 2
 
@@ -190,7 +194,9 @@ def test_a_text_that_was_edited_under_its_old_time_is_another_corpus(tmp_path, s
     path = write(tmp_path / "x.txt", DOCUMENTS)
 
     def corpus():
-        return prepare_data(settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "", "line"))
+        return tokenize_source(
+            settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "", "line")
+        )
 
     first, again = corpus(), corpus()
     assert first.digest == again.digest
@@ -213,44 +219,44 @@ def test_only_other_text_stops_the_tokenizing(change, tmp_path, settled):
     path = write(tmp_path / "x.txt", DOCUMENTS)
     if change is edit_in_place:
         with pytest.raises(UserError, match="changed while it was tokenized"):
-            prepare_data(settings(tmp_path / "c"), tokenizer, Meddled(str(path), "", "line"))
+            tokenize_source(settings(tmp_path / "c"), tokenizer, Meddled(str(path), "", "line"))
     else:
-        prepare_data(settings(tmp_path / "c"), tokenizer, Meddled(str(path), "", "line"))
+        tokenize_source(settings(tmp_path / "c"), tokenizer, Meddled(str(path), "", "line"))
 
 
 def test_many_files_are_remembered_in_one_go(tmp_path, settled, read_files, monkeypatch):
     """For every file, what is known of all of them was once parsed and written: 8,000 files took 476 s."""
     parsed, written = [], []
-    really_read, really_write = file_digests.read_json, file_digests.write_whole
+    really_read, really_write = file_digests.read_json, file_digests.atomic_write_text
     monkeypatch.setattr(
         file_digests,
         "read_json",
         lambda *given, **limits: parsed.append(1) or really_read(*given, **limits),
     )
     monkeypatch.setattr(
-        file_digests, "write_whole", lambda *given: written.append(1) or really_write(*given)
+        file_digests, "atomic_write_text", lambda *given: written.append(1) or really_write(*given)
     )
     (tmp_path / "texts").mkdir()
     for number in range(300):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"text {number}")
     source = TextFiles(str(tmp_path / "texts"), "text", "line")
-    first = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    first = tokenize_source(settings(tmp_path / "c"), tokenizer, source)
     assert len(read_files) == 300
     assert (len(parsed), len(written)) == (2, 1)
-    assert prepare_data(settings(tmp_path / "c"), tokenizer, source).digest == first.digest
+    assert tokenize_source(settings(tmp_path / "c"), tokenizer, source).digest == first.digest
     assert len(read_files) == 300
     assert (len(parsed), len(written)) == (3, 1)
 
 
 def test_checksums_are_saved_while_many_are_taken(tmp_path, settled, monkeypatch):
-    monkeypatch.setattr(file_digests, "SAVE_EVERY_S", 0.0)
-    digests = FileDigests(tmp_path / "digests.json")
+    monkeypatch.setattr(file_digests, "SAVE_INTERVAL_S", 0.0)
+    digests = FileDigestCache(tmp_path / "digests.json")
     digests.digest(write(tmp_path / "x.txt", DOCUMENTS))
     assert (tmp_path / "digests.json").exists()
 
 
 def test_two_processes_keep_each_others_checksums(tmp_path, settled):
-    both = [FileDigests(tmp_path / "digests.json") for _ in range(2)]
+    both = [FileDigestCache(tmp_path / "digests.json") for _ in range(2)]
     for digests, name in zip(both, "ab", strict=True):
         digests.digest(write(tmp_path / f"{name}.txt", [name]))
     for digests in both:
@@ -258,11 +264,11 @@ def test_two_processes_keep_each_others_checksums(tmp_path, settled):
     assert len(json.loads((tmp_path / "digests.json").read_text())) == 2
 
 
-@pytest.mark.parametrize("name", [*FILES, "corpus.json", "manifest.json"])
+@pytest.mark.parametrize("name", [*ARRAY_FILES, "corpus.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_entry_is_made_anew(name, damage, tmp_path):
     source, notes = Counting(DOCUMENTS), Notes()
-    first = prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    first = tokenize_source(settings(tmp_path / "c"), tokenizer, source)
     expected = first.train.tolist(), first.validation.tolist(), first.digest
     path = entries(tmp_path / "c")[0] / name
     if damage == "remove":
@@ -273,17 +279,17 @@ def test_a_damaged_entry_is_made_anew(name, damage, tmp_path):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    again = prepare_data(settings(tmp_path / "c"), tokenizer, source, notes)
+    again = tokenize_source(settings(tmp_path / "c"), tokenizer, source, notes)
     assert (again.train.tolist(), again.validation.tolist(), again.digest) == expected
     assert source.times == 2
     assert "tokenized again" in notes.notes[0]
     assert name in notes.notes[0]
-    prepare_data(settings(tmp_path / "c"), tokenizer, source)
+    tokenize_source(settings(tmp_path / "c"), tokenizer, source)
     assert source.times == 2
 
 
 class Unreadable(ListSource):
-    def read(self, place=None):
+    def read(self, position=None):
         raise UserError("data.path", "x", "line 3 is no JSON")
 
 
@@ -293,14 +299,14 @@ def leaves_only_locks(folder: Path) -> bool:
 
 def test_what_cannot_be_read_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
-        prepare_data(settings(tmp_path / "a" / "c"), tokenizer, Unreadable([]))
+        tokenize_source(settings(tmp_path / "a" / "c"), tokenizer, Unreadable([]))
     assert leaves_only_locks(tmp_path / "a" / "c")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache=.*file/c: cannot be written to"):
-        prepare_data(settings(tmp_path / "file" / "c"), tokenizer, ListSource(DOCUMENTS))
+        tokenize_source(settings(tmp_path / "file" / "c"), tokenizer, ListSource(DOCUMENTS))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
@@ -329,7 +335,7 @@ def test_who_waits_goes_on_when_the_other_is_interrupted(tmp_path):
     first.communicate(timeout=60)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == 0
-    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, Unreadable(DOCUMENTS))
+    corpus = tokenize_source(settings(tmp_path / "c"), tokenizer, Unreadable(DOCUMENTS))
     assert output.split() == ["reading", corpus.digest]
 
 
@@ -370,7 +376,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
     process.communicate()
     assert not entries(tmp_path / "c")
     assert list((tmp_path / "c").glob(".*.partial"))
-    prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    tokenize_source(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
     assert len(entries(tmp_path / "c")) == 1
     assert not list((tmp_path / "c").glob(".*.partial"))
 
@@ -379,7 +385,7 @@ def test_of_two_at_once_one_tokenizes_and_the_other_waits(tmp_path):
     first = slow_process(tmp_path / "c", 2)
     assert first.stdout.readline() == "reading\n"
     source, notes = Counting(DOCUMENTS), Notes()
-    corpus = prepare_data(settings(tmp_path / "c"), tokenizer, source, notes)
+    corpus = tokenize_source(settings(tmp_path / "c"), tokenizer, source, notes)
     output, _ = first.communicate(timeout=60)
     assert source.times == 0
     assert output.strip() == corpus.digest
@@ -391,20 +397,20 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     made = []
     for number in range(3):
         source = ListSource([f"{number} {text}" for text in DOCUMENTS])
-        prepare_data(settings(folder), tokenizer, source)
+        tokenize_source(settings(folder), tokenizer, source)
         made += [path for path in entries(folder) if path not in made]
     for age, path in zip((100, 300, 200), made, strict=True):
         os.utime(path, (time.time() - age,) * 2)
     size = sum(path.stat().st_size for path in made[0].iterdir())
-    mapped = prepare_data(settings(folder), tokenizer, ListSource([f"1 {t}" for t in DOCUMENTS]))
+    mapped = tokenize_source(settings(folder), tokenizer, ListSource([f"1 {t}" for t in DOCUMENTS]))
     expected = mapped.train.tolist()
     os.utime(made[1], (time.time() - 300,) * 2)
     last = ListSource([f"3 {text}" for text in DOCUMENTS])
-    prepare_data(settings(folder, cache_gb=3.5 * size / 1e9), tokenizer, last)
+    tokenize_source(settings(folder, cache_gb=3.5 * size / 1e9), tokenizer, last)
     assert set(made) - set(entries(folder)) == {made[1]}
     assert len(entries(folder)) == 3
     assert mapped.train.tolist() == expected  # who reads it keeps it
-    prepare_data(settings(folder, cache_gb=1e-9), tokenizer, ListSource(["a"] * 10))
+    tokenize_source(settings(folder, cache_gb=1e-9), tokenizer, ListSource(["a"] * 10))
     assert len(entries(folder)) == 1
 
 
@@ -413,10 +419,10 @@ def test_partial_entries_that_are_being_written_stay(tmp_path):
     key = "abc0" * 8
     (folder / "locks").mkdir(parents=True)
     (folder / f".{key}.partial").mkdir()
-    with take_lock(folder / "locks" / key):
-        prepare_data(settings(folder), tokenizer, ListSource(DOCUMENTS))
+    with acquire_lock(folder / "locks" / key):
+        tokenize_source(settings(folder), tokenizer, ListSource(DOCUMENTS))
         assert (folder / f".{key}.partial").exists()
-    prepare_data(settings(folder), tokenizer, ListSource(DOCUMENTS))
+    tokenize_source(settings(folder), tokenizer, ListSource(DOCUMENTS))
     assert not (folder / f".{key}.partial").exists()
 
 
@@ -427,16 +433,16 @@ def test_what_is_not_the_caches_own_is_left_alone(tmp_path):
         other.mkdir(parents=True)
         (other / "thesis.tex").write_bytes(b"precious" * 1000)
     for text in ("a", "b"):
-        prepare_data(settings(folder, cache_gb=1e-9), tokenizer, ListSource([text] * 10))
+        tokenize_source(settings(folder, cache_gb=1e-9), tokenizer, ListSource([text] * 10))
     assert all((other / "thesis.tex").exists() for other in others)
     assert len(set(entries(folder)) - set(others)) == 1
 
 
 def test_the_sources_of_a_run_do_not_make_room_for_each_other(tmp_path, monkeypatch):
     sources = {name: Counting([f"{name} {text}" for text in DOCUMENTS]) for name in "ab"}
-    prepare_data(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
+    tokenize_source(settings(tmp_path / "c"), tokenizer, ListSource(DOCUMENTS))
     for _ in range(3):
-        open_data(
+        open_run_data(
             settings(tmp_path / "c", cache_gb=1e-9), tokenizer, sources, [5000, 5000],
             seed=0, sequence_length=16, validation_samples=2, listener=DataListener(),
         )  # fmt: skip
@@ -477,10 +483,12 @@ def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
 
 
 def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
-    monkeypatch.setattr("growlm.data.preparation.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("growlm.data.preparation.REPORT_INTERVAL_S", 0.0)
     notes = Notes()
     path = write(tmp_path / "x.jsonl.gz", [os.urandom(99).hex() for _ in range(5000)])
-    prepare_data(settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "text", "line"), notes)
+    tokenize_source(
+        settings(tmp_path / "c"), tokenizer, TextFiles(str(path), "text", "line"), notes
+    )
     task, share, note = notes.tasks[-1]
     assert task == f"tokenizing {path}"
     assert share == 1.0
@@ -492,5 +500,5 @@ def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
 
 def test_only_white_space_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds nothing but white space"):
-        prepare_data(settings(tmp_path / "c"), tokenizer, ListSource([]))
+        tokenize_source(settings(tmp_path / "c"), tokenizer, ListSource([]))
     assert not entries(tmp_path / "c")

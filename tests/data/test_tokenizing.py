@@ -10,7 +10,11 @@ from test_huggingface_tokenizer import llama_like, write
 
 from growlm.data import embedded_documents, load_tokenizer
 from growlm.data.tokenization import parallel_tokenization as tokenizing
-from growlm.data.tokenization.parallel_tokenization import join, token_type, tokenize
+from growlm.data.tokenization.parallel_tokenization import (
+    concatenate_documents,
+    token_dtype,
+    tokenize_documents,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +43,18 @@ def split(found):
 def test_chunks_of_any_size_give_the_same(documents, name, size, llama):
     tokenizer = llama if name == "llama" else load_tokenizer(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizing, "CHUNK_DOCUMENTS", size)
-        patch.setattr(tokenizing, "CHUNK_CHARACTERS", 5 * size)
-        found = join(tokenize(documents, tokenizer), tokenizer)
+        patch.setattr(tokenizing, "MAX_CHUNK_DOCUMENTS", size)
+        patch.setattr(tokenizing, "MAX_CHUNK_CHARACTERS", 5 * size)
+        found = concatenate_documents(tokenize_documents(documents, tokenizer), tokenizer)
     assert split(found) == one_by_one(documents, tokenizer)
     assert found.num_bytes.tolist() == [len(text.encode()) for text in documents]
-    assert found.tokens.dtype == token_type(tokenizer)
+    assert found.tokens.dtype == token_dtype(tokenizer)
 
 
 def test_real_text(llama):
     documents = list(embedded_documents(3, 700))
     for tokenizer in (llama, load_tokenizer("embedded")):
-        found = join(tokenize(documents, tokenizer), tokenizer)
+        found = concatenate_documents(tokenize_documents(documents, tokenizer), tokenizer)
         assert split(found) == one_by_one(documents, tokenizer)
 
 
@@ -64,19 +68,19 @@ def test_tokens_take_two_bytes_where_the_vocabulary_allows(vocab_size, dtype):
             return [[vocab_size - 2] for _ in texts]
 
     Large.vocab_size = vocab_size
-    found = join(tokenize(["ab", "c"], Large()), Large())
+    found = concatenate_documents(tokenize_documents(["ab", "c"], Large()), Large())
     assert found.tokens.dtype == dtype
     assert found.tokens.tolist() == [vocab_size - 2, vocab_size - 1] * 2
 
 
 def test_nothing_is_nothing():
     tokenizer = load_tokenizer("bytes")
-    assert len(join(tokenize([], tokenizer), tokenizer).tokens) == 0
+    assert len(concatenate_documents(tokenize_documents([], tokenizer), tokenizer).tokens) == 0
 
 
 def test_several_threads_encode_and_few_documents_wait(monkeypatch):
     monkeypatch.setattr(tokenizing.os, "cpu_count", lambda: 3)
-    monkeypatch.setattr(tokenizing, "CHUNK_DOCUMENTS", 10)
+    monkeypatch.setattr(tokenizing, "MAX_CHUNK_DOCUMENTS", 10)
     together = threading.Barrier(3, timeout=20)  # opens only if three encode at the same time
     read, first = [], []
 
@@ -94,7 +98,7 @@ def test_several_threads_encode_and_few_documents_wait(monkeypatch):
             read.append(i)
             yield "x"
 
-    batches = tokenize(documents(), Slow())
+    batches = tokenize_documents(documents(), Slow())
     next(batches)
     assert len(first) == 3
     assert len(read) <= 10 * (2 * 3 + 2)
@@ -109,4 +113,4 @@ def test_an_error_in_a_thread_is_raised_here():
             raise RuntimeError("no such merge")
 
     with pytest.raises(RuntimeError, match="no such merge"):
-        list(tokenize(["a"], Broken()))
+        list(tokenize_documents(["a"], Broken()))

@@ -14,7 +14,7 @@ def before_near_ties(routings, shape):
     """
     near_tie = torch.zeros(shape, dtype=torch.bool)
     for routing in routings:
-        near_tie |= (routing.margin() <= NEAR_TIE).view(shape)
+        near_tie |= (routing.selection_margin() <= NEAR_TIE).view(shape)
     return ~near_tie.cummax(dim=1).values
 
 

@@ -9,20 +9,20 @@ from imitation import imitate_machine
 from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
-from growlm.distributed.dtensors import is_sharded, own_part, whole
-from growlm.distributed.startup import join_world
+from growlm.distributed.dtensors import get_full_tensor, get_local_tensor, is_sharded
+from growlm.distributed.startup import init_distributed
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.api import apply_growth, plan_growth
-from growlm.growth.growth_rng import Draws
-from growlm.growth.optimizer_state import grow_moments
+from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.optimizer_state import grow_optimizer_state
 from growlm.inference.generation import generate
 from growlm.model import TransformerLM
-from growlm.model.fsdp import divided_states, shard, sharded_model
-from growlm.model.keyed_rng import normal
-from growlm.runtime.exit_codes import leave
-from growlm.training.nan_check import nonfinite_weight
+from growlm.model.fsdp import apply_fsdp, create_sharded_model, shard_optimizer_states
+from growlm.model.keyed_rng import keyed_normal
+from growlm.runtime.exit_codes import exit_process
+from growlm.training.nan_check import describe_nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
-from growlm.verification.router_lock import expert_similarity
+from growlm.verification.router_lock import compute_expert_similarity
 
 GROWTHS = (
     [Upcycle(num_experts=4, drop_fraction=0.5)],
@@ -37,9 +37,9 @@ def assert_same(expected, sharded):
     """The tensors of a sharded model are, to the bit, those of the whole one."""
     assert expected.keys() == sharded.keys()
     for name, tensor in sharded.items():
-        assert torch.equal(whole(tensor), expected[name]), name
+        assert torch.equal(get_full_tensor(tensor), expected[name]), name
         if is_sharded(tensor):
-            assert len(own_part(tensor)) <= -(-len(tensor) // 2), name
+            assert len(get_local_tensor(tensor)) <= -(-len(tensor) // 2), name
 
 
 def random_states(model):
@@ -47,8 +47,8 @@ def random_states(model):
     return {
         name: {
             "step": torch.tensor(3.0),
-            "exp_avg": normal(tuple(p.shape), "mean", name),
-            "exp_avg_sq": normal(tuple(p.shape), "square", name).square_(),
+            "exp_avg": keyed_normal(tuple(p.shape), "mean", name),
+            "exp_avg_sq": keyed_normal(tuple(p.shape), "square", name).square_(),
         }
         for name, p in model.named_parameters()
     }
@@ -57,8 +57,8 @@ def random_states(model):
 def assert_moments_grow_alike(growth_map, model, mesh):
     for mode in ("carry", "asymmetric", "reset"):
         states = random_states(model)
-        own = divided_states(states, mesh)
-        expected, grown = (grow_moments(growth_map, s, mode) for s in (states, own))
+        own = shard_optimizer_states(states, mesh)
+        expected, grown = (grow_optimizer_state(growth_map, s, mode) for s in (states, own))
         assert not own, "old moments are let go of"
         assert expected.keys() == grown.keys()
         for name, state in expected.items():
@@ -81,19 +81,21 @@ def assert_checks_agree(expected, found):
 def grow_beside(family, mesh):
     """A model whole, the same one sharded; both through all growths."""
     config = tiny_config(family, d_ff=28)
-    assert_same(TransformerLM(config, 3).state_dict(), sharded_model(config, 3, mesh).state_dict())
+    assert_same(
+        TransformerLM(config, 3).state_dict(), create_sharded_model(config, 3, mesh).state_dict()
+    )
     plain, sharded = build(config), build(config)
-    shard(sharded, mesh)
+    apply_fsdp(sharded, mesh)
     for index, operators in enumerate(GROWTHS):
-        growth_map = plan_growth(plain.config, operators)
+        growth_map = build_growth_map(plain.config, operators)
         assert_moments_grow_alike(growth_map, plain, mesh)
-        draws = [Draws(5, index), Draws(5, index)]
+        draws = [GrowthRng(5, index), GrowthRng(5, index)]
         old = plain, sharded
         plain, sharded = (
             apply_growth(model, growth_map, draw) for model, draw in zip(old, draws, strict=True)
         )
         assert_same(plain.state_dict(), sharded.state_dict())
-        assert draws[0].noise == draws[1].noise
+        assert draws[0].noise_levels == draws[1].noise_levels
         probe = random_tokens(plain.config, batch=2, time=12)
         reports = [
             detailed_growth_check(
@@ -105,7 +107,9 @@ def grow_beside(family, mesh):
     sanity = [quick_sanity_check(model, probe, "cpu") for model in (plain, sharded)]
     assert sanity[1]
     assert math.isclose(sanity[0].gradient_norm, sanity[1].gradient_norm, rel_tol=1e-9)
-    assert math.isclose(expert_similarity(plain), expert_similarity(sharded), rel_tol=1e-5)
+    assert math.isclose(
+        compute_expert_similarity(plain), compute_expert_similarity(sharded), rel_tol=1e-5
+    )
     texts = [generate(model, [[1, 2, 3]], 5) for model in (plain, sharded)]
     assert texts[0] == texts[1]
     return sharded
@@ -113,16 +117,16 @@ def grow_beside(family, mesh):
 
 def main():
     imitate_machine()
-    with join_world("cpu", timedelta(minutes=2)) as world:
-        mesh = init_device_mesh("cpu", (world.size,))
+    with init_distributed("cpu", timedelta(minutes=2)) as world:
+        mesh = init_device_mesh("cpu", (world.world_size,))
         for family in FAMILIES:
             model = grow_beside(family, mesh)
-        assert nonfinite_weight(model) is None
+        assert describe_nonfinite_weight(model) is None
         if os.environ["RANK"] == "1":  # all must know of what one of them holds
-            own_part(model.head_weight)[0] = float("nan")
-        assert nonfinite_weight(model) == "the weight embedding.weight holds NaN"
+            get_local_tensor(model.head_weight)[0] = float("nan")
+        assert describe_nonfinite_weight(model) == "the weight embedding.weight holds NaN"
 
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_process(0)

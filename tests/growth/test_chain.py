@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growlm.growth.channel_map import FILLER, ChannelMap
-from growlm.growth.growth_rng import Draws
-from growlm.growth.transforms.fused import chain_moment, chain_weight
-from growlm.growth.transforms.tensor_transforms import Copy, Fill, Piece, Scale, Split
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.fused import apply_to_moment, apply_to_weight
+from growlm.growth.transforms.tensor_transforms import Copy, Fill, Scale, Split, TensorTransform
 
 SHAPES = ((4, 5), (2, 4, 5))
 """A matrix, and a stack of two, whose first dimension no fill is along."""
@@ -22,15 +22,15 @@ def channel_maps(draw, old_size: int) -> ChannelMap:
     if kind == "mixed":
         more = draw(st.lists(st.sampled_from([FILLER, *range(old_size)]), max_size=old_size))
         source = draw(st.permutations([*range(old_size), *more]))
-        return ChannelMap.equal_shares(old_size, torch.tensor(source))
+        return ChannelMap.with_equal_shares(old_size, torch.tensor(source))
     channels = ChannelMap.round_robin(old_size, new_size)
     if kind == "rising":
-        return ChannelMap.rising_shares(old_size, channels.source)
+        return ChannelMap.with_rising_shares(old_size, channels.source)
     return channels.without_copies() if kind == "fresh" else channels
 
 
 @st.composite
-def chains(draw) -> tuple[torch.Tensor, list[Piece]]:
+def chains(draw) -> tuple[torch.Tensor, list[TensorTransform]]:
     shape, pieces = draw(st.sampled_from(SHAPES)), []
     for dim in draw(st.permutations(range(len(shape))[-2:])):
         channels = draw(channel_maps(shape[dim]))
@@ -49,10 +49,10 @@ def chains(draw) -> tuple[torch.Tensor, list[Piece]]:
 def test_weights(chain):
     old, pieces = chain
     expected = old
-    with Draws(0) as draws:
+    with GrowthRng(0) as draws:
         for piece in pieces:
             expected = piece.weight(expected.clone(), draws)
-        found = chain_weight(pieces, old.clone(), draws)
+        found = apply_to_weight(pieces, old.clone(), draws)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -62,5 +62,5 @@ def test_moments(chain, power):
     expected = old
     for piece in pieces:
         expected = piece.moment(expected.clone(), power)
-    found = chain_moment(pieces, old.clone(), power)
+    found = apply_to_moment(pieces, old.clone(), power)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)

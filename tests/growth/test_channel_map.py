@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from growlm.growth.channel_map import FILLER, ChannelMap
 from growlm.growth.operators.widen import map_heads
 from growlm.model.config import ModelConfig
-from growlm.model.keyed_rng import normal
+from growlm.model.keyed_rng import keyed_normal
 
 
 @st.composite
@@ -23,7 +23,7 @@ def channel_maps(draw, old_size=None):
     if kind == "any":
         rest = draw(st.lists(st.integers(FILLER, old_size - 1), max_size=8))
         source = draw(st.permutations([*range(old_size), *rest]))
-        return ChannelMap.equal_shares(old_size, torch.tensor(source))
+        return ChannelMap.with_equal_shares(old_size, torch.tensor(source))
     return getattr(ChannelMap, kind)(old_size, new_size)
 
 
@@ -45,7 +45,7 @@ def test_shares_of_all_copies_sum_to_one(channels):
 def test_copies_counts(channels):
     source = channels.source.tolist()
 
-    assert channels.copies().tolist() == [0 if s == FILLER else source.count(s) for s in source]
+    assert channels.copy_counts().tolist() == [0 if s == FILLER else source.count(s) for s in source]
     assert channels.has_fillers == (FILLER in source)
 
 
@@ -57,14 +57,14 @@ def test_twins_pair_every_further_copy_with_the_first(channels):
         [source.index(s), j] for j, s in enumerate(source) if s != FILLER and source.index(s) != j
     ]
 
-    assert channels.twins.tolist() == expected
+    assert channels.duplicate_pairs.tolist() == expected
 
 
 @given(channel_maps(), st.integers(0, 2), st.integers(0, 100))
 def test_sum_copies_is_the_loop(channels, dim, seed):
     shape = [2, 3, 2]
     shape[dim] = channels.new_size
-    tensor = normal(tuple(shape), seed).double()
+    tensor = keyed_normal(tuple(shape), seed).double()
     before = tensor.clone()
 
     actual = channels.sum_copies(tensor, dim)
@@ -107,7 +107,7 @@ def test_shares_still_sum_to_one_after_a_second_map(chain):
 def test_summing_copies_undoes_a_share_weighted_copy(chain, seed):
     """Even through two maps, of unequal numbers of copies."""
     joined = chain[0].then(chain[1])
-    x = normal((joined.old_size,), seed).double()
+    x = keyed_normal((joined.old_size,), seed).double()
 
     carried = torch.where(joined.is_filler, 5.0, x[joined.source.clamp(min=0)] * joined.shares)
 
@@ -116,7 +116,7 @@ def test_summing_copies_undoes_a_share_weighted_copy(chain, seed):
 
 @given(channel_maps(), st.integers(1, 4))
 def test_repeated_maps_whole_heads(channels, unit):
-    repeated = channels.repeated(unit)
+    repeated = channels.expand_units(unit)
 
     assert (repeated.old_size, repeated.new_size) == (
         channels.old_size * unit,
@@ -131,7 +131,7 @@ def test_repeated_maps_whole_heads(channels, unit):
 
 @given(st.integers(1, 9), st.integers(0, 30))
 def test_round_robin_copies_differ_by_one_at_most(old_size, more):
-    copies = ChannelMap.round_robin(old_size, old_size + more).copies()
+    copies = ChannelMap.round_robin(old_size, old_size + more).copy_counts()
 
     assert copies.max() - copies.min() <= 1
 
@@ -141,7 +141,7 @@ def test_tiled_copies_are_all_equal(old_size, more):
     channels = ChannelMap.tiled(old_size, old_size + more)
     full = (old_size + more) // old_size
 
-    assert channels.copies().tolist() == [full] * (full * old_size) + [0] * (more % old_size)
+    assert channels.copy_counts().tolist() == [full] * (full * old_size) + [0] * (more % old_size)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 12))
@@ -165,9 +165,9 @@ def test_the_first_copy_is_the_first_however_many_threads_look_for_it(size):
     torch.set_num_threads(4)
     try:
         channels = ChannelMap.round_robin(size, 2 * size)
-        first, second = channels.twins.T
+        first, second = channels.duplicate_pairs.T
     finally:
         torch.set_num_threads(before)
     assert torch.equal(first, torch.arange(size))
     assert torch.equal(second, first + size)
-    assert channels.without_copies().only_appends
+    assert channels.without_copies().is_append_only

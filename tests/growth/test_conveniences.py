@@ -9,7 +9,7 @@ from tiny_models import assert_same_state, build, max_difference, tiny_config
 from torch import nn
 
 from growlm.growth import Deepen, Widen, grow, hyperclone_weight, scale_bilaterally
-from growlm.model.keyed_rng import normal
+from growlm.model.keyed_rng import keyed_normal
 
 
 @pytest.mark.parametrize("scale_factor", [1.5, 2])
@@ -45,8 +45,8 @@ factors = st.sampled_from([1, 2, 3, 1.5, 2.5])
 @pytest.mark.parametrize("dim_mode", ["both", "in", "out"])
 def test_hyperclone_weight_keeps_the_product(rows, columns, factor, seed, noise_std, dim_mode):
     rows, columns = 2 * rows, 2 * columns  # so that every factor comes out whole
-    weight = normal((rows, columns), "weight", seed).double()
-    x = normal((columns,), "x", seed).double()
+    weight = keyed_normal((rows, columns), "weight", seed).double()
+    x = keyed_normal((columns,), "x", seed).double()
 
     grown = hyperclone_weight(weight, factor, noise_std, dim_mode, seed)
 
@@ -68,7 +68,7 @@ def test_hyperclone_weight_worked_by_hand():
 
 
 def test_hyperclone_weight_leaves_its_argument():
-    weight = normal((4, 4), "weight")
+    weight = keyed_normal((4, 4), "weight")
     before = weight.clone()
 
     for mode in ("both", "in", "out"):
@@ -78,7 +78,7 @@ def test_hyperclone_weight_leaves_its_argument():
 
 
 def test_hyperclone_weight_noise_makes_copies_differ():
-    weight = normal((4, 4), "weight")
+    weight = keyed_normal((4, 4), "weight")
     quiet, noisy = (hyperclone_weight(weight, 2, std, "in") for std in (0.0, 0.1))
 
     assert torch.equal(quiet[:, :4], quiet[:, 4:])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
+from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
 from growlm.growth.growth_map import BlockOrigin
 
 OUTPUTS = ("attention.output.", "feed_forward.down.", "feed_forward.experts.down")
 
 
 def origins(n_layers, *operators):
-    return plan_growth(tiny_config(n_layers=n_layers), operators).blocks
+    return build_growth_map(tiny_config(n_layers=n_layers), operators).blocks
 
 
 def kept(*sources):
@@ -50,7 +50,7 @@ def test_origins_through_two_growths():
 
 
 def test_residual_stream_behind_new_blocks_is_that_of_the_kept_one():
-    growth_map = plan_growth(
+    growth_map = build_growth_map(
         tiny_config(n_layers=2), [Deepen(extra_layers=2, placement="interleave")]
     )
 
@@ -86,7 +86,7 @@ def test_a_plain_copy_moves_the_logits_and_says_so(placement):
     model = build(tiny_config(), std=0.2)
     operator = Deepen(extra_layers=1, placement=placement, init="copy")
     tokens = random_tokens(model.config)
-    growth_map = plan_growth(model.config, [operator])
+    growth_map = build_growth_map(model.config, [operator])
     source = next(origin.source for origin in growth_map.blocks if origin.kind == "copy")
     place = next(i for i, origin in enumerate(growth_map.blocks) if origin.kind == "copy")
 
@@ -103,13 +103,13 @@ def test_one_lossy_operator_makes_the_sequence_lossy():
     config = tiny_config()
     lossy = Deepen(init="copy")
 
-    assert not plan_growth(config, [lossy, Widen(scale_factor=2)]).lossless
-    assert not plan_growth(config, [Upcycle(), lossy]).lossless
-    assert plan_growth(config, [Upcycle(), Deepen(), Widen(scale_factor=2)]).lossless
+    assert not build_growth_map(config, [lossy, Widen(scale_factor=2)]).lossless
+    assert not build_growth_map(config, [Upcycle(), lossy]).lossless
+    assert build_growth_map(config, [Upcycle(), Deepen(), Widen(scale_factor=2)]).lossless
 
 
 def test_identity_says_what_came_from_what():
-    description = plan_growth(tiny_config(n_layers=12), [Deepen()]).description
+    description = build_growth_map(tiny_config(n_layers=12), [Deepen()]).description
 
     assert description == ["Layer 12 from layer 11, output projections at zero"]
 

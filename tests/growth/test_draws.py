@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from growlm.growth import Draws
+from growlm.growth import GrowthRng
 from growlm.growth import growth_rng as draws_module
-from growlm.growth.growth_rng import ODD_STD, normal_quantiles
+from growlm.growth.growth_rng import ODD_INTEGER_STD, normal_quantiles
 
 
 def drawn(x, dim, count, *, threads=None, key=(0, "up"), **options):
@@ -15,8 +15,8 @@ def drawn(x, dim, count, *, threads=None, key=(0, "up"), **options):
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with Draws(0) as draws:
-            draws.blocks(
+        with GrowthRng(0) as draws:
+            draws.draw_in_blocks(
                 x, dim, count, "noise", key, lambda part, numbers, _: part.copy_(numbers), **options
             )
     finally:
@@ -26,7 +26,7 @@ def drawn(x, dim, count, *, threads=None, key=(0, "up"), **options):
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch, odd):
-    monkeypatch.setattr(draws_module, "BLOCK", 12)
+    monkeypatch.setattr(draws_module, "DRAW_BLOCK_ENTRIES", 12)
 
     one, two, five = (
         drawn(torch.zeros(23, 4), 1, 4, threads=threads, stacked=False, odd=odd)
@@ -41,7 +41,7 @@ def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch, odd):
 
 def test_members_of_a_stack_have_draws_of_their_own(monkeypatch):
     """So a process that holds some of the experts draws what one with all of them would."""
-    monkeypatch.setattr(draws_module, "BLOCK", 12)
+    monkeypatch.setattr(draws_module, "DRAW_BLOCK_ENTRIES", 12)
 
     two, five = (drawn(torch.zeros(n, 6, 4), 2, 4, stacked=True) for n in (2, 5))
 
@@ -50,10 +50,10 @@ def test_members_of_a_stack_have_draws_of_their_own(monkeypatch):
 
 
 def test_no_block_is_larger_than_said_and_their_number_is_even(monkeypatch):
-    monkeypatch.setattr(draws_module, "BLOCK", 40)
+    monkeypatch.setattr(draws_module, "DRAW_BLOCK_ENTRIES", 40)
     sizes = []
-    with Draws(0) as draws:
-        draws.blocks(
+    with GrowthRng(0) as draws:
+        draws.draw_in_blocks(
             torch.zeros(30, 8),
             1,
             4,
@@ -75,8 +75,8 @@ def test_odd_numbers_are_all_as_likely():
     assert levels.tolist() == list(range(-127, 128, 2))
     # Of 128 counts around 8,192, five deviations
     assert (counts - 8192).abs().max() < 5 * 8192**0.5
-    assert levels.std(correction=0).item() == pytest.approx(ODD_STD, rel=1e-6)
-    assert abs(numbers.double().mean().item()) < 5 * ODD_STD / 1024
+    assert levels.std(correction=0).item() == pytest.approx(ODD_INTEGER_STD, rel=1e-6)
+    assert abs(numbers.double().mean().item()) < 5 * ODD_INTEGER_STD / 1024
 
 
 def test_table_of_the_normal_distribution():

@@ -7,7 +7,15 @@ import torch
 from imitation import fill_new_memory
 from tiny_models import build, tiny_config
 
-from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, grow_moments, plan_growth
+from growlm.growth import (
+    Deepen,
+    MultiplyExperts,
+    Upcycle,
+    Widen,
+    build_growth_map,
+    grow,
+    grow_optimizer_state,
+)
 
 GROWTHS = {
     "copies": [Widen(scale_factor=2)],
@@ -50,6 +58,6 @@ def test_moments(family, operators):
         for name, p in model.state_dict().items()
     }
     with nan_in_new_memory():
-        grown = grow_moments(plan_growth(model.config, operators), states, "carry")
+        grown = grow_optimizer_state(build_growth_map(model.config, operators), states, "carry")
     assert grown
     assert all(entry.isfinite().all() for state in grown.values() for entry in state.values())

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Widen, grow, plan_growth
+from growlm.growth import Widen, build_growth_map, grow
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.optimizer_state import inexact_because
+from growlm.growth.optimizer_state import explain_inexactness
 from growlm.runtime.errors import UserError
 from growlm.verification import Status, detailed_growth_check
 
@@ -19,10 +19,10 @@ SHAPES = {
 
 
 def test_all_but_the_first_copies_are_fillers():
-    channels = ChannelMap.equal_shares(2, torch.tensor([0, 0, 1, 1, 1])).without_copies()
+    channels = ChannelMap.with_equal_shares(2, torch.tensor([0, 0, 1, 1, 1])).without_copies()
     assert channels.source.tolist() == [0, -1, 1, -1, -1]
     assert channels.shares.tolist() == [1, 0, 1, 0, 0]
-    rows = channels.first_copies(torch.arange(10).view(5, 2), 0)
+    rows = channels.select_first_copies(torch.arange(10).view(5, 2), 0)
     assert rows.tolist() == [[0, 1], [4, 5]]
 
 
@@ -43,7 +43,7 @@ def test_every_check_passes_and_there_are_no_twins(family, shape, tied, factor):
         new_model=grown,
         probe=tokens,
         device="cpu",
-        growth_map=plan_growth(model.config, operators),
+        growth_map=build_growth_map(model.config, operators),
     )
     assert all(report.checks.values())
     assert report.checks["symmetry"].status is Status.NOT_APPLICABLE
@@ -82,8 +82,8 @@ def test_inside_a_group_new_heads_lie_between_old_ones():
 
 def test_it_is_told_that_training_is_not_exact():
     config = tiny_config("llama")
-    growth_map = plan_growth(config, [Widen(scale_factor=2, new_channels="fresh")])
-    assert inexact_because(growth_map) == ["random columns read the filler channels"]
+    growth_map = build_growth_map(config, [Widen(scale_factor=2, new_channels="fresh")])
+    assert explain_inexactness(growth_map) == ["random columns read the filler channels"]
 
 
 ABOUT_COPIES = [{"split": "1:2"}, {"noise_snr_db": 10.0}, {"noise_std": 0.02}, {"noise_std": 0.0}]
@@ -92,7 +92,7 @@ ABOUT_COPIES = [{"split": "1:2"}, {"noise_snr_db": 10.0}, {"noise_std": 0.02}, {
 @pytest.mark.parametrize("setting", ABOUT_COPIES, ids=str)
 def test_what_is_about_copies_is_refused(setting):
     with pytest.raises(UserError, match="new_channels=fresh makes none"):
-        plan_growth(tiny_config(), [Widen(scale_factor=2, new_channels="fresh", **setting)])
+        build_growth_map(tiny_config(), [Widen(scale_factor=2, new_channels="fresh", **setting)])
 
 
 @pytest.mark.parametrize("setting", ABOUT_COPIES, ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch.nn.functional as F
 from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
-from growlm.growth import Deepen, Draws, Upcycle, Widen, apply_growth, grow, plan_growth
+from growlm.growth import Deepen, GrowthRng, Upcycle, Widen, apply_growth, build_growth_map, grow
 
 
 def gradients(model):
@@ -21,16 +21,16 @@ def gradients(model):
 
 def assert_moments_follow(model, operators):
     """Old gradients through the map are the grown model's own, and so are their squares."""
-    growth_map = plan_growth(model.config, operators)
+    growth_map = build_growth_map(model.config, operators)
     old = gradients(model)
-    new = gradients(apply_growth(model, growth_map, Draws(0)))
+    new = gradients(apply_growth(model, growth_map, GrowthRng(0)))
     assert new.keys() == growth_map.tensors.keys()
     for name, gradient in new.items():
         tensor_map = growth_map.tensors[name]
-        if tensor_map.forgets:
+        if tensor_map.resets_moments:
             continue
         source = old[tensor_map.source]
-        first, second = (tensor_map.moment(source**power, power) for power in (1, 2))
+        first, second = (tensor_map.grow_moment(source**power, power) for power in (1, 2))
         assert gradient.abs().max() > 1e-6, f"{name} gets a gradient"
         assert (first - gradient).abs().max() <= 1e-12, name
         assert (second - gradient**2).abs().max() <= 1e-12 * (gradient**2).max(), name
@@ -76,11 +76,13 @@ def test_two_widenings(family, tied):
 def test_rmsnorm_whose_fillers_nobody_reads(tied, experts):
     """Then fillers get no gradient; their second moment is the mean by choice (see `Fill`), so not compared."""
     model = build(tiny_config("llama", tie_embeddings=tied, **experts), std=0.2)
-    growth_map = plan_growth(model.config, [Widen(scale_factor=1.5, noise_std=0.0, filler="zeros")])
-    old, new = gradients(model), gradients(apply_growth(model, growth_map, Draws(0)))
+    growth_map = build_growth_map(
+        model.config, [Widen(scale_factor=1.5, noise_std=0.0, filler="zeros")]
+    )
+    old, new = gradients(model), gradients(apply_growth(model, growth_map, GrowthRng(0)))
 
     for name, tensor_map in growth_map.tensors.items():
-        assert (tensor_map.moment(old[tensor_map.source], 1) - new[name]).abs().max() <= 1e-12
+        assert (tensor_map.grow_moment(old[tensor_map.source], 1) - new[name]).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from losslessness import before_near_ties
 from tiny_models import build, logits_of, max_difference, random_tokens
 
-from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow, plan_growth
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
 
@@ -99,7 +99,7 @@ def growths(draw):
         )
         operator = draw(st.one_of(kinds))
         try:
-            after = plan_growth(grown, [operator]).new_config
+            after = build_growth_map(grown, [operator]).new_config
         except UserError:  # heads that do not come out whole, or nothing grows
             continue
         if all(getattr(after, field) <= size for field, size in LARGEST.items()):
@@ -119,7 +119,7 @@ def check_lossless(config, operators, seed, std):
     scale = max(1.0, expected.abs().max().item())
     assert max_difference(logits_of(grown, tokens), expected) <= 1e-10 * scale
     check_single_precision(model.float(), operators, seed, tokens)
-    table = plan_growth(config, operators)
+    table = build_growth_map(config, operators)
     assert table.lossless
     assert table.new_config == grown.config
     assert all(parameter.dtype == torch.float64 for parameter in grown.parameters())

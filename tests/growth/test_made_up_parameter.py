@@ -7,10 +7,10 @@ from tiny_models import build, logits_of, max_difference, random_tokens, tiny_co
 from torch import nn
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.growth.growth_map import derive, table_of
+from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
 from growlm.model import TransformerLM
 from growlm.model.axes import Label, index, label, reads, writes
-from growlm.model.layers.labeled_layers import linear
+from growlm.model.layers.labeled_layers import labeled_linear
 
 GROWTHS = {
     "widen x2": [Widen(scale_factor=2)],
@@ -44,7 +44,7 @@ class WithSecondHead(TransformerLM):
 
     def _build(self, config):
         super()._build(config)
-        self.second = linear(config, read="residual", write="vocabulary", bias=True)
+        self.second = labeled_linear(config, read="residual", write="vocabulary", bias=True)
         self.final_norm.register_forward_hook(self.keep)
 
     def keep(self, module, inputs, output):
@@ -111,19 +111,23 @@ def test_unlabelled_on_one_instance_is_refused_too():
 
 def test_source_and_target_of_different_axes_are_refused():
     config = tiny_config()
-    old = dict(table_of(config, TransformerLM))
+    old = dict(axes_table_from_config(config, TransformerLM))
     name = "blocks.0.feed_forward.up.weight"
     row = old[name]
     old[name] = type(row)(Label((writes("experts"), reads("residual"))), row.shape)
 
     with pytest.raises(ValueError, match="have different axes"):
-        derive(config, old, table_of(config, TransformerLM), Deepen().change(config), 0)
+        derive_growth_map(
+            config, old, axes_table_from_config(config, TransformerLM), Deepen().change(config), 0
+        )
 
 
 def test_a_parameter_from_nowhere_is_refused():
     config = tiny_config()
-    old = dict(table_of(config, TransformerLM))
+    old = dict(axes_table_from_config(config, TransformerLM))
     del old["blocks.0.feed_forward.up.bias"]
 
     with pytest.raises(ValueError, match=r"blocks\.0\.feed_forward\.up\.bias has no source"):
-        derive(config, old, table_of(config, TransformerLM), Deepen().change(config), 0)
+        derive_growth_map(
+            config, old, axes_table_from_config(config, TransformerLM), Deepen().change(config), 0
+        )

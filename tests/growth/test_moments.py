@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import build, random_tokens, tiny_config
 
-from growlm.growth import Deepen, Upcycle, Widen, grow_moments, plan_growth
+from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow_optimizer_state
 
 
 def trained_states(config):
@@ -26,9 +26,9 @@ def state_copies(states):
 
 def test_state_has_the_shape_of_its_parameter_and_keeps_its_step():
     config = tiny_config()
-    growth_map = plan_growth(config, [Widen(scale_factor=1.5)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=1.5)])
 
-    grown = grow_moments(growth_map, trained_states(config), "carry")
+    grown = grow_optimizer_state(growth_map, trained_states(config), "carry")
 
     assert grown.keys() == growth_map.tensors.keys()
     for name, state in grown.items():
@@ -46,7 +46,7 @@ def test_every_source_is_dropped_on_the_way(operators):
     config = tiny_config()
     states = trained_states(config)
 
-    grown = grow_moments(plan_growth(config, operators), states, "carry")
+    grown = grow_optimizer_state(build_growth_map(config, operators), states, "carry")
 
     assert grown
     assert states == {}
@@ -55,7 +55,7 @@ def test_every_source_is_dropped_on_the_way(operators):
 def test_a_source_is_gone_before_the_next_tensor_is_made():
     """So old and new moments never exist all at once."""
     config = tiny_config()
-    growth_map = plan_growth(config, [Widen(scale_factor=2)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=2)])
 
     states_left = []
 
@@ -64,18 +64,18 @@ def test_a_source_is_gone_before_the_next_tensor_is_made():
             states_left.append(len(self))
             return super().__getitem__(name)
 
-    grow_moments(growth_map, Watched(trained_states(config)), "carry")
+    grow_optimizer_state(growth_map, Watched(trained_states(config)), "carry")
 
     assert states_left == list(range(len(growth_map.tensors), 0, -1))
 
 
 def test_moments_are_mapped_with_their_own_power():
     config = tiny_config()
-    growth_map = plan_growth(config, [Widen(scale_factor=2)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=2)])
     states = trained_states(config)
     old = state_copies(states)
 
-    grown = grow_moments(growth_map, states, "carry")
+    grown = grow_optimizer_state(growth_map, states, "carry")
 
     name = "blocks.0.feed_forward.up.bias"
     assert torch.equal(grown[name]["exp_avg"], old[name]["exp_avg"].repeat(2) / 2)
@@ -86,11 +86,11 @@ def test_moments_are_mapped_with_their_own_power():
 
 def test_fillers_have_no_momentum_and_an_ordinary_second_moment():
     config = tiny_config()
-    growth_map = plan_growth(config, [Widen(d_model=24)])
+    growth_map = build_growth_map(config, [Widen(d_model=24)])
     states = trained_states(config)
     old = state_copies(states)["blocks.1.attention.query.weight"]
 
-    grown = grow_moments(growth_map, states, "carry")["blocks.1.attention.query.weight"]
+    grown = grow_optimizer_state(growth_map, states, "carry")["blocks.1.attention.query.weight"]
 
     assert not grown["exp_avg"][:, 16:].any()
     mean = old["exp_avg_sq"].mean(dim=1, keepdim=True).expand(16, 8)
@@ -99,11 +99,11 @@ def test_fillers_have_no_momentum_and_an_ordinary_second_moment():
 
 def test_router_starts_afresh_and_experts_get_their_share():
     config = tiny_config()
-    growth_map = plan_growth(config, [Upcycle(num_experts=4)])
+    growth_map = build_growth_map(config, [Upcycle(num_experts=4)])
     states = trained_states(config)
     old = state_copies(states)
 
-    grown = grow_moments(growth_map, states, "carry")
+    grown = grow_optimizer_state(growth_map, states, "carry")
 
     absent = {name for name in growth_map.tensors if name not in grown}
     assert absent == {f"blocks.{block}.feed_forward.router.weight" for block in (0, 1)}
@@ -118,10 +118,10 @@ def test_router_starts_afresh_and_experts_get_their_share():
 @pytest.mark.parametrize("placement", ["append", "interleave", "stack"])
 def test_new_identity_blocks_start_afresh(placement):
     config = tiny_config()
-    growth_map = plan_growth(config, [Deepen(extra_layers=2, placement=placement)])
+    growth_map = build_growth_map(config, [Deepen(extra_layers=2, placement=placement)])
     new_blocks = [i for i, origin in enumerate(growth_map.blocks) if origin.kind != "kept"]
 
-    grown = grow_moments(growth_map, trained_states(config), "carry")
+    grown = grow_optimizer_state(growth_map, trained_states(config), "carry")
 
     new_names = {
         name
@@ -134,11 +134,11 @@ def test_new_identity_blocks_start_afresh(placement):
 
 def test_kept_blocks_move_with_their_state():
     config = tiny_config()
-    growth_map = plan_growth(config, [Deepen(extra_layers=2, placement="interleave")])
+    growth_map = build_growth_map(config, [Deepen(extra_layers=2, placement="interleave")])
     states = trained_states(config)
     old = state_copies(states)
 
-    grown = grow_moments(growth_map, states, "carry")
+    grown = grow_optimizer_state(growth_map, states, "carry")
 
     name = "attention.key.weight"
     assert torch.equal(grown[f"blocks.2.{name}"]["exp_avg"], old[f"blocks.1.{name}"]["exp_avg"])
@@ -149,7 +149,7 @@ def test_copied_blocks_take_the_state_of_their_source():
     states = trained_states(config)
     old = state_copies(states)
 
-    grown = grow_moments(plan_growth(config, [Deepen(init="copy")]), states, "carry")
+    grown = grow_optimizer_state(build_growth_map(config, [Deepen(init="copy")]), states, "carry")
 
     for name in ("attention.output.weight", "feed_forward.up.bias"):
         copied, source = grown[f"blocks.2.{name}"], old[f"blocks.1.{name}"]
@@ -158,13 +158,13 @@ def test_copied_blocks_take_the_state_of_their_source():
 
 
 def test_source_moments_are_left_as_they_are():
-    growth_map = plan_growth(tiny_config(), [Widen(scale_factor=1.5), Deepen(init="copy")])
+    growth_map = build_growth_map(tiny_config(), [Widen(scale_factor=1.5), Deepen(init="copy")])
     states = trained_states(tiny_config())
 
     for tensor_map in growth_map.tensors.values():
         source = states[tensor_map.source]["exp_avg_sq"]
         before = source.clone()
-        tensor_map.moment(source, 2).fill_(7.0)
+        tensor_map.grow_moment(source, 2).fill_(7.0)
         assert torch.equal(source, before)
 
 
@@ -173,7 +173,7 @@ def test_a_parameter_without_state_gets_none():
     states = trained_states(config)
     del states["final_norm.weight"]
 
-    grown = grow_moments(plan_growth(config, [Widen(scale_factor=2)]), states, "carry")
+    grown = grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "carry")
 
     assert "final_norm.weight" not in grown
     assert "final_norm.bias" in grown
@@ -183,7 +183,10 @@ def test_reset_forgets_everything():
     config = tiny_config()
     states = trained_states(config)
 
-    assert grow_moments(plan_growth(config, [Widen(scale_factor=2)]), states, "reset") == {}
+    assert (
+        grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "reset")
+        == {}
+    )
     assert states == {}
 
 
@@ -193,11 +196,11 @@ def test_unknown_entry_is_refused():
     states["embedding.weight"]["max_exp_avg_sq"] = torch.zeros(29, 16)
 
     with pytest.raises(ValueError, match=r"max_exp_avg_sq.*embedding\.weight"):
-        grow_moments(plan_growth(config, [Widen(scale_factor=2)]), states, "carry")
+        grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "carry")
 
 
 def test_unknown_mode_is_refused():
     config = tiny_config()
 
     with pytest.raises(ValueError, match="keep"):
-        grow_moments(plan_growth(config, [Deepen()]), trained_states(config), "keep")
+        grow_optimizer_state(build_growth_map(config, [Deepen()]), trained_states(config), "keep")

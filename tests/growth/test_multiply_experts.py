@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import MultiplyExperts, Upcycle, Widen, grow, plan_growth
+from growlm.growth import MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.runtime.errors import UserError
-from growlm.verification import Status, detailed_growth_check, infer_growth
+from growlm.verification import Status, detailed_growth_check, infer_growth_from_configs
 
 
 def check(old, new, operators):
@@ -17,7 +17,7 @@ def check(old, new, operators):
         new_model=new,
         probe=random_tokens(old.config, batch=4, time=24),
         device="cpu",
-        growth_map=plan_growth(old.config, operators),
+        growth_map=build_growth_map(old.config, operators),
     )
 
 
@@ -95,12 +95,12 @@ def test_together_with_other_growths(operators):
 
 def test_moments_are_shared_out_over_the_copies():
     config = tiny_config(**EXPERTS)
-    tensor_map = plan_growth(config, [MultiplyExperts(2)]).tensors[
+    tensor_map = build_growth_map(config, [MultiplyExperts(2)]).tensors[
         "blocks.0.feed_forward.experts.up"
     ]
     ones = torch.ones(tensor_map.shape[0] // 2, *tensor_map.shape[1:])
-    assert (tensor_map.moment(ones, 1) == 0.5).all()
-    assert (tensor_map.moment(ones, 2) == 0.25).all()
+    assert (tensor_map.grow_moment(ones, 1) == 0.5).all()
+    assert (tensor_map.grow_moment(ones, 2) == 0.25).all()
 
 
 def test_a_dense_model_is_refused():
@@ -112,8 +112,8 @@ def test_noise_is_refused_where_ties_are_broken_at_random():
     """Equal scores would send a token to one copy and not to the other."""
     zeros = Upcycle(4, router_init="zeros")
     with pytest.raises(UserError, match=r"noise_std=0\.01"):
-        plan_growth(tiny_config(), [zeros, MultiplyExperts(2)])
-    assert plan_growth(tiny_config(), [zeros, MultiplyExperts(2, noise_std=0.0)]).lossless
+        build_growth_map(tiny_config(), [zeros, MultiplyExperts(2)])
+    assert build_growth_map(tiny_config(), [zeros, MultiplyExperts(2, noise_std=0.0)]).lossless
 
 
 @pytest.mark.parametrize("tie_breaking", [True, False])
@@ -132,4 +132,6 @@ def test_tied_routers_of_different_experts_are_found_out(tie_breaking):
 def test_inferred_for_a_mixture_that_breaks_ties():
     old = build(tiny_config(), dtype=torch.float32)
     mixture = grow(old, [Upcycle(4, router_init="zeros")])
-    assert infer_growth(mixture.config, replace(mixture.config, num_experts=8, top_k=4)).lossless
+    assert infer_growth_from_configs(
+        mixture.config, replace(mixture.config, num_experts=8, top_k=4)
+    ).lossless

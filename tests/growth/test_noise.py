@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Draws, Widen, apply_growth, plan_growth
+from growlm.growth import GrowthRng, Widen, apply_growth, build_growth_map
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.transforms.fused import chain_weight
-from growlm.growth.transforms.noise import Noise
-from growlm.growth.transforms.tensor_transforms import matrix_std
+from growlm.growth.transforms.fused import apply_to_weight
+from growlm.growth.transforms.noise import ZeroSumNoise
+from growlm.growth.transforms.tensor_transforms import compute_matrix_std
 from growlm.model.axes import Role, axes_table
 
 MODEL = pytest.mark.parametrize(
@@ -21,10 +21,10 @@ MODEL = pytest.mark.parametrize(
 def widened_twice(model, **widen):
     """The model widened with and without noise, the noise by tensor name, the map and what was drawn."""
     quiet = widen | {"noise_std": 0.0, "noise_snr_db": None}
-    without = plan_growth(model.config, [Widen(**quiet)])
-    growth_map = plan_growth(model.config, [Widen(**widen)])
-    draws = Draws(0)
-    plain = apply_growth(model, without, Draws(0)).state_dict()
+    without = build_growth_map(model.config, [Widen(**quiet)])
+    growth_map = build_growth_map(model.config, [Widen(**widen)])
+    draws = GrowthRng(0)
+    plain = apply_growth(model, without, GrowthRng(0)).state_dict()
     noisy = apply_growth(model, growth_map, draws).state_dict()
     return plain, {name: noisy[name] - plain[name] for name in noisy}, growth_map, draws
 
@@ -105,18 +105,21 @@ def test_small_noise_has_the_standard_deviation_asked_for(copies):
 
     name = "blocks.1.feed_forward.up.weight"
 
-    assert draws.noise[0, name] == {"sigma": pytest.approx(1e-4), "capped": False}
+    assert draws.noise_levels[0, name] == {"sigma": pytest.approx(1e-4), "capped": False}
     assert noise[name].std().item() == pytest.approx(expected_std(1e-4, copies), rel=0.02)
 
 
 def test_large_noise_is_capped_at_the_matrix_own_standard_deviation():
     plain, noise, _, draws = widened_twice(wide_model(), scale_factor=2, noise_std=5.0)
 
-    for _, name in draws.noise:
+    for _, name in draws.noise_levels:
         own = plain[name].std(correction=0).item()
-        assert draws.noise[0, name] == {"sigma": pytest.approx(own, rel=1e-6), "capped": True}
+        assert draws.noise_levels[0, name] == {
+            "sigma": pytest.approx(own, rel=1e-6),
+            "capped": True,
+        }
         assert noise[name].std().item() == pytest.approx(expected_std(own, 2), rel=0.1)
-    assert (0, "blocks.0.attention.output.weight") in draws.noise
+    assert (0, "blocks.0.attention.output.weight") in draws.noise_levels
 
 
 def test_every_expert_has_a_cap_of_its_own():
@@ -136,11 +139,11 @@ def test_every_expert_has_a_cap_of_its_own():
 def test_signal_to_noise_ratio(decibels, ratio):
     plain, noise, _, draws = widened_twice(wide_model(), scale_factor=2, noise_snr_db=decibels)
 
-    for (_, name), record in draws.noise.items():
+    for (_, name), record in draws.noise_levels.items():
         sigma = ratio * plain[name].std(correction=0).item()
         assert record == {"sigma": pytest.approx(sigma, rel=1e-6), "capped": False}
         assert noise[name].std().item() == pytest.approx(expected_std(sigma, 2), rel=0.1)
-    assert (0, "blocks.0.attention.output.weight") in draws.noise
+    assert (0, "blocks.0.attention.output.weight") in draws.noise_levels
 
 
 def test_zero_matrices_get_none():
@@ -151,17 +154,17 @@ def test_zero_matrices_get_none():
 
     _, noise, _, draws = widened_twice(model, scale_factor=2, noise_std=0.02)
 
-    assert draws.noise[0, name] == {"sigma": 0.0, "capped": True}
+    assert draws.noise_levels[0, name] == {"sigma": 0.0, "capped": True}
     assert not noise[name].any()
 
 
 def test_uneven_copies_cancel_within_each_source():
-    channels = ChannelMap.equal_shares(3, torch.tensor([0, 1, 0, 2, 0, 1, -1]))
-    piece = Noise(1, channels, 1.0, None, (0, "matrix"))
+    channels = ChannelMap.with_equal_shares(3, torch.tensor([0, 1, 0, 2, 0, 1, -1]))
+    piece = ZeroSumNoise(1, channels, 1.0, None, (0, "matrix"))
     x = torch.ones(5, 7, dtype=torch.float64)
     x[0] = 3.0  # a matrix of some standard deviation
 
-    noise = piece.weight(x.clone(), Draws(0)) - x
+    noise = piece.transform_weight(x.clone(), GrowthRng(0)) - x
 
     assert noise[:, [0, 2, 4]].sum(dim=1).abs().max() < 1e-15
     assert noise[:, [1, 5]].sum(dim=1).abs().max() < 1e-15
@@ -175,7 +178,7 @@ def test_row_paired_noise_does_not_cancel():
     tokens = random_tokens(model.config)
     expected = logits_of(model, tokens)
     plain = apply_growth(
-        model, plan_growth(model.config, [Widen(scale_factor=2, noise_std=0.0)]), Draws(0)
+        model, build_growth_map(model.config, [Widen(scale_factor=2, noise_std=0.0)]), GrowthRng(0)
     )
     assert max_difference(logits_of(plain, tokens), expected) <= 1e-10
 
@@ -193,18 +196,20 @@ def test_the_deviation_of_a_part_is_that_of_the_matrix(family, changes, scale_fa
     """Rows that repeat others are not looked at, and the rest has the same mean and deviation."""
     model = build(tiny_config(family, **changes))
     operators = [Widen(scale_factor=scale_factor, noise_std=0.02)]
-    growth_map = plan_growth(model.config, operators)
+    growth_map = build_growth_map(model.config, operators)
     parts = 0
     for tensor_map in growth_map.tensors.values():
-        for place, piece in enumerate(tensor_map.pieces):
-            if isinstance(piece, Noise):
+        for place, piece in enumerate(tensor_map.transforms):
+            if isinstance(piece, ZeroSumNoise):
                 source = model.state_dict()[tensor_map.source]
-                whole = chain_weight(tensor_map.pieces[:place], source, Draws(0))
+                whole = apply_to_weight(tensor_map.transforms[:place], source, GrowthRng(0))
                 part = (
                     whole
-                    if piece.alike is None
-                    else whole.narrow(piece.alike[0], 0, piece.alike[1])
+                    if piece.repeated_rows is None
+                    else whole.narrow(piece.repeated_rows[0], 0, piece.repeated_rows[1])
                 )
-                assert torch.allclose(matrix_std(part), matrix_std(whole), rtol=1e-9)
+                assert torch.allclose(
+                    compute_matrix_std(part), compute_matrix_std(whole), rtol=1e-9
+                )
                 parts += part.numel() < whole.numel()
     assert bool(parts) == repeats

@@ -9,16 +9,16 @@ from tiny_models import assert_same_state, build, state_copy, tiny_config
 
 from growlm.growth import (
     Deepen,
-    Draws,
     GrowthMap,
+    GrowthRng,
     Upcycle,
     Widen,
     apply_growth,
+    build_growth_map,
     grow,
     hyperclone_weight,
-    plan_growth,
 )
-from growlm.growth.growth_map import derive, table_of
+from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
 from growlm.model import TransformerLM
 
 SEQUENCES = {
@@ -43,8 +43,13 @@ def one_by_one(model, operators, draws):
     """Derive and apply each operator by itself, at its place in the sequence."""
     for position, operator in enumerate(operators):
         change = operator.change(model.config)
-        old, new = (table_of(config, TransformerLM) for config in (model.config, change.config))
-        model = apply_growth(model, derive(model.config, old, new, change, position), draws)
+        old, new = (
+            axes_table_from_config(config, TransformerLM)
+            for config in (model.config, change.config)
+        )
+        model = apply_growth(
+            model, derive_growth_map(model.config, old, new, change, position), draws
+        )
     return model
 
 
@@ -55,7 +60,7 @@ def test_sequence_equals_one_by_one(family, operators):
 
     together = grow(model, operators, seed=5, boundary_index=2)
 
-    apart = one_by_one(model, operators, Draws(5, 2))
+    apart = one_by_one(model, operators, GrowthRng(5, 2))
     assert together.config == apart.config
     assert_same_state(together.state_dict(), apart.state_dict())
 
@@ -63,10 +68,10 @@ def test_sequence_equals_one_by_one(family, operators):
 @SEQUENCE
 def test_joined_map_maps_axes_and_blocks_like_its_steps(operators):
     config = tiny_config()
-    joined = plan_growth(config, operators)
-    step_by_step = GrowthMap.identity(config, table_of(config, TransformerLM))
+    joined = build_growth_map(config, operators)
+    step_by_step = GrowthMap.identity(config, axes_table_from_config(config, TransformerLM))
     for operator in operators:
-        step_by_step = step_by_step.then(plan_growth(step_by_step.new_config, [operator]))
+        step_by_step = step_by_step.then(build_growth_map(step_by_step.new_config, [operator]))
 
     assert joined.blocks == step_by_step.blocks
     assert joined.description == step_by_step.description
@@ -126,7 +131,7 @@ def test_no_two_tensors_share_their_draws():
 @pytest.mark.parametrize("shape", [(3, 2), (7, 5), (16, 8)])
 def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
     """So a shard that holds some of the experts gets the numbers of the whole stack's."""
-    two, five = (Draws(0).normal((count, *shape), "noise", (0, "up")) for count in (2, 5))
+    two, five = (GrowthRng(0).normal((count, *shape), "noise", (0, "up")) for count in (2, 5))
 
     assert torch.equal(two, five[:2])
     assert len({tuple(member.flatten().tolist()) for member in five}) == 5

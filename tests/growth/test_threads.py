@@ -8,8 +8,8 @@ import torch
 from tiny_models import build, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.growth.growth_rng import Draws
-from growlm.growth.transforms.tensor_transforms import matrix_std
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.tensor_transforms import compute_matrix_std
 
 GROWTHS = {
     "copies": [Widen(scale_factor=1.5)],
@@ -37,8 +37,8 @@ def test_the_same_bits_with_any_threads_at_once_and_one_after_another(
     threads(1)
     expected = grow(model, operators).state_dict()
     module = sys.modules["growlm.growth.api"]  # by its name in the package it is the function
-    for large, number in product((1, module.LARGE), (2, 5)):
-        monkeypatch.setattr(module, "LARGE", large)
+    for large, number in product((1, module.LARGE_TENSOR_ENTRIES), (2, 5)):
+        monkeypatch.setattr(module, "LARGE_TENSOR_ENTRIES", large)
         threads(number)
         found = grow(model, operators).state_dict()
         assert torch.get_num_threads() == number
@@ -53,8 +53,8 @@ def test_what_fails_in_a_thread_fails(threads):
             raise ArithmeticError("no")
         return item
 
-    with Draws(0) as draws, pytest.raises(ArithmeticError, match="no"):
-        draws.at_once(fail, range(4))
+    with GrowthRng(0) as draws, pytest.raises(ArithmeticError, match="no"):
+        draws.parallel_map(fail, range(4))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -65,5 +65,5 @@ def test_the_deviation_of_a_large_matrix_is_not_lost_in_rounding(number, threads
     half = wide.narrow(1, 0, 2048)
     for matrix in (wide, half):
         expected = matrix.double().std(correction=0)
-        assert float(matrix_std(matrix)) == pytest.approx(float(expected), rel=1e-5)
-        assert matrix_std(matrix.unsqueeze(0)).shape == (1, 1, 1)
+        assert float(compute_matrix_std(matrix)) == pytest.approx(float(expected), rel=1e-5)
+        assert compute_matrix_std(matrix.unsqueeze(0)).shape == (1, 1, 1)

@@ -4,16 +4,16 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Widen, grow, plan_growth
+from growlm.growth import Widen, build_growth_map, grow
 from growlm.growth.channel_map import ChannelMap
 from growlm.verification import Status, detailed_growth_check
 
 
 def test_shares_rise_with_the_copy_and_sum_to_one():
-    channels = ChannelMap.rising_shares(2, torch.tensor([0, 1, 0, 0, -1]))
+    channels = ChannelMap.with_rising_shares(2, torch.tensor([0, 1, 0, 0, -1]))
     assert channels.shares.tolist() == pytest.approx([1 / 6, 1, 2 / 6, 3 / 6, 0])
-    assert not channels.is_even
-    assert ChannelMap.round_robin(2, 5).is_even
+    assert not channels.has_equal_shares
+    assert ChannelMap.round_robin(2, 5).has_equal_shares
 
 
 @pytest.mark.parametrize("factor", [1.5, 2, 2.25, 3])
@@ -40,6 +40,6 @@ def test_without_noise_twins_have_other_gradients():
             new_model=grow(model, operators),
             probe=random_tokens(model.config),
             device="cpu",
-            growth_map=plan_growth(model.config, operators),
+            growth_map=build_growth_map(model.config, operators),
         )
         assert report.checks["symmetry"].status is status

@@ -12,7 +12,7 @@ def loads_of(model):
     routings = []
     with torch.no_grad():
         model(random_tokens(model.config, batch=8, time=32), routings)
-    return torch.stack([routing.load() for routing in routings])
+    return torch.stack([routing.expert_load() for routing in routings])
 
 
 @pytest.mark.parametrize("family", ["default", "llama"])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Upcycle, Widen, grow, plan_growth
+from growlm.growth import Upcycle, Widen, build_growth_map, grow
 from growlm.runtime.errors import UserError
-from growlm.verification import detailed_growth_check, infer_growth
+from growlm.verification import detailed_growth_check, infer_growth_from_configs
 
 
 @pytest.mark.parametrize("granularity", [2, 3, 4])
@@ -29,7 +29,7 @@ def test_tokens_begin_with_whole_copies():
     routings = []
     grown(random_tokens(model.config), routings)
     for routing in routings:
-        groups = routing.chosen.sort().values // 3
+        groups = routing.selected_experts.sort().values // 3
         assert (groups.unflatten(1, (2, 3)) == groups.unflatten(1, (2, 3))[..., :1]).all()
 
 
@@ -43,9 +43,9 @@ def test_every_shard_of_the_block_is_there_in_every_group():
 
 def test_moments_follow_the_shards():
     model = build(tiny_config())
-    growth_map = plan_growth(model.config, [Upcycle(num_experts=4, granularity=3)])
+    growth_map = build_growth_map(model.config, [Upcycle(num_experts=4, granularity=3)])
     moment = torch.randn_like(model.blocks[0].feed_forward.up.weight)
-    grown = growth_map.tensors["blocks.0.feed_forward.experts.up"].moment(moment, 1)
+    grown = growth_map.tensors["blocks.0.feed_forward.experts.up"].grow_moment(moment, 1)
     assert torch.equal(grown[4], moment.unflatten(0, (3, -1))[1] / 4)
 
 
@@ -78,7 +78,7 @@ def test_the_same_units_are_drawn_anew_in_all_matrices_of_an_expert(family, frac
     assert (units.sum(dim=1) == round(32 * fraction)).all()
     assert all(torch.equal(other, units) for other in changed.values())
     assert len({tuple(row.tolist()) for row in units}) == 4, "each expert keeps other units"
-    assert not plan_growth(model.config, [operator]).lossless
+    assert not build_growth_map(model.config, [operator]).lossless
 
 
 def test_redrawn_values_have_the_mean_and_spread_of_the_old():
@@ -109,12 +109,12 @@ def test_checks_of_finer_experts_together_with_a_widening(operators):
         new_model=grow(old, operators),
         probe=random_tokens(old.config),
         device="cpu",
-        growth_map=plan_growth(old.config, operators),
+        growth_map=build_growth_map(old.config, operators),
     )
     assert report, [c.summary for c in report.checks.values()]
 
 
 def test_finer_experts_are_inferred():
     config = tiny_config()
-    finer = plan_growth(config, [Upcycle(4, granularity=2)]).new_config
-    assert infer_growth(config, finer).new_config.axis_sizes() == finer.axis_sizes()
+    finer = build_growth_map(config, [Upcycle(4, granularity=2)]).new_config
+    assert infer_growth_from_configs(config, finer).new_config.axis_sizes() == finer.axis_sizes()

@@ -3,12 +3,12 @@
 import pytest
 from tiny_models import tiny_config
 
-from growlm.growth import Deepen, Upcycle, Widen, plan_growth
+from growlm.growth import Deepen, Upcycle, Widen, build_growth_map
 from growlm.model import ModelConfig, parameter_report
 
 
 def widened(operator, **changes):
-    return plan_growth(tiny_config(**changes), [operator]).new_config
+    return build_growth_map(tiny_config(**changes), [operator]).new_config
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_key_value_heads(n_heads, n_kv_heads, new_heads, expected):
 
 def test_the_rest_of_the_config_stays():
     old = tiny_config(rope_theta=500.0, tie_embeddings=False)
-    new = plan_growth(old, [Widen(scale_factor=2)]).new_config
+    new = build_growth_map(old, [Widen(scale_factor=2)]).new_config
 
     widths = {"d_model": 16, "n_heads": 4, "n_kv_heads": 4, "d_ff": 24}
     assert ModelConfig(**(vars(new) | widths)) == old
@@ -59,7 +59,7 @@ def test_published_plans_reach_their_sizes(d_model, n_layers, extra_layers, size
     config = ModelConfig(
         d_model=d_model, n_layers=n_layers, head_dim=d_model // 8, d_ff=4 * d_model
     )
-    moe = plan_growth(config, [Upcycle(num_experts=8)]).new_config
-    large = plan_growth(moe, [Widen(scale_factor=2), Deepen(extra_layers)]).new_config
+    moe = build_growth_map(config, [Upcycle(num_experts=8)]).new_config
+    large = build_growth_map(moe, [Widen(scale_factor=2), Deepen(extra_layers)]).new_config
 
     assert [parameter_report(shape).total for shape in (config, moe, large)] == sizes

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 from growlm.data import load_tokenizer
-from growlm.inference.evaluation_text import read_row
-from growlm.inference.scoring import bits_per_byte, score_row, summed_loss, windows
+from growlm.inference.evaluation_text import tokenize_for_evaluation
+from growlm.inference.scoring import bits_per_byte, iter_windows, score_tokens, sum_token_losses
 from growlm.model import TransformerLM
 from growlm.runtime.errors import UserError
 
@@ -20,28 +20,28 @@ from growlm.runtime.errors import UserError
 @given(st.integers(0, 200), st.integers(1, 40), st.data())
 def test_windows_score_each_token_once(length, sequence_length, data):
     stride = data.draw(st.integers(1, sequence_length))
-    found = list(windows(length, sequence_length, stride))
+    found = list(iter_windows(length, sequence_length, stride))
 
-    assert [i for w in found for i in range(w.scored, w.end)] == list(range(1, length))
+    assert [i for w in found for i in range(w.first_scored, w.end)] == list(range(1, length))
     for window in found:
-        assert 0 <= window.begin < window.scored
+        assert 0 <= window.begin < window.first_scored
         assert window.end - window.begin <= sequence_length + 1
-        context = window.scored - window.begin
+        context = window.first_scored - window.begin
         assert window is found[0] or context >= 1 + sequence_length - stride
     if length > sequence_length:
         assert all(w.end - w.begin == sequence_length + 1 for w in found)
 
 
 def test_windows_without_overlap_are_those_of_training():
-    found = [(w.begin, w.scored, w.end) for w in windows(30, 8, 8)]
+    found = [(w.begin, w.first_scored, w.end) for w in iter_windows(30, 8, 8)]
     assert found == [(0, 1, 9), (8, 9, 17), (16, 17, 25), (21, 25, 30)]
 
 
 def by_hand(model, tokens, given, length, stride):
     """Token by token, each from the tokens before it in its window."""
     losses = {}
-    for window in windows(len(tokens), length, stride):
-        for index in range(window.scored, window.end):
+    for window in iter_windows(len(tokens), length, stride):
+        for index in range(window.first_scored, window.end):
             context = torch.tensor([tokens[window.begin : index].tolist()])
             logits = logits_of(model, context)[0, -1]
             if given is None or not given[index]:
@@ -69,14 +69,14 @@ def test_sums_are_those_by_hand(
     end = 3
     told = []
 
-    score = score_row(
+    score = score_tokens(
         model,
         tokens,
         given,
         sequence_length=sequence_length,
         stride=stride,
         batch_size=batch_size,
-        end_of_text=end,
+        eos_token_id=end,
         progress=lambda done, total: told.append((done, total)),
     )
 
@@ -84,8 +84,8 @@ def test_sums_are_those_by_hand(
     ends = [loss for index, loss in losses.items() if tokens[index] == end]
     assert score.num_tokens == len(losses)
     assert score.nats == pytest.approx(sum(losses.values()), abs=1e-9)
-    assert score.num_ends == len(ends)
-    assert score.nats_of_ends == pytest.approx(sum(ends), abs=1e-9)
+    assert score.num_eos_tokens == len(ends)
+    assert score.eos_nats == pytest.approx(sum(ends), abs=1e-9)
     assert told[-1] == (length - 1, length - 1)
 
 
@@ -95,7 +95,7 @@ def test_summed_loss_is_over_all_tokens():
     both = torch.cat(batches)
     logits = logits_of(model, both[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), both[:, 1:].flatten())
-    total, count = summed_loss(model, batches).tolist()
+    total, count = sum_token_losses(model, batches).tolist()
     assert count == 32
     assert total / count == pytest.approx(expected.item(), abs=1e-12)
 
@@ -118,20 +118,20 @@ def test_bits_per_byte_worked_by_hand(name):
     With `bytes`, V = 257: 22 bytes and 3 ends are 25 tokens, 25 · log2(257) / 22 = 9.0973 bits per byte.
     """
     tokenizer = load_tokenizer(name)
-    row = read_row(DOCUMENTS, tokenizer)
-    score = score_row(
+    row = tokenize_for_evaluation(DOCUMENTS, tokenizer)
+    score = score_tokens(
         uniform_model(tokenizer.vocab_size),
         row.tokens,
-        row.given,
+        row.context_mask,
         sequence_length=8,
         stride=8,
         batch_size=2,
-        end_of_text=tokenizer.end_of_text,
+        eos_token_id=tokenizer.eos_token_id,
     )
 
     tokens = sum(len(tokenizer.encode(text)) + 1 for text in DOCUMENTS)
     assert row.num_bytes == UTF8
-    assert (row.num_documents, score.num_tokens, score.num_ends) == (3, tokens, 3)
+    assert (row.num_documents, score.num_tokens, score.num_eos_tokens) == (3, tokens, 3)
     assert score.loss == pytest.approx(math.log(tokenizer.vocab_size), abs=1e-12)
     assert score.perplexity == pytest.approx(tokenizer.vocab_size, abs=1e-9)
     assert bits_per_byte(score.nats, row.num_bytes) == pytest.approx(
@@ -152,17 +152,17 @@ class Prefixed:
 
 
 def test_what_begins_a_text_is_read_and_not_scored():
-    row = read_row(["ab", "c"], Prefixed())
+    row = tokenize_for_evaluation(["ab", "c"], Prefixed())
     assert row.tokens.tolist() == [299, 97, 98, 256, 299, 99, 256]
-    assert row.given.tolist() == [True, False, False, False, True, False, False]
-    plain = read_row(["ab", "c"], load_tokenizer("bytes"))
+    assert row.context_mask.tolist() == [True, False, False, False, True, False, False]
+    plain = tokenize_for_evaluation(["ab", "c"], load_tokenizer("bytes"))
     assert plain.tokens.tolist() == [256, 97, 98, 256, 99, 256]
-    assert plain.given is None
+    assert plain.context_mask is None
 
 
 @given(limit=st.integers(1, 40))
 def test_a_limited_row_has_its_own_bytes(limit):
-    row = read_row(["abc", "de", "fghij" * 3], load_tokenizer("bytes"), limit)
+    row = tokenize_for_evaluation(["abc", "de", "fghij" * 3], load_tokenizer("bytes"), limit)
     wanted = row.tokens[1:]
     assert len(wanted) == min(limit, 4 + 3 + 16)
     assert row.num_bytes == int((wanted != 256).sum())
@@ -170,7 +170,7 @@ def test_a_limited_row_has_its_own_bytes(limit):
 
 def test_no_text_is_refused():
     with pytest.raises(UserError, match="nothing to evaluate on"):
-        read_row([], load_tokenizer("bytes"))
+        tokenize_for_evaluation([], load_tokenizer("bytes"))
 
 
 def test_documents_are_read_no_further_than_the_limit():
@@ -178,4 +178,6 @@ def test_documents_are_read_no_further_than_the_limit():
         while True:
             yield "abcd"
 
-    assert len(read_row(endless(), load_tokenizer("bytes"), limit=50).tokens) == 51
+    assert (
+        len(tokenize_for_evaluation(endless(), load_tokenizer("bytes"), max_tokens=50).tokens) == 51
+    )

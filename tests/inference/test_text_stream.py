@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growlm.data import load_tokenizer
-from growlm.inference.outputs import for_terminal
-from growlm.inference.text_stream import TextStream, continuation_text, prompt_ids
+from growlm.inference.outputs import replace_control_characters
+from growlm.inference.text_stream import StreamingDetokenizer, decode_continuation, encode_prompt
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TOKENIZERS = {name: load_tokenizer(name) for name in ("bytes", "embedded")}
@@ -15,17 +15,17 @@ names = st.sampled_from(list(TOKENIZERS))
 
 
 def pieces(tokenizer, prompt, tokens):
-    stream = TextStream(tokenizer, prompt)
-    return [stream.push(token) for token in tokens] + [stream.end()]
+    stream = StreamingDetokenizer(tokenizer, prompt)
+    return [stream.push(token) for token in tokens] + [stream.finish()]
 
 
 @given(name=names, prompt=st.text(max_size=30), text=st.text(max_size=40))
 def test_pieces_of_a_text_are_whole_characters(name, prompt, text):
     tokenizer = TOKENIZERS[name]
-    prompt_tokens = prompt_ids(tokenizer, prompt)
+    prompt_tokens = encode_prompt(tokenizer, prompt)
     found = pieces(tokenizer, prompt_tokens, tokenizer.encode(text))
     assert "".join(found) == text
-    assert continuation_text(tokenizer, prompt_tokens, tokenizer.encode(text)) == text
+    assert decode_continuation(tokenizer, prompt_tokens, tokenizer.encode(text)) == text
     if REPLACEMENT not in text:
         assert not any(REPLACEMENT in piece for piece in found)
 
@@ -48,11 +48,11 @@ def test_a_character_comes_with_its_last_byte():
 
 def test_an_empty_prompt_is_the_beginning_of_a_text():
     tokenizer = TOKENIZERS["bytes"]
-    assert prompt_ids(tokenizer, "") == [tokenizer.end_of_text]
-    assert prompt_ids(tokenizer, "ab") == [97, 98]
+    assert encode_prompt(tokenizer, "") == [tokenizer.eos_token_id]
+    assert encode_prompt(tokenizer, "ab") == [97, 98]
 
 
 @pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\rb", "a\x07b", "a\x9bb"])
 def test_a_terminal_gets_no_commands(text):
-    assert for_terminal(text).startswith("a" + REPLACEMENT)
-    assert for_terminal("né\n\tx – “y” 木") == "né\n\tx – “y” 木"
+    assert replace_control_characters(text).startswith("a" + REPLACEMENT)
+    assert replace_control_characters("né\n\tx – “y” 木") == "né\n\tx – “y” 木"

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from growlm.checkpoint.checkpoint_folder import read_model
 from growlm.huggingface import HuggingFaceTensors
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 
-with without_torchao_notices():  # before the first test needs a model class
+with suppress_torchao_notices():  # before the first test needs a model class
     import transformers.modeling_utils
 
 transformers.logging.disable_progress_bar()

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from growlm.checkpoint import load_model, save_model
 from growlm.data import embedded_documents, load_tokenizer
-from growlm.data.tokenization.tiktoken_encodings import END_OF_TEXT, byte_pair_encoding
+from growlm.data.tokenization.tiktoken_encodings import END_OF_TEXT, make_byte_pair_encoding
 from growlm.huggingface import to_growlm, to_huggingface
-from growlm.huggingface.byte_level_tokenizer import byte_level_tokenizer, merges
+from growlm.huggingface.byte_level_tokenizer import build_byte_level_tokenizer, derive_merges
 from growlm.runtime.errors import UserError
 
 FAMILIES = {
@@ -89,11 +89,11 @@ def test_whatever_the_model_is(tmp_path, config):
     for text in ODD:
         assert_same(ours, theirs, text)
     ends = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
-    assert ends == (ours.end_of_text,) * 3
+    assert ends == (ours.eos_token_id,) * 3
     generation = GenerationConfig.from_pretrained(tmp_path / "hf")
     assert (generation.eos_token_id, generation.pad_token_id) == ends[1:]
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert (written["eos_token_id"], written["pad_token_id"]) == (ours.end_of_text, None)
+    assert (written["eos_token_id"], written["pad_token_id"]) == (ours.eos_token_id, None)
     assert set(theirs("a")) == {"input_ids", "attention_mask"}
 
 
@@ -103,7 +103,7 @@ def test_ours_comes_back_as_a_hugging_face_tokenizer(tmp_path):
     _, record = load_model(tmp_path / "back")
     assert record["tokenizer"] == "huggingface"
     again, ours = load_tokenizer("huggingface", tmp_path / "back"), load_tokenizer("embedded")
-    assert (again.vocab_size, again.end_of_text) == (ours.vocab_size, ours.end_of_text)
+    assert (again.vocab_size, again.eos_token_id) == (ours.vocab_size, ours.eos_token_id)
     for text in ODD:
         assert again.encode(text) == ours.encode(text)
 
@@ -163,7 +163,7 @@ def test_a_model_with_too_few_rows(tmp_path, name, size):
 def test_their_model_with_too_few_rows(tmp_path):
     save_model(build(tiny_config("llama", vocab_size=1024)), tmp_path / "ours", {})
     to_huggingface(tmp_path / "ours", tmp_path / "hf")
-    byte_level_tokenizer(load_tokenizer("embedded").encoding, END_OF_TEXT).save(
+    build_byte_level_tokenizer(load_tokenizer("embedded").encoding, END_OF_TEXT).save(
         str(tmp_path / "hf" / "tokenizer.json")
     )
     to_growlm(tmp_path / "hf", tmp_path / "fits")
@@ -187,8 +187,8 @@ def test_a_tokenizer_nobody_knows(tmp_path):
 def test_ranks_that_no_pairs_make():
     letters = {bytes([i]): i for i in range(256)}
     with pytest.raises(ValueError, match="no union of two tokens"):
-        merges(letters | {b"abc": 256})
-    assert merges(letters | {b"ab": 256, b"abc": 257}) == [("a", "b"), ("ab", "c")]
+        derive_merges(letters | {b"abc": 256})
+    assert derive_merges(letters | {b"ab": 256, b"abc": 257}) == [("a", "b"), ("ab", "c")]
 
 
 @given(st.data())
@@ -196,14 +196,14 @@ def test_any_trained_vocabulary(data):
     """Trained as vocabularies are, but with a pair drawn each time where training takes the most frequent one."""
     ranks = {bytes([i]): i for i in range(256)}
     corpus = data.draw(st.text("ab ", min_size=2, max_size=30))
-    encoding = byte_pair_encoding("drawn", r"[^\n]+|\n", ranks)
+    encoding = make_byte_pair_encoding("drawn", r"[^\n]+|\n", ranks)
     for _ in range(data.draw(st.integers(1, 12))):
         tokens = encoding.decode_tokens_bytes(encoding.encode_ordinary(corpus))
         if len(tokens) == 1:
             break
         place = data.draw(st.integers(0, len(tokens) - 2))
         ranks[tokens[place] + tokens[place + 1]] = len(ranks)
-        encoding = byte_pair_encoding("drawn", r"[^\n]+|\n", ranks)
-    theirs = byte_level_tokenizer(encoding, END_OF_TEXT)
+        encoding = make_byte_pair_encoding("drawn", r"[^\n]+|\n", ranks)
+    theirs = build_byte_level_tokenizer(encoding, END_OF_TEXT)
     for text in (corpus, data.draw(st.text("ab ", max_size=40))):
         assert theirs.encode(text, add_special_tokens=False).ids == encoding.encode_ordinary(text)

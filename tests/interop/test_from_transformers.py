@@ -170,7 +170,7 @@ def test_any_shape(tmp_path_factory, family, data):
     state = model.state_dict()
     assert tensors.names == list(state)
     for name, tensor in state.items():
-        entry = tensors.entry(name)
+        entry = tensors.info(name)
         assert (entry.dtype, entry.shape) == (tensor.dtype, tuple(tensor.shape))
         assert torch.equal(tensors.read(name), tensor)
     before, after = tensors_of(folder / "hf"), tensors_of(folder / "back")

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from growlm.checkpoint.checkpoint_folder import WEIGHTS, new_folder, write_config
-from growlm.checkpoint.safetensors_io import Entry, write_tensors
-from growlm.huggingface.tensor_conversion import our_shapes
+from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM, atomic_folder, write_config
+from growlm.checkpoint.safetensors_io import TensorInfo, write_tensors
+from growlm.huggingface.tensor_conversion import get_state_dict_shapes
 from growlm.model import ModelConfig
 
 MEASURED = """
@@ -39,10 +39,12 @@ def peak(*arguments):
 
 def write_checkpoint(folder, config):
     """A checkpoint of random weights, never in memory at once; its size and its largest tensor's."""
-    shapes = our_shapes(config)
-    entries = [Entry(name, torch.float32, shape) for name, shape in shapes.items()]
-    with new_folder(folder) as (partial, digests):
-        digests |= write_tensors(partial, WEIGHTS, entries, lambda name: torch.randn(shapes[name]))
+    shapes = get_state_dict_shapes(config)
+    entries = [TensorInfo(name, torch.float32, shape) for name, shape in shapes.items()]
+    with atomic_folder(folder) as (partial, digests):
+        digests |= write_tensors(
+            partial, WEIGHTS_STEM, entries, lambda name: torch.randn(shapes[name])
+        )
         write_config(partial, config, {})
     return sum(entry.nbytes for entry in entries), max(entry.nbytes for entry in entries)
 

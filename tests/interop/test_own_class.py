@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from growlm.checkpoint import load_model, save_model
 from growlm.huggingface import to_growlm, to_huggingface, transformers_model
-from growlm.model.keyed_rng import generator_for
+from growlm.model.keyed_rng import keyed_generator
 
 EXPERTS = {"num_experts": 4, "top_k": 2}
 WITHOUT_A_CLASS = {
@@ -36,7 +36,7 @@ def _own_modules(tmp_path, monkeypatch):
 def exported(tmp_path, config, dtype=torch.float32, **settings):
     model = build(config, std=0.2, dtype=dtype)
     for name, buffer in model.named_buffers():
-        buffer += 0.1 * torch.randn(buffer.shape, generator=generator_for(name))
+        buffer += 0.1 * torch.randn(buffer.shape, generator=keyed_generator(name))
     save_model(model, tmp_path / "ours", {"phase": "moe"})
     done = to_huggingface(tmp_path / "ours", tmp_path / "hf", **settings)
     assert done.class_name == "GrowLMForCausalLM"
@@ -225,7 +225,7 @@ def test_generate_with_an_assistant_as_without(generating):
     with torch.no_grad():  # another model, so that some of its proposals are refused
         for parameter in assistant.parameters():
             parameter += 0.05 * torch.randn(
-                parameter.shape, generator=generator_for("assistant"), dtype=torch.float64
+                parameter.shape, generator=keyed_generator("assistant"), dtype=torch.float64
             )
     text = tokens_for(generating.theirs.config, batch=1, time=5)
     assert torch.equal(generating(text, assistant_model=assistant), generating(text))

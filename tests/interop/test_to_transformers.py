@@ -14,7 +14,7 @@ from growlm.checkpoint import load_model, save_model
 from growlm.checkpoint import safetensors_io as tensor_files
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_writing import holds
+from growlm.huggingface.config_writing import can_represent
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
 
@@ -152,7 +152,7 @@ def test_a_grown_mistral_becomes_a_mixtral(tmp_path):
 def test_every_config_has_an_architecture():
     for changes in CLASSES.values():
         config = tiny_config(changes[0], **changes[1])
-        fitting = [each for each in ARCHITECTURES if holds(each, config)]
+        fitting = [each for each in ARCHITECTURES if can_represent(each, config)]
         assert len(fitting) > 1
         assert fitting[-1] is GROWLM
 
@@ -192,7 +192,7 @@ def test_every_model_of_ours_goes_out_and_comes_back(tmp_path_factory, config, s
     model = build(config, dtype=torch.float32)
     save_model(model, folder / "ours", {"phase": "dense"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_files, "SHARD_BYTES", 2000 if sharded else 10**9)
+        patch.setattr(tensor_files, "MAX_SHARD_BYTES", 2000 if sharded else 10**9)
         to_huggingface(folder / "ours", folder / "hf")
         to_growlm(folder / "hf", folder / "back")
     again, record = load_model(folder / "back")
@@ -204,7 +204,7 @@ def test_every_model_of_ours_goes_out_and_comes_back(tmp_path_factory, config, s
 
 
 def test_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(tensor_files, "MAX_SHARD_BYTES", 3000)
     model = trained("llama", **LLAMA, **EXPERTS)
     save_model(model, tmp_path / "ours", {})
     to_huggingface(tmp_path / "ours", tmp_path / "hf")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from growlm.growth import grow
-from growlm.growth.operators.registry import operators_from_data
+from growlm.growth.operators.registry import operators_from_dicts
 from growlm.model import ModelConfig, TransformerLM
 
 FILE = Path(__file__).with_suffix(".json")
@@ -111,7 +111,7 @@ def plain_model(config: dict[str, Any]) -> TransformerLM:
 def grown(name: str) -> TransformerLM:
     """Return what a case grows into."""
     seed, config, operators = CASES[name]
-    return grow(plain_model(config), operators_from_data(operators), seed, boundary_index=seed % 3)
+    return grow(plain_model(config), operators_from_dicts(operators), seed, boundary_index=seed % 3)
 
 
 def weights_hash(model: TransformerLM) -> str:

@@ -10,7 +10,7 @@ from tiny_run import tiny_run
 
 from growlm.checkpoint import load_model, save_model
 from growlm.huggingface import to_growlm, to_huggingface
-from growlm.optim.adamw_8bit import why_unavailable
+from growlm.optim.adamw_8bit import get_unavailable_reason
 
 
 def machines(*values):
@@ -43,7 +43,7 @@ def machines(*values):
     ids=" ".join,
 )
 def test_a_run(overrides, tmp_path):
-    if "optimizer=adamw_8bit" in overrides and (reason := why_unavailable("cpu")):
+    if "optimizer=adamw_8bit" in overrides and (reason := get_unavailable_reason("cpu")):
         pytest.skip(reason)
     before = fill_new_memory(False)
     try:

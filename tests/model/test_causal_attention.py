@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from growlm.model.layers import causal_attention as module
-from growlm.model.layers.causal_attention import LONGEST_BY_PRODUCTS, _ByProducts, causal_attention
+from growlm.model.layers.causal_attention import (
+    MAX_MATMUL_ATTENTION_LENGTH,
+    _MatmulAttention,
+    causal_attention,
+)
 
 
 def inputs(heads, key_value_heads, dtype=torch.float64, length=7, channels=6):
@@ -22,20 +26,20 @@ def test_values_and_gradients(heads, key_value_heads):
     weights = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * weights).sum(), tensors)
 
-    actual = _ByProducts.apply(*tensors)
+    actual = _MatmulAttention.apply(*tensors)
 
     found = torch.autograd.grad((actual * weights).sum(), tensors)
     assert (actual - expected).abs().max() <= 1e-14
     assert all((f - w).abs().max() <= 1e-13 for f, w in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("length", [LONGEST_BY_PRODUCTS, LONGEST_BY_PRODUCTS + 1])
+@pytest.mark.parametrize("length", [MAX_MATMUL_ATTENTION_LENGTH, MAX_MATMUL_ATTENTION_LENGTH + 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_products_are_taken_for_short_sequences_in_half_precision(monkeypatch, length, dtype):
     taken = []
-    monkeypatch.setattr(module._ByProducts, "apply", lambda *tensors: taken.append(tensors))
+    monkeypatch.setattr(module._MatmulAttention, "apply", lambda *tensors: taken.append(tensors))
     causal_attention(*inputs(2, 2, dtype, length))
-    assert bool(taken) == (dtype == torch.bfloat16 and length == LONGEST_BY_PRODUCTS)
+    assert bool(taken) == (dtype == torch.bfloat16 and length == MAX_MATMUL_ATTENTION_LENGTH)
 
 
 def test_in_half_precision_it_is_as_exact_as_its_inputs():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, tiny_config
 
-from growlm.model.keyed_rng import normal
-from growlm.model.layers.experts import CPU_ROWS, MixtureOfExperts
+from growlm.model.keyed_rng import keyed_normal
+from growlm.model.layers.experts import CPU_MAX_ROW_MULTIPLE, MixtureOfExperts
 from growlm.model.layers.routing import RoutingLog, route
 
 TOKENS, WIDTH, HIDDEN, NUM_EXPERTS = 96, 32, 48, 8
@@ -16,20 +16,20 @@ def mixture(family, top_k):
     layer = MixtureOfExperts(config)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            parameter.copy_(0.2 * normal(tuple(parameter.shape), "mixture", name))
+            parameter.copy_(0.2 * keyed_normal(tuple(parameter.shape), "mixture", name))
     return layer
 
 
 def outputs_and_gradients(layer, dispatch, starved_expert=None, tokens=TOKENS):
     """What the layer computes and the gradients of its input, router and every expert parameter."""
     layer.zero_grad()
-    x = normal((tokens, WIDTH), "input").requires_grad_()
+    x = keyed_normal((tokens, WIDTH), "input").requires_grad_()
     logits = layer.router(x)
     if starved_expert is not None:
         logits = logits - 100 * torch.eye(NUM_EXPERTS)[starved_expert]
     routing = route(logits, layer.top_k, break_ties=False)
     out = dispatch(x, routing)
-    (out * normal((tokens, WIDTH), "output gradient")).sum().backward()
+    (out * keyed_normal((tokens, WIDTH), "output gradient")).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
     return {"output": out.detach(), "input": x.grad, **gradients}, routing
 
@@ -43,9 +43,9 @@ def refuse(*_):
 @pytest.mark.parametrize("starved_expert", [None, 3])
 def test_grouped_equals_loop(family, top_k, starved_expert, monkeypatch):
     layer = mixture(family, top_k)
-    expected, routing = outputs_and_gradients(layer, layer.experts.loop, starved_expert)
-    assert (starved_expert is None) == bool((routing.load() > 0).all())
-    monkeypatch.setattr(layer.experts, "loop", refuse)
+    expected, routing = outputs_and_gradients(layer, layer.experts.forward_loop, starved_expert)
+    assert (starved_expert is None) == bool((routing.expert_load() > 0).all())
+    monkeypatch.setattr(layer.experts, "forward_loop", refuse)
 
     actual, _ = outputs_and_gradients(layer, layer.experts, starved_expert)
 
@@ -70,8 +70,8 @@ def test_double_precision_and_unaligned_widths_take_the_loop():
     layer = MixtureOfExperts(config)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            parameter.copy_(normal(tuple(parameter.shape), "unaligned", name))
-    x = normal((2, 5, 6), "unaligned input")
+            parameter.copy_(keyed_normal(tuple(parameter.shape), "unaligned", name))
+    x = keyed_normal((2, 5, 6), "unaligned input")
 
     assert (layer(x) - layer.double()(x.double())).abs().max() < 1e-4
 
@@ -105,14 +105,14 @@ def test_dispatch_is_bitwise_repeatable(family, dtype):
 
 def test_autocast_leaves_the_router_in_full_precision():
     layer = mixture("default", 2)
-    x = normal((1, TOKENS, WIDTH), "input")
+    x = keyed_normal((1, TOKENS, WIDTH), "input")
     plain, cast = RoutingLog(), RoutingLog()
     layer(x, plain)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x, cast)
 
-    assert torch.equal(plain.found[0].logits, cast.found[0].logits)
-    assert torch.equal(plain.found[0].chosen, cast.found[0].chosen)
+    assert torch.equal(plain.routings[0].logits, cast.routings[0].logits)
+    assert torch.equal(plain.routings[0].selected_experts, cast.routings[0].selected_experts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,7 +121,7 @@ def test_slots_are_all_different_and_each_experts_rows_are_its_own(tokens, dtype
     layer = mixture("default", 2)
     assigned = torch.randint(NUM_EXPERTS, (2 * tokens,), generator=torch.Generator().manual_seed(1))
 
-    slots, ends = layer.experts._slots(assigned, dtype)
+    slots, ends = layer.experts._assign_rows(assigned, dtype)
 
     assert len(set(slots.tolist())) == len(slots)
     owner = torch.searchsorted(ends, slots.to(ends.dtype), right=True)
@@ -137,7 +137,7 @@ def test_many_tokens_are_padded_to_few_different_sizes():
     sizes = set()
     for _ in range(50):
         assigned = torch.randint(NUM_EXPERTS, (4096,), generator=generator)
-        _, ends = layer.experts._slots(assigned, torch.bfloat16)
+        _, ends = layer.experts._assign_rows(assigned, torch.bfloat16)
         sizes |= set(ends.diff(prepend=ends.new_zeros(1)).tolist())
-    assert all(size % CPU_ROWS == 0 for size in sizes)
+    assert all(size % CPU_MAX_ROW_MULTIPLE == 0 for size in sizes)
     assert len(sizes) <= 4

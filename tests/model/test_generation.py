@@ -9,9 +9,9 @@ from tiny_models import EXPERTS, build, logits_of, tiny_config
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.inference import generation
 from growlm.inference.generation import generate
-from growlm.inference.precision import in_precision
+from growlm.inference.precision import cast_weights
 from growlm.inference.sampling import Sampling
-from growlm.model.keyed_rng import generator_for
+from growlm.model.keyed_rng import keyed_generator
 from growlm.model.kv_cache import KeyValueCache
 from growlm.runtime.errors import RunError
 
@@ -82,10 +82,10 @@ def test_cached_logits_are_those_without_a_cache(shape, prompts, count, chunk, d
 
     with torch.no_grad():
         for part in rows[:, :longest].split(chunk, dim=1):
-            stream = model.read_on(part, cache)
+            stream = model.decode_step(part, cache)
         found = [stream @ model.head_weight.T]
         for step in range(longest, rows.shape[1] - 1):
-            found.append(model.read_on(rows[:, step : step + 1], cache) @ model.head_weight.T)
+            found.append(model.decode_step(rows[:, step : step + 1], cache) @ model.head_weight.T)
 
     found = torch.stack(found, dim=1)
     for row, text, prompt in zip(found, texts, prompts, strict=True):
@@ -156,7 +156,7 @@ def test_every_dtype_has_its_path(family, experts, dtype):
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         texts = generate(model, prompts, 20, GREEDY)
         again = generate(model, prompts, 20, GREEDY)
-    cast = generate(in_precision(model, dtype), prompts, 20, GREEDY)
+    cast = generate(cast_weights(model, dtype), prompts, 20, GREEDY)
     assert texts == again
     assert all(len(text.tokens) == 20 for text in texts + cast)
     if dtype == torch.float32:
@@ -167,14 +167,14 @@ def test_routers_keep_their_precision():
     config = tiny_config(router_bias_step=0.1, **EXPERTS)
     model = build(config, dtype=torch.float32)
     routers = [block.feed_forward.router.weight.clone() for block in model.blocks]
-    in_precision(model, torch.bfloat16)
+    cast_weights(model, torch.bfloat16)
     for block, router in zip(model.blocks, routers, strict=True):
         assert torch.equal(block.feed_forward.router.weight, router)
         assert block.feed_forward.selection_bias.dtype == torch.float32
         assert block.feed_forward.experts.up.dtype == torch.bfloat16
     assert model.embedding.weight.dtype == torch.bfloat16
     assert (
-        in_precision(model, torch.float64).blocks[0].feed_forward.router.weight.dtype
+        cast_weights(model, torch.float64).blocks[0].feed_forward.router.weight.dtype
         == torch.float64
     )
 
@@ -284,14 +284,16 @@ def test_mode_is_kept(training):
 
 def test_ended_rows_leave_the_batch(model, monkeypatch):
     """Half of eight texts end at once: the other half goes on as a batch of four."""
-    prompts = torch.randint(29, (8, 4), generator=generator_for("rows")).tolist()
+    prompts = torch.randint(29, (8, 4), generator=keyed_generator("rows")).tolist()
     firsts = [generate(model, [prompt], 1, GREEDY)[0].tokens[0] for prompt in prompts]
     stops = set(firsts[:4])
     alone = [generate(model, [p], 16, GREEDY, stop_tokens=stops)[0] for p in prompts]
     sizes = []
-    read_on = generation._Batch.read_on
+    read_on = generation._DecodingBatch.decode_step
     monkeypatch.setattr(
-        generation._Batch, "read_on", lambda self, t: sizes.append(len(t)) or read_on(self, t)
+        generation._DecodingBatch,
+        "decode_step",
+        lambda self, t: sizes.append(len(t)) or read_on(self, t),
     )
     assert generate(model, prompts, 16, GREEDY, stop_tokens=stops) == alone
     assert all(size <= 4 for size in sizes)
@@ -300,11 +302,11 @@ def test_ended_rows_leave_the_batch(model, monkeypatch):
 def test_long_prompts_are_read_in_parts(model, monkeypatch):
     prompts = [[1, 2, 3] * 9, [4, 5]]
     whole = generate(model, prompts, 8, GREEDY)
-    monkeypatch.setattr(generation, "TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK_TOKENS", 10)
     lengths = []
-    read_on = type(model).read_on
+    read_on = type(model).decode_step
     monkeypatch.setattr(
-        type(model), "read_on", lambda self, t, c: lengths.append(t.shape[1]) or read_on(self, t, c)
+        type(model), "decode_step", lambda self, t, c: lengths.append(t.shape[1]) or read_on(self, t, c)
     )
     assert generate(model, prompts, 8, GREEDY) == whole
     assert lengths == [5, 5, 5, 5, 5, 2] + [1] * 7
@@ -314,9 +316,9 @@ def test_a_cache_is_no_longer_than_it_was_made():
     model = build(tiny_config())
     cache = KeyValueCache(model.config, 3, torch.zeros(1, dtype=torch.long))
     with torch.no_grad():
-        model.read_on(torch.tensor([[1, 2, 3]]), cache)
+        model.decode_step(torch.tensor([[1, 2, 3]]), cache)
         with pytest.raises(ValueError, match="4 tokens in a cache of 3 slots"):
-            model.read_on(torch.tensor([[4]]), cache)
+            model.decode_step(torch.tensor([[4]]), cache)
 
 
 def test_a_grown_model_continues_as_the_small_one():

@@ -11,7 +11,9 @@ from growlm.model.loss import linear_cross_entropy
 
 @pytest.fixture(params=[1, 3, 1000], ids="{} rows a chunk".format)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 8 * loss_module.PADDING * request.param)
+    monkeypatch.setattr(
+        loss_module, "CHUNK_BYTES", 8 * loss_module.LOGITS_ROW_ALIGNMENT * request.param
+    )
     monkeypatch.setattr(loss_module, "BLOCK_BYTES", 2 * 8 * 29)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from growlm.model.layers.rotary import rotate
+from growlm.model.layers.rotary import apply_rotary
 
 
 def by_formula(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def inputs(dtype: torch.dtype, shape=(2, 3, 5, 8)) -> tuple[Tensor, Tensor, Tens
 def test_values_and_gradients_to_the_bit(dtype, shape):
     x, cos, sin = inputs(dtype, shape)
     results = []
-    for function in (by_formula, rotate):
+    for function in (by_formula, apply_rotary):
         out = function(x.transpose(1, 2), cos, sin)
         assert out.is_contiguous()
         weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
@@ -40,19 +40,19 @@ def test_values_and_gradients_to_the_bit(dtype, shape):
 def test_the_gradient_is_the_functions_own():
     x, cos, sin = inputs(torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x: rotate(x.transpose(1, 2), cos.double(), sin.double()), x
+        lambda x: apply_rotary(x.transpose(1, 2), cos.double(), sin.double()), x
     )
 
 
 def test_the_gradient_has_the_layout_of_the_projection():
     x, cos, sin = inputs(torch.float32)
     heads = x.transpose(1, 2)
-    (gradient,) = torch.autograd.grad(rotate(heads, cos, sin).sum(), heads)
+    (gradient,) = torch.autograd.grad(apply_rotary(heads, cos, sin).sum(), heads)
     assert gradient.stride() == heads.stride()
 
 
 def test_the_length_of_every_pair_stays():
     x, cos, sin = inputs(torch.float64)
-    turned = rotate(x.transpose(1, 2), cos.double(), sin.double())
+    turned = apply_rotary(x.transpose(1, 2), cos.double(), sin.double())
     pairs = [t.unflatten(-1, (2, -1)).square().sum(-2) for t in (x.transpose(1, 2), turned)]
     torch.testing.assert_close(*pairs, rtol=1e-6, atol=1e-8)

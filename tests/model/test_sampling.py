@@ -5,7 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm.inference.sampling import Sampling, candidates, choose, penalise_repetition
+from growlm.inference.sampling import (
+    Sampling,
+    apply_repetition_penalty,
+    filter_candidates,
+    sample_tokens,
+)
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
 
@@ -45,7 +50,7 @@ def test_filters_are_those_of_transformers(seed, temperature, top_k, top_p):
         expected = logits_process.TopPLogitsWarper(top_p)(None, expected)
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    probabilities, ids = candidates(logits, sampling)
+    probabilities, ids = filter_candidates(logits, sampling)
 
     found = spread(probabilities, ids)
     found = found / found.sum(dim=-1, keepdim=True)
@@ -57,7 +62,7 @@ def test_filters_are_those_of_transformers(seed, temperature, top_k, top_p):
 def test_next_to_no_temperature_takes_the_likeliest_token(temperature, filters):
     logits = random_logits(0).float()
     draws = torch.tensor([0.0, 0.3, 0.7, 1 - 2**-53], dtype=torch.float64)
-    found = choose(logits, Sampling(temperature=temperature, **filters), draws)
+    found = sample_tokens(logits, Sampling(temperature=temperature, **filters), draws)
     assert torch.equal(found, logits.argmax(dim=-1))
 
 
@@ -71,7 +76,7 @@ def test_the_penalty_is_that_of_transformers(seed, penalty):
     tokens = torch.randint(VOCABULARY, (4, 12), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits)
     seen = torch.zeros(4, VOCABULARY, dtype=torch.bool).scatter(1, tokens, True)
-    assert (penalise_repetition(logits, seen, penalty) - expected).abs().max() <= 1e-12
+    assert (apply_repetition_penalty(logits, seen, penalty) - expected).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -81,10 +86,10 @@ def test_draws_come_as_often_as_their_probability(sampling):
     """Evenly spread draws make every frequency exact to one part in their number."""
     count = 100_000
     logits = random_logits(0, batch=1)
-    expected = spread(*candidates(logits, sampling))[0]
+    expected = spread(*filter_candidates(logits, sampling))[0]
     expected = expected / expected.sum()
     draws = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    tokens = choose(logits.expand(count, -1), sampling, draws)
+    tokens = sample_tokens(logits.expand(count, -1), sampling, draws)
     frequencies = torch.bincount(tokens, minlength=VOCABULARY) / count
     assert (frequencies - expected).abs().max() <= 1.5 / count
     assert bool((frequencies[expected == 0] == 0).all())
@@ -98,15 +103,15 @@ def test_no_draw_takes_what_was_filtered(seed, draw, top_p):
     draws = torch.full((4,), draw, dtype=torch.float64)
     for value in (draws, torch.full_like(draws, 1 - 2**-53), torch.zeros_like(draws)):
         sampling = Sampling(top_p=top_p)
-        tokens = choose(logits, sampling, value)
+        tokens = sample_tokens(logits, sampling, value)
         kept = spread(*(x if x is None or x.dtype == torch.int64 else x.double()
-                        for x in candidates(logits, sampling)))  # fmt: skip
+                        for x in filter_candidates(logits, sampling)))  # fmt: skip
         assert bool((kept.gather(1, tokens.unsqueeze(1)) > 0).all())
 
 
 def test_temperature_zero_takes_the_likeliest():
     logits = random_logits(1)
-    assert torch.equal(choose(logits, Sampling(temperature=0), None), logits.argmax(dim=-1))
+    assert torch.equal(sample_tokens(logits, Sampling(temperature=0), None), logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -114,7 +119,9 @@ def test_temperature_zero_takes_the_likeliest():
 def test_what_is_not_finite_is_told(temperature, value):
     logits = random_logits(1)
     logits[2, 5] = value
-    tokens = choose(logits, Sampling(temperature=temperature), torch.full((4,), 0.5).double())
+    tokens = sample_tokens(
+        logits, Sampling(temperature=temperature), torch.full((4,), 0.5).double()
+    )
     assert (tokens == -1).tolist() == [False, False, True, False]
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.keyed_rng import generator_for, normal
+from growlm.model.keyed_rng import keyed_generator, keyed_normal
 
 FAMILIES = {
     "default": {"norm": "layernorm", "feed_forward": "gelu", "bias": True},
@@ -32,13 +32,13 @@ def build(config, seed=0, std=0.05, dtype=torch.float64, model_class=Transformer
     model = model_class(config, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter += std * normal(tuple(parameter.shape), "moved", seed, name)
+            parameter += std * keyed_normal(tuple(parameter.shape), "moved", seed, name)
     return model.to(dtype).eval()
 
 
 def random_tokens(config, batch=3, time=10, seed=0):
     """(batch, time) of random tokens."""
-    generator = generator_for("tokens", seed)
+    generator = keyed_generator("tokens", seed)
     return torch.randint(config.vocab_size, (batch, time), generator=generator)
 
 

@@ -7,8 +7,8 @@ from written_run import page_data, write_run
 
 from growlm.report import report
 from growlm.reporting.html import read_report, write_report
-from growlm.reporting.html.savings import savings
-from growlm.reporting.html.sweep_parameters import find_dials
+from growlm.reporting.html.savings import compute_savings
+from growlm.reporting.html.sweep_parameters import find_sweep_parameters
 from growlm.runtime.errors import UserError
 
 SCRATCH = {"kind": "scratch", "equal": "flops", "of": "quickstart"}
@@ -47,8 +47,8 @@ def test_dials_are_the_keys_that_differ(tmp_path):
             phases={"wide": {"grow": [{"widen": {"noise_std": noise}}]}},
         )
     runs = read_report([tmp_path / "0", tmp_path / "1"]).runs
-    assert find_dials(runs) == ["growth.noise_std"]
-    assert [run.dials for run in runs] == [
+    assert find_sweep_parameters(runs) == ["growth.noise_std"]
+    assert [run.sweep_parameters for run in runs] == [
         {"growth.noise_std": "0.01"},
         {"growth.noise_std": "0.02"},
     ]
@@ -97,14 +97,14 @@ def test_a_job_cannot_point_elsewhere(folder, tmp_path):
 def test_savings_against_a_baseline(tmp_path):
     write_run(tmp_path / "grown", speed=2.0)
     write_run(tmp_path / "scratch", name="scratch", baseline=SCRATCH)
-    found = savings(read_report([tmp_path / "grown", tmp_path / "scratch"]).runs)
+    found = compute_savings(read_report([tmp_path / "grown", tmp_path / "scratch"]).runs)
     assert not isinstance(found, str)
-    assert "training loss" in found.measured_as
+    assert "training loss" in found.loss_description
     grown, scratch = found.runs
-    assert grown.saved["scratch"]["flops"] == pytest.approx(0.5)
-    assert grown.saved["scratch"]["tokens"] == pytest.approx(0.0)
-    assert grown.saved["scratch"]["seconds"] == pytest.approx(0.5)
-    assert scratch.saved == {}
+    assert grown.saved_fractions["scratch"]["flops"] == pytest.approx(0.5)
+    assert grown.saved_fractions["scratch"]["tokens"] == pytest.approx(0.0)
+    assert grown.saved_fractions["scratch"]["seconds"] == pytest.approx(0.5)
+    assert scratch.saved_fractions == {}
 
 
 def test_savings_use_validations_that_are_frequent(tmp_path):
@@ -122,10 +122,10 @@ def test_savings_use_validations_that_are_frequent(tmp_path):
                     "val_loss": 0.9 - 0.05 * index,
                 }
                 file.write(json.dumps(line) + "\n")
-    found = savings(read_report([tmp_path / "a", tmp_path / "b"]).runs)
+    found = compute_savings(read_report([tmp_path / "a", tmp_path / "b"]).runs)
     assert not isinstance(found, str)
-    assert "validation loss" in found.measured_as
-    assert found.loss == pytest.approx(0.45)
+    assert "validation loss" in found.loss_description
+    assert found.target_loss == pytest.approx(0.45)
 
 
 def test_a_run_that_never_gets_there_says_so(tmp_path):
@@ -134,7 +134,9 @@ def test_a_run_that_never_gets_there_says_so(tmp_path):
     short = write_run(tmp_path / "stopped", steps=40, finished=False)
     path = short / "checkpoints" / "training_history.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:30]))
-    found = savings(read_report([tmp_path / name for name in ("long", "also", "stopped")]).runs)
+    found = compute_savings(
+        read_report([tmp_path / name for name in ("long", "also", "stopped")]).runs
+    )
     assert not isinstance(found, str)
     assert [one.costs is None for one in found.runs] == [False, False, True]
     out = tmp_path / "comparison.html"
@@ -146,7 +148,7 @@ def test_a_run_that_never_gets_there_says_so(tmp_path):
 def test_losses_on_other_data_are_not_compared(tmp_path):
     write_run(tmp_path / "a", tokenizer={"name": "bytes"})
     write_run(tmp_path / "b", tokenizer={"name": "gpt2"})
-    found = savings(read_report([tmp_path / "a", tmp_path / "b"]).runs)
+    found = compute_savings(read_report([tmp_path / "a", tmp_path / "b"]).runs)
     assert isinstance(found, str)
     assert "tokenizer.name" in found
 
@@ -195,13 +197,13 @@ def test_what_follows_from_the_kind_of_baseline_is_no_dial(tmp_path):
     write_run(tmp_path / "again", **other)
     write_run(tmp_path / "scratch", name="scratch", baseline=SCRATCH, model={"d_model": 16})
     report = read_report([tmp_path / name for name in ("grown", "again", "scratch")])
-    assert report.dials == ["baseline.kind", "seed"]
+    assert report.parameter_keys == ["baseline.kind", "seed"]
 
 
 def test_all_keys_that_differ_are_told(tmp_path):
     write_run(tmp_path / "a", optimizer={"name": "adamw"}, schedule={"name": "wsd"})
     write_run(tmp_path / "b", optimizer={"name": "sgd"}, schedule={"name": "cosine"})
-    assert read_report([tmp_path / "a", tmp_path / "b"]).dials == [
+    assert read_report([tmp_path / "a", tmp_path / "b"]).parameter_keys == [
         "optimizer.name",
         "schedule.name",
     ]

@@ -13,9 +13,9 @@ import yaml
 from written_run import page_data, write_history, write_run
 
 from growlm.reporting.html import write_report
-from growlm.reporting.html.page import ASSETS
+from growlm.reporting.html.page import ASSETS_DIR
 from growlm.reporting.reading.run_files import read_run
-from growlm.reporting.records import Reused
+from growlm.reporting.records import ReusedPhases
 from growlm.runtime.errors import UserError
 
 HOSTILE = (
@@ -102,7 +102,7 @@ def test_reused_phases_and_baselines_are_told(tmp_path):
         tmp_path / "run", baseline={"kind": "scratch", "equal": "flops", "of": "grown"}
     )
     summary = json.loads((folder / "summary.json").read_text())
-    summary["reused"] = asdict(Reused(["dense", "moe"], run="../0_first", seconds=41.2))
+    summary["reused"] = asdict(ReusedPhases(["dense", "moe"], run="../0_first", seconds=41.2))
     (folder / "summary.json").write_text(json.dumps(summary))
     notes = report(folder)["notes"]
     assert "Phases dense, moe reused from ../0_first, 41 s saved." in notes
@@ -127,7 +127,7 @@ def test_nothing_from_a_run_becomes_markup(tmp_path):
 
 
 def test_the_pages_own_parts_are_ascii():
-    for path in ASSETS.iterdir():
+    for path in ASSETS_DIR.iterdir():
         assert path.read_bytes().isascii(), path.name
 
 
@@ -232,5 +232,5 @@ def test_the_command_to_reproduce_trains_the_same(tmp_path):
 
 def test_statuses_of_a_sweep_are_kept(tmp_path):
     run = read_run(write_run(tmp_path / "run", finished=False))
-    run.told_status = "interrupted"
+    run.reported_status = "interrupted"
     assert run.status == "interrupted"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
-from growlm.optim.lr_schedule import schedule_factor
+from growlm.optim.lr_schedule import compute_lr_factor
 
 VOCABULARY = 1024
 
@@ -39,13 +39,15 @@ def test_shorter_runs_are_longer_ones_until_they_decay(arm, shares, factor):
         own = make_plan(run, VOCABULARY)
         assert abs(flops(own) - share * flops(plan)) <= dear
         *before, decay = own.phases
-        assert abs(decay.steps * dear - DECAY * share * flops(plan)) <= dear
+        assert abs(decay.num_steps * dear - DECAY * share * flops(plan)) <= dear
         assert not decay.operators, "it grows on the plateau"
         assert sum(bool(phase.operators) for phase in before) == len(plan.phases) - 1
         for phase in before:
-            rates = [schedule_factor(run.schedule, own, phase, step) for step in range(phase.steps)]
+            rates = [
+                compute_lr_factor(run.schedule, own, phase, step) for step in range(phase.num_steps)
+            ]
             assert set(rates[run.schedule.warmup_steps if phase is before[0] else 0 :]) == {1.0}
-        assert schedule_factor(run.schedule, own, decay, 1) < 1.0
+        assert compute_lr_factor(run.schedule, own, decay, 1) < 1.0
         # What another run has trained is trained by this one too, under the same name.
         assert [(p.name, p.settings) for p in before[: len(begun)]] == begun
         begun = [(p.name, p.settings) for p in before]
@@ -55,12 +57,14 @@ def test_shorter_runs_are_longer_ones_until_they_decay(arm, shares, factor):
 def test_the_growth_can_be_moved(grows_at):
     config, plan = planned(AXES[0], grows_at=grows_at)
     source = plan.phases[0]
-    assert source.steps * source.flops_per_step == pytest.approx(grows_at * flops(plan), rel=0.01)
+    assert source.num_steps * source.flops_per_step == pytest.approx(
+        grows_at * flops(plan), rel=0.01
+    )
     own = make_plan(trained_for(config, plan, 1.0, (1.0,)), VOCABULARY)
     assert [phase.name for phase in own.phases] == ["source", "grown"]
     schedule = trained_for(config, plan, 1.0, (1.0,)).schedule
-    last = own.phases[0].steps - 1
-    assert schedule_factor(schedule, own, own.phases[0], last) == 1.0, "it grows on the plateau"
+    last = own.phases[0].num_steps - 1
+    assert compute_lr_factor(schedule, own, own.phases[0], last) == 1.0, "it grows on the plateau"
 
 
 def test_a_cosine_is_not_cut():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import study_growth
 
-from growlm.runtime.exit_codes import exit_code_of
-from growlm.storage.locks import take_lock
+from growlm.runtime.exit_codes import run_and_get_exit_code
+from growlm.storage.locks import acquire_lock
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "study_growth.py"
 SMALL = ("--scale", "0.002", "--only", "depth x2", "data.documents=500")
@@ -106,7 +106,7 @@ def test_a_killed_study_goes_on_and_ends_as_any_other(tmp_path):
 def refused(monkeypatch, capsys, out, *arguments):
     """What the command says, in this process: a new one takes seconds to start."""
     monkeypatch.setattr(sys, "argv", command(out, *arguments)[1:])
-    assert exit_code_of(study_growth.main) == 2
+    assert run_and_get_exit_code(study_growth.main) == 2
     return capsys.readouterr().err
 
 
@@ -144,5 +144,5 @@ def test_records_of_other_settings_are_refused(tmp_path, monkeypatch, capsys, ar
 
 
 def test_two_at_once_are_refused(tmp_path, monkeypatch, capsys):
-    with take_lock(tmp_path / ".lock"):
+    with acquire_lock(tmp_path / ".lock"):
         assert "is at it" in refused(monkeypatch, capsys, tmp_path, *SMALL)

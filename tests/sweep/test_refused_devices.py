@@ -8,7 +8,7 @@ from growlm.cli.hydra_command import quote_free_text
 from growlm.config import load_config
 from growlm.runtime.errors import UserError
 from growlm.sweep.compose import compose_jobs
-from growlm.sweep.job_devices import torchrun_command
+from growlm.sweep.job_devices import format_torchrun_command
 
 
 def refused(*arguments):
@@ -66,6 +66,6 @@ def test_jobs_on_one_device_are_composed():
     [(8, None, (1, 8)), (8, 16, (1, 8)), (16, 8, (2, 8)), (12, 8, (2, 6)), (7, 4, (7, 1))],
 )
 def test_nodes_are_alike(devices, per_node, shape):
-    command = shlex.split(torchrun_command([], devices, per_node))
+    command = shlex.split(format_torchrun_command([], devices, per_node))
     nodes = int(command[command.index("--nnodes") + 1]) if "--nnodes" in command else 1
     assert (nodes, int(command[command.index("--nproc-per-node") + 1])) == shape

@@ -10,9 +10,9 @@ import pytest
 
 import growlm.training
 from growlm.runtime.errors import RunError, UserError
-from growlm.storage.locks import take_lock
-from growlm.storage.watched_folders import RemovedError
-from growlm.sweep.sweep_folder import Sweep, SweepFolder, make_job
+from growlm.storage.locks import acquire_lock
+from growlm.storage.watched_folders import FolderRemovedError
+from growlm.sweep.sweep_folder import SweepFolder, SweepRecord, make_job
 from growlm.train import train
 from growlm.training import Interrupted
 
@@ -105,8 +105,8 @@ def test_a_job_that_another_process_is_at_is_left_alone(runs, monkeypatch, tmp_p
     sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
     runs.taken()
     runs.ending = lambda config: None
-    with take_lock(tmp_path / "here" / ".job-0.lock"):
-        SweepFolder(tmp_path / "here").update(0, status="running")
+    with acquire_lock(tmp_path / "here" / ".job-0.lock"):
+        SweepFolder(tmp_path / "here").update_job(0, status="running")
         sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
     assert runs.taken() == [(2, True)]
     assert jobs(tmp_path / "here")[0][1] == "running"
@@ -168,7 +168,7 @@ def test_a_sweep_file_that_is_none_of_ours(tmp_path, text):
 
 @pytest.mark.parametrize("folder", ["../precious", "..", ".", "", "a/b", "/"])
 def test_a_job_is_never_outside_its_sweep(tmp_path, folder):
-    record = Sweep("plan", [], [], "", [make_job(0, ["seed=1"], [])])
+    record = SweepRecord("plan", [], [], "", [make_job(0, ["seed=1"], [])])
     record.jobs[0].folder = folder
     SweepFolder(tmp_path).write(record)
     with pytest.raises(ValueError, match="no name"):
@@ -197,10 +197,10 @@ def test_a_value_that_cannot_be_is_said_before_the_first_job_begins(
 def test_a_sweep_whose_folder_is_removed_stops_and_makes_nothing_anew(runs, monkeypatch, tmp_path):
     def remove(config):
         shutil.rmtree(tmp_path / "sweep")
-        return RemovedError(Path(config.run_dir))
+        return FolderRemovedError(Path(config.run_dir))
 
     runs.ending = remove
-    with pytest.raises(RemovedError, match=rf"^{tmp_path}/sweep was removed or moved"):
+    with pytest.raises(FolderRemovedError, match=rf"^{tmp_path}/sweep was removed or moved"):
         sweep(monkeypatch, "seed=1,2,3", "hydra.sweep.dir=sweep")
     assert runs.taken() == [(1, False)]
     assert not list(tmp_path.iterdir())
@@ -211,7 +211,7 @@ def test_a_job_whose_folder_is_removed_fails_alone(runs, monkeypatch, tmp_path):
         if config.seed != 2:
             return None
         shutil.rmtree(config.run_dir)
-        return RemovedError(Path(config.run_dir))
+        return FolderRemovedError(Path(config.run_dir))
 
     runs.ending = remove
     assert sweep(monkeypatch, "seed=1,2,3", "hydra.sweep.dir=sweep") == 1

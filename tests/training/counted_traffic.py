@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growlm.model import ModelConfig, TransformerLM
-from growlm.model.fsdp import shard
-from growlm.runtime.exit_codes import leave
+from growlm.model.fsdp import apply_fsdp
+from growlm.runtime.exit_codes import exit_process
 
 
 def main(place, rank, shape):
@@ -47,7 +47,7 @@ def ddp_step(config, tokens):
 
 def fsdp_step(config, tokens, bf16):
     model = TransformerLM(config)
-    shard(model, init_device_mesh("cpu", (2,)))
+    apply_fsdp(model, init_device_mesh("cpu", (2,)))
     with Counting() as counting:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss = model.loss(tokens)
@@ -73,4 +73,4 @@ class Counting(TorchDispatchMode):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    leave(0)
+    exit_process(0)

@@ -4,12 +4,12 @@ import torch
 from tiny_models import random_tokens
 
 from growlm.config.schema import OptimizerConfig
-from growlm.growth import Draws, apply_growth, grow_moments, plan_growth
+from growlm.growth import GrowthRng, apply_growth, build_growth_map, grow_optimizer_state
 from growlm.optim.optimizer_factory import (
-    audit_optimizer,
     build_optimizer,
-    load_states,
-    states_by_name,
+    check_optimizer,
+    get_optimizer_states,
+    restore_optimizer_states,
 )
 from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 
@@ -36,9 +36,9 @@ class Training:
 
     def _begin(self, states):
         self.optimizer = build_optimizer(self.model, self.settings, self.lr, self.scaling.lr_factor)
-        self.scaling.start(states)
-        load_states(self.model, self.optimizer, states)
-        audit_optimizer(self.model, self.optimizer)
+        self.scaling.scale_state(states)
+        restore_optimizer_states(self.model, self.optimizer, states)
+        check_optimizer(self.model, self.optimizer)
 
     def steps(self, count):
         for _ in range(count):
@@ -49,28 +49,28 @@ class Training:
                 loss = loss + 0.01 * torch.stack([r.balance_loss() for r in routings]).mean()
             loss.backward()
             self.norms.append(
-                float(self.scaling.before_update(self.model, self.optimizer, self.clip))
+                float(self.scaling.before_step(self.model, self.optimizer, self.clip))
             )
             self.optimizer.step()
-            self.scaling.after_update()
+            self.scaling.after_step()
             self.model.zero_grad(set_to_none=True)
             self.done += 1
         return self
 
     def grow(self, operators, mode, peak=1.3, warmup=5):
-        growth_map = plan_growth(self.model.config, operators)
-        states = states_by_name(self.model, self.optimizer)
-        self.model = apply_growth(self.model, growth_map, Draws(0))
-        self.scaling.settle(states)
+        growth_map = build_growth_map(self.model.config, operators)
+        states = get_optimizer_states(self.model, self.optimizer)
+        self.model = apply_growth(self.model, growth_map, GrowthRng(0))
+        self.scaling.unscale_state(states)
         with torch.no_grad():
-            states = grow_moments(growth_map, states, mode)
+            states = grow_optimizer_state(growth_map, states, mode)
         if mode == "exact":
-            self.factors = growth_map.factors(self.factors)
+            self.factors = growth_map.scale_factors(self.factors)
             self.scaling = ExactScaling(self.factors)
         elif mode == "asymmetric":
             betas = None if self.settings.beta1 is None else (0.9, 0.95)
             self.factors = {}
-            self.scaling = AsymmetricScaling(growth_map.factors(), peak, warmup, betas)
+            self.scaling = AsymmetricScaling(growth_map.scale_factors(), peak, warmup, betas)
         else:
             self.factors, self.scaling = {}, StepScaling()
         self._begin(states)

@@ -12,7 +12,7 @@ from imitation import imitate_machine
 from stopping import SignalAt
 from tiny_run import tiny_config
 
-from growlm.runtime.exit_codes import exit_code_of, leave
+from growlm.runtime.exit_codes import exit_process, run_and_get_exit_code
 from growlm.training import run_plan
 
 
@@ -25,7 +25,7 @@ def main(step, ranks, run_dir, *settings):
         run_plan(tiny_config(Path(run_dir), *settings), callbacks)
         return 0
 
-    leave(exit_code_of(body))
+    exit_process(run_and_get_exit_code(body))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from growlm.runtime.exit_codes import exit_code_of, leave
+    from growlm.runtime.exit_codes import exit_process, run_and_get_exit_code
 
-    leave(exit_code_of(main))
+    exit_process(run_and_get_exit_code(main))

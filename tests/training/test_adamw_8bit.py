@@ -17,21 +17,25 @@ from tiny_run import TINY_PLAN, config_from, rows, tiny_run
 from tiny_run import tiny_config as run_config
 
 from growlm import plan as plan_command
-from growlm.checkpoint import load_states
+from growlm.checkpoint import read_optimizer_states
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
-from growlm.growth import Deepen, Upcycle, Widen, grow_moments, plan_growth
-from growlm.growth.optimizer_state import SCALES, in_form
+from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow_optimizer_state
+from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY, convert_moments
 from growlm.model import ModelConfig, TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.optim.adamw_8bit import AdamW8bit
-from growlm.optim.optimizer_factory import build_optimizer, state_entries, states_by_name
+from growlm.optim.optimizer_factory import (
+    build_optimizer,
+    expected_state_entries,
+    get_optimizer_states,
+)
 from growlm.planner import forecast as planner
-from growlm.planner.memory_estimate import optimizer_bytes
+from growlm.planner.memory_estimate import optimizer_state_bytes
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import Interrupted, run_plan
 
 MODEL = ("model.d_model=64", "model.head_dim=16", "model.d_ff=64", "model.n_layers=2")
@@ -72,7 +76,7 @@ def with_gradients(shapes, seed=0):
 
 def largest_difference_from_torchao(shapes, steps, block_size=256):
     """Of parameters stepped in parts, from the same ones stepped by torchao whole; codes and scales are equal."""
-    with without_torchao_notices():
+    with suppress_torchao_notices():
         from torchao.optim import AdamW8bit as TorchaoAdamW8bit
     ours, theirs = with_gradients(shapes), with_gradients(shapes)
     groups = [
@@ -88,7 +92,7 @@ def largest_difference_from_torchao(shapes, steps, block_size=256):
             p.grad = torch.randn_like(p) * 10.0**-step
             q.grad = p.grad.clone()
         for optimizer in optimizers:
-            with without_torchao_notices():
+            with suppress_torchao_notices():
                 optimizer.step()
     for p, q in zip(ours, theirs, strict=True):
         mine, torchaos = optimizers[0].state[p], optimizers[1].state[q]
@@ -145,10 +149,10 @@ def test_other_modes(tmp_path, mode, as_written):
 
 
 def test_what_a_run_keeps_is_in_8_bits(whole, tmp_path):
-    kept = load_states(whole / "checkpoints" / "large_moe_final")
-    config = make_plan(run_config(tmp_path, *SETTINGS), 257).phases[-1].model
+    kept = read_optimizer_states(whole / "checkpoints" / "large_moe_final")
+    config = make_plan(run_config(tmp_path, *SETTINGS), 257).phases[-1].model_config
     assert {name: set(state) - {"step"} for name, state in kept.items()} == {
-        name: set(entries) for name, entries in state_entries(config, "adamw_8bit").items()
+        name: set(entries) for name, entries in expected_state_entries(config, "adamw_8bit").items()
     }
     assert kept["blocks.0.attention.query.weight"]["exp_avg"].dtype == torch.uint8
 
@@ -178,7 +182,7 @@ def test_a_stopped_run_goes_on_to_the_bit(whole, tmp_path, as_written):
     resumed = run_plan(run_config(run_dir, *SETTINGS, resume)).run_dir
     assert_same_run(whole, resumed)
     for name in ("medium_moe_final", "large_moe_final"):
-        one, other = (load_states(run / "checkpoints" / name) for run in (whole, resumed))
+        one, other = (read_optimizer_states(run / "checkpoints" / name) for run in (whole, resumed))
         assert one.keys() == other.keys()
         for parameter, state in one.items():
             assert all(torch.equal(state[entry], other[parameter][entry]) for entry in state)
@@ -188,13 +192,13 @@ def test_an_artefact_grows_on_disk_as_in_memory(whole, tmp_path):
     source = whole / "checkpoints" / "dense_model"
     operators = [Upcycle(4), Widen(d_model=80, n_heads=5), Deepen()]
     growth_map = grow_checkpoint(source, tmp_path / "grown", operators)
-    expected = grow_moments(growth_map, load_states(source), "carry")
-    found = load_states(tmp_path / "grown")
+    expected = grow_optimizer_state(growth_map, read_optimizer_states(source), "carry")
+    found = read_optimizer_states(tmp_path / "grown")
     assert found.keys() == expected.keys()
     for parameter, state in expected.items():
         assert found[parameter].keys() == state.keys()
         assert all(torch.equal(found[parameter][entry], state[entry]) for entry in state)
-    assert any(SCALES.keys() & state.keys() for state in found.values())
+    assert any(MOMENT_OF_SCALE_KEY.keys() & state.keys() for state in found.values())
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_a_state_in_8_bits_that_does_not_fit_is_named(whole, tmp_path, spoil, me
     source = whole / "checkpoints" / "dense_model"
     states = {
         name: {entry: value.clone() for entry, value in state.items()}
-        for name, state in load_states(source).items()
+        for name, state in read_optimizer_states(source).items()
     }
     spoil(states["blocks.0.attention.query.weight"])
     save_model(load_model(source)[0], tmp_path / "spoilt", {}, states)
@@ -228,11 +232,11 @@ def test_a_run_goes_on_with_the_state_of_either(after, whole, tmp_path, as_writt
     settings = (*DENSE_ONLY, "checkpoint.save_optimizer=true", f"optimizer={after}")
     source = before / "checkpoints" / "dense_model"
     run_plan(config_from(source, tmp_path / "run", *settings, "phases.dense.steps=0"))
-    found = load_states(tmp_path / "run" / "checkpoints" / "dense_model")
-    expected = load_states(source)
+    found = read_optimizer_states(tmp_path / "run" / "checkpoints" / "dense_model")
+    expected = read_optimizer_states(source)
     assert found.keys() == expected.keys()
     for name, state in expected.items():
-        state = in_form(state, after == "adamw_8bit")
+        state = convert_moments(state, after == "adamw_8bit")
         assert found[name].keys() == state.keys()
         assert all(torch.equal(found[name][entry], state[entry]) for entry in state)
 
@@ -245,18 +249,20 @@ def test_state_is_counted_to_the_byte(shape, as_written):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    states = states_by_name(model, optimizer)
+    states = get_optimizer_states(model, optimizer)
     held = sum(v.nbytes for s in states.values() for e, v in s.items() if e != "step")
-    assert optimizer_bytes(config, "adamw_8bit") == held
+    assert optimizer_state_bytes(config, "adamw_8bit") == held
 
 
 def test_large_models_need_two_bytes_a_parameter():
     config = ModelConfig(
         vocab_size=50257, d_model=512, n_layers=12, n_heads=8, n_kv_heads=8, head_dim=64, d_ff=2048
     )
-    parameters = sum(torch.Size(s).numel() for s in plan_growth(config, []).old_shapes.values())
-    assert optimizer_bytes(config, "adamw") == 8 * parameters
-    assert optimizer_bytes(config, "adamw_8bit") < 2.05 * parameters
+    parameters = sum(
+        torch.Size(s).numel() for s in build_growth_map(config, []).old_shapes.values()
+    )
+    assert optimizer_state_bytes(config, "adamw") == 8 * parameters
+    assert optimizer_state_bytes(config, "adamw_8bit") < 2.05 * parameters
 
 
 def test_no_gradient_no_step(as_written):
@@ -324,7 +330,7 @@ def test_what_is_missing_is_named_before_anything_is_written(
 
 def offered(config):
     machine = Machine("cpu", "bf16-mixed", 10**9)
-    changes = planner._changes(config, make_plan(config, 257).phases, machine)
+    changes = planner._candidate_changes(config, make_plan(config, 257).phases, machine)
     return [override for change in changes for override in change.overrides]
 
 
@@ -361,7 +367,7 @@ def test_the_command_compiles_and_says_nothing_of_it_but_that(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_runs_resume_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(adamw_8bit, "PARTS", (4096,))  # one kernel
+    monkeypatch.setattr(adamw_8bit, "CPU_PART_SIZES", (4096,))  # one kernel
     whole = tiny_run(tmp_path / "whole", *SETTINGS).run_dir
     with pytest.raises(Interrupted):
         run_plan(run_config(tmp_path / "run", *SETTINGS), [SignalAt(10)])

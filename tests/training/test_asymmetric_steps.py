@@ -48,7 +48,7 @@ def scales(count, peak=1.3, warmup=4):
     found = []
     for _ in range(count):
         training.steps(1)
-        found.append(training.scaling.new_block_scale("embedding.weight"))
+        found.append(training.scaling.new_entry_factor("embedding.weight"))
     return found
 
 
@@ -83,9 +83,9 @@ def test_decay_is_not_scaled():
         parameter.grad = torch.zeros_like(parameter)
     state = training.optimizer.state[weight]
     state["exp_avg"].zero_()
-    training.scaling.before_update(training.model, training.optimizer, 1.0)
+    training.scaling.before_step(training.model, training.optimizer, 1.0)
     training.optimizer.step()
-    training.scaling.after_update()
+    training.scaling.after_step()
     assert torch.allclose(weight.detach(), before * (1 - 0.5 * LR), rtol=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_moments_handed_on_are_those_of_one_age():
     training = Training(build(tiny_config(), std=0.2)).steps(40).grow(WIDEN, "asymmetric").steps(5)
     named = {n: training.optimizer.state[p] for n, p in training.model.named_parameters()}
     raw = named["embedding.weight"]["exp_avg_sq"].clone()
-    training.scaling.settle(named)
+    training.scaling.unscale_state(named)
     settled = named["embedding.weight"]["exp_avg_sq"]
     assert torch.equal(settled[:, :16], raw[:, :16])
     ratio = (1 - 0.95**45) / (1 - 0.95**5)
@@ -112,16 +112,18 @@ def test_memory_is_one_more_copy_of_what_is_scaled():
     training = Training(build(tiny_config())).steps(2).grow(WIDEN, "asymmetric")
     for parameter in training.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    training.scaling.before_update(training.model, training.optimizer, 1.0)
-    held = [tensor for entry in training.scaling._updates._before for tensor in entry[1:2]]
+    training.scaling.before_step(training.model, training.optimizer, 1.0)
+    held = [tensor for entry in training.scaling._updates._old_values for tensor in entry[1:2]]
     assert held
     assert not any(
-        isinstance(part, torch.Tensor) for e in training.scaling._updates._before for part in e[2:]
+        isinstance(part, torch.Tensor)
+        for e in training.scaling._updates._old_values
+        for part in e[2:]
     )
 
 
 def test_a_scaling_of_one_costs_nothing():
     training = Training(build(tiny_config()), OPTIMIZERS["sgd"]).steps(2)
     training.grow(WIDEN, "asymmetric", 1.3, 2).steps(5)
-    training.scaling.before_update(training.model, training.optimizer, 1.0)
-    assert not training.scaling._updates._before
+    training.scaling.before_step(training.model, training.optimizer, 1.0)
+    assert not training.scaling._updates._old_values

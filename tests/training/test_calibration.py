@@ -10,10 +10,10 @@ from tiny_run import tiny_run
 
 from growlm.config.phase_plan import make_plan
 from growlm.planner import calibration as module
-from growlm.planner.calibration import Calibration, calibration
-from growlm.planner.forecast import forecast
-from growlm.planner.meta_trace import PassWork
-from growlm.planner.time_estimate import Asked
+from growlm.planner.calibration import Calibration, load_or_measure_calibration
+from growlm.planner.forecast import forecast_plan
+from growlm.planner.meta_trace import PassWorkload
+from growlm.planner.time_estimate import Allocation
 from growlm.runtime.hardware import Machine
 
 MACHINE = Machine("cpu", "bf16-mixed", 10**9)
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_every_rate_is_measured():
-    found = module.measure(MACHINE)
+    found = module.measure_calibration(MACHINE)
     assert all(value > 0 for value in asdict(found).values())
     assert found.half_flops > 1e8
     assert found.call < 1e-2
@@ -38,43 +38,47 @@ def test_every_rate_is_measured():
 
 def test_it_is_measured_once(cache, monkeypatch):
     measured = []
-    monkeypatch.setattr(module, "measure", lambda machine: measured.append(machine) or SPEED)
+    monkeypatch.setattr(module, "measure_calibration", lambda machine: measured.append(machine) or SPEED)
     told = []
-    assert [calibration(MACHINE, lambda: told.append(1)) for _ in range(3)] == [SPEED] * 3
+    assert [load_or_measure_calibration(MACHINE, lambda: told.append(1)) for _ in range(3)] == [
+        SPEED
+    ] * 3
     assert measured == [MACHINE]
     assert len(told) == 1
-    calibration(MACHINE, lambda: None, anew=True)
-    calibration(replace(MACHINE, precision="32-true"), lambda: None)
+    load_or_measure_calibration(MACHINE, lambda: None, force=True)
+    load_or_measure_calibration(replace(MACHINE, precision="32-true"), lambda: None)
     assert len(measured) == 3
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"half_flops": 1}', "no json"])
 def test_a_damaged_file_is_measured_again(cache, monkeypatch, text):
-    monkeypatch.setattr(module, "measure", lambda machine: SPEED)
-    calibration(MACHINE, lambda: None)
+    monkeypatch.setattr(module, "measure_calibration", lambda machine: SPEED)
+    load_or_measure_calibration(MACHINE, lambda: None)
     (file,) = cache.iterdir()
     file.write_text(text)
-    assert calibration(MACHINE, lambda: None) == SPEED
+    assert load_or_measure_calibration(MACHINE, lambda: None) == SPEED
     assert json.loads(file.read_text()) == asdict(SPEED)
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "measure", lambda machine: SPEED)
+    monkeypatch.setattr(module, "measure_calibration", lambda machine: SPEED)
     (tmp_path / "growlm").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert calibration(MACHINE, lambda: None) == SPEED
+    assert load_or_measure_calibration(MACHINE, lambda: None) == SPEED
 
 
 def test_seconds_are_work_over_rates():
-    work = PassWork(0, 0, 0, half_flops=10**9, single_flops=10**8, other_bytes=10**7, calls=1000)
+    work = PassWorkload(
+        0, 0, 0, half_flops=10**9, single_flops=10**8, other_bytes=10**7, num_calls=1000
+    )
     assert SPEED.pass_seconds(work) == pytest.approx(4.0)
 
 
 def test_twice_the_steps_take_twice_as_long(tmp_path):
     def seconds(*overrides):
         config = run_config(tmp_path, *overrides)
-        table = forecast(config, make_plan(config, 257), MACHINE)
+        table = forecast_plan(config, make_plan(config, 257), MACHINE)
         return [phase["seconds"] for phase in table.to_json(SPEED)["phases"]]
 
     once, twice = seconds("phases.wide.steps=10"), seconds("phases.wide.steps=20")
@@ -87,22 +91,22 @@ def test_twice_the_steps_take_twice_as_long(tmp_path):
 
 
 def test_memory_that_a_run_has_had_comes_at_another_rate(tmp_path):
-    assert Asked.of(100, peak=100, had=60) == Asked(40, 60)
-    assert Asked.of(30, peak=100, had=60) == Asked(30, 0)
-    assert Asked.of(30, peak=50, had=60) == Asked(0, 30)
-    assert Asked(4 * 10**6, 4 * 10**6).seconds(SPEED) == pytest.approx(4 + 1)
+    assert Allocation.from_peak(100, peak=100, previous_peak=60) == Allocation(40, 60)
+    assert Allocation.from_peak(30, peak=100, previous_peak=60) == Allocation(30, 0)
+    assert Allocation.from_peak(30, peak=50, previous_peak=60) == Allocation(0, 30)
+    assert Allocation(4 * 10**6, 4 * 10**6).estimate_seconds(SPEED) == pytest.approx(4 + 1)
 
     config = run_config(tmp_path, "phases.moe.batch_size=512")
-    costs = forecast(config, make_plan(config, 257), MACHINE).costs
-    assert costs[0].work.training_memory == Asked(costs[0].footprint.training_peak, 0)
-    peaks = [cost.footprint.peak for cost in costs]
+    costs = forecast_plan(config, make_plan(config, 257), MACHINE).phase_forecasts
+    assert costs[0].workload.training_allocation == Allocation(costs[0].memory.training_peak, 0)
+    peaks = [cost.memory.peak for cost in costs]
     for cost, had in zip(costs[1:], accumulate(peaks, max), strict=False):
-        work, memory = cost.work, cost.footprint
+        work, memory = cost.workload, cost.memory
         fits = max(memory.growth_peak, memory.weights + memory.optimizer) <= had
         expected = memory.training_peak - had if fits else memory.training_peak
-        assert work.training_memory.fresh == max(0, expected)
-        assert (work.growth_memory.fresh == 0) == fits
-    assert costs[2].work.growth_memory.fresh == 0, "less than the phase before took"
+        assert work.training_allocation.new_bytes == max(0, expected)
+        assert (work.growth_allocation.new_bytes == 0) == fits
+    assert costs[2].workload.growth_allocation.new_bytes == 0, "less than the phase before took"
 
 
 def test_a_run_keeps_what_was_said_of_its_time(tmp_path):

@@ -44,10 +44,10 @@ def test_a_terminal_gets_a_bar():
     reporter = ConsoleReporter(Console(file=out, force_terminal=True, width=100))
     reporter.task_progress("reading documents", 1000, 20000)
     reporter.task_progress("reading documents", 20000, 20000)
-    reporter.progress.expect([PHASE])
+    reporter.progress_display.set_plan([PHASE])
     reporter.step_finished("dense", 1, 10, 5.0)
     reporter.step_finished("dense", 2, 10, None)
-    reporter.validated({"phase": "dense", "step": 2, "val_loss": 4.0})
+    reporter.validation_finished({"phase": "dense", "step": 2, "val_loss": 4.0})
     reporter.close(failed=False)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
     assert "1000/20000" in text
@@ -61,7 +61,7 @@ def test_a_terminal_gets_a_bar():
 def test_elsewhere_it_is_quiet():
     out = io.StringIO()
     reporter = ConsoleReporter(Console(file=out, width=100))
-    reporter.progress.expect([{**PHASE, "steps": 1000}])
+    reporter.progress_display.set_plan([{**PHASE, "steps": 1000}])
     for step in range(1, 1001):
         row = {"phase": "dense", "step": step, "loss": 1.0, "lr": 1e-3, "tokens_per_second": 1e3}
         reporter.row_logged(row)

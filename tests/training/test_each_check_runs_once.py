@@ -9,26 +9,26 @@ from tiny_run import tiny_config
 
 from growlm.config.phase_plan import make_plan
 from growlm.config.validation import check_config
-from growlm.planner.forecast import check_fits
+from growlm.planner.forecast import check_plan_fits
 from growlm.reporting.loggers.logger_factory import check_logger
-from growlm.runtime.hardware import find_machine
+from growlm.runtime.hardware import detect_machine
 from growlm.training import run_plan
-from growlm.training.baseline import with_baseline
+from growlm.training.baseline import apply_baseline
 from growlm.training.requirements import check_requirements
 from growlm.training.run_setup import build_context, resolve_config
-from growlm.training.strategy import with_devices
+from growlm.training.strategy import resolve_num_devices
 
 ONCE = (
     build_context,
     check_config,
-    check_fits,
+    check_plan_fits,
     check_logger,
     check_requirements,
-    find_machine,
+    detect_machine,
     make_plan,
     resolve_config,
-    with_baseline,
-    with_devices,
+    apply_baseline,
+    resolve_num_devices,
 )
 
 

@@ -5,8 +5,8 @@ import torch
 from grown_training import LR, OPTIMIZERS, Training
 from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
-from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, plan_growth
-from growlm.growth.optimizer_state import inexact_because
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_map
+from growlm.growth.optimizer_state import explain_inexactness
 from growlm.optim.step_scaling import ExactScaling
 
 PLAIN = {"noise_std": 0.0}
@@ -81,7 +81,7 @@ def test_uneven_splits_inside_a_block_agree(width, shape):
     widen = Widen(split="1:2", **width, **PLAIN)
     config = tiny_config("llama", **shape)
     assert drift(config, {10: [widen]}) <= 1e-8
-    assert not inexact_because(plan_growth(config, [widen]))
+    assert not explain_inexactness(build_growth_map(config, [widen]))
 
 
 @pytest.mark.parametrize("family", ["default", "llama"])
@@ -112,7 +112,7 @@ def test_with_another_part_left_out_it_does_not(left_out, monkeypatch):
     widen, clip = Widen(d_ff=40, **PLAIN), 0.3
     if left_out == "updates":
         monkeypatch.setattr(
-            ExactScaling, "after_update", lambda self: self._updates._before.clear()
+            ExactScaling, "after_step", lambda self: self._updates._old_values.clear()
         )
     if left_out == "gradients":
         # Adam does not care for the scale of a gradient but through eps, SGD does.
@@ -120,7 +120,7 @@ def test_with_another_part_left_out_it_does_not(left_out, monkeypatch):
     if left_out == "clipping":
         from growlm.optim.step_scaling import StepScaling
 
-        monkeypatch.setattr(ExactScaling, "before_update", StepScaling.before_update)
+        monkeypatch.setattr(ExactScaling, "before_step", StepScaling.before_step)
     assert drift(tiny_config("llama"), {10: [widen]}, OPTIMIZERS["sgd"], clip) > 1e-6
 
 
@@ -151,8 +151,8 @@ def test_plain_moments_come_back():
     states = {p: dict(s) for p, s in grown.optimizer.state.items()}
     before = {p: s["exp_avg"].clone() for p, s in states.items()}
     named = {n: grown.optimizer.state[p] for n, p in grown.model.named_parameters()}
-    grown.scaling.settle(named)
-    grown.scaling.start(named)
+    grown.scaling.unscale_state(named)
+    grown.scaling.scale_state(named)
     assert all(torch.allclose(s["exp_avg"], before[p], rtol=1e-12) for p, s in states.items())
 
 
@@ -167,13 +167,15 @@ def test_plain_moments_come_back():
     ],
 )
 def test_says_where_it_is_not_exact(family, operators, reason):
-    assert reason in "; ".join(inexact_because(plan_growth(tiny_config(family), operators)))
+    assert reason in "; ".join(
+        explain_inexactness(build_growth_map(tiny_config(family), operators))
+    )
 
 
 def test_says_that_a_z_loss_sees_more_experts():
     config = tiny_config(**EXPERTS, router_z_weight=0.01)
-    growth_map = plan_growth(config, [MultiplyExperts(2, noise_std=0.0)])
-    assert "z-loss" in "; ".join(inexact_because(growth_map))
+    growth_map = build_growth_map(config, [MultiplyExperts(2, noise_std=0.0)])
+    assert "z-loss" in "; ".join(explain_inexactness(growth_map))
 
 
 @pytest.mark.parametrize(
@@ -186,4 +188,4 @@ def test_says_that_a_z_loss_sees_more_experts():
     ],
 )
 def test_does_not_warn_without_a_reason(operators):
-    assert not inexact_because(plan_growth(tiny_config("llama"), operators))
+    assert not explain_inexactness(build_growth_map(tiny_config("llama"), operators))

@@ -14,12 +14,12 @@ from lightning.pytorch import Callback
 from stopping import SignalAt, assert_same_run, slow
 from tiny_run import TINY, events, tiny_config
 
-from growlm.checkpoint import load_model, load_states
+from growlm.checkpoint import load_model, read_optimizer_states
 from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.training import Interrupted, run_plan
 from growlm.training.nan_check import NonFiniteError
-from growlm.training.resume.resume_from import settings_of
-from growlm.training.run_folder import make_run_folder, open_run_folder
+from growlm.training.resume.resume_from import resolve_resume_config
+from growlm.training.run_folder import create_run_folder, open_run_folder
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_disk_full(step, place, whole, tmp_path):
         limit_files(resource.RLIM_INFINITY)
     assert str(run_dir / place) in str(failed.value)
     assert "bytes were still to be written" in str(failed.value)
-    assert failed.value.missing > 0
+    assert failed.value.bytes_missing > 0
     assert not list(run_dir.glob("**/*.partial"))
     run_plan(tiny_config(run_dir, f"resume='{run_dir}'"))
     assert_same_run(whole, run_dir)
@@ -207,7 +207,7 @@ def test_a_damaged_file_of_a_stopped_run_is_named(name, damage, stopped, tmp_pat
 def test_a_damaged_file_of_an_artefact_is_named(name, damage, stopped, tmp_path):
     folder = shutil.copytree(stopped / "checkpoints" / "dense_model", tmp_path / "model")
     damage(folder / name)
-    read = load_states if name.startswith("optimizer") else load_model
+    read = read_optimizer_states if name.startswith("optimizer") else load_model
     with pytest.raises(UserError) as refused:
         read(folder)
     assert str(folder / name) in str(refused.value)
@@ -234,7 +234,7 @@ def test_two_runs_of_the_same_second(stopped, tmp_path, monkeypatch):
     config, circumstances = tiny_config(tmp_path), open_run_folder(stopped)
     circumstances.lock.close()
     config.run_dir = None
-    made = [make_run_folder(config, circumstances.circumstances) for _ in range(2)]
+    made = [create_run_folder(config, circumstances.fingerprint) for _ in range(2)]
     for folder in made:
         folder.lock.close()
     assert made[0].path != made[1].path
@@ -247,7 +247,7 @@ def test_of_runs_that_find_a_folder_empty_one_gets_it(stopped, tmp_path):
     empty.mkdir()
     config.run_dir = str(empty)
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(make_run_folder, [config] * 8, [circumstances.circumstances] * 8))
+        made = list(pool.map(create_run_folder, [config] * 8, [circumstances.fingerprint] * 8))
     for folder in made:
         folder.lock.close()
     assert {folder.path for folder in made} == {
@@ -262,7 +262,7 @@ def test_a_finished_run_is_refused(whole):
 
 
 def test_changed_settings_are_named(stopped):
-    config = settings_of(
+    config = resolve_resume_config(
         tiny_config(stopped, f"resume='{stopped}'"), ["seed=7", "data.documents=90"]
     )
     with pytest.raises(UserError, match=r"seed=0 -> 7; data\.documents=200 -> 90"):
@@ -272,7 +272,7 @@ def test_changed_settings_are_named(stopped):
 def test_harmless_settings_may_change(stopped, whole, tmp_path):
     run_dir = shutil.copytree(stopped, tmp_path / "run")
     overrides = ["checkpoint.every_steps=3", "trainer.activation_checkpointing=true"]
-    config = settings_of(
+    config = resolve_resume_config(
         tiny_config(run_dir, f"resume='{run_dir}'"), [f"resume='{run_dir}'", *overrides]
     )
     assert config.checkpoint.every_steps == 3

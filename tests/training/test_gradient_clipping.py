@@ -23,7 +23,7 @@ def layer_with_gradients(scale, seed):
 
 def clip(layer, limit):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    return StepScaling().before_update(layer, optimizer, limit)
+    return StepScaling().before_step(layer, optimizer, limit)
 
 
 @given(

@@ -9,9 +9,9 @@ import weakref
 import pytest
 
 from growlm.runtime.memory import (
-    free_memory,
-    memory_limit,
-    older_objects_left_alone,
+    free_memory_bytes,
+    gc_frozen,
+    memory_limit_bytes,
     release_memory,
 )
 
@@ -47,10 +47,10 @@ def test_freed_memory_is_kept(size):
 
 
 def test_the_limit_is_the_setting_or_what_is_free():
-    assert memory_limit(3.5, "cpu") == 3_500_000_000
-    limit = memory_limit(None, "cpu")
+    assert memory_limit_bytes(3.5, "cpu") == 3_500_000_000
+    limit = memory_limit_bytes(None, "cpu")
     assert 0 < limit < 2**50
-    assert limit == pytest.approx(free_memory("cpu"), rel=0.2)
+    assert limit == pytest.approx(free_memory_bytes("cpu"), rel=0.2)
 
 
 def test_cycles_made_within_a_run_are_released_and_older_objects_looked_at_again_after_it():
@@ -63,7 +63,7 @@ def test_cycles_made_within_a_run_are_released_and_older_objects_looked_at_again
         return weakref.ref(node)
 
     before = gc.get_freeze_count()
-    with older_objects_left_alone():
+    with gc_frozen():
         assert gc.get_freeze_count() > before
         cycle = make_cycle()
         release_memory()

@@ -17,8 +17,8 @@ def test_only_the_selection_sees_it():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     plain = route(logits, 2, break_ties=False)
     biased = route(logits, 2, break_ties=False, selection_bias=torch.tensor([0.0, 0, 0, 5.0]))
-    assert plain.chosen.tolist() == [[0, 1]]
-    assert biased.chosen.tolist() == [[3, 0]]
+    assert plain.selected_experts.tolist() == [[0, 1]]
+    assert biased.selected_experts.tolist() == [[3, 0]]
     assert torch.allclose(biased.gates, torch.tensor([[-1.0, 2.0]]).softmax(-1))
 
 

@@ -174,13 +174,13 @@ def test_untold_history_only_moves_the_position(recorded, tmp_path, seen):
     heard, unheard = MetricLogger(Recorder(tmp_path)), MetricLogger(Recorder(tmp_path))
     for logger, tell in ((heard, True), (unheard, False)):
         replay(result, logger, tell, 0.5 if seen == "half" else 1.0)
-    assert unheard.sink.logger.calls == []
-    assert unheard.entries == heard.entries > 8
-    assert unheard.last == heard.last
+    assert unheard.adapter.logger.calls == []
+    assert unheard.num_entries == heard.num_entries > 8
+    assert unheard.last_row == heard.last_row
     # What comes next is logged alike.
     for logger in (heard, unheard):
         logger.boundary_passed(result.summary.boundaries[0])
-    assert unheard.sink.logger.calls == heard.sink.logger.calls[-1:]
+    assert unheard.adapter.logger.calls == heard.adapter.logger.calls[-1:]
 
 
 def replay(result, logger, tell, share=1.0):

@@ -6,13 +6,20 @@ from grown_training import OPTIMIZERS, Training
 from tiny_models import EXPERTS, build, tiny_config
 from tiny_run import tiny_run
 
-from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow_moments, plan_growth
+from growlm.growth import (
+    Deepen,
+    MultiplyExperts,
+    Upcycle,
+    Widen,
+    build_growth_map,
+    grow_optimizer_state,
+)
 from growlm.model.axes import axes_table
 from growlm.optim.optimizer_factory import (
-    audit_optimizer,
     build_optimizer,
-    maps_inside,
-    states_by_name,
+    check_optimizer,
+    get_optimizer_states,
+    is_hidden_matrix,
 )
 from growlm.runtime.errors import UserError
 
@@ -63,14 +70,14 @@ def test_the_first_phase_has_nothing_to_take_over(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_grows_to_the_shapes_that_the_optimizer_would_make(name):
     old = Training(build(tiny_config()), OPTIMIZERS[name]).steps(2)
-    states = states_by_name(old.model, old.optimizer)
+    states = get_optimizer_states(old.model, old.optimizer)
     new = Training(build(tiny_config()), OPTIMIZERS[name]).steps(2)
-    grown_map = plan_growth(old.model.config, GROWTH)
-    grown = grow_moments(grown_map, states, "carry")
+    grown_map = build_growth_map(old.model.config, GROWTH)
+    grown = grow_optimizer_state(grown_map, states, "carry")
 
     fresh = Training(new.grow(GROWTH, "reset").model, OPTIMIZERS[name]).steps(1)
 
-    own = states_by_name(fresh.model, fresh.optimizer)
+    own = get_optimizer_states(fresh.model, fresh.optimizer)
     assert grown
     for parameter, state in grown.items():
         shapes = {entry: value.shape for entry, value in state.items()}
@@ -80,15 +87,15 @@ def test_state_grows_to_the_shapes_that_the_optimizer_would_make(name):
 def test_adafactors_row_and_column_means_grow_as_the_whole_would():
     """On a second moment of rank one, which is all that the means can hold."""
     config = tiny_config()
-    growth_map = plan_growth(config, [Widen(scale_factor=2, noise_std=0.0)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=2, noise_std=0.0)])
     name = "blocks.0.feed_forward.up.weight"
     rows, columns = torch.rand(24, 1) + 0.1, torch.rand(1, 16) + 0.1
     whole = rows @ columns
     state = {"row_var": whole.mean(1, keepdim=True), "col_var": whole.mean(0, keepdim=True)}
 
-    grown = grow_moments(growth_map, {name: state}, "carry")[name]
+    grown = grow_optimizer_state(growth_map, {name: state}, "carry")[name]
 
-    expected = growth_map.tensors[name].moment(whole, 2)
+    expected = growth_map.tensors[name].grow_moment(whole, 2)
     estimate = grown["row_var"] @ grown["col_var"] / grown["row_var"].mean()
     assert torch.allclose(estimate, expected, rtol=1e-5)
 
@@ -101,7 +108,7 @@ def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
     }
     by_muon = {name for name, p in model.named_parameters() if id(p) in orthogonal}
     table = axes_table(model)
-    assert by_muon == {name for name in by_muon if maps_inside(table[name].label)}
+    assert by_muon == {name for name in by_muon if is_hidden_matrix(table[name].label)}
     assert {name.rpartition("blocks.0.")[2] for name in by_muon if "blocks.0" in name} == {
         "attention.query.weight",
         "attention.key.weight",
@@ -165,7 +172,7 @@ def test_a_scheduler_reaches_muon_and_adamw():
 )
 def test_the_audit_finds_what_is_wrong(spoil, message):
     training = Training(build(tiny_config())).steps(1)
-    audit_optimizer(training.model, training.optimizer)
+    check_optimizer(training.model, training.optimizer)
     spoil(training.model, training.optimizer)
     with pytest.raises(ValueError, match=message):
-        audit_optimizer(training.model, training.optimizer)
+        check_optimizer(training.model, training.optimizer)

@@ -13,13 +13,13 @@ import torch
 from tiny_run import TINY
 
 from growlm.checkpoint.phase_cache import _link
-from growlm.data.memory_map import let_go_of_pages, map_array
+from growlm.data.memory_map import map_array, release_pages
 from growlm.planner import calibration
 from growlm.runtime import hardware, memory
 from growlm.runtime.errors import UserError
-from growlm.runtime.hardware import Machine, describe_processor, processor
+from growlm.runtime.hardware import Machine, describe_processor, fingerprint_processor
 from growlm.storage import locks
-from growlm.storage.locks import LockedError, take_lock, wait_for_lock
+from growlm.storage.locks import LockedError, acquire_lock, wait_for_lock
 
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 LACKING = """
@@ -51,7 +51,7 @@ sys.modules["fcntl"] = sys.modules["resource"] = None
 """As on Windows, but for what Python itself needs."""
 MEASURED = """
 from growlm.planner import calibration
-calibration.measure = lambda machine: calibration.Calibration(*[1e9] * 6, call=1e-5)
+calibration.measure_calibration = lambda machine: calibration.Calibration(*[1e9] * 6, call=1e-5)
 """
 """Measuring takes longer than all else."""
 TRAIN = f"{MEASURED}import growlm.train; growlm.train.main()"
@@ -128,18 +128,18 @@ for main in mains:
 @pytest.fixture
 def nothing_readable(monkeypatch):
     """No file of /proc and /sys."""
-    monkeypatch.setattr(memory, "_lines", lambda path: [])
+    monkeypatch.setattr(memory, "_read_lines", lambda path: [])
 
 
 def test_without_meminfo_free_memory_is_that_of_the_machine(nothing_readable, monkeypatch):
-    assert memory.free_memory("cpu") == PHYSICAL
-    assert memory.memory_limit(None, "cpu") == PHYSICAL
+    assert memory.free_memory_bytes("cpu") == PHYSICAL
+    assert memory.memory_limit_bytes(None, "cpu") == PHYSICAL
     monkeypatch.setattr(os, "sysconf", lambda name: -1)
-    assert memory.free_memory("cpu") is None
+    assert memory.free_memory_bytes("cpu") is None
     with pytest.raises(UserError, match=r"trainer\.memory_gb=null: must be set"):
-        memory.memory_limit(None, "cpu")
-    assert memory.memory_limit(1, "cpu") == 10**9
-    assert min(calibration._memory_rates(Machine("cpu", "32-true", 10**9))) > 0
+        memory.memory_limit_bytes(None, "cpu")
+    assert memory.memory_limit_bytes(1, "cpu") == 10**9
+    assert min(calibration._measure_memory_rates(Machine("cpu", "32-true", 10**9))) > 0
 
 
 @pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
@@ -165,7 +165,7 @@ def test_a_processor_has_a_name_without_proc(monkeypatch):
 
     monkeypatch.setattr(hardware.Path, "read_text", no_file)
     machine = Machine("cpu", "32-true", 10**9)
-    assert str(torch.cpu.get_capabilities()["cpu_name"]) in processor(machine)
+    assert str(torch.cpu.get_capabilities()["cpu_name"]) in fingerprint_processor(machine)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert describe_processor(machine).partition(",")[0]
 
@@ -177,13 +177,13 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(
     def no_locks(file, operation):
         raise OSError(number, os.strerror(number))
 
-    locks._warn_of_no_locks.cache_clear()
+    locks._warn_locks_unsupported.cache_clear()
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     for _ in range(2):
-        take_lock(tmp_path / "lock").close()
+        acquire_lock(tmp_path / "lock").close()
         wait_for_lock(tmp_path / "other").close()
     assert capsys.readouterr().err.count("warning: no file locks here") == 1
-    locks._warn_of_no_locks.cache_clear()
+    locks._warn_locks_unsupported.cache_clear()
 
 
 def test_other_errors_of_a_lock_are_errors(tmp_path, monkeypatch):
@@ -191,16 +191,16 @@ def test_other_errors_of_a_lock_are_errors(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(locks.fcntl, "flock", broken)
-    for lock in (take_lock, wait_for_lock):
+    for lock in (acquire_lock, wait_for_lock):
         with pytest.raises(OSError, match="Input/output error"):
             lock(tmp_path / "lock")
 
 
 def test_a_lock_names_its_process_also_without_uname(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "uname")
-    with take_lock(tmp_path / "lock"):
+    with acquire_lock(tmp_path / "lock"):
         with pytest.raises(LockedError) as locked:
-            take_lock(tmp_path / "lock")
+            acquire_lock(tmp_path / "lock")
         assert locked.value.owner == f"process {os.getpid()} on {locks.platform.node()}"
 
 
@@ -212,7 +212,7 @@ def test_pages_stay_where_they_cannot_be_given_back(tmp_path, monkeypatch):
     monkeypatch.delattr(mmap, "MADV_DONTNEED")
     (tmp_path / "file").write_bytes(bytes(range(8)))
     array = map_array(tmp_path / "file", np.dtype(np.uint8))
-    let_go_of_pages(array)
+    release_pages(array)
     assert array.tolist() == list(range(8))
 
 

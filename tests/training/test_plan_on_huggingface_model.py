@@ -13,10 +13,10 @@ from growlm.checkpoint import load_model
 from growlm.config import load_config
 from growlm.data import embedded_documents, load_tokenizer
 from growlm.huggingface import to_huggingface
-from growlm.runtime.torchao_notices import without_torchao_notices
+from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import run_plan
 
-with without_torchao_notices():
+with suppress_torchao_notices():
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
 PLAN = (

@@ -16,11 +16,16 @@ from growlm.config.phase_plan import make_plan
 from growlm.model import ModelConfig
 from growlm.planner import forecast as planner
 from growlm.planner.calibration import Calibration
-from growlm.planner.communication_cost import BUCKET_BYTES, Exchange, Links, traffic
-from growlm.planner.forecast import DoesNotFitError, check_fits, forecast
-from growlm.planner.memory_estimate import optimizer_bytes
-from growlm.planner.planned_devices import planned_machine, planned_speed
-from growlm.planner.sharding_layout import STRATEGIES, Layout
+from growlm.planner.communication_cost import (
+    BUCKET_BYTES,
+    Collective,
+    Interconnect,
+    plan_communication,
+)
+from growlm.planner.forecast import DoesNotFitError, check_plan_fits, forecast_plan
+from growlm.planner.memory_estimate import optimizer_state_bytes
+from growlm.planner.planned_devices import resolve_calibration, resolve_machine
+from growlm.planner.sharding_layout import STRATEGIES, ShardingLayout
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 
@@ -48,23 +53,27 @@ def plan_of(*overrides):
 
 
 def test_ddp_by_hand():
-    layout = Layout("ddp", 4, **FP32)
+    layout = ShardingLayout("ddp", 4, **FP32)
     phase = phase_of(BY_HAND)
     assert layout.weight_bytes(phase) == 4 * 392
-    assert layout.pass_bytes(BY_HAND) == 0
-    sent = traffic(layout, phase, tokens=8, recomputed=False).sent(passes=3)
+    assert layout.unsharded_pass_bytes(BY_HAND) == 0
+    sent = plan_communication(
+        layout, phase, tokens_per_pass=8, activation_checkpointing=False
+    ).bytes_by_kind(num_passes=3)
     assert sent == {"all_reduce": 2 * 3 / 4 * 4 * 392}, "once a step, not once a pass"
 
 
 def test_fsdp_by_hand():
     """On four devices the embedding has 3 rows on each, of which two are filled up: 48 entries as a whole."""
-    layout = Layout("fsdp", 4, **FP32)
+    layout = ShardingLayout("fsdp", 4, **FP32)
     phase = phase_of(BY_HAND)
     assert layout.weight_bytes(phase) == 4 * (12 + 2 + 2 * 43)
     root, block = 48 + 8, 172
     # Backward: the root and two blocks, gradients of the root and of a block, and a copy of the latter.
-    assert layout.pass_bytes(BY_HAND) == 4 * (root + 2 * block + root + block + block)
-    sent = traffic(layout, phase, tokens=8, recomputed=False).sent(passes=3)
+    assert layout.unsharded_pass_bytes(BY_HAND) == 4 * (root + 2 * block + root + block + block)
+    sent = plan_communication(
+        layout, phase, tokens_per_pass=8, activation_checkpointing=False
+    ).bytes_by_kind(num_passes=3)
     whole = root + 2 * block
     assert sent == {
         "all_gather": 3 * 3 / 4 * 4 * 2 * whole,
@@ -77,13 +86,15 @@ def test_fsdp_by_hand():
 )
 def test_expert_parallelism_by_hand(devices, group, replicas):
     model = replace(BY_HAND, num_experts=4, top_k=2)
-    layout = Layout("expert", devices, **FP32)
+    layout = ShardingLayout("expert", devices, **FP32)
     phase = phase_of(model)
     expert = 8 * 4 + 8 + 4 * 8 + 4
     experts = 2 * 4 * expert
-    others = phase.parameters.total - experts
+    others = phase.parameter_report.total - experts
     assert layout.weight_bytes(phase) == 4 * (others + experts / group)
-    sent = traffic(layout, phase, tokens=8, recomputed=False).sent(passes=3)
+    sent = plan_communication(
+        layout, phase, tokens_per_pass=8, activation_checkpointing=False
+    ).bytes_by_kind(num_passes=3)
     # There and back, forward and backward, in two layers: 8 tokens, each to two experts, of 4 channels.
     there = 8 * 2 * 4 * 4 * (group - 1) / group
     assert sent["all_to_all"] == 3 * 2 * 4 * there
@@ -113,8 +124,10 @@ def test_two_processes_send_what_is_said(tmp_path):
     found, phase = counted[0], phase_of(model)
 
     def said(strategy, product_width=4):
-        layout = Layout(strategy, 2, 4, product_width)
-        return traffic(layout, phase, tokens=1, recomputed=False).sent(passes=1)
+        layout = ShardingLayout(strategy, 2, 4, product_width)
+        return plan_communication(
+            layout, phase, tokens_per_pass=1, activation_checkpointing=False
+        ).bytes_by_kind(num_passes=1)
 
     # Each of two sends half of what is gathered or shared out, and a sum is both.
     assert said("ddp") == found["ddp"]
@@ -123,10 +136,15 @@ def test_two_processes_send_what_is_said(tmp_path):
 
 
 def test_links_by_hand():
-    links = Links(per_node=8, inside=100.0, between=10.0, latency=0.5)
+    links = Interconnect(
+        devices_per_node=8,
+        intra_node_bandwidth=100.0,
+        inter_node_bandwidth=10.0,
+        latency_seconds=0.5,
+    )
 
     def seconds(kind, devices, spacing=1, sent=1600.0, operations=0):
-        return links.seconds(Exchange(kind, sent, operations, devices, spacing))
+        return links.estimate_seconds(Collective(kind, sent, operations, devices, spacing))
 
     assert seconds("all_reduce", 1) == 0
     assert seconds("all_reduce", 8) == 16
@@ -144,12 +162,18 @@ def test_links_by_hand():
 def test_what_is_waited_for():
     """A gradient of four buckets: three come while the backward pass computes, if that takes long enough."""
     phase = phase_of(BY_HAND)
-    layout = Layout("ddp", 2, width=BUCKET_BYTES // 98, product_width=4)  # 392 entries in 4 buckets
-    links = Links(8, inside=BUCKET_BYTES, between=1.0, latency=0.0)
-    found = traffic(layout, phase, tokens=1, recomputed=False)
-    assert found.seconds(links, passes=5) == pytest.approx(4, rel=1e-3)
+    layout = ShardingLayout(
+        "ddp", 2, bytes_per_element=BUCKET_BYTES // 98, bytes_per_compute_element=4
+    )  # 392 entries in 4 buckets
+    links = Interconnect(
+        8, intra_node_bandwidth=BUCKET_BYTES, inter_node_bandwidth=1.0, latency_seconds=0.0
+    )
+    found = plan_communication(layout, phase, tokens_per_pass=1, activation_checkpointing=False)
+    assert found.total_seconds(links, num_passes=5) == pytest.approx(4, rel=1e-3)
     for backward, waited in ((100.0, 1.0), (3.0, 1.0), (1.0, 3.0), (0.0, 4.0)):
-        waiting = found.waiting(links, passes=5, forward=7.0, backward=backward)
+        waiting = found.exposed_seconds(
+            links, num_passes=5, forward_seconds=7.0, backward_seconds=backward
+        )
         assert waiting == pytest.approx(waited, rel=1e-3)
 
 
@@ -169,14 +193,14 @@ def test_more_devices_hold_less(model, devices, more):
     phase = phase_of(model)
     held = {}
     for number in (1, devices, devices + more):
-        layout = Layout("fsdp", number, **FP32)
-        held[number] = layout.weight_bytes(phase) + optimizer_bytes(model, "adamw", layout)
+        layout = ShardingLayout("fsdp", number, **FP32)
+        held[number] = layout.weight_bytes(phase) + optimizer_state_bytes(model, "adamw", layout)
         assert number * held[number] >= held[1]
     assert held[devices + more] <= held[devices] <= held[1]
     for strategy in STRATEGIES:
-        layout = Layout(strategy, devices, **FP32)
-        assert layout.weight_bytes(phase) <= 4 * phase.parameters.total
-        assert layout.pass_bytes(model) == 0 or strategy == "fsdp"
+        layout = ShardingLayout(strategy, devices, **FP32)
+        assert layout.weight_bytes(phase) <= 4 * phase.parameter_report.total
+        assert layout.unsharded_pass_bytes(model) == 0 or strategy == "fsdp"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -184,9 +208,9 @@ def test_one_device_is_as_ever(strategy):
     """No strategy changes a figure of it; the formulas are those of test_planner.py."""
     config, plan = plan_of("trainer.precision=32-true")
     machine = Machine("cpu", "32-true", 10**12)
-    plain = forecast(config, plan, machine).to_json(SPEED)
+    plain = forecast_plan(config, plan, machine).to_json(SPEED)
     one = replace(config, trainer=replace(config.trainer, devices=1))
-    found = forecast(one, plan, machine, strategy).to_json(SPEED)
+    found = forecast_plan(one, plan, machine, strategy).to_json(SPEED)
     assert found["phases"] == plain["phases"]
     for phase in plain["phases"]:
         assert phase["memory"]["weights"] == 4 * phase["total_parameters"]
@@ -197,19 +221,25 @@ def test_what_devices_share():
     batches = [f"phases.{name}.batch_size=32" for name in ("dense", "moe", "wide", "deep")]
     config, plan = plan_of("trainer.devices=4", *batches)
     machine = Machine("gpu", "bf16-mixed", 10**12)
-    one = forecast(replace(config, trainer=replace(config.trainer, devices=1)), plan, machine)
-    ddp, fsdp, expert = (forecast(config, plan, machine, strategy) for strategy in STRATEGIES)
-    for alone, a, b, c in zip(one.costs, ddp.costs, fsdp.costs, expert.costs, strict=True):
-        assert a.footprint.weights == alone.footprint.weights
-        assert a.footprint.activations < 0.5 * alone.footprint.activations, "a fourth of the batch"
+    one = forecast_plan(replace(config, trainer=replace(config.trainer, devices=1)), plan, machine)
+    ddp, fsdp, expert = (forecast_plan(config, plan, machine, strategy) for strategy in STRATEGIES)
+    for alone, a, b, c in zip(
+        one.phase_forecasts,
+        ddp.phase_forecasts,
+        fsdp.phase_forecasts,
+        expert.phase_forecasts,
+        strict=True,
+    ):
+        assert a.memory.weights == alone.memory.weights
+        assert a.memory.activations < 0.5 * alone.memory.activations, "a fourth of the batch"
         # To entries that fill up rows.
-        assert b.footprint.weights == pytest.approx(alone.footprint.weights / 4, rel=1e-3)
-        assert b.footprint.disk == a.footprint.disk == alone.footprint.disk
-        assert (c.footprint.weights < a.footprint.weights) == alone.phase.model.is_moe
-        assert c.footprint.activations <= b.footprint.activations == a.footprint.activations
+        assert b.memory.weights == pytest.approx(alone.memory.weights / 4, rel=1e-3)
+        assert b.memory.disk == a.memory.disk == alone.memory.disk
+        assert (c.memory.weights < a.memory.weights) == alone.phase.model_config.is_moe
+        assert c.memory.activations <= b.memory.activations == a.memory.activations
     assert all(
-        b.footprint.growth_peak < a.footprint.growth_peak
-        for a, b in zip(ddp.costs[1:], fsdp.costs[1:], strict=True)
+        b.memory.growth_peak < a.memory.growth_peak
+        for a, b in zip(ddp.phase_forecasts[1:], fsdp.phase_forecasts[1:], strict=True)
     )
 
 
@@ -220,26 +250,26 @@ def test_a_plan_that_does_not_fit_is_offered_shards():
     )
     machine = Machine("gpu", "bf16-mixed", 3 * 10**9 // 2)
     with pytest.raises(DoesNotFitError, match=r"on each of 8 devices, there are 1\.5 GB") as caught:
-        check_fits(config, 1024, forecast(config, plan, machine))
+        check_plan_fits(config, 1024, forecast_plan(config, plan, machine))
     assert "These fit: trainer.strategy=fsdp" in str(caught.value)
     fitting = load_config(
         "phase_plan=dense", "model=dense_832", "trainer.devices=8", "phases.dense.batch_size=8",
         "trainer.strategy=fsdp",
     )  # fmt: skip
-    check_fits(fitting, 1024, forecast(fitting, plan, machine))
+    check_plan_fits(fitting, 1024, forecast_plan(fitting, plan, machine))
 
 
 def test_a_smaller_batch_leaves_one_sequence_for_each_device():
     config, plan = plan_of("phase_plan=dense", "phases.dense.batch_size=64", "trainer.devices=8")
-    found = planner._changes(config, plan.phases, Machine("cpu", "bf16-mixed", 1))
-    (change,) = (change for change in found if "phases.dense.batch_size" in change.settings)
+    found = planner._candidate_changes(config, plan.phases, Machine("cpu", "bf16-mixed", 1))
+    (change,) = (change for change in found if "phases.dense.batch_size" in change.changed_keys)
     assert change.overrides == ("phases.dense.batch_size=8", "phases.dense.accumulate=8")
 
 
 def test_double_precision_takes_twice_the_memory():
     config, plan = plan_of("trainer.precision=64-true")
     single, double = (
-        forecast(config, plan, Machine("cpu", precision, 10**12)).costs[1].footprint
+        forecast_plan(config, plan, Machine("cpu", precision, 10**12)).phase_forecasts[1].memory
         for precision in ("32-true", "64-true")
     )
     for name in ("weights", "gradients", "optimizer", "disk"):
@@ -250,27 +280,29 @@ def test_double_precision_takes_twice_the_memory():
 
 def test_stated_devices_are_not_measured(monkeypatch):
     config, plan = plan_of("cluster=dgx_h100", "trainer.devices=8", "phase_plan=dense")
-    machine = planned_machine(config)
+    machine = resolve_machine(config)
     assert machine == Machine("gpu", "bf16-mixed", 80 * 10**9)
-    monkeypatch.setattr("growlm.planner.planned_devices.calibration", None)
-    speed = planned_speed(config, machine, lambda: None)
-    cost = forecast(config, plan, machine).costs[0]
-    seconds = cost.work.seconds(speed)
+    monkeypatch.setattr("growlm.planner.planned_devices.load_or_measure_calibration", None)
+    speed = resolve_calibration(config, machine, lambda: None)
+    cost = forecast_plan(config, plan, machine).phase_forecasts[0]
+    seconds = cost.workload.estimate_seconds(speed)
     flops = cost.phase.flops_per_step / 8
-    computing = flops / (0.4 * 989e12) + cost.phase.parameters.total * 40 / 3350e9
+    computing = flops / (0.4 * 989e12) + cost.phase.parameter_report.total * 40 / 3350e9
     assert seconds["step"] - seconds["waiting"] == pytest.approx(computing, rel=0.01)
 
 
 def test_devices_of_this_machine_share_it():
     config, _ = plan_of("trainer.devices=8", "cluster.devices_per_node=4", "trainer=cpu")
     one = load_config("trainer=cpu")
-    assert planned_machine(config).memory == pytest.approx(planned_machine(one).memory / 4, rel=0.2)
+    assert resolve_machine(config).memory_bytes == pytest.approx(
+        resolve_machine(one).memory_bytes / 4, rel=0.2
+    )
     stated = load_config("cluster.memory_gb=3", "trainer=cpu")
-    assert planned_machine(stated).memory == 3 * 10**9
-    halved = SPEED.shared_by(2)
+    assert resolve_machine(stated).memory_bytes == 3 * 10**9
+    halved = SPEED.split_among(2)
     assert (halved.half_flops, halved.call) == (SPEED.half_flops / 2, SPEED.call)
 
 
 def test_an_accelerator_that_is_stated_and_another_that_is_asked_for():
     with pytest.raises(UserError, match=r"trainer\.accelerator=cpu"):
-        planned_machine(load_config("cluster=dgx_h100", "trainer=cpu"))
+        resolve_machine(load_config("cluster=dgx_h100", "trainer=cpu"))

@@ -17,9 +17,9 @@ from growlm.config.phase_plan import make_plan
 from growlm.model import TransformerLM, training_flops_per_token
 from growlm.optim.optimizer_factory import build_optimizer
 from growlm.planner import forecast as planner
-from growlm.planner.forecast import changes_that_fit, forecast
-from growlm.planner.memory_estimate import optimizer_bytes
-from growlm.planner.meta_trace import _dry_run, dry_run
+from growlm.planner.forecast import find_fitting_changes, forecast_plan
+from growlm.planner.memory_estimate import optimizer_state_bytes
+from growlm.planner.meta_trace import _trace_pass_cached, trace_pass
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 
@@ -37,13 +37,13 @@ def on(memory, precision="bf16-mixed"):
 def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
     """Extrapolated from one and two layers, against all five."""
     config = tiny_config(family, n_layers=5, d_model=64, d_ff=128, **shape)
-    whole = _dry_run(astuple(config), 2, 32, bf16, checkpointing)
-    found = dry_run(config, 2, 32, bf16, checkpointing)
+    whole = _trace_pass_cached(astuple(config), 2, 32, bf16, checkpointing)
+    found = trace_pass(config, 2, 32, bf16, checkpointing)
     assert found.activations == whole.activations
     assert found.half_flops == whole.half_flops
     assert found.single_flops == whole.single_flops
     assert found.other_bytes == pytest.approx(whole.other_bytes, rel=0.01)
-    assert found.calls == pytest.approx(whole.calls, rel=0.01)
+    assert found.num_calls == pytest.approx(whole.num_calls, rel=0.01)
     assert found.peak == pytest.approx(whole.peak, rel=0.05)
 
 
@@ -51,20 +51,20 @@ def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
 def test_products_of_the_dry_run_are_those_of_the_formula(shape):
     """The formula's figures are compared with a real run in test_flops.py."""
     config = tiny_config("llama", d_model=64, d_ff=128, vocab_size=512, **shape)
-    work = dry_run(config, 2, 32, bf16=True)
+    work = trace_pass(config, 2, 32, bf16=True)
     formula = training_flops_per_token(config, 32) * 2 * 32
     assert work.half_flops + work.single_flops == pytest.approx(formula, rel=0.01)
 
 
 def test_activations_grow_with_the_tokens():
     config = tiny_config(d_model=64)
-    one, four = (dry_run(config, batch, 64, True).activations for batch in (1, 4))
+    one, four = (trace_pass(config, batch, 64, True).activations for batch in (1, 4))
     assert 3.5 * one < four < 4.5 * one
 
 
 def test_checkpointing_keeps_the_inputs_of_blocks():
     config = tiny_config(d_model=64, d_ff=256, n_layers=12)
-    kept, again = (dry_run(config, 8, 64, True, c) for c in (False, True))
+    kept, again = (trace_pass(config, 8, 64, True, c) for c in (False, True))
     assert again.activations < 0.3 * kept.activations
     assert 1.1 * kept.half_flops < again.half_flops < 1.4 * kept.half_flops
 
@@ -86,21 +86,21 @@ def test_the_optimizers_state_is_counted_to_the_byte(name, shape):
         for entry, value in state.items()
         if value is not None and entry != "step"
     )
-    assert optimizer_bytes(config, name) == held
+    assert optimizer_state_bytes(config, name) == held
 
 
 def test_three_stage_is_refused_on_24_gb_with_changes_that_fit():
     config = load_config("phase_plan=three_stage")
     plan = make_plan(config, 50257)
-    table = forecast(config, plan, on(23 * GB))
-    assert [cost.phase.name for cost in table.refused] == ["large_moe"]
+    table = forecast_plan(config, plan, on(23 * GB))
+    assert [cost.phase.name for cost in table.phases_not_fitting] == ["large_moe"]
 
-    changes = changes_that_fit(config, 50257, table)
+    changes = find_fitting_changes(config, 50257, table)
 
     assert changes
     for change in changes:
         changed = load_config("phase_plan=three_stage", *change.overrides)
-        assert not forecast(changed, make_plan(changed, 50257), on(23 * GB)).refused
+        assert not forecast_plan(changed, make_plan(changed, 50257), on(23 * GB)).phases_not_fitting
         assert changed == change.apply(config), "the overrides do what was tried"
 
 
@@ -108,31 +108,35 @@ def test_a_smaller_batch_is_offered_where_it_is_enough():
     config = load_config("phase_plan=dense", "phases.dense.batch_size=64")
     plan = make_plan(config, 1024)
     one = load_config("phase_plan=dense", "phases.dense.batch_size=1")
-    needed = forecast(one, make_plan(one, 1024), on(2**62)).costs[0].footprint.peak
-    changes = changes_that_fit(config, 1024, forecast(config, plan, on(round(1.1 * needed))))
+    needed = forecast_plan(one, make_plan(one, 1024), on(2**62)).phase_forecasts[0].memory.peak
+    changes = find_fitting_changes(
+        config, 1024, forecast_plan(config, plan, on(round(1.1 * needed)))
+    )
     assert changes[0].overrides == ("phases.dense.batch_size=1", "phases.dense.accumulate=64")
 
 
 def test_what_costs_time_only_is_offered_first():
     config = load_config("phase_plan=dense", "phases.dense.batch_size=64")
     plan = make_plan(config, 1024)
-    table = forecast(config, plan, on(2**62))
-    limit = round(0.7 * table.costs[0].footprint.peak)
-    changes = changes_that_fit(config, 1024, forecast(config, plan, on(limit)))
+    table = forecast_plan(config, plan, on(2**62))
+    limit = round(0.7 * table.phase_forecasts[0].memory.peak)
+    changes = find_fitting_changes(config, 1024, forecast_plan(config, plan, on(limit)))
     assert changes[0].overrides == ("trainer.activation_checkpointing=true",)
 
 
 def test_half_precision_is_offered_where_it_was_not_wanted(monkeypatch):
     monkeypatch.setattr(planner, "_less_growth", lambda config: iter(()))
     config = load_config("phase_plan=dense", "trainer.precision=32-true")
-    changes = list(planner._changes(config, make_plan(config, 1024).phases, on(GB, "32-true")))
+    changes = list(
+        planner._candidate_changes(config, make_plan(config, 1024).phases, on(GB, "32-true"))
+    )
     assert ("trainer.precision=bf16-mixed",) in [change.overrides for change in changes]
 
 
 def test_nothing_is_offered_where_nothing_fits():
     config = load_config("phase_plan=three_stage")
-    table = forecast(config, make_plan(config, 50257), on(1000))
-    assert changes_that_fit(config, 50257, table) == []
+    table = forecast_plan(config, make_plan(config, 50257), on(1000))
+    assert find_fitting_changes(config, 50257, table) == []
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
@@ -160,7 +164,10 @@ def test_accumulation_keeps_gradients_through_the_next_pass(tmp_path):
         )
         for b, a in ((4, 1), (4, 2))
     )
-    peaks = [forecast(c, make_plan(c, 257), on(GB)).costs[0].footprint for c in (whole, parts)]
+    peaks = [
+        forecast_plan(c, make_plan(c, 257), on(GB)).phase_forecasts[0].memory
+        for c in (whole, parts)
+    ]
     assert peaks[1].training_peak > peaks[0].training_peak
     assert replace(peaks[1], training_peak=0) == replace(peaks[0], training_peak=0)
 

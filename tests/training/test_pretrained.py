@@ -12,7 +12,7 @@ from stopping import SignalAt, assert_same_run
 from test_huggingface_tokenizer import llama_like, write
 from tiny_run import config_from, tiny_config, tiny_run
 
-from growlm.checkpoint import load_model, load_states
+from growlm.checkpoint import load_model, read_optimizer_states
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.data import load_tokenizer
 from growlm.growth import Upcycle, Widen
@@ -63,7 +63,7 @@ def test_the_optimizers_state_goes_on_with_the_model(mode, steps, whole, tmp_pat
     settings = (*DENSE_ONLY, "phases.dense.steps=2", "checkpoint.save_optimizer=true")
     mode_setting = f"phases.dense.optimizer_state={mode}"
     run_plan(config_from(whole / "dense_model", tmp_path / "run", *settings, mode_setting))
-    states = load_states(tmp_path / "run" / "checkpoints" / "dense_model")
+    states = read_optimizer_states(tmp_path / "run" / "checkpoints" / "dense_model")
     assert {int(state["step"]) for state in states.values()} == {steps}
 
 

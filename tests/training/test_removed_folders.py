@@ -12,7 +12,7 @@ from test_faults import AtStep
 from tiny_run import TINY, tiny_config
 
 from growlm.runtime.errors import UserError
-from growlm.storage.watched_folders import RemovedError, WatchedFolders
+from growlm.storage.watched_folders import FolderRemovedError, WatchedFolders
 from growlm.training import run_plan
 from growlm.training.resume.phase_reuse import PhaseReuse
 
@@ -33,7 +33,7 @@ def test_a_run_whose_folder_is_removed_stops(name, step, tmp_path, capsys):
     run_dir = tmp_path / "run"
     removed = run_dir / name
     remove = AtStep(step, lambda _: shutil.rmtree(removed))
-    with pytest.raises(RemovedError, match=f"^{removed} was removed or moved"):
+    with pytest.raises(FolderRemovedError, match=f"^{removed} was removed or moved"):
         run_plan(tiny_config(run_dir, "checkpoint.every_steps=1"), [remove])
     assert not removed.exists()
     assert not (run_dir / "summary.json").exists()
@@ -46,7 +46,7 @@ def test_a_run_whose_folder_is_removed_stops(name, step, tmp_path, capsys):
 def test_no_logger_makes_it_anew(logger, tmp_path):
     run_dir = tmp_path / "run"
     config = tiny_config(run_dir, f"logger={logger}", *["logger.mode=offline"][: logger == "wandb"])
-    with pytest.raises(RemovedError):
+    with pytest.raises(FolderRemovedError):
         run_plan(config, [AtStep(6, lambda _: shutil.rmtree(run_dir))])
     assert not run_dir.exists()
 
@@ -59,7 +59,7 @@ def test_another_run_in_its_place_is_left_alone(tmp_path):
         shutil.rmtree(run_dir)
         others.append(run_plan(tiny_config(run_dir)).run_dir)
 
-    with pytest.raises(RemovedError):
+    with pytest.raises(FolderRemovedError):
         run_plan(tiny_config(run_dir), [AtStep(6, replace)])
     assert others == [run_dir]
     assert (run_dir / "summary.json").exists()
@@ -74,7 +74,7 @@ def test_folders_whose_inodes_are_numbered_anew_are_the_same(tmp_path):
     (tmp_path / "copy").rename(tmp_path / "run")
     folders.check()
     (tmp_path / "run" / "marker").write_text("another")
-    with pytest.raises(RemovedError):
+    with pytest.raises(FolderRemovedError):
         folders.check()
 
 
@@ -101,7 +101,7 @@ def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path):
 def test_caches_that_are_removed_are_done_without(whole, tmp_path, monkeypatch):
     """What is mapped stays; phases are kept anew."""
     caches = [tmp_path / name for name in ("tokens", "phases")]
-    really = PhaseReuse.phase_ended
+    really = PhaseReuse.store_phase
     removed = []
 
     def remove(self, phase, history):
@@ -111,7 +111,7 @@ def test_caches_that_are_removed_are_done_without(whole, tmp_path, monkeypatch):
                 shutil.rmtree(cache)
         really(self, phase, history)
 
-    monkeypatch.setattr(PhaseReuse, "phase_ended", remove)
+    monkeypatch.setattr(PhaseReuse, "store_phase", remove)
     settings = (f"reuse.folder='{caches[1]}'", "reuse.phases=always", f"data.cache='{caches[0]}'")
     run = run_plan(tiny_config(tmp_path / "run", *settings))
     assert removed == caches

@@ -6,10 +6,10 @@ from tiny_run import tiny_config
 
 from growlm.runtime import hardware
 from growlm.runtime.errors import UserError
-from growlm.storage.integrity import read_sealed, sealed
+from growlm.storage.integrity import dump_checksummed_json, read_checksummed_json
 from growlm.training import Interrupted, run_plan
 from growlm.training.resume import resume_from as resuming
-from growlm.training.resume.resume_from import settings_of
+from growlm.training.resume.resume_from import resolve_resume_config
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def bf16(monkeypatch):
 
     def say(answer):
         for module in (hardware, resuming):
-            monkeypatch.setattr(module, "multiplies_bf16", lambda accelerator: answer)
+            monkeypatch.setattr(module, "has_native_bf16", lambda accelerator: answer)
 
     return say
 
@@ -31,7 +31,7 @@ def stop(run_dir, *overrides):
 def go_on(run_dir, *overrides):
     """As the command does: with the run's own settings."""
     config = tiny_config(run_dir, f"resume='{run_dir}'", *overrides)
-    return run_plan(settings_of(config, [f"resume='{run_dir}'", *overrides]))
+    return run_plan(resolve_resume_config(config, [f"resume='{run_dir}'", *overrides]))
 
 
 @pytest.mark.parametrize("named", [(), ("trainer.precision=bf16-mixed",)])
@@ -77,8 +77,10 @@ def test_the_newest_run_in_another_precision_is_not_the_one(bf16, tmp_path):
 
 
 def begun_on_a_gpu(run_dir):
-    record = read_sealed(run_dir / "resume" / "run.json", "resume", run_dir)
-    (run_dir / "resume" / "run.json").write_text(sealed(record | {"accelerator": "gpu"}))
+    record = read_checksummed_json(run_dir / "resume" / "run.json", "resume", run_dir)
+    (run_dir / "resume" / "run.json").write_text(
+        dump_checksummed_json(record | {"accelerator": "gpu"})
+    )
 
 
 def test_a_run_on_a_gpu_goes_on_without_one_if_that_is_asked_for(tmp_path):
@@ -95,10 +97,8 @@ def test_a_run_on_a_cpu_stays_there_where_there_is_a_gpu(tmp_path, monkeypatch):
     stop(tmp_path / "run")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     config = tiny_config(tmp_path / "run", f"resume='{tmp_path / 'run'}'")
-    assert resuming.with_begun_accelerator(config).trainer.accelerator == "cpu"
-    assert (
-        resuming.with_begun_accelerator(tiny_config(tmp_path / "x")).trainer.accelerator == "auto"
-    )
+    assert resuming.restore_accelerator(config).trainer.accelerator == "cpu"
+    assert resuming.restore_accelerator(tiny_config(tmp_path / "x")).trainer.accelerator == "auto"
 
 
 def test_phases_of_the_precision_that_auto_came_to_are_reused(bf16, tmp_path):

@@ -22,10 +22,10 @@ from growlm.config.phase_plan import make_plan
 from growlm.planner import calibration
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
-from growlm.storage.lru_directory import folder_size
+from growlm.storage.lru_directory import get_folder_size
 from growlm.training import Interrupted, phase_runner, run_plan
-from growlm.training.resume.fingerprint import phase_keys
-from growlm.training.run_folder import Circumstances
+from growlm.training.resume.fingerprint import compute_phase_cache_keys
+from growlm.training.run_folder import RunFingerprint
 
 OTHER_NOISE = "growth.noise_std=3e-2"
 MACHINE = Machine("cpu", "32-true", 0)
@@ -89,7 +89,7 @@ def test_a_run_that_reused_is_stopped_and_goes_on(tmp_path, cache, plain, monkey
     config = tiny_config(tmp_path / "second", *sharing(cache), OTHER_NOISE)
     # A callback given to the run would keep it from reusing anything.
     monkeypatch.setattr(
-        phase_runner, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=10)}
+        phase_runner, "build_extra_callbacks", lambda _: {"stop": SignalAt(global_step=10)}
     )
     with pytest.raises(Interrupted):
         run_plan(config)
@@ -109,7 +109,7 @@ def test_what_was_begun_under_other_keys_is_not_kept(tmp_path, monkeypatch, chan
     folder = tmp_path / "cache"
     config = tiny_config(tmp_path / "run", *sharing(folder), "trainer.on_nonfinite=skip")
     monkeypatch.setattr(
-        phase_runner, "extra_callbacks", lambda _: {"stop": SignalAt(global_step=2)}
+        phase_runner, "build_extra_callbacks", lambda _: {"stop": SignalAt(global_step=2)}
     )
     with pytest.raises(Interrupted):
         run_plan(config)
@@ -148,7 +148,7 @@ def test_what_is_kept_is_bounded(tmp_path, cache, capsys):
 
     def size(names):
         seen = set()  # several entries have links to one file
-        return sum(folder_size(cache / name, seen) for name in names)
+        return sum(get_folder_size(cache / name, seen) for name in names)
 
     before = entries()
     assert len(before) == 3
@@ -169,8 +169,8 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 
 def keys(*overrides):
     config = load_config(*TINY, *overrides)
-    circumstances = Circumstances("tokens", "cpu", "32-true")
-    return phase_keys(config, make_plan(config, 257), MACHINE, circumstances)
+    circumstances = RunFingerprint("tokens", "cpu", "32-true")
+    return compute_phase_cache_keys(config, make_plan(config, 257), MACHINE, circumstances)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_phases_of_other_instructions_are_not_reused(tmp_path, monkeypatch):
     """Nor those of the machine's own by a run under a limit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rates = calibration.Calibration(*[1e9] * 6, call=1e-5)
-    monkeypatch.setattr(calibration, "measure", lambda machine: rates)  # takes longer than all else
+    monkeypatch.setattr(calibration, "measure_calibration", lambda machine: rates)  # takes longer than all else
     overrides = (*sharing(tmp_path / "cache"), "trainer.precision=32-true")
     plain = tiny_run(tmp_path / "plain", *overrides)
     with monkeypatch.context() as limited:

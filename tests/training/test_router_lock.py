@@ -8,8 +8,12 @@ from tiny_models import EXPERTS, build, random_tokens, tiny_config
 from tiny_run import events, rows, tiny_run
 
 from growlm.growth import MultiplyExperts, Upcycle, grow
-from growlm.verification import Status, check_router_lock
-from growlm.verification.router_lock import RouterState, RouterWatch, expert_similarity
+from growlm.verification import Status, check_router_collapse
+from growlm.verification.router_lock import (
+    RouterCollapseDetector,
+    RouterSnapshot,
+    compute_expert_similarity,
+)
 
 ZEROS = ("phases.moe.grow.0.upcycle.router_init=zeros", "phases.moe.steps=24")
 UNBROKEN = (*ZEROS, "phases.moe.grow.0.upcycle.break_ties=false")
@@ -60,7 +64,7 @@ def test_the_default_is_healthy_and_its_measures_are_in_the_history(tmp_path):
 
 def test_the_first_step_of_equal_experts_is_no_lock():
     """They give their router a gradient of zero rightly."""
-    watch = RouterWatch()
+    watch = RouterCollapseDetector()
     assert not watch.observe(state(step=1, gradient_norm=0.0))
     assert watch.report().status is Status.NOT_APPLICABLE
     assert watch.observe(state(step=2, gradient_norm=0.0))
@@ -76,7 +80,7 @@ def state(**changes):
         "expert_similarity": 0.8,
         "router_distance": 0.5,
     }
-    return RouterState(**(healthy | changes))
+    return RouterSnapshot(**(healthy | changes))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def state(**changes):
     ],
 )
 def test_what_goes_wrong_is_said_once_in_words(changes, words, status):
-    watch = RouterWatch()
+    watch = RouterCollapseDetector()
     watch.observe(state(step=2))
     (text,) = watch.observe(state(**changes))
     assert words in text
@@ -99,24 +103,24 @@ def test_what_goes_wrong_is_said_once_in_words(changes, words, status):
 
 
 def test_dead_experts_are_no_problem_early():
-    assert not RouterWatch().observe(state(step=50, dead_experts=3))
+    assert not RouterCollapseDetector().observe(state(step=50, dead_experts=3))
 
 
 def test_similarity_is_one_for_copies_and_falls_with_noise():
     model = build(tiny_config())
     experts = grow(model, [Upcycle(4)])
-    assert expert_similarity(experts) == pytest.approx(1.0, abs=1e-6)
+    assert compute_expert_similarity(experts) == pytest.approx(1.0, abs=1e-6)
     with torch.no_grad():
         for block in experts.blocks:
             up = block.feed_forward.experts.up
             up += torch.randn_like(up) * up.std()
-    assert 0.2 < expert_similarity(experts) < 0.8
+    assert 0.2 < compute_expert_similarity(experts) < 0.8
 
 
 def test_a_model_on_a_probe():
     model = build(tiny_config(**EXPERTS))
     probe = random_tokens(model.config)
-    assert check_router_lock(model, probe).status is Status.PASSED
-    assert check_router_lock(build(tiny_config()), probe).status is Status.NOT_APPLICABLE
+    assert check_router_collapse(model, probe).status is Status.PASSED
+    assert check_router_collapse(build(tiny_config()), probe).status is Status.NOT_APPLICABLE
     tied = grow(model, [MultiplyExperts(2)])
-    assert check_router_lock(tied, probe).status is Status.FINDING
+    assert check_router_collapse(tied, probe).status is Status.FINDING

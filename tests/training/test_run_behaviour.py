@@ -124,7 +124,7 @@ def test_moments_are_carried_or_reset(tmp_path, monkeypatch):
     def spy(self):
         copied = {
             name: {entry: value.clone() for entry, value in state.items()}
-            for name, state in self.starting_states.items()
+            for name, state in self.initial_optimizer_states.items()
         }
         states.append(copied)
         return configure(self)

@@ -5,7 +5,7 @@ import pytest
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import ScheduleConfig
-from growlm.optim.lr_schedule import schedule_factor
+from growlm.optim.lr_schedule import compute_lr_factor
 
 
 def plan_of(*steps, warmups=None):
@@ -18,7 +18,7 @@ def plan_of(*steps, warmups=None):
 def factors(plan, **settings):
     schedule = ScheduleConfig(**settings)
     return [
-        schedule_factor(schedule, plan, phase, step)
+        compute_lr_factor(schedule, plan, phase, step)
         for phase in plan.phases
         for step in range(phase.steps)
     ]

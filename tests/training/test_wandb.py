@@ -12,9 +12,9 @@ from tiny_run import rows, tiny_config
 from wandb_file import records_of, wandb_file, wandb_rows, wandb_run, wandb_table
 from wandb_server import sync, wandb_server
 
-from growlm.reporting.loggers.logger_adapters import Entry
-from growlm.reporting.loggers.logger_tables import Table
-from growlm.reporting.loggers.wandb_adapter import WandbSink, load_histogram
+from growlm.reporting.loggers.logger_adapters import LogEntry
+from growlm.reporting.loggers.logger_tables import LoggerTable
+from growlm.reporting.loggers.wandb_adapter import WandbAdapter, make_expert_load_histogram
 from growlm.training import Interrupted, run_plan
 from growlm.training.callbacks.growth_callback import GrowthError
 
@@ -96,7 +96,7 @@ def test_router_loads_are_histograms_with_a_bin_for_each_expert(run_dir):
 
 def test_more_experts_than_bins_share_them():
     loads = [1 / 1200] * 1200
-    histogram = load_histogram(loads)
+    histogram = make_expert_load_histogram(loads)
     assert len(histogram.histogram) == 400 <= wandb.Histogram.MAX_LENGTH
     assert sum(histogram.histogram) == pytest.approx(1)
     assert (histogram.bins[0], histogram.bins[1], histogram.bins[-1]) == (0, 3, 1200)
@@ -118,8 +118,8 @@ def test_a_network_that_fails_costs_a_table_and_nothing_else():
             self.rows.append((step, values))
 
     run = Run()
-    table = Table("samples", ["phase", "text"], [["dense", "Once"]])
-    WandbSink(run).log(Entry(3, 40, {"phase/index": 1}, {"val/loss": 2.0}, tables=(table,)))
+    table = LoggerTable("samples", ["phase", "text"], [["dense", "Once"]])
+    WandbAdapter(run).log(LogEntry(3, 40, {"phase/index": 1}, {"val/loss": 2.0}, tables=(table,)))
     assert run.rows == [(3, {"trainer/global_step": 40, "phase/index": 1, "val/loss": 2.0})]
 
 

@@ -4,8 +4,8 @@ import torch
 from tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 from growlm.growth import Widen, grow
-from growlm.verification import Comparison, Status, check_router_scaling
-from growlm.verification.comparison import NEAR_TIE
+from growlm.verification import ModelComparison, Status, check_router_scaling
+from growlm.verification.comparison import NEAR_TIE_MARGIN
 
 
 def models_that_disagree(nudge):
@@ -29,7 +29,7 @@ def push_over(margin):
     seen = {}
     router = old.blocks[0].feed_forward.router
     hook = router.register_forward_hook(lambda _m, inputs, _o: seen.update(x=inputs[0]))
-    token = int(Comparison(old, old, probe).old.routings[0].margin().argmin())
+    token = int(ModelComparison(old, old, probe).old_trace.routings[0].selection_margin().argmin())
     hook.remove()
     direction = seen["x"][token]
     direction = direction / (direction @ direction)
@@ -42,17 +42,17 @@ def push_over(margin):
 
 
 def test_a_near_tie_excuses_its_position_and_the_later_ones():
-    old, new, probe, (sequence, time) = push_over(margin=NEAR_TIE / 10)
-    changed = Comparison(old, new, probe).changed_choices
+    old, new, probe, (sequence, time) = push_over(margin=NEAR_TIE_MARGIN / 10)
+    changed = ModelComparison(old, new, probe).routing_changes
     assert changed.near_ties >= 1
-    assert changed.hard == 0
-    assert changed.reached[0][sequence, time:].all()
-    assert not changed.reached[0][sequence, :time].any()
+    assert changed.hard_changes == 0
+    assert changed.affected_positions[0][sequence, time:].all()
+    assert not changed.affected_positions[0][sequence, :time].any()
 
 
 def test_a_change_with_a_wider_margin_is_not_excused():
-    old, new, probe, _ = push_over(margin=NEAR_TIE * 100)
-    assert Comparison(old, new, probe).changed_choices.hard >= 1
+    old, new, probe, _ = push_over(margin=NEAR_TIE_MARGIN * 100)
+    assert ModelComparison(old, new, probe).routing_changes.hard_changes >= 1
 
 
 def test_a_choice_changed_by_a_wide_margin_fails_the_router_check():
@@ -65,6 +65,8 @@ def test_a_choice_changed_by_a_wide_margin_fails_the_router_check():
 def test_a_widening_changes_no_choice_in_fp64():
     old = build(tiny_config(**EXPERTS), dtype=torch.float64)
     new = grow(old, [Widen(scale_factor=1.5)])
-    changed = Comparison(old, new, random_tokens(old.config, batch=16, time=48)).changed_choices
-    assert (changed.near_ties, changed.hard) == (0, 0)
-    assert not changed.reached[-1].any()
+    changed = ModelComparison(
+        old, new, random_tokens(old.config, batch=16, time=48)
+    ).routing_changes
+    assert (changed.near_ties, changed.hard_changes) == (0, 0)
+    assert not changed.affected_positions[-1].any()

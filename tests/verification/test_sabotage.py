@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, random_tokens, tiny_config
 
-from growlm.growth import Deepen, Upcycle, Widen, grow, plan_growth
+from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
 from growlm.model import TransformerLM
 from growlm.model.axes import Role, axes_table
 from growlm.verification import Status, detailed_growth_check
@@ -15,7 +15,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def check(old, new, operators=None, **settings):
-    growth_map = plan_growth(old.config, operators) if operators else None
+    growth_map = build_growth_map(old.config, operators) if operators else None
     return detailed_growth_check(
         old_model=old,
         new_model=new,
@@ -69,7 +69,7 @@ def test_changed_head_dim_fails_the_rope_check():
 def test_strayed_query_heads_fail_the_rope_check():
     old = build(tiny_config(n_kv_heads=2), dtype=torch.float32)
     operators = [Widen(scale_factor=2)]
-    growth_map = plan_growth(old.config, operators)
+    growth_map = build_growth_map(old.config, operators)
     source = growth_map.axes["query_heads"].source.flip(0)
     growth_map.axes["query_heads"] = replace(growth_map.axes["query_heads"], source=source)
     report = detailed_growth_check(

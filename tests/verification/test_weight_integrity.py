@@ -9,19 +9,19 @@ import pytest
 import torch
 from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
-from growlm.growth import Deepen, Draws, MultiplyExperts, Upcycle, Widen, grow, plan_growth
+from growlm.growth import Deepen, GrowthRng, MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.model import TransformerLM
 from growlm.verification import (
-    Comparison,
+    ModelComparison,
     Status,
-    check_router_lock,
+    check_router_collapse,
     check_symmetry_breaking,
     check_weight_integrity,
     detailed_growth_check,
     quick_sanity_check,
     verify_functional_equivalence,
 )
-from growlm.verification.comparison import Rounding, infer_growth_of
+from growlm.verification.comparison import RoundingBounds, infer_growth_from_models
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -29,7 +29,7 @@ HALF = [torch.bfloat16, torch.float16]
 def grown(operators, dtype=torch.float32, seed=0, std=0.05, family="default", **changes):
     """Old model, new model, map."""
     old = build(tiny_config(family, **changes), std=std, dtype=dtype)
-    return old, grow(old, operators, seed), plan_growth(old.config, operators)
+    return old, grow(old, operators, seed), build_growth_map(old.config, operators)
 
 
 def check(old, new, growth_map, **settings):
@@ -97,7 +97,12 @@ def test_what_is_not_finite_is_found_wherever_it_is(bad, where):
     operators = [Upcycle(8, 2), Widen(scale_factor=1.5, noise_std=0.02)]
     old, new, growth_map = grown(operators)
     probe = torch.zeros(1, 3, dtype=torch.long)  # reaches few experts, and one row of the embedding
-    unused = Comparison(old, new, probe, growth_map=growth_map).new.routings[0].load().argmin()
+    unused = (
+        ModelComparison(old, new, probe, growth_map=growth_map)
+        .new_trace.routings[0]
+        .expert_load()
+        .argmin()
+    )
     block = new.blocks[0].feed_forward
     entry = {
         "expert": block.experts.down[unused],
@@ -132,7 +137,7 @@ def test_a_nan_in_the_old_model_is_no_match():
 def test_a_nan_gradient_of_twins_fails_the_symmetry_check():
     old, new, growth_map = grown([Widen(scale_factor=2, noise_std=0.02)])
     new.blocks[0].attention.query.weight.register_hook(lambda gradient: gradient * math.nan)
-    comparison = Comparison(old, new, random_tokens(old.config), growth_map=growth_map)
+    comparison = ModelComparison(old, new, random_tokens(old.config), growth_map=growth_map)
     report = check_symmetry_breaking(old, new, comparison.probe, growth_map=growth_map)
     assert report.status is Status.FAILED
     assert "not finite" in report.summary
@@ -141,20 +146,20 @@ def test_a_nan_gradient_of_twins_fails_the_symmetry_check():
 def test_a_nan_fails_the_router_check_also_in_the_first_of_several_routers():
     old, new, growth_map = grown([Widen(scale_factor=2)], **EXPERTS)
     probe = random_tokens(old.config)
-    comparison = Comparison(old, new, probe, growth_map=growth_map)
-    from growlm.verification.router import router_scaling
+    comparison = ModelComparison(old, new, probe, growth_map=growth_map)
+    from growlm.verification.router import report_router_scaling
 
-    assert router_scaling(comparison).status is Status.PASSED
-    comparison.new.routings[0].logits[0, 0] = math.nan
+    assert report_router_scaling(comparison).status is Status.PASSED
+    comparison.new_trace.routings[0].logits[0, 0] = math.nan
     comparison.__dict__["is_finite"] = True  # each place by itself
-    assert router_scaling(comparison).status is Status.FAILED
+    assert report_router_scaling(comparison).status is Status.FAILED
 
 
 def test_a_nan_at_a_position_that_a_near_tie_excuses_still_fails():
     old, new, growth_map = grown([Widen(scale_factor=2)], **EXPERTS)
-    comparison = Comparison(old, new, random_tokens(old.config), growth_map=growth_map)
-    comparison.changed_choices.reached[-1].fill_(True)
-    comparison.new.logits[0, 0, 0] = math.nan
+    comparison = ModelComparison(old, new, random_tokens(old.config), growth_map=growth_map)
+    comparison.routing_changes.affected_positions[-1].fill_(True)
+    comparison.new_trace.logits[0, 0, 0] = math.nan
     del comparison.__dict__["is_finite"]
     assert comparison.max_logit_difference == math.inf
 
@@ -198,7 +203,7 @@ def test_ties_between_experts_that_are_equal_lose_nothing(router, tie_breaking):
                     ::2
                 ]
     operators = [MultiplyExperts(2, noise_std=0.0)]
-    report = check(old, grow(old, operators), plan_growth(old.config, operators))
+    report = check(old, grow(old, operators), build_growth_map(old.config, operators))
     assert report, summaries(report)
     assert report.checks["router"].status is Status.PASSED
 
@@ -211,7 +216,7 @@ def test_large_weights_with_large_noise_are_rounded_more():
             if parameter.ndim > 1:
                 parameter.mul_(10)
     operators = [Widen(scale_factor=2, noise_std=1.0)]
-    growth_map = plan_growth(config, operators)
+    growth_map = build_growth_map(config, operators)
     new = grow(old, operators)
     report = check(old, new, growth_map)
     usual = 1e-4 * max(1.0, float(logits_of(old, random_tokens(config, 4, 24)).abs().max()))
@@ -230,7 +235,7 @@ def test_a_comparison_that_tells_little_says_so():
             if parameter.ndim > 1:
                 parameter.mul_(100)
     operators = [Widen(scale_factor=2, noise_std=1.0)]
-    report = check(old, grow(old, operators), plan_growth(old.config, operators))
+    report = check(old, grow(old, operators), build_growth_map(old.config, operators))
     assert report.checks["functional"].status is Status.FINDING
     assert "tells little" in report.checks["functional"].summary
     assert report.checks["weights"].status is Status.PASSED
@@ -238,17 +243,17 @@ def test_a_comparison_that_tells_little_says_so():
 
 def test_large_router_logits_have_larger_near_ties():
     old, new, growth_map = grown([Widen(scale_factor=2)], torch.float64, **EXPERTS)
-    comparison = Comparison(old, new, random_tokens(old.config), growth_map=growth_map)
-    routing = comparison.old.routings[0]
+    comparison = ModelComparison(old, new, random_tokens(old.config), growth_map=growth_map)
+    routing = comparison.old_trace.routings[0]
     large = replace(routing, logits=routing.logits * 1e4)
-    plain = comparison.near_tie(0, routing, None)
-    assert comparison.near_tie(0, large, None) == pytest.approx(
+    plain = comparison.near_tie_margin(0, routing, None)
+    assert comparison.near_tie_margin(0, large, None) == pytest.approx(
         1e-4 * max(1.0, float(large.logits.abs().max()))
     )
     assert plain == pytest.approx(1e-4 * max(1.0, float(routing.logits.abs().max())))
-    measured = Rounding(streams=[0.0, 0.0], routers={0: 0.5, 1: 0.0}, logits=0.0)
-    assert comparison.near_tie(0, routing, measured) == 1.0  # two logits, each off by a half
-    assert comparison.near_tie(1, routing, measured) == plain
+    measured = RoundingBounds(streams=[0.0, 0.0], routers={0: 0.5, 1: 0.0}, logits=0.0)
+    assert comparison.near_tie_margin(0, routing, measured) == 1.0  # two logits, each off by a half
+    assert comparison.near_tie_margin(1, routing, measured) == plain
 
 
 def test_half_precision_is_checked_without_being_told():
@@ -308,11 +313,11 @@ def test_what_is_filled_must_be_as_it_is_filled(factor):
 def test_drawn_entries_are_free_within_their_range():
     operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(1, init="fresh")]
     old, new, growth_map = grown(operators)
-    draws = Draws(0)
+    draws = GrowthRng(0)
     for name in ("blocks.0.feed_forward.router.weight", "blocks.2.attention.query.weight"):
         tensor_map, parameter = growth_map.tensors[name], new.get_parameter(name)
         shape = growth_map.old_shapes.get(tensor_map.source, ())
-        assert tensor_map.free_entries(shape, draws).all()
+        assert tensor_map.unconstrained_entries(shape, draws).all()
         with torch.no_grad():
             parameter.mul_(-1)
             assert check_weight_integrity(old, new, growth_map=growth_map)
@@ -334,7 +339,7 @@ def test_free_entries_are_those_that_another_seed_changes():
         if "experts" in name:
             continue  # another seed draws other units
         shape = growth_map.old_shapes.get(tensor_map.source, ())
-        free = tensor_map.free_entries(shape, Draws(0))
+        free = tensor_map.unconstrained_entries(shape, GrowthRng(0))
         changed = torch.stack([other.state_dict()[name] != tensor for other in others]).any(dim=0)
         assert torch.equal(changed, free), name
 
@@ -368,7 +373,7 @@ def test_weights_brought_to_half_precision_after_the_growth_pass():
     old, new, growth_map = grown([Widen(scale_factor=3, noise_std=0.02)])
     half = new.to(torch.bfloat16).float()
     assert not check_weight_integrity(old, half, growth_map=growth_map)
-    assert check_weight_integrity(old, half, growth_map=growth_map, stored_as=torch.bfloat16)
+    assert check_weight_integrity(old, half, growth_map=growth_map, growth_dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +389,7 @@ def test_weights_brought_to_half_precision_after_the_growth_pass():
 def test_settings_that_no_record_names_are_inferred_from_the_weights(operators):
     old, new, growth_map = grown(operators)
     assert check_weight_integrity(old, new)
-    inferred = infer_growth_of(old, new)
+    inferred = infer_growth_from_models(old, new)
     assert inferred.lossless == growth_map.lossless
     with torch.no_grad():
         new.blocks[-1].attention.key.weight[0, 0] += 100.0
@@ -420,10 +425,10 @@ def test_a_leak_is_found_in_a_model_of_small_logits(monkeypatch):
 def test_the_router_lock_check_fails_at_a_nan():
     model = build(tiny_config(**EXPERTS), dtype=torch.float32)
     probe = random_tokens(model.config)
-    assert check_router_lock(model, probe)
+    assert check_router_collapse(model, probe)
     with torch.no_grad():
         model.blocks[0].feed_forward.experts.up[3, 0, 0] = math.nan
-    assert check_router_lock(model, probe).status is Status.FAILED
+    assert check_router_collapse(model, probe).status is Status.FAILED
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -432,7 +437,7 @@ def test_means_that_are_rounded_otherwise_in_every_copy_are_right(dtype, seed):
     """They are taken after the columns have been copied, and summed in another order for each."""
     old = build(tiny_config(d_model=40, n_heads=4, head_dim=10), seed, dtype=dtype)
     operators = [Widen(scale_factor=1.5, noise_std=0.0)]
-    growth_map = plan_growth(old.config, operators)
+    growth_map = build_growth_map(old.config, operators)
     report = check_weight_integrity(old, grow(old, operators), growth_map=growth_map)
     assert report, report.summary
 
@@ -445,7 +450,7 @@ def test_units_that_cannot_be_told_in_one_matrix_are_told_in_the_next(dtype):
         for block in old.blocks:
             block.feed_forward.up.weight.fill_(0.02)
     operators = [Upcycle(4, drop_fraction=0.5)]
-    growth_map = plan_growth(old.config, operators)
+    growth_map = build_growth_map(old.config, operators)
     new = grow(old, operators)
     report = check_weight_integrity(old, new, growth_map=growth_map)
     assert report, report.summary

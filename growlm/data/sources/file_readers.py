@@ -19,10 +19,10 @@ from typing import IO, Any, BinaryIO, cast
 
 from growlm.data.sources.text_files import TextFile
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import open_file
+from growlm.storage.input_files import open_input_file
 
-SAMPLE_BY = ("line", "paragraph", "document")
-ROWS_AT_ONCE = 1024
+SAMPLE_BY_CHOICES = ("line", "paragraph", "document")
+PARQUET_BATCH_ROWS = 1024
 
 
 class FileDocuments(Iterator[str]):
@@ -43,7 +43,7 @@ class FileDocuments(Iterator[str]):
         self.file, self.column, self.key = file, column, key
         self.sample_by = sample_by
         self._raw: BinaryIO | None = None
-        with self._explained():
+        with self._translate_errors():
             self._size = max(1, file.path.stat().st_size)
         self._documents = self._read()
 
@@ -51,7 +51,7 @@ class FileDocuments(Iterator[str]):
         return next(self._documents)
 
     @property
-    def share_read(self) -> float:
+    def fraction_read(self) -> float:
         """Of the file's bytes, between 0 and 1."""
         if self._raw is None:
             return 0.0
@@ -63,69 +63,74 @@ class FileDocuments(Iterator[str]):
 
     def _read(self) -> Generator[str]:
         readers = {
-            "text": self._text,
-            "jsonl": self._json_lines,
-            "csv": self._csv,
-            "parquet": self._parquet,
+            "text": self._read_text,
+            "jsonl": self._read_json_lines,
+            "csv": self._read_csv,
+            "parquet": self._read_parquet,
         }
-        with self._explained(), open_file(self.file.path, self.key, root=None) as self._raw:
+        with (
+            self._translate_errors(),
+            open_input_file(self.file.path, self.key, root=None) as self._raw,
+        ):
             for text in readers[self.file.kind](self._raw):
                 if text and not text.isspace():
                     yield text
 
-    def _text(self, raw: BinaryIO) -> Iterator[str]:
-        with self._lines(raw) as lines:
+    def _read_text(self, raw: BinaryIO) -> Iterator[str]:
+        with self._open_lines(raw) as lines:
             if self.sample_by == "document":
                 yield lines.read()
             elif self.sample_by == "line":
                 yield from (line.rstrip("\n") for line in lines)
             else:
-                yield from paragraphs(lines)
+                yield from split_paragraphs(lines)
 
-    def _json_lines(self, raw: BinaryIO) -> Iterator[str | None]:
-        with self._lines(raw) as lines:
+    def _read_json_lines(self, raw: BinaryIO) -> Iterator[str | None]:
+        with self._open_lines(raw) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.isspace():
-                    yield self._json_line(line, number)
+                    yield self._parse_json_line(line, number)
 
-    def _json_line(self, line: str, number: int) -> str | None:
+    def _parse_json_line(self, line: str, number: int) -> str | None:
         try:
             row = json.loads(
                 line
             )  # not `parse_json`: what else a row of data holds does not matter
         except (ValueError, RecursionError):
-            raise self._wrong(f"line {number} is no JSON") from None
+            raise self._file_error(f"line {number} is no JSON") from None
         if not isinstance(row, dict):
-            raise self._wrong(f"line {number} is no JSON object, one a line is needed")
+            raise self._file_error(f"line {number} is no JSON object, one a line is needed")
         if self.column not in row:
-            raise self._no_column(list(row), f" in line {number}")
-        return self._checked(row[self.column], f"line {number}")
+            raise self._missing_column_error(list(row), f" in line {number}")
+        return self._check_text(row[self.column], f"line {number}")
 
-    def _csv(self, raw: BinaryIO) -> Iterator[str | None]:
+    def _read_csv(self, raw: BinaryIO) -> Iterator[str | None]:
         csv.field_size_limit(sys.maxsize)  # the default refuses documents of 128 KiB
-        with self._lines(raw, newline="") as lines:
+        with self._open_lines(raw, newline="") as lines:
             rows = csv.reader(lines, strict=True)
             header = next(rows, [])
             if self.column not in header:
-                raise self._no_column(header)
+                raise self._missing_column_error(header)
             index = header.index(self.column)
             for row in filter(None, rows):
                 if len(row) != len(header):
                     what = f"{len(row)} fields, its header has {len(header)}"
-                    raise self._wrong(f"the row that ends in line {rows.line_num} has {what}")
+                    raise self._file_error(f"the row that ends in line {rows.line_num} has {what}")
                 yield row[index]
 
-    def _parquet(self, raw: BinaryIO) -> Iterator[str | None]:
+    def _read_parquet(self, raw: BinaryIO) -> Iterator[str | None]:
         import pyarrow.parquet as parquet
 
         table = parquet.ParquetFile(raw)
         if self.column not in table.schema_arrow.names:
-            raise self._no_column(table.schema_arrow.names)
-        for batch in table.iter_batches(ROWS_AT_ONCE, columns=[self.column], use_threads=False):
+            raise self._missing_column_error(table.schema_arrow.names)
+        for batch in table.iter_batches(
+            PARQUET_BATCH_ROWS, columns=[self.column], use_threads=False
+        ):
             values = batch.column(0).to_pylist()
-            yield from (self._checked(value, "a row") for value in values)
+            yield from (self._check_text(value, "a row") for value in values)
 
-    def _lines(self, raw: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
+    def _open_lines(self, raw: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
         plain: IO[bytes] = raw
         if self.file.compression == ".gz":
             plain = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
@@ -136,29 +141,29 @@ class FileDocuments(Iterator[str]):
         return io.TextIOWrapper(plain, encoding="utf-8-sig", newline=newline)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
         except UnicodeDecodeError:
-            raise self._wrong("is not UTF-8 text") from None
+            raise self._file_error("is not UTF-8 text") from None
         except csv.Error as error:
-            raise self._wrong(f"is no CSV: {error}") from None
+            raise self._file_error(f"is no CSV: {error}") from None
         except (OSError, EOFError, zlib.error) as error:
-            raise self._wrong(f"cannot be read: {_said(error)}") from None
+            raise self._file_error(f"cannot be read: {_describe_error(error)}") from None
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "pyarrow":
                 raise
-            raise self._wrong(f"cannot be read: {_said(error)}") from None
+            raise self._file_error(f"cannot be read: {_describe_error(error)}") from None
 
-    def _checked(self, value: Any, where: str) -> str | None:
+    def _check_text(self, value: Any, where: str) -> str | None:
         if value is None or isinstance(value, str):
             return value
         what = f"{where} holds a {type(value).__name__}, no text"
         raise UserError(self._column_key, self.column, f"{self.file.path}: {what}")
 
-    def _no_column(self, there: Iterable[str], where: str = "") -> UserError:
+    def _missing_column_error(self, there: Iterable[str], where: str = "") -> UserError:
         names = ", ".join(there) or "none"
         return UserError(
             self._column_key,
@@ -170,11 +175,11 @@ class FileDocuments(Iterator[str]):
     def _column_key(self) -> str:
         return f"{self.key.rpartition('.')[0]}.column"
 
-    def _wrong(self, what: str) -> UserError:
+    def _file_error(self, what: str) -> UserError:
         return UserError(self.key, self.file.path, what)
 
 
-def paragraphs(lines: Iterable[str]) -> Iterator[str]:
+def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Lines joined, up to the next empty one; the line end at its end is not part of a paragraph."""
     block: list[str] = []
     for line in chain(lines, ["\n"]):
@@ -185,5 +190,5 @@ def paragraphs(lines: Iterable[str]) -> Iterator[str]:
             block = []
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]

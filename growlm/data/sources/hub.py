@@ -9,20 +9,24 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from growlm.data.sources.document_sources import Place, Reader, Source
-from growlm.data.sources.hub_access import is_connection_error, offline_if_unreachable, quiet
+from growlm.data.sources.document_sources import DocumentReader, DocumentSource, ReaderPosition
+from growlm.data.sources.hub_access import (
+    is_connection_error,
+    offline_if_unreachable,
+    suppress_hub_output,
+)
 from growlm.runtime.errors import RunError, UserError
 
-ROWS_AT_ONCE = 1000
-LIBRARIES = ("datasets", "pyarrow", "zlib")
+BATCH_ROWS = 1000
+DATASET_LIBRARIES = ("datasets", "pyarrow", "zlib")
 """Whose errors are of what is read, not of this code."""
-OFFLINE = (
+OFFLINE_ADVICE = (
     "use data=text data.path=FILE or data=embedded, which need no network; or, on a machine that reaches the hub, "
     "load it once without data.streaming, and copy the folder that HF_HOME names (then HF_HUB_OFFLINE=1)"
 )
 
 
-class HubDataset(Source):
+class HubDataset(DocumentSource):
     """One split of a dataset.
 
     Args:
@@ -54,12 +58,14 @@ class HubDataset(Source):
         self.name, self.config, self.split = name, config, split
         self.column, self.revision, self.streaming, self.key = column, revision, streaming, key
         self._builder: Any = None
-        self.rows = self._load()
+        self.dataset = self._load()
         self._check_column()
 
-    def read(self, place: Place = None) -> Reader:
+    def read(self, position: ReaderPosition = None) -> DocumentReader:
         """From the first row on, or from where another reader stood."""
-        return _StreamReader(self, place) if self.streaming else _TableReader(self, place or 0)
+        return (
+            _StreamReader(self, position) if self.streaming else _TableReader(self, position or 0)
+        )
 
     def identity(self) -> Any:
         """Dataset, configuration, version and, from the hub, commit: what the library's own cache goes by."""
@@ -68,13 +74,13 @@ class HubDataset(Source):
         cache = os.path.relpath(self._builder.cache_dir, datasets.config.HF_DATASETS_CACHE)
         return ["huggingface", cache, self.split, self.column]
 
-    def stream(self) -> Any:
+    def open_stream(self) -> Any:
         """The split as it comes; one for every reader, since each keeps its own position."""
         rows = self._builder.as_streaming_dataset(split=self.split)
         return rows.select_columns([self.column]) if rows.column_names else rows
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """Turn what the libraries raise into a message about the setting that is at fault."""
         try:
             yield
@@ -82,7 +88,7 @@ class HubDataset(Source):
         except (UserError, RunError):
             raise
         except Exception as error:  # each library has its own
-            key, allowed = _fault(error)
+            key, allowed = _find_faulty_setting(error)
         # Raised out here so that no library traceback hangs on an error that is one sentence long.
         raise UserError(f"{self.key}.{key}", getattr(self, key), allowed)
 
@@ -94,7 +100,7 @@ class HubDataset(Source):
             self._check_name()
         hub_name = self.name if name is None else None
         offline = offline_if_unreachable(datasets, hub_name, self.revision)
-        with self.explained(), quiet(datasets), offline:
+        with self.translate_errors(), suppress_hub_output(datasets), offline:
             self._builder = datasets.load_dataset_builder(
                 name or self.name, self.config, revision=self.revision
             )
@@ -110,8 +116,8 @@ class HubDataset(Source):
             raise UserError(f"{self.key}.name", self.name, allowed)
 
     def _check_column(self) -> None:
-        with self.explained():
-            columns = self.rows.column_names or list(next(iter(self.rows), {}))
+        with self.translate_errors():
+            columns = self.dataset.column_names or list(next(iter(self.dataset), {}))
         if self.column not in columns:
             there = ", ".join(columns)
             raise UserError(
@@ -119,7 +125,7 @@ class HubDataset(Source):
             )
 
 
-def _fault(error: Exception) -> tuple[str, str]:
+def _find_faulty_setting(error: Exception) -> tuple[str, str]:
     """The setting that an error of the library is about, and what to say.
 
     Raises:
@@ -129,56 +135,59 @@ def _fault(error: Exception) -> tuple[str, str]:
 
     text = " ".join(str(error).split())
     if is_connection_error(error):
-        return "name", f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE}"
+        return (
+            "name",
+            f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE_ADVICE}",
+        )
     if isinstance(error, ValueError) and ("BuilderConfig" in text or "onfig name is" in text):
         return "config", text
     if isinstance(error, ValueError) and "split" in text.lower():
         return "split", text
     ours = (OSError, EOFError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-    if isinstance(error, ours) or type(error).__module__.partition(".")[0] in LIBRARIES:
+    if isinstance(error, ours) or type(error).__module__.partition(".")[0] in DATASET_LIBRARIES:
         cause = error.__cause__
         return "name", f"cannot be loaded: {text}{f' ({cause})' if cause else ''}"
     raise error
 
 
-class _TableReader(Reader):
+class _TableReader(DocumentReader):
     """A prepared dataset, which lies on disk; the place is a row's number."""
 
     def __init__(self, source: HubDataset, first: int) -> None:
-        self.source, self.row = source, index(first)
+        self.source, self.row_index = source, index(first)
         self._texts = self._read()
 
     def __next__(self) -> str:
         return next(self._texts)
 
-    def place(self) -> Place:
+    def position(self) -> ReaderPosition:
         """The next row's number."""
-        return self.row
+        return self.row_index
 
     @property
-    def share_read(self) -> float:
+    def fraction_read(self) -> float:
         """Of the rows."""
-        return self.row / max(1, len(self.source.rows))
+        return self.row_index / max(1, len(self.source.dataset))
 
     def _read(self) -> Iterator[str]:
-        rows = self.source.rows.select_columns([self.source.column])
-        for start in range(self.row, len(rows), ROWS_AT_ONCE):
-            with self.source.explained():
-                texts = rows[start : start + ROWS_AT_ONCE][self.source.column]
+        rows = self.source.dataset.select_columns([self.source.column])
+        for start in range(self.row_index, len(rows), BATCH_ROWS):
+            with self.source.translate_errors():
+                texts = rows[start : start + BATCH_ROWS][self.source.column]
             for text in texts:
-                self.row += 1
+                self.row_index += 1
                 if _is_text(text, self.source):
                     yield text
 
 
-class _StreamReader(Reader):
+class _StreamReader(DocumentReader):
     """A dataset as it comes; the place is what the library itself would go on from."""
 
-    def __init__(self, source: HubDataset, place: Place) -> None:
-        self.source, self._start = source, place
-        self._rows = source.stream()
-        if place is not None:
-            self._rows.load_state_dict(place)
+    def __init__(self, source: HubDataset, position: ReaderPosition) -> None:
+        self.source, self._start = source, position
+        self._rows = source.open_stream()
+        if position is not None:
+            self._rows.load_state_dict(position)
         self._texts = self._read()
         self._has_read = False
 
@@ -187,13 +196,13 @@ class _StreamReader(Reader):
         self._has_read = True
         return text
 
-    def place(self) -> Place:
+    def position(self) -> ReaderPosition:
         """Shard and row, in the library's words; None for the beginning."""
         # Until it has read something, the library does not say what it was told to go on from.
         return self._rows.state_dict() if self._has_read else self._start
 
     def _read(self) -> Iterator[str]:
-        with self.source.explained():
+        with self.source.translate_errors():
             try:
                 for row in self._rows:
                     text = row[self.source.column]

@@ -59,7 +59,7 @@ def offline_if_unreachable(datasets: Any, name: str | None, revision: str | None
 
 
 @contextmanager
-def quiet(datasets: Any) -> Iterator[None]:
+def suppress_hub_output(datasets: Any) -> Iterator[None]:
     """No warnings beside the one message, and bars only where somebody watches."""
     logger = logging.getLogger("huggingface_hub")
     level, verbosity = logger.level, datasets.logging.get_verbosity()

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from growlm.data.shuffling import mixture_counts
-from growlm.data.sources.document_sources import EmbeddedStories, Source, TextFiles
+from growlm.data.shuffling import compute_block_counts
+from growlm.data.sources.document_sources import DocumentSource, EmbeddedStories, TextFiles
 from growlm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from growlm.config.schema import DataConfig, SourceConfig
 
-SOURCES = ("embedded", "text", "huggingface")
+SOURCE_KINDS = ("embedded", "text", "huggingface")
 
 
-def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, Source], list[int]]:
+def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, DocumentSource], list[int]]:
     """The sources that the settings name, and how many documents a block of their mixture takes from each.
 
     Raises:
         UserError: If one cannot be read.
     """
     if settings.source != "mixture":
-        return {"data": open_source(settings, "data", seed, settings.streaming)}, mixture_counts(
-            {"data": 1.0}
-        )
-    counts = mixture_counts({name: part.weight for name, part in settings.sources.items()})
+        return {
+            "data": open_source(settings, "data", seed, settings.streaming)
+        }, compute_block_counts({"data": 1.0})
+    counts = compute_block_counts({name: part.weight for name, part in settings.sources.items()})
     sources = {
         name: open_source(part, f"data.sources.{name}", seed, settings.streaming)
         for name, part in settings.sources.items()
@@ -32,7 +32,7 @@ def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, Source], li
     return sources, counts
 
 
-def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> Source:
+def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
     """One source; nothing but what says whether it can be read is read.
 
     Args:
@@ -66,4 +66,4 @@ def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) ->
             streaming,
             key,
         )
-    raise UserError(f"{key}.source", settings.source, f"must be one of {', '.join(SOURCES)}")
+    raise UserError(f"{key}.source", settings.source, f"must be one of {', '.join(SOURCE_KINDS)}")

@@ -6,14 +6,14 @@ The same form as the plots about a thing. What persists here is a count, an orde
 from __future__ import annotations
 
 from growlm.data.synthetic import words
-from growlm.data.synthetic.quests import colour_question, holder_question, on_the_way, scenery
+from growlm.data.synthetic.quests import color_question, holder_question, on_the_way, scenery
 from growlm.data.synthetic.scene import (
     Events,
     Pick,
     Question,
     Scene,
-    capital,
-    distinct,
+    capitalize_first,
+    pick_distinct,
     with_article,
 )
 
@@ -25,7 +25,7 @@ def sharing(scene: Scene, pick: Pick) -> Events:
     to_friend, to_helper, left = pick(1, 2, 3, 4), pick(1, 2, 3), pick(1, 2, 3, 4)
     start = (
         f"{pick(*words.TIMES)}, {hero} had {_count(to_friend + to_helper + left, food)} in "
-        f"{with_article(scene.thing.colour)} bag. {capital(hero.they)} sat down "
+        f"{with_article(scene.thing.color)} bag. {capitalize_first(hero.they)} sat down "
         f"{scene.place.where} to eat them. {scenery(pick)} Then {friend} came by. "
         f'"I have no {food[1]} and I am hungry," said {friend}. '
         f'"Then take some of mine," said {hero}. '
@@ -33,7 +33,7 @@ def sharing(scene: Scene, pick: Pick) -> Events:
         f"Now {hero} had {_count(left + to_helper, food)}."
     )
     again = (
-        f"Soon {helper.described} named {helper} came along. {on_the_way(helper, pick)} "
+        f"Soon {helper.description} named {helper} came along. {on_the_way(helper, pick)} "
         f'"May I have {pick("some", "a little")} too?" asked {helper}. '
         f"{hero} gave {_count(to_helper, food)} to {helper}. Now {hero} had {_count(left, food)}, "
         f"{friend} had {_count(to_friend, food)} and {helper} had {_count(to_helper, food)}. "
@@ -42,11 +42,11 @@ def sharing(scene: Scene, pick: Pick) -> Events:
     questions = [
         Question(
             f"How many {food[1]} did {person} have?",
-            f"{capital(person.they)} had {words.NUMBERS[number]}.",
+            f"{capitalize_first(person.they)} had {words.NUMBERS[number]}.",
         )
         for person, number in ((hero, left), (friend, to_friend), (helper, to_helper))
     ]
-    questions.append(Question("What colour was the bag?", f"It was {scene.thing.colour}."))
+    questions.append(Question("What colour was the bag?", f"It was {scene.thing.color}."))
     return Events([start, again], questions)
 
 
@@ -59,11 +59,11 @@ def building(scene: Scene, pick: Pick) -> Events:
     """Three bring three materials; the finished house keeps the colours it was painted in."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     building_kind = pick(*words.BUILDINGS)
-    material, second_material, third_material = distinct(pick, words.MATERIALS, 3)
-    door, roof = scene.thing.colour, scene.other.colour
+    material, second_material, third_material = pick_distinct(pick, words.MATERIALS, 3)
+    door, roof = scene.thing.color, scene.other.color
     planned = (
         f'{pick(*words.TIMES)}, {hero} said, "Let us build a {building_kind} {scene.place.where}." '
-        f"{friend} liked the plan. {capital(helper.described)} named {helper} came to help. "
+        f"{friend} liked the plan. {capitalize_first(helper.description)} named {helper} came to help. "
         f"{on_the_way(helper, pick)}"
     )
     built = (
@@ -94,8 +94,8 @@ def race(scene: Scene, pick: Pick) -> Events:
     winner, loser = pick((hero, friend), (friend, hero))
     start = (
         f"{pick(*words.TIMES)}, {hero} and {friend} wanted to have a race from {scene.place} to "
-        f'{scene.far}. {capital(helper.described)} named {helper} said, "Whoever gets there first '
-        f'will have my {prize.look} {prize.colour} {prize}." "One, two, three, go!" said {helper}.'
+        f'{scene.far}. {capitalize_first(helper.description)} named {helper} said, "Whoever gets there first '
+        f'will have my {prize.look} {prize.color} {prize}." "One, two, three, go!" said {helper}.'
     )
     running = (
         f"At first {loser} was ahead. But {loser} stopped "
@@ -110,9 +110,11 @@ def race(scene: Scene, pick: Pick) -> Events:
     )
     questions = [
         Question("Who won the race?", f"{winner} won it."),
-        colour_question(prize),
+        color_question(prize),
         holder_question(prize.noun, winner),
-        Question(f"Where did {loser} stop?", f"{capital(loser.they)} stopped {scene.spot}."),
+        Question(
+            f"Where did {loser} stop?", f"{capitalize_first(loser.they)} stopped {scene.spot}."
+        ),
     ]
     return Events([start, running, end], questions)
 
@@ -120,17 +122,17 @@ def race(scene: Scene, pick: Pick) -> Events:
 def soup(scene: Scene, pick: Pick) -> Events:
     """Three bring three vegetables to a pot of one colour."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
-    first, second, third = distinct(pick, words.VEGETABLES, 3)
-    pot = scene.thing.colour
+    first, second, third = pick_distinct(pick, words.VEGETABLES, 3)
+    pot = scene.thing.color
     hungry = (
         f'{pick(*words.TIMES)}, {hero} was hungry. "I will make soup," said {hero}. '
-        f"{capital(hero.they)} put {with_article(pot)} pot on the fire. "
+        f"{capitalize_first(hero.they)} put {with_article(pot)} pot on the fire. "
         f"But {hero} only had {first}. "
         f'"That is not enough for {pick("soup", "good soup", "a pot of soup")}," said {hero}.'
     )
     brought = (
         f"{hero} put the {first} into the {pot} pot. Then {friend} came from {scene.place} and "
-        f"brought {second}. Then {helper.described} named {helper} came from {scene.far} "
+        f"brought {second}. Then {helper.description} named {helper} came from {scene.far} "
         f"and brought {third}. {on_the_way(helper, pick)}"
     )
     eaten = (
@@ -144,7 +146,8 @@ def soup(scene: Scene, pick: Pick) -> Events:
         Question(f"Who brought the {second}?", f"{friend} brought them."),
         Question(f"Who brought the {third}?", f"{helper} brought them."),
         Question(
-            f"Where did {helper} come from?", f"{capital(helper.they)} came from {scene.far}."
+            f"Where did {helper} come from?",
+            f"{capitalize_first(helper.they)} came from {scene.far}.",
         ),
         Question("What was in the soup?", f"There were {first}, {second} and {third} in it."),
     ]
@@ -156,7 +159,7 @@ def hide_and_seek(scene: Scene, pick: Pick) -> Events:
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     number = words.NUMBERS[pick(5, 6, 7, 8, 9, 10, 11, 12)]
     start = (
-        f"{pick(*words.TIMES)}, {hero} played with {friend} and with {helper.described} named "
+        f"{pick(*words.TIMES)}, {hero} played with {friend} and with {helper.description} named "
         f"{helper} {scene.place.where}. {scenery(pick)} "
         f'"You two hide and I will count to {number}," said {hero}. '
         f"{friend} hid {scene.spot}. {helper} hid {scene.second_spot}."
@@ -172,9 +175,13 @@ def hide_and_seek(scene: Scene, pick: Pick) -> Events:
         + pick("They played again and again.", "They all laughed.", "Then it was time to eat.")
     )
     questions = [
-        Question(f"Where did {friend} hide?", f"{capital(friend.they)} hid {scene.spot}."),
-        Question(f"Where did {helper} hide?", f"{capital(helper.they)} hid {scene.second_spot}."),
-        Question(f"How far did {hero} count?", f"{capital(hero.they)} counted to {number}."),
+        Question(f"Where did {friend} hide?", f"{capitalize_first(friend.they)} hid {scene.spot}."),
+        Question(
+            f"Where did {helper} hide?", f"{capitalize_first(helper.they)} hid {scene.second_spot}."
+        ),
+        Question(
+            f"How far did {hero} count?", f"{capitalize_first(hero.they)} counted to {number}."
+        ),
         Question("Who was found first?", f"{helper} was found first."),
     ]
     return Events([start, seeking, found], questions)
@@ -190,8 +197,8 @@ def journey(scene: Scene, pick: Pick) -> Events:
         f"{on_the_way(friend, pick)}"
     )
     met = (
-        f"{capital(third.where)} they met {helper.described} named {helper}. "
-        f'"What can I give you?" asked {helper}. {hero} liked {thing.described} best. '
+        f"{capitalize_first(third.where)} they met {helper.description} named {helper}. "
+        f'"What can I give you?" asked {helper}. {hero} liked {thing.description} best. '
         f'"{pick("Take it", "It is yours")}," said {helper}. '
         f"{helper} gave the {thing} to {hero}."
     )
@@ -199,10 +206,10 @@ def journey(scene: Scene, pick: Pick) -> Events:
         f"Then it {pick('grew late', 'was time to go home', 'grew dark')}. "
         f"They went back the way they had come: from {third} to {second}, from {second} to "
         f"{first}, and from {first} home to {scene.home}. "
-        f"{hero} carried the {thing.colour} {thing} all the way."
+        f"{hero} carried the {thing.color} {thing} all the way."
     )
     questions = [
-        colour_question(thing),
+        color_question(thing),
         holder_question(thing.noun, hero),
         Question("Where did they turn back?", f"They turned back {third.where}."),
         Question(f"Who did they meet {third.where}?", f"They met {helper}."),

@@ -15,8 +15,8 @@ from growlm.data.synthetic.scene import (
     Question,
     Scene,
     Thing,
-    capital,
-    distinct,
+    capitalize_first,
+    pick_distinct,
     with_article,
 )
 
@@ -25,9 +25,9 @@ def on_the_way(character: Character, pick: Pick) -> str:
     """What the character's trait makes of a walk: trait and deed each foretell the other."""
     deed, they = character.deed, character.they
     return pick(
-        f"On the way {character} {deed}, for {they} was {character.described}.",
+        f"On the way {character} {deed}, for {they} was {character.description}.",
         f"{character} was {character.trait}, so {they} {deed}.",
-        f"{character} {deed}. {capital(they)} had always been {character.trait}.",
+        f"{character} {deed}. {capitalize_first(they)} had always been {character.trait}.",
     )
 
 
@@ -43,9 +43,9 @@ def scenery(pick: Pick) -> str:
     )
 
 
-def colour_question(thing: Thing) -> Question:
+def color_question(thing: Thing) -> Question:
     """Ask for the colour of a thing."""
-    return Question(f"What colour was the {thing}?", f"It was {thing.colour}.")
+    return Question(f"What colour was the {thing}?", f"It was {thing.color}.")
 
 
 def holder_question(noun: str, holder: Character) -> Question:
@@ -57,7 +57,7 @@ def lost_and_found(scene: Scene, pick: Pick) -> Events:
     """The hero loses the thing, describes it to the friend, and the friend finds it."""
     hero, friend, thing, place = scene.hero, scene.friend, scene.thing, scene.place
     lost = (
-        f"{pick(*words.TIMES)}, {hero} took {thing.described} to {place}. {scenery(pick)} "
+        f"{pick(*words.TIMES)}, {hero} took {thing.description} to {place}. {scenery(pick)} "
         f"But when {hero} came home, the {thing} was gone! "
         + pick(
             f'"Oh no, where is my {thing}?" {hero} cried.',
@@ -66,17 +66,17 @@ def lost_and_found(scene: Scene, pick: Pick) -> Events:
     )
     told = (
         f'{hero} ran to {friend}. "What does it look like?" asked {friend}. '
-        f'"It is {thing.look} and {thing.colour}," said {hero}. '
+        f'"It is {thing.look} and {thing.color}," said {hero}. '
         f'"Then let us look for it {place.where}," said {friend}. {on_the_way(friend, pick)}'
     )
     found = (
         f"First they looked {scene.second_spot}, but there was only "
         + pick("an old shoe", "a fat beetle", "some sand", "a broken pot")
-        + f". Then {friend} looked {scene.spot}. There was the {thing.colour} {thing}! "
+        + f". Then {friend} looked {scene.spot}. There was the {thing.color} {thing}! "
         f'{friend} gave the {thing} to {hero}. "Thank you, {friend}," said {hero}.'
     )
     questions = [
-        colour_question(thing),
+        color_question(thing),
         holder_question(thing.noun, hero),
         Question(f"Where was the {thing}?", f"It was {scene.spot}."),
         Question(f"Who found the {thing}?", f"{friend} found it."),
@@ -89,14 +89,14 @@ def storm(scene: Scene, pick: Pick) -> Events:
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
     blown = (
         f"{pick(*words.TIMES)}, {hero} and {friend} were {scene.place.where} with "
-        f"{thing.described}. "
+        f"{thing.description}. "
         + pick("Then the sky turned black.", "Soon there was thunder.", "Then it began to rain.")
         + f" The wind carried the {thing} away! {hero} and {friend} hid {scene.spot} "
         "until the storm was over."
     )
     asked = (
-        f"Then they met {helper.described} named {helper}. "
-        f'"Have you seen {with_article(thing.colour)} {thing}?" asked {friend}. '
+        f"Then they met {helper.description} named {helper}. "
+        f'"Have you seen {with_article(thing.color)} {thing}?" asked {friend}. '
         f'"Yes," said {helper}. "The wind dropped it {scene.far.where}. '
         f'I saw it {scene.second_spot}." {on_the_way(hero, pick)}'
     )
@@ -106,7 +106,7 @@ def storm(scene: Scene, pick: Pick) -> Events:
         f'{hero} gave the {thing} to {friend}. "You keep it dry," said {hero}.'
     )
     questions = [
-        colour_question(thing),
+        color_question(thing),
         holder_question(thing.noun, friend),
         Question(f"Where was the {thing}?", f"It was {scene.second_spot}."),
         Question(f"Where did {hero} and {friend} hide from the storm?", f"They hid {scene.spot}."),
@@ -117,7 +117,7 @@ def storm(scene: Scene, pick: Pick) -> Events:
 def locked_box(scene: Scene, pick: Pick) -> Events:
     """A box of one colour holds a thing of another; its key is hidden, found and passed on."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
-    box_colour = scene.other.colour
+    box_colour = scene.other.color
     elder = pick("grandmother", "grandfather", "uncle", "aunt")
     locked = (
         f"{pick(*words.TIMES)}, {hero} found {with_article(box_colour)} box {scene.place.where}. "
@@ -126,7 +126,7 @@ def locked_box(scene: Scene, pick: Pick) -> Events:
         f'"What can be in it?" asked {friend}. {hero} did not know.'
     )
     key = (
-        f"They asked {helper.described} named {helper}. "
+        f"They asked {helper.description} named {helper}. "
         f'"I hid the key {scene.spot}," said {helper}, "so that nobody could lose it." '
         f"{on_the_way(hero, pick)} {hero} looked {scene.spot} and found the key. "
         f'{hero} gave the key to {friend}. "You may open it," said {hero}.'
@@ -134,15 +134,17 @@ def locked_box(scene: Scene, pick: Pick) -> Events:
     opened = (
         f"{friend} put the key into the {box_colour} box and turned it. "
         + pick("Click!", "Click, clack!", "The lock went click.")
-        + f" In the box was {thing.described}. "
+        + f" In the box was {thing.description}. "
         f'"How {pick("pretty", "fine", "lovely")} it is!" said {friend}.'
     )
     questions = [
         Question("What colour was the box?", f"It was {box_colour}."),
-        colour_question(thing),
+        color_question(thing),
         holder_question("key", friend),
         Question("Where was the key?", f"It was {scene.spot}."),
-        Question("What was in the box?", f"{capital(with_article(thing.noun))} was in it."),
+        Question(
+            "What was in the box?", f"{capitalize_first(with_article(thing.noun))} was in it."
+        ),
     ]
     return Events([locked, key, opened], questions)
 
@@ -153,13 +155,13 @@ def bargain(scene: Scene, pick: Pick) -> Events:
     thing, other = scene.thing, scene.other
     _, food = pick(*words.FOODS)
     wanted = (
-        f"{friend} had {other.described}, and {hero} liked it very much. {pick(*words.TIMES)}, "
+        f"{friend} had {other.description}, and {hero} liked it very much. {pick(*words.TIMES)}, "
         f'{hero} asked, "May I have your {other}?" "Yes," said {friend}, "but bring me some '
         f'{food}. I am {pick("so hungry", "very hungry")}." But {hero} had no {food}. '
-        f"{capital(hero.they)} only had {thing.described}."
+        f"{capitalize_first(hero.they)} only had {thing.description}."
     )
     first_swap = (
-        f"So {hero} went to {scene.place}. There sat {helper.described} named {helper} with a bag "
+        f"So {hero} went to {scene.place}. There sat {helper.description} named {helper} with a bag "
         f'of {food}. "I will give you my {thing} for your {food}," said {hero}. '
         f'"{pick("Good", "Done", "That is fair")}," said {helper}. {hero} gave the {thing} to '
         f"{helper}, and {helper} gave the {food} to {hero}."
@@ -170,8 +172,8 @@ def bargain(scene: Scene, pick: Pick) -> Events:
         + pick("they wanted most.", "they had wanted.", "made them happy.")
     )
     questions = [
-        colour_question(thing),
-        colour_question(other),
+        color_question(thing),
+        color_question(other),
         holder_question(thing.noun, helper),
         holder_question(other.noun, hero),
         Question(f"Who had the {food} now?", f"{friend} had them."),
@@ -182,9 +184,9 @@ def bargain(scene: Scene, pick: Pick) -> Events:
 def message(scene: Scene, pick: Pick) -> Events:
     """The hero carries a sentence, repeats it, and says it again word for word."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
-    words_to_carry = f"The {thing.colour} {thing} is {scene.spot} {scene.far.where}"
+    words_to_carry = f"The {thing.color} {thing} is {scene.spot} {scene.far.where}"
     given = (
-        f"{pick(*words.TIMES)}, {hero} met {helper.described} named {helper} {scene.place.where}. "
+        f"{pick(*words.TIMES)}, {hero} met {helper.description} named {helper} {scene.place.where}. "
         f'"Please take a message to {friend}," said {helper}. "Say this: {words_to_carry}." '
         f'"I will not forget it," {pick("said", "promised")} {hero}.'
     )
@@ -199,7 +201,7 @@ def message(scene: Scene, pick: Pick) -> Events:
         f"{scene.spot}, and there it was. {hero} gave the {thing} to {friend}."
     )
     questions = [
-        colour_question(thing),
+        color_question(thing),
         holder_question(thing.noun, friend),
         Question(f"Where was the {thing}?", f"It was {scene.spot}."),
         Question("Who sent the message?", f"{helper} sent it."),
@@ -210,13 +212,13 @@ def message(scene: Scene, pick: Pick) -> Events:
 def present(scene: Scene, pick: Pick) -> Events:
     """The friend guesses what is in the cloth: wrong, wrong again, then right."""
     hero, friend, thing = scene.hero, scene.friend, scene.thing
-    cloth_colour = scene.other.colour
-    wrong = distinct(pick, [noun for noun in words.THINGS if noun != thing.noun], 2)
+    cloth_colour = scene.other.color
+    wrong = pick_distinct(pick, [noun for noun in words.THINGS if noun != thing.noun], 2)
     wrapped = (
         f"{pick(*words.TIMES)}, {hero} remembered {friend}'s birthday. "
         + pick(
-            f"{capital(hero.they)} went to {scene.place} and bought {thing.described}.",
-            f"{capital(hero.they)} made {thing.described} with {hero.their} own hands.",
+            f"{capitalize_first(hero.they)} went to {scene.place} and bought {thing.description}.",
+            f"{capitalize_first(hero.they)} made {thing.description} with {hero.their} own hands.",
         )
         + f" Then {hero.they} wrapped it in {with_article(cloth_colour)} cloth and hid it "
         f"{scene.spot}."
@@ -232,12 +234,12 @@ def present(scene: Scene, pick: Pick) -> Events:
         f'"Is it {with_article(thing.noun)}?" '
         f'"Yes!" said {hero}. {hero} gave the {thing} to {friend}. '
         + pick(
-            f'"I have always wanted {with_article(thing.colour)} {thing}," said {friend}.',
-            f'"It is {thing.colour}, and I love {thing.colour} things," said {friend}.',
+            f'"I have always wanted {with_article(thing.color)} {thing}," said {friend}.',
+            f'"It is {thing.color}, and I love {thing.color} things," said {friend}.',
         )
     )
     questions = [
-        colour_question(thing),
+        color_question(thing),
         Question("What colour was the cloth?", f"It was {cloth_colour}."),
         holder_question(thing.noun, friend),
         Question(f"Where had {hero} hidden the present?", f"It was {scene.spot}."),

@@ -31,7 +31,7 @@ class Character(NamedTuple):
         return self.name
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Trait and kind with their article: "a brave fox"."""
         return with_article(f"{self.trait} {self.kind}")
 
@@ -40,16 +40,16 @@ class Thing(NamedTuple):
     """Something to hold; written into a sentence, a thing is its noun."""
 
     noun: str
-    colour: str
+    color: str
     look: str
 
     def __str__(self) -> str:
         return self.noun
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Look, colour and noun with their article: "a small red kite"."""
-        return with_article(f"{self.look} {self.colour} {self.noun}")
+        return with_article(f"{self.look} {self.color} {self.noun}")
 
 
 class Place(NamedTuple):
@@ -109,12 +109,12 @@ def with_article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def capital(phrase: str) -> str:
+def capitalize_first(phrase: str) -> str:
     """The phrase with its first letter in upper case, the rest as it was."""
     return phrase[0].upper() + phrase[1:]
 
 
-def chooser(draw: Callable[[], float]) -> Pick:
+def make_pick(draw: Callable[[], float]) -> Pick:
     """A `Pick` whose choices come from `draw`, which returns numbers in [0, 1)."""
 
     def pick(*options: Option) -> Option:
@@ -123,7 +123,7 @@ def chooser(draw: Callable[[], float]) -> Pick:
     return pick
 
 
-def distinct(pick: Pick, options: Sequence[Option], count: int) -> list[Option]:
+def pick_distinct(pick: Pick, options: Sequence[Option], count: int) -> list[Option]:
     """`count` different entries of `options`, in the order drawn."""
     positions = list(range(len(options)))
     chosen = []
@@ -137,13 +137,13 @@ def distinct(pick: Pick, options: Sequence[Option], count: int) -> list[Option]:
 def draw_scene(pick: Pick) -> Scene:
     """Draw the cast, the things, the places and the wish of one story."""
     hero, friend, helper = _draw_characters(pick)
-    first_noun, second_noun = distinct(pick, words.THINGS, 2)
-    first_colour, second_colour = distinct(pick, words.COLOURS, 2)
+    first_noun, second_noun = pick_distinct(pick, words.THINGS, 2)
+    first_colour, second_colour = pick_distinct(pick, words.COLORS, 2)
     home, place, far, farther = (
         Place(name, f"{preposition} the {name}")
-        for name, preposition in distinct(pick, words.PLACES, 4)
+        for name, preposition in pick_distinct(pick, words.PLACES, 4)
     )
-    spot, second_spot = distinct(pick, words.SPOTS, 2)
+    spot, second_spot = pick_distinct(pick, words.SPOTS, 2)
     return Scene(
         hero=hero,
         friend=friend,
@@ -161,9 +161,9 @@ def draw_scene(pick: Pick) -> Scene:
 
 
 def _draw_characters(pick: Pick) -> list[Character]:
-    names = distinct(pick, words.GIRL_NAMES + words.BOY_NAMES, 3)
-    kinds = distinct(pick, words.KINDS, 3)
-    traits = distinct(pick, words.TRAITS, 3)
+    names = pick_distinct(pick, words.GIRL_NAMES + words.BOY_NAMES, 3)
+    kinds = pick_distinct(pick, words.KINDS, 3)
+    traits = pick_distinct(pick, words.TRAITS, 3)
     return [
         _character(name, kind, *trait)
         for name, kind, trait in zip(names, kinds, traits, strict=True)

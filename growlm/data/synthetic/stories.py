@@ -23,7 +23,15 @@ import random
 
 from growlm.data.synthetic import gatherings as story_gatherings
 from growlm.data.synthetic import quests as story_quests
-from growlm.data.synthetic.scene import Events, Pick, Question, Scene, capital, chooser, draw_scene
+from growlm.data.synthetic.scene import (
+    Events,
+    Pick,
+    Question,
+    Scene,
+    capitalize_first,
+    draw_scene,
+    make_pick,
+)
 
 CORPUS_VERSION = "73238fa58a716fa30cc7baa794bd7b9e8862ffacfdaac6ad88c9da54df4f5299"
 """What runs and caches know the stories by. Change it whenever the text of any story changes."""
@@ -43,7 +51,7 @@ PLOTS = (
 )
 
 
-def story(seed: int, index: int) -> str:
+def generate_story(seed: int, index: int) -> str:
     """Tell story number `index` of the corpus that `seed` stands for.
 
     Args:
@@ -54,21 +62,25 @@ def story(seed: int, index: int) -> str:
         Five or six paragraphs of ASCII text with an empty line between them, 150 to 220 words, and
         no line break at the end. The same in every process and Python version.
     """
-    pick = chooser(random.Random(f"growlm story {seed} {index}").random)
+    pick = make_pick(random.Random(f"growlm story {seed} {index}").random)
     scene = draw_scene(pick)
     events = pick(*PLOTS)(scene, pick)
-    paragraphs = [_opening(scene, pick), *events.paragraphs, _recall(scene, events, pick)]
+    paragraphs = [
+        _opening(scene, pick),
+        *events.paragraphs,
+        _questions_paragraph(scene, events, pick),
+    ]
     return "\n\n".join([*paragraphs, _ending(scene, pick)])
 
 
 def _opening(scene: Scene, pick: Pick) -> str:
     hero, friend, home, wanted = scene.hero, scene.friend, scene.home, scene.wish.wanted
-    they, their = capital(hero.they), capital(hero.their)
+    they, their = capitalize_first(hero.they), capitalize_first(hero.their)
     who = pick(
-        f"Once upon a time there was {hero.described} named {hero}. {they} lived {home.where}.",
-        f"{capital(home.where)} lived {hero.described} called {hero}.",
-        f"This is a story about {hero}, {hero.described} who lived {home.where}.",
-        f"Long ago {hero.described} lived {home.where}. {their} name was {hero}.",
+        f"Once upon a time there was {hero.description} named {hero}. {they} lived {home.where}.",
+        f"{capitalize_first(home.where)} lived {hero.description} called {hero}.",
+        f"This is a story about {hero}, {hero.description} who lived {home.where}.",
+        f"Long ago {hero.description} lived {home.where}. {their} name was {hero}.",
     )
     wish = pick(
         f"More than anything, {hero} wished to {wanted}.",
@@ -77,18 +89,20 @@ def _opening(scene: Scene, pick: Pick) -> str:
         f"Every night {hero} dreamed of the same thing. {they} wanted to {wanted}.",
     )
     companion = pick(
-        f"{their} best friend was {friend.described} named {friend}.",
-        f"Next door lived {friend}, {friend.described}.",
-        f"{hero} had a friend, {friend.described} called {friend}.",
+        f"{their} best friend was {friend.description} named {friend}.",
+        f"Next door lived {friend}, {friend.description}.",
+        f"{hero} had a friend, {friend.description} called {friend}.",
     )
     return f"{who} {wish} {companion}"
 
 
-def _recall(scene: Scene, events: Events, pick: Pick) -> str:
+def _questions_paragraph(scene: Scene, events: Events, pick: Pick) -> str:
     hero, friend = scene.hero, scene.friend
     questions = [
         *events.questions,
-        Question(f"Where did {hero} live?", f"{capital(hero.they)} lived {scene.home.where}."),
+        Question(
+            f"Where did {hero} live?", f"{capitalize_first(hero.they)} lived {scene.home.where}."
+        ),
         Question(f"Who was {friend.trait}?", f"{friend} was {friend.trait}."),
     ]
     frame = pick("", "", "Do you remember? ", "Now think back. ", "Who can tell? ")

@@ -44,7 +44,7 @@ THINGS = (
     *("kite", "ball", "drum", "bell", "book", "hat", "scarf", "lamp", "cup", "boat"),
     *("ring", "map", "basket", "whistle", "blanket", "spoon", "flute", "coat", "cart", "mirror"),
 )
-COLOURS = (
+COLORS = (
     *("red", "blue", "green", "yellow", "white", "black"),
     *("brown", "pink", "orange", "purple", "grey", "silver"),
 )

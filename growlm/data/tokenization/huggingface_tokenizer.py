@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growlm.runtime.errors import UserError
-from growlm.runtime.escaping import reason_of
-from growlm.storage.input_files import LARGEST_TOKENIZER, exists, read_json, read_text
+from growlm.runtime.escaping import summarize_error
+from growlm.storage.input_files import MAX_TOKENIZER_BYTES, lexists, read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
 
-NAME = "huggingface"
+HUGGINGFACE = "huggingface"
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_FILES = (
     TOKENIZER_JSON,
@@ -34,14 +34,14 @@ TOKENIZER_FILES = (
 the model's `config.json`; all are handed on, so that other tools find a checkpoint's tokenizer as it came."""
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
+def find_tokenizer_files(folder: Path) -> list[Path]:
     """The files of a folder that make its tokenizer; none if it has no `tokenizer.json`."""
-    if not exists(folder / TOKENIZER_JSON):
+    if not lexists(folder / TOKENIZER_JSON):
         return []
-    return [path for name in TOKENIZER_FILES if exists(path := folder / name)]
+    return [path for name in TOKENIZER_FILES if lexists(path := folder / name)]
 
 
-def read_tokenizer(path: Path, key: str) -> tokenizers.Tokenizer:
+def read_tokenizer_json(path: Path, key: str) -> tokenizers.Tokenizer:
     """Read a `tokenizer.json`.
 
     Raises:
@@ -49,7 +49,7 @@ def read_tokenizer(path: Path, key: str) -> tokenizers.Tokenizer:
     """
     import tokenizers
 
-    text = read_text(path, key, path.parent, LARGEST_TOKENIZER)
+    text = read_text(path, key, path.parent, MAX_TOKENIZER_BYTES)
     try:
         return tokenizers.Tokenizer.from_str(text)
     except (
@@ -57,7 +57,7 @@ def read_tokenizer(path: Path, key: str) -> tokenizers.Tokenizer:
     ) as error:  # plain Exception for a damaged file; what Rust calls a panic is not even one
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(key, path, f"cannot be read: {reason_of(error)}") from None
+        raise UserError(key, path, f"cannot be read: {summarize_error(error)}") from None
 
 
 class HuggingFaceTokenizer:
@@ -74,56 +74,56 @@ class HuggingFaceTokenizer:
         UserError: If there is no such file, it cannot be read, or nothing says which token ends a text.
     """
 
-    name = NAME
+    name = HUGGINGFACE
     library = "tokenizers"
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         path = folder / TOKENIZER_JSON
-        if not exists(path):
+        if not lexists(path):
             allowed = f"has no {TOKENIZER_JSON} (transformers' save_pretrained of a fast tokenizer writes one)"
             raise UserError(key, folder, allowed)
-        self.backend = read_tokenizer(path, key)
+        self.backend = read_tokenizer_json(path, key)
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.begin_of_text = self._prefix()
+        self.bos_token_ids = self._find_prefix()
         self.backend.encode_special_tokens = True
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
-        self._known = frozenset(vocabulary.values())
-        self.ends_of_text = _ends_of_text(folder, vocabulary, key)
-        if not self.ends_of_text:
+        self._known_ids = frozenset(vocabulary.values())
+        self.eos_token_ids = _read_eos_token_ids(folder, vocabulary, key)
+        if not self.eos_token_ids:
             files = "none of tokenizer_config.json, generation_config.json, config.json"
             allowed = f"{files} names an end of text (eos_token) that the vocabulary has"
             raise UserError(key, folder, allowed)
-        self.end_of_text = self.ends_of_text[0]
+        self.eos_token_id = self.eos_token_ids[0]
 
     @cached_property
     def fingerprint(self) -> str:
         """See `Tokenizer`."""
         digest = hashlib.sha256(self.backend.to_str().encode())
-        digest.update(json.dumps([self.begin_of_text, self.end_of_text]).encode())
+        digest.update(json.dumps([self.bos_token_ids, self.eos_token_id]).encode())
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return self.backend.encode(_encodable(text), add_special_tokens=False).ids
+        return self.backend.encode(_replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer`."""
-        texts = [_encodable(text) for text in texts]
+        texts = [_replace_surrogates(text) for text in texts]
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a text as `encode` does, and where the characters of each begin and end."""
-        encoding = self.backend.encode(_encodable(text), add_special_tokens=False)
+        encoding = self.backend.encode(_replace_surrogates(text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
         pieces = []
-        for known, run in groupby(map(int, ids), key=self._known.__contains__):
+        for known, run in groupby(map(int, ids), key=self._known_ids.__contains__):
             tokens = list(run)
             if known:
                 pieces.append(self.backend.decode(tokens, skip_special_tokens=False))
@@ -131,7 +131,7 @@ class HuggingFaceTokenizer:
                 pieces.append("\N{REPLACEMENT CHARACTER}" * len(tokens))
         return "".join(pieces)
 
-    def _prefix(self) -> tuple[int, ...]:
+    def _find_prefix(self) -> tuple[int, ...]:
         """What the tokenizer's own post-processing puts before every text, as Llama's <s>."""
         with_specials = self.backend.encode("a").ids
         plain = self.backend.encode("a", add_special_tokens=False).ids
@@ -141,17 +141,17 @@ class HuggingFaceTokenizer:
         return ()
 
 
-def _ends_of_text(folder: Path, vocabulary: dict[str, int], key: str) -> tuple[int, ...]:
+def _read_eos_token_ids(folder: Path, vocabulary: dict[str, int], key: str) -> tuple[int, ...]:
     """The token that `tokenizer_config.json` names, then those that the model may end with, each once."""
     ends = []
-    token = _setting(folder / "tokenizer_config.json", "eos_token", key)
+    token = _read_setting(folder / "tokenizer_config.json", "eos_token", key)
     if isinstance(token, dict):  # written by older versions, with flags beside it
         token = token.get("content")
     if isinstance(token, str) and token in vocabulary:
         ends.append(vocabulary[token])
     known = set(vocabulary.values())
     for name in ("generation_config.json", "config.json"):
-        ids = _setting(folder / name, "eos_token_id", key)
+        ids = _read_setting(folder / name, "eos_token_id", key)
         found = ids if isinstance(ids, list) else [ids]
         if found := [each for each in found if type(each) is int and each in known]:
             ends += found
@@ -159,12 +159,12 @@ def _ends_of_text(folder: Path, vocabulary: dict[str, int], key: str) -> tuple[i
     return tuple(dict.fromkeys(ends))
 
 
-def _setting(path: Path, name: str, key: str) -> Any:
-    if not exists(path):
+def _read_setting(path: Path, name: str, key: str) -> Any:
+    if not lexists(path):
         return None
     return read_json(path, key, path.parent, dict[str, Any]).get(name)
 
 
-def _encodable(text: str) -> str:
+def _replace_surrogates(text: str) -> str:
     """Lone surrogates, which no UTF-8 has, as tiktoken takes them: replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -20,34 +20,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from growlm.data.tokenization.tokenizer import Tokenizer
 
-PIECE = 1 << 18
+PIECE_CHARACTERS = 1 << 18
 """Characters that are encoded at once."""
-LONG = 2 * PIECE
+LONG_TEXT_CHARACTERS = 2 * PIECE_CHARACTERS
 """Characters of a text that is cut."""
-FARTHEST = 1 << 20
+MAX_CUT_SEARCH = 1 << 20
 """Characters after a piece in which a place to cut is looked for."""
-OVERLAP = 1 << 11
+OVERLAP_CHARACTERS = 1 << 11
 """Characters that a piece of a Hugging Face tokenizer has in common with each of its neighbors."""
 LETTER = r"[^\W\d_]"
-PLACES = re.compile(
+CUT_POINTS = re.compile(
     rf"(?<={LETTER})(?= {LETTER})|(?<=[a-zA-Z\u3040-\u30ff\u4e00-\u9fff])(?=[.,;:!?\u3001\u3002\uff0c])"
 )
 
 
-def encode_long(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]:
+def encode_long_text(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]:
     """Encode a text of more than `LONG` characters; return its ids in parts, in order."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return map(tokenizer.encode, pieces(text))
-    parts = _overlapping(text, tokenizer)
+        return map(tokenizer.encode, split_long_text(text))
+    parts = _encode_overlapping(text, tokenizer)
     return [tokenizer.encode(text)] if parts is None else parts
 
 
-def pieces(text: str) -> Iterator[str]:
+def split_long_text(text: str) -> Iterator[str]:
     """Cut a text where its tokens do not depend on what is on the other side, if there is such a place."""
     begin = 0
-    while len(text) - begin > LONG:
-        limit = begin + PIECE + FARTHEST
-        found = PLACES.search(text, begin + PIECE, limit)
+    while len(text) - begin > LONG_TEXT_CHARACTERS:
+        limit = begin + PIECE_CHARACTERS + MAX_CUT_SEARCH
+        found = CUT_POINTS.search(text, begin + PIECE_CHARACTERS, limit)
         end = found.start() if found else min(limit, len(text))
         yield text[begin:end]
         begin = end
@@ -55,27 +55,29 @@ def pieces(text: str) -> Iterator[str]:
         yield text[begin:]
 
 
-def _overlapping(text: str, tokenizer: HuggingFaceTokenizer) -> list[array[int]] | None:
+def _encode_overlapping(text: str, tokenizer: HuggingFaceTokenizer) -> list[array[int]] | None:
     """Return the ids of pieces that overlap; None where they do not agree."""
     parts, before = [], None
-    for begin in range(0, len(text), PIECE):
-        end = min(begin + PIECE, len(text))
-        start = max(0, begin - OVERLAP)
-        ids, spans = tokenizer.encode_with_spans(text[start : end + OVERLAP])
+    for begin in range(0, len(text), PIECE_CHARACTERS):
+        end = min(begin + PIECE_CHARACTERS, len(text))
+        start = max(0, begin - OVERLAP_CHARACTERS)
+        ids, spans = tokenizer.encode_with_spans(text[start : end + OVERLAP_CHARACTERS])
         spans = [(start + first, start + last) for first, last in spans]
-        if spans != sorted(spans) or (before is not None and _around(begin, ids, spans) != before):
+        if spans != sorted(spans) or (
+            before is not None and _tokens_near(begin, ids, spans) != before
+        ):
             return None
-        before = _around(end, ids, spans)
+        before = _tokens_near(end, ids, spans)
         first = bisect_left(spans, (begin, 0)) if begin else 0
         last = bisect_left(spans, (end, 0)) if end < len(text) else len(ids)
         parts.append(array("I", ids[first:last]))
     return parts
 
 
-def _around(
+def _tokens_near(
     place: int, ids: Sequence[int], spans: Sequence[tuple[int, int]]
 ) -> list[tuple[int, tuple[int, int]]]:
     """Return the tokens that begin near a place, and where they begin and end."""
-    first = bisect_left(spans, (place - OVERLAP // 2, 0))
-    last = bisect_left(spans, (place + OVERLAP // 2, 0))
+    first = bisect_left(spans, (place - OVERLAP_CHARACTERS // 2, 0))
+    last = bisect_left(spans, (place + OVERLAP_CHARACTERS // 2, 0))
     return list(zip(ids[first:last], spans[first:last], strict=True))

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from growlm.data.tokenization.long_texts import LONG, encode_long
+from growlm.data.tokenization.long_texts import LONG_TEXT_CHARACTERS, encode_long_text
 from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer
 from growlm.data.tokenization.tokenizer import Tokenizer
 
-CHUNK_DOCUMENTS = 256
-CHUNK_CHARACTERS = 1 << 18
+MAX_CHUNK_DOCUMENTS = 256
+MAX_CHUNK_CHARACTERS = 1 << 18
 """A chunk is full at either; one long document is a chunk of its own."""
-CHARACTERS_AT_ONCE = 1 << 26
+MAX_QUEUED_CHARACTERS = 1 << 26
 """Of the chunks that are encoded or wait for it, if they are several: few long documents are in memory at once."""
 
 
@@ -42,12 +42,14 @@ class TokenizedDocuments:
     num_bytes: np.ndarray
 
 
-def token_type(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
     """uint16 where the vocabulary fits into it, uint32 otherwise."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
-def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[TokenizedDocuments]:
+def tokenize_documents(
+    documents: Iterable[str], tokenizer: Tokenizer
+) -> Iterator[TokenizedDocuments]:
     """Tokenize documents, each followed by the end of text.
 
     Args:
@@ -60,13 +62,13 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Tokeniz
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="tokenize") as pool:
         running: deque[tuple[int, Future[TokenizedDocuments]]] = deque()
-        for chunk in _chunks(documents):
+        for chunk in _split_into_chunks(documents):
             size = sum(map(len, chunk))
-            running.append((size, pool.submit(encode_documents, chunk, tokenizer)))
+            running.append((size, pool.submit(tokenize_chunk, chunk, tokenizer)))
             del chunk
             while (
                 len(running) > 2 * threads
-                or sum(size for size, _ in running) > CHARACTERS_AT_ONCE
+                or sum(size for size, _ in running) > MAX_QUEUED_CHARACTERS
                 or (running and running[0][1].done())
             ):
                 yield running.popleft()[1].result()
@@ -74,42 +76,44 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Tokeniz
             yield running.popleft()[1].result()
 
 
-def join(parts: Iterable[TokenizedDocuments], tokenizer: Tokenizer) -> TokenizedDocuments:
+def concatenate_documents(
+    parts: Iterable[TokenizedDocuments], tokenizer: Tokenizer
+) -> TokenizedDocuments:
     """Several, one after another, as one."""
     collected = list(parts)
     empty = np.zeros(0, dtype=np.int64)
     return TokenizedDocuments(
-        np.concatenate([np.zeros(0, token_type(tokenizer)), *(part.tokens for part in collected)]),
+        np.concatenate([np.zeros(0, token_dtype(tokenizer)), *(part.tokens for part in collected)]),
         np.concatenate([empty, *(part.lengths for part in collected)]),
         np.concatenate([empty, *(part.num_bytes for part in collected)]),
     )
 
 
-def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+def _split_into_chunks(documents: Iterable[str]) -> Iterator[list[str]]:
     chunk: list[str] = []
     characters = 0
     for document in documents:
         chunk.append(document)
         characters += len(document)
         del document
-        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
+        if len(chunk) == MAX_CHUNK_DOCUMENTS or characters >= MAX_CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
 
 
-def encode_documents(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments:
+def tokenize_chunk(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments:
     """Tokenize a few documents, in this thread."""
-    dtype = token_type(tokenizer)
+    dtype = token_dtype(tokenizer)
     ids = array(dtype.char)  # made from a list several times as fast as a NumPy array
     lengths = []
-    for parts in _encoded(chunk, tokenizer):
+    for parts in _encode_in_parts(chunk, tokenizer):
         before = len(ids)
-        ids.extend(tokenizer.begin_of_text)
+        ids.extend(tokenizer.bos_token_ids)
         for part in parts:
             ids.extend(iter(part))  # an array's only from another of its own type
-        ids.append(tokenizer.end_of_text)
+        ids.append(tokenizer.eos_token_id)
         lengths.append(len(ids) - before)
     sizes = [_num_bytes(document) for document in chunk]
     return TokenizedDocuments(
@@ -124,14 +128,20 @@ def _num_bytes(document: str) -> int:
     return len(document) if document.isascii() else len(document.encode("utf-8", "replace"))
 
 
-def _encoded(chunk: list[str], tokenizer: Tokenizer) -> Iterator[Iterable[Sequence[int]]]:
+def _encode_in_parts(chunk: list[str], tokenizer: Tokenizer) -> Iterator[Iterable[Sequence[int]]]:
     """For each document, its ids in parts."""
-    encoded = iter(_encoded_whole([text for text in chunk if len(text) <= LONG], tokenizer))
+    encoded = iter(
+        _encode_texts([text for text in chunk if len(text) <= LONG_TEXT_CHARACTERS], tokenizer)
+    )
     for text in chunk:
-        yield [next(encoded)] if len(text) <= LONG else encode_long(text, tokenizer)
+        yield (
+            [next(encoded)]
+            if len(text) <= LONG_TEXT_CHARACTERS
+            else encode_long_text(text, tokenizer)
+        )
 
 
-def _encoded_whole(texts: list[str], tokenizer: Tokenizer) -> Iterable[list[int]]:
+def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> Iterable[list[int]]:
     """Each library by the way that lets go of Python's lock for longest."""
     if isinstance(tokenizer, TiktokenTokenizer):  # whose batch hands over every document by itself
         return map(tokenizer.encode, texts)

@@ -16,7 +16,7 @@ from pathlib import Path
 import tiktoken
 
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import LARGEST_RECORD, exists, open_file
+from growlm.storage.input_files import MAX_RECORD_BYTES, lexists, open_input_file
 
 END_OF_TEXT = "<|endoftext|>"
 EMBEDDED_FILE = "embedded.tiktoken"
@@ -49,18 +49,18 @@ class TiktokenTokenizer:
     """
 
     library = "tiktoken"
-    begin_of_text: tuple[int, ...] = ()
+    bos_token_ids: tuple[int, ...] = ()
 
     def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
         self.name, self.encoding = name, encoding
-        self.vocab_size, self.end_of_text = encoding.n_vocab, encoding.eot_token
-        self.ends_of_text: tuple[int, ...] = (self.end_of_text,)
+        self.vocab_size, self.eos_token_id = encoding.n_vocab, encoding.eot_token
+        self.eos_token_ids: tuple[int, ...] = (self.eos_token_id,)
 
     @cached_property
     def fingerprint(self) -> str:
         """See `Tokenizer`."""
         pattern, ranks = self.encoding._pat_str, self.encoding._mergeable_ranks
-        digest = hashlib.sha256(json.dumps([pattern, self.vocab_size, self.end_of_text]).encode())
+        digest = hashlib.sha256(json.dumps([pattern, self.vocab_size, self.eos_token_id]).encode())
         for token, rank in ranks.items():
             digest.update(b"%d %d " % (rank, len(token)) + token)
         return digest.hexdigest()
@@ -81,28 +81,30 @@ class TiktokenTokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
 
-def byte_pair_encoding(name: str, pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+def make_byte_pair_encoding(name: str, pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     """A tiktoken encoding of these merge ranks, with the end of text as its last id."""
     return tiktoken.Encoding(
         name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
     )
 
 
-def _embedded() -> tiktoken.Encoding:
+def _load_embedded() -> tiktoken.Encoding:
     # tiktoken's own loader would keep a copy in its cache and go on using it after a retraining.
     lines = resources.files("growlm.data").joinpath(EMBEDDED_FILE).read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
-    return byte_pair_encoding("growlm_embedded", EMBEDDED_PATTERN, ranks)
+    return make_byte_pair_encoding("growlm_embedded", EMBEDDED_PATTERN, ranks)
 
 
-def _bytes() -> tiktoken.Encoding:
-    return byte_pair_encoding("growlm_bytes", BYTES_PATTERN, {bytes([i]): i for i in range(256)})
+def _make_bytes() -> tiktoken.Encoding:
+    return make_byte_pair_encoding(
+        "growlm_bytes", BYTES_PATTERN, {bytes([i]): i for i in range(256)}
+    )
 
 
-def _gpt2() -> tiktoken.Encoding:
+def _load_gpt2() -> tiktoken.Encoding:
     _check_cached_files()
     try:
-        with _bounded_downloads():
+        with _limit_download_time():
             return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network, no access, or a file with other contents
         reason = type(error).__name__
@@ -128,15 +130,17 @@ def _check_cached_files() -> None:
         return
     for url in GPT2_FILES:
         path = Path(given, hashlib.sha1(url.encode()).hexdigest())
-        if not exists(path):
+        if not lexists(path):
             continue
-        with open_file(path, "tokenizer.name", root=None) as file:
-            if os.fstat(file.fileno()).st_size > LARGEST_RECORD:
-                raise UserError("tokenizer.name", path, f"is larger than {LARGEST_RECORD:,} bytes")
+        with open_input_file(path, "tokenizer.name", root=None) as file:
+            if os.fstat(file.fileno()).st_size > MAX_RECORD_BYTES:
+                raise UserError(
+                    "tokenizer.name", path, f"is larger than {MAX_RECORD_BYTES:,} bytes"
+                )
 
 
 @contextmanager
-def _bounded_downloads() -> Iterator[None]:
+def _limit_download_time() -> Iterator[None]:
     """Give `requests.get` a time limit: tiktoken sets none and waits for minutes behind a firewall."""
     import requests
 
@@ -149,8 +153,8 @@ def _bounded_downloads() -> Iterator[None]:
 
 
 ENCODINGS: dict[str, Callable[[], tiktoken.Encoding]] = {
-    "embedded": _embedded,
-    "gpt2": _gpt2,
-    "bytes": _bytes,
+    "embedded": _load_embedded,
+    "gpt2": _load_gpt2,
+    "bytes": _make_bytes,
 }
 """By name; `gpt2` raises `UserError` where its two files are neither cached nor to be had."""

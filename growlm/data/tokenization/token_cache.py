@@ -21,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from growlm.checkpoint.checkpoint_folder import new_folder
-from growlm.data.corpus import RECORD, CorpusWriter, TokenizedCorpus, open_corpus
+from growlm.checkpoint.checkpoint_folder import atomic_folder
+from growlm.data.corpus import CORPUS_FILE, CorpusWriter, TokenizedCorpus, open_corpus
 from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
 from growlm.runtime.errors import UserError
-from growlm.storage.file_digests import FileDigests
-from growlm.storage.locks import LockedError, take_lock
-from growlm.storage.lru_directory import BoundedFolder
+from growlm.storage.file_digests import FileDigestCache
+from growlm.storage.locks import LockedError, acquire_lock
+from growlm.storage.lru_directory import LRUDirectory
 
-KEY = "data.cache"
-FORMAT = 1
+FOLDER_SETTING = "data.cache"
+CACHE_FORMAT = 1
 """Of the files, and of what is done to a text; another number makes all of them anew."""
-DIGESTS = "digests.json"
-WAIT = 0.3
+DIGESTS_FILE = "digests.json"
+LOCK_POLL_INTERVAL_S = 0.3
 """Seconds between looks at whether another process has finished."""
 
 
@@ -49,20 +49,20 @@ class TokenCache:
 
     folder: Path
     max_bytes: int
-    tell: Callable[[str], object]
+    notify: Callable[[str], object]
     _in_use: set[str] = field(default_factory=set, init=False)
-    _digests: FileDigests = field(init=False)
+    _digests: FileDigestCache = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_digests", FileDigests(self.folder / DIGESTS))
+        object.__setattr__(self, "_digests", FileDigestCache(self.folder / DIGESTS_FILE))
 
     @property
-    def _entries(self) -> BoundedFolder:
-        return BoundedFolder(self.folder, self.max_bytes, known_by=RECORD)
+    def _directory(self) -> LRUDirectory:
+        return LRUDirectory(self.folder, self.max_bytes, marker_file=CORPUS_FILE)
 
-    def corpus(
+    def get_or_create(
         self,
-        depends_on: dict[str, Any],
+        key_parts: dict[str, Any],
         dtype: np.dtype[Any],
         validation_every: int,
         tokenize: Callable[[], Iterable[TokenizedDocuments]],
@@ -79,25 +79,25 @@ class TokenCache:
             UserError: If a document cannot be read; no entry is left.
             DiskError: If it cannot be written; no entry is left.
         """
-        parts = {"format": FORMAT, "validation_every": validation_every, **depends_on}
+        parts = {"format": CACHE_FORMAT, "validation_every": validation_every, **key_parts}
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         entry = self.folder / key
         self._in_use.add(key)
-        if (corpus := self._whole(entry)) is not None:
+        if (corpus := self._open_valid(entry)) is not None:
             return corpus
-        with self._locked(key):
+        with self._wait_for_lock(key):
             self._digests.save()  # tokenizing may be killed
-            if (corpus := self._whole(entry)) is None:  # not written while this one waited
+            if (corpus := self._open_valid(entry)) is None:  # not written while this one waited
                 self._write(entry, parts, dtype, validation_every, tokenize())
-                corpus = open_corpus(entry, KEY)
+                corpus = open_corpus(entry, FOLDER_SETTING)
         return corpus
 
-    def keep_within_bounds(self) -> None:
+    def evict_to_limit(self) -> None:
         """Let go of what is too much and not in use here, and of what killed processes left; save checksums."""
         self._digests.save()
-        self._entries.keep_within_bounds(self._in_use)
-        for key, path in self._entries.partials():
-            with suppress(LockedError, OSError), take_lock(self.folder / "locks" / key):
+        self._directory.evict_to_limit(self._in_use)
+        for key, path in self._directory.iter_partials():
+            with suppress(LockedError, OSError), acquire_lock(self.folder / "locks" / key):
                 shutil.rmtree(path, ignore_errors=True)
                 (self.folder / f".{key}.lock").unlink(missing_ok=True)
 
@@ -105,35 +105,35 @@ class TokenCache:
         """Return a file's SHA-256; see `FileDigests`."""
         return self._digests.digest(path)
 
-    def _whole(self, entry: Path) -> TokenizedCorpus | None:
+    def _open_valid(self, entry: Path) -> TokenizedCorpus | None:
         """The entry, if it is there and is what was written."""
         if not entry.is_dir():
             return None
         try:
-            corpus = open_corpus(entry, KEY)
+            corpus = open_corpus(entry, FOLDER_SETTING)
             with suppress(OSError):
                 os.utime(entry)  # used now
             return corpus
         except (UserError, OSError) as error:
-            self.tell(f"warning: {error}; tokenized again")
-            self._entries.drop(entry.name)
+            self.notify(f"warning: {error}; tokenized again")
+            self._directory.remove_entry(entry.name)
             return None
 
-    def _locked(self, key: str) -> Any:
+    def _wait_for_lock(self, key: str) -> Any:
         """The lock for writing an entry, once nobody else has it; its file stays, others may be waiting for it."""
         path, told = self.folder / "locks" / key, False
         while True:
             try:  # the folder may be emptied meanwhile, and is made again
                 path.parent.mkdir(parents=True, exist_ok=True)
-                return take_lock(path)
+                return acquire_lock(path)
             except LockedError as error:
                 if not told:
-                    self.tell(f"waiting for {error.owner}, which tokenizes the same text")
+                    self.notify(f"waiting for {error.owner}, which tokenizes the same text")
                 told = True
-                time.sleep(WAIT)
+                time.sleep(LOCK_POLL_INTERVAL_S)
             except OSError as error:
                 allowed = f"cannot be written to: {error.strerror}"
-                raise UserError(KEY, self.folder, allowed) from error
+                raise UserError(FOLDER_SETTING, self.folder, allowed) from error
 
     def _write(
         self,
@@ -144,7 +144,7 @@ class TokenCache:
         batches: Iterable[TokenizedDocuments],
     ) -> None:
         with (
-            new_folder(entry) as (partial, digests),
+            atomic_folder(entry) as (partial, digests),
             CorpusWriter(partial, dtype, validation_every) as writer,
         ):
             for batch in batches:

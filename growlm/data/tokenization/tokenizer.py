@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from growlm.data.tokenization.huggingface_tokenizer import NAME as HUGGINGFACE
-from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, HuggingFaceTokenizer
 from growlm.data.tokenization.tiktoken_encodings import ENCODINGS, TiktokenTokenizer
 from growlm.runtime.errors import UserError
 
-TOKENIZERS = (*ENCODINGS, HUGGINGFACE)
+TOKENIZER_NAMES = (*ENCODINGS, HUGGINGFACE)
 
 
 class Tokenizer(Protocol):
@@ -23,11 +22,11 @@ class Tokenizer(Protocol):
     """The package that encodes, another version of which may give other ids."""
     vocab_size: int
     """Ids are below it, the end of text too."""
-    end_of_text: int
+    eos_token_id: int
     """Follows every document."""
-    ends_of_text: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]
     """It, and other tokens that a model may end its text with, as an instruction-tuned one ends its turn."""
-    begin_of_text: tuple[int, ...]
+    bos_token_ids: tuple[int, ...]
     """Precede every document and every prompt; none in our own encodings."""
 
     @property
@@ -60,8 +59,8 @@ def load_tokenizer(name: str, path: str | Path | None = None, key: str = "tokeni
     Raises:
         UserError: For another name, for `gpt2` where its files cannot be had, for a folder without a tokenizer.
     """
-    if name not in TOKENIZERS:
-        raise UserError(f"{key}.name", name, f"must be one of {', '.join(TOKENIZERS)}")
+    if name not in TOKENIZER_NAMES:
+        raise UserError(f"{key}.name", name, f"must be one of {', '.join(TOKENIZER_NAMES)}")
     if name == HUGGINGFACE:
         if not path:
             raise UserError(f"{key}.path", path, f"{key}={name} needs a folder with tokenizer.json")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from growlm.growth.growth_map import BlockOrigin, Change
+from growlm.growth.growth_map import BlockOrigin, GrowthSpec
 from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import check_limits, limits
 
-NEW_BLOCKS = ("identity", "fresh", "copy")
+BLOCK_INITS = ("identity", "fresh", "copy")
 
 
 @dataclass
@@ -27,24 +27,24 @@ class Deepen:
     )
     """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
     end; `interleave` evenly spread blocks, right behind each."""
-    init: str = field(default="identity", metadata=limits(choices=NEW_BLOCKS))
+    init: str = field(default="identity", metadata=limits(choices=BLOCK_INITS))
     """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh`
     likewise, with all other matrices drawn anew; `copy` as they are, which does not keep it and is reported so."""
 
-    def change(self, config: ModelConfig) -> Change:
+    def change(self, config: ModelConfig) -> GrowthSpec:
         """What happens to a model of this config.
 
         Raises:
             UserError: If a setting is out of bounds.
         """
         check_limits(self)
-        blocks = self._blocks(config.n_layers)
+        blocks = self._block_origins(config.n_layers)
         how = {
             "identity": "output projections at zero",
             "fresh": "output projections at zero, other matrices drawn anew",
             "copy": "as it is (not lossless)",
         }[self.init]
-        return Change(
+        return GrowthSpec(
             config=replace(config, n_layers=len(blocks)),
             description=[
                 f"Layer {i} from layer {origin.source}, {how}"
@@ -55,7 +55,7 @@ class Deepen:
             blocks=blocks,
         )
 
-    def _blocks(self, n_layers: int) -> tuple[BlockOrigin, ...]:
+    def _block_origins(self, n_layers: int) -> tuple[BlockOrigin, ...]:
         kept = [BlockOrigin(i) for i in range(n_layers)]
         if self.placement == "append":
             return (*kept, *[BlockOrigin(n_layers - 1, self.init)] * self.extra_layers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, Change, NoiseLevel
+from growlm.growth.growth_map import AxisGrowth, GrowthSpec, NoiseLevel
 from growlm.model.config import ModelConfig, check_routing
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
@@ -32,7 +32,7 @@ class MultiplyExperts:
     """Standard deviation of the noise on the copies' router rows, where `top_k` is not multiplied: equal rows
     would leave the choice between copies to chance."""
 
-    def change(self, config: ModelConfig) -> Change:
+    def change(self, config: ModelConfig) -> GrowthSpec:
         """What happens to a model of this config.
 
         Raises:
@@ -49,7 +49,7 @@ class MultiplyExperts:
         top_k = config.top_k * self.factor if self.top_k is None else self.top_k
         check_routing(num_experts, top_k)
         lossless = top_k == config.top_k * self.factor
-        return Change(
+        return GrowthSpec(
             config=replace(config, num_experts=num_experts, top_k=top_k),
             description=[
                 f"Experts {config.num_experts} → {num_experts}, top-{config.top_k} → top-{top_k}"

@@ -20,7 +20,7 @@ OPERATORS = {
 }
 
 
-def operators_as_data(operators: Sequence[Operator]) -> list[dict[str, Any]]:
+def operators_to_dicts(operators: Sequence[Operator]) -> list[dict[str, Any]]:
     """Names and settings, in order, plain JSON values.
 
     Raises:
@@ -30,7 +30,7 @@ def operators_as_data(operators: Sequence[Operator]) -> list[dict[str, Any]]:
     return [{names[type(o)]: asdict(o)} for o in operators]  # type: ignore[call-overload]
 
 
-def operators_from_data(data: Sequence[dict[str, Any]]) -> list[Operator]:
+def operators_from_dicts(data: Sequence[dict[str, Any]]) -> list[Operator]:
     """The operators that `operators_as_data` described.
 
     Raises:

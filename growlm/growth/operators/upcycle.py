@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, Change, DenseToExperts
+from growlm.growth.growth_map import AxisGrowth, GrowthSpec, UpcycleSpec
 from growlm.model.config import ModelConfig, check_routing
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
@@ -42,7 +42,7 @@ class Upcycle:
     the same units in all its matrices, so that experts specialise sooner. Not lossless. The published caveats: 0.5
     was best, the loss starts higher, and the advantage over plain upcycling shows after a long training only."""
 
-    def change(self, config: ModelConfig) -> Change:
+    def change(self, config: ModelConfig) -> GrowthSpec:
         """What happens to a model of this config.
 
         Raises:
@@ -69,7 +69,7 @@ class Upcycle:
         experts = self.num_experts * self.granularity
         shards = ChannelMap.round_robin(self.granularity, experts)
         group = torch.arange(experts) // self.granularity
-        return Change(
+        return GrowthSpec(
             config=replace(
                 config,
                 num_experts=experts,
@@ -80,11 +80,11 @@ class Upcycle:
             description=self._describe(),
             lossless=self.drop_fraction == 0,
             axes={"experts": AxisGrowth(shards)},
-            to_experts=DenseToExperts(
-                shards=shards,
-                router_rows=ChannelMap.equal_shares(self.num_experts, group),
+            upcycle=UpcycleSpec(
+                segments=shards,
+                router_rows=ChannelMap.with_equal_shares(self.num_experts, group),
                 router_std=0.0 if zeros else self.router_std,
-                redrawn_fraction=self.drop_fraction,
+                reinitialized_fraction=self.drop_fraction,
             ),
         )
 

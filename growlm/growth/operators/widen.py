@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, Change, NoiseLevel
+from growlm.growth.growth_map import AxisGrowth, GrowthSpec, NoiseLevel
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
 
 D_FF_MULTIPLE = 8
 """Hidden widths are rounded up to this, which grouped matrix products need."""
-NEW_CHANNELS = ("copies", "fresh", "auto")
-COPIES_NOISE_STD = 1e-2
+NEW_CHANNEL_KINDS = ("copies", "fresh", "auto")
+DEFAULT_COPY_NOISE_STD = 1e-2
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Widen:
     second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
     2602.02472, table 7)."""
 
-    new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNELS))
+    new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNEL_KINDS))
     """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing:
     heads and hidden units drawn at random that nothing reads yet, and filler channels only. With `auto` they are
     fresh, unless noise or a split is set, which only copies have."""
 
-    def change(self, config: ModelConfig) -> Change:
+    def change(self, config: ModelConfig) -> GrowthSpec:
         """What happens to a model of this config.
 
         Raises:
@@ -61,77 +61,77 @@ class Widen:
                 out whole.
         """
         check_limits(self)
-        self._check_fresh()
-        new = self._new_config(config)
-        query_heads, kv_heads = map_heads(config, new.n_heads, self._heads_key())
+        self._check_copy_only_settings()
+        new = self._grown_config(config)
+        query_heads, kv_heads = map_heads(config, new.n_heads, self._heads_setting())
         new = replace(new, n_kv_heads=kv_heads.new_size)
-        residual = self._split(ChannelMap.tiled(config.d_model, new.d_model))
-        full_copies = residual.copies().max().item()
+        residual = self._apply_split(ChannelMap.tiled(config.d_model, new.d_model))
+        full_copies = residual.copy_counts().max().item()
         ratio = full_copies * config.d_model / new.d_model
         axes = {
             "residual": AxisGrowth(
                 residual,
                 # LayerNorm subtracts the mean, so a channel that holds it is exactly zero behind the norm.
-                written_filler="mean" if config.norm == "layernorm" else "zero",
-                read_filler="zero" if self.filler == "zeros" else "random",
+                filler_write_init="mean" if config.norm == "layernorm" else "zero",
+                filler_read_init="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
             ),
-            "query_heads": self._inner(query_heads, config.head_dim),
-            "key_value_heads": self._inner(kv_heads, config.head_dim),
-            "hidden": self._inner(ChannelMap.round_robin(config.d_ff, new.d_ff)),
+            "query_heads": self._inner_axis_growth(query_heads, config.head_dim),
+            "key_value_heads": self._inner_axis_growth(kv_heads, config.head_dim),
+            "hidden": self._inner_axis_growth(ChannelMap.round_robin(config.d_ff, new.d_ff)),
         }
-        return Change(
+        return GrowthSpec(
             config=replace(new, norm_eps=config.norm_eps * ratio),
             description=self._describe(config, new),
             axes={
                 axis: g for axis, g in axes.items() if g.channels.new_size != g.channels.old_size
             },
-            noise=self._noise(),
+            noise=self._noise_level(),
         )
 
-    def _about_copies(self) -> dict[str, float | str]:
+    def _copy_only_settings(self) -> dict[str, float | str]:
         """What is set that means nothing where nothing is copied."""
         values = {"noise_std": self.noise_std, "noise_snr_db": self.noise_snr_db}
         found: dict[str, float | str] = {k: v for k, v in values.items() if v is not None}
         return found if self.split == "equal" else found | {"split": self.split}
 
-    def _check_fresh(self) -> None:
+    def _check_copy_only_settings(self) -> None:
         if self.new_channels == "fresh":
-            for name, value in self._about_copies().items():
+            for name, value in self._copy_only_settings().items():
                 raise UserError(
                     name,
                     value,
                     "is about copies, and new_channels=fresh makes none: set it to copies",
                 )
 
-    def _is_fresh(self) -> bool:
-        return self.new_channels != "copies" and not self._about_copies()
+    def _makes_fresh_channels(self) -> bool:
+        return self.new_channels != "copies" and not self._copy_only_settings()
 
-    def _noise(self) -> NoiseLevel | None:
-        std = COPIES_NOISE_STD if self.noise_std is None else self.noise_std
+    def _noise_level(self) -> NoiseLevel | None:
+        std = DEFAULT_COPY_NOISE_STD if self.noise_std is None else self.noise_std
         quiet = self.noise_snr_db is None and std == 0
-        return None if quiet or self._is_fresh() else NoiseLevel(std, self.noise_snr_db)
+        return None if quiet or self._makes_fresh_channels() else NoiseLevel(std, self.noise_snr_db)
 
-    def _inner(self, channels: ChannelMap, unit: int = 1) -> AxisGrowth:
+    def _inner_axis_growth(self, channels: ChannelMap, unit_size: int = 1) -> AxisGrowth:
         """Heads or hidden units: no norm is behind them, so fillers are read as zero and hold what they like."""
-        channels = self._split(channels).repeated(unit)
-        return AxisGrowth(channels, written_filler="random", read_filler="zero")
+        channels = self._apply_split(channels).expand_units(unit_size)
+        return AxisGrowth(channels, filler_write_init="random", filler_read_init="zero")
 
-    def _split(self, channels: ChannelMap) -> ChannelMap:
-        if self._is_fresh():
+    def _apply_split(self, channels: ChannelMap) -> ChannelMap:
+        if self._makes_fresh_channels():
             return channels.without_copies()
         if self.split == "equal":
             return channels
-        return ChannelMap.rising_shares(channels.old_size, channels.source)
+        return ChannelMap.with_rising_shares(channels.old_size, channels.source)
 
-    def _new_config(self, config: ModelConfig) -> ModelConfig:
+    def _grown_config(self, config: ModelConfig) -> ModelConfig:
         d_ff = self.d_ff
         if d_ff is None and self.scale_factor is not None:
             d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE - 1e-6) * D_FF_MULTIPLE
         new = replace(
             config,
-            n_heads=self._scaled("n_heads", self.n_heads, config.n_heads),
-            d_model=self._scaled("d_model", self.d_model, config.d_model),
+            n_heads=self._scaled_size("n_heads", self.n_heads, config.n_heads),
+            d_model=self._scaled_size("d_model", self.d_model, config.d_model),
             d_ff=config.d_ff if d_ff is None else d_ff,
         )
         widths = ("d_model", "n_heads", "d_ff")
@@ -144,7 +144,7 @@ class Widen:
             raise UserError("scale_factor", self.scale_factor, allowed)
         return new
 
-    def _scaled(self, name: str, wanted: int | None, size: int) -> int:
+    def _scaled_size(self, name: str, wanted: int | None, size: int) -> int:
         if wanted is not None:
             return wanted
         factor = self.scale_factor or 1.0
@@ -158,7 +158,7 @@ class Widen:
             )
         return round(size * factor)
 
-    def _heads_key(self) -> tuple[str, float | int | None]:
+    def _heads_setting(self) -> tuple[str, float | int | None]:
         return (
             ("scale_factor", self.scale_factor)
             if self.n_heads is None
@@ -174,9 +174,9 @@ class Widen:
         ]
 
     def _describe_new_channels(self) -> str:
-        if self._is_fresh():
+        if self._makes_fresh_channels():
             return "What is new is fresh: drawn at random, and read or added with weight zero"
-        level = self._noise()
+        level = self._noise_level()
         if level is None:
             noise = "none"
         elif level.snr_db is not None:
@@ -188,7 +188,7 @@ class Widen:
 
 
 def map_heads(
-    config: ModelConfig, new_heads: int, key: tuple[str, float | int | None]
+    config: ModelConfig, new_heads: int, setting: tuple[str, float | int | None]
 ) -> tuple[ChannelMap, ChannelMap]:
     """Which query head and which key/value head each new one copies.
 
@@ -214,9 +214,9 @@ def map_heads(
         new_group = new_heads // old_kv
         first = torch.arange(old_kv).unsqueeze(1) * group
         source = (first + torch.arange(new_group) % group).flatten()
-        return ChannelMap.equal_shares(old_heads, source), ChannelMap.identity(old_kv)
+        return ChannelMap.with_equal_shares(old_heads, source), ChannelMap.identity(old_kv)
     raise UserError(
-        *key,
+        *setting,
         f"{new_heads} query heads fit neither way on {old_kv} key/value heads: to copy whole groups they must "
         f"be a multiple of {group} (the query heads per key/value head), to copy query heads inside their "
         f"groups a multiple of {old_kv} (the key/value heads)",

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.growth.channel_map import ChannelMap, along, runs_of
-from growlm.growth.growth_rng import ODD_STD, Draws
+from growlm.growth.channel_map import ChannelMap, broadcast_along, find_consecutive_runs
+from growlm.growth.growth_rng import ODD_INTEGER_STD, GrowthRng
 from growlm.growth.transforms.reconstruction import NOISE_ROUNDINGS, Reconstruction
-from growlm.growth.transforms.scale_factors import Factors
-from growlm.growth.transforms.tensor_transforms import Piece, matrix_std
+from growlm.growth.transforms.scale_factors import ScaleFactors
+from growlm.growth.transforms.tensor_transforms import TensorTransform, compute_matrix_std
 
 
 @dataclass(frozen=True)
-class Noise(Piece):
+class ZeroSumNoise(TensorTransform):
     """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
 
     The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
@@ -39,47 +39,53 @@ class Noise(Piece):
     channels: ChannelMap
     std: float
     snr_db: float | None
-    key: tuple[int, str]
-    alike: tuple[int, int] | None = None
+    rng_key: tuple[int, str]
+    repeated_rows: tuple[int, int] | None = None
 
-    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+    def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Add the noise."""
-        if self.channels.most_copies < 2:
+        if self.channels.max_copies < 2:
             return x
-        own = matrix_std(x if self.alike is None else x.narrow(self.alike[0], 0, self.alike[1]))
+        own = compute_matrix_std(
+            x
+            if self.repeated_rows is None
+            else x.narrow(self.repeated_rows[0], 0, self.repeated_rows[1])
+        )
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
-        draws.noise[self.key] = {
+        rng.noise_levels[self.rng_key] = {
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }
-        self._add(x, sigma.to(x), draws)
+        self._add(x, sigma.to(x), rng)
         return x
 
-    def _add(self, x: Tensor, sigma: Tensor, draws: Draws) -> None:
+    def _add(self, x: Tensor, sigma: Tensor, rng: GrowthRng) -> None:
         """Add noise of deviation `sigma`, of all or of each member of a stack, block by block."""
         stacked = x.ndim >= 3 and self.dim > 0
         dim = self.dim - x.ndim  # of a member too
-        pairs = self.channels.twins if self.channels.most_copies <= 2 else None
+        pairs = self.channels.duplicate_pairs if self.channels.max_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
-        runs = [] if pairs is None else runs_of(torch.arange(count), *pairs.T)
+        runs = [] if pairs is None else find_consecutive_runs(torch.arange(count), *pairs.T)
         if pairs is not None and x.ndim >= 3 and not stacked:
             sigma = sigma[pairs[:, 0]]  # over the members
 
         def add_balanced(part: Tensor, numbers: Tensor, member: int) -> None:
-            self._add_balanced(part, numbers.mul_(sigma[member] if stacked else sigma), dim)
+            self._add_zero_mean(part, numbers.mul_(sigma[member] if stacked else sigma), dim)
 
         def add_opposite(part: Tensor, numbers: Tensor, member: int) -> None:
-            factor = (sigma[member] if stacked else sigma) * (0.5**0.5 / ODD_STD)
+            factor = (sigma[member] if stacked else sigma) * (0.5**0.5 / ODD_INTEGER_STD)
             if factor.numel() == 1:
-                self._add_opposite(part, numbers, float(factor), dim, runs)
+                self._add_antithetic(part, numbers, float(factor), dim, runs)
             else:
-                self._add_opposite(part, numbers.mul_(factor), 1.0, dim, runs)
+                self._add_antithetic(part, numbers.mul_(factor), 1.0, dim, runs)
 
         add, odd = (add_balanced, False) if pairs is None else (add_opposite, True)
-        draws.blocks(x, self.dim, count, "noise", self.key, add, stacked=stacked, odd=odd)
+        rng.draw_in_blocks(
+            x, self.dim, count, "noise", self.rng_key, add, stacked=stacked, odd_integers=odd
+        )
 
-    def _add_opposite(
+    def _add_antithetic(
         self, x: Tensor, noise: Tensor, factor: float, dim: int, runs: list[tuple[int, ...]]
     ) -> None:
         """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
@@ -88,28 +94,36 @@ class Noise(Piece):
             x.narrow(dim, first, size).add_(values, alpha=factor)
             x.narrow(dim, second, size).sub_(values, alpha=factor)
 
-    def _add_balanced(self, x: Tensor, noise: Tensor, dim: int) -> None:
-        copies = self.channels.copies()
+    def _add_zero_mean(self, x: Tensor, noise: Tensor, dim: int) -> None:
+        copies = self.channels.copy_counts()
         mean = self.channels.sum_copies(noise, dim)
-        noise.sub_(self.channels.select(mean, dim).div_(along(copies.clamp(min=1), dim, x)))
-        noise.masked_fill_(along(copies < 2, dim, x).bool(), 0.0)  # fillers' is what memory held
+        noise.sub_(
+            self.channels.select(mean, dim).div_(broadcast_along(copies.clamp(min=1), dim, x))
+        )
+        noise.masked_fill_(
+            broadcast_along(copies < 2, dim, x).bool(), 0.0
+        )  # fillers' is what memory held
         x.add_(noise)
 
-    def moment(self, x: Tensor, power: int) -> Tensor:
+    def transform_moment(self, x: Tensor, power: int) -> Tensor:
         """Nothing: the gradient is as it was."""
         return x
 
-    def factors(self, factors: Factors) -> Factors:
+    def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
         """As they were."""
         return factors
 
-    def undo(self, found: Reconstruction) -> None:
+    def verify_and_revert(self, reconstruction: Reconstruction) -> None:
         """Copies differ, and only their sum is known: the step that made them is told so."""
-        found.noisy.add(self.dim)
-        if self.channels.most_copies > 2:
-            largest = float(matrix_std(found.x).max())  # no less than without the noise
+        reconstruction.noisy_dims.add(self.dim)
+        if self.channels.max_copies > 2:
+            largest = float(
+                compute_matrix_std(reconstruction.x).max()
+            )  # no less than without the noise
             cap = self.std if self.snr_db is None else largest * 10 ** (-self.snr_db / 20)
-            found.floor += NOISE_ROUNDINGS * found.unit * min(largest, cap)
+            reconstruction.absolute_tolerance += (
+                NOISE_ROUNDINGS * reconstruction.unit_roundoff * min(largest, cap)
+            )
 
     def adds_noise_along(self, dim: int) -> bool:
         """Along its own."""
@@ -117,7 +131,7 @@ class Noise(Piece):
 
 
 @dataclass(frozen=True)
-class TieBreak(Piece):
+class TieBreakingNoise(TensorTransform):
     """Noise on all copies but the first of each member: copies of a router's row stop tying. Not lossless.
 
     Args:
@@ -128,32 +142,36 @@ class TieBreak(Piece):
 
     channels: ChannelMap
     std: float
-    key: tuple[int, str]
+    rng_key: tuple[int, str]
 
-    def weight(self, x: Tensor, draws: Draws) -> Tensor:
+    def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Add the noise."""
-        noise = draws.normal(tuple(x.shape), "ties", self.key).to(x).mul_(self.std)
-        noise.mul_(along((~self.channels.is_first_copy).to(x.dtype), 0, x))
+        noise = rng.normal(tuple(x.shape), "ties", self.rng_key).to(x).mul_(self.std)
+        noise.mul_(broadcast_along((~self.channels.is_first_copy).to(x.dtype), 0, x))
         return x.add_(noise)
 
-    def moment(self, x: Tensor, power: int) -> Tensor:
+    def transform_moment(self, x: Tensor, power: int) -> Tensor:
         """Nothing."""
         return x
 
-    def factors(self, factors: Factors) -> Factors:
+    def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
         """As they were."""
         return factors
 
-    def undo(self, found: Reconstruction) -> None:
+    def verify_and_revert(self, reconstruction: Reconstruction) -> None:
         """Copies but the first must be as near to it as the noise allows; they are not known any better."""
-        further = ~self.channels.is_first_copy.to(found.x.device)
-        first = self.channels.first_of_each(found.x, 0)
-        distance = found.x - self.channels.select(first, 0)
-        found.require_drawn(distance[further], self.std, "a router row is too far from its source")
-        found.x = found.x.clone()
-        found.x[further] = torch.nan
-        found.is_partial = True
+        further = ~self.channels.is_first_copy.to(reconstruction.x.device)
+        first = self.channels.select_first_copies_in_source_order(reconstruction.x, 0)
+        distance = reconstruction.x - self.channels.select(first, 0)
+        reconstruction.require_in_normal_range(
+            distance[further], self.std, "a router row is too far from its source"
+        )
+        reconstruction.x = reconstruction.x.clone()
+        reconstruction.x[further] = torch.nan
+        reconstruction.has_unknown_entries = True
 
-    def free(self, mask: Tensor, later: Sequence[Piece], draws: Draws) -> Tensor:
+    def unconstrained_entries(
+        self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
+    ) -> Tensor:
         """All copies but the first."""
-        return mask | along(~self.channels.is_first_copy, 0, mask)
+        return mask | broadcast_along(~self.channels.is_first_copy, 0, mask)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.distributed.dtensors import own_part, own_rows
+from growlm.distributed.dtensors import get_local_rows, get_local_tensor
 from growlm.growth.channel_map import ChannelMap
 
 
@@ -34,7 +34,7 @@ class DimFactors:
         one = torch.ones(size, dtype=torch.float64)
         return DimFactors(one, one, one, torch.ones(size, dtype=torch.bool))
 
-    def selected(
+    def select(
         self, channels: ChannelMap, *, weight_shares: bool = False, gradient_shares: bool = False
     ) -> DimFactors:
         """Those of the grown dimension; a filler has factors of one and is not original.
@@ -53,46 +53,46 @@ class DimFactors:
         return DimFactors(
             take(self.weight, channels.shares if weight_shares else None),
             take(self.gradient, channels.shares if gradient_shares else None),
-            take(self.norm_share, 1.0 / channels.copies().clamp(min=1).double()),
+            take(self.norm_share, 1.0 / channels.copy_counts().clamp(min=1).double()),
             self.original[channels.source.clamp(min=0)] & channels.is_first_copy,
         )
 
-    def scaled(self, factor: float) -> DimFactors:
+    def scale(self, factor: float) -> DimFactors:
         """After all entries were multiplied by `factor` where what follows undoes it."""
         return DimFactors(
             self.weight * factor, self.gradient / factor, self.norm_share, self.original
         )
 
 
-Factors = tuple[DimFactors, ...]
+ScaleFactors = tuple[DimFactors, ...]
 """Of a tensor: one per dimension."""
 
 
-def no_factors(shape: Sequence[int]) -> Factors:
+def unit_factors(shape: Sequence[int]) -> ScaleFactors:
     """Of a tensor that nothing happened to."""
     return tuple(DimFactors.ones(size) for size in shape)
 
 
-def replaced(factors: Factors, dim: int, new: DimFactors) -> Factors:
+def replace_dim_factors(factors: ScaleFactors, dim: int, new: DimFactors) -> ScaleFactors:
     """With other factors along one dimension."""
     return (*factors[:dim], new, *factors[dim + 1 :])
 
 
-def as_originals(factors: Factors) -> Factors:
+def mark_all_original(factors: ScaleFactors) -> ScaleFactors:
     """What the next boundary starts from: all that is there now is original."""
     return tuple(
         DimFactors(f.weight, f.gradient, f.norm_share, torch.ones_like(f.original)) for f in factors
     )
 
 
-def product(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
+def outer_product(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The outer product of one vector per dimension of `like`, in its precision and on its device.
 
     If it is sharded: this process's rows of the product, a plain tensor.
     """
     out = torch.ones((), dtype=like.dtype, device=like.device)
-    rows = own_rows(like)
-    like = own_part(like)
+    rows = get_local_rows(like)
+    like = get_local_tensor(like)
     for dim, vector in enumerate(vectors):
         vector = vector[rows] if dim == 0 else vector
         shape = [1] * like.ndim
@@ -111,9 +111,9 @@ def common_value(vectors: Sequence[Tensor]) -> float | None:
     return value
 
 
-def original_entries(factors: Factors, like: Tensor) -> Tensor:
+def original_mask(factors: ScaleFactors, like: Tensor) -> Tensor:
     """Which entries of `like` belong to the original block: original along every dimension. 1.0 or 0.0.
 
     As `product`.
     """
-    return product([f.original for f in factors], like)
+    return outer_product([f.original for f in factors], like)

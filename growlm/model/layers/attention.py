@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from growlm.model.config import ModelConfig
 from growlm.model.kv_cache import LayerCache
 from growlm.model.layers.causal_attention import causal_attention
-from growlm.model.layers.labeled_layers import linear
-from growlm.model.layers.rotary import rotate
+from growlm.model.layers.labeled_layers import labeled_linear
+from growlm.model.layers.rotary import apply_rotary
 
 
 class Attention(nn.Module):
@@ -20,10 +20,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query = linear(config, read="residual", write="query_heads", bias=config.bias)
-        self.key = linear(config, read="residual", write="key_value_heads", bias=config.bias)
-        self.value = linear(config, read="residual", write="key_value_heads", bias=config.bias)
-        self.output = linear(config, read="query_heads", write="residual", bias=config.bias)
+        self.query = labeled_linear(config, read="residual", write="query_heads", bias=config.bias)
+        self.key = labeled_linear(
+            config, read="residual", write="key_value_heads", bias=config.bias
+        )
+        self.value = labeled_linear(
+            config, read="residual", write="key_value_heads", bias=config.bias
+        )
+        self.output = labeled_linear(config, read="query_heads", write="residual", bias=config.bias)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
@@ -39,12 +43,12 @@ class Attention(nn.Module):
         Returns:
             What to add to the residual stream, (B, T, D).
         """
-        query = rotate(self._heads(self.query(x)), cos, sin)  # (B, H, T, C)
-        key = rotate(self._heads(self.key(x)), cos, sin)  # (B, K, T, C)
-        value = self._heads(self.value(x))  # (B, K, T, C)
+        query = apply_rotary(self._split_heads(self.query(x)), cos, sin)  # (B, H, T, C)
+        key = apply_rotary(self._split_heads(self.key(x)), cos, sin)  # (B, K, T, C)
+        value = self._split_heads(self.value(x))  # (B, K, T, C)
         attend = causal_attention if cache is None else cache.attend
         mixed = attend(query, key, value)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

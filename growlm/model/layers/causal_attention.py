@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LONGEST_BY_PRODUCTS = 512
+MAX_MATMUL_ATTENTION_LENGTH = 512
 """Tokens up to which, in bf16 on a CPU, two plain products beat torch's fused kernel (three times at 256; equal at
 1,024, where it also needs less memory)."""
 
@@ -29,14 +29,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     length = query.shape[2]
     half = query.dtype == torch.bfloat16
-    if query.device.type == "cpu" and half and length <= LONGEST_BY_PRODUCTS:
+    if query.device.type == "cpu" and half and length <= MAX_MATMUL_ATTENTION_LENGTH:
         with torch.autocast("cpu", enabled=False):
-            return _ByProducts.apply(query, key, value)
+            return _MatmulAttention.apply(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
-class _ByProducts(torch.autograd.Function):
+class _MatmulAttention(torch.autograd.Function):
     """All scores at once, in the dtype of the query; their softmax is kept for the backward pass."""
 
     @staticmethod

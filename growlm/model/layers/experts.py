@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from growlm.model.axes import Label, index, label, reads, writes
 from growlm.model.config import ModelConfig
-from growlm.model.layers.feed_forward import activate
-from growlm.model.layers.labeled_layers import linear
+from growlm.model.layers.feed_forward import apply_activation
+from growlm.model.layers.labeled_layers import labeled_linear
 from growlm.model.layers.routing import Routing, RoutingLog, route
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
-CPU_ROWS = 64
+CPU_MAX_ROW_MULTIPLE = 64
 """See `Experts._slots`."""
-FEW_TOKENS = 32
+CPU_LOOP_MAX_TOKENS = 32
 """Up to so many, on a CPU and without gradients, the loop over the chosen experts beats sorting (by a tenth)."""
 
 
-class _Place(torch.autograd.Function):
+class _ScatterRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor, size: int) -> Tensor:
         ctx.save_for_backward(slots)
@@ -38,10 +38,10 @@ class _Place(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Take.apply(grads[0], ctx.saved_tensors[0]), None, None
+        return _GatherRows.apply(grads[0], ctx.saved_tensors[0]), None, None
 
 
-class _Take(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(slots)
@@ -50,20 +50,20 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Place.apply(grads[0], ctx.saved_tensors[0], ctx.size), None
+        return _ScatterRows.apply(grads[0], ctx.saved_tensors[0], ctx.size), None
 
 
-def place(x: Tensor, slots: Tensor, size: int) -> Tensor:
+def scatter_rows(x: Tensor, row_indices: Tensor, num_rows: int) -> Tensor:
     """Row i of x at row `slots[i]` of a tensor of `size` rows, zeros elsewhere; deterministic backward."""
-    return _Place.apply(x, slots, size)
+    return _ScatterRows.apply(x, row_indices, num_rows)
 
 
-def take(x: Tensor, slots: Tensor) -> Tensor:
+def gather_rows(x: Tensor, row_indices: Tensor) -> Tensor:
     """Rows `slots` of x, all different; deterministic backward."""
-    return _Take.apply(x, slots)
+    return _GatherRows.apply(x, row_indices)
 
 
-def num_rows(slots: Tensor, ends: Tensor) -> int:
+def count_padded_rows(slots: Tensor, ends: Tensor) -> int:
     """How many rows hold all slots; only a CPU, where padding makes it differ from their number, is asked."""
     return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
@@ -74,7 +74,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        self._product_in_fp32: Callable[..., Tensor] | None = None
+        self._fp32_grouped_mm: Callable[..., Tensor] | None = None
         sizes = config.axis_sizes()
 
         def stack(name: str, write: str, read: str) -> None:
@@ -104,34 +104,36 @@ class Experts(nn.Module):
     gate_bias: nn.Parameter | None
     down_bias: nn.Parameter | None
 
-    def prepare_for_compiling(self) -> None:
+    def prepare_for_compile(self) -> None:
         """Keep `torch.compile` (2.13) from products in fp32: it refuses what the function itself can do."""
         # Not at import: it loads the compiler, a second of every command.
-        self._product_in_fp32 = torch.compiler.disable(F.grouped_mm)
+        self._fp32_grouped_mm = torch.compiler.disable(F.grouped_mm)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """Send x (N, D) through the chosen experts and sum their outputs by gate, (N, D)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if not self._can_group(x) or _are_few(x):
-            return self.loop(x, routing)
-        num_tokens, top_k = routing.chosen.shape
-        slots, ends = self._slots(routing.chosen.flatten(), x.dtype)
-        size = num_rows(slots, ends)
+        if not self._can_use_grouped_mm(x) or _is_small_cpu_batch(x):
+            return self.forward_loop(x, routing)
+        num_tokens, top_k = routing.selected_experts.shape
+        slots, ends = self._assign_rows(routing.selected_experts.flatten(), x.dtype)
+        size = count_padded_rows(slots, ends)
         repeated = x.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
-        rows = place(repeated, slots, size)  # sorted by expert
-        one_hot = self._one_hot(ends, size, x.dtype)
-        up = self._grouped(rows, self.up, self.up_bias, ends, one_hot)
+        rows = scatter_rows(repeated, slots, size)  # sorted by expert
+        one_hot = self._row_owner_one_hot(ends, size, x.dtype)
+        up = self._grouped_linear(rows, self.up, self.up_bias, ends, one_hot)
         gate = (
             None
             if self.gate is None
-            else self._grouped(rows, self.gate, self.gate_bias, ends, one_hot)
+            else self._grouped_linear(rows, self.gate, self.gate_bias, ends, one_hot)
         )
-        out = self._grouped(activate(up, gate), self.down, self.down_bias, ends, one_hot)
-        out = take(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
+        out = self._grouped_linear(
+            apply_activation(up, gate), self.down, self.down_bias, ends, one_hot
+        )
+        out = gather_rows(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
         return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
 
-    def _slots(self, assigned: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _assign_rows(self, assigned: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Where each assignment's row goes, (M,), and where each expert's rows end, (E,).
 
         In half precision on a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library
@@ -140,7 +142,9 @@ class Experts(nn.Module):
         counts = F.one_hot(assigned, self.num_experts).sum(dim=0)
         padded = assigned.device.type == "cpu" and dtype.itemsize < 4
         multiple = 1
-        while padded and multiple < min(CPU_ROWS, len(assigned) // (4 * self.num_experts)):
+        while padded and multiple < min(
+            CPU_MAX_ROW_MULTIPLE, len(assigned) // (4 * self.num_experts)
+        ):
             multiple *= 2
         room = (counts + (multiple - 1)) // multiple * multiple
         ends = room.cumsum(0)
@@ -148,7 +152,7 @@ class Experts(nn.Module):
         in_order = assigned.argsort(stable=True).argsort()
         return in_order + shift[assigned], ends.to(torch.int32)
 
-    def _one_hot(self, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
+    def _row_owner_one_hot(self, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
         """(rows, E), whose row it is; None without biases."""
         if self.up_bias is None:
             return None
@@ -156,19 +160,19 @@ class Experts(nn.Module):
         owner = torch.searchsorted(ends, rows.to(ends.dtype), right=True)
         return F.one_hot(owner, self.num_experts).to(dtype)
 
-    def loop(self, x: Tensor, routing: Routing) -> Tensor:
+    def forward_loop(self, x: Tensor, routing: Routing) -> Tensor:
         """The same, expert by expert: the reference, and the path for few tokens, fp64 and unaligned widths."""
-        assigned = routing.chosen.flatten()
+        assigned = routing.selected_experts.flatten()
         order = assigned.argsort(stable=True)  # by expert
-        rows = order // routing.chosen.shape[1]
+        rows = order // routing.selected_experts.shape[1]
         counts = assigned.bincount(minlength=self.num_experts).tolist()
         parts = x.index_select(0, rows).split(counts)
-        results = [self._expert(expert, part) for expert, part in enumerate(parts) if len(part)]
+        results = [self._run_expert(expert, part) for expert, part in enumerate(parts) if len(part)]
         gates = routing.gates.flatten().index_select(0, order).to(x.dtype)
         weighted = torch.cat(results) * gates.unsqueeze(-1)
         return torch.zeros_like(x).index_add(0, rows, weighted)
 
-    def _expert(self, expert: int, x: Tensor) -> Tensor:
+    def _run_expert(self, expert: int, x: Tensor) -> Tensor:
         """What one expert makes of x (N, D)."""
 
         def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -177,9 +181,9 @@ class Experts(nn.Module):
 
         up = project(x, self.up, self.up_bias)
         gate = None if self.gate is None else project(x, self.gate, self.gate_bias)
-        return project(activate(up, gate), self.down, self.down_bias)
+        return project(apply_activation(up, gate), self.down, self.down_bias)
 
-    def _grouped(
+    def _grouped_linear(
         self,
         rows: Tensor,
         weight: Tensor,
@@ -187,7 +191,7 @@ class Experts(nn.Module):
         ends: Tensor,
         one_hot: Tensor | None,
     ) -> Tensor:
-        special = None if rows.dtype is torch.bfloat16 else self._product_in_fp32
+        special = None if rows.dtype is torch.bfloat16 else self._fp32_grouped_mm
         product = special or F.grouped_mm
         out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
         if bias is None or one_hot is None:
@@ -195,15 +199,15 @@ class Experts(nn.Module):
         # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
         return torch.addmm(out, one_hot, bias.to(rows.dtype))
 
-    def _can_group(self, x: Tensor) -> bool:
+    def _can_use_grouped_mm(self, x: Tensor) -> bool:
         aligned = all(
             width * x.element_size() % GROUPED_ALIGNMENT_BYTES == 0 for width in self.up.shape[1:]
         )
         return x.dtype in GROUPED_DTYPES and aligned
 
 
-def _are_few(x: Tensor) -> bool:
-    return x.device.type == "cpu" and len(x) <= FEW_TOKENS and not torch.is_grad_enabled()
+def _is_small_cpu_batch(x: Tensor) -> bool:
+    return x.device.type == "cpu" and len(x) <= CPU_LOOP_MAX_TOKENS and not torch.is_grad_enabled()
 
 
 class MixtureOfExperts(nn.Module):
@@ -213,7 +217,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.top_k = config.top_k
         self.break_ties = config.router_tie_breaking
-        self.router = linear(config, read="residual", write="experts", bias=False)
+        self.router = labeled_linear(config, read="residual", write="experts", bias=False)
         label(self.router, weight=Label((index("experts"), reads("residual"))))
         bias = torch.zeros(config.num_experts) if config.router_bias_step else None
         self.register_buffer("selection_bias", bias)
@@ -235,5 +239,5 @@ class MixtureOfExperts(nn.Module):
             logits = self.router(tokens.to(self.router.weight.dtype))
         routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
         if routings is not None:
-            routings.note(routing)
+            routings.append(routing)
         return self.experts(tokens, routing).unflatten(0, x.shape[:2])

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growlm.model.config import ModelConfig
-from growlm.model.layers.labeled_layers import linear
+from growlm.model.layers.labeled_layers import labeled_linear
 
 
-def activate(up: Tensor, gate: Tensor | None) -> Tensor:
+def apply_activation(up: Tensor, gate: Tensor | None) -> Tensor:
     """GELU of `up`, or SwiGLU (Shazeer 2020, arXiv 2002.05202) where there is a gate."""
     return F.gelu(up) if gate is None else F.silu(gate) * up
 
@@ -19,14 +19,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = linear(config, read="residual", write="hidden", bias=config.bias)
+        self.up = labeled_linear(config, read="residual", write="hidden", bias=config.bias)
         self.gate = (
-            linear(config, read="residual", write="hidden", bias=config.bias)
+            labeled_linear(config, read="residual", write="hidden", bias=config.bias)
             if config.feed_forward == "swiglu"
             else None
         )
-        self.down = linear(config, read="hidden", write="residual", bias=config.bias)
+        self.down = labeled_linear(config, read="hidden", write="residual", bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised residual stream (B, T, D) -> what to add to it (B, T, D)."""
-        return self.down(activate(self.up(x), None if self.gate is None else self.gate(x)))
+        return self.down(apply_activation(self.up(x), None if self.gate is None else self.gate(x)))

@@ -8,7 +8,7 @@ from growlm.model.axes import Dim, Label, Role, label, reads, writes
 from growlm.model.config import ModelConfig
 
 
-def linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
+def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
     """A linear layer from the axis `read` to the axis `write`."""
     sizes = config.axis_sizes()
     layer = nn.Linear(sizes[read], sizes[write], bias=bias)
@@ -18,19 +18,21 @@ def linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Line
     return layer
 
 
-def norm(config: ModelConfig, *, read_undivided: bool = False) -> nn.Module:
+def labeled_norm(config: ModelConfig, *, feeds_tied_head: bool = False) -> nn.Module:
     """The config's norm over the residual stream.
 
     Args:
         config: The model.
         read_undivided: See `Label`.
     """
-    gain = Label((Dim(Role.GAIN, "residual"),), read_undivided=read_undivided)
+    gain = Label((Dim(Role.GAIN, "residual"),), feeds_tied_head=feeds_tied_head)
     if config.norm == "rmsnorm":
         layer: nn.Module = nn.RMSNorm(config.d_model, eps=config.norm_eps)
     else:
         layer = nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
         if config.bias:
-            label(layer, bias=Label((Dim(Role.SHIFT, "residual"),), read_undivided=read_undivided))
+            label(
+                layer, bias=Label((Dim(Role.SHIFT, "residual"),), feeds_tied_head=feeds_tied_head)
+            )
     label(layer, weight=gain)
     return layer

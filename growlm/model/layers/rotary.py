@@ -28,7 +28,7 @@ def rotary_tables(length: int, config: ModelConfig, like: Tensor) -> tuple[Tenso
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the channel pairs (i, i + C/2) of x.
 
     Args:
@@ -36,16 +36,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (T, C/2), or (B, 1, T, C/2) where sequences are at positions of their own.
         sin: Likewise.
     """
-    return _Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
-class _Rotation(torch.autograd.Function):
+class _ApplyRotary(torch.autograd.Function):
     """In half of the passes over memory that autograd would need, and to the same bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, x.new_empty(x.shape))
+        return _rotate_into(x, cos, sin, x.new_empty(x.shape))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -53,10 +53,10 @@ class _Rotation(torch.autograd.Function):
         batch, heads, length, channels = grads[0].shape
         # Laid out as the projection before it has it, which would copy it otherwise.
         out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
-        return _rotated(grads[0], cos, -sin, out), None, None
+        return _rotate_into(grads[0], cos, -sin, out), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     (first, second), (new_first, new_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=new_first).sub_(second * sin)
     torch.mul(second, cos, out=new_second).add_(first * sin)

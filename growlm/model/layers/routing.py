@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growlm.model.keyed_rng import generator_for
+from growlm.model.keyed_rng import keyed_generator
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Routing:
 
     logits: Tensor
     """(N, E), at least fp32."""
-    chosen: Tensor
+    selected_experts: Tensor
     """(N, K) expert indices, best first."""
     gates: Tensor
     """(N, K), summing to one over K."""
@@ -31,12 +31,12 @@ class Routing:
         """E."""
         return self.logits.shape[-1]
 
-    def load(self) -> Tensor:
+    def expert_load(self) -> Tensor:
         """Share of all assignments that went to each expert, (E,); sums to one; no gradient."""
-        counts = torch.bincount(self.chosen.flatten(), minlength=self.num_experts)
-        return counts.to(self.logits.dtype) / self.chosen.numel()
+        counts = torch.bincount(self.selected_experts.flatten(), minlength=self.num_experts)
+        return counts.to(self.logits.dtype) / self.selected_experts.numel()
 
-    def balance_loss(self, load: Tensor | None = None) -> Tensor:
+    def balance_loss(self, expert_load: Tensor | None = None) -> Tensor:
         """E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
 
         Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
@@ -46,24 +46,26 @@ class Routing:
                 losses is then the whole one's.
         """
         mean_probability = self.logits.softmax(dim=-1).mean(dim=0)
-        load = self.load() if load is None else load
-        return self.num_experts * (load * mean_probability).sum()
+        expert_load = self.expert_load() if expert_load is None else expert_load
+        return self.num_experts * (expert_load * mean_probability).sum()
 
     def z_loss(self) -> Tensor:
         """Mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
         return self.logits.logsumexp(dim=-1).square().mean()
 
-    def margin(self) -> Tensor:
+    def selection_margin(self) -> Tensor:
         """Score distance between the last chosen and the best expert left out, (N,); inf if none is."""
-        top_k = self.chosen.shape[-1]
+        top_k = self.selected_experts.shape[-1]
         if top_k == self.num_experts:
             return torch.full_like(self.scores[:, 0], torch.inf)
         best = self.scores.topk(top_k + 1, dim=-1).values
         return best[:, -2] - best[:, -1]
 
-    def tied(self) -> Tensor:
+    def is_tied(self) -> Tensor:
         """Whether equal scores decided what a token got: two of the chosen, or the last and the next, (N,)."""
-        best = self.scores.topk(min(self.chosen.shape[-1] + 1, self.num_experts), dim=-1).values
+        best = self.scores.topk(
+            min(self.selected_experts.shape[-1] + 1, self.num_experts), dim=-1
+        ).values
         return (best[:, 1:] == best[:, :-1]).any(dim=-1)
 
 
@@ -74,11 +76,11 @@ class RoutingLog:
     """
 
     def __init__(self) -> None:
-        self.found: list[Routing] = []
+        self.routings: list[Routing] = []
 
-    def note(self, routing: Routing) -> None:
+    def append(self, routing: Routing) -> None:
         """Take one more."""
-        self.found.append(routing)
+        self.routings.append(routing)
 
 
 def route(
@@ -86,7 +88,7 @@ def route(
     top_k: int,
     break_ties: bool,
     selection_bias: Tensor | None = None,
-    length: int | None = None,
+    sequence_length: int | None = None,
 ) -> Routing:
     """Softmax, choose the top K, renormalise their gates to sum to one.
 
@@ -104,8 +106,8 @@ def route(
         scores = scores + selection_bias.to(scores)
     ordered = scores
     if break_ties:
-        shape = (length or len(logits), logits.shape[1])
-        order = torch.rand(shape, generator=generator_for("router ties"))
+        shape = (sequence_length or len(logits), logits.shape[1])
+        order = torch.rand(shape, generator=keyed_generator("router ties"))
         ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
     chosen = ordered.topk(top_k, dim=-1).indices
     # The softmax over the chosen logits is the renormalised top-k of the full softmax.
@@ -124,7 +126,7 @@ class RouterHealth:
     """Largest load of any expert times E; 1 is even."""
 
 
-def router_health(loads: Tensor) -> RouterHealth:
+def compute_router_health(loads: Tensor) -> RouterHealth:
     """Health measures from the loads of all layers, (layers, E)."""
     loads = loads.float()
     num_experts = loads.shape[-1]

@@ -10,13 +10,13 @@ from rich.text import Text
 
 from growlm.verification.check_report import CheckReport, Status
 
-MARKS = {
+STATUS_LABELS = {
     Status.PASSED: "[green]passed[/]",
     Status.FINDING: "[yellow]finding[/]",
     Status.FAILED: "[bold red]FAILED[/]",
     Status.NOT_APPLICABLE: "[dim]does not apply[/]",
 }
-CHECKS = {
+CHECK_TITLES = {
     "rope": "RoPE integrity",
     "router": "router scaling",
     "symmetry": "symmetry breaking",
@@ -30,5 +30,5 @@ def print_checks(console: Console, checks: Mapping[str, CheckReport]) -> None:
     """A line for each: name, status, what decided."""
     table = Table.grid(padding=(0, 2))
     for name, check in checks.items():
-        table.add_row(f"  {CHECKS[name]}", MARKS[check.status], Text(check.summary))
+        table.add_row(f"  {CHECK_TITLES[name]}", STATUS_LABELS[check.status], Text(check.summary))
     console.print(table)

@@ -10,24 +10,24 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from growlm.inference.outputs import for_terminal
+from growlm.inference.outputs import replace_control_characters
 from growlm.model.model_size import ParameterReport
 from growlm.reporting.console.check_table import print_checks
-from growlm.reporting.console.plain_console import plain_console
-from growlm.reporting.console.plan_table import duration, print_plan
+from growlm.reporting.console.plain_console import make_stdout_console
+from growlm.reporting.console.plan_table import format_duration, print_plan
 from growlm.reporting.console.progress_display import ProgressDisplay
 from growlm.reporting.events import RunListener
 from growlm.reporting.records import (
     BoundaryRecord,
+    HistoryRow,
     PhaseStart,
     PhaseSummary,
-    Reused,
-    Row,
+    ReusedPhases,
     RunSummary,
 )
 
 
-def millions(count: int) -> str:
+def format_millions(count: int) -> str:
     """1234567 -> '1.23 M'."""
     return f"{count / 1e6:,.2f} M"
 
@@ -40,22 +40,22 @@ class ConsoleReporter(RunListener):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or plain_console()
-        self.progress = ProgressDisplay(self.console)
-        self._row: Row | None = None
+        self.console = console or make_stdout_console()
+        self.progress_display = ProgressDisplay(self.console)
+        self._pending_row: HistoryRow | None = None
 
-    def run_planned(self, table: Mapping[str, Any]) -> None:
+    def show_plan(self, forecast: Mapping[str, Any]) -> None:
         """The planner's table, which the time left is then told by."""
-        print_plan(self.console, table)
-        self.progress.expect(table["phases"])
+        print_plan(self.console, forecast)
+        self.progress_display.set_plan(forecast["phases"])
 
     def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
         """Move the bar; without a terminal, a line when a task begins, and now and then what is noted of it."""
-        self.progress.task(task, done, total, note)
+        self.progress_display.show_task(task, done, total, note)
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """What was grown from what, and the checks."""
-        self.progress.stop()
+        self.progress_display.stop()
         say = self.console.print
         say()
         self.console.rule(
@@ -69,7 +69,7 @@ class ConsoleReporter(RunListener):
                 f"  Noise on {noise['matrices']} matrices, σ {noise['sigma_min']:.1e} to "
                 f"{noise['sigma_max']:.1e}, capped on {noise['capped']}"
             )
-        say(f"  Optimizer state: {_state_note(boundary)}", markup=False)
+        say(f"  Optimizer state: {_format_optimizer_state(boundary)}", markup=False)
         print_checks(self.console, boundary.report.checks)
         report = boundary.report
         say(
@@ -79,7 +79,7 @@ class ConsoleReporter(RunListener):
 
     def phase_started(self, start: PhaseStart) -> None:
         """The banner."""
-        self.progress.stop()
+        self.progress_display.stop()
         say, parameters = self.console.print, start.parameters
         say()
         self.console.rule(
@@ -88,11 +88,13 @@ class ConsoleReporter(RunListener):
         )
         trained = f"Steps {start.steps:,}  |  LR {start.lr:g}" if start.steps else "Not trained"
         say(f"  {trained}  |  Device {start.device}  |  {start.precision}")
-        say(f"  Total parameters     {millions(parameters.total):>12}")
-        say(f"  Active per token     {millions(parameters.active):>12}  {_active_note(parameters)}")
+        say(f"  Total parameters     {format_millions(parameters.total):>12}")
+        say(
+            f"  Active per token     {format_millions(parameters.active):>12}  {_format_active_experts(parameters)}"
+        )
         if parameters.num_experts:
             idle = f"({parameters.idle_experts} experts idle)"
-            say(f"  Inactive parameters  {millions(parameters.inactive):>12}  {idle}")
+            say(f"  Inactive parameters  {format_millions(parameters.inactive):>12}  {idle}")
             say(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
 
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
@@ -101,37 +103,37 @@ class ConsoleReporter(RunListener):
         where = f"with {name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
         self.console.print(f"Going on {where}")
 
-    def phases_reused(self, reused: Reused) -> None:
+    def phases_reused(self, reused: ReusedPhases) -> None:
         """A line."""
-        self.progress.stop()
+        self.progress_display.stop()
         names = ", ".join(reused.phases)
-        text = f"reused from {reused.run}: {names} ({duration(reused.seconds)} saved)"
+        text = f"reused from {reused.run}: {names} ({format_duration(reused.seconds)} saved)"
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def noted(self, text: str) -> None:
+    def message_logged(self, text: str) -> None:
         """A line."""
-        self.progress.stop()
+        self.progress_display.stop()
         self.console.print(text, markup=False, soft_wrap=True)
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """Move the bars."""
-        self.progress.step(phase, step, steps, loss)
-        if self._row is not None:
-            self.progress.row(self._row, steps)
-            self._row = None
+        self.progress_display.show_step(phase, step, steps, loss)
+        if self._pending_row is not None:
+            self.progress_display.show_row(self._pending_row, steps)
+            self._pending_row = None
 
-    def row_logged(self, row: Row) -> None:
+    def row_logged(self, row: HistoryRow) -> None:
         """A line now and then, where there are no bars; told with its step."""
-        self._row = row
+        self._pending_row = row
 
-    def validated(self, row: Row) -> None:
+    def validation_finished(self, row: HistoryRow) -> None:
         """A line."""
         where = f"{escape(row['phase'])} step {row['step']:>5}"
-        self.progress.say(f"  {where}  validation loss {row['val_loss']:.4f}")
+        self.progress_display.print_line(f"  {where}  validation loss {row['val_loss']:.4f}")
 
     def phase_finished(self, summary: PhaseSummary) -> None:
         """The sample."""
-        self.progress.stop()
+        self.progress_display.stop()
         speed = summary.tokens_per_second
         self.console.print(
             f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
@@ -141,14 +143,14 @@ class ConsoleReporter(RunListener):
         if summary.router_check is not None:
             print_checks(self.console, {"router_lock": summary.router_check})
 
-    def warned(self, row: Row, text: str) -> None:
+    def warning_logged(self, row: HistoryRow, text: str) -> None:
         """A line."""
         where = escape(f"{row['phase']} step {row['step']}: {text}")
-        self.progress.say(f"  [bold yellow]warning[/] {where}")
+        self.progress_display.print_line(f"  [bold yellow]warning[/] {where}")
 
     def run_finished(self, summary: RunSummary) -> None:
         """The boundary summary."""
-        self.progress.stop()
+        self.progress_display.stop()
         self.console.print()
         self.console.rule("[bold]Boundary summary", align="left")
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -161,9 +163,9 @@ class ConsoleReporter(RunListener):
             jump = f"{jumps[phase.name].report.jump:+.1e}" if phase.name in jumps else "–"
             table.add_row(
                 phase.name,
-                millions(phase.total_parameters),
-                millions(phase.active_parameters),
-                *_losses(phase),
+                format_millions(phase.total_parameters),
+                format_millions(phase.active_parameters),
+                *_format_losses(phase),
                 f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
                 f"{phase.val_bits_per_byte:.4f}",
                 jump,
@@ -175,13 +177,13 @@ class ConsoleReporter(RunListener):
                     f"[yellow]finding[/] {boundary.from_phase} → {boundary.to_phase}: ",
                     Text(finding),
                 )
-        self._samples(summary)
+        self._print_samples(summary)
 
     def close(self, failed: bool) -> None:
         """Leave the terminal in order."""
-        self.progress.stop()
+        self.progress_display.stop()
 
-    def _samples(self, summary: RunSummary) -> None:
+    def _print_samples(self, summary: RunSummary) -> None:
         samples = [phase for phase in summary.phases if phase.sample]
         if not samples:
             return
@@ -190,25 +192,26 @@ class ConsoleReporter(RunListener):
         grid = Table.grid(padding=(0, 2))
         for phase in samples:
             grid.add_row(
-                Text(phase.name, style="bold"), Text(for_terminal(" ".join(phase.sample.split())))
+                Text(phase.name, style="bold"),
+                Text(replace_control_characters(" ".join(phase.sample.split()))),
             )
         self.console.print(grid)
 
 
-def _losses(phase: PhaseSummary) -> tuple[str, str, str]:
+def _format_losses(phase: PhaseSummary) -> tuple[str, str, str]:
     first, last = phase.first_loss, phase.final_loss
     if first is None or last is None:
         return "–", "–", "–"
     return f"{first:.4f}", f"{last:.4f}", f"{first - last:.4f}"
 
 
-def _state_note(boundary: BoundaryRecord) -> str:
+def _format_optimizer_state(boundary: BoundaryRecord) -> str:
     if not boundary.inexact_because:
         return boundary.optimizer_state
     return f"scaled, not exact: {'; '.join(boundary.inexact_because)}"
 
 
-def _active_note(parameters: ParameterReport) -> str:
+def _format_active_experts(parameters: ParameterReport) -> str:
     if not parameters.num_experts:
         return "(dense model)"
     return f"(top-{parameters.top_k} of {parameters.num_experts} experts)"

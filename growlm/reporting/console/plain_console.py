@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 
-from growlm.runtime.escaping import printable
+from growlm.runtime.escaping import escape_unprintable
 
-PLAIN_WIDTH = 100
+NON_TERMINAL_WIDTH = 100
 """Columns where there is no terminal to ask."""
 
 
-def plain_console(quiet: bool = False) -> Console:
+def make_stdout_console(quiet: bool = False) -> Console:
     """Standard output: a terminal as wide as it is, anything else 100 columns; or nothing at all."""
-    return _console(stderr=False, quiet=quiet)
+    return _make_console(stderr=False, quiet=quiet)
 
 
-def notes_console() -> Console:
+def make_stderr_console() -> Console:
     """Standard error, for commands whose standard output is the result."""
-    return _console(stderr=True)
+    return _make_console(stderr=True)
 
 
-def _console(stderr: bool, quiet: bool = False) -> Console:
+def _make_console(stderr: bool, quiet: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False, quiet=quiet)
     if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    console.push_render_hook(_EscapeControls())
+        console.width = NON_TERMINAL_WIDTH
+    console.push_render_hook(_ControlCharacterEscaper())
     return console
 
 
-class _EscapeControls(RenderHook):
+class _ControlCharacterEscaper(RenderHook):
     """Show control characters in whatever is printed as escapes: names and messages may come from a file."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
@@ -49,4 +49,4 @@ class _Escaped:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for segment in console.render(self.renderable, options):
             text, style, control = segment
-            yield segment if control else Segment(printable(text), style)
+            yield segment if control else Segment(escape_unprintable(text), style)

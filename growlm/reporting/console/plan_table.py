@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
+MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
 
-TIMES = ("messages", "waiting", "step")
+TIME_COLUMNS = ("messages", "waiting", "step")
 
 
-def print_plan(console: Console, table: Mapping[str, Any]) -> None:
+def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
     """Parameters, work, time and memory of every phase.
 
     Args:
         console: Where to.
         table: `Forecast.to_json`, with times.
     """
-    phases = table["phases"]
-    work = _table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "in all"))
-    memory = _table("memory", [name.replace("_peak", "") for name in COLUMNS])
+    phases = forecast["phases"]
+    work = _make_table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "in all"))
+    memory = _make_table("memory", [name.replace("_peak", "") for name in MEMORY_COLUMNS])
     for phase in phases:
         seconds = phase["seconds"]
         work.add_row(
@@ -33,29 +33,31 @@ def print_plan(console: Console, table: Mapping[str, Any]) -> None:
             f"{phase['steps']:,}",
             f"{phase['tokens']:,}",
             f"{phase['flops']:.2e}",
-            duration(seconds["step"]),
-            duration(seconds["training"] + seconds["validation"] + seconds["growth"]),
+            format_duration(seconds["step"]),
+            format_duration(seconds["training"] + seconds["validation"] + seconds["growth"]),
         )
-        row = [decimal(phase["memory"][name]) for name in COLUMNS]
+        row = [decimal(phase["memory"][name]) for name in MEMORY_COLUMNS]
         if not phase["fits"]:
-            row[COLUMNS.index("peak")] = f"[bold red]{row[COLUMNS.index('peak')]}[/]"
+            row[MEMORY_COLUMNS.index("peak")] = f"[bold red]{row[MEMORY_COLUMNS.index('peak')]}[/]"
         memory.add_row(phase["name"], *row)
     console.print(work)
     console.print()
     console.print(memory)
-    console.print(f"The run may take {decimal(table['memory_limit'])} of memory")
+    console.print(f"The run may take {decimal(forecast['memory_limit'])} of memory")
 
 
-def print_sharing(console: Console, tables: Sequence[Mapping[str, Any]]) -> None:
+def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str, Any]]) -> None:
     """What each device has and sends in every phase, for each number of devices and each strategy.
 
     Args:
         console: Where to.
         tables: Of `Forecast.to_json`, with times.
     """
-    table = _table("phase", ("devices", "strategy", "held", "peak", "growth", "sent", *TIMES))
-    for index, first in enumerate(tables[0]["phases"]):
-        for number, forecast in enumerate(tables):
+    table = _make_table(
+        "phase", ("devices", "strategy", "held", "peak", "growth", "sent", *TIME_COLUMNS)
+    )
+    for index, first in enumerate(forecasts[0]["phases"]):
+        for number, forecast in enumerate(forecasts):
             phase = forecast["phases"][index]
             if forecast["strategy"] == "expert" and not phase["model"]["num_experts"]:
                 continue  # there are none
@@ -70,17 +72,17 @@ def print_sharing(console: Console, tables: Sequence[Mapping[str, Any]]) -> None
                 peak if phase["fits"] else f"[bold red]{peak} ![/]",
                 decimal(memory["growth_peak"]),
                 decimal(sum(phase["sent"].values())),
-                *(duration(seconds[name]) for name in ("communication", "waiting", "step")),
+                *(format_duration(seconds[name]) for name in ("communication", "waiting", "step")),
             )
     console.print(table)
-    limit = decimal(tables[0]["memory_limit"])
+    limit = decimal(forecasts[0]["memory_limit"])
     console.print(
         "On each device: held between passes, the most at once, while growing, sent in a step; how long messages "
         f"take, how long it waits for them. Each may take {limit} of memory; ! where it would take more"
     )
 
 
-def _table(first: str, others: Sequence[str]) -> Table:
+def _make_table(first: str, others: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(first)
     for name in others:
@@ -88,7 +90,7 @@ def _table(first: str, others: Sequence[str]) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Two figures, in the unit that suits: `85 ms`, `4.2 s`, `3 min 20 s`, `7 h 05 min`."""
     if seconds < 0.995:
         return f"{seconds * 1000:.0f} ms"

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 
-class CountBar:
+class CountProgressBar:
     """Use as a context; call `update`.
 
     Args:
@@ -28,15 +28,15 @@ class CountBar:
         patience: Seconds without lines: what is over by then needs none.
     """
 
-    def __init__(self, console: Console, task: str, unit: str, patience: float = 5.0) -> None:
+    def __init__(self, console: Console, task: str, unit: str, quiet_seconds: float = 5.0) -> None:
         self.console, self.task, self.unit = console, task, unit
         self.total = 0
-        self._quiet_until = time.monotonic() + patience
+        self._quiet_until = time.monotonic() + quiet_seconds
         self._quarter = 0
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
-            self._column(),
+            self._make_column(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -44,13 +44,13 @@ class CountBar:
         )
         self._id = self._bar.add_task(task)
 
-    def _column(self) -> ProgressColumn:
+    def _make_column(self) -> ProgressColumn:
         return MofNCompleteColumn()
 
-    def _words(self, done: int, total: int) -> str:
+    def _format_progress(self, done: int, total: int) -> str:
         return f"{done:,} of {total:,} {self.unit}"
 
-    def __enter__(self) -> CountBar:
+    def __enter__(self) -> CountProgressBar:
         self._bar.start()
         return self
 
@@ -69,11 +69,11 @@ class CountBar:
         quarter = 4 * done // total
         tells = not self.console.is_terminal and time.monotonic() >= self._quiet_until
         if tells and quarter > self._quarter:
-            self.console.print(f"  {self.task}: {self._words(done, total)}")
+            self.console.print(f"  {self.task}: {self._format_progress(done, total)}")
         self._quarter = quarter
 
 
-class ByteBar(CountBar):
+class ByteProgressBar(CountProgressBar):
     """The same for bytes.
 
     Args:
@@ -82,10 +82,10 @@ class ByteBar(CountBar):
     """
 
     def __init__(self, console: Console, task: str) -> None:
-        super().__init__(console, task, "bytes", patience=0.0)
+        super().__init__(console, task, "bytes", quiet_seconds=0.0)
 
-    def _column(self) -> ProgressColumn:
+    def _make_column(self) -> ProgressColumn:
         return DownloadColumn()
 
-    def _words(self, done: int, total: int) -> str:
+    def _format_progress(self, done: int, total: int) -> str:
         return f"{decimal(done)} of {decimal(total)}"

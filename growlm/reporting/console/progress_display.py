@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from growlm.reporting.console.eta import PlanClock
-from growlm.reporting.console.plan_table import duration
-from growlm.reporting.records import Row
+from growlm.reporting.console.eta import EtaEstimator
+from growlm.reporting.console.plan_table import format_duration
+from growlm.reporting.records import HistoryRow
 
-QUIET = 10.0
+LINE_INTERVAL_SECONDS = 10.0
 """Seconds between plain lines of one phase."""
 
 
@@ -26,58 +26,66 @@ class ProgressDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._clock: PlanClock | None = None
+        self._eta: EtaEstimator | None = None
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
         self._task = ""
         self._loss: float | None = None
-        self._last_line = self._last_note = -QUIET
+        self._last_line = self._last_note = -LINE_INTERVAL_SECONDS
 
-    def expect(self, phases: Sequence[Mapping[str, Any]]) -> None:
+    def set_plan(self, phases: Sequence[Mapping[str, Any]]) -> None:
         """The plan, as in plan.json."""
-        self._clock = PlanClock(phases)
+        self._eta = EtaEstimator(phases)
 
-    def task(self, name: str, done: int, total: int | None, note: str = "") -> None:
+    def show_task(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Something beside training: `done` of `total` (None: unknown); a note is shown in their place."""
         now = time.monotonic()
         if self.console.is_terminal:
-            self._show(name, name, done, total, note)
+            self._show_bar(name, name, done, total, note)
         elif name != self._task:
             self.console.print(f"  {name} ...", markup=False)
             self._last_note = now
-        elif note and now - self._last_note >= QUIET:
+        elif note and now - self._last_note >= LINE_INTERVAL_SECONDS:
             self.console.print(f"  {name}: {note}", markup=False)
             self._last_note = now
         self._task = name
 
-    def step(self, phase: str, step: int, steps: int, loss: float | None) -> None:
+    def show_step(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """A step of training."""
-        if self._clock is not None:
-            self._clock.step_finished(phase, step)
+        if self._eta is not None:
+            self._eta.step_finished(phase, step)
         if not self.console.is_terminal:
             return
         if loss is not None or step == 1:
             self._loss = loss
         shown = "" if self._loss is None else f"  loss {self._loss:.4f}"
-        if self._clock is not None:
-            self._bar("plan", "plan", round(1000 * self._clock.share), 1000, self._left())
-        self._show("phase", f"{phase}{shown}", step, steps)
+        if self._eta is not None:
+            self._update_bar(
+                "plan",
+                "plan",
+                round(1000 * self._eta.fraction_done),
+                1000,
+                self._format_remaining(),
+            )
+        self._show_bar("phase", f"{phase}{shown}", step, steps)
 
-    def row(self, row: Row, steps: int) -> None:
+    def show_row(self, row: HistoryRow, steps: int) -> None:
         """A row of the history: a line where there are no bars, if it is the last of a phase or time for one."""
         now = time.monotonic()
         is_end = row["step"] in (1, steps)
-        if self.console.is_terminal or not (is_end or now - self._last_line >= QUIET):
+        if self.console.is_terminal or not (
+            is_end or now - self._last_line >= LINE_INTERVAL_SECONDS
+        ):
             return
         self._last_line = now
-        left = f"  {self._left()}" if self._clock else ""
+        left = f"  {self._format_remaining()}" if self._eta else ""
         self.console.print(
             f"  {row['phase']} step {row['step']:>5}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
             f"{row['tokens_per_second']:,.0f} tokens/s{left}",
             markup=False,
         )
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line above the bars."""
         (self._bars.console if self._bars else self.console).print(line)
 
@@ -87,19 +95,19 @@ class ProgressDisplay:
             self._bars.stop()
         self._bars, self._task, self._ids = None, "", {}
 
-    def _left(self) -> str:
-        assert self._clock is not None
-        share = f"{100 * self._clock.share:.0f} %"
-        if self._clock.share >= 1:
+    def _format_remaining(self) -> str:
+        assert self._eta is not None
+        share = f"{100 * self._eta.fraction_done:.0f} %"
+        if self._eta.fraction_done >= 1:
             return share
-        return f"{share}, {duration(self._clock.seconds_left)} left"
+        return f"{share}, {format_duration(self._eta.seconds_remaining)} left"
 
-    def _show(self, name: str, text: str, done: int, total: int | None, note: str = "") -> None:
+    def _show_bar(self, name: str, text: str, done: int, total: int | None, note: str = "") -> None:
         if name not in self._ids and not ("plan" in self._ids and name == "phase"):
             self.stop()
-        self._bar(name, text, done, total, note or (f"{done}/{total}" if total else ""))
+        self._update_bar(name, text, done, total, note or (f"{done}/{total}" if total else ""))
 
-    def _bar(self, name: str, text: str, done: int, total: int | None, note: str) -> None:
+    def _update_bar(self, name: str, text: str, done: int, total: int | None, note: str) -> None:
         if self._bars is None:
             columns = (
                 TextColumn("  {task.description}"),

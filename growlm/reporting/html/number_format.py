@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-NONE = "–"
+MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
-def scaled(value: float | None, unit: str = "") -> str:
+def format_scaled(value: float | None, unit: str = "") -> str:
     """1234567 -> '1.23 M'; None -> a dash."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return MISSING
     step = 0
     while abs(value) >= 999.5 and step < len(PREFIXES) - 1:
         value, step = value / 1000, step + 1
@@ -19,22 +19,22 @@ def scaled(value: float | None, unit: str = "") -> str:
     return f"{digits} {PREFIXES[step]}{unit}".strip()
 
 
-def loss(value: float | None) -> str:
+def format_loss(value: float | None) -> str:
     """Four decimals."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def jump(value: float | None) -> str:
+def format_jump(value: float | None) -> str:
     """A change of loss: its size matters, not its digits."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return MISSING
     return f"{value:+.1e}" if value else "0"
 
 
-def seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """75 -> '1 min 15 s'."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return MISSING
     if value < 59.5:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
@@ -46,6 +46,8 @@ def seconds(value: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """A share of one, with its sign."""
-    return NONE if value is None or not math.isfinite(value) else f"{round(100 * value) or 0:+d} %"
+    return (
+        MISSING if value is None or not math.isfinite(value) else f"{round(100 * value) or 0:+d} %"
+    )

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from growlm.runtime.escaping import printable, printable_data
+from growlm.runtime.escaping import escape_unprintable, escape_unprintable_data
 
-ASSETS = Path(__file__).with_name("assets")
+ASSETS_DIR = Path(__file__).with_name("assets")
 SCRIPTS = (
     "elements.js",
     "theme.js",
@@ -27,43 +27,43 @@ SCRIPTS = (
     "main.js",
 )
 """In the order they are run."""
-PLACE = re.compile(r"\{\{ (\w+) \}\}")
+PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 
 
-def render(data: dict[str, Any]) -> str:
+def render_page(data: dict[str, Any]) -> str:
     """The page as text: self-contained, and in ASCII whatever the data hold."""
     parts: dict[str, Callable[[], str]] = {
-        "title": lambda: html.escape(printable(str(data["title"]))),
-        "style": lambda: _asset("style.css"),
-        "data": lambda: as_script_data(data),
-        "plotly": packed_plotly,
-        "script": lambda: "\n".join(_asset(name) for name in SCRIPTS),
+        "title": lambda: html.escape(escape_unprintable(str(data["title"]))),
+        "style": lambda: _read_asset("style.css"),
+        "data": lambda: to_script_json(data),
+        "plotly": compress_plotly,
+        "script": lambda: "\n".join(_read_asset(name) for name in SCRIPTS),
     }
     # In one pass, so that nothing inside a part is taken for a place.
-    page = PLACE.sub(lambda place: parts[place[1]](), _asset("page.html"))
+    page = PLACEHOLDER.sub(lambda place: parts[place[1]](), _read_asset("page.html"))
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def as_script_data(data: Any) -> str:
+def to_script_json(data: Any) -> str:
     """JSON that no HTML parser takes for markup, inside a script element; control characters as escapes."""
-    text = json.dumps(printable_data(data), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(escape_unprintable_data(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 @functools.cache
-def packed_plotly() -> str:
+def compress_plotly() -> str:
     """plotly.js out of plotly's package, compressed, in base64."""
     spec = find_spec("plotly")  # finds the package without loading it, which would take a second
     assert spec is not None
     assert spec.submodule_search_locations
     library = Path(next(iter(spec.submodule_search_locations)), "package_data", "plotly.min.js")
-    code = _without_module_wrapper(library.read_text(encoding="utf-8"))
+    code = _strip_module_wrapper(library.read_text(encoding="utf-8"))
     # A few Chinese month names would make the browser hold all of it in two bytes a letter.
     letters = code.encode("ascii", "backslashreplace")
     return base64.b64encode(gzip.compress(letters, 6, mtime=0)).decode()
 
 
-def _without_module_wrapper(code: str) -> str:
+def _strip_module_wrapper(code: str) -> str:
     """Without the function around it for module loaders, for which a browser parses everything once more.
 
     It takes a third of the time to the first plot. Code of another shape is left as it is.
@@ -75,5 +75,5 @@ def _without_module_wrapper(code: str) -> str:
     return f"{header[0]}{code[start:end]}window.Plotly = Plotly;"
 
 
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
+def _read_asset(name: str) -> str:
+    return (ASSETS_DIR / name).read_text(encoding="utf-8")

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from growlm.reporting.html.comparison_page import comparison_page
-from growlm.reporting.html.page import render
-from growlm.reporting.html.run_page import run_page
-from growlm.reporting.html.sweep_parameters import find_dials
+from growlm.reporting.html.comparison_page import build_comparison_page
+from growlm.reporting.html.page import render_page
+from growlm.reporting.html.run_page import build_run_page
+from growlm.reporting.html.sweep_parameters import find_sweep_parameters
 from growlm.reporting.reading.run_files import Run, read_run
-from growlm.reporting.reading.sweep_file import Sweep, is_sweep, read_sweep
+from growlm.reporting.reading.sweep_file import Sweep, is_sweep_folder, read_sweep
 from growlm.runtime.errors import UserError
-from growlm.storage.atomic_files import write_whole
+from growlm.storage.atomic_files import atomic_write_text
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Report:
     """What a report is about."""
 
     runs: list[Run]
-    dials: list[str]
+    parameter_keys: list[str]
     sweep: Sweep | None
     """None for runs that are no sweep."""
 
@@ -44,7 +44,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) 
         DiskError: If the file cannot be written.
     """
     beside = out.absolute().parent
-    if is_sweep(beside) and all(folder.absolute().parent == beside for folder in run_dirs):
+    if is_sweep_folder(beside) and all(folder.absolute().parent == beside for folder in run_dirs):
         run_dirs = [beside]  # its jobs: the sweep knows more of them than their folders do
     write_page(read_report(run_dirs), out, title)
 
@@ -55,36 +55,36 @@ def read_report(run_dirs: Sequence[Path]) -> Report:
     Raises:
         UserError: If a folder is no run's or sweep's, or its files are none of ours.
     """
-    if len(run_dirs) == 1 and is_sweep(run_dirs[0]):
+    if len(run_dirs) == 1 and is_sweep_folder(run_dirs[0]):
         sweep = read_sweep(run_dirs[0])
-        return Report(sweep.runs, sweep.dials, sweep)
+        return Report(sweep.runs, sweep.parameter_keys, sweep)
     runs: list[Run] = []
     for folder in run_dirs:
-        found = read_sweep(folder).runs if is_sweep(folder) else [read_run(folder)]
+        found = read_sweep(folder).runs if is_sweep_folder(folder) else [read_run(folder)]
         for run in found:
-            run.dials = {}
+            run.sweep_parameters = {}
         known = {run.folder.resolve() for run in runs}
         runs += [run for run in found if run.config and run.folder.resolve() not in known]
     if not runs:
         raise UserError("argument", run_dirs[0], "no run has begun there")
-    _tell_apart(runs)
-    return Report(runs, find_dials(runs) if len(runs) > 1 else [], None)
+    _disambiguate_names(runs)
+    return Report(runs, find_sweep_parameters(runs) if len(runs) > 1 else [], None)
 
 
 def write_page(report: Report, out: Path, title: str | None = None) -> None:
     """Write what `read_report` gave."""
     if report.is_one_run:
         (run,) = report.runs
-        data = run_page(run, title or run.name)
+        data = build_run_page(run, title or run.name)
     else:
         name = report.sweep.name if report.sweep else "comparison"
-        data = comparison_page(
-            report.runs, report.dials, title or name, out.absolute().parent, report.sweep
+        data = build_comparison_page(
+            report.runs, report.parameter_keys, title or name, out.absolute().parent, report.sweep
         )
-    write_whole(out, render(data))
+    atomic_write_text(out, render_page(data))
 
 
-def _tell_apart(runs: Sequence[Run]) -> None:
+def _disambiguate_names(runs: Sequence[Run]) -> None:
     """Runs of the same name get as much of their path as tells them apart."""
     for depth in range(2, 6):
         names = [run.name for run in runs]

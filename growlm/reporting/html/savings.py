@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growlm.reporting.html.curves import finite, reach, smooth
-from growlm.reporting.html.sweep_parameters import flatten
-from growlm.reporting.reading.history_reader import COUNTERS
+from growlm.reporting.html.curves import finite_or_none, smooth_losses, smoothing_radius
+from growlm.reporting.html.sweep_parameters import flatten_settings
+from growlm.reporting.reading.history_reader import COUNTER_FIELDS
 from growlm.reporting.reading.run_files import Run
 
-FREQUENT = 8
+MIN_VALIDATIONS = 8
 """Validations at so many different steps make a curve."""
-COSTS = ("flops", "tokens", "seconds")
-SAME_LOSS = ("data", "tokenizer", "sequence_length")
+COST_AXES = ("flops", "tokens", "seconds")
+SETTINGS_THAT_AFFECT_LOSS = ("data", "tokenizer", "sequence_length")
 """Settings that must agree for losses to mean the same; `data.path` says only where a file was."""
 
-Point = tuple[float | None, dict[str, float]]
+CurvePoint = tuple[float | None, dict[str, float]]
 """A loss, and the counters where it was measured."""
 
 
 @dataclass
-class Reached:
+class RunSavings:
     """A run's costs until it reached the loss."""
 
     run: Run
@@ -34,7 +34,7 @@ class Reached:
     """By `flops`, `tokens`, `seconds`; None if it never got there."""
     has_curve: bool = True
     """False where there are too few rows to smooth."""
-    saved: dict[str, dict[str, float]] = field(default_factory=dict)
+    saved_fractions: dict[str, dict[str, float]] = field(default_factory=dict)
     """Reference -> cost -> the share of its cost that this run did not need; below 0 if it took more."""
 
 
@@ -42,15 +42,15 @@ class Reached:
 class Savings:
     """The comparison at equal loss."""
 
-    loss: float
-    measured_as: str
+    target_loss: float
+    loss_description: str
     """In a sentence: which loss, how smoothed."""
-    runs: list[Reached]
+    runs: list[RunSavings]
     references: dict[str, str]
     """Reference -> what it is, in words."""
 
 
-def savings(runs: Sequence[Run]) -> Savings | str:
+def compute_savings(runs: Sequence[Run]) -> Savings | str:
     """Compare what was taken to the same loss.
 
     Returns:
@@ -59,37 +59,37 @@ def savings(runs: Sequence[Run]) -> Savings | str:
     with_rows = [run for run in runs if run.history.rows]
     if len(with_rows) < 2:
         return "needs at least two runs that have trained"
-    if differing := _differing(with_rows):
+    if differing := _differing_settings(with_rows):
         return f"the runs differ in {', '.join(differing)}, so their losses do not mean the same"
-    curves, measured_as = _curves(with_rows)
+    curves, measured_as = _loss_curves(with_rows)
     finished = [run for run in with_rows if run.summary is not None] or with_rows
     # A run with too few rows to smooth takes no part.
-    lowest = [_lowest(curves[id(run)]) for run in finished if curves[id(run)]]
+    lowest = [_lowest_loss(curves[id(run)]) for run in finished if curves[id(run)]]
     known = [loss for loss in lowest if loss is not None]
     if not known:
         return "no run has a finite loss"
     target = max(known)
-    reached = [Reached(run, _costs_to(curves[id(run)], target)) for run in with_rows]
+    reached = [RunSavings(run, _costs_to_reach(curves[id(run)], target)) for run in with_rows]
     for one in reached:
         one.has_curve = bool(curves[id(one.run)])
     references = _references(reached)
     for one in reached:
         for name, reference in references.items():
-            one.saved |= _saved(one, name, reference)
+            one.saved_fractions |= _saved_fractions(one, name, reference)
     return Savings(
-        loss=target,
-        measured_as=measured_as,
+        target_loss=target,
+        loss_description=measured_as,
         runs=reached,
-        references={name: _in_words(name, one) for name, one in references.items()},
+        references={name: _describe_reference(name, one) for name, one in references.items()},
     )
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def _differing_settings(runs: Sequence[Run]) -> list[str]:
     configs = [
         {
             key: value
-            for key, value in flatten(run.config).items()
-            if key.partition(".")[0] in SAME_LOSS and key != "data.path"
+            for key, value in flatten_settings(run.config).items()
+            if key.partition(".")[0] in SETTINGS_THAT_AFFECT_LOSS and key != "data.path"
         }
         for run in runs
     ]
@@ -97,39 +97,40 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
 
 
-def _curves(runs: Sequence[Run]) -> tuple[dict[int, list[Point]], str]:
+def _loss_curves(runs: Sequence[Run]) -> tuple[dict[int, list[CurvePoint]], str]:
     fewest = min(len({line["global_step"] for line in run.history.validations}) for run in runs)
-    if fewest >= FREQUENT:
+    if fewest >= MIN_VALIDATIONS:
         curves = {
             id(run): [
-                (finite(line["val_loss"]), _counters(line)) for line in run.history.validations
+                (finite_or_none(line["val_loss"]), _line_costs(line))
+                for line in run.history.validations
             ]
             for run in runs
         }
         return curves, "validation loss; between two validations, on a straight line"
-    rows = reach(min(len(run.history.rows) for run in runs))
+    rows = smoothing_radius(min(len(run.history.rows) for run in runs))
     curves = {}
     for run in runs:
-        smoothed = smooth([finite(row["loss"]) for row in run.history.rows], rows)
+        smoothed = smooth_losses([finite_or_none(row["loss"]) for row in run.history.rows], rows)
         # At the ends, means of few rows would reach a loss by luck.
         inside = range(rows, len(smoothed) - rows)
-        curves[id(run)] = [(smoothed[i], _counters(run.history.rows[i])) for i in inside]
+        curves[id(run)] = [(smoothed[i], _line_costs(run.history.rows[i])) for i in inside]
     return curves, (
         f"training loss, the mean of a logged step and {rows} on either side "
-        f"(validations at fewer than {FREQUENT} steps)"
+        f"(validations at fewer than {MIN_VALIDATIONS} steps)"
     )
 
 
-def _counters(line: dict[str, Any]) -> dict[str, float]:
-    return {cost: line[COUNTERS[cost]] for cost in COSTS}
+def _line_costs(line: dict[str, Any]) -> dict[str, float]:
+    return {cost: line[COUNTER_FIELDS[cost]] for cost in COST_AXES}
 
 
-def _lowest(points: Sequence[Point]) -> float | None:
+def _lowest_loss(points: Sequence[CurvePoint]) -> float | None:
     return min((loss for loss, _ in points if loss is not None), default=None)
 
 
-def _costs_to(points: Sequence[Point], target: float) -> dict[str, float] | None:
-    before: Point | None = None
+def _costs_to_reach(points: Sequence[CurvePoint], target: float) -> dict[str, float] | None:
+    before: CurvePoint | None = None
     for point in points:
         loss, costs = point
         if loss is None:
@@ -138,30 +139,32 @@ def _costs_to(points: Sequence[Point], target: float) -> dict[str, float] | None
             if before is None or before[0] is None or before[0] == loss:
                 return costs
             part = (before[0] - target) / (before[0] - loss)
-            return {key: before[1][key] + part * (costs[key] - before[1][key]) for key in COSTS}
+            return {key: before[1][key] + part * (costs[key] - before[1][key]) for key in COST_AXES}
         before = point
     return None
 
 
-def _references(reached: Sequence[Reached]) -> dict[str, Reached]:
+def _references(reached: Sequence[RunSavings]) -> dict[str, RunSavings]:
     """The cheapest baseline of each kind; without baselines, the run that took the most."""
     there = [one for one in reached if one.costs is not None]
-    references: dict[str, Reached] = {}
+    references: dict[str, RunSavings] = {}
     several_plans = len({one.run.baseline.get("of") for one in there if one.run.baseline}) > 1
     for one in sorted(there, key=lambda one: (one.costs or {})["flops"]):
         if one.run.baseline:
-            references.setdefault(_kind(one.run, several_plans), one)
+            references.setdefault(_baseline_label(one.run, several_plans), one)
     if not references and there:
         references["the most expensive"] = max(there, key=lambda one: (one.costs or {})["flops"])
     return references
 
 
-def _kind(run: Run, with_plan: bool) -> str:
+def _baseline_label(run: Run, with_plan: bool) -> str:
     kind, plan = run.baseline.get("kind"), run.baseline.get("of")
     return f"{kind} ({plan})" if with_plan else str(kind)
 
 
-def _saved(one: Reached, name: str, reference: Reached) -> dict[str, dict[str, float]]:
+def _saved_fractions(
+    one: RunSavings, name: str, reference: RunSavings
+) -> dict[str, dict[str, float]]:
     if one is reference or one.costs is None or reference.costs is None:
         return {}
     # A baseline is one of its own plan, and is compared with grown runs, not with other baselines.
@@ -170,10 +173,12 @@ def _saved(one: Reached, name: str, reference: Reached) -> dict[str, dict[str, f
     ):
         return {}
     shares = {
-        key: 1 - one.costs[key] / reference.costs[key] for key in COSTS if reference.costs[key] > 0
+        key: 1 - one.costs[key] / reference.costs[key]
+        for key in COST_AXES
+        if reference.costs[key] > 0
     }
     return {name: shares}
 
 
-def _in_words(name: str, reference: Reached) -> str:
+def _describe_reference(name: str, reference: RunSavings) -> str:
     return f"{name}: {reference.run.name}"

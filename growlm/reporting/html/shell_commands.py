@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from growlm.reporting.reading.run_files import Run
 
-Command = dict[str, str]
+ShellCommand = dict[str, str]
 
 
-def commands(run: Run) -> list[Command]:
+def build_run_commands(run: Run) -> list[ShellCommand]:
     """`title`, `command` and `note` of each."""
     folder = str(run.folder.absolute())
     found = []
@@ -18,7 +18,7 @@ def commands(run: Run) -> list[Command]:
         found.append(
             {
                 "title": "Go on",
-                "command": train(f"resume={folder}"),
+                "command": format_train_command(f"resume={folder}"),
                 "note": "from the newest state in the run's folder, to the bit",
             }
         )
@@ -26,7 +26,7 @@ def commands(run: Run) -> list[Command]:
         {
             "title": "Reproduce",
             # The config replaces the plan and everything else; in a folder of its own, not beside the run.
-            "command": train(
+            "command": format_train_command(
                 "-cd", folder, "+experiment@_global_=../config", "~phase_plan", "run_dir=null"
             ),
             "note": "runs this run's config.yaml again, in a new folder below outputs/",
@@ -36,18 +36,22 @@ def commands(run: Run) -> list[Command]:
         found.append(
             {
                 "title": "The same from the shipped settings",
-                "command": train(*run.overrides),
+                "command": format_train_command(*run.overrides),
                 "note": "the overrides of this job of the sweep",
             }
         )
     return found
 
 
-def sweep_command(overrides: Sequence[str]) -> Command:
+def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:
     """The one that began a sweep."""
-    return {"title": "Sweep", "command": train("-m", *overrides), "note": "runs all jobs again"}
+    return {
+        "title": "Sweep",
+        "command": format_train_command("-m", *overrides),
+        "note": "runs all jobs again",
+    }
 
 
-def train(*arguments: str) -> str:
+def format_train_command(*arguments: str) -> str:
     """A line for a shell."""
     return shlex.join(["python", "-m", "growlm.train", *arguments])

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from growlm.config.schema import LoggerConfig, RunConfig
-from growlm.reporting.loggers.wandb_login import has_login
+from growlm.reporting.loggers.wandb_login import has_wandb_login
 from growlm.runtime.errors import UserError
 
 
@@ -41,7 +41,7 @@ def build_logger(
             tags=list(dict.fromkeys([config.name, *settings.tags])),
             config=asdict(replace(config, resume=None)),
             dir=str(run_dir),  # older releases take no path
-            mode=_mode(settings),
+            mode=_resolve_wandb_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
@@ -60,7 +60,7 @@ def check_logger(settings: LoggerConfig) -> None:
     Raises:
         UserError: If W&B is to be online without a login.
     """
-    if settings.name == "wandb" and settings.mode == "online" and not has_login():
+    if settings.name == "wandb" and settings.mode == "online" and not has_wandb_login():
         raise UserError(
             "logger.mode",
             "online",
@@ -68,7 +68,7 @@ def check_logger(settings: LoggerConfig) -> None:
         )
 
 
-def _mode(settings: LoggerConfig) -> Any:
+def _resolve_wandb_mode(settings: LoggerConfig) -> Any:
     if settings.mode != "auto":
         return settings.mode
-    return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+    return os.environ.get("WANDB_MODE") or ("online" if has_wandb_login() else "offline")

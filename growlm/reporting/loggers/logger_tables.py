@@ -11,20 +11,22 @@ from growlm.reporting.records import BoundaryRecord
 
 
 @dataclass(frozen=True)
-class Table:
+class LoggerTable:
     """Rows under column names."""
 
     name: str
     columns: list[str]
     rows: list[list[Any]]
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """As Markdown, which TensorBoard shows as a table."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
+        return "\n".join(
+            f"| {' | '.join(_format_cell(value) for value in line)} |" for line in lines
+        )
 
 
-def boundary_table(boundaries: Sequence[BoundaryRecord]) -> Table:
+def build_boundary_table(boundaries: Sequence[BoundaryRecord]) -> LoggerTable:
     """A row for every growth so far, with its losses and the outcome of its checks."""
     columns = ["from", "to", "growth", "loss_before", "loss_after", "jump", "passed", "checks"]
     rows = [
@@ -40,13 +42,13 @@ def boundary_table(boundaries: Sequence[BoundaryRecord]) -> Table:
         ]
         for b in boundaries
     ]
-    return Table(BOUNDARY_TABLE, columns, rows)
+    return LoggerTable(BOUNDARY_TABLE, columns, rows)
 
 
-def sample_table(samples: Sequence[tuple[str, str]]) -> Table:
+def build_sample_table(samples: Sequence[tuple[str, str]]) -> LoggerTable:
     """The text of every phase so far, given as (phase, text)."""
-    return Table(SAMPLE_TABLE, ["phase", "text"], [list(sample) for sample in samples])
+    return LoggerTable(SAMPLE_TABLE, ["phase", "text"], [list(sample) for sample in samples])
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", "<br>")

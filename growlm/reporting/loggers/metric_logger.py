@@ -8,10 +8,29 @@ from dataclasses import asdict
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from growlm.reporting.events import RunListener
-from growlm.reporting.loggers.logger_adapters import Entry, LoggerSink, MetricSink, TensorBoardSink
-from growlm.reporting.loggers.logger_tables import Table, boundary_table, sample_table
-from growlm.reporting.loggers.metric_names import boundary_metrics, progress_metrics, row_metrics
-from growlm.reporting.records import BoundaryRecord, PhaseSummary, Reused, Row, RunSummary
+from growlm.reporting.loggers.logger_adapters import (
+    LightningLoggerAdapter,
+    LogEntry,
+    MetricAdapter,
+    TensorBoardAdapter,
+)
+from growlm.reporting.loggers.logger_tables import (
+    LoggerTable,
+    build_boundary_table,
+    build_sample_table,
+)
+from growlm.reporting.loggers.metric_names import (
+    extract_boundary_metrics,
+    extract_progress_metrics,
+    extract_row_metrics,
+)
+from growlm.reporting.records import (
+    BoundaryRecord,
+    HistoryRow,
+    PhaseSummary,
+    ReusedPhases,
+    RunSummary,
+)
 
 
 class MetricLogger(RunListener):
@@ -22,9 +41,9 @@ class MetricLogger(RunListener):
     """
 
     def __init__(self, logger: Logger) -> None:
-        self.sink = _sink_for(logger)
-        self.entries = 0
-        self.last: Row = {
+        self.adapter = _build_adapter(logger)
+        self.num_entries = 0
+        self.last_row: HistoryRow = {
             "global_step": 0,
             "tokens": 0,
             "flops": 0,
@@ -36,7 +55,7 @@ class MetricLogger(RunListener):
         self.samples: list[tuple[str, str]] = []
 
     def replay(
-        self, lines: Iterable[Row], boundaries: Sequence[BoundaryRecord], tell: bool
+        self, lines: Iterable[HistoryRow], boundaries: Sequence[BoundaryRecord], should_log: bool
     ) -> None:
         """Take up what a run has done so far, whichever logger it had then.
 
@@ -46,86 +65,88 @@ class MetricLogger(RunListener):
             tell: Whether the logger is to hear all of it; if not, it has had it already.
         """
         records = iter(boundaries)
-        sink = self.sink
-        self.sink = sink if tell else MetricSink()
+        sink = self.adapter
+        self.adapter = sink if should_log else MetricAdapter()
         for line in lines:
             match line.get("event"):
                 case None:
                     self.row_logged(line)
                 case "validation":
-                    self.validated(line)
+                    self.validation_finished(line)
                 case "boundary":
                     self.boundary_passed(next(records))
                 case "phase_finished":
                     self._phase_sampled(line["phase"], line["sample"])
-        self.sink = sink
+        self.adapter = sink
 
-    def row_logged(self, row: Row) -> None:
+    def row_logged(self, row: HistoryRow) -> None:
         """A step's metrics."""
-        self.last, self.training_loss = row, row["loss"]
-        self._log(row_metrics(row), loads=tuple(row.get("expert_loads", ())))
+        self.last_row, self.training_loss = row, row["loss"]
+        self._log(extract_row_metrics(row), loads=tuple(row.get("expert_loads", ())))
 
-    def validated(self, row: Row) -> None:
+    def validation_finished(self, row: HistoryRow) -> None:
         """The validation loss at its step."""
-        self.last = row
-        self._log(row_metrics(row))
+        self.last_row = row
+        self._log(extract_row_metrics(row))
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
         """The growth, at the step where it happened, with the table so far: the run may fail on it."""
-        self.last = self.last | {"phase_index": self.last["phase_index"] + 1}
+        self.last_row = self.last_row | {"phase_index": self.last_row["phase_index"] + 1}
         self.boundaries.append(boundary)
-        table = boundary_table(self.boundaries)
-        self._log(boundary_metrics(boundary, self.training_loss), tables=(table,))
-        self.sink.summarize(_boundary_figures(boundary))
+        table = build_boundary_table(self.boundaries)
+        self._log(extract_boundary_metrics(boundary, self.training_loss), tables=(table,))
+        self.adapter.update_summary(_boundary_summary_metrics(boundary))
 
-    def phases_reused(self, reused: Reused) -> None:
+    def phases_reused(self, reused: ReusedPhases) -> None:
         """Which, and from where."""
-        self.sink.summarize({f"reused/{key}": value for key, value in asdict(reused).items()})
+        self.adapter.update_summary(
+            {f"reused/{key}": value for key, value in asdict(reused).items()}
+        )
 
     def phase_finished(self, summary: PhaseSummary) -> None:
         """The sample, and the phase's figures."""
         self._phase_sampled(summary.name, summary.sample)
-        self.sink.summarize(_phase_figures(summary))
+        self.adapter.update_summary(_phase_summary_metrics(summary))
 
     def run_finished(self, summary: RunSummary) -> None:
         """All figures once more: of a resumed run, the logger may not have had the first."""
         for phase in summary.phases:
-            self.sink.summarize(_phase_figures(phase))
+            self.adapter.update_summary(_phase_summary_metrics(phase))
         for boundary in summary.boundaries:
-            self.sink.summarize(_boundary_figures(boundary))
+            self.adapter.update_summary(_boundary_summary_metrics(boundary))
 
     def close(self, failed: bool) -> None:
         """End the logger's run."""
-        self.sink.close(failed)
+        self.adapter.close(failed)
 
     def _phase_sampled(self, phase: str, text: str) -> None:
         self.samples.append((phase, text))
-        self._log({}, tables=(sample_table(self.samples),))
+        self._log({}, tables=(build_sample_table(self.samples),))
 
     def _log(
         self,
         metrics: dict[str, float],
         loads: tuple[list[float], ...] = (),
-        tables: tuple[Table, ...] = (),
+        tables: tuple[LoggerTable, ...] = (),
     ) -> None:
-        step, progress = int(self.last["global_step"]), progress_metrics(self.last)
-        self.sink.log(Entry(self.entries, step, progress, metrics, loads, tables))
-        self.entries += 1
+        step, progress = int(self.last_row["global_step"]), extract_progress_metrics(self.last_row)
+        self.adapter.log(LogEntry(self.num_entries, step, progress, metrics, loads, tables))
+        self.num_entries += 1
 
 
-def _sink_for(logger: Logger) -> MetricSink:
+def _build_adapter(logger: Logger) -> MetricAdapter:
     if isinstance(logger, WandbLogger):
         from growlm.reporting.loggers.wandb_adapter import (
-            WandbSink,  # wandb takes its time to import
+            WandbAdapter,  # wandb takes its time to import
         )
 
-        return WandbSink(logger.experiment)
+        return WandbAdapter(logger.experiment)
     if isinstance(logger, TensorBoardLogger):
-        return TensorBoardSink(logger)
-    return LoggerSink(logger)
+        return TensorBoardAdapter(logger)
+    return LightningLoggerAdapter(logger)
 
 
-def _phase_figures(phase: PhaseSummary) -> dict[str, object]:
+def _phase_summary_metrics(phase: PhaseSummary) -> dict[str, object]:
     return {
         f"phase/{phase.name}/{key}": value
         for key, value in asdict(phase).items()
@@ -133,5 +154,5 @@ def _phase_figures(phase: PhaseSummary) -> dict[str, object]:
     }
 
 
-def _boundary_figures(boundary: BoundaryRecord) -> dict[str, object]:
+def _boundary_summary_metrics(boundary: BoundaryRecord) -> dict[str, object]:
     return {f"growth/{boundary.from_phase}-{boundary.to_phase}/jump": boundary.report.jump}

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from growlm.reporting.records import BoundaryRecord, Row
+from growlm.reporting.records import BoundaryRecord, HistoryRow
 
-STEP = "trainer/global_step"
+STEP_METRIC = "trainer/global_step"
 """W&B's default x axis; the other loggers have a step of their own."""
-AXES = ("progress/tokens", "progress/flops", "progress/time_s")
+X_AXIS_METRICS = ("progress/tokens", "progress/flops", "progress/time_s")
 """What else can be an x axis."""
-LOSS_BY_PHASE = "loss_by_phase/"
+LOSS_BY_PHASE_PREFIX = "loss_by_phase/"
 """The training loss again, under the name of its phase: panels colour by name."""
-ON_LOSS_CURVE = "growth/on_loss_curve/"
+GROWTH_ON_LOSS_CURVE_PREFIX = "growth/on_loss_curve/"
 """A growth on the loss curve, under the two phases' names: a series of one point has no line to be drawn by."""
-LOADS = "moe/load/"
+EXPERT_LOAD_PREFIX = "moe/load/"
 """Every expert's share, by layer."""
 BOUNDARY_TABLE = "growth/boundaries"
 SAMPLE_TABLE = "samples"
 
-PROGRESS = {
+PROGRESS_METRIC_NAMES = {
     "tokens": "progress/tokens",
     "flops": "progress/flops",
     "time_s": "progress/time_s",
     "phase_index": "phase/index",
 }
 """Field of a history row -> metric, in whatever is logged."""
-MEASURES = {
+ROW_METRIC_NAMES = {
     "loss": "train/loss",
     "val_loss": "val/loss",
     "val_bits_per_byte": "val/bits_per_byte",
@@ -44,20 +44,22 @@ MEASURES = {
 """Field of a history row -> metric, where the row has it."""
 
 
-def progress_metrics(row: Row) -> dict[str, float]:
+def extract_progress_metrics(row: HistoryRow) -> dict[str, float]:
     """Where the run stood at a row."""
-    return {name: row[field] for field, name in PROGRESS.items()}
+    return {name: row[field] for field, name in PROGRESS_METRIC_NAMES.items()}
 
 
-def row_metrics(row: Row) -> dict[str, float]:
+def extract_row_metrics(row: HistoryRow) -> dict[str, float]:
     """What a row measured; loads apart, which every logger shows in its own way."""
-    metrics = {name: row[field] for field, name in MEASURES.items() if field in row}
+    metrics = {name: row[field] for field, name in ROW_METRIC_NAMES.items() if field in row}
     if "loss" in row:
-        metrics[LOSS_BY_PHASE + row["phase"]] = row["loss"]
+        metrics[LOSS_BY_PHASE_PREFIX + row["phase"]] = row["loss"]
     return metrics
 
 
-def boundary_metrics(boundary: BoundaryRecord, training_loss: float | None) -> dict[str, float]:
+def extract_boundary_metrics(
+    boundary: BoundaryRecord, training_loss: float | None
+) -> dict[str, float]:
     """What a growth did.
 
     Args:
@@ -72,10 +74,12 @@ def boundary_metrics(boundary: BoundaryRecord, training_loss: float | None) -> d
         "growth/max_logit_difference": report.max_logit_difference,
     }
     if training_loss is not None:
-        metrics[f"{ON_LOSS_CURVE}{boundary.from_phase}-{boundary.to_phase}"] = training_loss
+        metrics[f"{GROWTH_ON_LOSS_CURVE_PREFIX}{boundary.from_phase}-{boundary.to_phase}"] = (
+            training_loss
+        )
     return metrics
 
 
-def layer_name(layer: int) -> str:
+def expert_load_metric_name(layer: int) -> str:
     """The name of a layer's loads; two digits sort as numbers do."""
-    return f"{LOADS}layer_{layer:02d}"
+    return f"{EXPERT_LOAD_PREFIX}layer_{layer:02d}"

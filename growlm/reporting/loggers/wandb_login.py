@@ -7,7 +7,7 @@ import os
 from urllib.parse import urlparse
 
 
-def has_login() -> bool:
+def has_wandb_login() -> bool:
     """Whether W&B finds a key without asking: in the environment, or in the netrc file `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -5,43 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from growlm.reporting.html.curves import finite
+from growlm.reporting.html.curves import finite_or_none
 from growlm.reporting.reading.run_files import Run
 
-OPERATORS = ("upcycle", "multiply_experts", "widen", "deepen")
+OPERATOR_KEYS = ("upcycle", "multiply_experts", "widen", "deepen")
 
 
-def phases(run: Run) -> list[dict[str, Any]]:
+def collect_phase_metrics(run: Run) -> list[dict[str, Any]]:
     """Figures by phase: as in summary.json, or as far as plan and history know them."""
     if run.summary is not None:
         done = [phase for phase in run.summary.get("phases", []) if isinstance(phase, dict)]
-        steps = [_steps_planned(run, phase.get("name")) for phase in done]
+        steps = [_planned_steps(run, phase.get("name")) for phase in done]
         return [phase | {"planned": plan} for phase, plan in zip(done, steps, strict=True)]
     begun = {line["phase"] for line in [*run.history.rows, *run.history.validations]}
-    return [_from_history(run, planned) for planned in run.plan if planned.get("name") in begun]
+    return [
+        _metrics_from_history(run, planned) for planned in run.plan if planned.get("name") in begun
+    ]
 
 
-def _steps_planned(run: Run, name: object) -> int | None:
+def _planned_steps(run: Run, name: object) -> int | None:
     return next((phase.get("steps") for phase in run.plan if phase.get("name") == name), None)
 
 
-def _from_history(run: Run, planned: dict[str, Any]) -> dict[str, Any]:
+def _metrics_from_history(run: Run, planned: dict[str, Any]) -> dict[str, Any]:
     name = planned.get("name")
     rows = [row for row in run.history.rows if row["phase"] == name]
     validations = [line for line in run.history.validations if line["phase"] == name]
     lines = sorted([*rows, *validations], key=lambda line: (line["global_step"], line["time_s"]))
-    speeds = [s for s in (finite(row.get("tokens_per_second")) for row in rows) if s]
+    speeds = [s for s in (finite_or_none(row.get("tokens_per_second")) for row in rows) if s]
     first, last = lines[0], lines[-1]
     model = planned.get("model") if isinstance(planned.get("model"), dict) else {}
     return {
         "name": name,
         "total_parameters": planned.get("total_parameters"),
         "active_parameters": planned.get("active_parameters"),
-        "idle_experts": _idle(model or {}),
+        "idle_experts": _num_idle_experts(model or {}),
         "steps": last.get("step"),
         "planned": planned.get("steps"),
-        "tokens": last["tokens"] - _before(run, name, "tokens"),
-        "flops": last["flops"] - _before(run, name, "flops"),
+        "tokens": last["tokens"] - _counter_before_phase(run, name, "tokens"),
+        "flops": last["flops"] - _counter_before_phase(run, name, "flops"),
         "first_loss": rows[0]["loss"] if rows else None,
         "final_loss": rows[-1]["loss"] if rows else None,
         "initial_val_loss": validations[0]["val_loss"] if validations else None,
@@ -52,12 +54,12 @@ def _from_history(run: Run, planned: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _idle(model: dict[str, Any]) -> int:
+def _num_idle_experts(model: dict[str, Any]) -> int:
     experts = model.get("num_experts") or 0
     return experts - (model.get("top_k") or 0) if experts else 0
 
 
-def _before(run: Run, name: object, counter: str) -> int:
+def _counter_before_phase(run: Run, name: object, counter: str) -> int:
     """Where a counter stood when a phase began."""
     at = 0
     for row in run.history.rows:
@@ -69,29 +71,31 @@ def _before(run: Run, name: object, counter: str) -> int:
 
 def final_loss(run: Run) -> float | None:
     """Training loss of the last row."""
-    return finite(run.history.rows[-1]["loss"]) if run.history.rows else None
+    return finite_or_none(run.history.rows[-1]["loss"]) if run.history.rows else None
 
 
 def final_val_loss(run: Run) -> float | None:
     """The last validation loss."""
-    return finite(run.history.validations[-1]["val_loss"]) if run.history.validations else None
+    return (
+        finite_or_none(run.history.validations[-1]["val_loss"]) if run.history.validations else None
+    )
 
 
 def final_bits_per_byte(run: Run) -> float | None:
     """The same in bits per byte of text; None where the run was made before it was recorded."""
     lines = run.history.validations
-    return finite(lines[-1].get("val_bits_per_byte")) if lines else None
+    return finite_or_none(lines[-1].get("val_bits_per_byte")) if lines else None
 
 
-def cost(run: Run, axis: str) -> float | None:
+def total_cost(run: Run, axis: str) -> float | None:
     """What the run took: `tokens`, `flops`, `seconds` or `step`s."""
     summary = run.summary or {}
     key = "wall_time_s" if axis == "seconds" else axis
-    if axis != "step" and finite(summary.get(key)) is not None:
-        return finite(summary[key])
-    last = run.history.last()
+    if axis != "step" and finite_or_none(summary.get(key)) is not None:
+        return finite_or_none(summary[key])
+    last = run.history.last_counters()
     return (
-        finite(last.get({"seconds": "time_s", "step": "global_step"}.get(axis, axis)))
+        finite_or_none(last.get({"seconds": "time_s", "step": "global_step"}.get(axis, axis)))
         if run.history.rows
         else None
     )
@@ -100,39 +104,39 @@ def cost(run: Run, axis: str) -> float | None:
 def reused_seconds(run: Run) -> float:
     """Of what it took, that another run has spent."""
     reused = (run.summary or {}).get("reused")
-    return (finite(reused.get("seconds")) or 0.0) if isinstance(reused, dict) else 0.0
+    return (finite_or_none(reused.get("seconds")) or 0.0) if isinstance(reused, dict) else 0.0
 
 
 def largest_jump(run: Run) -> float | None:
     """The boundary jump that is furthest from zero."""
-    jumps = [finite(boundary.get("jump")) for boundary in run.boundaries]
+    jumps = [finite_or_none(boundary.get("jump")) for boundary in run.boundaries]
     return max((jump for jump in jumps if jump is not None), key=abs, default=None)
 
 
-def boundary_name(boundary: dict[str, Any]) -> str:
+def format_boundary_name(boundary: dict[str, Any]) -> str:
     """'dense → moe'."""
     return f"{boundary.get('from')} → {boundary.get('to')}"
 
 
-def what_grew(boundary: dict[str, Any], config: dict[str, Any]) -> str:
+def describe_growth(boundary: dict[str, Any], config: dict[str, Any]) -> str:
     """A few words: '8 experts', '×1.5 wider, 2 layers deeper'."""
-    operators: Sequence[Any] = boundary.get("operators") or _configured(boundary, config)
+    operators: Sequence[Any] = boundary.get("operators") or _configured_operators(boundary, config)
     words = [
-        _words(name, operator[name])
+        _describe_operator(name, operator[name])
         for operator in operators
         if isinstance(operator, dict)
-        for name in OPERATORS
+        for name in OPERATOR_KEYS
         if isinstance(operator.get(name), dict)
     ]
     return ", ".join(words)
 
 
-def _configured(boundary: dict[str, Any], config: dict[str, Any]) -> list[Any]:
+def _configured_operators(boundary: dict[str, Any], config: dict[str, Any]) -> list[Any]:
     phase = (config.get("phases") or {}).get(boundary.get("to"))
     return list(phase.get("grow") or []) if isinstance(phase, dict) else []
 
 
-def _words(name: str, settings: dict[str, Any]) -> str:
+def _describe_operator(name: str, settings: dict[str, Any]) -> str:
     if name == "upcycle":
         return f"{settings.get('num_experts')} experts"
     if name == "multiply_experts":
@@ -141,7 +145,7 @@ def _words(name: str, settings: dict[str, Any]) -> str:
         copies = ", copied" if settings.get("init") == "copy" else ""
         layers = settings.get("extra_layers")
         return f"+{layers} {'layer' if layers == 1 else 'layers'}{copies}"
-    if (factor := finite(settings.get("scale_factor"))) is not None:
+    if (factor := finite_or_none(settings.get("scale_factor"))) is not None:
         return f"×{factor:g} wider"
     sizes = [
         f"{key} {settings[key]}" for key in ("d_model", "n_heads", "d_ff") if settings.get(key)

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from growlm.reporting.reading.history_reader import History, read_history
-from growlm.reporting.reading.run_schema import Boundary, Config, Layers, Planned, Summary
+from growlm.reporting.reading.run_schema import (
+    BoundarySchema,
+    FunctionalCheckSchema,
+    PlannedPhaseSchema,
+    RunConfigSchema,
+    SummarySchema,
+)
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import exists, read_json, read_yaml, wrong_content
-from growlm.storage.typed_values import typed
+from growlm.storage.input_files import lexists, read_json, read_yaml, translate_content_errors
+from growlm.storage.typed_values import parse_as
 
-CONFIG = "config.yaml"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass
@@ -29,11 +35,11 @@ class Run:
     """None until the run has finished."""
     boundaries: list[dict[str, Any]] = field(default_factory=list)
     history: History = field(default_factory=History)
-    dials: dict[str, str] = field(default_factory=dict)
+    sweep_parameters: dict[str, str] = field(default_factory=dict)
     """What makes it differ from the runs beside it."""
     overrides: list[str] | None = None
     """Of a sweep's job."""
-    told_status: str | None = None
+    reported_status: str | None = None
     """Of a sweep's job: what the sweep says."""
     message: str | None = None
     """Of a sweep's job: what went wrong."""
@@ -43,8 +49,8 @@ class Run:
         """One word."""
         if self.summary is not None:
             return "finished"
-        if self.told_status is not None and self.told_status != "finished":
-            return self.told_status
+        if self.reported_status is not None and self.reported_status != "finished":
+            return self.reported_status
         if any(boundary.get("passed") is False for boundary in self.boundaries):
             return "failed"
         return "unfinished"
@@ -80,29 +86,29 @@ def read_run(folder: Path, key: str = "argument", root: Path | None = None) -> R
     root = root or folder
     if not folder.is_dir():
         raise UserError(key, folder, "there is no such folder")
-    if not exists(folder / CONFIG):
-        raise UserError(key, folder, f"is no run's folder, which has {CONFIG}, nor a sweep's")
-    config, text = read_yaml(folder / CONFIG, key, root, Config)
+    if not lexists(folder / CONFIG_FILE):
+        raise UserError(key, folder, f"is no run's folder, which has {CONFIG_FILE}, nor a sweep's")
+    config, text = read_yaml(folder / CONFIG_FILE, key, root, RunConfigSchema)
 
     def read(name: str, kind: Any) -> Any:
         path = folder / name
-        return read_json(path, key, root, kind, allow_nan=True) if exists(path) else None
+        return read_json(path, key, root, kind, allow_nan=True) if lexists(path) else None
 
     history = read_history(folder / "checkpoints" / "training_history.jsonl", key, root)
-    boundaries = read("boundaries.json", list[Boundary]) or history.boundaries
+    boundaries = read("boundaries.json", list[BoundarySchema]) or history.boundaries
     for index, boundary in enumerate(boundaries):
         functional = boundary.get("checks", {}).get("functional")
         if isinstance(functional, dict):
             place = f"[{index}].checks.functional.figures"
-            with wrong_content(folder / "boundaries.json", key):
-                typed(Layers, functional.get("figures", {}), place)
+            with translate_content_errors(folder / "boundaries.json", key):
+                parse_as(FunctionalCheckSchema, functional.get("figures", {}), place)
     return Run(
         folder=folder,
         name=folder.absolute().name,
         config=config,
         config_text=text,
-        plan=read("plan.json", list[Planned]) or [],
-        summary=read("summary.json", Summary),
+        plan=read("plan.json", list[PlannedPhaseSchema]) or [],
+        summary=read("summary.json", SummarySchema),
         boundaries=boundaries,
         history=history,
     )

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from growlm.storage.typed_values import Count
+from growlm.storage.typed_values import NonNegativeInt
 
-LARGEST = 1e100
+MAX_MAGNITUDE = 1e100
 """Of a figure. Sums and products of such are still finite."""
 
 
-def _moderate(value: float) -> str | None:
-    return None if -LARGEST < value < LARGEST else f"must be a number between ±{LARGEST:g}"
+def _check_magnitude(value: float) -> str | None:
+    return (
+        None
+        if -MAX_MAGNITUDE < value < MAX_MAGNITUDE
+        else f"must be a number between ±{MAX_MAGNITUDE:g}"
+    )
 
 
-Counter = Annotated[float, _moderate]
+BoundedNumber = Annotated[float, _check_magnitude]
 """A figure that must be there: not NaN, and not too large to be added up."""
 
 
-class Baseline(TypedDict, total=False):
+class BaselineSchema(TypedDict, total=False):
     """Of a config."""
 
     of: str | None
@@ -30,39 +34,39 @@ class Baseline(TypedDict, total=False):
     equal: str | None
 
 
-class Phase(TypedDict, total=False):
+class PhaseConfigSchema(TypedDict, total=False):
     """A phase of a config."""
 
     grow: list[dict[str, dict[str, Any] | None]] | None
 
 
-class Config(TypedDict, total=False):
+class RunConfigSchema(TypedDict, total=False):
     """The contents of `config.yaml`."""
 
     name: str
     seed: int
-    baseline: Baseline | None
-    phases: dict[str, Phase | None] | None
+    baseline: BaselineSchema | None
+    phases: dict[str, PhaseConfigSchema | None] | None
 
 
-class Model(TypedDict, total=False):
+class ModelSchema(TypedDict, total=False):
     """A planned model."""
 
     num_experts: int | None
     top_k: int | None
 
 
-class Planned(TypedDict):
+class PlannedPhaseSchema(TypedDict):
     """A phase of `plan.json`."""
 
     name: str
     total_parameters: NotRequired[float | None]
     active_parameters: NotRequired[float | None]
-    steps: NotRequired[Count | None]
-    model: NotRequired[Model | None]
+    steps: NotRequired[NonNegativeInt | None]
+    model: NotRequired[ModelSchema | None]
 
 
-class Check(TypedDict, total=False):
+class CheckSchema(TypedDict, total=False):
     """A check of a boundary."""
 
     status: str
@@ -70,7 +74,7 @@ class Check(TypedDict, total=False):
     figures: dict[str, Any]
 
 
-class Layer(TypedDict, total=False):
+class LayerDifferenceSchema(TypedDict, total=False):
     """A layer in the figures of the check of functional identity."""
 
     layer: int
@@ -79,13 +83,13 @@ class Layer(TypedDict, total=False):
     mean_difference: float
 
 
-class Layers(TypedDict, total=False):
+class FunctionalCheckSchema(TypedDict, total=False):
     """The figures of that check."""
 
-    layers: list[Layer]
+    layers: list[LayerDifferenceSchema]
 
 
-class Noise(TypedDict, total=False):
+class NoiseSchema(TypedDict, total=False):
     """The noise of a growth."""
 
     matrices: int
@@ -105,22 +109,22 @@ _BOUNDARY = {
     "tolerance": float | None,
     "lossless": bool,
     "passed": bool,
-    "checks": dict[str, Check | str],
-    "noise": Noise,
+    "checks": dict[str, CheckSchema | str],
+    "noise": NoiseSchema,
     "optimizer_state": str,
     "seconds": float | None,
 }
-Boundary = TypedDict("Boundary", _BOUNDARY, total=False)  # type: ignore[misc]
+BoundarySchema = TypedDict("BoundarySchema", _BOUNDARY, total=False)  # type: ignore[misc]
 """A boundary: whole in `boundaries.json`, in a history with the checks' outcomes only."""
 
 
-class Trained(TypedDict, total=False):
+class TrainedPhaseSchema(TypedDict, total=False):
     """A phase of `summary.json`."""
 
     name: str
     total_parameters: float | None
     active_parameters: float | None
-    steps: Count | None
+    steps: NonNegativeInt | None
     tokens: float | None
     flops: float | None
     first_loss: float | None
@@ -133,7 +137,7 @@ class Trained(TypedDict, total=False):
     sample: str | None
 
 
-class Reused(TypedDict, total=False):
+class ReusedPhasesSchema(TypedDict, total=False):
     """Of a summary: phases that another run has trained."""
 
     phases: list[str]
@@ -141,7 +145,7 @@ class Reused(TypedDict, total=False):
     seconds: float
 
 
-class Summary(TypedDict, total=False):
+class SummarySchema(TypedDict, total=False):
     """The contents of `summary.json`."""
 
     device: str | None
@@ -149,34 +153,34 @@ class Summary(TypedDict, total=False):
     wall_time_s: float | None
     tokens: float | None
     flops: float | None
-    reused: Reused | None
-    phases: list[Trained]
+    reused: ReusedPhasesSchema | None
+    phases: list[TrainedPhaseSchema]
 
 
-class Counters(TypedDict):
+class CountersSchema(TypedDict):
     """Where a line of a history stands."""
 
     phase: str
-    step: NotRequired[Count | None]
-    global_step: Counter
-    tokens: Counter
-    flops: Counter
-    time_s: Counter
+    step: NotRequired[NonNegativeInt | None]
+    global_step: BoundedNumber
+    tokens: BoundedNumber
+    flops: BoundedNumber
+    time_s: BoundedNumber
 
 
-class Row(Counters):
+class TrainingRowSchema(CountersSchema):
     """A training step."""
 
     loss: float
 
 
-class Validation(Counters):
+class ValidationRowSchema(CountersSchema):
     """A validation."""
 
     val_loss: float
 
 
-class Warning(TypedDict, total=False):
+class WarningSchema(TypedDict, total=False):
     """Something that a run warned of."""
 
     phase: str
@@ -184,7 +188,7 @@ class Warning(TypedDict, total=False):
     text: str
 
 
-class Finished(TypedDict, total=False):
+class FinishedPhaseSchema(TypedDict, total=False):
     """The end of a phase."""
 
     phase: str

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from growlm.reporting.reading.run_files import CONFIG, Run, read_run
-from growlm.reporting.reading.sweep_record import RECORD, Job, read_record
+from growlm.reporting.reading.run_files import CONFIG_FILE, Run, read_run
+from growlm.reporting.reading.sweep_record import SWEEP_FILE, Job, read_sweep_record
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import exists
+from growlm.storage.input_files import lexists
 
 
 @dataclass
@@ -18,14 +18,14 @@ class Sweep:
     name: str
     command: list[str]
     """The overrides it was started with."""
-    dials: list[str]
+    parameter_keys: list[str]
     runs: list[Run]
     """All jobs, also those that left no folder."""
 
 
-def is_sweep(folder: Path) -> bool:
+def is_sweep_folder(folder: Path) -> bool:
     """Whether it is a sweep's folder."""
-    return exists(folder / RECORD)
+    return lexists(folder / SWEEP_FILE)
 
 
 def read_sweep(folder: Path, key: str = "argument") -> Sweep:
@@ -34,23 +34,23 @@ def read_sweep(folder: Path, key: str = "argument") -> Sweep:
     Raises:
         UserError: If its file is none of ours, or no job has left anything.
     """
-    record = read_record(folder, key)
+    record = read_sweep_record(folder, key)
     if not record.jobs:
-        raise UserError(key, folder / RECORD, "has no jobs")
+        raise UserError(key, folder / SWEEP_FILE, "has no jobs")
     return Sweep(
         name=record.name or folder.absolute().name,
         command=record.command,
-        dials=record.dials,
-        runs=[_job(folder, job, key) for job in record.jobs],
+        parameter_keys=record.parameter_keys,
+        runs=[_read_job(folder, job, key) for job in record.jobs],
     )
 
 
-def _job(folder: Path, job: Job, key: str) -> Run:
+def _read_job(folder: Path, job: Job, key: str) -> Run:
     place = folder / job.folder
-    there = exists(place / CONFIG)
+    there = lexists(place / CONFIG_FILE)
     run = read_run(place, key, root=folder) if there else Run(folder=place, name=job.folder)
-    run.dials = dict(job.dials)
+    run.sweep_parameters = dict(job.dials)
     run.overrides = job.overrides
-    run.told_status = job.status
+    run.reported_status = job.status
     run.message = job.message
     return run

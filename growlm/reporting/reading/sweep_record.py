@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from growlm.storage.input_files import LARGEST_INDEX, read_json, wrong_content
-from growlm.storage.typed_values import typed
+from growlm.storage.input_files import MAX_INDEX_BYTES, read_json, translate_content_errors
+from growlm.storage.typed_values import parse_as
 
-RECORD = "sweep.json"
+SWEEP_FILE = "sweep.json"
 PENDING, RUNNING, FINISHED = "pending", "running", "finished"
 INTERRUPTED, WRONG, FAILED = "interrupted", "wrong", "failed"
-STATES = (PENDING, RUNNING, FINISHED, FAILED, WRONG, INTERRUPTED)
-JOB_FOLDER = re.compile(r"[\w=-][\w.=-]*")
+JOB_STATUSES = (PENDING, RUNNING, FINISHED, FAILED, WRONG, INTERRUPTED)
+JOB_FOLDER_PATTERN = re.compile(r"[\w=-][\w.=-]*")
 
 
-def _state(value: str) -> str | None:
-    return None if value in STATES else f"must be one of {', '.join(STATES)}"
+def _check_status(value: str) -> str | None:
+    return None if value in JOB_STATUSES else f"must be one of {', '.join(JOB_STATUSES)}"
 
 
-def _folder_name(value: str) -> str | None:
+def _check_folder_name(value: str) -> str | None:
     # Folders of jobs are removed where a job begins anew.
-    return None if JOB_FOLDER.fullmatch(value) else "is no name of a job's folder"
+    return None if JOB_FOLDER_PATTERN.fullmatch(value) else "is no name of a job's folder"
 
 
 @dataclass
@@ -34,16 +34,16 @@ class Job:
     overrides: list[str]
     dials: dict[str, str]
     """What this job sets in its own way, by key."""
-    folder: Annotated[str, _folder_name]
+    folder: Annotated[str, _check_folder_name]
     """In the sweep's folder."""
-    status: Annotated[str, _state] = PENDING
+    status: Annotated[str, _check_status] = PENDING
     code: int | None = None
     message: str | None = None
     """Why it failed."""
 
 
 @dataclass
-class Sweep:
+class SweepRecord:
     """The contents of sweep.json."""
 
     name: str
@@ -57,16 +57,16 @@ class Sweep:
     jobs: list[Job] = field(default_factory=list)
 
     @property
-    def dials(self) -> list[str]:
+    def parameter_keys(self) -> list[str]:
         """The keys in which jobs differ."""
         return list(dict.fromkeys(key for job in self.jobs for key in job.dials))
 
-    def same_as(self, other: Sweep) -> bool:
+    def matches(self, other: SweepRecord) -> bool:
         """Whether both are made by the same command with the same configuration files."""
         return (self.command, self.config) == (other.command, other.config)
 
 
-def read_record(folder: Path, key: str) -> Sweep:
+def read_sweep_record(folder: Path, key: str) -> SweepRecord:
     """Read `sweep.json` of a folder.
 
     Args:
@@ -76,9 +76,9 @@ def read_record(folder: Path, key: str) -> Sweep:
     Raises:
         UserError: If it cannot be read, or is no record of a sweep; with the place in it.
     """
-    path = folder / RECORD
-    record = read_json(path, key, folder, dict[str, Any], limit=LARGEST_INDEX)
+    path = folder / SWEEP_FILE
+    record = read_json(path, key, folder, dict[str, Any], max_bytes=MAX_INDEX_BYTES)
     record.pop("dials", None)  # said again by the jobs
-    with wrong_content(path, key):
-        sweep: Sweep = typed(Sweep, record)
+    with translate_content_errors(path, key):
+        sweep: SweepRecord = parse_as(SweepRecord, record)
     return sweep

@@ -13,16 +13,16 @@ from growlm.checkpoint.checkpoint_folder import save_model
 from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import CallbacksConfig
 from growlm.data.tokenization.tokenizer import Tokenizer
-from growlm.distributed.process_group import World
-from growlm.growth.operators.registry import operators_as_data
-from growlm.growth.optimizer_state import State
+from growlm.distributed.process_group import DistributedContext
+from growlm.growth.operators.registry import operators_to_dicts
+from growlm.growth.optimizer_state import ParameterState
 from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
-from growlm.inference.text_stream import prompt_ids
+from growlm.inference.text_stream import encode_prompt
 from growlm.training.phase_module import PhaseStage
 
 
-class ArtefactCallback(Callback):
+class PhaseCheckpointCallback(Callback):
     """Writes the model before the first step and after the last, under the names the phase gives.
 
     Args:
@@ -40,17 +40,22 @@ class ArtefactCallback(Callback):
         self,
         phase: PlannedPhase,
         folder: Path,
-        record: dict[str, Any],
+        metadata: dict[str, Any],
         tokenizer_files: Sequence[Path],
         seed: int,
-        keeps_optimizer: bool,
-        tell: Callable[[str], None],
-        world: World,
+        save_optimizer: bool,
+        report_saving: Callable[[str], None],
+        dist_context: DistributedContext,
     ) -> None:
-        self.phase, self.folder, self.record, self.tell = phase, folder, record, tell
-        self.world = world
+        self.phase, self.folder, self.metadata, self.report_saving = (
+            phase,
+            folder,
+            metadata,
+            report_saving,
+        )
+        self.dist_context = dist_context
         self.tokenizer_files = tokenizer_files
-        self.seed, self.keeps_optimizer = seed, keeps_optimizer
+        self.seed, self.save_optimizer = seed, save_optimizer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`save_initial_as`, unless the phase is under way."""
@@ -58,7 +63,7 @@ class ArtefactCallback(Callback):
         if pl_module.first_step:
             return
         grown_from = {
-            "operators": operators_as_data(self.phase.operators),
+            "operators": operators_to_dicts(self.phase.operators),
             "seed": self.seed,
             "boundary_index": self.phase.index,
         }
@@ -67,11 +72,11 @@ class ArtefactCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """`save_as`."""
-        last_step = self.phase.first_step + self.phase.steps
+        last_step = self.phase.first_step + self.phase.num_steps
         states = None
-        if self.keeps_optimizer:
+        if self.save_optimizer:
             assert isinstance(pl_module, PhaseStage)
-            states = pl_module.final_states(trainer.optimizers[0])
+            states = pl_module.finalize_optimizer_states(trainer.optimizers[0])
         self._save(pl_module, self.phase.settings.save_as, last_step, {}, states)
 
     def _save(
@@ -80,13 +85,13 @@ class ArtefactCallback(Callback):
         name: str | None,
         step: int,
         record: dict[str, Any],
-        states: dict[str, State] | None = None,
+        states: dict[str, ParameterState] | None = None,
     ) -> None:
         assert isinstance(pl_module, PhaseStage)
         if name is None:
             return
-        self.tell(name)
-        record = {"phase": self.phase.name, "global_step": step, **self.record, **record}
+        self.report_saving(name)
+        record = {"phase": self.phase.name, "global_step": step, **self.metadata, **record}
         files = self.tokenizer_files
         save_model(
             pl_module.model,
@@ -94,12 +99,12 @@ class ArtefactCallback(Callback):
             record,
             states,
             files,
-            self.world,
-            makes_parents=False,  # if it was removed, the run stops
+            self.dist_context,
+            create_parents=False,  # if it was removed, the run stops
         )
 
 
-def forget_artefacts(
+def remove_stale_checkpoints(
     folder: Path, phases: Sequence[PlannedPhase], unfinished: PlannedPhase | None = None
 ) -> None:
     """Remove what a run wrote after the state that it goes on from: it will write it again.
@@ -135,8 +140,8 @@ class SampleCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         if not self.settings.sample_tokens:
             return
-        prompt = prompt_ids(self.tokenizer, self.settings.sample_prompt)
-        prompt = prompt[-pl_module.phase.model.max_seq_len :]
+        prompt = encode_prompt(self.tokenizer, self.settings.sample_prompt)
+        prompt = prompt[-pl_module.phase.model_config.max_seq_len :]
         with trainer.precision_plugin.val_step_context():
             (continuation,) = generate(
                 pl_module.model,
@@ -144,7 +149,7 @@ class SampleCallback(Callback):
                 self.settings.sample_tokens,
                 Sampling(temperature=self.settings.sample_temperature),
                 seeds=self.seed,
-                stop_tokens=self.tokenizer.ends_of_text,
+                stop_tokens=self.tokenizer.eos_token_ids,
                 num_token_ids=self.tokenizer.vocab_size,
             )
         self.text = self.tokenizer.decode([*prompt, *continuation.tokens])

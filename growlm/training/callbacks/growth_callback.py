@@ -17,24 +17,24 @@ from torch import Tensor
 
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OptimizerConfig, VerificationConfig
-from growlm.distributed.dtensors import is_sharded, mesh_of
-from growlm.distributed.process_group import World
-from growlm.growth.api import apply_growth, plan_growth
+from growlm.distributed.dtensors import get_device_mesh, is_sharded
+from growlm.distributed.process_group import DistributedContext
+from growlm.growth.api import apply_growth, build_growth_map
 from growlm.growth.growth_map import GrowthMap
-from growlm.growth.growth_rng import Draws
-from growlm.growth.operators.registry import operators_as_data
-from growlm.growth.optimizer_state import grow_moments, inexact_because
-from growlm.growth.transforms.scale_factors import Factors
+from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.operators.registry import operators_to_dicts
+from growlm.growth.optimizer_state import explain_inexactness, grow_optimizer_state
+from growlm.growth.transforms.scale_factors import ScaleFactors
 from growlm.model.transformer import TransformerLM
 from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.reporting.records import BoundaryRecord
 from growlm.runtime.errors import RunError
 from growlm.runtime.memory import release_memory
 from growlm.training.phase_module import PhaseStage
-from growlm.training.phase_state import HandOff
+from growlm.training.phase_state import PhaseState
 from growlm.verification.growth_check import detailed_growth_check
 
-CHECKSUM_WORDS = 2**20
+CHECKSUM_CHUNK_WORDS = 2**20
 """Words of a tensor that are summed at once; what is summed is twice as large, and made anew."""
 
 
@@ -62,19 +62,19 @@ class GrowthCallback(Callback):
 
     def __init__(
         self,
-        hand_off: HandOff,
+        phase_state: PhaseState,
         phase: PlannedPhase,
         probe: Tensor,
         settings: VerificationConfig,
         optimizer_settings: OptimizerConfig,
         seed: int,
-        tell: Callable[[BoundaryRecord], None],
-        world: World,
+        report_boundary: Callable[[BoundaryRecord], None],
+        dist_context: DistributedContext,
     ) -> None:
-        self.hand_off, self.phase = hand_off, phase
+        self.phase_state, self.phase = phase_state, phase
         self.probe, self.settings = probe, settings
         self.optimizer_settings = optimizer_settings
-        self.seed, self.tell, self.world = seed, tell, world
+        self.seed, self.report_boundary, self.dist_context = seed, report_boundary, dist_context
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Grow.
@@ -85,10 +85,10 @@ class GrowthCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         start = time.perf_counter()
         mode = self.phase.settings.optimizer_state
-        assert self.hand_off.model is not None
-        old_model: TransformerLM = self.hand_off.model
-        growth_map = plan_growth(old_model.config, self.phase.operators)
-        draws = Draws(self.seed, boundary_index=self.phase.index)
+        assert self.phase_state.model is not None
+        old_model: TransformerLM = self.phase_state.model
+        growth_map = build_growth_map(old_model.config, self.phase.operators)
+        draws = GrowthRng(self.seed, boundary_index=self.phase.index)
         model = apply_growth(old_model, growth_map, draws)
         check = partial(
             detailed_growth_check,
@@ -99,40 +99,48 @@ class GrowthCallback(Callback):
             tolerance=self.settings.tolerance,
             growth_map=growth_map,
             require_symmetry_breaking=self.settings.require_symmetry_breaking,
-            unequal_moments=mode == "asymmetric" and bool(self.hand_off.states),
+            unequal_moments=mode == "asymmetric" and bool(self.phase_state.optimizer_states),
         )
-        report = self.world.first(check) if mesh_of(model) is None else check()
+        report = (
+            self.dist_context.run_on_rank0(check) if get_device_mesh(model) is None else check()
+        )
         record = BoundaryRecord(
-            from_phase=self.hand_off.phase,
+            from_phase=self.phase_state.phase_name,
             to_phase=self.phase.name,
             growth=growth_map.description,
-            operators=operators_as_data(self.phase.operators),
+            operators=operators_to_dicts(self.phase.operators),
             report=report,
-            noise=summarise_noise(draws),
+            noise=summarize_noise(draws),
             optimizer_state=mode,
-            inexact_because=inexact_because(growth_map) if mode == "exact" else [],
+            inexact_because=explain_inexactness(growth_map) if mode == "exact" else [],
             seconds=time.perf_counter() - start,
         )
-        self.tell(record)
+        self.report_boundary(record)
         failed = [f"{name}: {check.summary}" for name, check in report.checks.items() if not check]
         if failed:
             raise GrowthError(
                 f"growing {record.from_phase} → {record.to_phase} failed its checks. "
                 + "; ".join(failed)
             )
-        self.hand_off.model = None
+        self.phase_state.model = None
         del old_model, check
         release_memory()
         with torch.no_grad():
-            pl_module.starting_states = grow_moments(growth_map, self.hand_off.states, mode)
-        pl_module.scaling = step_scaling(
-            self.phase, growth_map, self.hand_off.factors, self.optimizer_settings
+            pl_module.initial_optimizer_states = grow_optimizer_state(
+                growth_map, self.phase_state.optimizer_states, mode
+            )
+        pl_module.scaling = build_step_scaling(
+            self.phase, growth_map, self.phase_state.scale_factors, self.optimizer_settings
         )
         pl_module.model = model
-        check_replicas(self.world, {"": dict(model.state_dict()), **pl_module.starting_states})
+        check_replicas_match(
+            self.dist_context, {"": dict(model.state_dict()), **pl_module.initial_optimizer_states}
+        )
 
 
-def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_replicas_match(
+    dist_context: DistributedContext, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """Check that all processes have the same tensors, but for those that are divided among them.
 
     Args:
@@ -142,15 +150,15 @@ def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) ->
     Raises:
         GrowthError: Naming the first that differs, in all of them.
     """
-    if world.size == 1:
+    if dist_context.world_size == 1:
         return
     sums = {
-        f"{p} {n}".strip(): checksum(t)
+        f"{p} {n}".strip(): compute_checksum(t)
         for p, state in tensors.items()
         for n, t in state.items()
         if not is_sharded(t)
     }
-    everyone = world.gather(sums)
+    everyone = dist_context.all_gather(sums)
     for rank, others in enumerate(everyone):
         for name in everyone[0].keys() | others.keys():
             if everyone[0].get(name) != others.get(name):
@@ -159,29 +167,29 @@ def check_replicas(world: World, tensors: Mapping[str, Mapping[str, Tensor]]) ->
                 )
 
 
-def checksum(tensor: Tensor) -> int:
+def compute_checksum(tensor: Tensor) -> int:
     """Of a tensor's bits: the same on any device and with any number of threads."""
     words = tensor.detach().contiguous().flatten()
     words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8)
-    place = torch.arange(1, CHECKSUM_WORDS + 1, device=words.device)
-    sums = [(part.long() * place[: len(part)]).sum() for part in words.split(CHECKSUM_WORDS)]
+    place = torch.arange(1, CHECKSUM_CHUNK_WORDS + 1, device=words.device)
+    sums = [(part.long() * place[: len(part)]).sum() for part in words.split(CHECKSUM_CHUNK_WORDS)]
     return hash(tuple(int(part) for part in sums))
 
 
-def scaling_of(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
+def derive_step_scaling(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
     """How the steps of a plan's phase are scaled, from the plan alone, as the phase begins with it."""
     phase = plan.phases[index]
     if index == 0 or phase.settings.optimizer_state not in ("exact", "asymmetric"):
         return StepScaling()
-    growth_map = plan_growth(plan.phases[index - 1].model, phase.operators)
-    factors = scaling_of(plan, index - 1, settings).lasting_factors
-    return step_scaling(phase, growth_map, factors, settings)
+    growth_map = build_growth_map(plan.phases[index - 1].model_config, phase.operators)
+    factors = derive_step_scaling(plan, index - 1, settings).carried_factors
+    return build_step_scaling(phase, growth_map, factors, settings)
 
 
-def step_scaling(
+def build_step_scaling(
     phase: PlannedPhase,
     growth_map: GrowthMap,
-    factors: Mapping[str, Factors],
+    previous_factors: Mapping[str, ScaleFactors],
     settings: OptimizerConfig,
 ) -> StepScaling:
     """How a phase's steps are scaled.
@@ -194,24 +202,24 @@ def step_scaling(
     """
     mode = phase.settings.optimizer_state
     if mode == "exact":
-        return ExactScaling(growth_map.factors(factors))
+        return ExactScaling(growth_map.scale_factors(previous_factors))
     if mode == "asymmetric":
         beta1, beta2 = settings.beta1, settings.beta2
         betas = None if beta1 is None or beta2 is None else (beta1, beta2)
         return AsymmetricScaling(
-            growth_map.factors(), settings.rewarm_peak, settings.rewarm_steps, betas
+            growth_map.scale_factors(), settings.rewarm_peak, settings.rewarm_steps, betas
         )
     return StepScaling()
 
 
-def summarise_noise(draws: Draws) -> dict[str, Any]:
+def summarize_noise(rng: GrowthRng) -> dict[str, Any]:
     """The levels of noise that a growth drew; empty if none."""
-    if not draws.noise:
+    if not rng.noise_levels:
         return {}
-    sigmas = [float(noise["sigma"]) for noise in draws.noise.values()]
+    sigmas = [float(noise["sigma"]) for noise in rng.noise_levels.values()]
     return {
         "matrices": len(sigmas),
         "sigma_min": min(sigmas),
         "sigma_max": max(sigmas),
-        "capped": sum(bool(noise["capped"]) for noise in draws.noise.values()),
+        "capped": sum(bool(noise["capped"]) for noise in rng.noise_levels.values()),
     }

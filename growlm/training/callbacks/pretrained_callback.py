@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from growlm.config.phase_plan import PlannedPhase
-from growlm.huggingface.pretrained import Pretrained
+from growlm.huggingface.pretrained import PretrainedFolder
 from growlm.optim import adamw_8bit
 from growlm.training.phase_module import PhaseStage
 
@@ -18,14 +18,18 @@ class PretrainedCallback(Callback):
         phase: The first phase.
     """
 
-    def __init__(self, pretrained: Pretrained, phase: PlannedPhase) -> None:
+    def __init__(self, pretrained: PretrainedFolder, phase: PlannedPhase) -> None:
         self.pretrained, self.phase = pretrained, phase
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read, tensor by tensor."""
         assert isinstance(pl_module, PhaseStage)
         mesh = pl_module.mesh
-        pl_module.model = self.pretrained.model(self.phase.model, mesh, pl_module.world)
+        pl_module.model = self.pretrained.load_model(
+            self.phase.model_config, mesh, pl_module.dist_context
+        )
         if self.phase.settings.optimizer_state == "carry":
-            eight_bits = pl_module.optimizer_settings.name == adamw_8bit.NAME
-            pl_module.starting_states = self.pretrained.states(eight_bits, mesh)
+            eight_bits = pl_module.optimizer_settings.name == adamw_8bit.OPTIMIZER_NAME
+            pl_module.initial_optimizer_states = self.pretrained.read_optimizer_states(
+                eight_bits, mesh
+            )

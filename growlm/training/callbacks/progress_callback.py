@@ -12,9 +12,9 @@ from torch import Tensor
 
 from growlm.config.phase_plan import PlannedPhase
 from growlm.reporting.events import RunListener
-from growlm.reporting.records import Row
-from growlm.training.phase_module import PhaseStage, StepFigures
-from growlm.training.router_monitor import EARLY_STEPS, RouterMonitor
+from growlm.reporting.records import HistoryRow
+from growlm.training.phase_module import PhaseStage, StepMetrics
+from growlm.training.router_monitor import EARLY_CHECK_STEPS, RouterMonitor
 from growlm.verification.check_report import CheckReport
 
 
@@ -39,29 +39,29 @@ class ProgressCallback(Callback):
         phase: PlannedPhase,
         log_every: int,
         listener: RunListener,
-        tokens: int,
-        flops: int,
+        tokens_before: int,
+        flops_before: int,
         run_start: float,
         peak_flops: float | None,
         validation_batches: Iterable[Tensor],
-        bits_per_nat: float,
+        nats_to_bits_per_byte: float,
         validate_every: int,
     ) -> None:
         self.phase, self.log_every, self.listener = phase, log_every, listener
-        self.tokens_before, self.flops_before = tokens, flops
+        self.tokens_before, self.flops_before = tokens_before, flops_before
         self.run_start, self.peak_flops = run_start, peak_flops
         self.validation_batches, self.validate_every = validation_batches, validate_every
-        self.bits_per_nat = bits_per_nat
+        self.nats_to_bits_per_byte = nats_to_bits_per_byte
         self.step = 0
         self._validated_step = -1
         self.first_loss: float | None = None
         self.final_loss: float | None = None
         self.initial_val_loss = self.val_loss = float("nan")
         self.training_seconds = 0.0
-        self._mark, self._mark_step = 0.0, 0
-        self._routers: RouterMonitor | None = None
+        self._row_time, self._row_step = 0.0, 0
+        self._router_monitor: RouterMonitor | None = None
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Where the phase stands: JSON, and tensors."""
         record = {
             "step": self.step,
@@ -71,15 +71,15 @@ class ProgressCallback(Callback):
             "initial_val_loss": self.initial_val_loss,
             "val_loss": self.val_loss,
             "training_seconds": self.training_seconds,
-            "seconds_since_row": time.perf_counter() - self._mark,
-            "row_step": self._mark_step,
+            "seconds_since_row": time.perf_counter() - self._row_time,
+            "row_step": self._row_step,
         }
-        if self._routers is None:
+        if self._router_monitor is None:
             return record, {}
-        watch, tensors = self._routers.state()
+        watch, tensors = self._router_monitor.get_state()
         return record | {"routers": watch}, tensors
 
-    def restore(
+    def restore_state(
         self, stage: PhaseStage, record: dict[str, Any], tensors: dict[str, Tensor]
     ) -> None:
         """Go on from what `state` gave, in place of validating what the phase begins with."""
@@ -87,20 +87,20 @@ class ProgressCallback(Callback):
         self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
         self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
         self.training_seconds = record["training_seconds"]
-        self._mark = time.perf_counter() - record["seconds_since_row"]
-        self._mark_step = record["row_step"]
-        if self.phase.model.is_moe:
-            self._routers = RouterMonitor(stage)
-            self._routers.restore(record["routers"], tensors)
+        self._row_time = time.perf_counter() - record["seconds_since_row"]
+        self._row_step = record["row_step"]
+        if self.phase.model_config.is_moe:
+            self._router_monitor = RouterMonitor(stage)
+            self._router_monitor.restore_state(record["routers"], tensors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate what the phase begins with, and start the clock."""
         assert isinstance(pl_module, PhaseStage)
         if self.step:
             return
-        self._routers = RouterMonitor(pl_module) if self.phase.model.is_moe else None
+        self._router_monitor = RouterMonitor(pl_module) if self.phase.model_config.is_moe else None
         self.initial_val_loss = self._validate(trainer, pl_module)
-        self._mark = time.perf_counter()
+        self._row_time = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -115,16 +115,18 @@ class ProgressCallback(Callback):
             return
         assert isinstance(pl_module, PhaseStage)
         self.step += 1
-        figures = pl_module.take_figures()
-        logs = self.step == 1 or self.step == self.phase.steps or self.step % self.log_every == 0
-        router_measures = self._look_at_routers(figures, logs)
-        loss = float(figures.loss / figures.passes) if logs else None
+        figures = pl_module.pop_metrics()
+        logs = (
+            self.step == 1 or self.step == self.phase.num_steps or self.step % self.log_every == 0
+        )
+        router_measures = self._measure_routers(figures, logs)
+        loss = float(figures.loss / figures.num_passes) if logs else None
         if loss is not None:
             now = time.perf_counter()
-            elapsed = now - self._mark
-            steps = self.step - self._mark_step
+            elapsed = now - self._row_time
+            steps = self.step - self._row_step
             self.training_seconds += elapsed
-            self._mark, self._mark_step = now, self.step
+            self._row_time, self._row_step = now, self.step
             rate = steps / elapsed
             row = self._counters() | {
                 "loss": loss,
@@ -135,15 +137,15 @@ class ProgressCallback(Callback):
             }
             if self.peak_flops:
                 row["mfu"] = rate * self.phase.flops_per_step / self.peak_flops
-            if figures.loads is not None:
-                row["aux_loss"] = float(figures.aux_loss / figures.passes)
+            if figures.expert_loads is not None:
+                row["aux_loss"] = float(figures.aux_loss / figures.num_passes)
                 row |= router_measures
             self.first_loss = loss if self.step == 1 else self.first_loss
             self.final_loss = loss
             self.listener.row_logged(row)
-        if pl_module.skipped is not None:
-            self.listener.warned(self._counters(), f"step skipped: {pl_module.skipped}")
-        self.listener.step_finished(self.phase.name, self.step, self.phase.steps, loss)
+        if pl_module.skip_reason is not None:
+            self.listener.warning_logged(self._counters(), f"step skipped: {pl_module.skip_reason}")
+        self.listener.step_finished(self.phase.name, self.step, self.phase.num_steps, loss)
         if self.validate_every and self.step % self.validate_every == 0:
             self._validate(trainer, pl_module)
 
@@ -152,19 +154,19 @@ class ProgressCallback(Callback):
         if self._validated_step != self.step:
             self._validate(trainer, pl_module)
 
-    def router_check(self) -> CheckReport | None:
+    def check_routers(self) -> CheckReport | None:
         """Check 5 on the phase; None for a dense model."""
-        return None if self._routers is None else self._routers.report()
+        return None if self._router_monitor is None else self._router_monitor.build_report()
 
-    def _look_at_routers(self, figures: StepFigures, logs: bool) -> Row:
-        if self._routers is None:
+    def _measure_routers(self, figures: StepMetrics, logs: bool) -> HistoryRow:
+        if self._router_monitor is None:
             return {}
-        self._routers.collect(figures)
-        if not logs and self.step not in EARLY_STEPS:
+        self._router_monitor.accumulate(figures)
+        if not logs and self.step not in EARLY_CHECK_STEPS:
             return {}
-        measures, warnings = self._routers.look(self.step)
+        measures, warnings = self._router_monitor.measure(self.step)
         for warning in warnings:
-            self.listener.warned(self._counters(), warning)
+            self.listener.warning_logged(self._counters(), warning)
         return measures
 
     def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
@@ -172,15 +174,15 @@ class ProgressCallback(Callback):
         start = time.perf_counter()
         assert isinstance(pl_module, PhaseStage)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            self.val_loss = pl_module.validation_loss(self.validation_batches)
+            self.val_loss = pl_module.compute_validation_loss(self.validation_batches)
         self._validated_step = self.step
-        self._mark += time.perf_counter() - start
-        bits = self.val_loss * self.bits_per_nat
+        self._row_time += time.perf_counter() - start
+        bits = self.val_loss * self.nats_to_bits_per_byte
         measures = {"val_loss": self.val_loss, "val_bits_per_byte": bits}
-        self.listener.validated(self._counters() | measures)
+        self.listener.validation_finished(self._counters() | measures)
         return self.val_loss
 
-    def _counters(self) -> Row:
+    def _counters(self) -> HistoryRow:
         return {
             "phase": self.phase.name,
             "phase_index": self.phase.index,

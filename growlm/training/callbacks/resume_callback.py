@@ -10,28 +10,35 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from growlm.checkpoint.resume_state import CALLBACKS, KEY, PROGRESS, RECORD, RunState
+from growlm.checkpoint.resume_state import (
+    CALLBACKS_FILE,
+    PROGRESS_STEM,
+    RESUME_SETTING,
+    STATE_FILE,
+    ResumeState,
+)
 from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import CheckpointConfig
-from growlm.distributed.process_group import World
-from growlm.growth.optimizer_state import State
+from growlm.distributed.process_group import DistributedContext
+from growlm.growth.optimizer_state import ParameterState
 from growlm.model.transformer import TransformerLM
-from growlm.optim.optimizer_factory import states_by_name
+from growlm.optim.optimizer_factory import get_optimizer_states
 from growlm.optim.step_scaling import StepScaling
 from growlm.runtime.errors import UserError
-from growlm.runtime.rng_state import random_states, restore_random_states
-from growlm.runtime.signals import Interrupted, StopRequests
+from growlm.runtime.rng_state import capture_rng_states, restore_rng_states
+from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.phase_module import PhaseStage
-from growlm.training.resume.state_schema import restoring
+from growlm.training.resume.state_schema import translate_restore_errors
 
 WriteState = Callable[
-    [TransformerLM, dict[str, State], dict[str, Any], dict[str, Tensor], dict[str, Any]], None
+    [TransformerLM, dict[str, ParameterState], dict[str, Any], dict[str, Tensor], dict[str, Any]],
+    None,
 ]
 """Takes the model, the optimizer's state, the record, other tensors, and what callbacks keep."""
 
 
-class RestoreCallback(Callback):
+class RestoreStateCallback(Callback):
     """Puts the model, the optimizer's state and all counters back; in place of `GrowthCallback`.
 
     Args:
@@ -43,7 +50,7 @@ class RestoreCallback(Callback):
 
     def __init__(
         self,
-        state: RunState,
+        state: ResumeState,
         scaling: StepScaling,
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
@@ -55,27 +62,27 @@ class RestoreCallback(Callback):
         """Before anything is built from the model."""
         assert isinstance(pl_module, PhaseStage)
         record = self.state.record
-        pl_module.model = self.state.model(pl_module.mesh)
-        with restoring(self.state.folder / RECORD):
-            self.scaling.restore(record["scaling"])
-        states = self.state.optimizer_states(pl_module.mesh)
-        pl_module.go_on(record["step"], self.scaling, states)
-        for name, kept in self.state.callbacks().items():
+        pl_module.model = self.state.load_model(pl_module.mesh)
+        with translate_restore_errors(self.state.folder / STATE_FILE):
+            self.scaling.load_state_dict(record["scaling"])
+        states = self.state.read_optimizer_states(pl_module.mesh)
+        pl_module.resume_from(record["step"], self.scaling, states)
+        for name, kept in self.state.load_callbacks().items():
             if name not in self.callbacks:
                 allowed = f"has the state of the callback {name!r}, which the run does not have"
-                raise UserError(KEY, self.state.folder / CALLBACKS, allowed)
+                raise UserError(RESUME_SETTING, self.state.folder / CALLBACKS_FILE, allowed)
             self.callbacks[name].load_state_dict(kept)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the progress callback's own, and after everything that might draw."""
         assert isinstance(pl_module, PhaseStage)
-        with restoring(self.state.folder / f"{PROGRESS}.safetensors"):
-            tensors = self.state.tensors()
-            self.progress.restore(pl_module, self.state.record["progress"], tensors)
-            restore_random_states(self.state.record["random"], tensors)
+        with translate_restore_errors(self.state.folder / f"{PROGRESS_STEM}.safetensors"):
+            tensors = self.state.load_tensors()
+            self.progress.restore_state(pl_module, self.state.record["progress"], tensors)
+            restore_rng_states(self.state.record["random"], tensors)
 
 
-class StateCallback(Callback):
+class SaveStateCallback(Callback):
     """Writes states when it is time, and stops the run when it is asked to. The last of a phase's callbacks.
 
     Args:
@@ -92,23 +99,23 @@ class StateCallback(Callback):
         self,
         phase: PlannedPhase,
         settings: CheckpointConfig,
-        requests: StopRequests,
+        stop_requests: GracefulStop,
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
-        write: WriteState,
-        world: World,
+        write_state: WriteState,
+        dist_context: DistributedContext,
     ) -> None:
-        self.phase, self.settings, self.requests = phase, settings, requests
-        self.progress, self.callbacks, self.write = progress, callbacks, write
-        self.world = world
-        self._written = 0.0
+        self.phase, self.settings, self.stop_requests = phase, settings, stop_requests
+        self.progress, self.callbacks, self.write_state = progress, callbacks, write_state
+        self.dist_context = dist_context
+        self._last_write_time = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, steps are finished before the run stops."""
-        self.requests.take_signals()
-        self.world.barrier()  # a signal to all finds all before this line, or all after the next
-        self.requests.deferring = True
-        self._written = time.monotonic()
+        self.stop_requests.install_handlers()
+        self.dist_context.barrier()  # a signal to all finds all before this line, or all after the next
+        self.stop_requests.is_deferring = True
+        self._last_write_time = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -119,43 +126,47 @@ class StateCallback(Callback):
             Interrupted: If the run was asked to stop.
         """
         step = self.progress.step
-        if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.steps:
+        if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.num_steps:
             return
-        code, is_time = self._agreed(self.phase.first_step + step)
+        code, is_time = self._agree_across_ranks(self.phase.first_step + step)
         if code is not None or is_time:
             assert isinstance(pl_module, PhaseStage)
             self._write(trainer, pl_module)
-            self._written = time.monotonic()
+            self._last_write_time = time.monotonic()
         if code is not None:
-            raise Interrupted(code, f"after step {step} of {self.phase.steps} of {self.phase.name}")
+            raise Interrupted(
+                code, f"after step {step} of {self.phase.num_steps} of {self.phase.name}"
+            )
 
-    def _agreed(self, global_step: int) -> tuple[int | None, bool]:
+    def _agree_across_ranks(self, global_step: int) -> tuple[int | None, bool]:
         """The exit code to stop with, and whether it is time for a state: if any process thinks so."""
-        code = self.requests.asked
-        own = [-1 if code is None else code, self._is_time(global_step)]
-        asked, is_time = self.world.largest(own)
+        code = self.stop_requests.requested_exit_code
+        own = [-1 if code is None else code, self._is_write_due(global_step)]
+        asked, is_time = self.dist_context.all_reduce_max(own)
         return (None if asked < 0 else int(asked)), bool(is_time)
 
-    def _is_time(self, global_step: int) -> bool:
+    def _is_write_due(self, global_step: int) -> bool:
         every, minutes = self.settings.every_steps, self.settings.every_minutes
         by_steps = bool(every) and global_step % every == 0
-        return by_steps or (bool(minutes) and time.monotonic() - self._written >= 60 * minutes)
+        return by_steps or (
+            bool(minutes) and time.monotonic() - self._last_write_time >= 60 * minutes
+        )
 
     def _write(self, trainer: Trainer, stage: PhaseStage) -> None:
-        progress, tensors = self.progress.state()
-        random, random_tensors = random_states()
+        progress, tensors = self.progress.get_state()
+        random, random_tensors = capture_rng_states()
         record = {
             "phase": self.phase.name,
             "step": self.progress.step,
             "progress": progress,
-            "scaling": stage.scaling.state(),
+            "scaling": stage.scaling.state_dict(),
             "random": random,
         }
         kept = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         with torch.no_grad():
-            self.write(
+            self.write_state(
                 stage.model,
-                states_by_name(stage.model, trainer.optimizers[0]),
+                get_optimizer_states(stage.model, trainer.optimizers[0]),
                 record,
                 tensors | random_tensors,
                 {name: state for name, state in kept.items() if state},

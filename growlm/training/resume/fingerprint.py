@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import growlm
-from growlm.config.flatten import flat
+from growlm.config.flatten import flatten_config
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import RunConfig
-from growlm.growth.operators.registry import operators_as_data
+from growlm.growth.operators.registry import operators_to_dicts
 from growlm.optim import adamw_8bit
-from growlm.optim.lr_schedule import schedule_factor
-from growlm.runtime.hardware import Machine, processor
-from growlm.training.resume.resume_from import is_path
-from growlm.training.run_folder import Circumstances
+from growlm.optim.lr_schedule import compute_lr_factor
+from growlm.runtime.hardware import Machine, fingerprint_processor
+from growlm.training.resume.resume_from import is_source_path
+from growlm.training.run_folder import RunFingerprint
 
-WITHOUT_INFLUENCE = (
+SETTINGS_OUTSIDE_KEY = (
     "baseline.",  # has made the phases
     "checkpoint.every_",
     "cluster.",  # what is reckoned with
@@ -44,15 +44,15 @@ WITHOUT_INFLUENCE = (
     "trainer.precision",
 )
 """How settings begin that are not in a key as they stand."""
-LIBRARIES = ("torch", "lightning", "numpy")
+HASHED_LIBRARIES = ("torch", "lightning", "numpy")
 
 
-def phase_keys(
+def compute_phase_cache_keys(
     config: RunConfig,
     plan: Plan,
     machine: Machine,
-    circumstances: Circumstances,
-    carried: Mapping[str, Any] | None = None,
+    fingerprint: RunFingerprint,
+    checkpoint_metadata: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """A key for the state after each phase but the last, in order.
 
@@ -69,36 +69,38 @@ def phase_keys(
     """
     settings = {
         key: value
-        for key, value in flat(asdict(config))
-        if not key.startswith(WITHOUT_INFLUENCE) and not is_path(key)
+        for key, value in flatten_config(asdict(config))
+        if not key.startswith(SETTINGS_OUTSIDE_KEY) and not is_source_path(key)
     }
-    more = ("torchao",) if config.optimizer.name == adamw_8bit.NAME else ()
+    more = ("torchao",) if config.optimizer.name == adamw_8bit.OPTIMIZER_NAME else ()
     digest = hashlib.sha256()
     start = {
-        "code": CODE,
-        "libraries": [version(name) for name in LIBRARIES + more],
-        "processor": processor(machine),
-        "circumstances": asdict(circumstances),
-        "carried": carried,
+        "code": CODE_DIGEST,
+        "libraries": [version(name) for name in HASHED_LIBRARIES + more],
+        "processor": fingerprint_processor(machine),
+        "circumstances": asdict(fingerprint),
+        "carried": checkpoint_metadata,
         "settings": settings,
     }
-    digest.update(_text(start))
+    digest.update(_to_json_bytes(start))
     keys = []
     for phase in plan.phases[:-1]:
-        digest.update(_text(_phase(config, plan, phase)))
+        digest.update(_to_json_bytes(_phase_record(config, plan, phase)))
         keys.append(digest.hexdigest()[:32])
     return keys
 
 
-def _phase(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[str, Any]:
-    rates = [schedule_factor(config.schedule, plan, phase, step) for step in range(phase.steps)]
+def _phase_record(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[str, Any]:
+    rates = [
+        compute_lr_factor(config.schedule, plan, phase, step) for step in range(phase.num_steps)
+    ]
     return {
         "name": phase.name,
         "settings": asdict(phase.settings),
-        "model": asdict(phase.model),
-        "operators": operators_as_data(phase.operators),
-        "steps": phase.steps,
-        "rates": hashlib.sha256(_text(rates)).hexdigest(),
+        "model": asdict(phase.model_config),
+        "operators": operators_to_dicts(phase.operators),
+        "steps": phase.num_steps,
+        "rates": hashlib.sha256(_to_json_bytes(rates)).hexdigest(),
     }
 
 
@@ -113,9 +115,9 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-CODE = _code_digest()
+CODE_DIGEST = _code_digest()
 """As it was when this process began."""
 
 
-def _text(value: Any) -> bytes:
+def _to_json_bytes(value: Any) -> bytes:
     return json.dumps(value).encode()

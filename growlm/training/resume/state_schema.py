@@ -10,16 +10,16 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from growlm.checkpoint.resume_state import KEY, RECORD, RunState
+from growlm.checkpoint.resume_state import RESUME_SETTING, STATE_FILE, ResumeState
 from growlm.config.phase_plan import Plan, PlannedPhase
-from growlm.distributed.process_group import World
-from growlm.reporting.records import BoundaryRecord, PhaseSummary, Row
+from growlm.distributed.process_group import DistributedContext
+from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary
 from growlm.runtime.errors import UserError
-from growlm.runtime.escaping import reason_of
-from growlm.storage.input_files import read_lines, wrong_content
+from growlm.runtime.escaping import summarize_error
+from growlm.storage.input_files import read_lines, translate_content_errors
 from growlm.storage.parsing import parse_json
-from growlm.storage.typed_values import Count, at_least, typed
-from growlm.verification.router_lock import RouterState
+from growlm.storage.typed_values import NonNegativeInt, at_least, parse_as
+from growlm.verification.router_lock import RouterSnapshot
 
 Seconds = Annotated[float, at_least(0)]
 
@@ -27,39 +27,39 @@ Seconds = Annotated[float, at_least(0)]
 class HistoryPosition(TypedDict):
     """How much of the history was written."""
 
-    bytes: Count
+    bytes: NonNegativeInt
     sha256: str
 
 
-class RunSoFar(TypedDict):
+class RunProgressRecord(TypedDict):
     """What is known of the whole run."""
 
-    global_step: Count
+    global_step: NonNegativeInt
     seconds: Seconds
     phases: list[PhaseSummary]
     boundaries: list[BoundaryRecord]
     history: HistoryPosition
 
 
-class Watch(TypedDict):
+class RouterWatchRecord(TypedDict):
     """What `RouterWatch` has seen and said."""
 
-    first: RouterState | None
-    last: RouterState | None
+    first: RouterSnapshot | None
+    last: RouterSnapshot | None
     said: list[str]
 
 
-class Routers(TypedDict):
+class RoutersRecord(TypedDict):
     """What is known of the routers of a phase."""
 
-    watch: Watch
-    passes: Count
+    watch: RouterWatchRecord
+    passes: NonNegativeInt
 
 
-class Progress(TypedDict):
+class PhaseProgressRecord(TypedDict):
     """The counters of a phase."""
 
-    step: Count
+    step: NonNegativeInt
     validated_step: int
     first_loss: float | None
     final_loss: float | None
@@ -67,30 +67,30 @@ class Progress(TypedDict):
     val_loss: float
     training_seconds: Seconds
     seconds_since_row: float
-    row_step: Count
-    routers: NotRequired[Routers]
+    row_step: NonNegativeInt
+    routers: NotRequired[RoutersRecord]
 
 
-class ChunkPlaceRecord(TypedDict):
+class ChunkPositionRecord(TypedDict):
     """Where a chunk of a streamed source begins."""
 
-    epoch: Count
-    chunk: Count
-    documents_read: Count
-    place: Count | list[Count] | dict[str, Any] | None
-    epoch_documents: Count | None
+    epoch: NonNegativeInt
+    chunk: NonNegativeInt
+    documents_read: NonNegativeInt
+    place: NonNegativeInt | list[NonNegativeInt] | dict[str, Any] | None
+    epoch_documents: NonNegativeInt | None
 
 
-class Mark(TypedDict):
+class StreamPositionRecord(TypedDict):
     """Where streamed data are read on from."""
 
-    sample: Count
-    document: Count
-    offset: Count
-    places: list[ChunkPlaceRecord]
+    sample: NonNegativeInt
+    document: NonNegativeInt
+    offset: NonNegativeInt
+    places: list[ChunkPositionRecord]
 
 
-class RandomStates(TypedDict):
+class RngStatesRecord(TypedDict):
     """Those of Python and NumPy."""
 
     python: list[Any]
@@ -101,16 +101,18 @@ class StateRecord(TypedDict):
     """The contents of `state.json`."""
 
     phase: str
-    step: Count
+    step: NonNegativeInt
     phase_seconds: Seconds
-    run: RunSoFar
-    data: NotRequired[Mark | None]
-    progress: NotRequired[Progress]
+    run: RunProgressRecord
+    data: NotRequired[StreamPositionRecord | None]
+    progress: NotRequired[PhaseProgressRecord]
     scaling: NotRequired[dict[str, Any]]
-    random: NotRequired[RandomStates]
+    random: NotRequired[RngStatesRecord]
 
 
-def open_state(folder: Path, world: World | None = None, is_checked: bool = False) -> RunState:
+def open_state(
+    folder: Path, dist_context: DistributedContext | None = None, is_checked: bool = False
+) -> ResumeState:
     """Open a state of a run, as `RunState.open` does, and check its record.
 
     Returns:
@@ -119,16 +121,16 @@ def open_state(folder: Path, world: World | None = None, is_checked: bool = Fals
     Raises:
         UserError: If it is damaged, or its record is none that a run could go on from.
     """
-    state = RunState.open(folder, world, is_checked)
-    with wrong_content(folder / RECORD, KEY):
-        record = typed(StateRecord, state.record)
+    state = ResumeState.open(folder, dist_context, is_checked)
+    with translate_content_errors(folder / STATE_FILE, RESUME_SETTING):
+        record = parse_as(StateRecord, state.record)
         if "random" in record:
             _check_random_states(record["random"])
     state.record.update(record)
     return state
 
 
-def check_phase(state: RunState, plan: Plan) -> PlannedPhase:
+def check_state_phase(state: ResumeState, plan: Plan) -> PlannedPhase:
     """Return the phase that a state is of.
 
     Raises:
@@ -136,33 +138,35 @@ def check_phase(state: RunState, plan: Plan) -> PlannedPhase:
     """
     name, step = state.record["phase"], state.record["step"]
     phase = next((phase for phase in plan.phases if phase.name == name), None)
-    path = state.folder / RECORD
+    path = state.folder / STATE_FILE
     if phase is None:
-        raise UserError(KEY, path, f"phase is {name!r}, which the plan does not have")
-    if step > phase.steps:
-        raise UserError(KEY, path, f"step is {step}, and {name} has {phase.steps}")
-    needed = ("progress", "scaling", "random") if step < phase.steps else ()
+        raise UserError(RESUME_SETTING, path, f"phase is {name!r}, which the plan does not have")
+    if step > phase.num_steps:
+        raise UserError(RESUME_SETTING, path, f"step is {step}, and {name} has {phase.num_steps}")
+    needed = ("progress", "scaling", "random") if step < phase.num_steps else ()
     if missing := [key for key in needed if key not in state.record]:
-        raise UserError(KEY, path, f"{missing[0]} is missing")
-    if phase.model.is_moe and needed and "routers" not in state.record["progress"]:
-        raise UserError(KEY, path, "progress.routers is missing")
+        raise UserError(RESUME_SETTING, path, f"{missing[0]} is missing")
+    if phase.model_config.is_moe and needed and "routers" not in state.record["progress"]:
+        raise UserError(RESUME_SETTING, path, "progress.routers is missing")
     return phase
 
 
-def saved_lines(history: Path, root: Path) -> Iterator[Row]:
+def read_history_rows(history: Path, root: Path) -> Iterator[HistoryRow]:
     """Read the lines of a run's history, whose checksum was compared.
 
     Raises:
         UserError: If one is no JSON.
     """
-    for number, line in enumerate(read_lines(history, KEY, root), start=1):
-        with wrong_content(history, KEY):
-            row = typed(dict[str, Any], parse_json(line.decode(), allow_nan=True), f"line {number}")
+    for number, line in enumerate(read_lines(history, RESUME_SETTING, root), start=1):
+        with translate_content_errors(history, RESUME_SETTING):
+            row = parse_as(
+                dict[str, Any], parse_json(line.decode(), allow_nan=True), f"line {number}"
+            )
         yield row
 
 
 @contextmanager
-def restoring(path: Path) -> Iterator[None]:
+def translate_restore_errors(path: Path) -> Iterator[None]:
     """Turn what goes wrong while a state's file is taken over into an error about the file.
 
     Raises:
@@ -180,11 +184,11 @@ def restoring(path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise UserError(KEY, path, f"does not fit the run ({reason})") from error
+        reason = f"{type(error).__name__}: {summarize_error(error)}"
+        raise UserError(RESUME_SETTING, path, f"does not fit the run ({reason})") from error
 
 
-def _check_random_states(record: RandomStates) -> None:
+def _check_random_states(record: RngStatesRecord) -> None:
     """Check them on generators of nobody's.
 
     Raises:

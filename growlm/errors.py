@@ -1,0 +1,12 @@
+"""The old name of `growlm.runtime.errors`; it works until growlm 0.3."""
+
+from growlm.deprecation import renamed_attributes
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "DiskError": "growlm.runtime.errors:DiskError",
+        "RunError": "growlm.runtime.errors:RunError",
+        "UserError": "growlm.runtime.errors:UserError",
+    },
+)

@@ -1,0 +1,10 @@
+"""The old name of `growlm.inference.precision`; it works until growlm 0.3."""
+
+from growlm.deprecation import renamed_attributes
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "in_precision": "growlm.inference.precision:cast_weights",
+    },
+)
