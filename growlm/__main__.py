@@ -1,4 +1,4 @@
-"""`python -m growlm COMMAND ...`, as the console script `growlm`."""
+"""Run `python -m growlm COMMAND ...`, the same as the console script `growlm`."""
 
 from growlm.cli.main import console_main
 

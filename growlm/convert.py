@@ -1,4 +1,4 @@
-"""`python -m growlm.convert`: a checkpoint to a Hugging Face model, or one of those to a checkpoint."""
+"""Run `python -m growlm.convert`: convert between growlm checkpoints and Hugging Face models."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
-python -m growlm.convert source=DIR out=DIR to=huggingface
-python -m growlm.convert source=DIR out=DIR to=growlm
+Convert a growlm checkpoint to a Hugging Face model, or a Hugging Face model to a growlm checkpoint.
 
-  source        folder of a checkpoint (to=huggingface), or of a Hugging Face model with its config.json and
-                safetensors (to=growlm): Llama, Mistral, Mixtral, GPT-NeoX with sequential residuals
-  out           folder to write; must not exist; written whole or not at all
-  to            huggingface or growlm
-  dtype         of the weights: same (default), float32, bfloat16, float16
-  architecture  for to=huggingface: auto (default), the class of transformers that computes the same, and growlm's
-                own where there is none; growlm: always growlm's own
+usage: python -m growlm.convert source=DIR out=DIR to=huggingface|growlm [setting=value ...]
+
+  source        folder of a growlm checkpoint (to=huggingface), or of a Hugging Face model with config.json and
+                safetensors files (to=growlm): Llama, Mistral, Mixtral, or GPT-NeoX with sequential residuals
+  out           folder to create; must not exist; nothing is left of it if the conversion fails
+  to            format of out: huggingface or growlm
+  dtype         dtype of the weights: same, float32, bfloat16, float16 (default: same)
+  architecture  for to=huggingface: auto, the transformers class that computes the same, or growlm's own class if
+                there is none; growlm, always growlm's own class (default: auto)
+
+Examples:
+  python -m growlm.convert source=RUN_DIR/checkpoints/large_moe_final out=exported to=huggingface
+  python -m growlm.convert source=Llama-3.2-1B out=start to=growlm dtype=float32
 """
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
             USAGE, convert, partial(compose_command_config, "convert", ConvertCommand)
@@ -44,7 +49,7 @@ def main() -> None:
 
 
 def convert(arguments: list[str]) -> int:
-    """Convert; the exit code."""
+    """Convert a folder and return the exit code."""
     command = load_command_config("convert", ConvertCommand, arguments)
     source, out = Path(command.source), Path(command.out)
     dtype = None if command.dtype == "same" else getattr(torch, command.dtype)
@@ -53,23 +58,23 @@ def convert(arguments: list[str]) -> int:
     with ByteProgressBar(console, "writing") as bar:
         if command.to == "growlm":
             if command.architecture != "auto":
-                allowed = "is for to=huggingface; to=growlm goes by config.json"
-                raise UserError("architecture", command.architecture, allowed)
-            done = to_growlm(source, out, dtype=dtype, progress=bar.update)
+                reason = "applies to to=huggingface only; to=growlm reads it from config.json"
+                raise UserError("architecture", command.architecture, reason)
+            report = to_growlm(source, out, dtype=dtype, progress=bar.update)
         else:
-            done = to_huggingface(
+            report = to_huggingface(
                 source,
                 out,
                 architecture=command.architecture,
                 dtype=dtype,
                 progress=bar.update,
             )
-    total = parameter_report(done.config).total
-    dtypes = " and ".join(str(each).removeprefix("torch.") for each in done.dtypes)
+    total = parameter_report(report.config).total
+    dtypes = " and ".join(str(each).removeprefix("torch.") for each in report.dtypes)
     lines = [
-        f"  {done.class_name}: {total:,} parameters, {dtypes}",
-        f"  tokenizer: {done.tokenizer}",
-        *(f"  left out: {each}" for each in done.omitted),
+        f"  {report.class_name}: {total:,} parameters, {dtypes}",
+        f"  tokenizer: {report.tokenizer}",
+        *(f"  left out: {each}" for each in report.omitted),
         f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
     ]
     for line in lines:

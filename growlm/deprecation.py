@@ -1,4 +1,4 @@
-"""Old names of what was renamed: they work for one release, with a warning."""
+"""Keep the old names of renamed objects working for one release, with a warning."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def renamed_attributes(module: str, new_names: Mapping[str, str]) -> Callable[[s
     """Return a `__getattr__` for a module whose public names have changed.
 
     Args:
-        module: The module's `__name__`.
-        new_names: For each old name, the new one: `name` in the same module, or `package.module:name`.
+        module: `__name__` of the module.
+        new_names: New name of each old name: `name` in the same module, or `package.module:name`.
 
     Returns:
         A function that warns and returns the renamed object, and raises `AttributeError` for other names.
@@ -23,10 +23,9 @@ def renamed_attributes(module: str, new_names: Mapping[str, str]) -> Callable[[s
         if name not in new_names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home, _, new_name = new_names[name].rpartition(":")
-        text = (
-            f"{module}.{name} is now {home or module}.{new_name}; the old name goes with growlm 0.3"
-        )
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        new_path = f"{home or module}.{new_name}"
+        message = f"{module}.{name} is now {new_path}; the old name will be removed in growlm 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(home or module), new_name)
 
     return getattribute

@@ -1,4 +1,4 @@
-"""The old name of `growlm.runtime.errors`; it works until growlm 0.3."""
+"""Forward to `growlm.runtime.errors`, the new name of this module; removed in growlm 0.3."""
 
 from growlm.deprecation import renamed_attributes
 

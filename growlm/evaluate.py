@@ -1,4 +1,4 @@
-"""`python -m growlm.evaluate`: loss, perplexity and bits per byte of a checkpoint."""
+"""Run `python -m growlm.evaluate`: measure loss, perplexity and bits per byte of a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,26 +30,32 @@ from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
-python -m growlm.evaluate checkpoint=DIR data=text data.path=FILE
+Measure loss, perplexity and bits per byte of a checkpoint on text.
 
-  checkpoint       folder of the model
-  data             what it is scored on: a data group, with its settings as in training (embedded); of these only
-                   what says which documents counts, and data.validation_every with split=validation
-  split            validation: what training on this data holds out; all (validation)
-  limit            score at most so many tokens (all)
-  sequence_length  tokens the model reads at once (its max_seq_len)
-  stride           tokens from one window to the next; fewer give more context and take longer (sequence_length)
-  batch_size       windows read at once (8)
-  seed             which embedded stories (0)
-  format           text, or json (text)
-  device           auto, cpu, gpu (auto)
-  precision        32-true, bf16-mixed (32-true)
-  tokenizer_name   for a checkpoint that does not say: embedded, gpt2, bytes
+usage: python -m growlm.evaluate checkpoint=DIR [setting=value ...]
+
+  checkpoint       folder of a growlm checkpoint or a Hugging Face model
+  data             config group of the data, with its settings as in training (default: embedded); only the
+                   settings that select documents matter, and data.validation_every for split=validation
+  split            validation: the documents that training on this data holds out; all (default: validation)
+  limit            maximum number of tokens to score (default: all)
+  sequence_length  tokens per window (default: the model's max_seq_len)
+  stride           tokens from one window to the next; a smaller stride gives more context and takes longer
+                   (default: sequence_length)
+  batch_size       windows per forward pass (default: 8)
+  seed             seed of the embedded stories (default: 0)
+  format           text or json (default: text)
+  device           auto, cpu or gpu (default: auto)
+  precision        32-true or bf16-mixed (default: 32-true)
+  tokenizer_name   tokenizer of a checkpoint that does not name one: embedded, gpt2 or bytes
+
+Example:
+  python -m growlm.evaluate checkpoint=RUN_DIR/checkpoints/large_moe_final data=text data.path=book.txt split=all
 """
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
             USAGE, evaluate, partial(compose_command_config, "evaluate", EvaluateCommand)
@@ -58,30 +64,31 @@ def main() -> None:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Score; the exit code."""
+    """Score a checkpoint and return the exit code."""
     command = load_command_config("evaluate", EvaluateCommand, arguments)
     accelerator = resolve_accelerator(command.device, "device")
     pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
-    longest = pretrained.config.max_seq_len
-    length = command.sequence_length or longest
-    if length > longest:
-        raise UserError("sequence_length", length, f"the model reads at most {longest}")
+    max_seq_len = pretrained.config.max_seq_len
+    length = command.sequence_length or max_seq_len
+    if length > max_seq_len:
+        reason = f"must be at most the model's max_seq_len, {max_seq_len}"
+        raise UserError("sequence_length", length, reason)
     stride = command.stride or length
     if stride > length:
         raise UserError("stride", stride, f"must be at most the sequence length, {length}")
-    row = _read_documents(command, tokenizer)
+    data = _read_documents(command, tokenizer)
     with make_stderr_console().status(f"reading {pretrained.folder}"):
         model = pretrained.load_model().eval().to(torch_device(accelerator))
-    half = command.precision == "bf16-mixed"
+    use_bf16 = command.precision == "bf16-mixed"
     start = time.perf_counter()
     with (
         CountProgressBar(make_stderr_console(), "scoring", "tokens") as bar,
-        torch.autocast(model.embedding.weight.device.type, torch.bfloat16, enabled=half),
+        torch.autocast(model.embedding.weight.device.type, torch.bfloat16, enabled=use_bf16),
     ):
         score = score_tokens(
             model,
-            row.tokens,
-            row.context_mask,
+            data.tokens,
+            data.context_mask,
             sequence_length=length,
             stride=stride,
             batch_size=command.batch_size,
@@ -89,8 +96,8 @@ def evaluate(arguments: list[str]) -> int:
             progress=bar.update,
         )
     if not math.isfinite(score.nats):
-        raise RunError(f"the loss is {score.nats}: the model gives no finite probabilities")
-    record = _build_result(command, tokenizer, row, score, length, stride)
+        raise RunError(f"the loss is {score.nats}: the model's probabilities are not finite")
+    record = _build_result(command, tokenizer, data, score, length, stride)
     record["seconds"] = time.perf_counter() - start
     if command.format == "json":
         print(json.dumps(record, indent=2, ensure_ascii=False))
@@ -113,7 +120,7 @@ def _read_documents(command: EvaluateCommand, tokenizer: Tokenizer) -> Evaluatio
 def _build_result(
     command: EvaluateCommand,
     tokenizer: Tokenizer,
-    row: EvaluationTokens,
+    data: EvaluationTokens,
     score: Score,
     length: int,
     stride: int,
@@ -124,16 +131,16 @@ def _build_result(
         "tokenizer": tokenizer.name,
         "data": command.data.display_name,
         "split": command.split,
-        "documents": row.num_documents,
-        "bytes": row.num_bytes,
+        "documents": data.num_documents,
+        "bytes": data.num_bytes,
         "tokens": score.num_tokens,
         "loss": score.loss,
         "perplexity": score.perplexity,
-        "bits_per_byte": bits_per_byte(score.nats, row.num_bytes),
+        "bits_per_byte": bits_per_byte(score.nats, data.num_bytes),
         "without_ends_of_text": {
             "tokens": text_tokens,
             "loss": text_nats / text_tokens,
-            "bits_per_byte": bits_per_byte(text_nats, row.num_bytes),
+            "bits_per_byte": bits_per_byte(text_nats, data.num_bytes),
         },
         "sequence_length": length,
         "stride": stride,
@@ -142,16 +149,17 @@ def _build_result(
 
 
 def _print_result(console: Console, record: dict[str, Any]) -> None:
-    rest = record["without_ends_of_text"]
-    ratio = record["bytes"] / record["tokens"]
+    without_eos = record["without_ends_of_text"]
+    bytes_per_token = record["bytes"] / record["tokens"]
     for name, value in {
         "data": f"{record['data']} ({record['split']}): {record['documents']:,} documents, "
         f"{record['bytes']:,} bytes",
-        "tokens": f"{record['tokens']:,} ({record['tokenizer']}, {ratio:.2f} bytes each)",
+        "tokens": f"{record['tokens']:,} ({record['tokenizer']}, {bytes_per_token:.2f} bytes each)",
         "loss": f"{record['loss']:.4f} nats per token",
         "perplexity": f"{record['perplexity']:.4f}",
         "bits per byte": f"{record['bits_per_byte']:.4f}",
-        "without ends of text": f"loss {rest['loss']:.4f}, bits per byte {rest['bits_per_byte']:.4f}",
+        "without EOS tokens": f"loss {without_eos['loss']:.4f}, "
+        f"bits per byte {without_eos['bits_per_byte']:.4f}",
     }.items():
         console.print(f"{name:<22}{value}", markup=False, soft_wrap=True)
 

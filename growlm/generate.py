@@ -1,4 +1,4 @@
-"""`python -m growlm.generate`: text from a checkpoint."""
+"""Run `python -m growlm.generate`: generate text from a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,31 +36,37 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
-python -m growlm.generate checkpoint=DIR prompt="Once upon a time"
-python -m growlm.generate checkpoint=DIR prompts_file=FILE format=json out=FILE
+Generate text from a checkpoint.
 
-  checkpoint          folder of the model
-  prompt              a text to continue; empty (prompt=) for a text from its beginning
-  prompts_file        many: one a line, or .jsonl with the text under "prompt"
-  max_new_tokens      tokens of a continuation, at most (128)
-  temperature         0 takes the likeliest token every time (0.8)
-  top_k, top_p        draw from the k likeliest tokens (0: all); from the fewest of probability p (1: all)
-  repetition_penalty  above 1: tokens that are there already come less often (1)
-  seed                of the draws (0)
-  samples             continuations of each prompt (1)
-  batch_size          continuations made at once (16)
-  stop_tokens         ids that end a continuation besides the ends of text ([])
-  format              text, or json: an object a line (text)
-  out                 file to write, in place of standard output
-  stream              print as tokens come; by itself with one prompt on a terminal
-  device              auto, cpu, gpu (auto)
-  precision           auto, 32-true, bf16-true (auto: bf16 where the processor multiplies it)
-  tokenizer_name      for a checkpoint that does not say: embedded, gpt2, bytes
+usage: python -m growlm.generate checkpoint=DIR prompt=TEXT|prompts_file=FILE [setting=value ...]
+
+  checkpoint          folder of a growlm checkpoint or a Hugging Face model
+  prompt              text to continue; empty (prompt=) to start a new text
+  prompts_file        file with many prompts: one per line, or .jsonl with the text under "prompt"
+  max_new_tokens      maximum number of tokens per continuation (default: 128)
+  temperature         divides the logits; 0 always takes the most likely token (default: 0.8)
+  top_k               sample from the k most likely tokens; 0 for all (default: 0)
+  top_p               sample from the smallest set of tokens with total probability p; 1 for all (default: 1)
+  repetition_penalty  above 1, tokens that the text already has become less likely (default: 1)
+  seed                seed of sampling (default: 0)
+  samples             continuations per prompt (default: 1)
+  batch_size          continuations generated at once (default: 16)
+  stop_tokens         token ids that end a continuation, in addition to the EOS tokens (default: [])
+  format              text, or json with one object per line (default: text)
+  out                 file to write instead of standard output
+  stream              print token by token (default: on a terminal, with one prompt)
+  device              auto, cpu or gpu (default: auto)
+  precision           auto, 32-true or bf16-true; auto is bf16-true if the hardware supports it (default: auto)
+  tokenizer_name      tokenizer of a checkpoint that does not name one: embedded, gpt2 or bytes
+
+Examples:
+  python -m growlm.generate checkpoint=RUN_DIR/checkpoints/large_moe_final prompt="Once upon a time"
+  python -m growlm.generate checkpoint=Llama-3.2-1B prompts_file=prompts.txt format=json out=texts.jsonl
 """
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
             USAGE, generate, partial(compose_command_config, "generate", GenerateCommand)
@@ -69,47 +75,49 @@ def main() -> None:
 
 
 def generate(arguments: list[str]) -> int:
-    """Continue the prompts; the exit code."""
+    """Continue the prompts and return the exit code."""
     command = load_command_config("generate", GenerateCommand, arguments)
     check_output_path(command.out)
     if command.samples > 1 and command.temperature == 0:
-        raise UserError("samples", command.samples, "temperature=0 gives the same text every time")
+        reason = "must be 1 with temperature=0, which gives the same text every time"
+        raise UserError("samples", command.samples, reason)
     accelerator = resolve_accelerator(command.device, "device")
     pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
     for token in command.stop_tokens:
         if not 0 <= token < tokenizer.vocab_size:
-            raise UserError("stop_tokens", token, f"ids are 0 to {tokenizer.vocab_size - 1}")
-    longest = pretrained.config.max_seq_len
-    prompts = read_prompts(command.prompt, command.prompts_file, tokenizer, longest)
+            reason = f"must be a token id from 0 to {tokenizer.vocab_size - 1}"
+            raise UserError("stop_tokens", token, reason)
+    max_seq_len = pretrained.config.max_seq_len
+    prompts = read_prompts(command.prompt, command.prompts_file, tokenizer, max_seq_len)
     requests = [
         GenerationRequest(prompt, sample, command.seed + sample)
         for prompt in prompts
         for sample in range(command.samples)
     ]
-    streams = _should_stream(command, len(requests))
+    use_streaming = _should_stream(command, len(requests))
     dtype = _resolve_dtype(command.precision, accelerator)
     with make_stderr_console().status(f"reading {pretrained.folder}"):
         model = cast_weights(pretrained.load_model().eval(), dtype).to(torch_device(accelerator))
     start = time.perf_counter()
     with open_output(command.out) as write:
-        run = _generate_streaming if streams else _generate_in_batches
-        found = run(command, model, tokenizer, requests, write)
-    _print_summary(found, time.perf_counter() - start, longest)
+        run = _generate_streaming if use_streaming else _generate_in_batches
+        continuations = run(command, model, tokenizer, requests, write)
+    _print_summary(continuations, time.perf_counter() - start, max_seq_len)
     return 0
 
 
 def _should_stream(command: GenerateCommand, num_requests: int) -> bool:
-    """Whether text is printed as it is made."""
-    allowed = "needs one prompt, one sample, format=text and no out"
-    possible = num_requests == 1 and command.format == "text" and command.out is None
-    if command.stream and not possible:
-        raise UserError("stream", command.stream, allowed)
-    return possible and (sys.stdout.isatty() if command.stream is None else command.stream)
+    """Return whether to print the text token by token."""
+    can_stream = num_requests == 1 and command.format == "text" and command.out is None
+    if command.stream and not can_stream:
+        reason = "needs one prompt, one sample, format=text and no out"
+        raise UserError("stream", command.stream, reason)
+    return can_stream and (sys.stdout.isatty() if command.stream is None else command.stream)
 
 
 def _resolve_dtype(precision: str, accelerator: str) -> torch.dtype:
-    half = has_native_bf16(accelerator) if precision == "auto" else precision == "bf16-true"
-    return torch.bfloat16 if half else torch.float32
+    use_bf16 = has_native_bf16(accelerator) if precision == "auto" else precision == "bf16-true"
+    return torch.bfloat16 if use_bf16 else torch.float32
 
 
 def _generate_continuations(
@@ -143,15 +151,15 @@ def _generate_streaming(
     requests: Sequence[GenerationRequest],
     write: WriteText,
 ) -> list[Continuation]:
-    """The only request, written as it is made."""
+    """Generate the only continuation, and write it token by token."""
     prompt = requests[0].prompt
     text = StreamingDetokenizer(tokenizer, prompt.tokens)
     write(prompt.text)
-    found = _generate_continuations(
+    continuations = _generate_continuations(
         command, model, tokenizer, requests, lambda _, token: write(text.push(token))
     )
     write(text.finish() + "\n")
-    return found
+    return continuations
 
 
 def _generate_in_batches(
@@ -161,14 +169,14 @@ def _generate_in_batches(
     requests: Sequence[GenerationRequest],
     write: WriteText,
 ) -> list[Continuation]:
-    """All requests in order, written batch by batch."""
-    found: list[Continuation] = []
+    """Generate all continuations in order, and write them batch by batch."""
+    done: list[Continuation] = []
     size = command.batch_size
-    room = [
+    max_tokens = [
         min(command.max_new_tokens, model.config.max_seq_len - len(request.prompt.tokens))
         for request in requests
     ]
-    total, counted = sum(room), 0
+    total, counted = sum(max_tokens), 0
     with CountProgressBar(make_stderr_console(), "generating", "tokens") as bar:
 
         def count(row: int, token: int) -> None:
@@ -179,29 +187,32 @@ def _generate_in_batches(
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
             new = _generate_continuations(command, model, tokenizer, batch, count)
-            for number, (request, continuation) in enumerate(
-                zip(batch, new, strict=True), first + 1
-            ):
+            pairs = zip(batch, new, strict=True)
+            for number, (request, continuation) in enumerate(pairs, first + 1):
                 if command.format == "json":
                     write(format_json_line(request, continuation, tokenizer))
                     continue
                 if len(requests) > 1:
                     write(f"--- {number} of {len(requests)} ---\n")
                 write(format_text(request, continuation, tokenizer))
-            found += new
-            counted = sum(room[: len(found)])  # those that ended early are done too
+            done += new
+            counted = sum(max_tokens[: len(done)])  # also counts tokens after an early end
             bar.update(counted, total)
-    return found
+    return done
 
 
-def _print_summary(found: Sequence[Continuation], seconds: float, longest: int) -> None:
-    """How much, how fast, and what was cut short."""
-    tokens = sum(len(continuation.tokens) for continuation in found)
+def _print_summary(continuations: Sequence[Continuation], seconds: float, max_seq_len: int) -> None:
+    """Print the number of tokens, the speed, and how many texts were cut off."""
+    num_tokens = sum(len(continuation.tokens) for continuation in continuations)
     console = make_stderr_console()
-    console.print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
-    if full := sum(continuation.finish_reason == FULL for continuation in found):
-        what = "The text ends" if len(found) == 1 else f"{full:,} of {len(found):,} texts end"
-        console.print(f"{what} where the model reads no further (max_seq_len={longest})")
+    console.print(f"{num_tokens:,} tokens in {seconds:.1f} s, {num_tokens / seconds:,.0f} tokens/s")
+    if num_full := sum(each.finish_reason == FULL for each in continuations):
+        texts = (
+            "The text ends"
+            if len(continuations) == 1
+            else f"{num_full:,} of {len(continuations):,} texts end"
+        )
+        console.print(f"{texts} at the model's context length (max_seq_len={max_seq_len})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m growlm.grow`: a checkpoint on disk to a grown checkpoint, one tensor in memory at a time."""
+"""Run `python -m growlm.grow`: grow a checkpoint on disk, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,33 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
 USAGE = """
-python -m growlm.grow checkpoint=DIR out=DIR grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'
+Grow a checkpoint on disk into a larger one, one tensor in memory at a time.
+
+usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=value ...]
 
   checkpoint       folder with config.json and model.safetensors (or shards)
-  out              folder to write; must not exist; written whole or not at all
-  grow             operators, in order: upcycle, multiply_experts, widen, deepen, with their settings
-  seed             of noise, routers and filler columns (0)
-  boundary_index   which growth of a run this is; part of the seed (0)
-  optimizer_state  carry (default): moments that the checkpoint has are grown along; reset: left out
+  out              folder to create; must not exist; nothing is left of it if the growth fails
+  grow             list of operators with their settings, in order: upcycle, multiply_experts, widen, deepen
+  seed             seed of noise, routers and filler columns (default: 0)
+  boundary_index   index of this growth in its run; part of the seed (default: 0)
+  optimizer_state  carry: grow the checkpoint's optimizer state too, if it has one; reset: leave it out
+                   (default: carry)
+
+Example:
+  python -m growlm.grow checkpoint=RUN_DIR/checkpoints/large_moe_final out=grown \\
+      grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'
 """
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(USAGE, grow, partial(compose_command_config, "grow", GrowCommand))
     )
 
 
 def grow(arguments: list[str]) -> int:
-    """Grow the checkpoint; the exit code."""
+    """Grow a checkpoint and return the exit code."""
     command = load_command_config("grow", GrowCommand, arguments)
     if not command.grow:
         raise UserError("grow", "[]", "needs at least one operator")

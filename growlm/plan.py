@@ -1,4 +1,4 @@
-"""`python -m growlm.plan`: what a plan will cost, without training."""
+"""Run `python -m growlm.plan`: estimate memory, time and FLOPs of a plan without training."""
 
 from __future__ import annotations
 
@@ -28,23 +28,30 @@ from growlm.training.baseline import apply_baseline
 from growlm.training.requirements import check_requirements
 
 USAGE = """
-python -m growlm.plan [the overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]
+Estimate memory, time and FLOPs of a plan without training, and check that it fits its devices.
 
-  phase_plan=four_stage model=... phases.wide.batch_size=4 ...   as for growlm.train
-  format                 table (default) or json
-  calibrate              true: measure this machine's speed anew, some seconds; else it is done once
-  trainer.devices        of the whole run; each strategy is shown beside the run's own (trainer.strategy)
-  cluster                here (default), or what the devices are: dgx_h100, dgx_a100, or any of its keys
-  devices                1,8,64: only a table of the plan on so many devices each, under each strategy
+usage: python -m growlm.plan [overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]
 
-Exit code 0: the plan fits the memory of its devices; 2: it does not, and the message says which changes would.
+  overrides        settings of the run, as for growlm.train: phase_plan=four_stage phases.wide.batch_size=4 ...
+  format           table or json (default: table)
+  calibrate        true: measure this machine's speed again, which takes some seconds; it is measured once and
+                   cached otherwise (default: false)
+  devices          numbers of devices to compare, such as 1,8,64: prints only a table of the plan on each number
+                   of devices, under each strategy
+  trainer.devices  devices of the run; with several, all strategies are compared with the run's trainer.strategy
+  cluster          devices to plan for: here, dgx_h100 or dgx_a100 (default: here), or settings cluster.KEY=VALUE
+
+Exit code 0: the plan fits the memory of its devices; 2: it does not, and the message suggests changes.
+
+Example:
+  python -m growlm.plan phase_plan=four_stage cluster=dgx_h100 trainer.devices=8
 """
 COMMAND_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
-"""The first of each is the default."""
+"""Choices of the command's own keys; the first of each is the default."""
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
             USAGE, plan, lambda arguments: compose_run_config(_split_arguments(arguments)[2])
@@ -53,9 +60,9 @@ def main() -> None:
 
 
 def plan(arguments: list[str]) -> int:
-    """Print the planner's table; the exit code."""
-    own, numbers, overrides = _split_arguments(arguments)
-    anew, as_json = own["calibrate"] == "true", own["format"] == "json"
+    """Print the estimate and return the exit code."""
+    own, device_counts, overrides = _split_arguments(arguments)
+    recalibrate, as_json = own["calibrate"] == "true", own["format"] == "json"
     config = load_config(*overrides)
     if config.cluster.accelerator is None:
         accelerator = resolve_accelerator(config.trainer.accelerator, "trainer.accelerator")
@@ -63,23 +70,23 @@ def plan(arguments: list[str]) -> int:
     config = apply_baseline(config, _print_measuring)
     machine = resolve_machine(config)
     vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
-    if numbers:
-        tables = _forecast_device_counts(config, vocab_size, numbers, anew)
+    if device_counts:
+        tables = _forecast_device_counts(config, vocab_size, device_counts, recalibrate)
         if as_json:
             print(json.dumps(tables, indent=2))
         else:
             print_strategy_comparison(make_stdout_console(), tables)
         return 0
     table = forecast_plan(config, make_plan(config, vocab_size), machine)
-    speed = resolve_calibration(config, machine, _print_measuring, anew)
-    figures = table.to_json(speed)
+    speed = resolve_calibration(config, machine, _print_measuring, recalibrate)
+    record = table.to_json(speed)
     tables = []
     if table.layout.num_devices > 1:
         tables = _forecast_strategies(config, vocab_size, machine, speed)
     if as_json:
-        print(json.dumps(figures | ({"strategies": tables} if tables else {}), indent=2))
+        print(json.dumps(record | ({"strategies": tables} if tables else {}), indent=2))
     else:
-        print_plan(make_stdout_console(), figures)
+        print_plan(make_stdout_console(), record)
         if tables:
             print()
             print_strategy_comparison(make_stdout_console(), tables)
@@ -91,55 +98,55 @@ def plan(arguments: list[str]) -> int:
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[int], list[str]]:
-    """The command's own keys, the numbers of `devices=`, and everything else."""
-    own = {key: allowed[0] for key, allowed in COMMAND_KEYS.items()}
-    numbers: list[int] = []
+    """Split arguments into the command's own keys, the device counts of `devices=`, and overrides."""
+    own = {key: choices[0] for key, choices in COMMAND_KEYS.items()}
+    device_counts: list[int] = []
     overrides = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "devices":
-            numbers = _parse_device_counts(value)
+            device_counts = _parse_device_counts(value)
         elif key not in own:
             overrides.append(argument)
         elif value in COMMAND_KEYS[key]:
             own[key] = value
         else:
             raise UserError(key, value, f"must be one of {', '.join(COMMAND_KEYS[key])}")
-    return own, numbers, overrides
+    return own, device_counts, overrides
 
 
 def _parse_device_counts(value: str) -> list[int]:
     parts = value.strip("[]").split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise UserError("devices", value, "must be numbers of at least 1, as 1,8,64,512")
+        raise UserError("devices", value, "must be positive integers, such as 1,8,64,512")
     return [int(part) for part in parts]
 
 
 def _forecast_device_counts(
     config: RunConfig, vocab_size: int, device_counts: Sequence[int], recalibrate: bool
 ) -> list[dict[str, Any]]:
-    """Forecasts of a plan on several numbers of devices, as JSON.
+    """Forecast a plan on several numbers of devices, and return the tables as JSON.
 
     Raises:
-        UserError: If the plan's batches cannot be shared by one of them.
+        UserError: If the plan's batches do not divide evenly among one of these numbers.
     """
-    configs = [
-        replace(config, trainer=replace(config.trainer, devices=number)) for number in device_counts
+    variants = [
+        replace(config, trainer=replace(config.trainer, devices=count)) for count in device_counts
     ]
-    for one in reversed(configs):  # what the last one needs often does for all
-        check_config(one)
+    for variant in reversed(variants):  # batch sizes that suit the last number often suit all
+        check_config(variant)
     tables = []
-    for index, one in enumerate(configs):
-        machine = resolve_machine(one)
-        speed = resolve_calibration(one, machine, _print_measuring, recalibrate and not index)
-        tables += _forecast_strategies(one, vocab_size, machine, speed)
+    for index, variant in enumerate(variants):
+        machine = resolve_machine(variant)
+        speed = resolve_calibration(variant, machine, _print_measuring, recalibrate and not index)
+        tables += _forecast_strategies(variant, vocab_size, machine, speed)
     return tables
 
 
 def _forecast_strategies(
     config: RunConfig, vocab_size: int, machine: Machine, speed: Calibration
 ) -> list[dict[str, Any]]:
-    """Forecasts of the same plan on the same devices, as JSON; one alone has nothing to share."""
+    """Forecast a plan under each strategy, and return the tables as JSON; one device has a single strategy."""
     run_plan = make_plan(config, vocab_size)
     strategies = STRATEGIES if (config.trainer.devices or 1) > 1 else STRATEGIES[:1]
     tables = (forecast_plan(config, run_plan, machine, strategy) for strategy in strategies)
@@ -147,7 +154,7 @@ def _forecast_strategies(
 
 
 def _print_measuring() -> None:
-    print("measuring this machine ...", file=sys.stderr)
+    print("Measuring this machine's speed ...", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m growlm.report`: report.html of a run, of a sweep, or of several runs side by side."""
+"""Run `python -m growlm.report`: write an HTML report of a run, a sweep, or several runs side by side."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_and_get_exit_code
 
 USAGE = """
-python -m growlm.report RUN_DIR                  writes RUN_DIR/report.html
-python -m growlm.report SWEEP_DIR                the jobs of a sweep side by side: SWEEP_DIR/report.html
-python -m growlm.report DIR DIR... [out=FILE]    runs and sweeps side by side: comparison.html
+Write an HTML report of a run, a sweep, or several runs side by side, and print its tables.
 
-  out   the file to write
+usage: python -m growlm.report DIR [DIR ...] [out=FILE]
 
-Unfinished runs are shown as far as they came. Exit code 0: written; 2: what was asked for is wrong.
+  DIR   folder of a run or a sweep; one run or sweep is written to DIR/report.html, several are compared in
+        comparison.html
+  out   file to write instead
+
+Unfinished runs are included up to their last step. Exit code 0: the report was written; 2: an argument is wrong.
+
+Examples:
+  python -m growlm.report RUN_DIR
+  python -m growlm.report RUN_DIR BASELINE_DIR out=comparison.html
 """
 
 
 def main() -> None:
-    """The command."""
-    # Without Hydra: it and the config's schema load torch, for which a table need not wait.
+    """Run the command; exit by `sys.exit`."""
+    # Hydra is not used here: it and the config schema import torch, which would only delay the tables.
     sys.exit(run_and_get_exit_code(lambda: report(sys.argv[1:])))
 
 
 def report(arguments: list[str]) -> int:
-    """Write the report and print its tables; the exit code."""
+    """Write the report, print its tables, and return the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE.strip())
         return 0
@@ -40,32 +46,36 @@ def report(arguments: list[str]) -> int:
     from growlm.reporting.console.run_tables import print_report
     from growlm.reporting.html import read_report, write_page
 
-    found = read_report(folders)
+    content = read_report(folders)
     if out is None:
-        is_alone = found.is_one_run or found.sweep is not None
-        out = folders[0] / "report.html" if is_alone else Path("comparison.html")
-    write_page(found, out)
+        is_single = content.is_one_run or content.sweep is not None
+        out = folders[0] / "report.html" if is_single else Path("comparison.html")
+    write_page(content, out)
     console = make_stdout_console()
-    print_report(console, found)
+    print_report(console, content)
     console.print(f"Wrote {out}", markup=False, soft_wrap=True)
     return 0
 
 
 def _parse_arguments(arguments: list[str]) -> tuple[list[Path], Path | None]:
-    """Folders, and `out`."""
+    """Split arguments into the folders and the value of `out`."""
     folders: list[Path] = []
     out: Path | None = None
     for argument in arguments:
         if argument.startswith("out=") and not Path(argument).is_dir():
             out = Path(argument.removeprefix("out=")).expanduser()
-            if argument == "out=" or out.is_dir() or not out.absolute().parent.is_dir():
-                raise UserError("out", out, "must be a file, in a folder that exists")
+            if argument == "out=" or not out.absolute().parent.is_dir():
+                raise UserError("out", out, "must be a file in an existing folder")
+            if out.exists() and not out.is_file():
+                raise UserError("out", out, "exists and is not a regular file")
         elif argument.startswith("-"):
-            raise UserError("argument", argument, "must be the folder of a run; see --help")
+            raise UserError(
+                "argument", argument, "must be the folder of a run or a sweep; see --help"
+            )
         else:
             folders.append(Path(argument).expanduser())
     if not folders:
-        raise UserError("argument", "", "give the folder of a run or of a sweep; see --help")
+        raise UserError("argument", "", "give the folder of a run or a sweep; see --help")
     for folder in folders:
         if not folder.is_dir():
             raise UserError("argument", folder, "there is no such folder")

@@ -1,4 +1,4 @@
-"""`python -m growlm.train`: run a plan, or with `-m` a sweep of them."""
+"""Run `python -m growlm.train`: train a plan, resume a run, or with `-m` run a sweep."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def run_and_exit() -> NoReturn:
 
 
 def train() -> int:
-    """Let Hydra compose the config from the command line, and run it; the exit code."""
-    given = sys.argv[1:]
-    if "--version" in given:  # Hydra's own would name Hydra's
+    """Compose the config from the command line with Hydra, run it, and return the exit code."""
+    arguments = sys.argv[1:]
+    if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
-    sys.argv[1:] = [quote_free_text(argument) for argument in given]
+    sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         return run_sweep(sys.argv[1:])
@@ -57,29 +57,28 @@ def train() -> int:
     )
     def job(composed: DictConfig) -> None:
         nonlocal code
-        code = run_command(
-            lambda: run_job(composed, given)
-        )  # Hydra prints lines of its own about what leaves a job
+        # Errors are handled inside the job: Hydra adds lines of its own to any that leave it.
+        code = run_command(lambda: run_job(composed, arguments))
 
     try:
         job()
     except HydraException:
-        raise  # some of them are an OSError too
-    except OSError as error:  # Hydra's: it makes the folder before the job begins
-        allowed = f"cannot be made: {error.strerror}"
-        raise UserError("hydra.run.dir", error.filename, allowed) from error
+        raise  # some of them are OSErrors too
+    except OSError as error:  # Hydra creates the run folder before the job starts
+        reason = f"cannot be created: {error.strerror}"
+        raise UserError("hydra.run.dir", error.filename, reason) from error
     return code
 
 
 def run_job(composed: DictConfig, arguments: list[str]) -> int:
-    """Check a composed config and run it; the exit code.
+    """Validate a composed config, run it, and return the exit code.
 
     Args:
-        composed: By Hydra.
-        given: The command line that it was composed of.
+        composed: Config composed by Hydra.
+        arguments: Command-line arguments that it was composed from.
     """
     config = to_run_config(composed)
-    # Lightning takes seconds to import.
+    # Imported only after the config is valid so far: Lightning takes seconds to import.
     from growlm.config.validation import check_config
     from growlm.distributed.launcher import launch_processes
     from growlm.runtime.device import resolve_accelerator

@@ -1,8 +1,9 @@
-"""`python -m growlm.verify`: did a growth lose anything? Two checkpoints, or the standalone suite."""
+"""Run `python -m growlm.verify`: check that growth preserved a model's function and left copies distinct."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,37 +17,56 @@ from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import compose_command_config, load_command_config
 from growlm.growth import operators_from_dicts
-from growlm.growth.api import build_growth_map
+from growlm.growth.api import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
+from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.transformer import TransformerLM
 from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.storage.input_files import lexists
+from growlm.storage.integrity import MANIFEST, check_manifest
 from growlm.verification import check_router_collapse, detailed_growth_check
 from growlm.verification.check_report import Status
 from growlm.verification.comparison import half_precision_tolerance, infer_growth_from_models
 from growlm.verification.suite import SuiteCase, run_suite_cases
+from growlm.verification.weights import coarsest_dtype, stored_dtypes
+
+UNCHANGED_BY_GROWTH = (
+    "max_seq_len",
+    "router_balance_weight",
+    "router_bias_step",
+    "router_z_weight",
+)
+"""Settings of a model that change no weight and none of what the probe measures."""
 
 USAGE = """
-python -m growlm.verify old=DIR new=DIR     the checks of a growth, on two checkpoints
-python -m growlm.verify                     the standalone suite, on small models
+Check that a grown checkpoint computes what the old one did, or run the standalone suite on small models.
 
-  tolerance                  logits may differ by this times max(1, largest logit) (1e-4)
-  probe_sequences            sequences of random tokens to compare on (2)
-  probe_length               tokens of each (32)
-  seed                       of the probe (0)
-  require_symmetry_breaking  fail where copies stay equal (false)
+usage: python -m growlm.verify old=DIR new=DIR [setting=value ...]
+       python -m growlm.verify
 
-Exit code 0: nothing failed; 1: a check failed.
+  old                        folder of the checkpoint before the growth
+  new                        folder of the checkpoint after the growth; without old and new, the suite runs
+  tolerance                  largest difference between logits, times max(1, largest logit) (default: 1e-4)
+  probe_sequences            number of sequences of random tokens to compare on (default: 2)
+  probe_length               tokens per sequence (default: 32)
+  seed                       seed of the probe (default: 0)
+  require_symmetry_breaking  fail if copies stay equal (default: false)
+
+Exit code 0: no check failed; 1: a check failed.
+
+Example:
+  python -m growlm.verify old=RUN_DIR/checkpoints/dense_model new=RUN_DIR/checkpoints/moe_model_init
 """
 
 SUITE_CHECKS = ("rope", "router", "symmetry", "functional", "weights")
 
 
 def main() -> None:
-    """The command."""
+    """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
             USAGE, verify, partial(compose_command_config, "verify", VerifyCommand)
@@ -55,12 +75,14 @@ def main() -> None:
 
 
 def verify(arguments: list[str]) -> int:
-    """Check; the exit code."""
+    """Check two checkpoints, or run the standalone suite; return the exit code."""
     command = load_command_config("verify", VerifyCommand, arguments)
     if command.old is None and command.new is None:
         if arguments:
             key, _, value = arguments[0].partition("=")
-            raise UserError(key, value, "belongs to old=DIR new=DIR; the suite has no settings")
+            raise UserError(
+                key, value, "needs old=DIR and new=DIR; the standalone suite has no settings"
+            )
         return run_suite()
     for key in ("old", "new"):
         if getattr(command, key) is None:
@@ -69,18 +91,23 @@ def verify(arguments: list[str]) -> int:
 
 
 def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
-    """The checks on two checkpoints; the exit code."""
-    old_model, _ = load_model(Path(old), "old")
+    """Check a grown checkpoint against the old one, and return the exit code."""
+    for key, folder in (("old", old), ("new", new)):
+        if lexists(Path(folder) / MANIFEST):
+            check_manifest(Path(folder), key)
+    old_model, old_record = load_model(Path(old), "old")
     new_model, record = load_model(Path(new), "new")
     console = make_stdout_console()
-    dtypes = [next(model.parameters()).dtype for model in (old_model, new_model)]
-    stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-    tolerance = max(command.tolerance, half_precision_tolerance(stored_as))
+    dtypes = stored_dtypes(old_model.state_dict(), new_model.state_dict())
+    rounding = half_precision_tolerance(coarsest_dtype(dtypes.values()))
+    tolerance = max(command.tolerance, rounding)
     if tolerance > command.tolerance:
-        console.print(f"  Weights of half precision: tolerance {tolerance:.1e}, their rounding")
-    if half_precision_tolerance(stored_as):
+        console.print(f"  Half-precision weights: tolerance raised to {tolerance:.1e} for rounding")
+    if rounding:
         old_model, new_model = old_model.float(), new_model.float()  # in place
-    growth_map = _resolve_growth_map(old_model, new_model, record, new, stored_as)
+    growth_map = _resolve_growth_map(old_model, new_model, record, new, dtypes)
+    for note in _describe_config_changes(old_model, new_model, old_record, record):
+        console.print(f"  Note: {note}", markup=False)
     shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
     probe = torch.randint(
         old_model.config.vocab_size, shape, generator=keyed_generator("verify", command.seed)
@@ -93,7 +120,7 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
         tolerance=tolerance,
         growth_map=growth_map,
         require_symmetry_breaking=command.require_symmetry_breaking,
-        growth_dtype=stored_as,
+        growth_dtype=dtypes,
     )
     for line in growth_map.description:
         console.print(f"  {line}", markup=False)
@@ -111,40 +138,72 @@ def _resolve_growth_map(
     new: TransformerLM,
     record: dict[str, Any],
     path: str,
-    stored_dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
 ) -> GrowthMap:
-    """As the grown checkpoint says, if it was grown from a model of the old shape; else inferred."""
+    """Build the growth map from the new checkpoint's record if it fits the old model, else infer it."""
     try:
         if grown_from := record.get("grown_from"):
             operators = operators_from_dicts(grown_from["operators"])
-            config = old.config
-            for operator in operators:  # the map of a model that is not there may be too large
-                config = operator.change(config).config
-            if config == new.config:
+            if _grow_config(old.config, operators, new.config) == new.config:
                 return build_growth_map(old.config, operators)
-        return infer_growth_from_models(old, new, stored_dtype)
+        return infer_growth_from_models(old, new, dtypes)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError("new", path, f"is not grown from old: {error}") from error
+        raise UserError("new", path, f"was not grown from old: {error}") from error
+
+
+def _grow_config(
+    config: ModelConfig, operators: Sequence[Operator], target: ModelConfig
+) -> ModelConfig | None:
+    """Return the config after the operators; None as soon as it is larger than the target.
+
+    The operators come from a file: what they make may be too large for the memory, and there may be too many.
+    """
+    limits = target.axis_sizes() | {"blocks": target.n_layers}
+    limits["hidden"] *= max(
+        1, target.num_experts
+    )  # an upcycling may split blocks into smaller experts
+    for operator in operators:
+        config = operator.change(config).config
+        sizes = config.axis_sizes() | {"blocks": config.n_layers}
+        if any(size > limits.get(axis, 0) for axis, size in sizes.items()):
+            return None
+    return config
+
+
+def _describe_config_changes(
+    old: TransformerLM, new: TransformerLM, old_record: dict[str, Any], record: dict[str, Any]
+) -> list[str]:
+    """Describe settings that differ between the checkpoints although no growth changes them."""
+    names = UNCHANGED_BY_GROWTH + (("router_tie_breaking",) if old.config.is_moe else ())
+    pairs = {name: (getattr(old.config, name), getattr(new.config, name)) for name in names}
+    pairs["tokenizer"] = (old_record.get("tokenizer"), record.get("tokenizer"))
+    return [
+        f"{name} is {after} in new and {before} in old; no growth changes it"
+        for name, (before, after) in pairs.items()
+        if before != after
+    ]
 
 
 def run_suite() -> int:
-    """The standalone suite; the exit code."""
+    """Run the standalone suite on small models, and return the exit code."""
     console = make_stdout_console()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("growth", "logits", "loss", *SUITE_CHECKS, "ok"):
         table.add_column(name, no_wrap=True)
-    section, wrong = "", 0
+    section, num_failed = "", 0
     for case in track(run_suite_cases(), "growing", total=None, console=console, transient=True):
         if case.section != section:
             section = case.section
             table.add_row(f"[bold]{section}")
         table.add_row(*_format_suite_row(case))
-        wrong += not case
+        num_failed += not case
     console.print(table)
     console.print(
-        f"\n[bold red]{wrong} not as expected[/]" if wrong else "\n[green]all as expected[/]"
+        f"\n[bold red]{num_failed} not as expected[/]"
+        if num_failed
+        else "\n[green]all as expected[/]"
     )
-    return int(bool(wrong))
+    return int(bool(num_failed))
 
 
 def _format_suite_row(case: SuiteCase) -> list[str]:

@@ -1,4 +1,4 @@
-"""A model on disk: safetensors and a plain JSON record, nothing that can run code."""
+"""Save and load growlm checkpoints: safetensors files and plain JSON, nothing that can run code."""
 
 from growlm.checkpoint.checkpoint_folder import load_model, read_optimizer_states, save_model
 from growlm.deprecation import renamed_attributes

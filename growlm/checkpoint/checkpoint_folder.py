@@ -1,7 +1,8 @@
-"""A model's folder: `config.json`, `model.safetensors`, `optimizer.safetensors` where it is kept, `manifest.json`.
+"""Save and load a checkpoint folder: config, weights, optimizer state and manifest.
 
-Written beside its place and renamed into it, so that a folder of that name is always whole; the manifest has
-every file's checksum, and what disagrees with it does not load.
+A folder holds `config.json`, `model.safetensors`, `optimizer.safetensors` (optional) and `manifest.json`. It is
+written under a temporary name and renamed once complete, so a folder with its final name is never partial. The
+manifest has the checksum of every file; a file that does not match is not loaded.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ OPTIMIZER_STEM = "optimizer"
 
 
 class GrowthRecord(TypedDict):
-    """How a checkpoint that was grown on disk came from another."""
+    """The `grown_from` entry of a checkpoint's `config.json`: the operators that made it from another one."""
 
     operators: list[dict[str, dict[str, Any]]]
 
 
 class CheckpointRecord(TypedDict):
-    """What `config.json` says besides `format` and `model`, as far as anything is read of it."""
+    """The optional entries of `config.json` that growlm reads, besides `format` and `model`."""
 
     tokenizer: NotRequired[str]
     grown_from: NotRequired[GrowthRecord]
@@ -66,23 +67,23 @@ def save_model(
     dist_context: DistributedContext | None = None,
     create_parents: bool = True,
 ) -> None:
-    """Write a model.
+    """Write a model to a new checkpoint folder.
 
     Args:
-        model: Its weights are written as they are, straight from memory; sharded ones gathered tensor by tensor.
-        folder: Made; must not exist.
-        record: What else to remember (phase, step, tokenizer ...), plain JSON values.
-        states: The optimizer's, by parameter name, if they are to be kept.
-        files: Copied beside the weights.
-        world: All processes of the run, if it has several: all must ask for it, the first one writes.
-        makes_parents: Whether the folder that it goes into is made where it is missing.
+        model: Model whose weights are written in their own dtype; sharded weights are gathered one by one.
+        folder: Folder to create; must not exist.
+        record: Further entries of `config.json` (phase, step, tokenizer ...), plain JSON values.
+        states: Optimizer state by parameter name; None to leave it out.
+        sidecar_files: Files to copy next to the weights, such as a tokenizer.
+        dist_context: Process group of the run, if it has several processes: all must call, rank 0 writes.
+        create_parents: Whether to create missing parent folders.
 
     Raises:
         FileExistsError: If the folder exists.
-        LockedError: If another process writes it.
-        UserError: If one of the files is a link that leads out of its folder.
+        LockedError: If another process is writing it.
+        UserError: If a sidecar file is a link that leads out of its folder.
         DiskError: If it cannot be written; nothing is left behind.
-        EndedElsewhereError: In the other processes, if the first one cannot write it.
+        PeerFailedError: On the other ranks, if rank 0 cannot write it.
     """
     dist_context = dist_context or DistributedContext()
     with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
@@ -100,15 +101,15 @@ def save_model(
 
 
 def list_sidecar_files(folder: Path) -> list[Path]:
-    """What a checkpoint has beside model, optimizer and manifest: its tokenizer."""
-    ours = (CONFIG_NAME, MANIFEST)
-    tensors = (".safetensors", INDEX_SUFFIX)
-    found = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return [p for p in found if p.name not in ours and not p.name.endswith(tensors)]
+    """List a checkpoint's files other than tensors, config and manifest: those of its tokenizer."""
+    own_names = (CONFIG_NAME, MANIFEST)
+    tensor_suffixes = (".safetensors", INDEX_SUFFIX)
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return [p for p in files if p.name not in own_names and not p.name.endswith(tensor_suffixes)]
 
 
 def flatten_states(states: Mapping[str, ParameterState]) -> dict[str, Tensor]:
-    """The optimizer's state as it is named in files: `parameter.entry`."""
+    """Return the optimizer state under the tensor names used in files: `parameter.entry`."""
     return {f"{name}.{entry}": t for name, state in states.items() for entry, t in state.items()}
 
 
@@ -116,20 +117,20 @@ def flatten_states(states: Mapping[str, ParameterState]) -> dict[str, Tensor]:
 def atomic_folder(
     folder: Path, dist_context: DistributedContext | None = None, create_parents: bool = True
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder to fill, which gets its name when the block ends well, and vanishes when it does not.
+    """Write a folder atomically: rename it into place if the block succeeds, remove it otherwise.
 
     Args:
-        folder: Its name.
-        world: All processes of the run, if several fill it: whatever fails in the block in one of them must fail
-            in all, and once the first one leaves the block, none writes any more.
-        makes_parents: Whether the folder that it goes into is made where it is missing.
+        folder: Final path of the folder; must not exist.
+        dist_context: Process group, if several processes fill the folder: a failure in the block on one rank
+            must be raised on all ranks, and no rank may write once rank 0 has left the block.
+        create_parents: Whether to create missing parent folders.
 
     Yields:
-        The folder while it has another name, and the checksums of its files, for those who know some.
+        The temporary folder, and a dictionary to which the caller may add checksums that it knows, by file name.
 
     Raises:
-        FileExistsError: If the name is taken.
-        LockedError: If another process writes a folder of this name.
+        FileExistsError: If the folder exists.
+        LockedError: If another process is writing a folder of this name.
         DiskError: If something cannot be written.
     """
     dist_context = dist_context or DistributedContext()
@@ -144,13 +145,13 @@ def atomic_folder(
 
 
 class _FolderExistsError(FileExistsError):
-    """A folder of this name exists."""
+    """The folder to write exists already; unlike other OS errors, not reported as a disk error."""
 
 
 @contextmanager
 def _partial_folder(folder: Path, partial: Path, create_parents: bool) -> Iterator[None]:
-    """Make the partial folder, for this process alone; leave nothing of it behind if the block fails."""
-    made = [parent for parent in folder.parents if not parent.exists()]
+    """Lock and create the temporary folder; remove it, and parents made for it, if the block fails."""
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         if create_parents:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def _partial_folder(folder: Path, partial: Path, create_parents: bool) -> Iterat
             partial.mkdir()
             yield
     except BaseException as error:
-        for parent in made:
+        for parent in new_parents:
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError) and not isinstance(error, _FolderExistsError):
@@ -171,7 +172,6 @@ def _partial_folder(folder: Path, partial: Path, create_parents: bool) -> Iterat
 
 @contextmanager
 def _removed_on_failure(partial: Path) -> Iterator[None]:
-    """Remove the folder if the block fails."""
     try:
         yield
     except BaseException:
@@ -188,20 +188,20 @@ def _commit_folder(folder: Path, partial: Path, digests: dict[str, str]) -> None
 
 
 def write_config(folder: Path, config: ModelConfig, record: Mapping[str, Any]) -> None:
-    """Write `config.json`, which makes the folder a checkpoint."""
+    """Write `config.json`, the file that marks a folder as a checkpoint."""
     content = {"format": CHECKPOINT_FORMAT, "model": dataclasses.asdict(config), **record}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dict[str, Any]]:
-    """The model's shape, and the record written with it.
+    """Read a checkpoint's model config and its record (the other entries of `config.json`).
 
     Args:
-        folder: Of the checkpoint.
-        key: What the user calls it, for the message.
+        folder: Checkpoint folder.
+        key: Setting that named the folder, for messages.
 
     Raises:
-        UserError: If the folder is no checkpoint of ours.
+        UserError: If the folder is not a growlm checkpoint.
     """
     path = folder / CONFIG_NAME
     if not lexists(path):
@@ -210,13 +210,15 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
         check_manifest(folder, key, [CONFIG_NAME])
     record = read_json(path, key, folder, CheckpointRecord)
     if record.pop("format", None) != CHECKPOINT_FORMAT:
-        raise UserError(key, folder, f"{CONFIG_NAME} is not of format {CHECKPOINT_FORMAT}")
+        raise UserError(key, folder, f"{CONFIG_NAME} is not in format {CHECKPOINT_FORMAT}")
     try:
         config = parse_as(ModelConfig, record.pop("model", None), "model")
         check_field_types(config)
         config.validate()
     except ValueError as error:
-        raise UserError(key, folder, f"{CONFIG_NAME} describes no model: {error}") from error
+        raise UserError(
+            key, folder, f"{CONFIG_NAME} does not describe a valid model: {error}"
+        ) from error
     return config, record
 
 
@@ -225,19 +227,20 @@ def _explain_missing_checkpoint(folder: Path) -> str:
         return "there is no such folder"
     names = sorted(path.parent.name for path in folder.glob(f"checkpoints/*/{CONFIG_NAME}"))
     if names:
-        return f"is a run; its checkpoints are {', '.join(f'checkpoints/{name}' for name in names)}"
-    return f"no readable {CONFIG_NAME} there"
+        listed = ", ".join(f"checkpoints/{name}" for name in names)
+        return f"is a run folder; its checkpoints are {listed}"
+    return f"has no readable {CONFIG_NAME}"
 
 
 def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, dict[str, Any]]:
-    """Read a model, tensor by tensor, and its record.
+    """Load a checkpoint's model, tensor by tensor, and its record.
 
     Args:
-        folder: Of the checkpoint.
-        key: What the user calls it, for the message.
+        folder: Checkpoint folder.
+        key: Setting that named the folder, for messages.
 
     Raises:
-        UserError: If the folder is no checkpoint of ours, or weights and config do not agree.
+        UserError: If the folder is not a growlm checkpoint, or weights and config do not match.
     """
     config, record = read_config(folder, key)
     return read_model(config, TensorFiles(folder, WEIGHTS_STEM, key)), record
@@ -249,16 +252,16 @@ def read_model(
     in_memory: bool = False,
     dtype: torch.dtype | None = None,
 ) -> TransformerLM:
-    """A model of this config with these weights.
+    """Build a model with the weights of a tensor source.
 
     Args:
-        config: Checked.
-        files: Of the weights.
-        in_memory: Copy the weights at once, so that nothing stays mapped from the files.
-        dtype: Convert them to it, in memory then.
+        config: Validated model config.
+        source: Source of the weights.
+        in_memory: Whether to copy the weights, so that nothing stays mapped from the files.
+        dtype: Dtype to convert the weights to; None to keep theirs.
 
     Raises:
-        UserError: If weights and config do not agree.
+        UserError: If weights and config do not match.
     """
     model = build_meta_model(config, source)
     weights = {}
@@ -274,7 +277,7 @@ def read_model(
 
 
 def read_optimizer_states(folder: Path) -> dict[str, ParameterState]:
-    """The optimizer's state by parameter name; empty if it was not kept."""
+    """Read a checkpoint's optimizer state by parameter name; empty if none was saved."""
     if not TensorFiles.exist(folder, OPTIMIZER_STEM):
         return {}
     files = TensorFiles(folder, OPTIMIZER_STEM)
@@ -282,7 +285,7 @@ def read_optimizer_states(folder: Path) -> dict[str, ParameterState]:
 
 
 def unflatten_states(tensors: Mapping[str, Tensor]) -> dict[str, ParameterState]:
-    """The optimizer's state by parameter name, of tensors as they are named in files."""
+    """Return the optimizer state by parameter name; the inverse of `flatten_states`."""
     states: dict[str, ParameterState] = {}
     for full_name, tensor in tensors.items():
         name, _, entry = full_name.rpartition(".")

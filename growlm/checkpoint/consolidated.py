@@ -1,4 +1,4 @@
-"""Files of whole tensors out of sharded ones: gathered one by one, written by the first process."""
+"""Write sharded tensors as consolidated files: gather them one by one, and write on rank 0."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from growlm.distributed.sharded_tasks import gather_to_rank0
 def write_consolidated(
     folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
-    """`write_tensors` for tensors that are there already, sharded or not; the files are the same to the bit.
+    """Write tensors, sharded or not, to consolidated files; sharding does not change a byte of them.
 
-    All processes must ask for it, with the tensors in the same order. The first one has a whole tensor beside its
-    own rows, and the one before it while that is being written; the others have none.
+    All ranks must call this with the tensors in the same order. Besides its own shards, rank 0 holds at most two
+    full tensors: the one being gathered and the one being written. The other ranks hold none.
 
     Args:
-        folder: Exists, for the first process.
-        stem: Of the files' names.
-        tensors: To be written.
-        world: All processes.
+        folder: Folder to write to; must exist on rank 0.
+        stem: First part of the file names.
+        tensors: Tensors to write, by name.
+        dist_context: Process group.
 
     Returns:
-        The SHA-256 of every file, by its name.
+        The SHA-256 of every file, by file name.
 
     Raises:
-        DiskError: In the first process, if a file cannot be written.
-        EndedElsewhereError: In the others, then.
+        DiskError: On rank 0, if a file cannot be written.
+        PeerFailedError: On the other ranks, if rank 0 fails.
     """
     entries = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
     gathered = (gather_to_rank0(tensor) for tensor in tensors.values())
@@ -45,7 +45,7 @@ def write_consolidated(
         try:
             return write_tensors(folder, stem, entries, make)
         finally:
-            _exhaust(gathered)  # also where writing failed: the others wait in every gathering
+            _exhaust(gathered)  # even after an error: the other ranks take part in every gather
 
     if not dist_context.is_rank0:
         _exhaust(gathered)

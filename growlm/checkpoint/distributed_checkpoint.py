@@ -1,8 +1,8 @@
-"""Tensors of which every process holds its own rows, to disk and back.
+"""Save and load sharded tensors with `torch.distributed.checkpoint` (DCP), as safetensors files.
 
-`torch.distributed.checkpoint` says who writes and who reads what; the files are ours (`parts.py`). torch's own
-storage is not used: `FileSystemWriter` leaves a pickle, and `HuggingFaceStorageWriter`, whose form of safetensors
-this is, first puts all that a process writes together in memory, and knows no checksums.
+DCP plans which rank writes and reads what; the files have the format of `shard_format.py`. torch's own storage
+classes are not used: `FileSystemWriter` writes a pickle, and `HuggingFaceStorageWriter`, whose format this is,
+first copies everything that a rank writes into one buffer in memory, and has no checksums.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ from growlm.runtime.errors import RunError
 def write_rank_shards(
     folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
-    """Write tensors, every process its own rows; all must ask for it. No row goes to another process.
+    """Write every rank's own rows to a file of its own, without communication; all ranks must call this.
 
     Args:
-        folder: Exists, and is the same for all processes.
-        stem: Of the files' names.
-        tensors: Those that are not sharded are written once.
-        world: All processes.
+        folder: Existing folder, the same on all ranks.
+        stem: First part of the file names.
+        tensors: Tensors by name; those that are not sharded are written once.
+        dist_context: Process group.
 
     Returns:
-        The SHA-256 of every file, by its name.
+        The SHA-256 of every file, by file name.
 
     Raises:
-        DiskError: If this process cannot write.
-        EndedElsewhereError: If another one cannot.
+        DiskError: If this rank cannot write.
+        PeerFailedError: If another rank cannot write.
     """
     writer = RankShardWriter(folder, stem, dist_context)
     with warnings.catch_warnings():
@@ -82,16 +82,17 @@ def write_rank_shards(
 def load_into(
     tensors: Mapping[str, Tensor], source: TensorSource, dist_context: DistributedContext
 ) -> None:
-    """Read tensors into memory that is there; all processes must ask for it, each reads what it holds.
+    """Read tensors in place; all ranks must call this, and each reads only the rows that it holds.
 
     Args:
-        tensors: Sharded in whatever way, or not, of shapes as the source has them; other types are converted to.
-        source: Where they are, however many processes wrote it.
-        world: All processes.
+        tensors: Tensors to fill, sharded in any way or not, with the shapes of the source; values are converted
+            to their dtypes.
+        source: Source of the values, written by any number of ranks.
+        dist_context: Process group.
 
     Raises:
-        UserError: If this process cannot read.
-        EndedElsewhereError: If another one cannot.
+        UserError: If this rank cannot read.
+        PeerFailedError: If another rank cannot read.
     """
     reader = TensorSourceReader(source)
     with warnings.catch_warnings():
@@ -112,18 +113,18 @@ def read_sharded_tensors(
     replicated: Collection[str] = (),
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors of a source as FSDP2 holds them: sharded by rows; those without rows whole.
+    """Read all tensors of a source as FSDP2 holds them: sharded by rows; scalars are replicated.
 
     Args:
-        source: Where they are.
-        mesh: All processes; their devices are where the rows go.
-        world: All processes.
-        undivided: Names of tensors that every process has whole, though they have rows: a model's buffers.
-        dtype: Convert what has rows to it.
+        source: Source of the tensors.
+        mesh: Device mesh of all ranks.
+        dist_context: Process group.
+        replicated: Names of tensors that every rank holds in full even though they have rows: a model's buffers.
+        dtype: Dtype to convert tensors to, except scalars; None to keep theirs.
 
     Raises:
-        UserError: If this process cannot read.
-        EndedElsewhereError: If another one cannot.
+        UserError: If this rank cannot read.
+        PeerFailedError: If another rank cannot read.
     """
     tensors: dict[str, Tensor] = {}
     for name in source.names:
@@ -145,18 +146,18 @@ def read_sharded_model(
     dist_context: DistributedContext,
     dtype: torch.dtype | None = None,
 ) -> TransformerLM:
-    """A model of this config with these weights, divided by FSDP2; no process ever has more than its own rows.
+    """Load a model sharded by FSDP2; no rank ever holds more than its own rows.
 
     Args:
-        config: Checked.
-        source: Of the weights.
-        mesh: All processes.
-        world: All processes.
-        dtype: Convert the weights to it.
+        config: Validated model config.
+        source: Source of the weights.
+        mesh: Device mesh of all ranks.
+        dist_context: Process group.
+        dtype: Dtype to convert the weights to; None to keep theirs.
 
     Raises:
-        UserError: If weights and config do not agree.
-        EndedElsewhereError: If another process cannot read.
+        UserError: If weights and config do not match.
+        PeerFailedError: If another rank cannot read.
     """
     model = build_meta_model(config, source)
     buffers = [name for name, _ in model.named_buffers()]
@@ -169,12 +170,13 @@ def read_sharded_model(
 
 def _empty_sharded(shape: tuple[int, ...], dtype: torch.dtype, mesh: DeviceMesh) -> Tensor:
     rows = get_shard_rows(shape[0], mesh.get_local_rank(), mesh.size())
-    own = (rows.stop - rows.start, *shape[1:])
-    return from_local(torch.empty(own, dtype=dtype, device=get_mesh_device(mesh)), shape, mesh)
+    local_shape = (rows.stop - rows.start, *shape[1:])
+    local = torch.empty(local_shape, dtype=dtype, device=get_mesh_device(mesh))
+    return from_local(local, shape, mesh)
 
 
-class _DeferredError:
-    """What went wrong in this process, told when all are done: none waits for one that has left."""
+class _DeferredFailure:
+    """Keep this rank's first error until all ranks are done, so that none waits for a rank that has left."""
 
     error: BaseException | None = None
 
@@ -189,24 +191,22 @@ class _DeferredError:
             raise self.error
 
 
-class RankShardWriter(StorageWriter, _DeferredError):
-    """Writes this process's items into one file, tensor by tensor.
+class RankShardWriter(StorageWriter, _DeferredFailure):
+    """DCP storage writer that puts this rank's rows into one safetensors file, tensor by tensor.
 
     Args:
-        folder: Exists.
-        stem: Of the file's name.
-        world: All processes.
+        folder: Existing folder.
+        stem: First part of the file name.
+        dist_context: Process group.
     """
 
     def __init__(self, folder: Path, stem: str, dist_context: DistributedContext) -> None:
-        self.folder, self.path = (
-            folder,
-            folder / rank_shard_name(stem, dist_context.rank, dist_context.world_size),
-        )
+        self.folder = folder
+        self.path = folder / rank_shard_name(stem, dist_context.rank, dist_context.world_size)
         self.digest = ""
 
     def result(self) -> str:
-        """The file's SHA-256.
+        """Return the file's SHA-256.
 
         Raises:
             DiskError: If it could not be written.
@@ -215,44 +215,44 @@ class RankShardWriter(StorageWriter, _DeferredError):
         return self.digest
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing: a writer writes once."""
+        """Do nothing: a writer is used once."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the folder is there."""
+        """Do nothing: the folder exists."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """All but the rows that are none."""
+        """Drop empty shards from the plan."""
         return replace(plan, items=[item for item in plan.items if not _is_empty_shard(item)])
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """As they are."""
+        """Return the plans unchanged."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write, also where there is nothing to write: so all files are there."""
+        """Write the file, even one without tensors, so that the set of files is complete."""
         self._attempt(lambda: self._write(plan, planner))
         return _completed_future([WriteResult(item.index, 0, None) for item in plan.items])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Nothing: every file says what is in it."""
+        """Do nothing: every file describes its own contents."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Asked where torch is to find out who writes a folder."""
+        """Return False: DCP must not pick this writer from a path."""
         return False
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> None:
         if not self.folder.is_dir():
             raise RunError(
-                f"{self.folder}, made by the first process, is not there for this one: the folder of a run "
-                "must be on a file system that all its machines share"
+                f"rank 0 created {self.folder}, but this process does not see it: the run folder must be "
+                "on a file system that all machines of the run share"
             )
         items = {item.index.fqn: item for item in plan.items}
-        places, entries = {}, []
+        offsets, entries = {}, []
         for name, item in items.items():
             assert item.tensor_data is not None
             chunk = item.tensor_data.chunk
-            places[name] = list(chunk.offsets)
+            offsets[name] = list(chunk.offsets)
             entries.append(TensorInfo(name, item.tensor_data.properties.dtype, tuple(chunk.sizes)))
 
         def make(name: str) -> Tensor:
@@ -261,30 +261,30 @@ class RankShardWriter(StorageWriter, _DeferredError):
             return tensor
 
         self.digest = write_safetensors(
-            self.path, entries, make, metadata=make_shard_metadata(places)
+            self.path, entries, make, metadata=make_shard_metadata(offsets)
         )
         fsync_path(self.path)
 
 
-class TensorSourceReader(StorageReader, _DeferredError):
-    """Reads rows of any source, each when it is asked for.
+class TensorSourceReader(StorageReader, _DeferredFailure):
+    """DCP storage reader for any `TensorSource`; it reads only the rows that are requested.
 
     Args:
-        source: Looked at already: its tensors are there.
+        source: Validated source.
     """
 
     def __init__(self, source: TensorSource) -> None:
         self.source = source
 
     def result(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the first error, if there was one."""
         self._raise_deferred()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing: a reader reads once."""
+        """Do nothing: a reader is used once."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Every tensor as one piece: the source finds the files of its rows."""
+        """Describe every tensor as one chunk: the source itself finds the files that hold the rows."""
         return Metadata(
             {name: _single_chunk_metadata(self.source.info(name)) for name in self.source.names}
         )
@@ -292,18 +292,18 @@ class TensorSourceReader(StorageReader, _DeferredError):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: the files are found."""
+        """Do nothing: the source is open."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """All but the rows that are none."""
+        """Drop empty shards from the plan."""
         return replace(plan, items=[item for item in plan.items if math.prod(item.lengths)])
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """As they are."""
+        """Return the plans unchanged."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read, one tensor in memory at a time."""
+        """Read the planned rows, one tensor in memory at a time."""
         for item in plan.items:
             self._attempt(lambda item=item: self._read(item, planner))  # type: ignore[misc]
             if self.error is not None:
@@ -312,7 +312,7 @@ class TensorSourceReader(StorageReader, _DeferredError):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Asked where torch is to find out who reads a folder."""
+        """Return False: DCP must not pick this reader from a path."""
         return False
 
     def _read(self, item: ReadItem, planner: LoadPlanner) -> None:
@@ -320,16 +320,16 @@ class TensorSourceReader(StorageReader, _DeferredError):
         if lengths:
             rows = self.source.read_rows(name, starts[0], starts[0] + lengths[0])
             columns = zip(starts[1:], lengths[1:], strict=True)
-            found = rows[(slice(None), *(slice(s, s + n) for s, n in columns))]
+            values = rows[(slice(None), *(slice(s, s + n) for s, n in columns))]
         else:
-            found = self.source.read(name)
+            values = self.source.read(name)
         target = planner.resolve_tensor(item).detach()
-        target.copy_(found)
+        target.copy_(values)
         planner.commit_tensor(item, target)
 
 
 def _is_empty_shard(item: WriteItem) -> bool:
-    """Whether a process holds no row of a tensor that has some."""
+    """Return whether this rank holds none of the rows of a tensor that is not empty itself."""
     assert item.tensor_data is not None
     return not math.prod(item.tensor_data.chunk.sizes) and bool(math.prod(item.tensor_data.size))
 

@@ -1,4 +1,4 @@
-"""Growing a checkpoint on disk, tensor by tensor: memory for about one tensor, however large the model."""
+"""Grow a checkpoint on disk, tensor by tensor: peak memory is about one tensor, whatever the model's size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from growlm.runtime.errors import UserError
 from growlm.storage.locks import LockedError
 
 ByteProgress = Callable[[int, int], None]
-"""Called with the bytes written and the bytes to write."""
+"""Callback for progress, called with the bytes written and the total bytes."""
 
 
 def grow_checkpoint(
@@ -51,23 +51,23 @@ def grow_checkpoint(
     optimizer_state: str = "carry",
     progress: ByteProgress = lambda done, total: None,
 ) -> GrowthMap:
-    """Write the grown model of a checkpoint, the same to the bit as `grow` makes it in memory.
+    """Grow a checkpoint folder into a new one, bit for bit as growth in memory does.
 
     Args:
-        source: A checkpoint folder.
-        target: The new one; must not exist.
-        operators: Applied in order.
-        seed: Of noise, routers and filler columns.
-        boundary_index: Which growth of a run this is; part of the seed.
-        optimizer_state: `carry` the moments that the source has, or `reset` them: leave them out.
-        progress: Called after every tensor.
+        source: Checkpoint folder to grow.
+        target: Folder to create; must not exist.
+        operators: Growth operators, applied in order.
+        seed: Seed of noise, routers and filler columns.
+        boundary_index: Index of this growth in its run; part of the seed.
+        optimizer_state: `carry` to grow the source's optimizer state too, `reset` to leave it out.
+        progress: Function called after every tensor.
 
     Returns:
-        What was done.
+        The growth map that was applied.
 
     Raises:
-        UserError: If the source is no checkpoint, an operator cannot be applied, the target exists, or the disk
-            has no room for it. Nothing is left behind then.
+        UserError: If the source is not a checkpoint, an operator cannot be applied, the target exists, or the
+            disk has too little space. Nothing is left behind.
     """
     config, record = read_config(source)
     growth_map = build_growth_map(config, operators)
@@ -78,39 +78,37 @@ def grow_checkpoint(
         states = _GrownOptimizerStates(TensorFiles(source, OPTIMIZER_STEM), growth_map)
     entries = _plan_weights(growth_map, weights)
     total = sum(entry.nbytes for entry in entries + (states.infos if states else []))
-    carried = list_sidecar_files(source)
-    check_target_folder(target, total, carried)
+    sidecar_files = list_sidecar_files(source)
+    check_target_folder(target, total, sidecar_files)
     count = accumulate_progress(progress, total)
-    draws = GrowthRng(seed, boundary_index)
-    with create_target_folder(target) as (partial, digests), torch.no_grad(), draws:
+    rng = GrowthRng(seed, boundary_index)
+    with create_target_folder(target) as (partial, digests), torch.no_grad(), rng:
 
         def make(name: str) -> Tensor:
             tensor_map = growth_map.tensors[name]
-            return tensor_map.grow_weight(
-                weights.read(tensor_map.source or weights.names[0]), draws
-            )
+            return tensor_map.grow_weight(weights.read(tensor_map.source or weights.names[0]), rng)
 
         digests |= write_tensors(partial, WEIGHTS_STEM, entries, make, count)
         if states is not None:
             digests |= write_tensors(partial, OPTIMIZER_STEM, states.infos, states.make, count)
         grown_from = {"operators": operators_to_dicts(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
-        copy_sidecar_files(carried, partial)
+        copy_sidecar_files(sidecar_files, partial)
         write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
     return growth_map
 
 
 def _plan_weights(growth_map: GrowthMap, weights: TensorFiles) -> list[TensorInfo]:
-    types = {name: weights.info(name).dtype for name in weights.names}
-    some = next(iter(types.values()))
+    dtypes = {name: weights.info(name).dtype for name in weights.names}
+    default = next(iter(dtypes.values()))
     return [
-        TensorInfo(name, types.get(t.source or "", some), t.shape)
+        TensorInfo(name, dtypes.get(t.source or "", default), t.shape)
         for name, t in growth_map.tensors.items()
     ]
 
 
 def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:
-    """What takes the bytes of one tensor after the other, and reports how many of so many are written."""
+    """Return a function that adds up the sizes of written tensors and reports the sum to `progress`."""
     done = 0
 
     def count(written: int) -> None:
@@ -124,53 +122,54 @@ def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], N
 def check_target_folder(
     target: Path, nbytes: int, sidecar_files: Sequence[Path], key: str = "checkpoint"
 ) -> None:
-    """Check that a folder can be made, with room for all that goes into it.
+    """Check that the folder of `out` can be created and that the disk has space for its contents.
 
     Args:
-        target: The folder.
-        nbytes: Of the tensors.
-        carried: Files that will be copied.
-        key: What the user calls their folder, for messages.
+        target: Folder to create.
+        nbytes: Size of the tensors in bytes.
+        sidecar_files: Files to copy into it.
+        key: Setting that named the folder of the sidecar files, for messages.
 
     Raises:
-        UserError: If not, or if one of the files is a link that leads out of its folder.
+        UserError: If not, or if a sidecar file is a link that leads out of its folder.
     """
     check_sidecar_files(sidecar_files, key)
     if target.exists():
-        raise UserError("out", target, "exists already")
+        raise UserError("out", target, "already exists")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError("out", target, f"{folder} is no folder that can be written to")
+        raise UserError("out", target, f"{folder} is not a writable folder")
     needed = nbytes + sum(file.stat().st_size for file in sidecar_files)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        allowed = f"needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
-        raise UserError("out", target, allowed)
+        reason = f"needs {needed / 1e9:.1f} GB; the disk has {free / 1e9:.1f} GB free"
+        raise UserError("out", target, reason)
 
 
 @contextmanager
 def create_target_folder(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Return `new_folder` of the folder that a user's `out` names.
+    """Write the folder that a user's `out` names with `atomic_folder`.
 
     Raises:
-        UserError: If it exists by now, or another process writes it.
+        UserError: If it exists by now, or another process is writing it.
         DiskError: If something cannot be written.
     """
     with ExitStack() as stack:
         try:
-            made = stack.enter_context(atomic_folder(target))
+            partial_and_digests = stack.enter_context(atomic_folder(target))
         except FileExistsError as error:
-            raise UserError("out", target, "exists already") from error
+            raise UserError("out", target, "already exists") from error
         except LockedError as error:
-            raise UserError("out", target, f"another process writes it ({error.owner})") from error
-        yield made
+            reason = f"another process writes it ({error.owner})"
+            raise UserError("out", target, reason) from error
+        yield partial_and_digests
 
 
 class _GrownOptimizerStates:
-    """The optimizer's state of the grown model, made one tensor at a time.
+    """Optimizer state of the grown model, computed one tensor at a time.
 
     Raises:
-        UserError: If the files hold a state that fits no parameter, or one that is not known how to grow.
+        UserError: If the files hold a state that matches no parameter, or one that growlm cannot grow.
     """
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
@@ -194,14 +193,14 @@ class _GrownOptimizerStates:
         self._pending: dict[str, ParameterState] = {}
 
     def make(self, full_name: str) -> Tensor:
-        """The tensor of an entry; one that is made with another waits for its turn."""
+        """Compute one tensor; a scale that is computed along with its moment is kept for the next call."""
         name, _, entry = full_name.rpartition(".")
         if entry in self._pending.get(name, {}):
             return self._pending.pop(name)[entry]
         tensor_map = self.tensor_maps[name]
         source = tensor_map.source or ""
-        alone = entry in self.source_infos[source] and entry not in FACTORED_ENTRIES
-        wanted = [entry, scale_key(entry)] if alone else list(self.source_infos[source])
+        is_separate = entry in self.source_infos[source] and entry not in FACTORED_ENTRIES
+        wanted = [entry, scale_key(entry)] if is_separate else list(self.source_infos[source])
         state = {
             part: self.files.read(f"{source}.{part}")
             for part in wanted
@@ -216,7 +215,7 @@ class _GrownOptimizerStates:
         self, state: dict[str, TensorInfo], entry: str, shapes: dict[str, tuple[int, ...]]
     ) -> torch.dtype:
         if scale_key(entry) in state and scale_key(entry) not in shapes:
-            return state[scale_key(entry)].dtype  # no longer in 8 bits
+            return state[scale_key(entry)].dtype  # the grown moment is not in 8 bits
         part = (
             entry
             if entry in state

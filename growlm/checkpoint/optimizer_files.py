@@ -1,4 +1,4 @@
-"""What the files of an optimizer's state hold, looked at before any of it is read."""
+"""Validate the files of an optimizer state before any tensor is read."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from growlm.growth.optimizer_state import (
 from growlm.runtime.errors import UserError
 
 StateInfos = dict[str, dict[str, TensorInfo]]
-"""Type and shape of every tensor, by parameter name and entry."""
+"""Dtype and shape of every optimizer tensor, by parameter name and entry."""
 
 
 def read_state_infos(files: TensorFiles, shapes: Mapping[str, tuple[int, ...]]) -> StateInfos:
-    """What the files hold of each parameter's state.
+    """Read the dtypes and shapes of the optimizer state, and check that they match the model.
 
     Args:
-        files: Of the optimizer's state.
-        shapes: Of the model's parameters, by name.
+        files: Files of the optimizer state.
+        shapes: Shapes of the model's parameters, by name.
 
     Raises:
-        UserError: If they hold a state that fits no parameter, or one that is not known how to grow.
+        UserError: If a state matches no parameter, or is of a kind that growlm does not know.
     """
     states: StateInfos = defaultdict(dict)
     for full_name in files.names:
         name, _, entry = full_name.rpartition(".")
         states[name][entry] = files.info(full_name)
     for name, state in states.items():
-        if wrong := _find_problem(name, state, shapes.get(name)):
-            raise UserError(files.key, files.folder, wrong)
+        if problem := _find_problem(name, state, shapes.get(name)):
+            raise UserError(files.key, files.folder, problem)
     return dict(states)
 
 
@@ -45,16 +45,16 @@ def _find_problem(
     name: str, state: dict[str, TensorInfo], shape: tuple[int, ...] | None
 ) -> str | None:
     if shape is None:
-        return f"the optimizer's state of {name} belongs to no parameter"
+        return f"optimizer state of {name} matches no parameter of the model"
     known = {"step", *FACTORED_ENTRIES, *MOMENT_POWERS}
     known |= {scale for scale, entry in MOMENT_OF_SCALE_KEY.items() if entry in state}
     if unknown := state.keys() - known:
-        return f"no rule for the optimizer's state {min(unknown)!r} of {name}"
+        return f"optimizer state {min(unknown)!r} of {name} is of an unknown kind"
     expected = expected_state_shapes(state, shape)
     for entry, found in state.items():
         if found.shape != expected.get(entry):
-            words = f"is {found.shape}, must be {expected.get(entry)}"
-            return f"optimizer state {entry} of {name} {words}"
+            mismatch = f"has shape {found.shape}; must be {expected.get(entry)}"
+            return f"optimizer state {entry} of {name} {mismatch}"
         if (found.dtype == torch.uint8) != (scale_key(entry) in state):
-            return f"optimizer state {entry} of {name} is {found.dtype}"
+            return f"optimizer state {entry} of {name} has unexpected dtype {found.dtype}"
     return None

@@ -1,14 +1,14 @@
-"""States after whole phases, kept under a key of all that they depend on, for other runs to begin with.
+"""Cache the state after each completed phase, so that other runs with the same settings can start from it.
 
-`<folder>/<key>/` holds
+The key of an entry is the fingerprint of everything that the state depends on. `<folder>/<key>/` holds
 
-    state/                      as in a run's `resume/` (`run_state.py`)
-    artefacts/<name>/           what the phases so far have left
-    training_history.jsonl      of the phases so far
-    origin.json                 the run that trained the last of them
+    state/                      the resume state (`resume_state.py`)
+    artefacts/<name>/           the checkpoints saved by the phases so far
+    training_history.jsonl      the history of the phases so far
+    origin.json                 the run that trained the last of these phases
 
-Files are hard links to those of the run where the file system allows it. An entry is whole or not there; one that
-is damaged is let go of. `<folder>/locks/<key>` is held by the process that trains towards an entry.
+Files are hard links to those of the run where the file system supports it. Entries are written atomically, and a
+damaged one is removed. The process that trains towards an entry holds the lock `<folder>/locks/<key>`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HISTORY_FILE = "training_history.jsonl"
 ORIGIN_FILE = "origin.json"
 FOLDER_SETTING = "reuse.folder"
 STALE_AFTER_S = 3600.0
-"""Seconds after which nobody writes a half-written entry any more."""
+"""Seconds after which a half-written entry is taken to be abandoned."""
 
 
 class OriginRecord(TypedDict):
@@ -42,11 +42,11 @@ class OriginRecord(TypedDict):
 
 @dataclass(frozen=True)
 class PhaseCache:
-    """The folder, made when something is first written.
+    """Cache of phase states in a folder, which is created on the first write.
 
     Args:
-        folder: Where.
-        max_bytes: What is kept at most.
+        folder: Folder of the cache.
+        max_bytes: Total size at which the least recently used entries are evicted.
     """
 
     folder: Path
@@ -57,14 +57,14 @@ class PhaseCache:
         return LRUDirectory(self.folder, self.max_bytes, marker_file=ORIGIN_FILE)
 
     def has(self, key: str) -> bool:
-        """Whether there is such an entry."""
+        """Return whether the cache has an entry."""
         return (self.folder / key).is_dir()
 
     def lock(self, key: str) -> BinaryIO:
-        """Take the lock for training towards an entry.
+        """Acquire the lock for training towards an entry.
 
         Raises:
-            LockedError: If another process has it.
+            LockedError: If another process holds it.
             OSError: If the folder cannot be written to.
         """
         locks = self.folder / "locks"
@@ -74,20 +74,20 @@ class PhaseCache:
     def store(
         self, key: str, state: Path, checkpoints: Sequence[Path], history: bytes, run_dir: Path
     ) -> bool:
-        """Keep a state; others go if it gets too much.
+        """Add an entry, and evict the least recently used ones beyond the size limit.
 
         Args:
-            key: Of the entry.
-            state: Its folder, whole.
-            artefacts: Their folders, whole.
-            history: All lines up to the state.
-            origin: The run's folder.
+            key: Key of the entry.
+            state: Complete folder of the resume state.
+            checkpoints: Complete folders of the checkpoints.
+            history: Training history up to the state, as JSON lines.
+            run_dir: Folder of the run that trained the phase.
 
         Returns:
-            Whether it is kept: nothing is that is larger than all that may be.
+            Whether the entry is cached; one that exceeds the limit on its own is not.
 
         Raises:
-            OSError: If it cannot be written; nothing is left.
+            OSError: If it cannot be written; nothing is left behind.
         """
         seen: set[int] = set()
         if sum(get_folder_size(folder, seen) for folder in (state, *checkpoints)) > self.max_bytes:
@@ -95,8 +95,8 @@ class PhaseCache:
         partial = self._directory.make_partial_path(key)
         try:
             _link_folder(state, partial / "state")
-            for artefact in checkpoints:
-                _link_folder(artefact, partial / "artefacts" / artefact.name)
+            for checkpoint in checkpoints:
+                _link_folder(checkpoint, partial / "artefacts" / checkpoint.name)
             (partial / HISTORY_FILE).write_bytes(history)
             (partial / ORIGIN_FILE).write_text(dump_checksummed_json({"run": str(run_dir)}))
             partial.rename(self.folder / key)
@@ -110,63 +110,61 @@ class PhaseCache:
         return True
 
     def restore(self, key: str, state: Path, checkpoints: Path, history: Path) -> Path:
-        """Put an entry's files into a run.
+        """Copy an entry's files into a run.
 
         Args:
-            key: Of the entry.
-            state: Where its state goes; must not exist.
-            artefacts: The folder that its artefacts go into.
-            history: The file that its history goes into.
+            key: Key of the entry.
+            state: Target folder of the resume state; must not exist.
+            checkpoints: Target folder of the checkpoints.
+            history: Target file of the training history.
 
         Returns:
-            The run that trained the entry's last phase.
+            The folder of the run that trained the entry's last phase.
 
         Raises:
-            OSError: If it cannot be written, or the entry has gone meanwhile.
-            UserError: If its origin is damaged, or something in it is neither a folder nor a regular file.
+            OSError: If something cannot be written, or the entry has been removed meanwhile.
+            UserError: If `origin.json` is damaged, or the entry has anything but folders and regular files.
         """
         entry = self.folder / key
         _check_entry(entry)
-        os.utime(entry)  # used now
-        origin = read_checksummed_json(entry / ORIGIN_FILE, FOLDER_SETTING, entry, OriginRecord)[
-            "run"
-        ]
+        os.utime(entry)  # marks the entry as recently used
+        origin = read_checksummed_json(entry / ORIGIN_FILE, FOLDER_SETTING, entry, OriginRecord)
         checkpoints.mkdir(parents=True, exist_ok=True)
         history.unlink(missing_ok=True)
         copy_file(entry / HISTORY_FILE, history, FOLDER_SETTING, entry)
-        for artefact in sorted((entry / "artefacts").glob("*")):
-            shutil.rmtree(checkpoints / artefact.name, ignore_errors=True)
-            _link_folder(artefact, checkpoints / artefact.name)
+        for checkpoint in sorted((entry / "artefacts").glob("*")):
+            shutil.rmtree(checkpoints / checkpoint.name, ignore_errors=True)
+            _link_folder(checkpoint, checkpoints / checkpoint.name)
         partial = state.with_name(f".{state.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         _link_folder(entry / "state", partial)
-        partial.rename(state)  # last: with it the run can go on
-        return Path(origin)
+        partial.rename(state)  # last: once it exists, the run can be resumed
+        return Path(origin["run"])
 
     def remove_entry(self, key: str) -> None:
-        """Let go of an entry at once, whoever reads it."""
+        """Remove an entry immediately, even if another process is reading it."""
         self._directory.remove_entry(key)
 
     def _remove_stale_partials(self) -> None:
-        """Those of processes that were killed."""
+        """Remove half-written entries of processes that were killed."""
         for _, path in self._directory.iter_partials():
             if time.time() - get_last_used(path) > STALE_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_entry(entry: Path) -> None:
-    """Check that an entry has nothing but folders and files of its own: no link, no FIFO, no device.
+    """Check that an entry has only folders and regular files: no link, FIFO or device.
 
     Raises:
-        UserError: Naming the first thing that is neither.
-        OSError: If the entry has gone.
+        UserError: For the first other kind of file.
+        OSError: If the entry has been removed meanwhile.
     """
-    waiting = [entry]
-    while waiting:
-        with os.scandir(waiting.pop()) as all_found:
-            for found in all_found:
+    pending = [entry]
+    while pending:
+        with os.scandir(pending.pop()) as scan:
+            for found in scan:
                 if found.is_dir(follow_symlinks=False):
-                    waiting.append(Path(found.path))
+                    pending.append(Path(found.path))
                 elif not found.is_file(follow_symlinks=False):
                     raise UserError(
                         FOLDER_SETTING, found.path, "is neither a folder nor a regular file"
@@ -182,5 +180,5 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except FileNotFoundError:
         raise
-    except (AttributeError, OSError):  # another file system, or a system without links
+    except (AttributeError, OSError):  # another file system, or no support for links
         shutil.copy2(source, target)

@@ -1,15 +1,15 @@
-"""The state of a run on disk: a model's folder, and beside the model all that training goes on from.
+"""Save and restore resumable training state: a checkpoint folder plus everything else that training needs.
 
-`resume/<global step>/` (`state_folder`) holds what `artefact.py` writes, and
+`resume/<global step>/` (see `state_folder`) holds the files of a checkpoint (`checkpoint_folder.py`), and
 
-    state.json              where the run stands, plain JSON
-    progress.safetensors    sums and random states
-    callbacks.pt            what the user's own callbacks keep; tensors and plain values only
+    state.json              the position in the run, plain JSON
+    progress.safetensors    running sums and RNG states
+    callbacks.pt            state of the user's own callbacks; tensors and plain values only
 
-Where weights are sharded, every process writes its own rows of them and of the optimizer's state, into files of
-its own (`parts.py`). Any number of processes can read them, each what it will hold.
+Where weights are sharded, every rank writes its own rows of the weights and of the optimizer state to files of its
+own (`shard_format.py`). A run can be resumed on a different number of processes.
 
-Written whole or not at all; the newest two are kept.
+States are written atomically; the newest two are kept.
 """
 
 from __future__ import annotations
@@ -70,22 +70,22 @@ def write_resume_state(
     dist_context: DistributedContext | None = None,
     create_parents: bool = True,
 ) -> None:
-    """Write a state and let go of all but the newest two.
+    """Write a resume state, and remove all but the newest two.
 
     Args:
-        folder: Of the state, from `state_folder`.
-        global_step: Steps of the run.
-        model: Its weights, straight from memory; sharded or not.
-        states: The optimizer's, by parameter name; sharded as the weights are.
-        tensors: What else is a tensor; the first process's are written.
-        record: What else is JSON; likewise.
-        callbacks: What callbacks keep: tensors and plain values; likewise.
-        world: All processes of the run, if it has several: all must ask for it.
-        makes_parents: Whether the folder that it goes into is made where it is missing.
+        folder: Folder of the state, from `state_folder`.
+        global_step: Optimizer steps of the run so far.
+        model: Model, sharded or not.
+        states: Optimizer state by parameter name, sharded as the weights are.
+        tensors: Other tensors to save; those of rank 0 are written.
+        record: Other values to save as JSON; those of rank 0 are written.
+        callbacks: State of callbacks, tensors and plain values; that of rank 0 is written.
+        dist_context: Process group of the run, if it has several processes: all must call this.
+        create_parents: Whether to create missing parent folders.
 
     Raises:
-        DiskError: If it cannot be written; the states before it stay.
-        EndedElsewhereError: If another process cannot write it.
+        DiskError: If it cannot be written; earlier states are kept.
+        PeerFailedError: If another rank cannot write it.
     """
     dist_context = dist_context or DistributedContext()
     with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
@@ -108,39 +108,38 @@ def write_resume_state(
 def _write_tensors(
     folder: Path, stem: str, tensors: Mapping[str, Tensor], dist_context: DistributedContext
 ) -> dict[str, str]:
-    """In parts, if every process has its own; else as one process writes them."""
+    """Write one file per rank if tensors are sharded, else consolidated files."""
     if dist_context.world_size > 1 and any(map(is_sharded, tensors.values())):
-        from growlm.checkpoint.distributed_checkpoint import (
-            write_rank_shards,  # loads slowly, and few need it
-        )
+        # Imported only here: the module loads slowly, and few runs need it.
+        from growlm.checkpoint.distributed_checkpoint import write_rank_shards
 
         return write_rank_shards(folder, stem, tensors, dist_context)
     return write_consolidated(folder, stem, tensors, dist_context)
 
 
 def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None = None) -> Path:
-    """Where a state goes; names sort as the states follow each other.
+    """Return the folder of a state; names sort in the order of the states.
 
     Args:
-        resume_dir: Of the run.
-        global_step: Steps of the run.
-        untrained_phase: Index of the phase, if it has no steps and so ends where the one before it ended.
+        resume_dir: Folder `resume/` of the run.
+        global_step: Optimizer steps of the run so far.
+        untrained_phase: Index of the phase if it has zero steps, and so ends at the same step as the one before.
     """
     suffix = "" if untrained_phase is None else f"-{untrained_phase:03d}"
     return resume_dir / f"{global_step:09d}{suffix}"
 
 
 def list_state_folders(resume_dir: Path) -> list[Path]:
-    """All states, oldest first."""
+    """List the folders of all states, oldest first."""
     return sorted(path for path in resume_dir.glob("[0-9]*") if path.is_dir())
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A state whose every file is what was written.
+    """A resume state on disk whose files match their manifest.
 
-    Without a mesh its tensors are read whole, by whoever asks. With one, all processes must ask, and each gets
-    its own rows as FSDP2 deals them out, on its device, whoever wrote them.
+    Without a mesh, tensors are read in full by the calling process alone. With a mesh, all ranks must call, and
+    each gets the rows that FSDP2 assigns to it, on its device, however many ranks wrote the files.
     """
 
     folder: Path
@@ -154,15 +153,15 @@ class ResumeState:
     def open(
         folder: Path, dist_context: DistributedContext | None = None, is_checked: bool = False
     ) -> ResumeState:
-        """Compare every file with the manifest.
+        """Open a state after checking every file against the manifest.
 
         Args:
-            folder: Of the state.
-            world: All processes of the run, if it has several.
-            is_checked: Whether another one of them has compared.
+            folder: Folder of the state.
+            dist_context: Process group of the run, if it has several processes.
+            is_checked: Whether another rank has checked the files already.
 
         Raises:
-            UserError: Naming the first file that is missing or damaged.
+            UserError: For the first file that is missing or damaged.
         """
         weights, optimizer, progress = (
             TensorFiles(folder, stem, RESUME_SETTING, is_checked)
@@ -178,31 +177,30 @@ class ResumeState:
         )
 
     def load_model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
-        """The model, in memory of its own.
+        """Load the model into memory.
 
         Args:
-            mesh: All processes, for a model divided among them.
+            mesh: Device mesh to shard the model over; None for the full model.
 
         Raises:
-            UserError: If weights and config do not agree.
+            UserError: If weights and config do not match.
         """
         config, _ = read_config(self.folder, RESUME_SETTING)
         if mesh is not None:
-            from growlm.checkpoint.distributed_checkpoint import (
-                read_sharded_model,  # loads slowly, and few need it
-            )
+            # Imported only here: the module loads slowly, and few runs need it.
+            from growlm.checkpoint.distributed_checkpoint import read_sharded_model
 
             return read_sharded_model(config, self.weights, mesh, self.dist_context)
         return read_model(config, self.weights, in_memory=True)
 
     def read_optimizer_states(self, mesh: DeviceMesh | None = None) -> dict[str, ParameterState]:
-        """The optimizer's state by parameter name, in memory of its own.
+        """Load the optimizer state by parameter name into memory.
 
         Args:
-            mesh: All processes, for states divided as the model is.
+            mesh: Device mesh to shard the states over, as the model is; None for full states.
 
         Raises:
-            UserError: If one belongs to no parameter of the model, or does not fit it.
+            UserError: If a state matches no parameter of the model, or has the wrong shape.
         """
         config, _ = read_config(self.folder, RESUME_SETTING)
         read_state_infos(self.optimizer, get_state_dict_shapes(config))
@@ -213,34 +211,35 @@ class ResumeState:
         return unflatten_states({n: self.optimizer.read(n).clone() for n in self.optimizer.names})
 
     def load_tensors(self) -> dict[str, Tensor]:
-        """The other tensors, in memory of their own."""
+        """Load the other tensors into memory."""
         return {name: self.progress.read(name).clone() for name in self.progress.names}
 
     def load_callbacks(self) -> dict[str, Any]:
-        """What callbacks kept.
+        """Load the state of callbacks by name.
 
         Raises:
-            UserError: If the file holds anything but tensors and plain values; nothing of it is run.
+            UserError: If the file holds anything but tensors and plain values; no code in it is run.
         """
         path = self.folder / CALLBACKS_FILE
         if not lexists(path):
             return {}
         target = resolve_regular_file(path, RESUME_SETTING, self.folder)
-        allowed = "holds more than tensors and plain values, and is not read"
+        reason = "must hold only tensors and plain values; not loaded"
         if not _is_uncompressed(target):
-            raise UserError(RESUME_SETTING, path, allowed)
+            raise UserError(RESUME_SETTING, path, reason)
         try:
-            with warnings.catch_warnings(action="ignore"):  # what it would say is said below
-                kept = torch.load(target, weights_only=True)
-        except Exception as error:  # of many types, for what is no such file
-            raise UserError(RESUME_SETTING, path, allowed) from error
-        if not isinstance(kept, dict) or not all(isinstance(name, str) for name in kept):
-            raise UserError(RESUME_SETTING, path, "must be a mapping by the names of callbacks")
-        return kept
+            with warnings.catch_warnings(action="ignore"):  # the error below says the same
+                loaded = torch.load(target, weights_only=True)
+        except Exception as error:  # torch raises many types for a file that it did not write
+            raise UserError(RESUME_SETTING, path, reason) from error
+        if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+            reason = "must be a mapping from callback names to their state"
+            raise UserError(RESUME_SETTING, path, reason)
+        return loaded
 
 
 def _is_uncompressed(path: Path) -> bool:
-    """Whether a file is an archive that unpacks to no more than it is large, as torch writes it."""
+    """Return whether a file is an uncompressed zip archive, as torch writes it, and so no zip bomb."""
     try:
         with zipfile.ZipFile(path) as archive:
             return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())

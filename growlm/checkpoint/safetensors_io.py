@@ -1,8 +1,8 @@
-"""Named tensors in safetensors files, one tensor in memory at a time.
+"""Read and write named tensors in safetensors files, one tensor in memory at a time.
 
-`stem.safetensors`, or shards and an index, or parts that several processes wrote (`parts.py`). The format is eight
-bytes of length, a JSON header with every tensor's type, shape and place, and the bytes. All of the header is known
-before the first tensor is made, so files are written as the tensors come.
+Tensors are in one file `stem.safetensors`, in shards with an index, or in one file per rank (`shard_format.py`). A
+safetensors file has eight bytes for the length of the header, a JSON header with every tensor's dtype, shape and
+offsets, and then the data. The header is known before the first tensor is computed, so one pass writes the file.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ DTYPE_NAMES = {
 
 
 class TensorIndex(TypedDict):
-    """The contents of an index: which file each tensor lies in."""
+    """The contents of an index file: the file that holds each tensor."""
 
     weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor to be written."""
+    """Name, dtype and shape of a tensor."""
 
     name: str
     dtype: torch.dtype
@@ -75,17 +75,17 @@ def write_tensors(
     make: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda written: None,
 ) -> dict[str, str]:
-    """Write tensors, each made when its turn comes and written while the next one is made.
+    """Write tensors to one file or to shards; each is written while the next one is computed.
 
     Args:
-        folder: Exists.
-        stem: Of the files' names.
-        entries: In the order of writing.
-        make: The tensor of a name, of the entry's type and shape.
-        progress: Called with the bytes of each tensor that has been handed over.
+        folder: Existing folder.
+        stem: First part of the file names.
+        infos: Names, dtypes and shapes of the tensors, in the order of writing.
+        make: Function that computes the tensor of a name, with the dtype and shape of its info.
+        progress: Function called with the size in bytes of each tensor once it is queued for writing.
 
     Returns:
-        The SHA-256 of every file of tensors, by its name.
+        The SHA-256 of every file of tensors, by file name.
 
     Raises:
         DiskError: If a file cannot be written.
@@ -101,9 +101,9 @@ def write_tensors(
     for file_name, shard in zip(names, shards, strict=True):
         digests[file_name] = write_safetensors(folder / file_name, shard, make, progress)
     if len(shards) > 1:
-        places = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
-        total = sum(entry.nbytes for entry in infos)
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        file_of = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
+        total = sum(info.nbytes for info in infos)
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / f"{stem}{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
     return digests
 
@@ -115,53 +115,53 @@ def write_safetensors(
     progress: Callable[[int], None] = lambda written: None,
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write one file of tensors, as `write_tensors` does.
+    """Write one safetensors file; each tensor is written while the next one is computed.
 
     Args:
-        path: Of the file.
-        entries: In the order of writing.
-        make: The tensor of a name, of the entry's type and shape.
-        progress: Called with the bytes of each tensor that has been handed over.
-        notes: What else its header says.
+        path: File to write.
+        infos: Names, dtypes and shapes of the tensors, in the order of writing.
+        make: Function that computes the tensor of a name, with the dtype and shape of its info.
+        progress: Function called with the size in bytes of each tensor once it is queued for writing.
+        metadata: Further metadata for the header.
 
     Returns:
-        Its SHA-256.
+        The file's SHA-256.
 
     Raises:
         DiskError: If it cannot be written.
     """
     header = _make_header(infos, metadata or {})
-    size = len(header) + sum(entry.nbytes for entry in infos)
+    size = len(header) + sum(info.nbytes for info in infos)
     with _HashedFile(path, size) as file, ThreadPoolExecutor(1) as writer:
         pending = writer.submit(file.write, header)
-        for entry in infos:
-            tensor = _prepare_tensor(make(entry.name), entry)
+        for info in infos:
+            tensor = _prepare_tensor(make(info.name), info)
             pending.result()
             pending = writer.submit(file.write, _bytes_of(tensor))
             del tensor
-            progress(entry.nbytes)
+            progress(info.nbytes)
         pending.result()
     return file.digest.hexdigest()
 
 
-def _split_into_shards(entries: Sequence[TensorInfo]) -> list[list[TensorInfo]]:
+def _split_into_shards(infos: Sequence[TensorInfo]) -> list[list[TensorInfo]]:
     shards: list[list[TensorInfo]] = [[]]
     size = 0
-    for entry in entries:
-        if shards[-1] and size + entry.nbytes > MAX_SHARD_BYTES:
+    for info in infos:
+        if shards[-1] and size + info.nbytes > MAX_SHARD_BYTES:
             shards.append([])
             size = 0
-        shards[-1].append(entry)
-        size += entry.nbytes
+        shards[-1].append(info)
+        size += info.nbytes
     return shards
 
 
 class _HashedFile:
-    """A file that is written once, from its beginning to its end, and its checksum.
+    """A file that is written sequentially while its SHA-256 is computed.
 
     Args:
-        path: Of the file.
-        size: Bytes that will be written.
+        path: File to write.
+        size: Total size in bytes, for the message of a `DiskError`.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -178,10 +178,10 @@ class _HashedFile:
         self._file.close()
 
     def write(self, data: memoryview | bytes) -> None:
-        """Append.
+        """Append data.
 
         Raises:
-            DiskError: If not all of it could be written.
+            DiskError: If it could not be written completely.
         """
         self.digest.update(data)
         rest = memoryview(data)
@@ -199,14 +199,14 @@ class _HashedFile:
             raise DiskError(self.path, error, self.size - self._written) from error
 
 
-def _make_header(entries: Sequence[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+def _make_header(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     start = 0
-    for entry in entries:
-        end = start + entry.nbytes
-        header[entry.name] = {
-            "dtype": DTYPE_NAMES[entry.dtype],
-            "shape": list(entry.shape),
+    for info in infos:
+        end = start + info.nbytes
+        header[info.name] = {
+            "dtype": DTYPE_NAMES[info.dtype],
+            "shape": list(info.shape),
             "data_offsets": [start, end],
         }
         start = end
@@ -219,44 +219,45 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _prepare_tensor(tensor: Tensor, entry: TensorInfo) -> Tensor:
-    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
-        raise AssertionError(f"{entry.name} was made as {tensor.dtype} {tuple(tensor.shape)}")
+def _prepare_tensor(tensor: Tensor, info: TensorInfo) -> Tensor:
+    if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+        actual = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise AssertionError(f"{info.name} is {actual}; expected {info.dtype} {info.shape}")
     return tensor.detach().cpu().contiguous()
 
 
 class TensorSource(Protocol):
-    """Named tensors that can be asked about before they are read: files, or what is made of files."""
+    """Named tensors whose dtypes and shapes are known before they are read: files, or computed from files."""
 
     folder: Path
     key: str
-    """What the user calls the folder, for messages."""
+    """Setting that named the folder, for messages."""
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
 
     def info(self, name: str) -> TensorInfo:
-        """Type and shape of a tensor."""
+        """Return the dtype and shape of a tensor."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor."""
+        """Read a tensor."""
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor."""
+        """Read the rows from `start` up to `stop` of a tensor."""
 
 
 class TensorFiles:
-    """Tensors on disk, read one at a time; nothing stays mapped between two reads.
+    """Safetensors files of a folder, read one tensor at a time; no file stays open between reads.
 
     Args:
-        folder: Of the files.
-        stem: Of their names.
-        key: What the user calls the folder, for messages.
-        is_checked: Whether the files have been compared with the folder's manifest already.
+        folder: Folder of the files.
+        stem: First part of the file names.
+        key: Setting that named the folder, for messages.
+        is_checked: Whether the files have been checked against the folder's manifest already.
 
     Raises:
-        UserError: If the files are missing, or damaged: compared with the folder's manifest, if it has one.
+        UserError: If files are missing, or do not match the folder's manifest, if it has one.
     """
 
     def __init__(
@@ -265,50 +266,50 @@ class TensorFiles:
         self.folder, self.stem, self.key = folder, stem, key
         self._file_of: dict[str, Path] = {}
         self._rank_shards: dict[str, list[RankShard]] = {}
-        files, are_parts = self._list_files()
+        files, are_rank_shards = self._list_files()
         if not is_checked and lexists(folder / MANIFEST):
             check_manifest(folder, key, [file.name for file in files])
         for file in files:
             with self._open(file) as opened:
                 self._file_of |= dict.fromkeys(opened.keys(), file)
-                if are_parts:
+                if are_rank_shards:
                     self._register_rank_shards(file, opened)
         self._full_infos = {name: self._combine_rank_shards(name) for name in self._rank_shards}
 
     @staticmethod
     def exist(folder: Path, stem: str) -> bool:
-        """Whether there are any."""
+        """Return whether a folder has tensor files with this stem."""
         if lexists(folder / f"{stem}.safetensors") or lexists(folder / f"{stem}{INDEX_SUFFIX}"):
             return True
         return any(folder.glob(f"{stem}-part-*.safetensors"))
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return list(self._file_of)
 
     def info(self, name: str) -> TensorInfo:
-        """Type and shape of a tensor."""
+        """Return the dtype and shape of a tensor."""
         if name in self._full_infos:
             return self._full_infos[name]
         with self._open(self._file_of[name]) as opened:
             return self._read_info(self._file_of[name], opened, name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor, mapped from its file for as long as it lives; in memory where it lies in several files."""
+        """Read a tensor: memory-mapped from its file, or copied into memory if it spans several files."""
         if len(self._rank_shards.get(name, ())) > 1:
             return self.read_rows(name, 0, self.info(name).shape[0])
         with self._open(self._file_of[name]) as opened:
             return opened.get_tensor(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor, mapped as by `read`; nothing else of it is read."""
+        """Read the rows from `start` up to `stop` of a tensor, and nothing else of it."""
         if name not in self._full_infos:
             return self._slice(self._file_of[name], name, start, stop)
-        parts = self._rank_shards[name]
-        wanted = [part for part in parts if part.start < stop and start < part.stop] or parts[:1]
-        pieces = [self._slice(part.file, name, *part.local_rows(start, stop)) for part in wanted]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        shards = self._rank_shards[name]
+        needed = [s for s in shards if s.start < stop and start < s.stop] or shards[:1]
+        rows = [self._slice(s.file, name, *s.local_rows(start, stop)) for s in needed]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _slice(self, file: Path, name: str, start: int, stop: int) -> Tensor:
         with self._open(file) as opened:
@@ -318,20 +319,19 @@ class TensorFiles:
         view = opened.get_slice(name)
         dtypes = [t for t, text in DTYPE_NAMES.items() if text == view.get_dtype()]
         if not dtypes:
-            allowed = (
-                f"{name} is of type {view.get_dtype()}, known: {', '.join(DTYPE_NAMES.values())}"
-            )
-            raise UserError(self.key, file, allowed)
+            supported = ", ".join(DTYPE_NAMES.values())
+            reason = f"{name} has type {view.get_dtype()}; supported: {supported}"
+            raise UserError(self.key, file, reason)
         return TensorInfo(name, dtypes[0], tuple(view.get_shape()))
 
     def _register_rank_shards(self, file: Path, opened: safe_open) -> None:
         try:
             offsets = parse_shard_offsets(opened.metadata())
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                entry = self._read_info(file, opened, name)
-                start = get_first_row(offsets, name, entry.shape)
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                info = self._read_info(file, opened, name)
+                start = get_first_row(offsets, name, info.shape)
                 self._rank_shards.setdefault(name, []).append(
-                    RankShard(file, entry.dtype, entry.shape, start)
+                    RankShard(file, info.dtype, info.shape, start)
                 )
         except UserError:
             raise
@@ -339,36 +339,34 @@ class TensorFiles:
             raise UserError(self.key, file, str(error)) from error
 
     def _combine_rank_shards(self, name: str) -> TensorInfo:
-        parts = sorted(self._rank_shards[name], key=lambda part: (part.start, part.stop))
-        self._rank_shards[name] = parts
+        shards = sorted(self._rank_shards[name], key=lambda shard: (shard.start, shard.stop))
+        self._rank_shards[name] = shards
         try:
-            return TensorInfo(name, parts[0].dtype, get_full_shape(name, parts))
+            return TensorInfo(name, shards[0].dtype, get_full_shape(name, shards))
         except ValueError as error:
             raise UserError(self.key, self.folder, str(error)) from error
 
     def _list_files(self) -> tuple[list[Path], bool]:
-        """All files, and whether they are parts."""
-        single, index = (
-            self.folder / f"{self.stem}.safetensors",
-            self.folder / f"{self.stem}{INDEX_SUFFIX}",
-        )
+        """List all files, and whether each was written by a rank of its own."""
+        single = self.folder / f"{self.stem}.safetensors"
+        index = self.folder / f"{self.stem}{INDEX_SUFFIX}"
         if lexists(single):
             return [single], False
         try:
-            parts = list_rank_shard_names(self.folder, self.stem)
+            rank_shards = list_rank_shard_names(self.folder, self.stem)
         except ValueError as error:
             raise UserError(self.key, self.folder, str(error)) from error
-        if parts:
-            return [self.folder / name for name in parts], True
+        if rank_shards:
+            return [self.folder / name for name in rank_shards], True
         if not lexists(index):
-            allowed = f"neither {single.name} nor {index.name} there"
-            raise UserError(self.key, self.folder, allowed)
+            reason = f"has neither {single.name} nor {index.name}"
+            raise UserError(self.key, self.folder, reason)
         content = read_json(index, self.key, self.folder, TensorIndex, max_bytes=MAX_INDEX_BYTES)
         names = sorted(set(content["weight_map"].values()))
         for name in names:
             if not is_file_name(name):
-                allowed = f"names {truncate_text(name)!r}, which is no file of its folder"
-                raise UserError(self.key, index, allowed)
+                reason = f"names {truncate_text(name)!r}, which is not a file in its folder"
+                raise UserError(self.key, index, reason)
         return [self.folder / name for name in names], False
 
     @contextmanager
@@ -376,7 +374,7 @@ class TensorFiles:
         target = resolve_regular_file(file, self.key, self.folder)
         try:
             opened = safe_open(target, framework="pt")
-        except Exception as error:  # the library raises its own type for a damaged file
+        except Exception as error:  # safetensors raises types of its own for damaged files
             raise UserError(self.key, file, f"cannot be read: {summarize_error(error)}") from error
         try:
             with opened as tensors:
@@ -386,7 +384,7 @@ class TensorFiles:
 
 
 def fsync_path(path: Path) -> None:
-    """Make what was written to a file survive a crash of the machine."""
+    """Flush a file or folder to disk, so that it survives a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

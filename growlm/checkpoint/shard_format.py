@@ -1,7 +1,8 @@
-"""Tensors that several processes wrote together, each its own rows into a file of its own.
+"""Define the format of rank shards: files in which each rank has written its own rows of sharded tensors.
 
-`stem-part-00001-of-00002.safetensors` and so on, one for each process. The header of each says where in the whole
-tensors its own ones lie, as `torch.distributed.checkpoint` says it: its `HuggingFaceStorageReader` reads them.
+The files are `stem-part-00001-of-00002.safetensors` and so on, one per rank. The header of each has the offsets of
+its rows in the full tensors, as `torch.distributed.checkpoint` stores them, whose `HuggingFaceStorageReader` can
+read the files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OFFSETS_KEY = "saved_offsets"
 
 @dataclass(frozen=True)
 class RankShard:
-    """Some rows of a tensor, or all of one that has no rows."""
+    """One rank's rows of a tensor, or a whole scalar."""
 
     file: Path
     dtype: torch.dtype
@@ -33,25 +34,25 @@ class RankShard:
 
     @property
     def stop(self) -> int:
-        """The row after its last."""
+        """Index in the full tensor of the row after the last one."""
         return self.start + (self.shape[0] if self.shape else 1)
 
     def local_rows(self, start: int, stop: int) -> tuple[int, int]:
-        """Which of its rows are among these of the whole tensor, from and to; the same twice if none is."""
+        """Return the range of the shard's own rows that lie in a row range of the full tensor; may be empty."""
         first = min(max(start, self.start), self.stop) - self.start
         return first, max(first, min(stop, self.stop) - self.start)
 
 
 def rank_shard_name(stem: str, rank: int, world_size: int) -> str:
-    """The file of one of so many processes."""
+    """Return the name of the file that a rank writes."""
     return f"{stem}-part-{rank + 1:05d}-of-{world_size:05d}.safetensors"
 
 
 def list_rank_shard_names(folder: Path, stem: str) -> list[str]:
-    """The files of all processes, whether they are there or not; empty if there is not one.
+    """List the file names of all ranks, including missing files; empty if the folder has none of them.
 
     Raises:
-        ValueError: If there are files of one more process, or of one less.
+        ValueError: If the folder also has files of another number of ranks.
     """
     pattern = re.compile(re.escape(stem) + r"-part-\d{5}-of-(\d{5})\.safetensors")
     names = sorted(path.name for path in folder.glob(f"{stem}-part-*.safetensors"))
@@ -60,57 +61,57 @@ def list_rank_shard_names(folder: Path, stem: str) -> list[str]:
         return []
     expected = [rank_shard_name(stem, rank, max(sizes)) for rank in range(max(sizes))]
     if strays := sorted(set(names) - set(expected)):
-        raise ValueError(f"{strays[0]} is none of the {max(sizes)} parts")
+        raise ValueError(f"{strays[0]} does not belong to the {max(sizes)} rank shards")
     return expected
 
 
 def make_shard_metadata(offsets: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """What the header of a part says of its tensors: where in the whole one the first entry of each lies."""
-    places = {name: {OFFSETS_KEY: list(place)} for name, place in offsets.items()}
-    return {SHARDING_INFO_KEY: json.dumps(places, separators=(",", ":")), **VERSION_METADATA}
+    """Return the header metadata of a shard: the offset of each tensor's first entry in the full tensor."""
+    info = {name: {OFFSETS_KEY: list(offset)} for name, offset in offsets.items()}
+    return {SHARDING_INFO_KEY: json.dumps(info, separators=(",", ":")), **VERSION_METADATA}
 
 
 def parse_shard_offsets(metadata: Mapping[str, str] | None) -> Mapping[str, Any]:
-    """What `notes_on` wrote into a header, as it stands there.
+    """Read the offsets by tensor name from header metadata; they are not validated.
 
     Raises:
-        ValueError: If it is not there.
+        ValueError: If the metadata has no offsets.
     """
     try:
-        places = parse_json((metadata or {})[SHARDING_INFO_KEY])
-        return {name: place[OFFSETS_KEY] for name, place in places.items()}
+        info = parse_json((metadata or {})[SHARDING_INFO_KEY])
+        return {name: entry[OFFSETS_KEY] for name, entry in info.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError("does not say of which rows its tensors are") from error
+        raise ValueError("has no row offsets for its tensors in its header") from error
 
 
 def get_first_row(offsets: Mapping[str, Any], name: str, shape: Sequence[int]) -> int:
-    """Where a part's rows of a tensor begin.
+    """Return the index in the full tensor of a shard's first row.
 
     Raises:
-        ValueError: If the offsets do not say it, or say what is no place for rows.
+        ValueError: If the tensor's offset is missing or not a valid offset of rows.
     """
-    place = offsets.get(name)
-    is_list = isinstance(place, list) and all(type(n) is int and n >= 0 for n in place)
-    if not is_list or place is None or len(place) != len(shape) or any(place[1:]):
-        raise ValueError(f"says that its part of {name} lies at {place}")
-    return int(place[0]) if place else 0
+    offset = offsets.get(name)
+    is_list = isinstance(offset, list) and all(type(n) is int and n >= 0 for n in offset)
+    if not is_list or offset is None or len(offset) != len(shape) or any(offset[1:]):
+        raise ValueError(f"has an invalid offset for {name}: {offset}")
+    return int(offset[0]) if offset else 0
 
 
 def get_full_shape(name: str, shards: Sequence[RankShard]) -> tuple[int, ...]:
-    """The shape of the whole tensor.
+    """Return the shape of the full tensor.
 
     Args:
-        name: Of the tensor.
-        parts: In the order of their rows.
+        name: Name of the tensor, for messages.
+        shards: All shards of the tensor, in the order of their rows.
 
     Raises:
-        ValueError: If they do not follow each other without gaps, or do not fit.
+        ValueError: If rows are missing or overlap, or dtypes or shapes differ.
     """
     first, row = shards[0], 0
-    for part in shards:
-        if part.start != row or (not part.shape and len(shards) > 1):
-            raise ValueError(f"the parts of {name} do not follow each other: row {row}")
-        if (part.dtype, part.shape[1:]) != (first.dtype, first.shape[1:]):
-            raise ValueError(f"the parts of {name} are of different types or shapes")
-        row = part.stop
+    for shard in shards:
+        if shard.start != row or (not shard.shape and len(shards) > 1):
+            raise ValueError(f"the shards of {name} have a gap or overlap at row {row}")
+        if (shard.dtype, shard.shape[1:]) != (first.dtype, first.shape[1:]):
+            raise ValueError(f"the shards of {name} differ in dtype or shape")
+        row = shard.stop
     return (row, *first.shape[1:]) if first.shape else ()

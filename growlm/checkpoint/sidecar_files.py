@@ -1,4 +1,4 @@
-"""Files that go along with a model as they are: its tokenizer's."""
+"""Copy the files that accompany a model unchanged, such as those of its tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from growlm.storage.input_files import copy_file, resolve_regular_file
 
 
 def copy_sidecar_files(files: Iterable[Path], folder: Path) -> None:
-    """Copy files as they are; a link is followed, see `check_links`.
+    """Copy files unchanged; links are checked by `check_sidecar_files` and followed.
 
     Raises:
-        UserError: For a link that leads elsewhere, and for what is no regular file.
+        UserError: For a link that leads out of its folder, or anything that is not a regular file.
     """
     files = list(files)
     check_sidecar_files(files)
@@ -21,14 +21,14 @@ def copy_sidecar_files(files: Iterable[Path], folder: Path) -> None:
 
 
 def check_sidecar_files(files: Iterable[Path], key: str = "checkpoint") -> None:
-    """Check that files are their folder's own: a folder from elsewhere must not have another file copied.
+    """Check that no file is a link out of its folder: a downloaded folder must not pull in other files.
 
     Args:
-        files: To be copied.
-        key: What the user calls their folder, for messages.
+        files: Files to copy.
+        key: Setting that named their folder, for messages.
 
     Raises:
-        UserError: Naming the first that is a link that leads elsewhere, or no regular file.
+        UserError: For the first link that leads out of its folder, or anything that is not a regular file.
     """
     for file in files:
         resolve_regular_file(file, key, file.parent)

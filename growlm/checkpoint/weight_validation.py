@@ -1,4 +1,4 @@
-"""Whether files hold the model that a config describes; asked before any of it is read."""
+"""Check that files hold the tensors of the model that a config describes, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from growlm.runtime.errors import UserError
 
 
 def build_meta_model(config: ModelConfig, files: TensorSource) -> TransformerLM:
-    """Check that the files hold the model that a config describes.
+    """Build the model on the meta device, after checking that the files hold its tensors.
 
     Returns:
-        The model, on the meta device.
+        The model, without memory for its weights.
 
     Raises:
-        UserError: If they do not.
+        UserError: If the files do not match the config.
     """
-    if len(files.names) < config.n_layers:  # before building thousands of layers that are not there
-        allowed = f"{len(files.names)} tensors are no {config.n_layers} layers, as the config says"
-        raise UserError(files.key, files.folder, allowed)
+    if len(files.names) < config.n_layers:  # do not build thousands of layers that are not there
+        reason = f"has {len(files.names)} tensors, too few for the {config.n_layers} layers of its config"
+        raise UserError(files.key, files.folder, reason)
     check_tensor_shapes(files, get_state_dict_shapes(config), files.key)
     with torch.device("meta"):
         return TransformerLM(config)
@@ -39,20 +39,21 @@ def get_state_dict_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check_tensor_shapes(
     files: TensorSource, expected: Mapping[str, tuple[int, ...]], key: str
 ) -> None:
-    """Check that the files hold the tensors that a config describes.
+    """Check that the files hold exactly the expected tensors, in floating point.
 
     Raises:
-        UserError: Naming the first tensor that is missing, unknown, of another shape, or of a type for no weights.
+        UserError: For the first tensor that is missing, unknown, of another shape, or not floating-point.
     """
     present = set(files.names)
     for name in sorted(expected.keys() | present):
         if name not in present:
-            raise UserError(key, files.folder, f"the weights lack {name}")
+            raise UserError(key, files.folder, f"{name} is missing from the weights")
         if name not in expected:
-            raise UserError(key, files.folder, f"the weights hold {name}, unknown to the config")
-        entry = files.info(name)
-        if entry.shape != expected[name]:
-            allowed = f"{name} is {entry.shape}, the config says {expected[name]}"
-            raise UserError(key, files.folder, allowed)
-        if not entry.dtype.is_floating_point:
-            raise UserError(key, files.folder, f"{name} is of type {entry.dtype}, no weights")
+            raise UserError(key, files.folder, f"the weights have {name}, unknown to the config")
+        info = files.info(name)
+        if info.shape != expected[name]:
+            reason = f"{name} has shape {info.shape}; the config says {expected[name]}"
+            raise UserError(key, files.folder, reason)
+        if not info.dtype.is_floating_point:
+            reason = f"{name} has dtype {info.dtype}; weights must be floating-point"
+            raise UserError(key, files.folder, reason)

@@ -1,1 +1,1 @@
-"""What the commands share: a Hydra config from the command line, errors as messages and exit codes."""
+"""Provide what all commands share: parsing of Hydra arguments, shell completion, exit codes."""

@@ -1,6 +1,6 @@
 """Complete commands, Hydra groups, config keys and their choices in a shell.
 
-The config's schema, which loads torch, is imported only where keys are asked for.
+The config schema loads torch, so it is imported only when keys are completed.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ complete -o nospace -o default -F _growlm growlm"""
 
 
 def get_completion_script(shell: str) -> str:
-    """Return the script that makes a shell complete `growlm`; one of `SHELLS`."""
+    """Return the script that enables completion of `growlm` in a shell, one of `SHELLS`."""
     if shell == "zsh":
         return f"autoload -Uz bashcompinit && bashcompinit\n{_BASH}"
     return _BASH
 
 
 def list_completions(line: str, commands: Collection[str]) -> list[str]:
-    """List the words that the last one of a command line may become; a space follows where one is complete.
+    """Return the possible completions of the last word of a command line; complete words end with a space.
 
     Args:
-        line: The command line up to the cursor, `growlm` first.
-        commands: The names of the commands.
+        line: Command line up to the cursor, starting with `growlm`.
+        commands: Names of the commands.
     """
     before = _split_words(line)
     word = "" if line[-1:].isspace() or len(before) < 2 else before.pop()
@@ -56,9 +56,9 @@ def list_completions(line: str, commands: Collection[str]) -> list[str]:
     else:
         return []
     words = (f"{option} " for option in options) if word.startswith("-") else found
-    # A key's values follow once its `=` is there.
+    # Values are offered only once the key's `=` has been typed.
     typed = word.partition("=")[0] + "=" if "=" in word else ""
-    return sorted({each for each in words if each.startswith(word) and _is_next_step(each, typed)})
+    return sorted({c for c in words if c.startswith(word) and _is_next_step(c, typed)})
 
 
 def _is_next_step(candidate: str, typed: str) -> bool:
@@ -72,12 +72,14 @@ def _split_words(line: str) -> list[str]:
 
 
 def _complete_keys(command: str, word: str) -> Iterator[str]:
-    """`key=` for every key below which the word has come, `key=value` where the values are known."""
+    """Yield `key=` for every key at the level that the word has reached, and `key=value` for known values."""
     from growlm.config import command_schema, schema
     from growlm.config.load import get_config_folder
 
     is_run = command in ("train", "plan")
-    kind = schema.RunConfig if is_run else getattr(command_schema, f"{command.title()}Command")
+    config_class = (
+        schema.RunConfig if is_run else getattr(command_schema, f"{command.title()}Command")
+    )
     if is_run or command == "evaluate":
         for group in sorted(path for path in get_config_folder().iterdir() if path.is_dir()):
             if (is_run and group.name != "hydra") or group.name == "data":
@@ -87,7 +89,7 @@ def _complete_keys(command: str, word: str) -> Iterator[str]:
     if command == "plan":
         for key, values in PLAN_KEYS.items():
             yield from _iter_assignments(key, values)
-    yield from _iter_keys(kind, "", word)
+    yield from _iter_keys(config_class, "", word)
 
 
 def _iter_keys(config_class: Any, prefix: str, word: str) -> Iterator[str]:

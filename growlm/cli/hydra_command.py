@@ -1,4 +1,4 @@
-"""What the commands with a Hydra config share: free text before Hydra parses it, Hydra's errors in words."""
+"""Run commands that have a Hydra config: quote free text for Hydra's parser and translate its errors."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ FREE_TEXT_KEYS = (
     "source",
     "tokenizer.path",
 )
-"""Keys whose value is taken literally: commas, colons and apostrophes are ordinary text there."""
+"""Keys whose value is taken literally: commas, colons and apostrophes have no special meaning."""
 PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
-"""Those of them that are no place in a file system: nothing at all has a meaning of its own there."""
+"""Free-text keys that are not paths: no character has a special meaning in their values."""
 FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
-"""Likewise, of a mixture's sources."""
+"""Pattern of the free-text keys of a mixture's sources."""
 
 QUOTED_STRING = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
-"""A value that is one quoted string in Hydra's grammar."""
+"""Pattern of a value that is a single quoted string in Hydra's grammar."""
 
 
 def quote_free_text(argument: str) -> str:
-    """`data.path=a, b.txt` -> `data.path='a, b.txt'`; an argument of another key as it is.
+    """Quote a free-text value for Hydra: `data.path=a, b.txt` becomes `data.path='a, b.txt'`.
 
-    A prompt arrives as it was typed, but for `???` alone, which Hydra refuses as missing. In a path some things
-    mean what they mean to Hydra: a value that is quoted as a whole is what stands between the quotes, `null` is
-    none, and `${key}` is looked up.
+    Arguments with other keys are returned unchanged. A prompt arrives as typed, except for a bare `???`, which
+    Hydra rejects as missing. In a path some Hydra syntax keeps its meaning: a value in quotes is unquoted, `null`
+    means None, and `${key}` is interpolated.
     """
     key, equals, value = argument.partition("=")
     plain = key.lstrip("+")
@@ -63,7 +63,7 @@ def quote_free_text(argument: str) -> str:
         value = escape_interpolations(value)
     elif value == "null" or QUOTED_STRING.fullmatch(value):
         return argument
-    # Hydra takes a backslash for an escape only where a quote follows, the closing one among them.
+    # Hydra treats a backslash as an escape only before a quote, including the closing one.
     escaped = re.sub(
         r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value
     )
@@ -73,27 +73,32 @@ def quote_free_text(argument: str) -> str:
 def run_command(
     body: Callable[[], int], on_error: Callable[[str], object] = lambda message: None
 ) -> int:
-    """`exit_code_of`, with Hydra's own errors in words too."""
+    """Run the body of a command like `run_and_get_exit_code`, and translate Hydra's errors too.
+
+    Args:
+        body: Function that runs the command and returns its exit code.
+        on_error: Function that also receives the error message.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
 
-    def explained() -> int:
+    def translated_body() -> int:
         try:
             return body()
         except (HydraException, OmegaConfBaseException) as error:
             raise translate_hydra_error(error) from error
 
-    return run_and_get_exit_code(explained, on_error)
+    return run_and_get_exit_code(translated_body, on_error)
 
 
 def run_key_value_command(
     usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
 ) -> int:
-    """A command that takes `key=value` arguments and no sweeps.
+    """Run a command that takes `key=value` arguments and no sweeps; return its exit code.
 
     Args:
-        usage: Printed for `--help`.
-        body: Takes the arguments, free text quoted; returns the exit code.
-        compose: Takes them too; returns the composed config, which `--cfg job` prints.
+        usage: Text printed for `--help`.
+        body: Function that takes the arguments, free text quoted, and returns the exit code.
+        compose: Function that takes the same arguments and returns the config that `--cfg job` prints.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -110,22 +115,22 @@ def run_key_value_command(
                 UserError("argument", argument, "must be key=value; see --help")
             )
     quoted = [quote_free_text(argument) for argument in arguments]
-    ended: list[int] = []
+    received_codes: list[int] = []
 
-    def end(*_: object) -> None:
-        ended.append(143)
-        sys.exit(143)  # an exception, so that files are cleaned up
+    def handle_sigterm(*_: object) -> None:
+        received_codes.append(143)
+        sys.exit(143)  # raises SystemExit, so that temporary files are removed
 
-    def told() -> int:
+    def interruptible_body() -> int:
         try:
             return body(quoted)
         except Exception:
-            if ended:  # a library in the middle of its work made something else of the exception
-                sys.exit(ended[0])
+            if received_codes:  # a library has replaced the SystemExit by its own exception
+                sys.exit(received_codes[0])
             raise
 
-    signal.signal(signal.SIGTERM, end)
-    return run_command(told)
+    signal.signal(signal.SIGTERM, handle_sigterm)
+    return run_command(interruptible_body)
 
 
 def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:
@@ -133,6 +138,10 @@ def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfi
     at = next(i for i, argument in enumerate(arguments) if argument in ("-c", "--cfg"))
     kind, overrides = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
     if kind != ["job"]:
-        raise UserError("--cfg", " ".join(kind), "must be job: the config of this command")
-    print(OmegaConf.to_yaml(compose([quote_free_text(each) for each in overrides])).rstrip())
+        raise UserError(
+            "--cfg", " ".join(kind), "must be job, which prints the config of this command"
+        )
+    print(
+        OmegaConf.to_yaml(compose([quote_free_text(override) for override in overrides])).rstrip()
+    )
     return 0

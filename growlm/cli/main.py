@@ -1,4 +1,4 @@
-"""`growlm COMMAND ...`: the commands as subcommands of one program; imports nothing heavy."""
+"""Run `growlm COMMAND ...`, the command line entry point; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {
     "convert": "convert between checkpoints and Hugging Face folders",
     "report": "write report.html of runs and sweeps",
 }
-"""What each command does; `growlm.<command>` is its module."""
+"""Commands and their one-line descriptions; the module of a command is `growlm.<command>`."""
 
 USAGE = """
 usage: growlm COMMAND [arguments]
@@ -40,7 +40,7 @@ python -m growlm.COMMAND does the same.
 
 
 def main() -> None:
-    """Run the command that the first argument names; exit by `sys.exit`."""
+    """Run the command that the first argument names; exit with `sys.exit`."""
     arguments = sys.argv[1:]
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help"):
@@ -52,9 +52,9 @@ def main() -> None:
     if first == "completion":
         sys.exit(_print_completion(arguments[1:]))
     if first not in COMMANDS:
-        near = difflib.get_close_matches(first, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
-        sys.exit(print_user_error(UserError("command", first, f"there is no such command; {hint}")))
+        matches = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {matches[0]}?" if matches else f"known: {', '.join(COMMANDS)}"
+        sys.exit(print_user_error(UserError("command", first, f"is not a command; {hint}")))
     sys.argv = [f"growlm {first}", *arguments[1:]]
     import_module(f"growlm.{first}").main()
 
@@ -77,12 +77,12 @@ def _format_usage() -> str:
 
 
 def _print_completion(arguments: list[str]) -> int:
-    """Print the shell's script, or for `--line TEXT` what may follow on that command line."""
+    """Print the completion script of a shell, or with `--line TEXT` the completions of that command line."""
     if arguments[:1] == ["--line"] and len(arguments) == 2:
         print("\n".join(list_completions(arguments[1], COMMANDS)))
         return 0
     if len(arguments) == 1 and arguments[0] in SHELLS:
         print(get_completion_script(arguments[0]))
         return 0
-    allowed = f"must be one of {', '.join(SHELLS)}"
-    return print_user_error(UserError("completion", " ".join(arguments), allowed))
+    reason = f"must be one of {', '.join(SHELLS)}"
+    return print_user_error(UserError("completion", " ".join(arguments), reason))

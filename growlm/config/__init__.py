@@ -1,4 +1,4 @@
-"""Typed configuration: schema, checks, and the way there from Hydra."""
+"""Define the typed configuration of runs and commands, and load and validate it through Hydra."""
 
 from growlm.config.load import load_config
 from growlm.config.schema import RunConfig

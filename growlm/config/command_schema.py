@@ -1,6 +1,6 @@
-"""What the commands beside `growlm.train` take: names, types, defaults, bounds.
+"""Define the settings of all commands but `growlm.train`: names, types, defaults and limits.
 
-Each is a file `conf/COMMAND.yaml` and a dataclass here, as `schema.py` has it for a run.
+Each command has a file `conf/COMMAND.yaml` and a dataclass here, as a run has in `schema.py`.
 """
 
 from __future__ import annotations
@@ -15,138 +15,138 @@ from growlm.runtime.field_limits import limits
 
 @dataclass
 class GrowCommand:
-    """`python -m growlm.grow`."""
+    """Settings of `python -m growlm.grow`."""
 
     checkpoint: str = MISSING
     """Folder of the checkpoint to grow."""
     out: str = MISSING
-    """Folder of the grown one; made, must not exist."""
+    """Folder of the grown checkpoint; must not exist."""
     grow: list[OperatorConfig] = MISSING
-    """Operators, applied in order."""
+    """Growth operators, applied in order."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Of noise, routers and filler columns."""
+    """Seed of noise, routers and filler columns."""
     boundary_index: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Which growth of a run this is; part of the seed."""
+    """Index of this growth in its run; part of the seed."""
     optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
-    """What becomes of the optimizer's moments, if the checkpoint has some: grown along, or left out."""
+    """`carry` grows the checkpoint's optimizer state too, if it has one; `reset` leaves it out."""
 
 
 @dataclass
 class VerifyCommand:
-    """`python -m growlm.verify`."""
+    """Settings of `python -m growlm.verify`."""
 
     old: str | None = None
-    """Folder of the checkpoint before a growth; without it and `new`, the standalone suite runs."""
+    """Folder of the checkpoint before the growth; without `old` and `new`, the standalone suite runs."""
     new: str | None = None
-    """Folder of the checkpoint after it."""
+    """Folder of the checkpoint after the growth."""
     tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
-    """Logits may differ by this times max(1, largest logit)."""
+    """Largest allowed difference between logits, times max(1, largest logit)."""
     probe_sequences: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
-    """Sequences of random tokens to compare on."""
+    """Number of sequences of random tokens to compare on."""
     probe_length: int = field(default=32, metadata=limits(minimum=2, maximum=2**20))
-    """Tokens of each."""
+    """Tokens per probe sequence."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Of the probe."""
+    """Seed of the probe."""
     require_symmetry_breaking: bool = False
-    """Fail where copies stay equal, in place of a finding."""
+    """Fail if copies stay equal; by default that is only reported."""
 
 
 @dataclass
 class GenerateCommand:
-    """`python -m growlm.generate`."""
+    """Settings of `python -m growlm.generate`."""
 
     checkpoint: str = MISSING
-    """Folder of the model: a checkpoint of ours, or a Hugging Face folder."""
+    """Folder of a growlm checkpoint or a Hugging Face model."""
     prompt: str | None = None
-    """A text to continue; an empty one (`prompt=`) for a text from its beginning."""
+    """Text to continue; empty (`prompt=`) to start a new text."""
     prompts_file: str | None = None
-    """Many texts to continue: a file with one on each line that is not empty, or `.jsonl` with an object on each
-    line, the text under `prompt`."""
+    """File with many prompts: one per line (empty lines are skipped), or `.jsonl` with an object per line and the
+    text under `prompt`."""
     max_new_tokens: int = field(default=128, metadata=limits(minimum=1, maximum=2**20))
-    """Tokens that each continuation has at most."""
+    """Maximum number of tokens per continuation."""
     temperature: float = field(default=0.8, metadata=limits(minimum=0.0, maximum=100.0))
-    """Divides the logits; 0 takes the likeliest token every time."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int = field(default=0, metadata=limits(minimum=0))
-    """Draw from the k likeliest tokens; 0 for all."""
+    """Sample from the k most likely tokens; 0 for all."""
     top_p: float = field(default=1.0, metadata=limits(above=0.0, maximum=1.0))
-    """Draw from the fewest tokens whose probabilities sum to at least p; 1 for all."""
+    """Sample from the smallest set of tokens whose probabilities sum to at least p; 1 for all."""
     repetition_penalty: float = field(default=1.0, metadata=limits(above=0.0, maximum=100.0))
-    """Of tokens that the text has already, positive logits are divided by this, negative ones multiplied; 1 for
-    none."""
+    """Penalty on tokens that the text already has: positive logits are divided by it, negative ones multiplied; 1
+    for none."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Of the draws, which follow from seed and prompt alone."""
+    """Seed of sampling; the samples depend only on seed and prompt."""
     samples: int = field(default=1, metadata=limits(minimum=1, maximum=1_000_000))
-    """Continuations of each prompt; the n-th is what `seed` + n - 1 gives alone."""
+    """Continuations per prompt; the n-th is the one that seed `seed` + n - 1 gives alone."""
     batch_size: int = field(default=16, metadata=limits(minimum=1, maximum=1_000_000))
-    """Continuations that are made at once."""
+    """Continuations generated at once."""
     stop_tokens: list[int] = field(default_factory=list, metadata=limits(minimum=0))
-    """Token ids that end a continuation, besides the ends of text that the tokenizer's folder names."""
+    """Token ids that end a continuation, in addition to the tokenizer's EOS tokens."""
     format: str = field(default="text", metadata=limits(choices=("text", "json")))
-    """`text`: prompt and continuation; `json`: an object a line, with token counts and why it ended."""
+    """`text`: prompt and continuation; `json`: one object per line, with token counts and the finish reason."""
     out: str | None = None
-    """File to write, in place of standard output; must not exist."""
+    """File to write instead of standard output; must not exist."""
     stream: bool | None = None
-    """Print one prompt's continuation as it is made; None does so on a terminal."""
+    """Print a single prompt's continuation token by token; None does so on a terminal."""
     device: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
-    """`auto` takes a GPU where there is one."""
+    """`auto` uses a GPU if there is one."""
     precision: str = field(
         default="auto", metadata=limits(choices=("auto", "32-true", "bf16-true"))
     )
-    """Of weights and products; `auto` is bf16-true where the processor multiplies bf16, else 32-true. Routers are
-    in fp32 always."""
+    """Precision of weights and matrix products; `auto` is bf16-true if the hardware supports bf16, else 32-true.
+    Routers always run in fp32."""
     tokenizer_name: str | None = field(
         default=None, metadata=limits(choices=("embedded", "gpt2", "bytes"))
     )
-    """For a checkpoint that does not say which tokenizer it was trained with."""
+    """Tokenizer of a checkpoint that does not name the one it was trained with."""
 
 
 @dataclass
 class EvaluateCommand:
-    """`python -m growlm.evaluate`."""
+    """Settings of `python -m growlm.evaluate`."""
 
     checkpoint: str = MISSING
-    """Folder of the model: a checkpoint of ours, or a Hugging Face folder."""
+    """Folder of a growlm checkpoint or a Hugging Face model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Group `data`, as in training."""
     split: str = field(default="validation", metadata=limits(choices=("validation", "all")))
     """`validation`: the documents that training on this data holds out; `all`: every document."""
     limit: int | None = field(default=None, metadata=limits(minimum=1))
-    """Score at most so many tokens, the first ones; None for all."""
+    """Maximum number of tokens to score, from the start; None for all."""
     sequence_length: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**20))
-    """Tokens the model reads at once; None for as many as it can (`max_seq_len`)."""
+    """Tokens per window; None for the model's context length (`max_seq_len`)."""
     stride: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**20))
-    """Tokens from one window to the next; the others of a window are context that is not scored again. None for
-    the sequence length: no overlap, as in training."""
+    """Tokens from one window to the next; the rest of a window is context that is not scored again. None for the
+    sequence length: no overlap, as in training."""
     batch_size: int = field(default=8, metadata=limits(minimum=1, maximum=1_000_000))
-    """Windows that are read at once."""
+    """Windows per forward pass."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Which embedded stories; a run's own `seed` for those it was trained with."""
+    """Seed of the embedded stories; a run's own `seed` for those it was trained on."""
     format: str = field(default="text", metadata=limits(choices=("text", "json")))
-    """A table, or one JSON object."""
+    """`text`: a table; `json`: one JSON object."""
     device: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
-    """`auto` takes a GPU where there is one."""
+    """`auto` uses a GPU if there is one."""
     precision: str = field(default="32-true", metadata=limits(choices=("32-true", "bf16-mixed")))
-    """`bf16-mixed` is faster where the processor multiplies bf16, and what training's validation uses there."""
+    """`bf16-mixed` is faster where the hardware supports bf16; validation during training uses it there."""
     tokenizer_name: str | None = field(
         default=None, metadata=limits(choices=("embedded", "gpt2", "bytes"))
     )
-    """For a checkpoint that does not say which tokenizer it was trained with."""
+    """Tokenizer of a checkpoint that does not name the one it was trained with."""
 
 
 @dataclass
 class ConvertCommand:
-    """`python -m growlm.convert`."""
+    """Settings of `python -m growlm.convert`."""
 
     source: str = MISSING
-    """Folder of a checkpoint, or of a Hugging Face model."""
+    """Folder of a growlm checkpoint or a Hugging Face model."""
     out: str = MISSING
-    """Folder of the converted one; made, must not exist."""
+    """Folder of the converted model; must not exist."""
     to: str = field(default=MISSING, metadata=limits(choices=("huggingface", "growlm")))
-    """What `out` becomes; the source is the other."""
+    """Format of `out`; the source has the other one."""
     dtype: str = field(
         default="same", metadata=limits(choices=("same", "float32", "bfloat16", "float16"))
     )
-    """Of the weights that are written; `same` as they are."""
+    """Dtype of the written weights; `same` keeps that of the source."""
     architecture: str = field(default="auto", metadata=limits(choices=("auto", "growlm")))
-    """For `to=huggingface`: `auto` takes the class of transformers that computes the same, and growlm's own where
-    there is none; `growlm` always growlm's own, which needs growlm installed where it is loaded."""
+    """For `to=huggingface`: `auto` uses the transformers class that computes the same, or growlm's own class if
+    there is none; `growlm` always uses growlm's own class, which needs growlm installed to load."""

@@ -1,4 +1,4 @@
-"""A nested config as its full keys."""
+"""Flatten a nested config to its full dotted keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten_config(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `(full key, value)` of everything that is no filled dictionary."""
+    """Yield `(full key, value)` for every leaf of a nested config; empty dictionaries are leaves."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flatten_config(item, f"{prefix}.{key}" if prefix else str(key))

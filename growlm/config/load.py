@@ -1,4 +1,4 @@
-"""From a composed Hydra config to a checked `RunConfig`."""
+"""Compose Hydra configs and turn them into validated dataclasses."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CommandT = TypeVar("CommandT")
 SCHEMA_NAME = "run_schema"
 ROOT_CONFIG_NAME = "train"
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
-"""Hydra's launchers that are packages of their own, and growlm's extra that installs each."""
+"""Hydra launchers that are separate packages, and the growlm extra that installs each."""
 
 
 def get_config_folder() -> Path:
-    """The folder of `train.yaml`: inside an installed package, or at the top of a checkout."""
+    """Return the folder of `train.yaml`: inside an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     candidates = [package / "conf", package.parent / "conf"]
     for folder in candidates:
@@ -39,26 +39,26 @@ def get_config_folder() -> Path:
 
 
 def register_schema() -> None:
-    """Make the schema known to Hydra, so that wrong keys and types are refused where they are written."""
+    """Register the schema with Hydra, so that wrong keys and types are reported where they are written."""
     schema = OmegaConf.structured(RunConfig)
     for name in schema.model:
-        if name != "path":  # the group's files say it, or else the folder of model=pretrained
+        if name != "path":  # set by the group's files, or by the folder of model=pretrained
             schema.model[name] = MISSING
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
 def compose_run_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose the config of a run, as the command does with its arguments; not checked."""
+    """Compose the config of a run from command-line overrides, without validation."""
     register_schema()
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         return compose(ROOT_CONFIG_NAME, overrides=list(overrides))
 
 
 def load_config(*overrides: str) -> RunConfig:
-    """Compose and check a config, as the command does with its arguments.
+    """Compose and validate the config of a run from command-line overrides.
 
     Raises:
-        UserError: If something asked for is wrong.
+        UserError: If a setting is wrong.
     """
     try:
         composed = compose_run_config(overrides)
@@ -70,12 +70,12 @@ def load_config(*overrides: str) -> RunConfig:
 def compose_command_config(
     config_name: str, schema: type[Any], overrides: Sequence[str]
 ) -> DictConfig:
-    """Compose the config of a command that has a file and a schema of its own; not checked.
+    """Compose the config of a command other than `growlm.train`, without validation.
 
     Args:
-        root: Its file in `conf/`, without the ending.
-        schema: Its dataclass.
-        overrides: `key=value` arguments.
+        config_name: Name of its file in `conf/`, without `.yaml`.
+        schema: Dataclass of its settings.
+        overrides: Arguments `key=value`.
     """
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
@@ -85,10 +85,10 @@ def compose_command_config(
 def load_command_config(
     config_name: str, schema: type[CommandT], overrides: Sequence[str]
 ) -> CommandT:
-    """Compose and check the config of a command; arguments as `compose_command`.
+    """Compose and validate the config of a command; takes the arguments of `compose_command_config`.
 
     Raises:
-        UserError: If something asked for is wrong.
+        UserError: If a setting is wrong.
     """
     try:
         composed = compose_command_config(config_name, schema, overrides)
@@ -104,10 +104,10 @@ def load_command_config(
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Make the dataclasses of a composed config; only types and keys are checked.
+    """Convert a composed config to dataclasses; only types and keys are checked.
 
     Raises:
-        UserError: Naming the key that was set.
+        UserError: If a key is unknown or missing, or a value has the wrong type.
     """
     reject_unknown_keys(composed)
     composed = composed.copy()
@@ -115,9 +115,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         fill_from_checkpoint(composed.model)
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        raise UserError(
-            str(error.full_key), "???", "is not set; the plan's file must set it"
-        ) from error
+        reason = "is not set; set it in the plan's file or on the command line"
+        raise UserError(str(error.full_key), "???", reason) from error
     except OmegaConfBaseException as error:
         raise translate_hydra_error(error) from error
     assert isinstance(config, RunConfig)
@@ -125,10 +124,10 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 
 def to_valid_run_config(composed: DictConfig) -> RunConfig:
-    """Make the dataclasses of a composed config, every limit and cross-check held.
+    """Convert a composed config to dataclasses, and validate it.
 
     Raises:
-        UserError: Naming the key that was set, see `naming_set_keys`.
+        UserError: If a setting is wrong; names the key that was set, see `trace_interpolated_keys`.
     """
     config = to_run_config(composed)
     with trace_interpolated_keys(composed):
@@ -138,9 +137,9 @@ def to_valid_run_config(composed: DictConfig) -> RunConfig:
 
 @contextmanager
 def trace_interpolated_keys(composed: DictConfig) -> Iterator[None]:
-    """Let errors name the key that was set, where the plan's key only refers to it (`${growth.scale_factor}`).
+    """Make errors name the key that the user set, if the plan's key only refers to it (`${growth.scale_factor}`).
 
-    A run that is resumed has a config of its own, which refers to nothing.
+    The config of a resumed run is its own and has no such references.
     """
     try:
         yield
@@ -151,10 +150,10 @@ def trace_interpolated_keys(composed: DictConfig) -> Iterator[None]:
 
 
 def reject_unknown_keys(node: DictConfig, prefix: str = "") -> None:
-    """Keys that `+key=value` added beside the schema would be carried along and do nothing.
+    """Reject keys that `+key=value` added outside the schema, which would have no effect.
 
     Raises:
-        UserError: Naming the first one, and the nearest key that exists.
+        UserError: For the first such key; suggests the nearest key that exists.
     """
     schema = OmegaConf.get_type(node)
     known = list(getattr(schema, "__dataclass_fields__", {}))
@@ -176,7 +175,7 @@ def reject_unknown_keys(node: DictConfig, prefix: str = "") -> None:
 
 
 def trace_interpolation(error: UserError, composed: DictConfig) -> UserError:
-    """The error about the key that a person set, if the key at fault only refers to it."""
+    """Return the error for the key that the user set, if the key at fault only refers to it."""
     parent, _, last = error.key.rpartition(".")
     node = (
         OmegaConf.select(composed, parent, throw_on_resolution_failure=False)
@@ -194,7 +193,7 @@ def trace_interpolation(error: UserError, composed: DictConfig) -> UserError:
 
 
 def translate_hydra_error(error: Exception) -> UserError:
-    """A Hydra or OmegaConf error as one about a key, with the nearest key that exists."""
+    """Translate a Hydra or OmegaConf error to one about a key, with the nearest key that exists."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -202,9 +201,9 @@ def translate_hydra_error(error: Exception) -> UserError:
         known = [str(key) for key in getattr(cause.object_type, "__dataclass_fields__", {})]
         last = cause.full_key.rpartition(".")[2]
         message = str(cause.msg or cause).splitlines()[0]
-        if "is not a subclass of" in message:  # of a typed mapping's entries
-            new = "there is no such entry; a new one goes into a file of its group (--config-dir)"
-            return _TranslatedError(f"{cause.full_key}: {new}")
+        if "is not a subclass of" in message:  # raised for entries of a typed mapping
+            reason = "there is no such entry; add a new one in a file of its group (--config-dir)"
+            return _TranslatedError(f"{cause.full_key}: {reason}")
         if last in known or not known:
             return _TranslatedError(f"{cause.full_key}: {message}")
         near = difflib.get_close_matches(last, known, n=1)
@@ -218,12 +217,12 @@ def translate_hydra_error(error: Exception) -> UserError:
             f"needs hydra-{extra}-launcher, which is not installed: pip install 'growlm[{extra}]'"
         )
         return UserError("hydra/launcher", launcher, reason)
-    words = " ".join(str(error).split())
-    return _TranslatedError(words.partition(" Config search path")[0])
+    one_line = " ".join(str(error).split())
+    return _TranslatedError(one_line.partition(" Config search path")[0])
 
 
 class _TranslatedError(UserError):
-    """A message of another library's, already whole."""
+    """Error with the complete message of another library."""
 
     def __init__(self, message: str) -> None:
         ValueError.__init__(self, message)

@@ -1,4 +1,4 @@
-"""From a config to a plan: every phase's model, length and place on the run's axes, before anything is built."""
+"""Compute the plan of a run from its config: every phase's model config, length and position in the run."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from growlm.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase with everything that its config leaves implicit."""
+    """A phase with all quantities that its config leaves implicit."""
 
     name: str
     index: int
     settings: PhaseConfig
     operators: list[Operator]
     model_config: ModelConfig
-    """After growing."""
+    """Config of the model after growing."""
     parameter_report: ParameterReport
     num_steps: int
     first_step: int
-    """Steps of the run before it."""
+    """Steps of the run before this phase."""
     first_sample: int
-    """Samples of the run before it."""
+    """Samples of the run before this phase."""
     tokens_per_step: int
     flops_per_step: int
 
     @property
     def samples_per_step(self) -> int:
-        """Sequences of one optimizer step."""
+        """Sequences per optimizer step."""
         return self.settings.batch_size * self.settings.accumulate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All phases in order."""
+    """All phases of a run, in order."""
 
     name: str
     sequence_length: int
     phases: list[PlannedPhase]
 
     def get_phase(self, name: str) -> PlannedPhase:
-        """By its name."""
+        """Return the phase of a name."""
         return next(phase for phase in self.phases if phase.name == name)
 
     @property
@@ -57,14 +57,14 @@ class Plan:
 
 
 def make_plan(config: RunConfig, tokenizer_vocab_size: int) -> Plan:
-    """Apply every operator to the model's config and lay the phases one after another.
+    """Plan a run: apply every growth operator to the model config, and place the phases one after another.
 
     Args:
-        config: Checked.
-        tokenizer_vocab_size: Token ids that the data can hold.
+        config: Validated config.
+        tokenizer_vocab_size: Vocabulary size of the tokenizer.
 
     Raises:
-        UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
+        UserError: If a model config is invalid or an operator cannot be applied; names the full key.
     """
     models = apply_phase_operators(config, _resolve_initial_model(config, tokenizer_vocab_size))
     phases: list[PlannedPhase] = []
@@ -101,8 +101,8 @@ def _resolve_initial_model(config: RunConfig, tokenizer_vocab_size: int) -> Mode
         raise UserError(
             "model.vocab_size",
             model.vocab_size,
-            f"must be at least {tokenizer_vocab_size}, the tokens of tokenizer={config.tokenizer.name}; "
-            "0 takes as many",
+            f"must be at least {tokenizer_vocab_size}, the vocabulary size of "
+            f"tokenizer={config.tokenizer.name}; 0 uses that size",
         )
     return model
 

@@ -1,7 +1,7 @@
-"""The schema of a run: one dataclass per config group, what each field means below it.
+"""Define the config schema of a run: one dataclass per config group, each field documented below it.
 
-`conf/` holds the values; these classes give types, limits and the meaning. `growlm/config/load.py` turns a
-composed config into a `RunConfig`, and everything after that handles dataclasses.
+`conf/` holds the values; these classes define types, limits and meaning. `growlm/config/load.py` turns a composed
+config into a `RunConfig`; all other code uses these dataclasses.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from growlm.runtime.field_limits import limits
 
 @dataclass
 class InitialModelConfig(ModelConfig):
-    """Group `model`: the first phase's model, new or one that was trained."""
+    """Group `model`: the first phase's model, new or pretrained."""
 
     path: str | None = None
-    """`model=pretrained`: a Hugging Face folder, or a checkpoint of ours. Its shape is the model's."""
+    """For `model=pretrained`: folder of a Hugging Face model or growlm checkpoint, which sets the other fields."""
 
     def to_model_config(self, vocab_size: int) -> ModelConfig:
-        """The model, where the vocabulary has so many tokens unless the config says otherwise."""
+        """Convert to a `ModelConfig`, with `vocab_size` where the config says 0."""
         fields = asdict(self)
         del fields["path"]
         return ModelConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
@@ -36,38 +36,38 @@ class InitialModelConfig(ModelConfig):
 
 @dataclass
 class SourceConfig:
-    """Where documents come from: part of group `data`, and of each entry of `data.sources`."""
+    """Source of documents: part of group `data`, and of each entry of `data.sources`."""
 
     source: str = field(
         default="embedded",
         metadata=limits(choices=("embedded", "text", "huggingface", "mixture")),
     )
-    """`embedded`: stories from the project's own grammar; `text`: your files; `huggingface`: a dataset of the
-    hub, or a folder laid out like one; `mixture`: of those, in `data.sources`."""
+    """`embedded`: synthetic stories from growlm's own grammar; `text`: your files; `huggingface`: a dataset of
+    the Hub, or a folder laid out like one; `mixture`: a mixture of these, in `data.sources`."""
     path: str | None = None
-    """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.csv`, `.parquet` below it; each but parquet also
-    `.gz` or `.zst`) or a glob."""
+    """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.csv`, `.parquet` below it; all but parquet also
+    compressed, `.gz` or `.zst`) or a glob."""
     sample_by: str = field(
         default="paragraph", metadata=limits(choices=("line", "paragraph", "document"))
     )
-    """For plain text: what one document is."""
+    """For plain text: the unit that makes one document."""
     column: str = "text"
-    """For `huggingface`, and for `text` in tables and JSON lines: where the text is; a row is a document."""
+    """For `huggingface`, and for `text` in tables and JSON lines: the column with the text, one document a row."""
     documents: int = field(default=20_000, metadata=limits(minimum=2, maximum=100_000_000))
-    """For `embedded`: stories to tell."""
+    """For `embedded`: number of stories."""
     name: str | None = None
-    """For `huggingface`: OWNER/NAME on the hub, or a folder."""
+    """For `huggingface`: OWNER/NAME on the Hub, or a folder."""
     config: str | None = None
     """For `huggingface`: the dataset's configuration; None for its only or default one."""
     split: str = "train"
-    """For `huggingface`: which split. What is held out for validation comes out of it too."""
+    """For `huggingface`: the split to read. Validation documents are held out from it too."""
     revision: str | None = None
     """For `huggingface`: a commit or tag; None for the newest."""
 
 
 @dataclass
 class MixedSourceConfig(SourceConfig):
-    """An entry of `data.sources`."""
+    """Entry of `data.sources`."""
 
     weight: float = field(default=1.0, metadata=limits(above=0.0, maximum=1e9))
     """Share of the documents, relative to the other sources' weights."""
@@ -75,40 +75,40 @@ class MixedSourceConfig(SourceConfig):
 
 @dataclass
 class DataConfig(SourceConfig):
-    """Group `data`: what is read, and in which order."""
+    """Group `data`: the training data and its order."""
 
     sources: dict[str, MixedSourceConfig] = field(default_factory=dict)
-    """For `mixture`: the sources, by name. One that ends begins its next epoch."""
+    """For `mixture`: the sources by name. A source that is exhausted starts its next epoch."""
     streaming: bool = False
-    """Tokenize on the way, in place of once and before the first step: for what is too large for the disk, or
-    not to be downloaded. The samples are the same."""
+    """Tokenize during training instead of once before the first step: for data that is too large for the disk, or
+    should not be downloaded. The samples are the same."""
     shuffle_window: int = field(default=10_000, metadata=limits(minimum=1, maximum=100_000_000))
-    """Consecutive documents that are shuffled among themselves, anew in every epoch; 1 for the order they stand
-    in."""
+    """Number of consecutive documents that are shuffled among themselves, differently in every epoch; 1 keeps
+    their order."""
     validation_every: int = field(default=20, metadata=limits(minimum=2, maximum=1_000_000))
     """Every n-th document (of each source) is held out for validation."""
     cache: str = "outputs/.tokens"
-    """Folder of tokenized corpora; `rm -r` empties it."""
+    """Folder of the cache of tokenized corpora; `rm -r` clears it."""
     cache_gb: float = field(default=50.0, metadata=limits(above=0.0))
-    """What is kept there at most; what was used longest ago goes first."""
+    """Maximum size of the cache; the least recently used corpora are removed first."""
 
     @property
     def display_name(self) -> str:
-        """Which documents these are, in a word, a path or names."""
+        """Short name of the data: its path, its name or the names of its sources."""
         return self.path or self.name or ", ".join(self.sources) or self.source
 
 
 @dataclass
 class TokenizerConfig:
-    """Group `tokenizer`: text to numbers."""
+    """Group `tokenizer`: the tokenizer."""
 
     name: str = field(
         default="embedded", metadata=limits(choices=("embedded", "gpt2", "bytes", "huggingface"))
     )
     """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte; `huggingface`:
-    of a folder."""
+    read from a folder."""
     path: str | None = None
-    """For `huggingface`: the folder, with `tokenizer.json`."""
+    """For `huggingface`: folder with a `tokenizer.json`."""
 
 
 OPTIMIZER_SETTINGS = {
@@ -118,12 +118,12 @@ OPTIMIZER_SETTINGS = {
     "adafactor": ("beta2_decay",),
     "muon": ("momentum", "beta1", "beta2", "eps"),
 }
-"""The settings that not every optimizer has."""
+"""The settings that each optimizer has, of those that not all have."""
 
 
 @dataclass
 class OptimizerConfig:
-    """Group `optimizer`: torch's own, and one of torchao's. A setting that the chosen one lacks is null."""
+    """Group `optimizer`: optimizers of torch, and one of torchao. Settings that the chosen one lacks are null."""
 
     name: str = field(default="adamw", metadata=limits(choices=tuple(OPTIMIZER_SETTINGS)))
     """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `adamw_8bit` (its moments in 8 bits: Dettmers et al.
@@ -141,14 +141,14 @@ class OptimizerConfig:
     beta2_decay: float | None = field(default=None, metadata=limits(minimum=-1.0, below=0.0))
     """Adafactor: the second moment forgets with step ** beta2_decay."""
     weight_decay: float = field(default=0.1, metadata=limits(minimum=0.0))
-    """Decoupled decay of the matrices that read an axis; none on embeddings, biases and norms."""
+    """Decoupled weight decay of the matrices; embeddings, biases and norms have none."""
     gradient_clip: float = field(default=1.0, metadata=limits(minimum=0.0))
-    """Largest norm of the whole gradient; 0 for no limit."""
+    """Maximum global gradient norm; 0 for no clipping."""
     rewarm_peak: float = field(default=1.3, metadata=limits(above=0.0, maximum=100.0))
-    """After a growth with `optimizer_state: asymmetric`: what the rate of new entries climbs to, in units of the
+    """After a growth with `optimizer_state: asymmetric`: peak of the learning rate of new entries, relative to the
     common rate."""
     rewarm_steps: int = field(default=250, metadata=limits(minimum=1))
-    """Likewise: steps to that peak; as many lead back to the common rate."""
+    """After such a growth: steps up to that peak, and again as many down to the common rate."""
 
 
 @dataclass
@@ -156,97 +156,97 @@ class ScheduleConfig:
     """Group `schedule`: the factor on each phase's learning rate."""
 
     name: str = field(default="wsd", metadata=limits(choices=("wsd", "constant", "cosine")))
-    """`wsd`: warm-up, plateau and one decay at the end, over the whole plan, so that the model grows on the
-    plateau; `constant`; `cosine`: from 1 to `final_fraction` in every phase anew."""
+    """`wsd`: warmup, stable and one decay at the end, over the whole plan, so that the model grows on the stable
+    part; `constant`; `cosine`: from 1 to `final_fraction`, restarted in every phase."""
     warmup_steps: int = field(default=0, metadata=limits(minimum=0))
-    """Steps from 0 to the full rate at the beginning of the plan."""
+    """Steps of linear warmup from 0 at the beginning of the plan."""
     decay_fraction: float = field(default=0.2, metadata=limits(minimum=0.0, maximum=1.0))
-    """For `wsd`: the last part of the plan's steps, in which the rate falls linearly."""
+    """For `wsd`: fraction of the plan's steps, at its end, in which the rate decays linearly."""
     final_fraction: float = field(default=0.1, metadata=limits(minimum=0.0, maximum=1.0))
     """For `wsd` and `cosine`: the factor at the end."""
 
 
 @dataclass
 class TrainerConfig:
-    """Group `trainer`: where and how exactly it is computed."""
+    """Group `trainer`: devices, precision and validation."""
 
     accelerator: str = field(default="auto", metadata=limits(choices=("auto", "cpu", "gpu")))
-    """`auto` takes a GPU where there is one."""
+    """`auto` uses a GPU if there is one."""
     devices: int | None = field(default=None, metadata=limits(minimum=1))
-    """Devices of the whole run, each with a process of its own; on a CPU, processes. None for as many as
-    `torchrun` has started, and one without it. More than one without `torchrun` are started on this machine."""
+    """Devices of the whole run, one process each; on a CPU, the number of processes. None for as many as
+    `torchrun` has started, or one without it. Without `torchrun`, growlm starts the processes on this machine."""
     strategy: str = field(default="auto", metadata=limits(choices=("auto", "ddp", "fsdp")))
-    """What several devices share: `ddp` nothing, each has the whole model; `fsdp` weights, gradients and moments
-    (FSDP2). `auto` is ddp where there are several."""
+    """`ddp`: every device holds the full model; `fsdp`: weights, gradients and moments are sharded (FSDP2).
+    `auto` is ddp if there are several devices."""
     timeout_minutes: float = field(default=30.0, metadata=limits(above=0.0))
-    """How long one process of a run may keep the others waiting in a step before they stop."""
+    """Minutes that a process may keep the others waiting in a step before they stop."""
     precision: str = field(
         default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true", "64-true"))
     )
-    """`auto` is bf16-mixed where the processor multiplies bf16 (AVX512-BF16, AMX, CUDA), else 32-true. 64-true is
-    for proofs."""
+    """`auto` is bf16-mixed where the hardware supports bf16 (AVX512-BF16, AMX, CUDA), else 32-true. 64-true is for
+    numerical checks."""
     memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
-    """Memory that each process of the run may take, above what it holds when the first phase begins; a plan that
-    needs more is refused. None for its share of what is free; of all memory where the system does not tell what
-    is free (macOS)."""
+    """Memory that each process may use, beyond what it holds when the first phase begins; a plan that needs more
+    is rejected. None for its share of the free memory, or of all memory where the system does not report what is
+    free (macOS)."""
     keep_freed_memory: bool = True
-    """On a CPU: while training, keep freed memory for the next tensor instead of giving it back to the system each
-    time, which takes page faults, and with them time. The price is memory that lies between tensors."""
+    """On a CPU: keep freed memory for the next tensor during training instead of returning it to the system, as
+    page faults would cost time. The price is more memory, by fragmentation."""
     activation_checkpointing: bool = False
-    """Compute every block again in the backward pass instead of keeping what it needs: a third more arithmetic, a
-    fraction of the activations' memory."""
+    """Recompute every block in the backward pass instead of storing its activations: a third more FLOPs, a
+    fraction of the activation memory."""
     compile: bool = False
-    """Compile the blocks of every phase's model (`torch.compile`) at its first step, which takes from seconds to
-    minutes, and on a CPU a C++ compiler, on a GPU triton. Validation, checks and samples run uncompiled."""
+    """Compile the blocks of every phase's model (`torch.compile`) at its first step, in seconds to minutes; needs a
+    C++ compiler on a CPU, or triton on a GPU. Validation, checks and samples run uncompiled."""
     on_nonfinite: str = field(default="stop", metadata=limits(choices=("stop", "skip")))
-    """Where the loss or a gradient is NaN or infinite: `stop` the run, which can be resumed from before, or `skip`
-    the step, at most ten in a row; the history tells of each. A weight that is not finite always stops it."""
+    """If the loss or a gradient is NaN or infinite: `stop` the run, which can be resumed from an earlier state, or
+    `skip` the step, at most ten in a row; the history records each. Non-finite weights always stop the run."""
     max_time: str | None = None
-    """`DD:HH:MM:SS` from the run's start, or from its resuming, after which it writes its state and ends with exit
-    code 0; None for no limit."""
+    """Time limit `DD:HH:MM:SS` since the run was started or resumed; the run then saves its state and ends with
+    exit code 0. None for no limit."""
     validate_every: int = field(default=0, metadata=limits(minimum=0))
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))
-    """Held-out sequences, always the same."""
+    """Number of held-out sequences, always the same ones."""
 
 
 @dataclass
 class ClusterConfig:
-    """Group `cluster`: the devices that a plan is reckoned for. Nothing here changes what is trained."""
+    """Group `cluster`: the devices that a plan is estimated for; does not affect training."""
 
     accelerator: str | None = field(default=None, metadata=limits(choices=("cpu", "gpu")))
-    """What its devices are, where they are not this machine's; memory and rates are then as stated below. None for
-    devices like this machine's, whose memory is looked at and whose rates are measured."""
+    """Kind of the devices, if they are not this machine's; memory and speeds are then those given below. None for
+    devices like this machine's, whose memory is read and whose speeds are measured."""
     devices_per_node: int | None = field(default=None, metadata=limits(minimum=1))
-    """Devices of a machine. None for as many as this one has: GPUs, or on a CPU a process for each core; these
-    share its memory and its rates."""
+    """Devices per machine. None for as many as this one has: GPUs, or on a CPU one process per core; these share
+    the machine's memory and speeds."""
     memory_gb: float | None = field(default=None, metadata=limits(above=0.0))
-    """Memory of a device that a run may take. `trainer.memory_gb` goes first."""
+    """Memory of a device that a run may use. `trainer.memory_gb` takes precedence."""
     peak_tflops: float | None = field(default=None, metadata=limits(above=0.0))
-    """Of a device, in the run's precision, dense: 10^12 operations per second. None measures this machine."""
+    """Peak dense throughput of a device in the run's precision, in TFLOP/s. None measures this machine."""
     mfu: float = field(default=0.4, metadata=limits(above=0.0, maximum=1.0))
-    """Share of the peak that a forward and backward pass reaches on one device."""
+    """Model FLOPs utilization: fraction of the peak that a forward and backward pass reaches on one device."""
     memory_gb_per_s: float | None = field(default=None, metadata=limits(above=0.0))
-    """How fast a device reads and writes its memory, which the optimizer's step is bound by; goes with
+    """Memory bandwidth of a device in GB/s, which bounds the optimizer step; to be set together with
     `peak_tflops`."""
     link_gb_per_s: float = field(default=2.0, metadata=limits(above=0.0))
-    """10^9 bytes per second that a device sends to others of its node, while it receives as much."""
+    """Bandwidth from a device to others of its node in GB/s, in each direction."""
     network_gb_per_s: float = field(default=1.25, metadata=limits(above=0.0))
-    """Likewise to other nodes, for each device."""
+    """Bandwidth from a device to other nodes in GB/s, in each direction."""
     efficiency: float = field(default=1.0, metadata=limits(above=0.0, maximum=1.0))
-    """Share of these two that a collective reaches."""
+    """Fraction of these two bandwidths that a collective reaches."""
     latency_us: float = field(default=50.0, metadata=limits(minimum=0.0))
-    """10^-6 seconds of one message, whatever its size."""
+    """Latency of a message in microseconds."""
 
 
 @dataclass
 class LoggerConfig:
-    """Group `logger`: where the metrics go besides `training_history.jsonl`."""
+    """Group `logger`: where metrics are logged besides `training_history.jsonl`."""
 
     name: str = field(
         default="wandb", metadata=limits(choices=("wandb", "csv", "tensorboard", "none"))
     )
-    """Which logger."""
+    """Logger to use."""
     project: str = "growlm"
     """W&B project."""
     entity: str | None = None
@@ -256,115 +256,116 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     """W&B tags, besides the plan's name."""
     mode: str = field(default="auto", metadata=limits(choices=("auto", "online", "offline")))
-    """W&B: `auto` is online where you are logged in, else offline (`wandb sync` uploads later)."""
+    """W&B: `auto` is online if you are logged in, else offline (`wandb sync` uploads later)."""
 
 
 @dataclass
 class CallbacksConfig:
-    """Group `callbacks`: what is shown on the way."""
+    """Group `callbacks`: logging interval, text samples and further callbacks."""
 
     log_every: int = field(default=10, metadata=limits(minimum=1))
     """Steps between rows of the history; the first and last step of a phase always have one."""
     sample_prompt: str = "Once upon a time"
-    """What the model of each phase continues after its training."""
+    """Prompt that the model of each phase continues after its training."""
     sample_tokens: int = field(default=48, metadata=limits(minimum=0, maximum=4096))
     """Tokens to sample; 0 for no sample."""
     sample_temperature: float = field(default=0.8, metadata=limits(minimum=0.0, maximum=10.0))
-    """0 takes the likeliest token."""
+    """Temperature of the sample; 0 always takes the most likely token."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """More Lightning callbacks, by any name: `{_target_: lightning.pytorch.callbacks.Timer, ...}`."""
+    """Further Lightning callbacks, by any name: `{_target_: lightning.pytorch.callbacks.Timer, ...}`."""
 
 
 @dataclass
 class VerificationConfig:
-    """Root key `verification`: the checks at each boundary."""
+    """Root key `verification`: the checks at each growth boundary."""
 
     probe_sequences: int = field(default=4, metadata=limits(minimum=1))
-    """Held-out sequences of the frozen probe."""
+    """Number of held-out sequences of the frozen probe."""
     probe_length: int = field(default=128, metadata=limits(minimum=2))
-    """Tokens of each, at most the sequence length."""
+    """Tokens per probe sequence, at most the sequence length."""
     tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
-    """Logits may differ by this times max(1, largest logit)."""
+    """Largest allowed difference between logits, times max(1, largest logit)."""
     require_symmetry_breaking: bool = False
-    """Stop the run where copies would stay equal, in place of a finding."""
+    """Stop the run if copies would stay equal; by default that is only reported."""
 
 
 @dataclass
 class CheckpointConfig:
-    """Root key `checkpoint`: what is kept on disk."""
+    """Root key `checkpoint`: what is saved, and how often."""
 
     save_optimizer: bool = False
-    """Artefacts of finished phases keep the optimizer's state, which `growlm.grow` then grows along; with AdamW
-    that is twice the model's size more."""
+    """Save the optimizer state in the checkpoints of finished phases too, so that `growlm.grow` can grow it; with
+    AdamW that adds twice the model's size."""
     every_minutes: float = field(default=10.0, metadata=limits(minimum=0.0))
-    """Minutes between states that the run can be resumed from; one more at every boundary. 0 for none by time."""
+    """Minutes between resume states; one more is saved at every boundary. 0 for none by time."""
     every_steps: int = field(default=0, metadata=limits(minimum=0))
-    """Likewise steps of the run; 0 for none by steps."""
+    """Steps between resume states; 0 for none by steps."""
 
 
 @dataclass
 class BaselineConfig:
-    """Group `baseline`: in place of the plan, a run to compare it with, for the same price."""
+    """Group `baseline`: a run at equal cost to compare the plan with, trained instead of the plan."""
 
     kind: str = field(default="none", metadata=limits(choices=("none", "scratch", "continue")))
-    """`scratch`: the last phase's model from the first step on; `continue`: the first phase's model to the end.
-    Learning rate, batch and warm-up are that phase's."""
+    """`scratch`: train the last phase's model from scratch; `continue`: train the first phase's model to the end.
+    Learning rate, batch size and warmup are those of that phase."""
     equal: str = field(default="flops", metadata=limits(choices=("flops", "tokens", "seconds")))
-    """What the baseline takes as much of as the plan; seconds are the planner's."""
+    """Cost that is equal to the plan's; seconds are the planner's estimate."""
     of: str | None = None
-    """Set by growlm: the plan that the run was made from."""
+    """Name of the plan that the baseline was made from; set by growlm."""
 
 
 @dataclass
 class ReuseConfig:
-    """Root key `reuse`: phases that another run has trained, to the bit as this one would."""
+    """Root key `reuse`: the cache of phases that another run has trained bit for bit as this one would."""
 
     phases: str = field(default="sweep", metadata=limits(choices=("sweep", "always", "never")))
-    """Who keeps the state after each phase but the last, and begins after the phases that are kept: the jobs of a
+    """Runs that cache the state after each phase but the last, and skip phases that are cached: the jobs of a
     `sweep`, every run (`always`), or none (`never`)."""
     folder: str = "outputs/.phases"
-    """Where states are kept. Runs that share it share phases, also while they run."""
+    """Folder of the cache. Runs with the same folder share phases, even while they run."""
     max_gb: float = field(default=20.0, metadata=limits(above=0.0))
-    """What is kept at most; what was used longest ago goes first."""
+    """Maximum size of the cache; the least recently used states are removed first."""
 
 
 @dataclass
 class GrowthConfig:
-    """Root key `growth`: what a sweep turns. Plans refer to them as `${growth.noise_std}`."""
+    """Root key `growth`: growth settings for sweeps, which plans refer to as `${growth.noise_std}`."""
 
     scale_factor: float = field(default=2.0, metadata=limits(minimum=1.0, maximum=64.0))
-    """How much wider."""
+    """Factor by which `widen` multiplies the width."""
     extra_layers: int = field(default=4, metadata=limits(minimum=1, maximum=4096))
-    """How many layers deeper."""
+    """Layers that `deepen` adds."""
     noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
-    """Cancelling noise of a widening by copies; setting it makes a widening one by copies (but `recipe=fresh`)."""
+    """Standard deviation of the canceling noise when widening by copies; setting it selects copies (except with
+    `recipe=fresh`)."""
     new_channels: str = field(default="auto", metadata=limits(choices=NEW_CHANNEL_KINDS))
-    """What a widening's new channels, heads and hidden units are (group `recipe`)."""
+    """Initialization of the channels, heads and hidden units that `widen` adds (group `recipe`)."""
     new_blocks: str = field(default="fresh", metadata=limits(choices=BLOCK_INITS))
-    """What a deepening's new blocks are (group `recipe`)."""
+    """Initialization of the blocks that `deepen` adds (group `recipe`)."""
 
 
 @dataclass
 class OperatorConfig:
-    """One operator of a phase's `grow` list: exactly one of these."""
+    """One operator of a phase's `grow` list; exactly one field is set."""
 
     upcycle: Upcycle | None = None
-    """Dense to mixture of experts."""
+    """Turn dense feed-forward layers into a mixture of experts."""
     widen: Widen | None = None
-    """More channels, heads and hidden units."""
+    """Add channels, heads and hidden units."""
     deepen: Deepen | None = None
-    """More layers."""
+    """Add layers."""
     multiply_experts: MultiplyExperts | None = None
-    """More experts, of a mixture of experts."""
+    """Add experts to a mixture of experts."""
 
 
 @dataclass
 class PhaseConfig:
-    """One phase: grow (unless it is the first), then train."""
+    """One phase of a plan: grow the model (unless it is the first phase), then train it."""
 
     steps: int | None = field(default=None, metadata=limits(minimum=0))
-    """Optimizer steps. Give one of `steps`, `tokens`, `flops`. With 0 the phase grows the model, checks and
-    saves it, and trains nothing."""
+    """Optimizer steps; set exactly one of `steps`, `tokens`, `flops`. With 0 steps the phase grows, checks and
+    saves the model without training."""
     tokens: float | None = field(default=None, metadata=limits(minimum=1))
     """Tokens to train on; rounded up to whole steps."""
     flops: float | None = field(default=None, metadata=limits(minimum=1))
@@ -372,38 +373,38 @@ class PhaseConfig:
     batch_size: int = field(default=8, metadata=limits(minimum=1, maximum=1_000_000))
     """Sequences per forward pass."""
     accumulate: int = field(default=1, metadata=limits(minimum=1, maximum=1_000_000))
-    """Forward passes per step. The balancing loss is per pass."""
+    """Forward passes per step (gradient accumulation). The load-balancing loss is computed per pass."""
     lr: float = field(default=3e-4, metadata=limits(above=0.0, maximum=10.0))
-    """Learning rate; times the schedule's factor."""
+    """Learning rate, before the schedule's factor."""
     warmup_steps: int = field(default=0, metadata=limits(minimum=0))
-    """Steps from 0 to the full rate at the beginning of this phase."""
+    """Steps of linear warmup from 0 at the beginning of this phase."""
     optimizer_state: str = field(default="carry", metadata=limits(choices=OPTIMIZER_STATE_MODES))
-    """What becomes of the optimizer's state when the model grows (`growlm/growth/optimizer_state.py`): `carry` it
-    through the growth, `reset` it, `exact` so that training goes on as without the growth, `asymmetric` so that
-    only what is new starts anew, with a rate of its own."""
+    """What happens to the optimizer state when the model grows (`growlm/growth/optimizer_state.py`): `carry` it
+    through the growth; `reset` it; `exact`: training continues exactly as without the growth; `asymmetric`: only
+    new entries start from zero, with a learning rate of their own."""
     grow: list[OperatorConfig] = field(default_factory=list)
-    """Operators, applied in order before the phase."""
+    """Growth operators, applied in order before training."""
     save_as: str | None = None
-    """Name of the artefact after the phase."""
+    """Name of the checkpoint saved after the phase."""
     save_initial_as: str | None = None
-    """Name of the artefact after growing, before training."""
+    """Name of the checkpoint saved after growing, before training."""
 
 
 @dataclass
 class RunConfig:
-    """Everything a run is made of."""
+    """Complete config of a run."""
 
     name: str = MISSING
-    """The plan's name; part of the run directory's."""
+    """Name of the plan; part of the run folder's name."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
-    """Of initial weights, data order and growth."""
+    """Seed of initial weights, data order and growth."""
     sequence_length: int = field(default=256, metadata=limits(minimum=2, maximum=2**20))
-    """Tokens of a training sequence."""
+    """Tokens per training sequence."""
     run_dir: str | None = None
-    """Where the run leaves its files; None for outputs/<date>/<time>_<name>_<seed>."""
+    """Folder of the run's files; None for outputs/<date>/<time>_<name>_<seed>."""
     resume: str | None = None
-    """Folder of a stopped run to go on with. `auto`: the newest unfinished run with these settings, in `run_dir`
-    or below outputs/, or a new run if there is none."""
+    """Folder of a stopped run to resume. `auto`: the newest unfinished run with these settings, in `run_dir` or
+    below outputs/, or a new run if there is none."""
     model: InitialModelConfig = field(default_factory=InitialModelConfig)
     """The first phase's model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -420,4 +421,4 @@ class RunConfig:
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    """In order, by name."""
+    """Phases by name, in order."""

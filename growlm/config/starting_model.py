@@ -1,4 +1,4 @@
-"""`model=pretrained`: the shape of the first phase's model comes from a folder."""
+"""Fill in the first phase's model config from the folder of a pretrained model (`model=pretrained`)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ OVERRIDABLE_FIELDS = (
     "router_z_weight",
     "router_tie_breaking",
 )
-"""Fields that change no weight."""
+"""Fields that may differ from the folder's, because they change no weight."""
 
 
 def fill_from_checkpoint(model: DictConfig) -> None:
-    """Give every field of `model` that is not set its value in the folder `model.path`, if there is one.
+    """Set every missing field of `model` to its value in the folder `model.path`, if there is one.
 
     Raises:
-        UserError: If the folder holds no model, or a field is set that only growth may change.
+        UserError: If the folder has no model, or a field is set that only growth may change.
     """
     if model.path is None:
         if any(OmegaConf.is_missing(model, name) for name in model):
-            allowed = "model=pretrained needs a Hugging Face folder, or a checkpoint of ours"
-            raise UserError("model.path", "null", allowed)
+            reason = (
+                "model=pretrained needs the folder of a Hugging Face model or a growlm checkpoint"
+            )
+            raise UserError("model.path", "null", reason)
         return
-    shape = open_pretrained(Path(model.path).expanduser(), "model.path").config
-    for name, value in asdict(shape).items():
+    pretrained = open_pretrained(Path(model.path).expanduser(), "model.path")
+    for name, value in asdict(pretrained.config).items():
         if OmegaConf.is_missing(model, name):
             model[name] = value
         elif model[name] != value and name not in OVERRIDABLE_FIELDS:
-            allowed = f"the model in {model.path} has {value}; leave it (model=pretrained), growth may change it"
-            raise UserError(f"model.{name}", model[name], allowed)
+            reason = (
+                f"the model in {model.path} has {value}; leave it unset, only growth can change it"
+            )
+            raise UserError(f"model.{name}", model[name], reason)

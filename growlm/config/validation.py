@@ -1,4 +1,4 @@
-"""Everything about a config that can be known to be wrong before anything is read or written."""
+"""Validate a config: limits, and consistency between settings, before anything is read or written."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from growlm.runtime.field_limits import check_limits
 
 MAX_TIME_PATTERN = re.compile(r"\d{1,4}(:\d{1,4}){3}")
 NEEDS_FULL_TENSORS = {
-    "adafactor": "it steps by the size of the whole tensor",
-    "muon": "it orthogonalises whole matrices",
-    "adamw_8bit": "the blocks that it rounds by cross the rows",
+    "adafactor": "it scales updates by the size of the whole tensor",
+    "muon": "it orthogonalizes whole matrices",
+    "adamw_8bit": "its quantization blocks extend across rows",
 }
-"""Optimizers that cannot step shards, and why."""
+"""Optimizers that cannot update sharded weights, and why."""
 CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_config(config: RunConfig) -> None:
-    """Limits of every field, and what fields of different groups ask of each other.
+    """Check the limits of every field, and that the fields of different groups are consistent.
 
     Raises:
-        UserError: For the first thing that is wrong.
+        UserError: For the first setting that is wrong.
     """
     check_limits(config)
     if not re.fullmatch(r"[\w.-]+", config.name):
-        raise UserError("name", config.name, "may hold letters, digits, '_', '-' and '.'")
+        raise UserError("name", config.name, "may contain only letters, digits, '_', '-' and '.'")
     if config.sequence_length > config.model.max_seq_len:
         raise UserError(
             "sequence_length",
@@ -48,8 +48,10 @@ def check_config(config: RunConfig) -> None:
         )
     check_data_config(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
-        allowed = "tokenizer=huggingface needs a folder with tokenizer.json, no other takes one"
-        raise UserError("tokenizer.path", config.tokenizer.path, allowed)
+        reason = (
+            "tokenizer=huggingface needs a folder with tokenizer.json; other tokenizers take none"
+        )
+        raise UserError("tokenizer.path", config.tokenizer.path, reason)
     _check_optimizer(config.optimizer)
     _check_sharding(config)
     _check_max_time(config.trainer.max_time)
@@ -59,30 +61,29 @@ def check_config(config: RunConfig) -> None:
     names: dict[str, str] = {}
     for index, (name, phase) in enumerate(config.phases.items()):
         if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(
-                "phases", repr(name), "a phase's name may hold letters, digits, '_' and '-'"
-            )
+            reason = "a phase's name may contain only letters, digits, '_' and '-'"
+            raise UserError("phases", repr(name), reason)
         _check_phase(f"phases.{name}", phase, is_first=index == 0)
-        begins_anew = index == 0 and config.model.path is None
-        _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, begins_anew)
+        from_scratch = index == 0 and config.model.path is None
+        _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, from_scratch)
         for key in ("save_initial_as", "save_as"):
             _check_checkpoint_name(f"phases.{name}.{key}", getattr(phase, key), names)
     _check_batch_divisibility(config)
-    # The tokenizer is not known yet; no operator minds the vocabulary.
+    # The tokenizer is not loaded yet; no operator depends on the vocabulary size.
     apply_phase_operators(config, config.model.to_model_config(vocab_size=1))
 
 
 def apply_phase_operators(
     config: RunConfig, model: ModelConfig
 ) -> list[tuple[list[Operator], ModelConfig]]:
-    """Each phase's operators, and its model after them.
+    """Return each phase's operators, and its model config after them.
 
     Args:
-        config: The run.
-        model: The first phase's.
+        config: Config of the run.
+        model: Model config of the first phase.
 
     Raises:
-        UserError: If a model cannot be, or an operator cannot be applied to it, with the full key.
+        UserError: If a model config is invalid or an operator cannot be applied; names the full key.
     """
     try:
         model.validate()
@@ -98,15 +99,15 @@ def apply_phase_operators(
 def apply_operators(
     specs: Sequence[OperatorConfig], path: str, model: ModelConfig
 ) -> tuple[list[Operator], ModelConfig]:
-    """The operators of a `grow` list, and the model after them.
+    """Return the operators of a `grow` list, and the model config after them.
 
     Args:
-        specs: The list.
-        path: Its key.
-        model: Before it.
+        specs: Entries of the list.
+        path: Config key of the list, for messages.
+        model: Model config before the operators.
 
     Raises:
-        UserError: If an operator cannot be applied, with the full key.
+        UserError: If an operator cannot be applied; names the full key.
     """
     operators = []
     for index, spec in enumerate(specs):
@@ -121,36 +122,36 @@ def apply_operators(
 
 
 def check_data_config(data: DataConfig) -> None:
-    """What the settings of a source ask of each other.
+    """Check that the settings of the data sources are consistent.
 
     Raises:
-        UserError: For the first thing that is wrong.
+        UserError: For the first setting that is wrong.
     """
     if data.source != "mixture":
         if data.sources:
-            allowed = "are read with data=mixture; leave them out, or use it"
-            raise UserError("data.sources", ", ".join(data.sources), allowed)
+            reason = "only data=mixture reads these; leave them out, or use data=mixture"
+            raise UserError("data.sources", ", ".join(data.sources), reason)
         _check_source("data", data)
         return
     if not data.sources:
         raise UserError("data.sources", "{}", "data=mixture needs at least one source")
     for name, source in data.sources.items():
         if not re.fullmatch(r"[\w-]+", name):
-            allowed = "a source's name may hold letters, digits, '_' and '-'"
-            raise UserError("data.sources", repr(name), allowed)
+            reason = "a source's name may contain only letters, digits, '_' and '-'"
+            raise UserError("data.sources", repr(name), reason)
         _check_source(f"data.sources.{name}", source)
 
 
 def _check_source(path: str, source: SourceConfig) -> None:
     if source.source == "mixture":
-        allowed = "must be one of embedded, text, huggingface; a mixture has no mixtures in it"
-        raise UserError(f"{path}.source", source.source, allowed)
+        reason = "must be one of embedded, text, huggingface; mixtures cannot be nested"
+        raise UserError(f"{path}.source", source.source, reason)
     if source.source == "text" and not source.path:
-        allowed = "data=text needs a file, a folder or a glob"
-        raise UserError(f"{path}.path", source.path, allowed)
+        reason = "data=text needs a file, a folder or a glob"
+        raise UserError(f"{path}.path", source.path, reason)
     if source.source == "huggingface" and not source.name:
-        allowed = "data=huggingface needs a dataset's name, or a folder"
-        raise UserError(f"{path}.name", source.name, allowed)
+        reason = "data=huggingface needs a dataset's name, or a folder"
+        raise UserError(f"{path}.name", source.name, reason)
 
 
 def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
@@ -167,24 +168,24 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
 
 
 def _check_cluster(cluster: ClusterConfig, trainer: TrainerConfig) -> None:
-    """Devices that are stated are stated whole: nothing of them can be measured."""
-    together = {key: getattr(cluster, key) for key in ("peak_tflops", "memory_gb_per_s")}
+    """Check that devices other than this machine's are described completely: they cannot be measured."""
+    required = {key: getattr(cluster, key) for key in ("peak_tflops", "memory_gb_per_s")}
     if cluster.accelerator is not None:
-        together["memory_gb"] = cluster.memory_gb or trainer.memory_gb
-    elif all(value is None for value in together.values()):
+        required["memory_gb"] = cluster.memory_gb or trainer.memory_gb
+    elif all(value is None for value in required.values()):
         return
-    for key, value in together.items():
+    for key, value in required.items():
         if value is None:
-            others = ("cluster.accelerator",) if cluster.accelerator else tuple(together)
-            allowed = f"goes with {' and '.join(others)}: what is stated is not measured here"
-            raise UserError(f"cluster.{key}", value, allowed)
+            others = ("cluster.accelerator",) if cluster.accelerator else tuple(required)
+            reason = f"must be set along with {' and '.join(others)}: it cannot be measured here"
+            raise UserError(f"cluster.{key}", value, reason)
 
 
 def _check_batch_divisibility(config: RunConfig) -> None:
-    """Every device takes an equal part of each batch.
+    """Check that every batch divides evenly among the devices.
 
     Raises:
-        UserError: With the changes to all phases that make it so, the nearest to what the plan says.
+        UserError: If one does not; suggests changes that keep all phases close to the plan.
     """
     devices = config.trainer.devices or 1
     uneven = {name: p for name, p in config.phases.items() if p.batch_size % devices}
@@ -194,84 +195,77 @@ def _check_batch_divisibility(config: RunConfig) -> None:
     for name, phase in uneven.items():
         batch = -(-phase.batch_size // devices) * devices
         changes.append(f"phases.{name}.batch_size={batch}")
-        if phase.accumulate > 1:  # about as many samples a step as before
+        if phase.accumulate > 1:  # keep about the same number of samples per step
             passes = -(-phase.batch_size * phase.accumulate // batch)
             changes.append(f"phases.{name}.accumulate={passes}")
     name, phase = next(iter(uneven.items()))
-    allowed = (
-        f"must be a multiple of trainer.devices={devices}, each of which takes an equal part; "
-    )
-    allowed += f"these are: {' '.join(changes)}"
-    raise UserError(f"phases.{name}.batch_size", phase.batch_size, allowed)
+    reason = f"must be a multiple of trainer.devices={devices}. Try: {' '.join(changes)}"
+    raise UserError(f"phases.{name}.batch_size", phase.batch_size, reason)
 
 
 def _check_max_time(max_time: str | None) -> None:
     if max_time is not None and not MAX_TIME_PATTERN.fullmatch(max_time):
-        raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, as 00:11:30:00")
+        raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, such as 00:11:30:00")
 
 
 def _check_optimizer(settings: OptimizerConfig) -> None:
-    has = OPTIMIZER_SETTINGS[settings.name]
+    own_settings = OPTIMIZER_SETTINGS[settings.name]
     for key in dict.fromkeys(key for keys in OPTIMIZER_SETTINGS.values() for key in keys):
         value = getattr(settings, key)
-        if (value is None) == (key in has):
-            needed = "needs a value" if value is None else "has no such setting; leave it null"
-            raise UserError(f"optimizer.{key}", value, f"optimizer={settings.name} {needed}")
+        if (value is None) == (key in own_settings):
+            problem = "needs a value" if value is None else "has no such setting; leave it null"
+            raise UserError(f"optimizer.{key}", value, f"optimizer={settings.name} {problem}")
 
 
 def _check_sharding(config: RunConfig) -> None:
     name = config.optimizer.name
     if config.trainer.strategy == "fsdp" and name in NEEDS_FULL_TENSORS:
-        allowed = (
-            "cannot step weights of which each process has some rows (trainer.strategy=fsdp): "
+        reason = (
+            "cannot update sharded weights (trainer.strategy=fsdp): "
+            f"{NEEDS_FULL_TENSORS[name]}; use adamw or sgd"
         )
-        allowed += NEEDS_FULL_TENSORS[name]
-        raise UserError("optimizer.name", name, f"{allowed}; adamw and sgd can")
+        raise UserError("optimizer.name", name, reason)
 
 
 def _check_optimizer_state(
-    path: str, phase: PhaseConfig, optimizer: OptimizerConfig, is_first: bool, begins_anew: bool
+    path: str, phase: PhaseConfig, optimizer: OptimizerConfig, is_first: bool, from_scratch: bool
 ) -> None:
     key, mode = f"{path}.optimizer_state", phase.optimizer_state
-    if begins_anew and mode != "carry":
-        raise UserError(key, mode, "the first phase has no state to take over; leave it at carry")
+    if from_scratch and mode != "carry":
+        raise UserError(key, mode, "the first phase has no optimizer state yet; leave it at carry")
     if is_first and mode not in ("carry", "reset"):
-        raise UserError(
-            key, mode, "the first phase grows nothing; carry or reset what is in model.path"
-        )
-    refused = {
-        ("exact", "adafactor"): "it steps by the size of the whole tensor, not entry by entry",
-        ("exact", "muon"): "it orthogonalises whole matrices, in bf16",
-        (
-            "exact",
-            "adamw_8bit",
-        ): "its moments are rounded by blocks, which are others in the grown tensor",
+        reason = "the first phase does not grow; use carry or reset for the state in model.path"
+        raise UserError(key, mode, reason)
+    unsupported = {
+        ("exact", "adafactor"): "it scales updates by the size of the whole tensor",
+        ("exact", "muon"): "it orthogonalizes whole matrices, in bf16",
+        ("exact", "adamw_8bit"): "its quantization blocks differ in the grown tensor",
         (
             "asymmetric",
             "adafactor",
-        ): "its second moments belong to rows and columns, old and new entries alike",
+        ): "its second moments mix old and new entries of a row or column",
     }
-    if reason := refused.get((mode, optimizer.name)):
-        raise UserError(
-            key, mode, f"optimizer={optimizer.name} cannot: {reason}; use carry or reset"
-        )
+    if why := unsupported.get((mode, optimizer.name)):
+        reason = f"optimizer={optimizer.name} does not support this: {why}; use carry or reset"
+        raise UserError(key, mode, reason)
 
 
 def _check_checkpoint_name(path: str, name: str | None, taken: dict[str, str]) -> None:
     if name is None:
         return
     if not CHECKPOINT_NAME_PATTERN.fullmatch(name):
-        raise UserError(path, name, "may hold letters, digits, '_', '-' and '.'")
+        raise UserError(path, name, "may contain only letters, digits, '_', '-' and '.'")
     if name in taken:
-        raise UserError(path, name, f"is {taken[name]} already; artefacts need names of their own")
+        reason = f"is the name of {taken[name]} already; checkpoint names must be unique"
+        raise UserError(path, name, reason)
     taken[name] = path
 
 
 def select_operator(spec: OperatorConfig, path: str) -> tuple[str, Operator]:
-    """The operator of an entry of `grow`, and its key.
+    """Return the key and the operator of an entry of a `grow` list.
 
     Raises:
-        UserError: If there is not exactly one.
+        UserError: If the entry does not have exactly one operator.
     """
     chosen = [(key, op) for key, op in vars(spec).items() if op is not None]
     if len(chosen) != 1:

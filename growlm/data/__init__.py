@@ -1,4 +1,4 @@
-"""Documents, tokenizers, and the samples that a run reads."""
+"""Documents, tokenizers and the samples that a run trains on."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _renamed = renamed_attributes(
 
 
 def __getattr__(name: str) -> Any:
-    # Commands that only need a tokenizer would pay for Lightning, in seconds and in memory.
+    # Lazy, because importing Lightning costs seconds and memory that commands with only a tokenizer can save.
     if name == "PackedDataModule":
         from growlm.data.data_module import PackedDataModule
 

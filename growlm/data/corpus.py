@@ -1,9 +1,9 @@
-"""A tokenized corpus on disk: written once, document after document, then mapped into memory.
+"""A tokenized corpus on disk, which is written once and then memory-mapped.
 
 train.tokens, validation.tokens      token ids, one document after another
-train.ends, validation.ends          where each document ends, in tokens
-validation.bytes                     how many bytes of text each held-out document has
-corpus.json                          counts and the type of the ids
+train.ends, validation.ends          end of each document, in tokens
+validation.bytes                     number of bytes of text in each validation document
+corpus.json                          counts and the dtype of the ids
 manifest.json                        size and checksum of all of them
 """
 
@@ -35,11 +35,11 @@ ARRAY_FILES = (
 )
 INT64 = np.dtype(np.int64)
 TOKEN_DTYPES = ("uint16", "uint32")
-"""Of token ids."""
+"""Possible dtypes of token ids."""
 
 
 class SplitRecord(TypedDict):
-    """What `corpus.json` says of one part."""
+    """The entry of one split in `corpus.json`."""
 
     documents: NonNegativeInt
     bytes: NonNegativeInt
@@ -47,7 +47,7 @@ class SplitRecord(TypedDict):
 
 
 class CorpusRecord(TypedDict):
-    """The contents of `corpus.json`, as far as they are read."""
+    """The fields of `corpus.json` that are read back."""
 
     dtype: str
     train: SplitRecord
@@ -56,19 +56,22 @@ class CorpusRecord(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
-    """A tokenized corpus in its two parts, which share no document; mapped from files, not in memory.
+    """A tokenized corpus with a training and a validation split, memory-mapped from files.
+
+    The splits share no document. Sizes in bytes are those of the UTF-8 text, without the tokens that begin and end
+    a text.
 
     Attributes:
-        train: Token ids, (num_tokens,); uint16 where the vocabulary fits into it, uint32 otherwise.
-        train_ends: Where each document of `train` ends, (train_documents,), int64.
-        validation: The same of the held-out documents.
-        validation_ends: Likewise.
-        validation_sizes: Bytes of each held-out document, (validation_documents,), int64.
+        train: Token ids, (num_tokens,); uint16 if the vocabulary fits into it, uint32 otherwise.
+        train_ends: End of each document in `train`, (train_documents,), int64.
+        validation: Token ids of the validation documents, (num_tokens,).
+        validation_ends: End of each document in `validation`, (validation_documents,), int64.
+        validation_document_bytes: Bytes of each validation document, (validation_documents,), int64.
         train_documents: Number of documents in `train`.
         validation_documents: Number of documents in `validation`.
-        train_bytes: Their length as UTF-8 text; what begins and ends a text does not count.
-        validation_bytes: The same of `validation`.
-        digest: Checksum of all of it.
+        train_bytes: Total bytes of the documents in `train`.
+        validation_bytes: Total bytes of the documents in `validation`.
+        digest: Checksum of the whole corpus.
     """
 
     train: np.ndarray
@@ -83,7 +86,7 @@ class TokenizedCorpus:
     digest: str
 
     def iter_validation_documents(self) -> Iterable[tuple[np.ndarray, int]]:
-        """Tokens and bytes of each held-out document, in order."""
+        """Yield the tokens and the number of bytes of each validation document, in order."""
         start = 0
         for end, size in zip(self.validation_ends, self.validation_document_bytes, strict=True):
             yield self.validation[start : int(end)], int(size)
@@ -91,12 +94,12 @@ class TokenizedCorpus:
 
 
 class CorpusWriter:
-    """Writes a corpus, a batch of documents at a time; use as a context.
+    """A context manager that writes a corpus, a batch of documents at a time.
 
     Args:
-        folder: Exists; filled with everything but the manifest.
-        dtype: Of the token ids.
-        validation_every: Documents n-1, 2n-1, ... of this n are held out.
+        folder: Existing folder, which gets all files but the manifest.
+        dtype: Dtype of the token ids.
+        validation_every: Every n-th document (n-1, 2n-1, ...) goes into the validation split.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], validation_every: int) -> None:
@@ -116,32 +119,32 @@ class CorpusWriter:
             file.close()
 
     def write(self, documents: TokenizedDocuments) -> None:
-        """Put each document where it belongs.
+        """Append each document to its split.
 
         Raises:
             OSError: If it cannot be written.
         """
-        numbers = self.num_documents + np.arange(len(documents.lengths))
-        held_out = numbers % self.validation_every == self.validation_every - 1
-        self.num_documents += len(numbers)
-        for name, chosen in (("train", ~held_out), ("validation", held_out)):
-            tokens = _select_tokens(documents, chosen)
-            part = self._split_counts[name]
-            ends = part["tokens"] + np.cumsum(documents.lengths[chosen])
-            sizes = documents.num_bytes[chosen]
+        document_indices = self.num_documents + np.arange(len(documents.lengths))
+        is_validation = document_indices % self.validation_every == self.validation_every - 1
+        self.num_documents += len(document_indices)
+        for name, selected in (("train", ~is_validation), ("validation", is_validation)):
+            tokens = _select_tokens(documents, selected)
+            counts = self._split_counts[name]
+            ends = counts["tokens"] + np.cumsum(documents.lengths[selected])
+            sizes = documents.num_bytes[selected]
             self._append(f"{name}.tokens", tokens, self.dtype)
             self._append(f"{name}.ends", ends, INT64)
             if name == "validation":
                 self._append("validation.bytes", sizes, INT64)
-            part["tokens"] += len(tokens)
-            part["documents"] += len(sizes)
-            part["bytes"] += int(sizes.sum())
+            counts["tokens"] += len(tokens)
+            counts["documents"] += len(sizes)
+            counts["bytes"] += int(sizes.sum())
 
     def finish(self, record: dict[str, Any]) -> dict[str, str]:
-        """Write the record; the checksums of the other files.
+        """Write `corpus.json`, and return the checksums of the other files.
 
         Args:
-            record: What else to remember, plain JSON.
+            record: Additional fields, plain JSON.
 
         Raises:
             OSError: If it cannot be written.
@@ -161,24 +164,24 @@ class CorpusWriter:
 _SPLITS = ("train", "validation")
 
 
-def _select_tokens(documents: TokenizedDocuments, chosen: np.ndarray) -> np.ndarray:
-    """The tokens of some of the documents; of all of them without a copy."""
-    if chosen.all():
+def _select_tokens(documents: TokenizedDocuments, selected: np.ndarray) -> np.ndarray:
+    """Return the tokens of the selected documents; without a copy if all are selected."""
+    if selected.all():
         return documents.tokens
-    if not chosen.any():
+    if not selected.any():
         return documents.tokens[:0]
-    return documents.tokens[np.repeat(chosen, documents.lengths)]
+    return documents.tokens[np.repeat(selected, documents.lengths)]
 
 
 def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
-    """Map a corpus that was written whole.
+    """Memory-map a complete corpus.
 
     Args:
-        folder: Of the corpus.
-        key: What the user calls it, for the message.
+        folder: Folder of the corpus.
+        key: Setting that names the folder, for error messages.
 
     Raises:
-        UserError: If a file is missing or is not, to the byte, what was written.
+        UserError: If a file is missing or differs from what was written.
     """
     check_manifest(folder, key)
     record = read_json(folder / CORPUS_FILE, key, folder, CorpusRecord)
@@ -204,11 +207,11 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
     )
-    for name, tokens, ends, part in (
+    for name, tokens, ends, split in (
         ("train", corpus.train, corpus.train_ends, train),
         ("validation", corpus.validation, corpus.validation_ends, validation),
     ):
-        told = (part["tokens"], part["documents"])
-        if told != (len(tokens), len(ends)) or (len(ends) and ends[-1] != len(tokens)):
-            raise UserError(key, folder / CORPUS_FILE, f"{name} does not agree with {name}.ends")
+        recorded = (split["tokens"], split["documents"])
+        if recorded != (len(tokens), len(ends)) or (len(ends) and ends[-1] != len(tokens)):
+            raise UserError(key, folder / CORPUS_FILE, f"{name} does not match {name}.ends")
     return corpus

@@ -1,4 +1,4 @@
-"""The data of one phase, as Lightning asks for it."""
+"""The Lightning data module of one phase."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from growlm.data.streaming import StreamedSamples
 
 
 class PackedDataModule(LightningDataModule):
-    """A phase's stretch of the run's samples, and a validation set that is the same for all phases.
+    """A phase's range of the run's samples, and a validation set that is the same for all phases.
 
     Loaders work in the training process: cutting a sample out of mapped files takes a fraction of a millisecond
     (`scripts/bench_data.py` measures it), and a stream has a thread of its own.
 
     Args:
-        train: Samples to train on.
-        validation: Held-out samples.
-        first_sample: The run's sample that this phase starts with.
+        train: Training samples.
+        validation: Validation samples.
+        first_sample: Index in the run of the phase's first sample.
         num_batches: Number of training batches.
-        batch_size: Samples in each of them, over all processes.
-        validation_sequences: Held-out samples, the same whatever the batch size; fewer where the split does
-            not have as many windows. A window never comes twice.
-        rank: Of this process.
-        size: Number of processes; a multiple of it is `batch_size`.
+        batch_size: Samples per batch, over all processes.
+        validation_sequences: Number of validation samples, whatever the batch size; fewer if the split has fewer
+            windows. No window occurs twice.
+        rank: Rank of this process.
+        world_size: Number of processes; it divides `batch_size`.
     """
 
     def __init__(
@@ -47,23 +47,31 @@ class PackedDataModule(LightningDataModule):
         self.train, self.validation = train, validation
         self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, world_size)
         windows = min(validation_sequences, validation.num_windows)
-        # All make the same number of passes; where the windows cannot be shared evenly, all look at all.
+        # All processes must run the same number of batches: if the windows do not divide evenly, each reads all.
         is_shared = windows % world_size == 0
-        own = range(windows)[rank::world_size] if is_shared else range(windows)
-        part = batch_size // world_size
-        self.validation_batches = [own[i : i + part] for i in range(0, len(own), part)]
+        rank_windows = range(windows)[rank::world_size] if is_shared else range(windows)
+        share = batch_size // world_size
+        self.validation_batches = [
+            rank_windows[i : i + share] for i in range(0, len(rank_windows), share)
+        ]
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """This process's share of the phase's batches, in order, (share, sequence_length + 1), int64."""
+        """Return a loader of this process's share of the phase's batches, in order.
+
+        Each is (share, sequence_length + 1), int64.
+        """
         return _make_loader(self.train, self.train_batches)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Its share of the validation batches, each (at most a training share, sequence_length + 1), int64."""
+        """Return a loader of this process's share of the validation batches.
+
+        Each is (at most a training share, sequence_length + 1), int64.
+        """
         return _make_loader(self.validation, self.validation_batches)
 
 
 class _BatchDataset(Dataset[Tensor]):
-    """Whole batches as the loader's items, so that it need not put them together out of samples."""
+    """Whole batches as the loader's items, so that it need not assemble them from samples."""
 
     def __init__(self, samples: Samples, indices: Sequence[range]) -> None:
         self.samples, self.indices = samples, indices
@@ -71,10 +79,10 @@ class _BatchDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> Tensor:
-        return self.samples.__getitems__(self.indices[number])
+    def __getitem__(self, index: int) -> Tensor:
+        return self.samples.__getitems__(self.indices[index])
 
 
 def _make_loader(samples: Samples, indices: Sequence[range]) -> DataLoader[Tensor]:
-    # A loader without a generator of its own draws from the global one each time it is iterated.
+    # Without its own generator, a loader draws from the global one each time it is iterated.
     return DataLoader(_BatchDataset(samples, indices), batch_size=None, generator=torch.Generator())

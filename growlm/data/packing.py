@@ -1,7 +1,7 @@
-"""A row of tokens to samples of equal length.
+"""Samples of equal length, cut from a token stream.
 
-Sample i of a run is tokens [i·L, i·L + L + 1) of its row: a pure function of (seed, i), so that a phase that
-starts at sample i goes on where the phase before it stopped, and so does a resumed run, whatever the batch sizes
+Sample i of a run is tokens [i·L, i·L + L + 1) of its stream: a pure function of (seed, i). A phase that starts at
+sample i therefore continues where the phase before it stopped, and so does a resumed run, whatever the batch sizes
 were.
 """
 
@@ -20,39 +20,39 @@ from growlm.runtime.errors import UserError
 
 
 class Samples(Dataset[torch.Tensor]):
-    """Samples by index, one by one or several as a batch."""
+    """A dataset of samples, read one by one or several as a batch."""
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """A batch of them, (samples, sequence_length + 1)."""
+        """Return a batch of samples, (samples, sequence_length + 1)."""
         return torch.stack([self[index] for index in indices])
 
 
 READ_AHEAD_TOKENS = 2**15
-"""Tokens of batches that are read at once: between two steps all that reading needs has left the caches."""
+"""Number of tokens read at once: by the next training step, all that reading needs has left the CPU's caches."""
 
 
 class PackedSamples(Samples):
-    """Samples of an endless row, in any order.
+    """Samples of an endless token stream, in any order.
 
     They are `sequence_length + 1` long and start `sequence_length` apart, so that every token is predicted once.
 
     Args:
-        row: Of the run.
+        stream: Token stream of the run.
         sequence_length: Number of positions a model sees.
     """
 
     def __init__(self, stream: TokenStream, sequence_length: int) -> None:
         self.stream, self.sequence_length = stream, sequence_length
-        self._begin, self._tokens = 0, torch.empty(0, dtype=torch.int64)  # read ahead
+        self._begin, self._tokens = 0, torch.empty(0, dtype=torch.int64)  # read-ahead buffer
         self._next = -1
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Sample `index` of the run, any number from 0 up: (sequence_length + 1,), int64."""
+        """Return sample `index` of the run (from 0, without end): (sequence_length + 1,), int64."""
         position = index * self.sequence_length
         return torch.from_numpy(self.stream.read(position, self.sequence_length + 1))
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """A batch, (samples, sequence_length + 1); a range of neighbours is quick."""
+        """Return a batch, (samples, sequence_length + 1); fastest for a range of consecutive samples."""
         if not isinstance(indices, range) or indices.step != 1:
             return super().__getitems__(indices)
         length = self.sequence_length
@@ -60,11 +60,11 @@ class PackedSamples(Samples):
         return tokens.unfold(0, length + 1, length).clone(memory_format=torch.contiguous_format)
 
     def _read(self, position: int, count: int) -> torch.Tensor:
-        """Tokens `position` ... `position + count - 1` of the row, a view of what was read ahead."""
-        new = count - 1  # the last one begins the next batch too
+        """Return the stream's tokens `position` ... `position + count - 1`, from the read-ahead buffer."""
+        new = count - 1  # the last token also begins the next batch
         start = position - self._begin
         if not 0 <= start <= len(self._tokens) - count:
-            # Whole batches, and only where one follows the other: processes that share them skip what is others'.
+            # Whole batches, and only in sequence: with several processes, each skips the others' shares.
             batches = max(1, READ_AHEAD_TOKENS // new) if position == self._next else 1
             self._tokens = torch.from_numpy(self.stream.read(position, batches * new + 1))
             self._begin, start = position, 0
@@ -72,22 +72,22 @@ class PackedSamples(Samples):
         return self._tokens[start : start + count]
 
     def state_dict(self, index: int) -> dict[str, Any] | None:
-        """None: nothing is needed to begin with any sample."""
+        """Return None: any sample can be read without a state."""
         return None
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Nothing to do."""
+        """Do nothing: any sample can be read without a state."""
 
 
 class ValidationSamples(Samples):
-    """Windows of the held-out documents, in order, each once.
+    """Windows of the validation documents, in order, each once.
 
     Args:
-        tokens: Of the documents one after another, (num_tokens,).
+        tokens: Token ids of the documents, one after another, (num_tokens,).
         sequence_length: Number of positions a model sees.
 
     Raises:
-        UserError: If there is not one whole window.
+        UserError: If the tokens do not fill one window.
     """
 
     def __init__(self, tokens: np.ndarray, sequence_length: int) -> None:
@@ -102,7 +102,7 @@ class ValidationSamples(Samples):
             )
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Window `index` below `num_windows`: (sequence_length + 1,), int64."""
+        """Return window `index` (below `num_windows`): (sequence_length + 1,), int64."""
         if not 0 <= index < self.num_windows:
             raise IndexError(index)
         start = index * self.sequence_length
@@ -112,16 +112,16 @@ class ValidationSamples(Samples):
 
 @dataclass(frozen=True)
 class RankBatches(Sequence[range]):
-    """Indices of the samples that one process reads in a phase, batch by batch: its part of each.
+    """Indices of the samples that one process reads in a phase: its share of each batch.
 
-    The batches are the same whatever the number of processes, and their parts follow each other by rank.
+    The batches are the same whatever the number of processes, and their shares follow each other by rank.
 
     Args:
-        start: Samples of the run before the phase.
-        num_batches: Batches of the phase.
-        batch_size: Samples of a batch, a multiple of `size`.
-        rank: Of the process.
-        size: Number of processes.
+        first_sample: Index in the run of the phase's first sample.
+        num_batches: Number of the phase's batches.
+        batch_size: Samples per batch, a multiple of `world_size`.
+        rank: Rank of the process.
+        world_size: Number of processes.
     """
 
     first_sample: int
@@ -140,11 +140,11 @@ class RankBatches(Sequence[range]):
     def __getitem__(self, batch: slice) -> Sequence[range]: ...
 
     def __getitem__(self, batch: int | slice) -> range | Sequence[range]:
-        """The indices of its part of a batch."""
+        """Return the indices of this process's share of a batch."""
         if isinstance(batch, slice):
             return [self[i] for i in range(*batch.indices(self.num_batches))]
-        part = self.batch_size // self.world_size
+        share = self.batch_size // self.world_size
         first = (
-            self.first_sample + range(self.num_batches)[batch] * self.batch_size + self.rank * part
+            self.first_sample + range(self.num_batches)[batch] * self.batch_size + self.rank * share
         )
-        return range(first, first + part)
+        return range(first, first + share)

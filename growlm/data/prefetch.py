@@ -1,7 +1,7 @@
-"""Documents of a source to train on, tokenized on the way, in a thread that reads a little ahead.
+"""Training documents of a source, tokenized by a background thread that reads slightly ahead.
 
-They come in chunks of whole windows. A chunk says where it began, as plain JSON, so that reading can begin with it
-another time without tokenizing what lies before.
+They come in chunks of whole shuffle windows. A chunk knows its position, as plain JSON, so that reading can
+restart there without tokenizing anything before it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.runtime.errors import RunError, UserError
 
 MIN_CHUNK_DOCUMENTS = 1024
-"""At least so many are tokenized together, whatever the windows."""
+"""Minimum number of documents tokenized together, whatever the window size."""
 POLL_INTERVAL_S = 0.1
 
 
 def documents_per_chunk(window: int) -> int:
-    """Documents of a chunk: whole windows."""
+    """Return the number of documents in a chunk, a multiple of the window size."""
     return window * -(-MIN_CHUNK_DOCUMENTS // window)
 
 
 @dataclass(frozen=True)
 class ChunkPosition:
-    """Where a chunk begins.
+    """The position where a chunk begins.
 
     Attributes:
-        epoch: Counts from 0.
-        chunk: Its number in the epoch.
-        documents_read: All of the source's documents before it, held out or not.
-        place: Where the reader stands there.
-        epoch_documents: Documents to train on in an epoch; None while none has been read to its end.
+        epoch: Epoch, from 0.
+        chunk: Index of the chunk in the epoch.
+        documents_read: Number of the source's documents before it in the epoch, validation documents included.
+        place: Position of the source's reader there.
+        epoch_documents: Number of training documents in an epoch; None until one has been read to its end.
     """
 
     epoch: int
@@ -55,12 +55,12 @@ START_POSITION = ChunkPosition(0, 0, 0, None, None)
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Consecutive documents to train on, in file order.
+    """Consecutive training documents, in file order.
 
     Attributes:
-        begin: Where it begins.
-        tokens: Of all of them, (num_tokens,).
-        ends: Where each ends, (num_documents,), int64.
+        position: Position where the chunk begins.
+        tokens: Token ids of all its documents, (num_tokens,).
+        ends: End of each document in `tokens`, (num_documents,), int64.
     """
 
     position: ChunkPosition
@@ -69,12 +69,12 @@ class Chunk:
 
 
 class TrainingDocuments(Iterator[str]):
-    """What a reader hands out, but for every n-th document.
+    """An iterator over a reader's documents without those of the validation split.
 
     Args:
-        reader: Stands after `documents_read` documents of its source.
-        validation_every: Documents n-1, 2n-1, ... of this n are left out.
-        documents_read: Counted on.
+        reader: Reader that has read `documents_read` documents of its source.
+        validation_every: Every n-th document (n-1, 2n-1, ...) is skipped.
+        documents_read: Number of documents already read; the count continues from it.
     """
 
     def __init__(self, reader: DocumentReader, validation_every: int, documents_read: int) -> None:
@@ -96,46 +96,50 @@ def iter_chunks(
     validation_every: int,
     start: ChunkPosition,
 ) -> Iterator[Chunk]:
-    """Chunks from a place on, epoch after epoch, for ever.
+    """Yield chunks from a position on, epoch after epoch, without end.
 
     Raises:
         UserError: If there is no document to train on, or one cannot be read.
-        RunError: If an epoch has fewer or more documents than the one before.
+        RunError: If two epochs have different numbers of documents.
     """
-    size, begin = documents_per_chunk(window), start
+    chunk_size, position = documents_per_chunk(window), start
     while True:
         documents = TrainingDocuments(
-            source.read(begin.place), validation_every, begin.documents_read
+            source.read(position.place), validation_every, position.documents_read
         )
-        trained = begin.chunk * size
+        num_trained = position.chunk * chunk_size
         while True:
             batch = concatenate_documents(
-                tokenize_documents(islice(documents, size), tokenizer), tokenizer
+                tokenize_documents(islice(documents, chunk_size), tokenizer), tokenizer
             )
             if len(batch.lengths) == 0:
                 break
-            yield Chunk(begin, batch.tokens, np.cumsum(batch.lengths))
-            trained += len(batch.lengths)
-            begin = replace(
-                begin,
-                chunk=begin.chunk + 1,
+            yield Chunk(position, batch.tokens, np.cumsum(batch.lengths))
+            num_trained += len(batch.lengths)
+            position = replace(
+                position,
+                chunk=position.chunk + 1,
                 documents_read=documents.documents_read,
                 place=documents.reader.position(),
             )
         documents.reader.close()
-        if trained == 0:
+        if num_trained == 0:
             raise UserError(source.key, source.name, "holds no text to train on")
-        if begin.epoch_documents not in (None, trained):
-            counts = f"{trained:,} documents in one epoch, {begin.epoch_documents:,} in another"
+        if position.epoch_documents not in (None, num_trained):
+            counts = (
+                f"{num_trained:,} documents in one epoch, {position.epoch_documents:,} in another"
+            )
             raise RunError(f"{source.name} changed while it was read: {counts}")
-        begin = replace(START_POSITION, epoch=begin.epoch + 1, epoch_documents=trained)
+        position = replace(START_POSITION, epoch=position.epoch + 1, epoch_documents=num_trained)
 
 
 class PrefetchIterator(Iterator[Chunk]):
-    """What an iterator gives, made in a thread while others work; it ends when nobody has this object any more.
+    """An iterator over chunks that a background thread produces ahead of time.
+
+    The thread ends when this object is garbage-collected.
 
     Args:
-        made: Is only used in the thread. What it raises is raised here.
+        chunks: Iterator to read in the thread; its exceptions are raised here.
     """
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
@@ -147,28 +151,28 @@ class PrefetchIterator(Iterator[Chunk]):
         threading.Thread(target=_fill_queue, args=arguments, name="read ahead", daemon=True).start()
 
     def __next__(self) -> Chunk:
-        found = self._error or self._ready.get()
-        if isinstance(found, BaseException):
-            self._error = found  # nothing comes after it
-            raise found
-        return found
+        item = self._error or self._ready.get()
+        if isinstance(item, BaseException):
+            self._error = item  # the thread has ended
+            raise item
+        return item
 
 
 def _fill_queue(
-    made: Iterator[Chunk],
+    chunks: Iterator[Chunk],
     ready: queue.Queue[Chunk | BaseException],
     stopped: threading.Event,
 ) -> None:
-    def hand_over(value: Chunk | BaseException) -> None:
+    def put(value: Chunk | BaseException) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
                 ready.put(value, timeout=POLL_INTERVAL_S)
                 return
 
     try:
-        for chunk in made:
-            hand_over(chunk)
+        for chunk in chunks:
+            put(chunk)
             if stopped.is_set():
                 return
     except BaseException as error:
-        hand_over(error)
+        put(error)

@@ -1,4 +1,4 @@
-"""From the data settings to the samples of a run."""
+"""Open a run's data: from the data settings to training and validation samples."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ REPORT_INTERVAL_S = 0.2
 
 
 class DataListener:
-    """Is told of what takes long; does nothing."""
+    """The interface for progress reports while data is prepared; these methods do nothing."""
 
     def data_progress(self, task: str, fraction: float | None, note: str) -> None:
-        """`share` of it is done (None: unknown); `note` says more."""
+        """Report progress: the done `fraction` of a task (None if unknown) and a `note` with details."""
 
     def message_logged(self, text: str) -> None:
-        """Something that a person may want to know."""
+        """Report a message for the user."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """What a run reads.
+    """The data of a run.
 
     Attributes:
-        train: Its samples, for ever.
-        validation: The held-out ones.
-        held_out: What those are made of.
-        identity: Tells these documents, as they are tokenized, from others.
-        newest_inode_change: When the last of the streamed files was changed, moved or copied, in nanoseconds. They
-            are told by name, size and time of change; a text that was edited in place and given its old time again
-            shows only here. None where `identity` goes by contents.
+        train: Endless training samples.
+        validation: Validation samples.
+        validation_split: Documents that the validation samples are cut from.
+        fingerprint: Hash that identifies these documents as tokenized.
+        newest_inode_change: Latest change of any streamed file's inode (by editing, moving or copying), in
+            nanoseconds. Streamed files are identified by name, size and modification time; a text that was edited
+            in place and then given its old time shows only here. None if `fingerprint` covers the contents.
     """
 
     train: PackedSamples | StreamedSamples
@@ -73,13 +73,13 @@ def tokenize_source(
     source: DocumentSource,
     listener: DataListener | None = None,
 ) -> TokenizedCorpus:
-    """All documents of one source, tokenized: from the cache on disk, or now.
+    """Tokenize all documents of one source, or load them from the cache on disk.
 
     Args:
-        settings: What is held out, and where the cache is.
-        tokenizer: What encodes them.
-        source: Where they come from.
-        listener: Is told of the progress.
+        settings: Data settings, with the cache folder and the validation split.
+        tokenizer: Tokenizer to encode the documents with.
+        source: Source of the documents.
+        listener: Receiver of progress reports.
 
     Raises:
         UserError: If a document cannot be read, or none is held out.
@@ -103,59 +103,71 @@ def open_run_data(
     validation_samples: int,
     listener: DataListener,
 ) -> RunData:
-    """The samples of a run.
+    """Open the training and validation samples of a run.
 
     Args:
-        settings: Of the data.
-        tokenizer: What encodes the documents.
-        sources: From `open_sources`.
-        counts: Likewise.
-        seed: Of the documents' order.
+        settings: Data settings.
+        tokenizer: Tokenizer to encode the documents with.
+        sources: Sources from `open_sources`.
+        block_counts: Documents that every block of the mixture takes from each source, from `open_sources`.
+        seed: Seed of the documents' order.
         sequence_length: Number of positions a model sees.
-        validation_samples: Held-out samples that will be asked for, at most.
-        listener: Is told of the progress.
+        validation_samples: Largest number of validation samples that will be read.
+        listener: Receiver of progress reports.
 
     Raises:
         UserError: If a document cannot be read, or too few are held out.
         DiskError: If the cache cannot be written.
     """
-    enough = validation_samples * sequence_length + 1
-    parts = list(sources.values())
+    min_tokens = validation_samples * sequence_length + 1
+    source_list = list(sources.values())
     train: PackedSamples | StreamedSamples
     identity: list[Any]
     newest_inode_change = None
     if settings.streaming:
         train = _open_streamed_samples(
-            settings, tokenizer, parts, block_counts, seed, sequence_length, listener
+            settings, tokenizer, source_list, block_counts, seed, sequence_length, listener
         )
-        texts = [
+        validation_documents = [
             stream_validation_documents(source, tokenizer, settings.validation_every)
-            for source in parts
+            for source in source_list
         ]
-        held_out = collect_validation_split(texts, block_counts, seed, tokenizer, enough)
-        identity = [_cache_key_parts(source.identity(), source, tokenizer) for source in parts]
-        stamps = [stamp for source in parts for stamp in source.stat_signatures().values() if stamp]
-        newest_inode_change = max((stamp[2] for stamp in stamps), default=None)
+        validation_split = collect_validation_split(
+            validation_documents, block_counts, seed, tokenizer, min_tokens
+        )
+        identity = [
+            _cache_key_parts(source.identity(), source, tokenizer) for source in source_list
+        ]
+        signatures = [
+            signature
+            for source in source_list
+            for signature in source.stat_signatures().values()
+            if signature
+        ]
+        newest_inode_change = max((signature[2] for signature in signatures), default=None)
     else:
         cache = _make_token_cache(settings, listener)
         corpora = [
-            _load_or_tokenize(cache, settings, tokenizer, source, listener) for source in parts
+            _load_or_tokenize(cache, settings, tokenizer, source, listener)
+            for source in source_list
         ]
-        cache.evict_to_limit()  # only now: no source of a run goes to make room for another
-        for source, corpus in zip(parts, corpora, strict=True):
+        cache.evict_to_limit()  # only now, so that no source of a run evicts another
+        for source, corpus in zip(source_list, corpora, strict=True):
             listener.message_logged(_describe_corpus(source, corpus))
-        rows = [
+        streams = [
             ShuffledDocuments(corpus.train, corpus.train_ends, settings.shuffle_window, seed)
             for corpus in corpora
         ]
-        row = rows[0] if len(rows) == 1 else MixedDocuments(rows, block_counts, seed)
-        train = PackedSamples(row, sequence_length)
-        held_out = _open_validation_split(corpora, block_counts, seed, tokenizer, enough)
+        stream = streams[0] if len(streams) == 1 else MixedDocuments(streams, block_counts, seed)
+        train = PackedSamples(stream, sequence_length)
+        validation_split = _open_validation_split(
+            corpora, block_counts, seed, tokenizer, min_tokens
+        )
         identity = [corpus.digest for corpus in corpora]
-    _check_validation_split(settings, held_out)
+    _check_validation_split(settings, validation_split)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    validation = ValidationSamples(held_out.tokens, sequence_length)
-    return RunData(train, validation, held_out, digest, newest_inode_change)
+    validation = ValidationSamples(validation_split.tokens, sequence_length)
+    return RunData(train, validation, validation_split, digest, newest_inode_change)
 
 
 def _make_token_cache(settings: DataConfig, listener: DataListener) -> TokenCache:
@@ -170,47 +182,47 @@ def _load_or_tokenize(
     source: DocumentSource,
     listener: DataListener,
 ) -> TokenizedCorpus:
-    """See `prepare_data`."""
-    every = settings.validation_every
-    if every < 2:
-        raise UserError("data.validation_every", every, "must be at least 2")
-    stamps = source.stat_signatures()  # before the checksums are taken
+    validation_every = settings.validation_every
+    if validation_every < 2:
+        raise UserError("data.validation_every", validation_every, "must be at least 2")
+    signatures = source.stat_signatures()  # before the checksums are taken
     content = source.content_identity(cache.digest)
 
     def documents() -> Iterator[TokenizedDocuments]:
         reader = source.read()
-        empty = True
+        is_empty = True
         for batch in _report_progress(
             tokenize_documents(reader, tokenizer), reader, source, listener
         ):
-            empty = False
+            is_empty = False
             yield batch
         reader.close()
-        _check_unchanged(source, stamps, content, cache)
-        if empty:
-            raise UserError(source.key, source.name, "holds nothing but white space")
+        _check_unchanged(source, signatures, content, cache)
+        if is_empty:
+            raise UserError(source.key, source.name, "contains only white space")
 
     return cache.get_or_create(
         _cache_key_parts(content, source, tokenizer),
         token_dtype(tokenizer),
-        every,
+        validation_every,
         documents,
     )
 
 
 def _check_unchanged(
-    source: DocumentSource, stamps: dict[Path, Any], content: Any, cache: TokenCache
+    source: DocumentSource, signatures: dict[Path, Any], content: Any, cache: TokenCache
 ) -> None:
-    """Check that the files hold what they held before they were read, whose checksums name the entry.
+    """Check that the files still hold what the checksums in the cache key were taken of.
 
     Raises:
-        UserError: If not. A file that was only renamed or given another mode has other stamps, but is no other.
+        UserError: If they do not. A file that was only renamed or got another mode has another signature but the
+            same contents, and passes.
     """
-    now = source.stat_signatures()
-    changed = [path for path, stamp in stamps.items() if now[path] != stamp]
-    if changed and (None in now.values() or source.content_identity(cache.digest) != content):
-        allowed = "changed while it was tokenized; begin again once it is written to the end"
-        raise UserError(f"{source.key}.path", changed[0], allowed)
+    current = source.stat_signatures()
+    changed = [path for path, signature in signatures.items() if current[path] != signature]
+    if changed and (None in current.values() or source.content_identity(cache.digest) != content):
+        reason = "changed while it was tokenized; start again once the file is complete"
+        raise UserError(f"{source.key}.path", changed[0], reason)
 
 
 def _open_streamed_samples(
@@ -222,13 +234,15 @@ def _open_streamed_samples(
     sequence_length: int,
     listener: DataListener,
 ) -> StreamedSamples:
-    def skipping(done: int, total: int) -> None:
+    def report_skipping(done: int, total: int) -> None:
         note = f"{done:,} of {total:,} samples"
-        listener.data_progress("reading up to where the run stopped", done / total, note)
+        listener.data_progress("skipping to where the run stopped", done / total, note)
 
-    window, every = settings.shuffle_window, settings.validation_every
-    streams = [StreamedDocuments(source, tokenizer, window, every, seed) for source in sources]
-    return StreamedSamples(streams, counts, sequence_length, seed, skipping)
+    window, validation_every = settings.shuffle_window, settings.validation_every
+    streams = [
+        StreamedDocuments(source, tokenizer, window, validation_every, seed) for source in sources
+    ]
+    return StreamedSamples(streams, counts, sequence_length, seed, report_skipping)
 
 
 def _open_validation_split(
@@ -236,16 +250,23 @@ def _open_validation_split(
     counts: Sequence[int],
     seed: int,
     tokenizer: Tokenizer,
-    enough: int,
+    min_tokens: int,
 ) -> ValidationSplit:
-    """All that is held out of one corpus; of a mixture, which would have to be put together in memory, enough."""
+    """Return the whole validation split of one corpus, or enough of a mixture's.
+
+    That of a mixture has to be assembled in memory, so only `min_tokens` are taken.
+    """
     if len(corpora) == 1:
         (corpus,) = corpora
         return ValidationSplit(
             corpus.validation, corpus.validation_ends, corpus.validation_document_bytes
         )
     return collect_validation_split(
-        [corpus.iter_validation_documents() for corpus in corpora], counts, seed, tokenizer, enough
+        [corpus.iter_validation_documents() for corpus in corpora],
+        counts,
+        seed,
+        tokenizer,
+        min_tokens,
     )
 
 
@@ -257,19 +278,19 @@ def _describe_corpus(source: DocumentSource, corpus: TokenizedCorpus) -> str:
     )
 
 
-def _check_validation_split(settings: DataConfig, held_out: ValidationSplit) -> None:
-    if held_out.num_documents == 0:
+def _check_validation_split(settings: DataConfig, validation_split: ValidationSplit) -> None:
+    if validation_split.num_documents == 0:
         remedy = (
             "more data.documents" if settings.source == "embedded" else "a finer data.sample_by"
         )
-        allowed = f"holds out none of the documents; use a smaller value or {remedy}"
-        raise UserError("data.validation_every", settings.validation_every, allowed)
+        reason = f"holds out none of the documents; use a smaller value or {remedy}"
+        raise UserError("data.validation_every", settings.validation_every, reason)
 
 
 def _cache_key_parts(
     documents: Any, source: DocumentSource, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """What the tokens of a source depend on: its documents, what reads them and what encodes them."""
+    """Return what a source's tokens depend on: documents, reading libraries and tokenizer."""
     encoding = [tokenizer.fingerprint, list(tokenizer.bos_token_ids), tokenizer.eos_token_id]
     libraries = {name: version(name) for name in (*source.libraries, tokenizer.library)}
     return {"documents": documents, "tokenizer": encoding, "libraries": libraries}
@@ -281,16 +302,16 @@ def _report_progress(
     source: DocumentSource,
     listener: DataListener,
 ) -> Iterator[TokenizedDocuments]:
-    """The batches, while the listener hears how far and how fast it goes."""
+    """Yield the batches, reporting progress and speed to the listener."""
     task = f"tokenizing {source.name}"
-    start, told = time.perf_counter(), 0.0
-    documents = size = 0
+    start, last_report = time.perf_counter(), 0.0
+    num_documents = num_bytes = 0
     for batch in batches:
         yield batch
-        documents += len(batch.lengths)
-        size += int(batch.num_bytes.sum())
+        num_documents += len(batch.lengths)
+        num_bytes += int(batch.num_bytes.sum())
         elapsed = time.perf_counter() - start
-        if elapsed - told >= REPORT_INTERVAL_S:
-            told = elapsed
-            note = f"{documents:,} documents, {size / 1e6:,.0f} MB, {size / elapsed / 1e6:.1f} MB/s"
+        if elapsed - last_report >= REPORT_INTERVAL_S:
+            last_report = elapsed
+            note = f"{num_documents:,} documents, {num_bytes / 1e6:,.0f} MB, {num_bytes / elapsed / 1e6:.1f} MB/s"
             listener.data_progress(task, reader.fraction_read, note)

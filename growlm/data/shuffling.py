@@ -1,7 +1,7 @@
-"""The order of documents: pure functions of a seed and of numbers, so that any place in it is found at once.
+"""The order of documents: pure functions of a seed and indices, so that any position in it is found at once.
 
-Documents come in windows of consecutive ones; each window is permuted by itself, anew in every epoch. Several
-sources are mixed in blocks: every block takes the same number of documents from a source, in an order of its own.
+Documents are shuffled within windows of consecutive ones, differently in every epoch. Several sources are mixed in
+blocks: every block takes the same number of documents from each source, in an order of its own.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ import torch
 from growlm.runtime.errors import UserError
 
 MIXTURE_BLOCK_SIZE = 10_000
-"""Documents after which every source has had exactly its share."""
+"""Number of documents after which every source has had exactly its share."""
 
 
 def window_order(seed: int, epoch: int, window_index: int, size: int) -> np.ndarray:
-    """In which order the documents of a window come: a permutation of 0 ... size-1, (size,), int64.
+    """Return the order of a window's documents: a permutation of 0 ... size-1, (size,), int64.
 
     Args:
-        seed: Of the run.
-        epoch: Counts from 0.
-        window: Its number in the epoch, from 0.
-        size: Documents in it; the last one of an epoch may have fewer than the others.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        window_index: Index of the window in the epoch.
+        size: Documents in the window; an epoch's last window may have fewer than the others.
     """
     return _permutation(f"{seed} {epoch} {window_index}", size)
 
 
 def mixture_order(seed: int, block_index: int, block_counts: Sequence[int]) -> np.ndarray:
-    """Which source each document of a block comes from, (sum of counts,), int64.
+    """Return the index of the source that each document of a block comes from, (sum of counts,), int64.
 
     Args:
-        seed: Of the run.
-        block: Its number, from 0.
-        counts: Documents that every block takes from each source.
+        seed: Seed of the run.
+        block_index: Index of the block.
+        block_counts: Documents that every block takes from each source.
     """
     sources = np.repeat(np.arange(len(block_counts)), block_counts)
     return sources[_permutation(f"{seed} mixture {block_index}", len(sources))]
 
 
 def compute_block_counts(weights: Mapping[str, float], key: str = "data.sources") -> list[int]:
-    """Documents that a block of `MIXTURE_BLOCK` takes from each source: weights as shares, by largest remainder.
+    """Return how many documents a block of `MIXTURE_BLOCK_SIZE` takes from each source.
+
+    Weights become shares by the largest-remainder method.
 
     Args:
-        weights: By source, above 0, of any sum.
-        key: What the user calls the sources.
+        weights: Weight of each source, above 0; any sum.
+        key: Setting that names the sources, for error messages.
 
     Raises:
-        UserError: If a weight is not above 0, or too small for one document in a block.
+        UserError: If a weight is not above 0, or too small for one document per block.
     """
     for name, weight in weights.items():
         if not weight > 0 or weight == float("inf"):
@@ -63,8 +65,8 @@ def compute_block_counts(weights: Mapping[str, float], key: str = "data.sources"
         counts[index] += 1
     for (name, weight), count in zip(weights.items(), counts, strict=True):
         if count == 0:
-            allowed = f"is less than one document in {MIXTURE_BLOCK_SIZE:,}; give it more, or leave it out"
-            raise UserError(f"{key}.{name}.weight", weight, allowed)
+            reason = f"is less than one document in {MIXTURE_BLOCK_SIZE:,}; raise the weight or remove the source"
+            raise UserError(f"{key}.{name}.weight", weight, reason)
     return counts
 
 

@@ -1,7 +1,8 @@
-"""The same endless row of tokens as `rows.py` makes, out of documents that are tokenized on the way.
+"""Samples of the same endless token stream as in `token_stream.py`, from documents tokenized on the fly.
 
-Read forwards. What has been read is forgotten; a mark, plain JSON, says where to begin reading again so that a
-sample comes without tokenizing what lies before it. Without a mark it comes too, after reading from the beginning.
+The stream is read forwards and what has been read is dropped. A state, plain JSON, says where reading has to
+restart for a sample, so that nothing before it is tokenized. Without a state a sample can be read, too, from the
+beginning.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from growlm.data.sources.document_sources import DocumentSource
 from growlm.data.tokenization.tokenizer import Tokenizer
 
 PROGRESS_INTERVAL = 1000
-"""Samples after which reading up to another one is told of."""
+"""Number of skipped samples between two progress reports."""
 
 
 class StreamedDocuments:
-    """Documents of one source in their windows' order, epoch after epoch, one after another.
+    """The training documents of one source in shuffled order, epoch after epoch.
 
     Args:
-        source: Read again in every epoch.
-        tokenizer: What encodes them.
-        window: Documents that are permuted among themselves.
+        source: Source that is read again in every epoch.
+        tokenizer: Tokenizer to encode the documents with.
+        window: Number of documents that are shuffled together.
         validation_every: Every n-th document is left out.
-        seed: Of the orders.
+        seed: Seed of the order.
     """
 
     def __init__(
@@ -55,7 +56,12 @@ class StreamedDocuments:
         self.seek(START_POSITION, 0)
 
     def seek(self, position: ChunkPosition, document_index: int) -> None:
-        """Have document `number` of the row come next, reading from a chunk at or before it."""
+        """Make document `document_index` of the stream the next one.
+
+        Args:
+            position: Position of a chunk at or before that document.
+            document_index: Index of the document in the stream.
+        """
         self._next, self._chunks = document_index, None
         self._order: np.ndarray | None = None
         self._chunk: Chunk | None = None
@@ -64,11 +70,11 @@ class StreamedDocuments:
         )
 
     def next_document(self) -> np.ndarray:
-        """The next document's tokens, (num_tokens,).
+        """Return the next document's tokens, (num_tokens,).
 
         Raises:
             UserError: If a document cannot be read.
-            RunError: If the source changed, or cannot be reached any more.
+            RunError: If the source changed, or can no longer be reached.
         """
         while self._chunk is None or self._next >= self._begin + len(self._chunk.ends):
             self._read_chunk()
@@ -80,21 +86,21 @@ class StreamedDocuments:
         return self._chunk.tokens[start : int(self._chunk.ends[index])]
 
     def position_before(self, document_index: int) -> ChunkPosition:
-        """Where to `start` to reach a document that was not handed out long ago."""
+        """Return the position to `seek` from in order to reach a recently read document."""
         return max((p for p in self._positions if p[0] <= document_index), key=lambda p: p[0])[1]
 
     def discard_positions_before(self, document_index: int) -> None:
-        """Nobody will ask for places before this document's."""
+        """Forget positions that only documents before this one need."""
         while len(self._positions) > 1 and self._positions[1][0] <= document_index:
             self._positions.popleft()
 
     def _read_chunk(self) -> None:
         if self._chunks is None:
             start = self._positions[0][1]
-            made = iter_chunks(
+            chunks = iter_chunks(
                 self.source, self.tokenizer, self.window, self.validation_every, start
             )
-            self._chunks = PrefetchIterator(made)
+            self._chunks = PrefetchIterator(chunks)
         chunk = next(self._chunks)
         self._chunk, self._begin = chunk, self._first_document_index(chunk.position)
         if self._positions[-1][0] < self._begin:
@@ -103,21 +109,21 @@ class StreamedDocuments:
         num_documents = len(chunk.ends)
         self._order = np.concatenate(
             [
-                begin
+                window_begin
                 + window_order(
                     self.seed,
                     chunk.position.epoch,
-                    (first + begin) // self.window,
-                    min(self.window, num_documents - begin),
+                    (first + window_begin) // self.window,
+                    min(self.window, num_documents - window_begin),
                 )
-                for begin in range(0, num_documents, self.window)
+                for window_begin in range(0, num_documents, self.window)
             ]
         )
 
-    def _first_document_index(self, place: ChunkPosition) -> int:
-        """Number in the row of a chunk's first document."""
-        before = place.epoch * (place.epoch_documents or 0)
-        return before + place.chunk * documents_per_chunk(self.window)
+    def _first_document_index(self, position: ChunkPosition) -> int:
+        """Return the index in the stream of a chunk's first document."""
+        before = position.epoch * (position.epoch_documents or 0)
+        return before + position.chunk * documents_per_chunk(self.window)
 
     _chunks: PrefetchIterator | None
     _begin: int = 0
@@ -125,7 +131,7 @@ class StreamedDocuments:
 
 @dataclass
 class _PendingDocument:
-    """What is left of a document that samples are being made of."""
+    """The unread rest of a document that samples are being cut from."""
 
     document: int
     offset: int
@@ -133,14 +139,14 @@ class _PendingDocument:
 
 
 class StreamedSamples(Samples):
-    """Samples of a row that is read forwards.
+    """Samples of a token stream that is read forwards.
 
     Args:
-        streams: The sources' documents.
-        counts: Documents that every block of the mixture takes from each; one number for one stream.
+        streams: Documents of each source.
+        block_counts: Documents that every block of the mixture takes from each stream.
         sequence_length: Number of positions a model sees.
-        seed: Of the mixture's order.
-        progress: Called with the samples done and to do, where many must be read to reach another one.
+        seed: Seed of the mixture's order.
+        progress: Function called with the numbers of samples done and to do while many are skipped.
     """
 
     def __init__(
@@ -154,48 +160,51 @@ class StreamedSamples(Samples):
         self.streams, self.block_counts = list(streams), list(block_counts)
         self.sequence_length, self.seed, self.progress = sequence_length, seed, progress
         self._order: tuple[int, np.ndarray] | None = None
-        beginnings = [asdict(START_POSITION) for _ in streams]
+        positions = [asdict(START_POSITION) for _ in streams]
         self._initial_state: dict[str, Any] = {
             "sample": 0,
             "document": 0,
             "offset": 0,
-            "places": beginnings,
+            "places": positions,
         }
         self._known_states = [self._initial_state]
         self._restart_from(self._initial_state)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Sample `index` of the run: (sequence_length + 1,), int64. Quick for the one after the last one only.
+        """Return sample `index` of the run: (sequence_length + 1,), int64; fast only in consecutive order.
 
         Raises:
             UserError: If a document cannot be read.
-            RunError: If a source changed, or cannot be reached any more.
+            RunError: If a source changed, or can no longer be reached.
         """
         if index != self._next:
             self._seek(index)
         return torch.from_numpy(self._read_next_sample())
 
     def state_dict(self, index: int) -> dict[str, Any] | None:
-        """What `recall` takes to begin again with this sample: plain JSON. None for one before the next one."""
+        """Return the state with which reading can restart at this sample, as plain JSON.
+
+        It is None for a sample that has already been read.
+        """
         if index < self._next:
             return None
-        if index > self._next:  # the other processes' parts of the last batch
+        if index > self._next:  # skip the other processes' shares of the last batch
             self._seek(index)
-        piece = self._pending[0] if self._pending else self._at
-        before = self._count_documents_before(piece.document)
-        streams = zip(self.streams, before, strict=True)
+        pending = self._pending[0] if self._pending else self._at
+        documents_before = self._count_documents_before(pending.document)
+        streams = zip(self.streams, documents_before, strict=True)
         return {
             "sample": index,
-            "document": piece.document,
-            "offset": piece.offset,
+            "document": pending.document,
+            "offset": pending.offset,
             "places": [asdict(stream.position_before(number)) for stream, number in streams],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Know a mark, of this or of another process, of the same data and settings.
+        """Add a state of any process's samples, with the same data and settings.
 
         Raises:
-            TypeError: Or a `ValueError`, if it is none.
+            TypeError: If it is not a valid state (or `ValueError`).
         """
         if state is not None:
             for stream, place in zip(self.streams, state["places"], strict=True):
@@ -203,35 +212,37 @@ class StreamedSamples(Samples):
             self._known_states.append(state)
 
     def _seek(self, index: int) -> None:
-        mark = max(
-            (m for m in self._known_states if m["sample"] <= index), key=lambda m: m["sample"]
+        state = max(
+            (known for known in self._known_states if known["sample"] <= index),
+            key=lambda known: known["sample"],
         )
-        if not mark["sample"] <= self._next <= index:
-            self._restart_from(mark)
-        first = self._next
+        if not state["sample"] <= self._next <= index:
+            self._restart_from(state)
+        start = self._next
         while self._next < index:
             self._read_next_sample()
-            if index - first > PROGRESS_INTERVAL and (self._next - first) % PROGRESS_INTERVAL == 0:
-                self.progress(self._next - first, index - first)
+            if index - start > PROGRESS_INTERVAL and (self._next - start) % PROGRESS_INTERVAL == 0:
+                self.progress(self._next - start, index - start)
 
-    def _restart_from(self, mark: dict[str, Any]) -> None:
-        self._next = mark["sample"]
-        self._at = _PendingDocument(mark["document"], mark["offset"], np.zeros(0, np.uint16))
-        self._document, self._skip = mark["document"], mark["offset"]
+    def _restart_from(self, state: dict[str, Any]) -> None:
+        self._next = state["sample"]
+        self._at = _PendingDocument(state["document"], state["offset"], np.zeros(0, np.uint16))
+        self._document, self._skip = state["document"], state["offset"]
         self._pending: deque[_PendingDocument] = deque()
         self._available = 0
-        before = self._count_documents_before(self._document)
-        for stream, place, number in zip(self.streams, mark["places"], before, strict=True):
+        documents_before = self._count_documents_before(self._document)
+        for stream, place, number in zip(
+            self.streams, state["places"], documents_before, strict=True
+        ):
             stream.seek(ChunkPosition(**place), number)
 
     def _read_next_sample(self) -> np.ndarray:
-        """The next sample."""
         while self._available <= self.sequence_length:
             self._fetch_document()
         sample = np.empty(self.sequence_length + 1, dtype=np.int64)
         filled = 0
-        for piece in self._pending:
-            part = piece.tokens[: len(sample) - filled]
+        for pending in self._pending:
+            part = pending.tokens[: len(sample) - filled]
             sample[filled : filled + len(part)] = part
             filled += len(part)
             if filled == len(sample):
@@ -250,15 +261,15 @@ class StreamedSamples(Samples):
         self._document, self._skip = self._document + 1, 0
 
     def _consume(self, count: int) -> None:
-        """Of so many tokens; the next sample begins with the last one of this."""
+        """Drop `count` tokens; the next sample begins with the last token of this one."""
         self._available -= count
         while count >= len(self._pending[0].tokens):
             count -= len(self._pending.popleft().tokens)
-        piece = self._pending[0]
-        piece.tokens, piece.offset = piece.tokens[count:], piece.offset + count
+        pending = self._pending[0]
+        pending.tokens, pending.offset = pending.tokens[count:], pending.offset + count
         if self._next % PROGRESS_INTERVAL == 0:
             for stream, number in zip(
-                self.streams, self._count_documents_before(piece.document), strict=True
+                self.streams, self._count_documents_before(pending.document), strict=True
             ):
                 stream.discard_positions_before(number)
 
@@ -266,11 +277,14 @@ class StreamedSamples(Samples):
         return self._document % sum(self.block_counts)
 
     def _count_documents_before(self, document: int) -> list[int]:
-        """How many of the row's first documents are of each stream."""
+        """Return how many of the mixture's first `document` documents come from each stream."""
         block, within = divmod(document, sum(self.block_counts))
-        part = np.bincount(self._block_order(block)[:within], minlength=len(self.block_counts))
+        partial_counts = np.bincount(
+            self._block_order(block)[:within], minlength=len(self.block_counts)
+        )
         return [
-            block * count + int(more) for count, more in zip(self.block_counts, part, strict=True)
+            block * count + int(extra)
+            for count, extra in zip(self.block_counts, partial_counts, strict=True)
         ]
 
     def _block_order(self, block: int) -> np.ndarray:

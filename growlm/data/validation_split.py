@@ -1,4 +1,4 @@
-"""The documents that are held out of training: the same whether a corpus lies on disk or is read on the way."""
+"""The validation split, which is the same whether a corpus lies on disk or is streamed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from growlm.data.tokenization.tokenizer import Tokenizer
 
 Value = TypeVar("Value")
 TokenizedDocument = tuple[np.ndarray, int]
-"""Its tokens, (num_tokens,), and its bytes as UTF-8 text."""
+"""A document's tokens, (num_tokens,), and its number of bytes as UTF-8 text."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValidationSplit:
-    """Held-out documents, one after another.
+    """The validation documents, one after another.
 
     Attributes:
-        tokens: Theirs, (num_tokens,).
-        ends: Where each ends, (num_documents,), int64.
-        sizes: Bytes of each as UTF-8 text; what begins and ends a text does not count, (num_documents,), int64.
+        tokens: Token ids of all documents, (num_tokens,).
+        ends: End of each document in `tokens`, (num_documents,), int64.
+        document_bytes: Bytes of each document as UTF-8 text, without the tokens that begin and end it,
+            (num_documents,), int64.
     """
 
     tokens: np.ndarray
@@ -35,11 +36,14 @@ class ValidationSplit:
 
     @property
     def num_documents(self) -> int:
-        """How many."""
+        """Number of documents."""
         return len(self.ends)
 
     def measure_first_documents(self, num_tokens: int) -> tuple[int, int]:
-        """Tokens and bytes of the documents, whole ones, that the first so many tokens are of."""
+        """Return the numbers of tokens and bytes of the documents that contain the first `num_tokens` tokens.
+
+        Documents count as a whole.
+        """
         index = min(int(np.searchsorted(self.ends, num_tokens)), self.num_documents - 1)
         return int(self.ends[index]), int(self.document_bytes[: index + 1].sum())
 
@@ -47,12 +51,12 @@ class ValidationSplit:
 def stream_validation_documents(
     source: DocumentSource, tokenizer: Tokenizer, validation_every: int
 ) -> Iterator[TokenizedDocument]:
-    """Documents n-1, 2n-1, ... of a source, tokenized one by one, only those that are asked for."""
+    """Yield a source's validation documents (n-1, 2n-1, ...), each tokenized when it is requested."""
     reader = source.read()
     for number, text in enumerate(reader, start=1):
         if number % validation_every == 0:
-            found = tokenize_chunk([text], tokenizer)
-            yield found.tokens, int(found.num_bytes[0])
+            document = tokenize_chunk([text], tokenizer)
+            yield document.tokens, int(document.num_bytes[0])
 
 
 def collect_validation_split(
@@ -62,40 +66,45 @@ def collect_validation_split(
     tokenizer: Tokenizer,
     min_tokens: int,
 ) -> ValidationSplit:
-    """The first documents of several sources, mixed as for training, whole ones, until there are enough tokens.
+    """Collect the first validation documents of several sources until there are enough tokens.
+
+    Documents are mixed as for training, and are never cut.
 
     Args:
-        parts: Of each source, in file order.
-        counts: Documents that every block of the mixture takes from each. One that has no more is passed over.
-        seed: Of the mixture's order.
-        tokenizer: What encoded them.
-        enough: Tokens.
+        sources: Validation documents of each source, in file order.
+        block_counts: Documents that every block of the mixture takes from each source. Exhausted sources are
+            skipped.
+        seed: Seed of the mixture's order.
+        tokenizer: Tokenizer that encoded the documents.
+        min_tokens: Number of tokens to collect.
     """
-    pieces: list[np.ndarray] = [np.zeros(0, token_dtype(tokenizer))]
-    ends, sizes = [0], []
-    for tokens, size in interleave([iter(part) for part in sources], block_counts, seed):
-        pieces.append(tokens)
+    token_arrays: list[np.ndarray] = [np.zeros(0, token_dtype(tokenizer))]
+    ends, document_bytes = [0], []
+    for tokens, size in interleave([iter(source) for source in sources], block_counts, seed):
+        token_arrays.append(tokens)
         ends.append(ends[-1] + len(tokens))
-        sizes.append(size)
+        document_bytes.append(size)
         if ends[-1] >= min_tokens:
             break
     return ValidationSplit(
-        np.concatenate(pieces), np.array(ends[1:], np.int64), np.array(sizes, np.int64)
+        np.concatenate(token_arrays),
+        np.array(ends[1:], np.int64),
+        np.array(document_bytes, np.int64),
     )
 
 
 def interleave(
     iterators: Sequence[Iterator[Value]], block_counts: Sequence[int], seed: int
 ) -> Iterator[Value]:
-    """Everything of several sources, each in its order, in the order of a mixture."""
-    left = set(range(len(iterators)))
+    """Yield all items of several iterators in the order of a mixture, keeping each iterator's own order."""
+    remaining = set(range(len(iterators)))
     for block in count():
         for index in mixture_order(seed, block, block_counts):
-            if index not in left:
+            if index not in remaining:
                 continue
             try:
                 yield next(iterators[index])
             except StopIteration:
-                left.discard(int(index))
-            if not left:
+                remaining.discard(int(index))
+            if not remaining:
                 return

@@ -1,1 +1,1 @@
-"""Process groups, launching, and tensors sharded over processes."""
+"""Launch processes, set up their process group, and compute on sharded tensors."""

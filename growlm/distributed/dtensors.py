@@ -1,6 +1,6 @@
-"""Tensors of which every process of a run holds its own rows (FSDP2), and plain ones, alike.
+"""Handle sharded tensors (FSDP2 `DTensor`s) and plain tensors through the same functions.
 
-Only the first dimension is ever divided, over all processes, as `torch.chunk` divides it: FSDP2's own rule.
+Only the first dimension is sharded, over all processes, split as `torch.chunk` does: FSDP2's own rule.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
-    """Whether this process holds a part of the tensor only."""
-    module = sys.modules.get(
-        "torch.distributed.tensor"
-    )  # without it there is none; it loads slowly
+    """Return whether the tensor is a `DTensor`, of which this process holds one shard."""
+    # Importing the module is slow; while nobody has, no tensor can be a DTensor.
+    module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def get_full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor with all its rows; of a sharded one a new tensor, and all processes must ask for it.
+    """Return the full tensor. For a sharded tensor this is a collective call that returns a new tensor.
 
-    No gradient passes, if it is sharded.
+    No gradient flows through a sharded tensor.
     """
     if not is_sharded(tensor):
         return tensor
-    # Out of inference mode: there torch 2.11 lacks an operation that this needs.
+    # Leave inference mode: torch 2.11 lacks an operation there that this needs.
     with torch.inference_mode(False), torch.no_grad():
         return tensor.full_tensor()
 
 
 def get_local_tensor(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory. No gradient passes, if it is sharded."""
+    """Return this process's shard of a tensor, sharing its memory; no gradient flows if it is sharded."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
@@ -46,7 +45,7 @@ def get_local_tensor(tensor: Tensor) -> Tensor:
 
 
 def get_local_rows(tensor: Tensor) -> slice:
-    """Which rows of the whole tensor this process holds."""
+    """Return the range of rows of the full tensor that this process holds."""
     if not is_sharded(tensor):
         return slice(0, tensor.shape[0] if tensor.ndim else 1)
     mesh = tensor.device_mesh
@@ -54,17 +53,17 @@ def get_local_rows(tensor: Tensor) -> slice:
 
 
 def get_shard_rows(num_rows: int, rank: int, num_shards: int) -> slice:
-    """Which rows a process holds of a tensor of so many rows; maybe none."""
+    """Return the range of rows, possibly empty, that a rank holds of a tensor with `num_rows` rows."""
     chunk = -(-num_rows // num_shards)
     return slice(min(num_rows, rank * chunk), min(num_rows, (rank + 1) * chunk))
 
 
 def from_local_like(local_tensor: Tensor, like: Tensor) -> Tensor:
-    """A sharded tensor out of this process's part of it.
+    """Build a tensor that is sharded like another one from this process's shard.
 
     Args:
-        part: The rows `own_rows(like)`, and all of the other dimensions.
-        like: A sharded tensor of the same shape as the result.
+        local_tensor: The rows `get_local_rows(like)` of the result, with all other dimensions.
+        like: Tensor with the shape and placement of the result; if it is not sharded, `local_tensor` is returned.
     """
     if not is_sharded(like):
         return local_tensor
@@ -81,25 +80,25 @@ def from_local_like(local_tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def get_device_mesh(model: nn.Module) -> DeviceMesh | None:
-    """The processes that a model's parameters are divided among; None if each has all of them."""
-    some = next(model.parameters(), None)
-    return some.device_mesh if is_sharded(some) else None
+    """Return the device mesh over which a model's parameters are sharded; None if they are not."""
+    parameter = next(model.parameters(), None)
+    return parameter.device_mesh if is_sharded(parameter) else None
 
 
 def get_mesh_device(mesh: DeviceMesh) -> torch.device:
-    """Where this process's parts are."""
+    """Return the device of this process's shards."""
     if mesh.device_type != "cuda":
         return torch.device(mesh.device_type)
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def from_local(local_tensor: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> Tensor:
-    """A sharded tensor out of this process's part of it.
+    """Build a sharded tensor from this process's shard.
 
     Args:
-        part: Its own rows, as `rows_of` says, and all of the other dimensions.
-        shape: Of the whole.
-        mesh: The processes.
+        local_tensor: Rows of this process as in `get_shard_rows`, with all other dimensions.
+        shape: Shape of the full tensor.
+        mesh: Device mesh over which the tensor is sharded.
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -110,11 +109,11 @@ def from_local(local_tensor: Tensor, shape: Sequence[int], mesh: DeviceMesh) -> 
 
 
 def all_reduce_sum(tensor: Tensor, like: Tensor) -> Tensor:
-    """The sum over all processes of what each has made of its part of a tensor; a new tensor if that is sharded.
+    """Return the sum over processes of values computed from shards; a new tensor if `like` is sharded.
 
     Args:
-        tensor: Plain; of any shape, the same in all processes.
-        like: What it was made of.
+        tensor: Plain tensor of any shape, the same shape in all processes.
+        like: Tensor from which the values were computed; if it is not sharded, `tensor` is returned.
     """
     if not is_sharded(like):
         return tensor

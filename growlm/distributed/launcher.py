@@ -1,4 +1,4 @@
-"""Starting a command again as the processes of one run on this machine, by torch's own launcher."""
+"""Restart a command as several processes on this machine, with torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import sys
 from collections.abc import Sequence
 
 SHUTDOWN_TIMEOUT_S = 1800
-"""Seconds that the processes have after a signal."""
+"""Seconds that the processes have to end after a signal."""
 
 
 def launch_processes(module: str, arguments: Sequence[str], num_processes: int) -> int:
-    """Run `python -m module arguments` in so many processes that know of each other; the exit code.
+    """Run `python -m module arguments` as `num_processes` distributed processes and return the exit code.
 
-    What `torchrun --standalone --nproc-per-node` does, but for what it prints and exits with: here, the code of
-    the process that failed first.
+    Like `torchrun --standalone --nproc-per-node`, but without its messages, and with the exit code of the process
+    that failed first.
 
     Args:
-        module: A command's.
-        arguments: Of its command line.
-        processes: Their number.
+        module: Module of the command.
+        arguments: Command line arguments.
+        num_processes: Number of processes.
     """
-    # It takes a second to import, and one process alone does not need it.
+    # Importing it takes a second, and a single process does not need it.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for part in ("agent.server.api", "multiprocessing.api"):
-        # The processes say themselves what is wrong.
+        # The processes print their own errors.
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # After a signal they finish the step and write the state; torch would end them after 30 seconds.
+    # After a signal they finish the step and write the resume state; torch would kill them after 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     config = LaunchConfig(
         min_nodes=1,

@@ -1,7 +1,7 @@
-"""The processes of a run: which one this is, and how they agree. How they meet: `meeting.py`.
+"""Provide rank, world size and collective operations of a run; `startup.py` creates the process group.
 
-A run is one process, or several that `torchrun` (or anything that sets its variables) started; each trains on its
-share of every batch. Nothing in here is needed for one process alone, and every method then does the obvious.
+A run is one process, or several started by `torchrun` or a launcher that sets the same variables; each trains on
+its share of every batch. With a single process, every method works without communication.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from growlm.runtime.exit_codes import get_exit_code
 T = TypeVar("T")
 
 POLL_INTERVAL_S = 0.05
-"""Seconds between looks at whether the first process has finished what the others wait for."""
+"""Seconds between checks whether rank 0 has set the key that other ranks wait for."""
 PEER_LOST_MESSAGE = (
     "another process of this run has ended, or did not answer within trainer.timeout_minutes"
 )
 
 
 class PeerLostError(RunError):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run has ended or does not respond."""
 
 
 class PeerFailedError(RunError):
-    """Another process of the run has failed, and says why.
+    """Another process of the run has failed and reports the reason itself.
 
     Args:
-        code: Its exit code.
+        code: Exit code of that process.
     """
 
     def __init__(self, code: int) -> None:
@@ -49,14 +49,15 @@ class PeerFailedError(RunError):
 
 @dataclass
 class DistributedContext:
-    """All processes of a run, as one of them sees them.
+    """The process group of a run, as seen by one process.
 
     Attributes:
-        rank: Of this process, from 0.
-        size: Number of processes.
-        local_rank: Of this process on its machine.
-        local_size: Processes on this machine.
-        timeout: How long any of them may keep the others waiting.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes.
+        local_rank: Rank of this process on its machine, from 0.
+        local_world_size: Number of processes on this machine.
+        timeout: Longest time that a process may keep the others waiting.
+        store: Key-value store on rank 0's machine; None for a single process.
     """
 
     rank: int = 0
@@ -73,10 +74,10 @@ class DistributedContext:
         return self.rank == 0
 
     def run_on_rank0(self, action: Callable[[], T]) -> T:
-        """Have the first process do something; everyone gets its result. However long it takes.
+        """Run a function on rank 0 only, however long it takes, and return its result on all ranks.
 
         Raises:
-            EndedElsewhereError: In the others, if it failed in the first.
+            PeerFailedError: On other ranks, if the function failed on rank 0.
         """
         if self.world_size == 1:
             return action()
@@ -92,7 +93,9 @@ class DistributedContext:
             self._publish(key, (True, result))
             return result
         self.wait_for_key(key)
-        is_done, value = pickle.loads(self.store.get(key))  # our own processes' alone
+        is_done, value = pickle.loads(
+            self.store.get(key)
+        )  # only processes of this run write to the store
         if not is_done:
             raise PeerFailedError(value)
         return value
@@ -101,90 +104,89 @@ class DistributedContext:
         """Wait until another process has set a key of the store.
 
         Args:
-            key: It.
-            limit: Seconds to wait at most, however well the store answers.
+            key: Key to wait for.
+            max_seconds: Longest time to wait, even if the store responds.
 
         Returns:
-            Whether it was set.
+            Whether the key was set.
 
         Raises:
-            LostProcessError: If the store, which is the first machine's, has gone or is silent for the timeout.
+            PeerLostError: If the store, on rank 0's machine, is gone or does not respond within the timeout.
         """
         store = self.store
         assert store is not None
         is_set, is_over = threading.Event(), threading.Event()
-        answered = time.monotonic()
+        last_response = time.monotonic()
 
-        def look() -> None:
-            nonlocal answered
-            with suppress(RuntimeError):  # the store has gone
+        def poll() -> None:
+            nonlocal last_response
+            with suppress(RuntimeError):  # the store is gone
                 while not is_over.is_set():
                     if store.check([key]):
                         is_set.set()
                         return
-                    answered = time.monotonic()
+                    last_response = time.monotonic()
                     time.sleep(POLL_INTERVAL_S)
 
-        # In a thread of its own: where the network is cut, a look at the store never ends.
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
+        # In a separate thread: if the network is cut, a request to the store never returns.
+        poller = threading.Thread(target=poll, daemon=True)
+        poller.start()
         start, timeout = time.monotonic(), self.timeout.total_seconds()
         try:
             while not is_set.wait(POLL_INTERVAL_S) and time.monotonic() - start < max_seconds:
-                is_gone = not looking.is_alive() and not is_set.is_set()
-                if is_gone or time.monotonic() - answered > timeout:
-                    raise PeerLostError(
-                        f"{PEER_LOST_MESSAGE} (the first process's store is silent)"
-                    )
+                is_gone = not poller.is_alive() and not is_set.is_set()
+                if is_gone or time.monotonic() - last_response > timeout:
+                    raise PeerLostError(f"{PEER_LOST_MESSAGE} (rank 0's store does not respond)")
         finally:
             is_over.set()
         return is_set.is_set()
 
     def _publish(self, key: str, value: object) -> None:
         assert self.store is not None
-        self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type] # it takes bytes, and gives them
+        self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type] # accepts bytes
 
     def rank0_first(self, action: Callable[[], T]) -> T:
-        """Do something in every process, but in the first one before the others: they find what it left on disk.
+        """Run a function on rank 0, then on the other ranks, which find the files that rank 0 wrote.
 
         Raises:
-            EndedElsewhereError: In the others, if it failed in the first.
-        """
-        mine: list[T] = []
-        self.run_on_rank0(lambda: mine.append(action()))
-        if not mine:
-            try:
-                mine.append(action())
-            except UserError as error:
-                raise RunError(f"process {self.rank} alone: {error}") from error
-        return mine[0]
-
-    def all_or_raise(self, action: Callable[[], T]) -> T:
-        """Do something in every process; if it fails in one, it has failed in all.
-
-        Raises:
-            EndedElsewhereError: In those where it went well, if it failed in another.
+            PeerFailedError: On other ranks, if the function failed on rank 0.
+            RunError: On other ranks, if the function raised a `UserError` there but not on rank 0.
         """
         result: list[T] = []
-        failed: BaseException | None = None
+        self.run_on_rank0(lambda: result.append(action()))
+        if not result:
+            try:
+                result.append(action())
+            except UserError as error:
+                raise RunError(f"only process {self.rank}: {error}") from error
+        return result[0]
+
+    def all_or_raise(self, action: Callable[[], T]) -> T:
+        """Run a function on every rank; if it fails on one, raise on all.
+
+        Raises:
+            PeerFailedError: On ranks where it succeeded, if it failed on another.
+        """
+        result: list[T] = []
+        own_error: BaseException | None = None
         try:
             result.append(action())
         except BaseException as error:
-            failed = error
-        codes = self.all_gather(None if failed is None else get_exit_code(failed))
-        if failed is not None:
-            raise failed
+            own_error = error
+        codes = self.all_gather(None if own_error is None else get_exit_code(own_error))
+        if own_error is not None:
+            raise own_error
         for code in codes:
             if code is not None:
                 raise PeerFailedError(code)
         return result[0]
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes, a new tensor; no gradient."""
+        """Return the mean over all processes; a new tensor without gradient if there are several."""
         return self.all_reduce_sum(tensor) / self.world_size if self.world_size > 1 else tensor
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, a new tensor; no gradient."""
+        """Return the sum over all processes; a new tensor without gradient if there are several."""
         if self.world_size == 1:
             return tensor
         total = tensor.detach().clone()
@@ -192,7 +194,7 @@ class DistributedContext:
         return total
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """The largest of each number that any process has."""
+        """Return the element-wise maximum over all processes."""
         if self.world_size == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -200,7 +202,7 @@ class DistributedContext:
         return numbers.tolist()
 
     def all_gather(self, value: T) -> list[T]:
-        """What every process has, by rank."""
+        """Return the values of all processes, by rank."""
         if self.world_size == 1:
             return [value]
         found: list[Any] = [None] * self.world_size
@@ -208,5 +210,5 @@ class DistributedContext:
         return found
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait until all processes have reached this point."""
         self.all_gather(None)

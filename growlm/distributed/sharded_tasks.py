@@ -1,7 +1,7 @@
-"""Making tensors out of tensors where every process holds its own rows of each.
+"""Compute new tensors from full source tensors when every process holds only its shard of each.
 
-What is made of a whole tensor is made whole by one process, and each gets its rows of it. Processes take turns, so
-that they make as many tensors at once as they are, and none ever holds more whole ones than what one is made of.
+One process gathers a full source, computes the result and scatters its rows to all processes. In each round every
+process handles one task, so all of them work at once and each holds only one full source and its result.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class ShardedTask(Generic[K]):
-    """A tensor to be made.
+    """A tensor to be computed from a full source tensor.
 
     Args:
-        key: What it is.
-        source: What of; sharded or not. Let go of once the tensor is made.
-        make: Makes it of the whole source. Called in one process.
-        shape: Of what is made; in the source's precision and on its device.
+        key: Identifier of the result.
+        source: Source tensor, sharded or not; released once the result is computed.
+        compute: Function from the full source to the result; called in one process.
+        shape: Shape of the result, which has the dtype and device of the source.
     """
 
     key: K
@@ -41,36 +41,33 @@ class ShardedTask(Generic[K]):
 def map_sharded(
     tasks: Iterable[ShardedTask[K]], mesh: DeviceMesh | None
 ) -> Iterator[tuple[K, Tensor]]:
-    """Make tensors, in order.
+    """Run tasks in order and yield each key with its result, of which this process holds its shard.
 
     Args:
-        makings: The same in all processes; asked for as they are needed.
-        mesh: What every tensor is to be divided among; None to make each whole, here.
-
-    Yields:
-        Each tensor, of which this process holds its rows.
+        tasks: Tasks, the same in all processes; consumed as they are needed.
+        mesh: Device mesh to shard every result over; None to compute full results in this process.
     """
     if mesh is None:
-        for making in tasks:
-            made = making.key, making.compute(making.source)
-            del making
-            yield made
-            del made
+        for task in tasks:
+            result = task.key, task.compute(task.source)
+            del task
+            yield result
+            del result
         return
-    turn: list[ShardedTask[K]] = []
-    for making in tasks:
-        turn.append(making)
-        del making
-        if len(turn) == mesh.size():
-            yield from _run_round(turn, mesh)
-            turn = []
-    yield from _run_round(turn, mesh)
+    pending: list[ShardedTask[K]] = []
+    for task in tasks:
+        pending.append(task)
+        del task
+        if len(pending) == mesh.size():
+            yield from _run_round(pending, mesh)
+            pending = []
+    yield from _run_round(pending, mesh)
 
 
 def gather_to_rank0(tensor: Tensor) -> Tensor | None:
-    """A sharded tensor with all its rows, in the first process of its mesh; None in the others.
+    """Return the full tensor on rank 0 of its mesh, None on other ranks; a collective call.
 
-    All processes must ask for it. One that is not sharded is itself, in all.
+    A tensor that is not sharded is returned unchanged on all ranks.
     """
     if not is_sharded(tensor):
         return tensor
@@ -78,48 +75,50 @@ def gather_to_rank0(tensor: Tensor) -> Tensor | None:
 
 
 def _run_round(tasks: list[ShardedTask[K]], mesh: DeviceMesh) -> Iterator[tuple[K, Tensor]]:
-    """One making for each process, or fewer."""
+    """Run at most one task per process and yield the results."""
     rank = mesh.get_local_rank()
-    whole = _gather_sources([making.source for making in tasks], mesh)
-    made: Tensor | None = None
+    source = _gather_sources([task.source for task in tasks], mesh)
+    result: Tensor | None = None
     if rank < len(tasks):
-        assert whole is not None
-        made = tasks[rank].compute(whole).contiguous()
-        if (made.shape, made.dtype) != (tasks[rank].shape, whole.dtype):
-            raise AssertionError(f"{tasks[rank].key}: made {made.dtype}, {tuple(made.shape)}")
-    del whole
-    keys = [making.key for making in tasks]
-    shapes = [making.shape for making in tasks]
+        assert source is not None
+        result = tasks[rank].compute(source).contiguous()
+        if (result.shape, result.dtype) != (tasks[rank].shape, source.dtype):
+            raise AssertionError(
+                f"{tasks[rank].key}: computed {result.dtype}, {tuple(result.shape)}"
+            )
+    del source
+    keys = [task.key for task in tasks]
+    shapes = [task.shape for task in tasks]
     like = get_local_tensor(tasks[0].source) if tasks else torch.empty(0)
-    dtypes = [making.source.dtype for making in tasks]
+    dtypes = [task.source.dtype for task in tasks]
     tasks.clear()
-    parts = _scatter_results(made, shapes, dtypes, like.device, mesh)
-    del made, like
-    for key, part, shape in zip(keys, parts, shapes, strict=True):
-        yield key, from_local(part, shape, mesh)
+    shards = _scatter_results(result, shapes, dtypes, like.device, mesh)
+    del result, like
+    for key, shard, shape in zip(keys, shards, shapes, strict=True):
+        yield key, from_local(shard, shape, mesh)
 
 
 def _gather_sources(sources: list[Tensor], mesh: DeviceMesh) -> Tensor | None:
-    """Each process gets one source whole, the first the first; None if there are fewer."""
+    """Return the full source with the index of this process's rank; None if there are fewer sources."""
     rank, messages = mesh.get_local_rank(), _PointToPointBatch(mesh)
-    whole: Tensor | None = None
+    full: Tensor | None = None
     for owner, source in enumerate(sources):
         if not is_sharded(source):
-            whole = source if owner == rank else whole
+            full = source if owner == rank else full
             continue
-        part = get_local_tensor(source.detach())
+        shard = get_local_tensor(source.detach())
         if owner != rank:
-            messages.send(part, owner)
+            messages.send(shard, owner)
             continue
-        whole = part.new_empty(source.shape)
+        full = shard.new_empty(source.shape)
         for other in range(mesh.size()):
-            rows = whole[get_shard_rows(len(whole), other, mesh.size())]
+            rows = full[get_shard_rows(len(full), other, mesh.size())]
             if other == rank:
-                rows.copy_(part)
+                rows.copy_(shard)
             else:
                 messages.receive(rows, other)
     messages.wait()
-    return whole
+    return full
 
 
 def _scatter_results(
@@ -129,29 +128,29 @@ def _scatter_results(
     device: torch.device,
     mesh: DeviceMesh,
 ) -> list[Tensor]:
-    """This process's rows of the tensor that each process has made, the first's first."""
+    """Return this process's shard of each result, ordered by the rank that computed it."""
     rank, messages = mesh.get_local_rank(), _PointToPointBatch(mesh)
-    parts = []
+    shards = []
     for owner, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
         if owner == rank:
             assert result is not None
             for other in range(mesh.size()):
                 rows = result[get_shard_rows(shape[0], other, mesh.size())]
                 if other == rank:
-                    parts.append(rows.clone())  # what is not ours is freed
+                    shards.append(rows.clone())  # so that the other rows are freed
                 else:
                     messages.send(rows, other)
         else:
-            mine = get_shard_rows(shape[0], rank, mesh.size())
-            part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=device)
-            messages.receive(part, owner)
-            parts.append(part)
+            own = get_shard_rows(shape[0], rank, mesh.size())
+            shard = torch.empty((own.stop - own.start, *shape[1:]), dtype=dtype, device=device)
+            messages.receive(shard, owner)
+            shards.append(shard)
     messages.wait()
-    return parts
+    return shards
 
 
 class _PointToPointBatch:
-    """Tensors from process to process, all under way at once."""
+    """A batch of point-to-point messages that are sent and received at the same time."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         import torch.distributed as dist
@@ -160,15 +159,15 @@ class _PointToPointBatch:
         self._operations: list[dist.P2POp] = []
 
     def send(self, tensor: Tensor, rank: int) -> None:
-        """Give a tensor to a process. Nothing, if it has no rows."""
+        """Queue sending a tensor to a rank; an empty tensor is skipped."""
         self._add(self._dist.isend, tensor, rank)
 
     def receive(self, tensor: Tensor, rank: int) -> None:
-        """Fill a tensor with what a process sends."""
+        """Queue receiving a tensor from a rank, in place; an empty tensor is skipped."""
         self._add(self._dist.irecv, tensor, rank)
 
     def wait(self) -> None:
-        """Until all has been sent and received."""
+        """Start all queued messages and wait until they are done."""
         if self._operations:
             for message in self._dist.batch_isend_irecv(self._operations):
                 message.wait()

@@ -1,4 +1,4 @@
-"""How the processes of a run meet, and part."""
+"""Set up and tear down the process group of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from growlm.runtime.exit_codes import get_exit_code, is_distributed
 
 RANK0_ENDED_KEY = "ended"
 RANK0_ERROR_TIMEOUT_S = 10.0
-"""Seconds that the others wait for the first process to fail too; and when it has, a tenth of them more."""
+"""Seconds that other ranks wait for rank 0 to fail too; once it has, they wait a tenth of this longer."""
 PEER_LOST_SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -37,34 +37,34 @@ PEER_LOST_SIGNS = (
     "ncclSystemError",
     "Watchdog caught collective operation timeout",
 )
-"""What torch's errors say when another process does not answer."""
+"""Parts of torch's error messages that mean that another process does not respond."""
 
 
 @contextmanager
 def init_distributed(accelerator: str, timeout: timedelta) -> Iterator[DistributedContext]:
-    """Meet the other processes of the run, for the time of the block.
+    """Initialize the process group of the run for the duration of the block.
 
     Args:
         accelerator: `cpu` or `gpu`.
-        timeout: How long any of them may keep the others waiting in a step.
+        timeout: Longest time that a process may keep the others waiting in a step.
 
     Raises:
-        UserError: If there are fewer GPUs than processes, or the variables that say where to meet are missing.
-        RunError: If this process has met others already, or is on another kind of device than the first.
-        LostProcessError: If one of them does not come.
+        UserError: If there are fewer GPUs than processes, or MASTER_ADDR or MASTER_PORT is missing.
+        RunError: If a process group exists already, or rank 0 uses another accelerator.
+        PeerLostError: If another process does not connect.
     """
     if not is_distributed():
         yield DistributedContext()
         return
     with translate_peer_errors():
-        world = _init_process_group(accelerator, timeout)
+        dist_context = _init_process_group(accelerator, timeout)
     try:
-        yield world
-        world.barrier()  # the first one's machine may keep the store
+        yield dist_context
+        dist_context.barrier()  # rank 0 may host the store and must not end first
     except PeerLostError:
-        raise  # whoever is gone answers no farewell
+        raise  # a lost process answers no further messages
     except BaseException as error:
-        _await_rank0_error(world, error)
+        _await_rank0_error(dist_context, error)
         if accelerator == "cpu":  # NCCL would wait for what the others never send
             dist.destroy_process_group()
         raise
@@ -73,26 +73,27 @@ def init_distributed(accelerator: str, timeout: timedelta) -> Iterator[Distribut
 
 def _init_process_group(accelerator: str, timeout: timedelta) -> DistributedContext:
     if dist.is_initialized():
-        raise RunError("this process belongs to a process group already; a run makes its own")
+        raise RunError("a torch process group is already initialized; a growlm run creates its own")
     numbers = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")}
     rank, size = numbers.values()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            raise UserError(name, "", "must say where the processes of RANK and WORLD_SIZE meet")
+            raise UserError(name, "", "must be set, because RANK and WORLD_SIZE are")
     if accelerator == "gpu":
         if local_size > torch.cuda.device_count():
-            allowed = f"{local_size} processes run here, on {torch.cuda.device_count()} GPUs"
-            raise UserError("trainer.devices", size, allowed)
+            num_gpus = torch.cuda.device_count()
+            reason = f"{local_size} processes on this machine, which has {num_gpus} GPUs"
+            raise UserError("trainer.devices", size, reason)
         torch.cuda.set_device(local_rank)
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
-    # After `torchrun --max-restarts` has started all anew, the store has what the processes before left.
+    # After a restart by `torchrun --max-restarts`, the store still has the keys of the previous attempt.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"growlm/{attempt}", store)
     _check_same_accelerator(store, rank, accelerator)
     dist.init_process_group(
-        # Gloo for what lies in the machine's memory, whatever the accelerator.
+        # Gloo handles CPU tensors, whatever the accelerator.
         "cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
@@ -100,24 +101,24 @@ def _init_process_group(accelerator: str, timeout: timedelta) -> DistributedCont
         timeout=timeout,
         device_id=torch.device("cuda", local_rank) if accelerator == "gpu" else None,
     )
-    turns = dist.PrefixStore("turns", store)
-    return DistributedContext(rank, size, local_rank, local_size, timeout, turns)
+    context_store = dist.PrefixStore("turns", store)
+    return DistributedContext(rank, size, local_rank, local_size, timeout, context_store)
 
 
 def _check_same_accelerator(store: dist.Store, rank: int, accelerator: str) -> None:
-    """Check that this process computes on what the first one does: unlike ones would wait for each other."""
+    """Check that this process uses the same accelerator as rank 0: otherwise both would wait forever."""
     if rank == 0:
         store.set("accelerator", accelerator)
     elif (first := store.get("accelerator").decode()) != accelerator:
-        raise RunError(f"trainer.accelerator is {accelerator} here, and {first} in process 0")
+        raise RunError(f"trainer.accelerator is {accelerator} here, but {first} in process 0")
 
 
 def _await_rank0_error(dist_context: DistributedContext, error: BaseException) -> None:
-    """Torch's launchers end all processes as soon as one of them fails: let the first one say why.
+    """Wait for rank 0 to report the error first, since torch's launchers end all processes once one fails.
 
     Raises:
-        EndedElsewhereError: If it has failed too, and this is a user's error, which it has said then.
-        RunError: If it has not, and nobody would say this one's.
+        PeerFailedError: If rank 0 has failed too and this is a `UserError`, which rank 0 has reported then.
+        RunError: If rank 0 has not failed and this is a `UserError`, which nobody else would report.
     """
     assert dist_context.store is not None
     if dist_context.is_rank0:
@@ -130,12 +131,12 @@ def _await_rank0_error(dist_context: DistributedContext, error: BaseException) -
     if isinstance(error, UserError):
         if has_failed:
             raise PeerFailedError(get_exit_code(error)) from error
-        raise RunError(f"process {dist_context.rank} alone: {error}") from error
+        raise RunError(f"only process {dist_context.rank}: {error}") from error
 
 
 @contextmanager
 def translate_peer_errors() -> Iterator[None]:
-    """What torch says in the block of another process that has gone, as a `LostProcessError`."""
+    """Turn torch errors about a lost process into a `PeerLostError`."""
     try:
         yield
     except RunError:
@@ -143,5 +144,5 @@ def translate_peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in PEER_LOST_SIGNS):
             raise
-        what = str(error).strip().splitlines()[0]
-        raise PeerLostError(f"{PEER_LOST_MESSAGE} ({what})") from error
+        first_line = str(error).strip().splitlines()[0]
+        raise PeerLostError(f"{PEER_LOST_MESSAGE} ({first_line})") from error

@@ -1,4 +1,4 @@
-"""Growth: operators, and the one engine behind them. Imports torch, nothing of Lightning, Hydra or W&B."""
+"""Growth operators and the growth map that applies them; imports torch, but not Lightning, Hydra or W&B."""
 
 from growlm.deprecation import renamed_attributes
 from growlm.growth.api import (

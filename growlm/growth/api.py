@@ -1,4 +1,4 @@
-"""Growing a model: operators to a map, the map to a model."""
+"""Grow a model: build the growth map of a list of operators, and apply it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from growlm.model.transformer import TransformerLM
 Model = TypeVar("Model", bound=nn.Module)
 
 LARGE_TENSOR_ENTRIES = 2**25
-"""Entries of tensors that are made one after another, with all cores; smaller ones at once, each with one."""
+"""The number of entries from which tensors are made one after another on all cores. Smaller tensors are made
+in parallel, one core each."""
 
 
 class Operator(Protocol):
-    """What every growth operator offers."""
+    """The interface of every growth operator."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """What happens to a model of this config; raises UserError if it cannot."""
+        """Return what happens to a model of this config; raise UserError if the operator cannot be applied."""
 
 
 def build_growth_map(
@@ -45,12 +46,12 @@ def build_growth_map(
     operators: Sequence[Operator],
     model_class: type[nn.Module] = TransformerLM,
 ) -> GrowthMap:
-    """The map of a sequence of operators; no tensor is touched.
+    """Return the growth map of a sequence of operators; no tensor is touched.
 
     Args:
-        config: The model before.
-        operators: Applied in order.
-        model_class: Builds the model from a config, as `TransformerLM` does.
+        config: Config of the model before the growth.
+        operators: Operators, applied in order.
+        model_class: Class that builds the model from a config, as `TransformerLM` does.
 
     Raises:
         UserError: If an operator cannot be applied.
@@ -59,49 +60,49 @@ def build_growth_map(
     table = axes_table_from_config(config, model_class)
     growth_map = GrowthMap.identity(config, table)
     for position, operator in enumerate(operators):
-        change = operator.change(growth_map.new_config)
-        new_table = axes_table_from_config(change.config, model_class)
+        spec = operator.change(growth_map.new_config)
+        new_table = axes_table_from_config(spec.config, model_class)
         growth_map = growth_map.then(
-            derive_growth_map(growth_map.new_config, table, new_table, change, position)
+            derive_growth_map(growth_map.new_config, table, new_table, spec, position)
         )
         table = new_table
     return growth_map
 
 
 def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
-    """The grown model, in the old one's precision, device and mode; the old one is left as it is.
+    """Return the grown model, with the old one's precision, device and mode; the old one is left as it is.
 
-    The grown model of a sharded one is sharded likewise.
+    If the old model is sharded, the grown one is sharded in the same way.
     """
     mesh = get_device_mesh(model)
     with torch.device("meta"):
         grown = type(model)(growth_map.new_config)
-    dealt: list[str] = []
+    sharded_names: list[str] = []
     if mesh is not None:
         from growlm.model.fsdp import apply_fsdp  # loads torch.distributed
 
         apply_fsdp(grown, mesh)
-        dealt = changed_tensors_by_size(growth_map, dict(grown.named_parameters()))
+        sharded_names = changed_tensors_by_size(growth_map, dict(grown.named_parameters()))
     old = model.state_dict()
-    some = get_local_tensor(next(iter(old.values())))
+    any_tensor = get_local_tensor(next(iter(old.values())))
 
-    def making(name: str) -> ShardedTask[str]:
+    def make_task(name: str) -> ShardedTask[str]:
         tensor_map = growth_map.tensors[name]
-        source = some if tensor_map.source is None else old[tensor_map.source]
+        source = any_tensor if tensor_map.source is None else old[tensor_map.source]
         return ShardedTask(name, source, lambda x: tensor_map.grow_weight(x, rng), tensor_map.shape)
 
-    def made(name: str) -> tuple[str, Tensor]:
-        one = making(name)
-        return name, one.compute(one.source)
+    def make_tensor(name: str) -> tuple[str, Tensor]:
+        task = make_task(name)
+        return name, task.compute(task.source)
 
     with torch.no_grad(), rng:
-        new = dict(map_sharded(map(making, dealt), mesh))
+        new = dict(map_sharded(map(make_task, sharded_names), mesh))
         rest = [name for name in growth_map.tensors if name not in new]
         sizes = {name: math.prod(growth_map.tensors[name].shape) for name in rest}
-        # Many cores can share a large tensor, and two of them at once would not fit into any cache.
-        new |= map(made, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
+        # All cores can work on one large tensor, and two of them at once would not fit into any cache.
+        new |= map(make_tensor, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
         small = [name for name in rest if sizes[name] < LARGE_TENSOR_ENTRIES]
-        new |= rng.parallel_map(made, sorted(small, key=lambda name: -sizes[name]))
+        new |= rng.parallel_map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         rng.gather_noise_levels(mesh)
     grown.load_state_dict(new, assign=True)
@@ -109,9 +110,9 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
 
 
 def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
-    """Those new tensors that are not just their source, the largest first.
+    """Return the names of new tensors that are not just their source, the largest first.
 
-    Processes that make tensors at the same time should have about as much to do.
+    The order balances the work of processes that make tensors at the same time.
     """
     changed = [name for name in names if not growth_map.tensors[name].keeps_weight]
     return sorted(changed, key=lambda name: -math.prod(growth_map.tensors[name].shape))
@@ -123,24 +124,24 @@ def grow(
     """Grow a model.
 
     Args:
-        model: Any module with labelled axes that is built from its `config` (`TransformerLM` or a subclass).
+        model: Module with labeled axes that is built from its `config` (`TransformerLM` or a subclass).
         operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
-        seed: Of noise, routers and filler columns.
-        boundary_index: Which growth of a run this is; part of the seed.
+        seed: Seed of noise, routers and filler columns.
+        boundary_index: Index of this growth within a run; part of the seed.
 
     Returns:
-        A new model. `model` is left as it is; the global random state too.
+        A new model. `model` and the global random state are left as they are.
 
     Raises:
         UserError: If an operator cannot be applied.
-        ValueError: If the model has a parameter or buffer without an axis label, or one that its class does not
-            build from its config.
+        ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
+            not build from its config.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     growth_map = build_growth_map(config, operators, type(model))
-    if strays := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
+    if mismatch := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
         raise ValueError(
-            f"{', '.join(sorted(strays))}: not what {type(model).__name__} builds from its config"
+            f"{', '.join(sorted(mismatch))}: not what {type(model).__name__} builds from its config"
         )
     return apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
 
@@ -152,10 +153,10 @@ def scale_bilaterally(
     noise_std: float = 1e-5,
     seed: int = 0,
 ) -> Model:
-    """Widen by `scale_factor` and deepen by `extra_layers` identity blocks, lossless.
+    """Widen by `scale_factor` and deepen by `extra_layers` identity blocks, without changing the function.
 
     Raises:
-        UserError: If heads do not come out whole, or nothing would grow.
+        UserError: If a size is not whole after scaling, or nothing would grow.
     """
     operators: list[Operator] = [Widen(scale_factor=scale_factor, noise_std=noise_std)]
     if extra_layers:
@@ -171,14 +172,15 @@ def hyperclone_weight(
     dim_mode: str = "both",
     seed: int = 0,
 ) -> Tensor:
-    """Widen a single matrix whose inputs, outputs or both are copied round-robin.
+    """Widen a single matrix by copying its inputs, its outputs or both round-robin.
 
     Args:
-        weight: (out, in).
-        scale_factor: Of each widened side; sizes must come out whole.
-        noise_std: Of cancelling noise over the copies of each input, capped at the matrix's own.
+        weight: Matrix, (out, in).
+        scale_factor: Growth of each widened side; new sizes must be whole.
+        noise_std: Standard deviation of the zero-sum noise over the copies of each input, capped at the
+            matrix's own.
         dim_mode: `both`, `in` (columns are divided) or `out` (rows are copied).
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         (out', in') with `grown @ copied_input == copies of (weight @ input)`.
@@ -188,19 +190,21 @@ def hyperclone_weight(
     """
     if dim_mode not in ("both", "in", "out"):
         raise ValueError(f"dim_mode={dim_mode}: must be both, in or out")
-    pieces: list[TensorTransform] = []
+    transforms: list[TensorTransform] = []
     for dim, mode in ((0, "out"), (1, "in")):
         if dim_mode not in (mode, "both"):
             continue
         size = weight.shape[dim]
         new_size = round(size * scale_factor)
         if scale_factor < 1 or abs(new_size - size * scale_factor) > 1e-6:
-            raise ValueError(f"scale_factor={scale_factor}: {size} channels do not come out whole")
+            raise ValueError(
+                f"scale_factor={scale_factor}: must scale {size} channels to a whole number of at least {size}"
+            )
         channels = ChannelMap.round_robin(size, new_size)
-        pieces.append(Copy(dim, channels) if dim == 0 else Split(dim, channels))
+        transforms.append(Copy(dim, channels) if dim == 0 else Split(dim, channels))
         if dim == 1 and noise_std > 0:
-            pieces.append(ZeroSumNoise(dim, channels, noise_std, None, (0, "weight")))
-    with GrowthRng(seed) as draws:
-        for piece in pieces:
-            weight = piece.transform_weight(weight, draws)
+            transforms.append(ZeroSumNoise(dim, channels, noise_std, None, (0, "weight")))
+    with GrowthRng(seed) as rng:
+        for transform in transforms:
+            weight = transform.transform_weight(weight, rng)
     return weight

@@ -1,4 +1,4 @@
-"""What happens to the channels of one axis: which old channel each new one copies, and its share of it."""
+"""The map of one axis: which old channel each new channel copies, and its share of that channel."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 FILLER = -1
-"""Source of a channel that copies none."""
+"""The source of a channel that copies none."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """An axis of `old_size` channels becoming one of `len(source)`.
+    """The map of an axis from `old_size` channels to `len(source)` channels.
 
     Args:
-        old_size: Channels before.
-        source: (new size,), for each new channel the old one it copies, or `FILLER`.
-        shares: (new size,), fp64: which part of its source a copy carries when read. The shares of all copies of
-            a source sum to one; a filler's share is zero.
+        old_size: Number of channels before.
+        source: (new size,): the old channel that each new channel copies, or `FILLER`.
+        shares: (new size,), fp64: the part of its source that a copy carries when read. The shares of all
+            copies of a source sum to one; a filler's share is zero.
     """
 
     old_size: int
@@ -32,7 +32,7 @@ class ChannelMap:
 
     @staticmethod
     def with_equal_shares(old_size: int, source: Tensor) -> ChannelMap:
-        """Every copy of a channel carries the same part of it."""
+        """Return the map in which all copies of a channel carry equal parts of it."""
         copied = source != FILLER
         copies = torch.bincount(source[copied], minlength=old_size).double()
         shares = torch.where(copied, 1.0 / copies[source.clamp(min=0)], 0.0)
@@ -40,7 +40,7 @@ class ChannelMap:
 
     @staticmethod
     def with_rising_shares(old_size: int, source: Tensor) -> ChannelMap:
-        """The c-th copy of a channel carries c parts: 1:2 of two copies, 1:2:3 of three."""
+        """Return the map in which the c-th copy carries c parts: 1:2 for two copies, 1:2:3 for three."""
         rank = torch.zeros(len(source), dtype=torch.float64)
         seen = [0] * old_size
         for channel, origin in enumerate(source.tolist()):
@@ -52,12 +52,12 @@ class ChannelMap:
 
     @staticmethod
     def identity(size: int) -> ChannelMap:
-        """No change."""
+        """Return the map that changes nothing."""
         return ChannelMap.with_equal_shares(size, torch.arange(size))
 
     @staticmethod
     def tiled(old_size: int, new_size: int) -> ChannelMap:
-        """As many full copies as fit, then fillers: the only lossless way along the residual stream."""
+        """Return as many full copies as fit, then fillers: the only lossless way along the residual stream."""
         full = new_size // old_size
         fillers = torch.full((new_size - full * old_size,), FILLER)
         return ChannelMap.with_equal_shares(
@@ -66,17 +66,17 @@ class ChannelMap:
 
     @staticmethod
     def round_robin(old_size: int, new_size: int) -> ChannelMap:
-        """Channel j copies j mod old_size: copies differ by one at most."""
+        """Return the map in which channel j copies j mod old_size; numbers of copies differ by at most one."""
         return ChannelMap.with_equal_shares(old_size, torch.arange(new_size) % old_size)
 
     @property
     def new_size(self) -> int:
-        """Channels after."""
+        """The number of channels after."""
         return len(self.source)
 
     @property
     def is_filler(self) -> Tensor:
-        """(new size,), which channels copy none."""
+        """The mask (new size,) of channels that copy none."""
         return self.source == FILLER
 
     @property
@@ -93,12 +93,12 @@ class ChannelMap:
 
     @cached_property
     def period(self) -> int:
-        """Channels of the first copy, if the others repeat it whole; else all of them."""
+        """The size of the first full copy if the other channels repeat it; else the number of all channels."""
         whole = torch.arange(self.old_size).repeat(-(-self.new_size // self.old_size))
         return self.old_size if torch.equal(self.source, whole) else self.new_size
 
     def expand_units(self, unit_size: int) -> ChannelMap:
-        """The map of single channels when this one maps whole units (heads) of `unit` channels."""
+        """Return the map of single channels, where this one maps whole units (heads) of `unit_size` channels."""
         source = (self.source.unsqueeze(1) * unit_size + torch.arange(unit_size)).flatten()
         source[self.is_filler.repeat_interleave(unit_size)] = FILLER
         return ChannelMap(
@@ -106,30 +106,30 @@ class ChannelMap:
         )
 
     def without_copies(self) -> ChannelMap:
-        """The first copy of each channel is the channel; all others are fillers."""
+        """Return the map that keeps the first copy of each channel and makes all others fillers."""
         source = torch.where(self.is_first_copy, self.source, FILLER)
         return ChannelMap.with_equal_shares(self.old_size, source)
 
     def then(self, later: ChannelMap) -> ChannelMap:
-        """This map followed by another. What copies a filler is a filler."""
+        """Return this map followed by another; a copy of a filler is a filler."""
         before = later.source.clamp(min=0)
         source = torch.where(later.is_filler, FILLER, self.source[before])
         return ChannelMap(self.old_size, source, self.shares[before] * later.shares)
 
     @cached_property
     def max_copies(self) -> int:
-        """Of any channel."""
+        """The largest number of copies of any channel."""
         return int(self.copy_counts().max())
 
     @cached_property
     def is_append_only(self) -> bool:
-        """Whether all old channels stay where they are, whole, and what comes behind them copies none."""
+        """Whether all old channels keep their places and full shares, and all channels after them are fillers."""
         fillers = torch.full((self.new_size - self.old_size,), FILLER)
         return torch.equal(self.source, torch.cat((torch.arange(self.old_size), fillers)))
 
     @cached_property
     def duplicate_pairs(self) -> Tensor:
-        """(pairs, 2): every further copy of a channel beside its first copy."""
+        """Pairs (pairs, 2) of the first copy of a channel and each further copy."""
         channels = torch.arange(self.new_size)[~self.is_filler]
         sources = self.source[channels]
         first = torch.full((self.old_size,), self.new_size)
@@ -138,34 +138,34 @@ class ChannelMap:
         return torch.stack((first[sources[further]], channels[further]), dim=1)
 
     def copy_counts(self) -> Tensor:
-        """(new size,), how many copies each channel's source has; 0 for fillers."""
+        """Return the number of copies of each channel's source, (new size,); 0 for fillers."""
         copied = ~self.is_filler
         counts = torch.bincount(self.source[copied], minlength=self.old_size)
         return torch.where(copied, counts[self.source.clamp(min=0)], 0)
 
     @property
     def is_first_copy(self) -> Tensor:
-        """(new size,), which channels are the first copy of their source."""
+        """The mask (new size,) of channels that are the first copy of their source."""
         first = ~self.is_filler
         first[self.duplicate_pairs[:, 1]] = False
         return first
 
     def select_first_copies(self, tensor: Tensor, dim: int) -> Tensor:
-        """The first copy of every channel along `dim`; a view where they come before all others."""
+        """Return the first copy of every channel along `dim`; a view if they precede all others."""
         if self._begins_with_first_copies:
             return tensor.narrow(dim, 0, self.old_size)
         return tensor.index_select(dim, self._first_copy_indices.to(tensor.device))
 
     @cached_property
     def first_copy_of_source(self) -> Tensor:
-        """(old size,), the first copy of each old channel."""
+        """The first copy of each old channel, (old size,)."""
         first = torch.full((self.old_size,), FILLER)
         channels = self._first_copy_indices
         first[self.source[channels]] = channels
         return first
 
     def select_first_copies_in_source_order(self, tensor: Tensor, dim: int) -> Tensor:
-        """The first copy of every channel along `dim`, in the order of the old ones; a view where it can be."""
+        """Return the first copy of every channel along `dim`, in the order of the old ones; a view if possible."""
         if torch.equal(self.first_copy_of_source, torch.arange(self.old_size)):
             return tensor.narrow(dim, 0, self.old_size)
         return tensor.index_select(dim, self.first_copy_of_source.to(tensor.device))
@@ -179,12 +179,12 @@ class ChannelMap:
         return torch.equal(self._first_copy_indices, torch.arange(self.old_size))
 
     def select(self, tensor: Tensor, dim: int) -> Tensor:
-        """New entry j along `dim` is old entry s(j); fillers are left unwritten. A new tensor."""
+        """Return a new tensor whose entry j along `dim` is the old entry source[j]; fillers are left unwritten."""
         return select_along(tensor, {dim: self})
 
     @cached_property
     def copied_runs(self) -> list[tuple[int, ...]]:
-        """(first new, first old, how many) of neighbours that copy neighbours."""
+        """Runs of neighbors that copy neighbors: (first new channel, first old channel, length)."""
         copied = (~self.is_filler).nonzero().squeeze(1)
         return find_consecutive_runs(copied, self.source[copied])
 
@@ -200,13 +200,13 @@ class ChannelMap:
 
     @cached_property
     def filler_runs(self) -> list[tuple[int, ...]]:
-        """(first, how many before it, how many) of neighbouring fillers."""
+        """Runs of neighboring fillers: (first channel, number of fillers before it, length)."""
         fillers = self.is_filler.nonzero().squeeze(1)
         return find_consecutive_runs(fillers, torch.arange(len(fillers)))
 
 
 def find_consecutive_runs(*columns: Tensor) -> list[tuple[int, ...]]:
-    """Where all columns of numbers count upwards together: (first of each column, how many), run after run."""
+    """Return the runs in which all columns of numbers count upwards together: (first of each column, length)."""
     rows = torch.stack(columns)
     if not rows.shape[1]:
         return []
@@ -221,18 +221,18 @@ def find_consecutive_runs(*columns: Tensor) -> list[tuple[int, ...]]:
 
 
 MAX_COPY_RUNS = 256
-"""Copying run by run is several times faster than gathering, unless there are very many."""
+"""The number of runs up to which they are copied one by one, which is several times faster than gathering."""
 
 
 def select_along(
     tensor: Tensor, maps: Mapping[int, ChannelMap], scales: Mapping[int, Tensor] | None = None
 ) -> Tensor:
-    """`ChannelMap.select` along several dimensions at once, which writes no entry twice. A new tensor.
+    """Return `ChannelMap.select` along several dimensions in one pass, as a new tensor.
 
     Args:
-        tensor: The old one.
-        maps: By dimension.
-        factors: By dimension, each (new size,): what the new entries are multiplied by.
+        tensor: Old tensor.
+        maps: Channel maps by dimension.
+        scales: Factors of the new entries by dimension, each (new size,).
     """
     scales = {dim: broadcast_along(vector, dim, tensor) for dim, vector in (scales or {}).items()}
     if math.prod(len(channels.copied_runs) for channels in maps.values()) > MAX_COPY_RUNS:
@@ -246,21 +246,21 @@ def select_along(
         shape[dim] = channels.new_size
     out = tensor.new_empty(shape)
     for runs in product(*(channels.copied_runs for channels in maps.values())):
-        to, of, times = out, tensor, []
+        target, source, factors = out, tensor, []
         for dim, (new, old, size) in zip(maps, runs, strict=True):
-            to, of = to.narrow(dim, new, size), of.narrow(dim, old, size)
-            times += [scales[dim].narrow(dim, new, size)] if dim in scales else []
-        if times:
-            torch.mul(of, times[0], out=to)
+            target, source = target.narrow(dim, new, size), source.narrow(dim, old, size)
+            factors += [scales[dim].narrow(dim, new, size)] if dim in scales else []
+        if factors:
+            torch.mul(source, factors[0], out=target)
         else:
-            to.copy_(of)
-        for factor in times[1:]:
-            to.mul_(factor)
+            target.copy_(source)
+        for factor in factors[1:]:
+            target.mul_(factor)
     return out
 
 
 def broadcast_along(vector: Tensor, dim: int, x: Tensor) -> Tensor:
-    """`vector` shaped to multiply `x` along `dim`, in x's precision."""
+    """Return `vector` shaped to multiply `x` along `dim`, in x's precision."""
     shape = [1] * x.ndim
     shape[dim] = -1
     return vector.to(device=x.device, dtype=x.dtype).view(shape)

@@ -1,9 +1,10 @@
-"""Moments in 8 bits: a code for every entry and a scale for every block of them.
+"""Quantize optimizer moments to 8 bits: a code for every entry and a scale for every block of entries.
 
-Dettmers et al. 2021 (arXiv 2110.02861) in torchao's form and arithmetic, to the bit, so that moments can grow, in
-memory and on disk, where torchao is not installed. In an optimizer's state, codes are under the moment's own name
-and scales under `scale_of(name)`. These are what is kept, never the plain moment: a block whose largest entry is
-negative comes back 0.7 % smaller each time it is rounded anew, since no code stands for −1.
+The method is Dettmers et al. 2021 (arXiv 2110.02861) in torchao's format and arithmetic, bit for bit, so that
+moments can grow, in memory and on disk, where torchao is not installed. In an optimizer's state, codes are
+stored under the moment's own name and scales under `scale_key(name)`. Codes and scales are what is stored,
+never the plain moment: a block whose largest entry is negative comes back 0.7 % smaller each time it is
+quantized, since no code stands for −1.
 """
 
 from __future__ import annotations
@@ -16,42 +17,43 @@ import torch
 from torch import Tensor
 
 BLOCK_SIZES = (256, 128, 64)
-"""Entries that share a scale, neighbours in the flattened tensor: the first of these that divides it. torchao has
-256 alone; smaller ones are for vocabularies of odd size, GPT-2's among them."""
+"""Numbers of neighboring entries of the flattened tensor that share a scale; the first that divides its size
+is used. torchao has 256 alone; smaller ones are for vocabularies of odd size, such as GPT-2's."""
 MIN_QUANTIZED_ENTRIES = 4096
-"""Entries of the smallest tensor whose moments are held in 8 bits."""
+"""The number of entries of the smallest tensor whose moments are stored in 8 bits."""
 MIN_SCALE = 1e-12
-"""Of a block of zeros."""
+"""The scale of a block of zeros."""
 CHUNK_ENTRIES = 2**18
-"""Entries that are turned at a time: what is needed on the way stays small."""
+"""The number of entries converted at a time, which bounds the memory for intermediate results."""
 
 
 def is_quantizable(shape: Sequence[int]) -> bool:
-    """Whether a tensor's moments are held in 8 bits: it is large enough, and whole blocks."""
+    """Return whether a tensor's moments are stored in 8 bits: it is large enough and consists of whole blocks."""
     entries = math.prod(shape)
     return entries >= MIN_QUANTIZED_ENTRIES and entries % BLOCK_SIZES[-1] == 0
 
 
 def count_scales(shape: Sequence[int]) -> int:
-    """How many scales a tensor has that fits: one per block."""
+    """Return the number of scales of a quantizable tensor: one per block."""
     entries = math.prod(shape)
     return entries // next(block for block in BLOCK_SIZES if entries % block == 0)
 
 
 def scale_key(entry: str) -> str:
-    """The name of a moment's scales."""
+    """Return the name of a moment's scales."""
     return f"{entry}_scale"
 
 
 @lru_cache
 def create_dynamic_map(signed: bool, device: torch.device | None = None) -> Tensor:
-    """What each of the 256 codes stands for, ascending: dynamic tree quantization.
+    """Return the value of each of the 256 codes, ascending: dynamic tree quantization.
 
-    Seven decades below 1, each divided evenly and twice as finely as the one below it; zero; and one.
+    There are seven decades below 1, each divided evenly and twice as finely as the one below it; zero; and
+    one.
 
     Args:
-        signed: Whether it has negative values, at the price of half the steps.
-        device: Where to put it.
+        signed: Whether there are negative values, at the price of half the steps.
+        device: Device of the result.
     """
     values = [torch.tensor([0.0, 1.0])]
     for decade in range(7):
@@ -63,10 +65,10 @@ def create_dynamic_map(signed: bool, device: torch.device | None = None) -> Tens
 
 
 def quantize(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """A moment in 8 bits.
+    """Quantize a moment to 8 bits.
 
     Args:
-        moment: Whole blocks, fp32.
+        moment: Moment, fp32, of whole blocks.
         signed: Whether it may have negative entries.
 
     Returns:
@@ -79,7 +81,7 @@ def quantize(moment: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def quantize_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) -> None:
-    """As `quantise`, into tensors that exist."""
+    """Quantize a moment as `quantize` does, into existing tensors."""
     values = create_dynamic_map(signed, moment.device)
     flat = scale.view(-1, 1)
     blocks, held = codes.view(len(flat), -1), moment.reshape(len(flat), -1)
@@ -88,14 +90,14 @@ def quantize_into(codes: Tensor, scale: Tensor, moment: Tensor, signed: bool) ->
         ratio = held[part] / largest
         below = torch.bucketize(ratio, values, right=True, out_int32=True).sub_(1).clamp_(min=0)
         above = (below + 1).clamp_(max=255)
-        # The same subtraction and comparison as torchao's: a midpoint computed first may round to another side.
+        # The same subtraction and comparison as torchao's: comparing with a midpoint may round differently.
         goes_up = ratio - values[below] >= (values[above] - values[below]) * 0.5
         blocks[part] = torch.where(goes_up, above, below)
         flat[part] = largest
 
 
 def dequantize(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
-    """The moment that codes and scales stand for, fp32, in the codes' shape."""
+    """Return the moment that codes and scales stand for, fp32, in the codes' shape."""
     values = create_dynamic_map(signed, codes.device)
     moment = torch.empty(codes.shape, device=codes.device)
     flat = scale.view(-1, 1)

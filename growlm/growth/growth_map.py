@@ -1,8 +1,8 @@
-"""The one place that turns "what happens to axes, blocks and experts" into "what happens to each tensor".
+"""Derive what happens to each tensor from what happens to axes, blocks and experts.
 
-An operator describes its change (`Change`); `derive` reads the axes tables of the model before and after
-and writes down, for every new tensor, its source and the chain of pieces that makes it: a `GrowthMap`. Live
-models, optimizer moments, files and the verification all use that map.
+An operator describes its effect as a `GrowthSpec`. `derive_growth_map` reads the axes tables of the model
+before and after, and records the source and the transforms of every new tensor in a `GrowthMap`. Live models,
+optimizer moments, files and the verification all use that map.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ AxesTable = Mapping[str, LabeledShape]
 
 @dataclass(frozen=True)
 class AxisGrowth:
-    """What happens to one axis.
+    """The change of one axis.
 
     Args:
-        channels: Which channel copies which.
-        written_filler: What rows that write a filler hold: `zero`, `random`, or the `mean` over the other rows.
-        read_filler: What columns that read a filler hold: `random` or `zero`.
-        gain_factor: What norms over the axis multiply their gain with.
+        channels: Map from new to old channels.
+        filler_write_init: Content of rows that write a filler: `zero`, `random`, or the `mean` over the other
+            rows.
+        filler_read_init: Content of columns that read a filler: `random` or `zero`.
+        gain_factor: Factor that multiplies the gain of norms over the axis.
     """
 
     channels: ChannelMap
@@ -57,12 +58,12 @@ class AxisGrowth:
 
 @dataclass(frozen=True)
 class BlockOrigin:
-    """Where a block of the grown model comes from.
+    """The origin of a block of the grown model.
 
     Args:
-        source: Old block.
-        kind: `kept`: that block; `identity`: a second one of it whose output projections are zero; `fresh`:
-            likewise, and its other matrices are drawn anew; `copy`: a second one of it.
+        source: Index of the old block.
+        kind: `kept`: the old block itself; `identity`: a second copy of it whose output projections are zero;
+            `fresh`: as `identity`, with its other matrices reinitialized; `copy`: a plain second copy.
     """
 
     source: int
@@ -71,7 +72,7 @@ class BlockOrigin:
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How much cancelling noise the copies get; see `Noise`."""
+    """The strength of the zero-sum noise on copies; see `ZeroSumNoise`."""
 
     std: float
     snr_db: float | None = None
@@ -79,64 +80,64 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class UpcycleSpec:
-    """How a dense feed-forward block becomes experts."""
+    """The change of a dense feed-forward block into experts."""
 
     segments: ChannelMap
-    """Which shard of the block's hidden units each expert copies; one shard is the whole block."""
+    """Map from experts to shards of the block's hidden units; a single shard is the whole block."""
     router_rows: ChannelMap
-    """Which drawn row of the router each expert has."""
+    """Map from experts to random rows of the router."""
     router_std: float
-    """Of the drawn rows; 0 for zeros."""
+    """Standard deviation of the random rows; 0 for zeros."""
     reinitialized_fraction: float = 0.0
-    """Of each expert's hidden units, drawn anew."""
+    """Fraction of each expert's hidden units that is reinitialized."""
 
 
 @dataclass(frozen=True)
 class GrowthSpec:
-    """An operator's effect, in the model's own terms."""
+    """The effect of an operator, in terms of axes, blocks and experts."""
 
     config: ModelConfig
-    """The grown model's."""
+    """Config of the grown model."""
     description: list[str]
-    """What was done, a line each, for people."""
+    """What was done, one line each, for people."""
     lossless: bool = True
     axes: Mapping[str, AxisGrowth] = field(default_factory=dict)
     blocks: tuple[BlockOrigin, ...] | None = None
-    """One per block of the grown model; None if blocks stay as they are."""
+    """One origin per block of the grown model; None if blocks stay as they are."""
     noise: NoiseLevel | None = None
-    """Of the cancelling noise on copies; None for none."""
+    """Strength of the zero-sum noise on copies; None for none."""
     tie_breaking_std: float = 0.0
-    """Of the noise on copies of a router's rows."""
+    """Standard deviation of the noise on copies of a router's rows."""
     upcycle: UpcycleSpec | None = None
-    """Without it no new tensor may be without a source."""
+    """How blocks become experts; if None, every new tensor must have a source."""
 
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How one new tensor is made."""
+    """The recipe of one new tensor: its source and the transforms applied to it."""
 
     source: str | None
-    """The old tensor; None if the new one owes nothing to any."""
+    """Name of the old tensor; None if the new one is not made from any."""
     shape: tuple[int, ...]
     transforms: tuple[TensorTransform, ...] = ()
 
     def grow_weight(self, source: Tensor, rng: GrowthRng) -> Tensor:
-        """The new weight, in the source's precision; the source is left as it is.
+        """Return the new weight, in the source's precision; the source is left as it is.
 
         Args:
-            source: The old weight. Where there is none, any tensor of the precision wanted.
-            draws: Random entries.
+            source: Old weight. Where there is none, any tensor of the wanted precision.
+            rng: Source of random entries.
         """
         return self._as_new_tensor(apply_to_weight(self.transforms, source, rng), source)
 
     def grow_moment(self, source: Tensor, power: int) -> Tensor:
-        """The running mean of gradient**power that the new weight starts with."""
+        """Return the running mean of gradient**power that the new weight starts with."""
         return self._as_new_tensor(apply_to_moment(self.transforms, source, power), source)
 
     def scale_factors(self, start: ScaleFactors) -> ScaleFactors:
-        """The factors of each entry after the chain, from those of the source."""
-        for piece in self.transforms:
-            start = piece.transform_factors(start)
+        """Return the scale factors of each entry after all transforms, given those of the source."""
+        for transform in self.transforms:
+            start = transform.transform_factors(start)
         return start
 
     def reconstruct(
@@ -146,65 +147,65 @@ class TensorMap:
         growth_dtype: torch.dtype,
         shared_state: dict[Any, Tensor],
     ) -> Reconstruction:
-        """Follow a grown tensor back to its source, and check what each step guarantees.
+        """Undo the transforms of a grown tensor, and check what each of them guarantees.
 
         Args:
-            grown: The tensor.
-            source: Gives the old tensor; asked once the grown one has been reduced to its size, or by a step that
-                draws numbers like those of the source.
-            stored_as: The precision that the tensor was grown in, if it has been brought to another since.
-            session: What the tensors of one model tell each other; empty at first.
+            grown: Grown tensor.
+            source: Function that returns the old tensor; called once the grown one has been reduced to its
+                size, or by a transform that draws numbers like those of the source.
+            growth_dtype: Precision that the tensor was grown in, if it has been converted since.
+            shared_state: Information shared between the tensors of one model; empty at first.
 
         Returns:
-            The source as the grown tensor has it, with all faults that were found.
+            The source as reconstructed from the grown tensor, with all faults that were found.
         """
         dtype = torch.promote_types(grown.dtype, torch.float32)
 
-        def make(steps: Sequence[TensorTransform], drawn: bool) -> Tensor:
-            with GrowthRng(seed=0) if drawn else GrowthRng.zeros() as draws:
-                return apply_to_weight(steps, source().to(dtype), draws)
+        def rebuild(transforms: Sequence[TensorTransform], with_random: bool) -> Tensor:
+            with GrowthRng(seed=0) if with_random else GrowthRng.zeros() as rng:
+                return apply_to_weight(transforms, source().to(dtype), rng)
 
-        found = Reconstruction(grown.to(dtype), growth_dtype, make, shared_state)
+        reconstruction = Reconstruction(grown.to(dtype), growth_dtype, rebuild, shared_state)
         if not all_finite(grown):
-            found.add_fault("holds NaN or infinity")
-            return found
-        for place in reversed(range(len(self.transforms))):
-            found.earlier_transforms = self.transforms[:place]
-            self.transforms[place].verify_and_revert(found)
-            if found.is_done:
-                return found
+            reconstruction.add_fault("holds NaN or infinity")
+            return reconstruction
+        for index in reversed(range(len(self.transforms))):
+            reconstruction.earlier_transforms = self.transforms[:index]
+            self.transforms[index].verify_and_revert(reconstruction)
+            if reconstruction.is_done:
+                return reconstruction
         if self.source is not None:
             old = source().to(growth_dtype).to(dtype)
             if not all_finite(old):
-                found.add_fault("the old model's tensor holds NaN or infinity")
-            found.require_equal(old, "differs from its source")
-        return found
+                reconstruction.add_fault("the old model's tensor holds NaN or infinity")
+            reconstruction.require_equal(old, "differs from its source")
+        return reconstruction
 
     def unconstrained_entries(self, old_shape: Sequence[int], rng: GrowthRng) -> Tensor:
-        """Return which entries of the grown tensor may hold any number of their range, a mask.
+        """Return a mask of the entries of the grown tensor that may hold any number of their range.
 
         Args:
-            old_shape: The source's shape.
-            draws: Of the growth; its seed says which hidden units were drawn anew.
+            old_shape: Shape of the source.
+            rng: Random state of the growth; its seed decides which hidden units were reinitialized.
         """
         mask = torch.zeros(tuple(old_shape), dtype=torch.bool)
-        for place, piece in enumerate(self.transforms):
-            mask = piece.unconstrained_entries(mask, self.transforms[place + 1 :], rng)
+        for index, transform in enumerate(self.transforms):
+            mask = transform.unconstrained_entries(mask, self.transforms[index + 1 :], rng)
         return mask
 
     @property
     def resets_moments(self) -> bool:
-        """Whether nothing of the source's past remains: the optimizer starts this tensor at step 0."""
-        return any(isinstance(piece, NewTensor | ResetMoments) for piece in self.transforms)
+        """Whether the optimizer starts this tensor at step 0, without any state of the source."""
+        return any(isinstance(transform, NewTensor | ResetMoments) for transform in self.transforms)
 
     @property
     def keeps_weight(self) -> bool:
-        """Whether the new weight is the source, entry by entry."""
+        """Whether the new weight equals the source."""
         return self.source is not None and all(isinstance(p, ResetMoments) for p in self.transforms)
 
     @property
     def keeps_moments(self) -> bool:
-        """Likewise the moments."""
+        """Whether the new moments equal those of the source."""
         return self.source is not None and not self.transforms
 
     def _as_new_tensor(self, x: Tensor, source: Tensor) -> Tensor:
@@ -215,45 +216,44 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class GrowthMap:
-    """Everything that a growth does, as data."""
+    """The complete effect of a growth, as data."""
 
     old_config: ModelConfig
     new_config: ModelConfig
     tensors: dict[str, TensorMap]
-    """By new name."""
+    """Tensor maps by new name."""
     axes: dict[str, ChannelMap]
-    """By axis, those that changed."""
+    """Channel maps of the axes that changed."""
     blocks: tuple[BlockOrigin, ...]
-    """One per new block."""
+    """One origin per new block."""
     lossless: bool
     description: list[str]
     old_shapes: dict[str, tuple[int, ...]]
-    """By old name."""
+    """Shapes by old name."""
 
     @staticmethod
     def identity(config: ModelConfig, table: AxesTable) -> GrowthMap:
-        """The growth that changes nothing."""
+        """Return the growth map that changes nothing."""
         blocks = tuple(BlockOrigin(i) for i in range(config.n_layers))
         tensors = {name: TensorMap(name, row.shape) for name, row in table.items()}
         shapes = {name: row.shape for name, row in table.items()}
         return GrowthMap(config, config, tensors, {}, blocks, True, [], shapes)
 
     def then(self, later: GrowthMap) -> GrowthMap:
-        """This growth followed by another, as one map: chains are joined, nothing is made in between."""
+        """Return this growth followed by another as one map, with all transforms joined."""
         tensors = {}
         for name, step in later.tensors.items():
             if step.source is not None:
                 before = self.tensors[step.source]
-                begins_anew = any(isinstance(piece, NewTensor) for piece in step.transforms)
-                pieces = step.transforms if begins_anew else before.transforms + step.transforms
-                step = TensorMap(before.source, step.shape, pieces)
+                is_new = any(isinstance(transform, NewTensor) for transform in step.transforms)
+                transforms = step.transforms if is_new else before.transforms + step.transforms
+                step = TensorMap(before.source, step.shape, transforms)
             tensors[name] = step
         axes = dict(self.axes)
         for axis, channels in later.axes.items():
             axes[axis] = axes[axis].then(channels) if axis in axes else channels
-        sizes = (
-            later.new_config.axis_sizes()
-        )  # a cut block has another map of hidden units in every expert
+        # A split block has a different map of hidden units in every expert, so that axis has no single map.
+        sizes = later.new_config.axis_sizes()
         axes = {a: channels for a, channels in axes.items() if channels.new_size == sizes.get(a)}
         return GrowthMap(
             self.old_config,
@@ -269,13 +269,13 @@ class GrowthMap:
     def scale_factors(
         self, previous: Mapping[str, ScaleFactors] | None = None
     ) -> dict[str, ScaleFactors]:
-        """What the growth did to each entry of every new tensor and to its gradient.
+        """Return what the growth did to each entry of every new tensor and to its gradient.
 
         Args:
-            before: Factors that old tensors had already, from earlier growths; none if not given.
+            previous: Factors of the old tensors from earlier growths; none if not given.
 
         Returns:
-            By new name; `original` is about this growth alone.
+            Factors by new name; `original` is about this growth alone.
         """
         previous = previous or {}
         found = {}
@@ -293,9 +293,9 @@ class GrowthMap:
         return before if later.kind == "kept" else BlockOrigin(before.source, later.kind)
 
     def old_block_at(self, new_block: int) -> int | None:
-        """The old block whose output the residual stream still holds after `new_block`, in a lossless growth.
+        """Return the old block whose output the residual stream equals after `new_block`, in a lossless growth.
 
-        None before the first kept block: there it holds the embeddings.
+        None before the first kept block: there the stream holds the embeddings.
         """
         kept = [o.source for o in self.blocks[: new_block + 1] if o.kind == "kept"]
         return kept[-1] if kept else None
@@ -308,18 +308,18 @@ def derive_growth_map(
     spec: GrowthSpec,
     operator_index: int,
 ) -> GrowthMap:
-    """The map of one operator.
+    """Return the growth map of one operator.
 
     Args:
-        old_config: The model before.
-        old: Its axes table.
-        new: The grown model's axes table.
-        change: What the operator does.
-        operator_index: Its place in the sequence, part of the seed of what it draws.
+        old_config: Config of the model before.
+        old_table: Axes table of the model before.
+        new_table: Axes table of the grown model.
+        spec: Effect of the operator.
+        operator_index: Index of the operator in the sequence; part of the seed of its random numbers.
 
     Raises:
-        ValueError: If a new tensor has no source and the operator makes no fresh ones, or source and target
-            do not have the same axes.
+        ValueError: If a new tensor has no source and the operator makes no new ones, or source and target do
+            not have the same axes.
     """
     blocks = spec.blocks or tuple(BlockOrigin(i) for i in range(old_config.n_layers))
     tensors = {
@@ -355,7 +355,7 @@ def _derive_tensor(
 
     key = (operator_index, name)
     source = in_source_block(rest)
-    pieces: list[TensorTransform] = []
+    transforms: list[TensorTransform] = []
     dims = list(enumerate(row.label.dims))
     if source in old_table:
         if old_table[source].label.dims != row.label.dims:
@@ -365,23 +365,23 @@ def _derive_tensor(
     ):
         source = in_source_block(row.label.stacked_from)
         if spec.upcycle is None:
-            raise ValueError(f"{name} is a stack of {source}, which this operator does not make")
-        pieces += _upcycle_transforms(row, spec.upcycle, block or 0, key)
+            raise ValueError(f"{name} is a stack of {source}, and this operator makes no stacks")
+        transforms += _upcycle_transforms(row, spec.upcycle, block or 0, key)
         dims = dims[1:]
     elif spec.upcycle is not None:
         return TensorMap(None, row.shape, _new_tensor_transforms(row, spec.upcycle, key))
     else:
-        raise ValueError(f"{name} has no source and this operator makes no fresh tensors")
+        raise ValueError(f"{name} has no source, and this operator makes no new tensors")
 
     for position, dim in dims:
         if dim.axis in spec.axes:
-            pieces += _axis_transforms(position, dim, spec, row, key)
+            transforms += _axis_transforms(position, dim, spec, row, key)
     if origin is not None and origin.kind in ("identity", "fresh"):
         adds_to_stream = row.label.has(Role.WRITES, "residual")
         if origin.kind == "fresh" and row.label.has(Role.READS) and not adds_to_stream:
-            pieces.append(Reinitialize(key))
-        pieces.append(NewTensor(row.shape) if adds_to_stream else ResetMoments())
-    return TensorMap(source, row.shape, tuple(pieces))
+            transforms.append(Reinitialize(key))
+        transforms.append(NewTensor(row.shape) if adds_to_stream else ResetMoments())
+    return TensorMap(source, row.shape, tuple(transforms))
 
 
 def _axis_transforms(
@@ -390,27 +390,29 @@ def _axis_transforms(
     growth = spec.axes[dim.axis]
     channels = growth.channels
     if dim.role is Role.READS or row.label.feeds_tied_head:
-        pieces: list[TensorTransform] = [Split(position, channels)]
+        transforms: list[TensorTransform] = [Split(position, channels)]
     else:
-        pieces = [Copy(position, channels)]
+        transforms = [Copy(position, channels)]
     if channels.has_fillers:
-        # A filler gain of zero behind a zero channel would stay dead, so gains are filled with their mean.
+        # A gain of zero on a filler channel of zero would never train, so gains are filled with their mean.
         by_role = {Role.READS: growth.filler_read_init, Role.GAIN: "mean", Role.SHIFT: "zero"}
-        pieces.append(
+        transforms.append(
             Fill(position, channels, by_role.get(dim.role, growth.filler_write_init), rng_key)
         )
     if dim.role is Role.GAIN and growth.gain_factor != 1.0:
-        pieces.append(Scale(growth.gain_factor))
+        transforms.append(Scale(growth.gain_factor))
     if spec.noise is not None and _takes_noise(dim, row.label):
-        level, alike = spec.noise, _repeated_rows(position, spec, row)
-        pieces.append(ZeroSumNoise(position, channels, level.std, level.snr_db, rng_key, alike))
+        level, repeated = spec.noise, _repeated_rows(position, spec, row)
+        transforms.append(
+            ZeroSumNoise(position, channels, level.std, level.snr_db, rng_key, repeated)
+        )
     if spec.tie_breaking_std and dim.role is Role.INDEX and row.label.is_router:
-        pieces.append(TieBreakingNoise(channels, spec.tie_breaking_std, rng_key))
-    return pieces
+        transforms.append(TieBreakingNoise(channels, spec.tie_breaking_std, rng_key))
+    return transforms
 
 
 def _repeated_rows(position: int, spec: GrowthSpec, row: LabeledShape) -> tuple[int, int] | None:
-    """The dimension before `position` whose channels have been copied whole, and the channels of one copy."""
+    """Return the earlier dimension whose channels were copied whole, and the size of one copy, or None."""
     for other, dim in enumerate(row.label.dims[:position]):
         if dim.role is Role.WRITES and dim.axis in spec.axes:
             return other, spec.axes[dim.axis].channels.period
@@ -418,7 +420,7 @@ def _repeated_rows(position: int, spec: GrowthSpec, row: LabeledShape) -> tuple[
 
 
 def _takes_noise(dim: Dim, label: Label) -> bool:
-    """Whether copies along `dim` get equal inputs, or equal gates, so that noise cancels: matrices alone."""
+    """Return whether noise on the copies along `dim` cancels in a matrix: they get equal inputs or equal gates."""
     is_summed_over = dim.role is Role.INDEX and label.has(Role.WRITES, "residual")
     return dim.role is Role.READS or (is_summed_over and label.has(Role.READS))
 
@@ -426,40 +428,40 @@ def _takes_noise(dim: Dim, label: Label) -> bool:
 def _upcycle_transforms(
     row: LabeledShape, spec: UpcycleSpec, block: int, rng_key: tuple[int, str]
 ) -> list[TensorTransform]:
-    """The pieces that make a stack of experts of a dense block's tensor."""
+    """Return the transforms that turn a dense block's tensor into a stack of experts."""
     shards = spec.segments
-    hidden = [place for place, dim in enumerate(row.label.dims) if dim.axis == "hidden"]
+    hidden = [index for index, dim in enumerate(row.label.dims) if dim.axis == "hidden"]
     if shards.old_size == 1 or not hidden:
         shards = ChannelMap.with_equal_shares(1, torch.zeros(shards.new_size, dtype=torch.long))
-        pieces: list[TensorTransform] = [Copy(0, shards, inserts_dim=True)]
+        transforms: list[TensorTransform] = [Copy(0, shards, inserts_dim=True)]
     else:
-        scaled = row.label.has(Role.READS, "hidden")  # each shard has its part of the gate
-        pieces = [Scale(shards.old_size)] if scaled else []
-        pieces.append(SplitIntoExperts(hidden[0] - 1, shards))
+        scaled = row.label.has(Role.READS, "hidden")  # each shard gets a part of the gate only
+        transforms = [Scale(shards.old_size)] if scaled else []
+        transforms.append(SplitIntoExperts(hidden[0] - 1, shards))
     if spec.reinitialized_fraction and hidden:
-        pieces.append(
+        transforms.append(
             ReinitializeUnits(
                 hidden[0], spec.reinitialized_fraction, shards, (rng_key[0], block), rng_key
             )
         )
-    return pieces
+    return transforms
 
 
 def _new_tensor_transforms(
     row: LabeledShape, spec: UpcycleSpec, rng_key: tuple[int, str]
 ) -> tuple[TensorTransform, ...]:
-    """The pieces that make a tensor that has no source: a router's weights; zero if it is no matrix."""
+    """Return the transforms of a tensor without a source: a router's weights, or zeros if it is not a matrix."""
     if not row.label.has(Role.READS):
         return (NewTensor(row.shape),)
-    drawn = (spec.router_rows.old_size, *row.shape[1:])
-    pieces: tuple[TensorTransform, ...] = (NewTensor(drawn, spec.router_std, rng_key),)
-    if drawn != row.shape:
-        pieces = (*pieces, Copy(0, spec.router_rows))
-    return pieces
+    shape = (spec.router_rows.old_size, *row.shape[1:])
+    transforms: tuple[TensorTransform, ...] = (NewTensor(shape, spec.router_std, rng_key),)
+    if shape != row.shape:
+        transforms = (*transforms, Copy(0, spec.router_rows))
+    return transforms
 
 
 def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
-    """The axes table of the model that a config describes; nothing is allocated, and the table is shared."""
+    """Return the axes table of the model that a config describes, without allocating; callers share it."""
     return _cached_axes_table(astuple(config), model_class)  # type: ignore[arg-type] # a class is hashable
 
 

@@ -1,4 +1,4 @@
-"""The random entries of one growth."""
+"""Random numbers for one growth."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DRAW_BLOCK_ENTRIES = 2**19
-"""Numbers that are drawn at once where there are many: threads wait for each other at every block."""
+"""The number of entries drawn at once for large tensors; threads wait for each other at every block."""
 
 ODD_INTEGER_STD = ((2.0**14 - 1) / 3) ** 0.5
-"""Standard deviation of the odd numbers of 8 bits with a sign."""
+"""The standard deviation of the odd signed 8-bit integers."""
 
 
 @dataclass
 class GrowthRng:
-    """Where the random entries of one growth come from, what was drawn, and the threads that grow.
+    """The random state of one growth, a record of the noise that was drawn, and the threads that grow tensors.
 
-    Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. In a `with` block, whose
-    end ends the threads.
+    Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. Use it as a context
+    manager, which stops the threads on exit.
     """
 
     seed: int
     boundary_index: int = 0
     noise_levels: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
-    """By (operator index, tensor name): `sigma` (of a stack, the largest), and whether it was `capped`."""
+    """By (operator index, tensor name): `sigma` (for a stack, the largest), and whether it was `capped`."""
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
 
     def parallel_map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Do something for every item, results in order. Each is done by one of the threads, which draws alone."""
+        """Apply a function to every item on the threads, one thread per item; results keep the order."""
         return list(self._get_pool().map(function, items))
 
     def normal(self, shape: tuple[int, ...], purpose: str, rng_key: tuple[int, str]) -> Tensor:
-        """Standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
+        """Return standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
         seeds = self._seed_key(purpose, rng_key)
         if len(shape) < 3:
             return keyed_normal(shape, *seeds)
@@ -69,23 +69,25 @@ class GrowthRng:
         stacked: bool,
         odd_integers: bool = False,
     ) -> None:
-        """Draw numbers of mean 0 for a tensor and use them, by blocks, several at once.
+        """Draw random numbers of mean 0 for a tensor and pass them on block by block, several blocks at once.
 
-        Drawing is the slowest part of a growth, so the bits are SFC64's (C. Doty-Humphrey, PractRand), which gives
-        them in half of the time of torch's generator. Every block has a seed of its own, so that the numbers do
-        not depend on the threads. Inside `at_once` one thread draws them all.
+        Drawing is the slowest part of a growth, so the bits come from SFC64 (C. Doty-Humphrey, PractRand),
+        which takes half the time of torch's generator. Every block has its own seed, so that the numbers do
+        not depend on the number of threads. Inside `parallel_map` one thread draws all blocks.
 
         Args:
-            x: The tensor; blocks are parts of it, or of each member of a stack, across another dimension.
-            dim: The dimension along which `count` numbers are wanted, in place of the size of x.
-            count: Their number.
-            purpose: What for.
-            key: (operator index, new tensor name).
-            use: Called with each part of x, its numbers, like x, which may be changed, and the member of the
-                stack that it is of, else 0; several at once. Parts of a member lack the first dimension.
-            stacked: Whether x is a stack, `dim` not its first.
-            odd: Odd numbers from -127 to 127, all as likely, of deviation `ODD_STD`, in place of standard normal
-                ones, in half of the time: enough to make copies differ, and never 0.
+            x: Tensor; blocks are parts of it, or of each member of a stack, split across another dimension.
+            dim: Dimension along which `count` numbers are wanted, instead of the size of x.
+            count: Number of entries along `dim`.
+            purpose: Purpose of the numbers; part of the seed.
+            rng_key: (operator index, new tensor name); part of the seed.
+            consume: Function called with each part of x, its numbers (of x's dtype and device; may be
+                changed), and the index of the member of the stack, else 0; called from several threads at
+                once. Parts of a member lack the first dimension.
+            stacked: Whether x is a stack and `dim` is not its first dimension.
+            odd_integers: Whether to draw odd integers from -127 to 127 with equal probability (standard
+                deviation `ODD_INTEGER_STD`) instead of standard normal numbers. That takes half the time, is
+                enough to make copies differ, and never gives 0.
         """
         seeds = self._seed_key(purpose, rng_key)
         parts = [
@@ -103,7 +105,7 @@ class GrowthRng:
             )
             consume(part, numbers.view(shape).to(x), member)
 
-        if len(parts) == 1 or hasattr(_thread_buffers, "is_of_pool"):
+        if len(parts) == 1 or hasattr(_thread_buffers, "is_worker"):
             for part in parts:
                 draw(*part)
         else:
@@ -118,34 +120,34 @@ class GrowthRng:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the threads; they begin again when needed.
+        """Stop the threads; they are started again when needed.
 
-        While they live, OpenMP counts more threads than cores, and lets those that train sleep between any two
-        operations: a step takes up to twice as long.
+        While they live, OpenMP counts more threads than cores and lets the threads that train sleep between
+        any two operations: a training step takes up to twice as long.
         """
-        vars(_thread_buffers).clear()  # of the thread that draws what is one block only
+        vars(_thread_buffers).clear()  # this thread's own: it draws tensors of a single block
         if self._pool is not None:
             try:
                 self._pool.shutdown(cancel_futures=True)
             finally:
                 self._pool = None
-                # They set it for themselves, and for all threads that begin after them.
+                # The workers set it to 1 for themselves and for all threads that start after them.
                 torch.set_num_threads(torch.get_num_threads())
 
     def gather_noise_levels(self, mesh: DeviceMesh) -> None:
-        """Let all processes know what each of them drew."""
-        found: list[Any] = [None] * mesh.size()
-        torch.distributed.all_gather_object(found, self.noise_levels, group=mesh.get_group())
-        self.noise_levels = {key: drawn for noise in found for key, drawn in noise.items()}
+        """Share the recorded noise levels of all processes with each of them."""
+        gathered: list[Any] = [None] * mesh.size()
+        torch.distributed.all_gather_object(gathered, self.noise_levels, group=mesh.get_group())
+        self.noise_levels = {key: level for levels in gathered for key, level in levels.items()}
 
     def choice(self, size: int, count: int, *key: object) -> Tensor:
-        """`count` different numbers below `size`, in random order."""
+        """Return `count` different integers below `size`, in random order."""
         generator = keyed_generator(self.seed, self.boundary_index, *key)
         return torch.randperm(size, generator=generator)[:count]
 
     @staticmethod
     def zeros() -> GrowthRng:
-        """Draws that are all zero: with them a chain makes what does not depend on chance."""
+        """Return a generator whose numbers are all zero, to compute what does not depend on chance."""
         return _ZeroRng(seed=0)
 
     def _seed_key(self, purpose: str, rng_key: tuple[int, str]) -> tuple[object, ...]:
@@ -175,7 +177,7 @@ class _ZeroRng(GrowthRng):
 
 
 def _split_into_blocks(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
-    """Parts of about `BLOCK` numbers at most, across another dimension than `dim`; an even number of them."""
+    """Split x across another dimension than `dim` into an even number of blocks (or one) of limited size."""
     if x.ndim < 2:
         return [x]
     numbers = x.numel() // x.shape[dim] * count
@@ -184,27 +186,27 @@ def _split_into_blocks(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
 
 
 _thread_buffers = threading.local()
-"""A thread's own, used again for every block: new memory costs page faults."""
+"""Buffers of each thread, reused for every block: new memory costs page faults."""
 
 
 def _init_worker() -> None:
-    # One core each: by default every one of them would start OpenMP threads for all cores.
+    # One core per worker: by default each of them would start OpenMP threads for all cores.
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    _thread_buffers.is_of_pool = True
+    _thread_buffers.is_worker = True
 
 
 def _get_buffers(size: int) -> tuple[Tensor, Tensor]:
-    """Room for numbers, and for places in a table."""
+    """Return this thread's buffers for numbers and for table indices."""
     if getattr(_thread_buffers, "size", 0) < size:
         _thread_buffers.size = max(size, DRAW_BLOCK_ENTRIES)
         _thread_buffers.numbers = torch.empty(_thread_buffers.size, dtype=torch.float32)
-        _thread_buffers.places = torch.empty(_thread_buffers.size, dtype=torch.int32)
-    return _thread_buffers.numbers[:size], _thread_buffers.places[:size]
+        _thread_buffers.indices = torch.empty(_thread_buffers.size, dtype=torch.int32)
+    return _thread_buffers.numbers[:size], _thread_buffers.indices[:size]
 
 
 def _random_integers(size: int, dtype: torch.dtype, source: np.random.SFC64) -> Tensor:
-    """Whole numbers of all bits alike, as many of them as fit in each 64 bits that the source gives."""
+    """Return uniformly random integers, as many as fit into each 64 bits that the generator yields."""
     words = -(-size * dtype.itemsize // 8)
     return torch.from_numpy(source.random_raw(words)).view(dtype)[:size]
 
@@ -214,17 +216,18 @@ def _draw_odd_integers(size: int, source: np.random.SFC64) -> Tensor:
 
 
 def _draw_normal(size: int, source: np.random.SFC64) -> Tensor:
-    """By 16 bits from a table of quantiles: Box and Muller's formulas take three times as long."""
-    numbers, places = _get_buffers(size)
-    places.copy_(_random_integers(size, torch.int16, source)).add_(2**15)
-    return torch.index_select(normal_quantiles(), 0, places, out=numbers)
+    """Look up 16-bit integers in a table of quantiles; the Box-Muller transform takes three times as long."""
+    numbers, indices = _get_buffers(size)
+    indices.copy_(_random_integers(size, torch.int16, source)).add_(2**15)
+    return torch.index_select(normal_quantiles(), 0, indices, out=numbers)
 
 
 @cache
 def normal_quantiles() -> Tensor:
-    """(65536,), fp32: what stands for the normal distribution, each as likely; mean 0, standard deviation 1.
+    """Return (65536,), fp32: equally likely values that represent the normal distribution, with mean 0 and std 1.
 
-    The middles of slices of equal probability. The largest is 4.3; the fourth moment is 2.999 in place of 3.
+    They are the middles of slices of equal probability. The largest is 4.3; the fourth moment is 2.999
+    instead of 3.
     """
     half = torch.special.ndtri((torch.arange(2**15, dtype=torch.float64) + 0.5) / 2**16)
     half /= half.square().mean().sqrt()

@@ -1,14 +1,14 @@
-"""The optimizer's state through a growth.
+"""Grow the optimizer's state along with the model.
 
 | mode         | what the grown model's optimizer starts with                                              |
 |--------------|-------------------------------------------------------------------------------------------|
 | `reset`      | nothing                                                                                   |
-| `carry`      | every moment through its weight's map; tensors that are new as a whole start at step 0    |
+| `carry`      | every moment, grown as its weight is; entirely new tensors start at step 0                |
 | `exact`      | as `carry`; the steps are scaled so that the grown model trains as the old one would have |
-| `asymmetric` | as `carry` for the original block of each tensor; nothing for the new block, whose rate is |
-|              | warmed up anew                                                                            |
+| `asymmetric` | as `carry` for the original entries of each tensor; nothing for the new entries, whose    |
+|              | learning rate is warmed up again                                                          |
 
-How `exact` and `asymmetric` scale the steps: `growlm/optim/step_scaling.py`.
+`growlm/optim/step_scaling.py` implements the step scaling of `exact` and `asymmetric`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 OPTIMIZER_STATE_MODES = ("carry", "reset", "exact", "asymmetric")
 MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance": 2}
-"""The power of the gradient that each entry of an optimizer's state is a running mean of."""
+"""For each entry of an optimizer's state, the power of the gradient of which it is a running mean."""
 FACTORED_ENTRIES = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
 
 MOMENT_OF_SCALE_KEY = {scale_key(entry): entry for entry in MOMENT_POWERS}
-"""Which moment a name of scales belongs to (`growlm/growth/eight_bit_moments.py`)."""
+"""The moment to which each name of scales belongs (`growlm/growth/eight_bit_moments.py`)."""
 
 ParameterState = dict[str, Tensor]
 
@@ -59,19 +59,20 @@ ParameterState = dict[str, Tensor]
 def grow_optimizer_state(
     growth_map: GrowthMap, states: dict[str, ParameterState], mode: str
 ) -> dict[str, ParameterState]:
-    """The grown model's optimizer state.
+    """Return the grown model's optimizer state.
 
     Args:
-        growth_map: The growth.
-        states: By old parameter name; emptied on the way, each state dropped once its last target is made, so that
-            old and new moments never exist all at once. Where they are sharded, so is what they grow to.
-        mode: One of `MODES`.
+        growth_map: Map of the growth.
+        states: States by old parameter name. The dictionary is emptied: each state is dropped once its last
+            target is made, so that old and new moments never exist all at once. Sharded states grow to
+            sharded ones.
+        mode: One of `OPTIMIZER_STATE_MODES`.
 
     Returns:
-        By new parameter name. A parameter that starts afresh is absent.
+        States by new parameter name. Parameters that start at step 0 are absent.
 
     Raises:
-        ValueError: If the mode is unknown, or a state has an entry that is not known how to grow.
+        ValueError: If the mode is unknown, or there is no rule for growing an entry of a state.
     """
     if mode not in OPTIMIZER_STATE_MODES:
         raise ValueError(f"mode={mode}: must be one of {', '.join(OPTIMIZER_STATE_MODES)}")
@@ -88,18 +89,18 @@ def grow_optimizer_state(
     }
     grown: dict[str, ParameterState] = {name: {} for name in wanted}
     mesh = _find_mesh(states)
-    here = [name for name in wanted if mesh is None or wanted[name].keeps_moments]
-    for name in here:
+    local_names = [name for name in wanted if mesh is None or wanted[name].keeps_moments]
+    for name in local_names:
         source = _source_name(wanted[name])
         grown[name] = _grow_state_of(growth_map, name, states[source], mode)
         targets_left[source] -= 1
         if not targets_left[source]:
             del states[source]
     if mesh is not None:
-        dealt = sorted(
-            wanted.keys() - here, key=lambda name: (-math.prod(wanted[name].shape), name)
+        sharded_names = sorted(
+            wanted.keys() - local_names, key=lambda name: (-math.prod(wanted[name].shape), name)
         )
-        _grow_sharded_states(growth_map, dealt, states, grown, mode, mesh)
+        _grow_sharded_states(growth_map, sharded_names, states, grown, mode, mesh)
     return grown
 
 
@@ -111,25 +112,28 @@ def _grow_sharded_states(
     mode: str,
     mesh: DeviceMesh,
 ) -> None:
-    """Grow sharded states, moment by moment; those for the names go into `grown`, and the old ones away."""
+    """Grow the named parameters' sharded states into `grown`, moment by moment, and drop the old ones."""
 
-    def making(key: tuple[str, str]) -> ShardedTask[tuple[str, str]]:
+    def make_task(key: tuple[str, str]) -> ShardedTask[tuple[str, str]]:
         name, entry = key
         tensor_map = growth_map.tensors[name]
 
-        def make(moment: Tensor) -> Tensor:
+        def grow_moment(moment: Tensor) -> Tensor:
             return _grow_state_of(growth_map, name, {entry: moment}, mode)[entry]
 
-        return ShardedTask(key, states[_source_name(tensor_map)][entry], make, tensor_map.shape)
+        moment = states[_source_name(tensor_map)][entry]
+        return ShardedTask(key, moment, grow_moment, tensor_map.shape)
 
     sources = {name: _source_name(growth_map.tensors[name]) for name in names}
     keys = [(name, entry) for name in names for entry in states[sources[name]] if entry != "step"]
-    if strange := {entry for _, entry in keys if entry not in MOMENT_POWERS}:
-        raise ValueError(f"no rule for a part of the optimizer's state {strange}")
+    if unknown := {entry for _, entry in keys if entry not in MOMENT_POWERS}:
+        raise ValueError(
+            f"no rule for the optimizer's state {', '.join(map(repr, sorted(unknown)))}"
+        )
     targets_left = Counter((sources[name], entry) for name, entry in keys)
     for name in names:
         grown[name] |= {e: v.clone() for e, v in states[sources[name]].items() if e == "step"}
-    for (name, entry), moment in map_sharded(map(making, keys), mesh):
+    for (name, entry), moment in map_sharded(map(make_task, keys), mesh):
         grown[name][entry] = moment
         targets_left[sources[name], entry] -= 1
         if not targets_left[sources[name], entry]:
@@ -151,15 +155,15 @@ def _source_name(tensor_map: TensorMap) -> str:
 def _grow_state_of(
     growth_map: GrowthMap, name: str, state: ParameterState, mode: str
 ) -> ParameterState:
-    """The state that a new parameter starts with, from that of its source or a part of it."""
+    """Return the state that a new parameter starts with, given its source's state or a part of it."""
     tensor_map = growth_map.tensors[name]
-    source, kept = _source_name(tensor_map), None
+    source, original_factors = _source_name(tensor_map), None
     if mode == "asymmetric":
-        kept = tensor_map.scale_factors(
+        original_factors = tensor_map.scale_factors(
             mark_all_original(unit_factors(growth_map.old_shapes[source]))
         )
     try:
-        return grow_parameter_state(tensor_map, state, kept)
+        return grow_parameter_state(tensor_map, state, original_factors)
     except ValueError as error:
         raise ValueError(f"{error} of {source}") from error
 
@@ -167,17 +171,18 @@ def _grow_state_of(
 def grow_parameter_state(
     tensor_map: TensorMap, state: ParameterState, original_factors: ScaleFactors | None = None
 ) -> ParameterState:
-    """One parameter's state, as `carry` has it.
+    """Return one parameter's grown state, as mode `carry` defines it.
 
-    What is in 8 bits stays so, where the new shape is whole blocks.
+    What is in 8 bits stays in 8 bits if the new shape consists of whole blocks.
 
     Args:
-        tensor_map: The parameter's.
-        state: Of its source.
-        kept: Entries outside their original block start without moments; None if all are carried.
+        tensor_map: Map of the parameter.
+        state: State of its source.
+        original_factors: Factors that mark the original entries; all others start without moments. None to
+            carry all.
 
     Raises:
-        ValueError: If it has an entry that is not known how to grow.
+        ValueError: If there is no rule for growing an entry of the state.
     """
     if original_factors is not None and all(
         bool(factor.original.all()) for factor in original_factors
@@ -192,11 +197,11 @@ def grow_parameter_state(
         elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:
             raise ValueError(f"no rule for the optimizer's state {entry!r}")
     if "row_var" in state:
-        whole = state["row_var"] @ state["col_var"]
-        whole /= state["row_var"].mean(dim=-2, keepdim=True).clamp(min=1e-30)
-        grown["variance"] = tensor_map.grow_moment(whole, 2)
+        variance = state["row_var"] @ state["col_var"]
+        variance /= state["row_var"].mean(dim=-2, keepdim=True).clamp(min=1e-30)
+        grown["variance"] = tensor_map.grow_moment(variance, 2)
     if "variance" in grown and grown["variance"].ndim > 1:
-        # Adafactor's estimate from row and column means is of rank one, and so is what it grows to.
+        # Adafactor's estimate from row and column means has rank one, and so has the grown estimate.
         variance = grown.pop("variance")
         grown["row_var"] = variance.mean(dim=-1, keepdim=True)
         grown["col_var"] = variance.mean(dim=-2, keepdim=True)
@@ -206,7 +211,7 @@ def grow_parameter_state(
 def _grow_moment(
     tensor_map: TensorMap, state: ParameterState, entry: str, original_factors: ScaleFactors | None
 ) -> ParameterState:
-    if not tensor_map.transforms:  # 8 bits again would round again
+    if not tensor_map.transforms:  # quantizing again would round again
         return {part: state[part].clone() for part in (entry, scale_key(entry)) if part in state}
     grown = tensor_map.grow_moment(dequantize_moment(state, entry), MOMENT_POWERS[entry])
     if original_factors is not None:
@@ -215,14 +220,14 @@ def _grow_moment(
 
 
 def dequantize_moment(state: Mapping[str, Tensor], entry: str) -> Tensor:
-    """A moment as one tensor: itself, or a new one of what is held in 8 bits."""
+    """Return a moment as one plain tensor: the stored one, or a new one if it is stored in 8 bits."""
     if scale_key(entry) not in state:
         return state[entry]
     return dequantize(state[entry], state[scale_key(entry)], is_signed_moment(entry))
 
 
 def is_signed_moment(entry: str) -> bool:
-    """Whether a moment may have negative entries."""
+    """Return whether a moment may have negative entries."""
     return MOMENT_POWERS[entry] % 2 == 1
 
 
@@ -235,7 +240,7 @@ def _store_moment(entry: str, moment: Tensor, use_8bit: bool) -> ParameterState:
 
 
 def convert_moments(state: ParameterState, use_8bit: bool) -> ParameterState:
-    """A state with its moments in 8 bits where that can be, or with none; what is so already is not copied."""
+    """Return the state with moments in 8 bits where possible, or all plain; unchanged moments are not copied."""
     changed: ParameterState = {}
     for entry, value in state.items():
         if entry in MOMENT_OF_SCALE_KEY:
@@ -252,11 +257,11 @@ def convert_moments(state: ParameterState, use_8bit: bool) -> ParameterState:
 def expected_state_shapes(
     entries: Collection[str], shape: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """What a parameter's state consists of, with shapes.
+    """Return the entries of a parameter's state and their shapes.
 
     Args:
-        entries: Of a state of the same optimizer, for a parameter that may have another shape.
-        shape: The parameter's.
+        entries: Entries of a state of the same optimizer, for a parameter that may have another shape.
+        shape: Shape of the parameter.
     """
     factored = ("row_var", (*shape[:-1], 1)), ("col_var", (*shape[:-2], 1, *shape[-1:]))
     found: dict[str, tuple[int, ...]] = {}
@@ -271,22 +276,22 @@ def expected_state_shapes(
 
 
 def explain_inexactness(growth_map: GrowthMap) -> list[str]:
-    """Why the grown model cannot train exactly as the old one would have, in words; empty if it can.
+    """Return the reasons why the grown model cannot train exactly as the old one would have; empty if it can.
 
-    Upcycling and deepening are not looked at: what they add has no past to be exact about.
+    Upcycling and deepening are not considered: what they add has no earlier training to match.
     """
     reasons = []
-    pieces = [piece for t in growth_map.tensors.values() for piece in t.transforms]
-    if any(isinstance(piece, ZeroSumNoise | ReinitializeUnits) for piece in pieces):
+    transforms = [transform for t in growth_map.tensors.values() for transform in t.transforms]
+    if any(isinstance(transform, ZeroSumNoise | ReinitializeUnits) for transform in transforms):
         reasons.append("noise makes copies differ")
     residual, experts = (growth_map.axes.get(axis) for axis in ("residual", "experts"))
     if residual is not None and not residual.has_equal_shares:
         reasons.append("columns that read the residual stream are split unevenly")
     if experts is not None and growth_map.old_config.router_z_weight:
         reasons.append("the router's z-loss sees more experts")
-    fills = {piece.kind for piece in pieces if isinstance(piece, Fill)}
+    fills = {transform.kind for transform in transforms if isinstance(transform, Fill)}
     if growth_map.old_config.norm == "layernorm" and fills:
-        reasons.append("filler channels of LayerNorm learn apart from the mean they hold")
+        reasons.append("filler channels of LayerNorm drift from the mean they hold")
     elif "random" in fills:
         reasons.append("random columns read the filler channels")
     if not growth_map.lossless:
@@ -298,8 +303,9 @@ def update_moments(state: ParameterState, update: Callable[[Tensor, int], object
     """Change, in place, the moments of a state that are as large as the parameter.
 
     Args:
-        state: Some of its moments may be in 8 bits.
-        change: Changes a plain moment in place; the second argument is the power of the gradient that it is of.
+        state: State whose moments may be in 8 bits.
+        update: Function that changes a plain moment in place; its second argument is the power of the
+            gradient.
     """
     for entry, value in state.items():
         if entry in MOMENT_POWERS:
@@ -310,5 +316,5 @@ def update_moments(state: ParameterState, update: Callable[[Tensor, int], object
 
 
 def bias_correction(beta: float, steps: float) -> float:
-    """1 − beta**steps: what a running mean that began at zero has seen (Kingma and Ba 2014, section 3)."""
+    """Return 1 − beta**steps, Adam's bias correction (Kingma and Ba 2014, section 3)."""
     return 1.0 - beta**steps

@@ -1,4 +1,4 @@
-"""Hugging Face models in and out. `python -m growlm.convert` is this as a command."""
+"""Convert between growlm checkpoints and Hugging Face models; `python -m growlm.convert` is the command."""
 
 from growlm.huggingface.config_reading import is_hf_folder, read_hf_config
 from growlm.huggingface.folder_conversion import to_growlm, to_huggingface

@@ -1,4 +1,4 @@
-"""What an architecture of transformers is described by; the descriptions are in `architectures.py`."""
+"""Define the description of a transformers architecture; the descriptions are in `architectures.py`."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from growlm.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class RotaryKeys:
-    """Where an architecture's config has its rotary positions, when it has no `rope_parameters`."""
+    """Config keys of an architecture's rotary embedding, for configs without `rope_parameters`."""
 
     theta_key: str = "rope_theta"
     default_theta: float = 10000.0
-    """Where the key is absent."""
+    """Base of the frequencies where the key is absent."""
     fraction_key: str = "partial_rotary_factor"
     default_fraction: float = 1.0
-    """Share of a head's channels that is rotated, where the key is absent."""
+    """Fraction of a head's channels that is rotated, where the key is absent."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture.
+    """Description of a transformers architecture: its config keys and tensors, and growlm's equivalents.
 
     Attributes:
-        model_type: Its name in `config.json`.
-        class_name: Its causal language model there.
-        fixed: Fields of ours that it has one value of.
-        names: Fields of ours and its keys for them; several keys, with a space between, must agree.
-        defaults: What transformers takes where a key is absent.
-        only: Keys and the values with which it computes what we do; the first one is written.
-        layouts: Rules for its tensors. The first layout is written; files of any are read.
-        ignored: Patterns of tensors that say nothing: tables that old versions stored.
-        rotary: None where the base of the rotary frequencies is an ordinary key.
-        heads_divide_width: Whether its class insists on that.
+        model_type: `model_type` in `config.json`.
+        class_name: transformers class of the causal language model.
+        fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
+        field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
+        key_defaults: Values that transformers uses where a key is absent.
+        required_values: Values of other keys under which growlm computes the same; the first one is written.
+        tensor_layouts: Mapping rules of the tensors. The first layout is written; any of them can be read.
+        ignored_tensors: Patterns of tensors that are not weights: tables that old versions stored.
+        rotary: Keys of the rotary embedding; None where `rope_theta` is an ordinary key of `field_to_key`.
+        requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
     """
 
     model_type: str
@@ -53,16 +53,16 @@ class Architecture:
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:
-        """Whether its balancing loss is `top_k` times ours: shares of experts sum to `top_k`, ours to one."""
+        """Whether its balancing loss is `top_k` times growlm's: expert shares sum to `top_k`, growlm's to one."""
         return "router_aux_loss_coef" in self.field_to_key.values()
 
     @property
     def unmapped_fields(self) -> list[str]:
-        """Fields of ours that matter in training only, or not at all, for which it has no key."""
+        """Fields without a key that affect training only, or nothing at all."""
         known = {*self.field_to_key, *self.fixed_fields}
         router = [name for name in ModelConfig.__dataclass_fields__ if name.startswith("router_")]
         return [name for name in (*router, "top_k") if name not in known]
 
     def replace_field_names(self, text: str) -> str:
-        """A message with its names of our fields."""
+        """Return a message with growlm's field names replaced by the architecture's keys."""
         return re.sub(r"\w+", lambda word: self.field_to_key.get(word[0], word[0]), text)

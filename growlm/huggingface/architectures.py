@@ -1,7 +1,7 @@
-"""The architectures of transformers that compute what a model of ours computes: one table each, read both ways.
+"""Describe the transformers architectures that growlm can import and export, in one table each.
 
-What an architecture is made of: the keys of its `config.json` that are fields of ours, the keys that must have one
-value, and the rules for its tensors. The readers and writers know nothing else about it.
+A table lists the keys of `config.json` that correspond to `ModelConfig` fields, the keys that must have a certain
+value, and the mapping rules of the tensors. Import and export use nothing else.
 
 Sources: the classes of transformers 5 (`models/{llama,mistral,mixtral,gpt_neox}`), and the layouts of the files
 that Meta, Mistral AI and EleutherAI published under these names.
@@ -79,12 +79,12 @@ def _mixtral_rules(block: str, experts: tuple[MappingRule, ...]) -> tuple[Mappin
 
 
 def _per_expert_rules(block: str) -> tuple[MappingRule, ...]:
-    """A tensor for each expert: gate, down and up are w1, w2 and w3."""
-    theirs = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
+    """Return the rules of a layout with separate tensors per expert: gate, down and up are w1, w2 and w3."""
+    expert = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
     return (
-        stacked_rule("blocks.{layer}.feed_forward.experts.gate", f"{theirs}.w1.weight"),
-        stacked_rule("blocks.{layer}.feed_forward.experts.down", f"{theirs}.w2.weight"),
-        stacked_rule("blocks.{layer}.feed_forward.experts.up", f"{theirs}.w3.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.gate", f"{expert}.w1.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.down", f"{expert}.w2.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.up", f"{expert}.w3.weight"),
     )
 
 
@@ -268,9 +268,9 @@ GROWLM = Architecture(
     tensor_layouts=((identity_rule("{name}", "model.{name}"),),),
     rotary=None,
 )
-"""Any model of ours: no class of transformers, but one in growlm that transformers loads by `auto_map`."""
+"""growlm's own architecture, for any model: transformers loads its class from growlm through `auto_map`."""
 
 ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GPT_NEOX, GROWLM)
-"""In the order in which an export tries them."""
+"""All architectures, in the order in which an export tries them."""
 
 assert set(GROWLM.field_to_key) == set(ModelConfig.__dataclass_fields__)

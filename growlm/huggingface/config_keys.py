@@ -1,4 +1,4 @@
-"""The keys of a `config.json`, and messages that name them."""
+"""Read keys of a Hugging Face `config.json`, with errors that name the key."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from growlm.storage.typed_values import truncate_text
 
 CONFIG_NAME = "config.json"
 DERIVED_KEYS = ("num_key_value_heads", "head_dim")
-"""Keys that may be null: what they say then follows from the others."""
+"""Keys that may be null: their values are then derived from other keys."""
 
 
 class ConfigReader:
-    """What a `config.json` says.
+    """Reader for the keys of a `config.json`.
 
     Args:
-        folder: For messages.
-        content: Of the file.
-        defaults: What transformers takes where a key is absent.
+        folder: Folder of the file, for messages.
+        content: Parsed content of the file.
+        defaults: Values that transformers uses where a key is absent.
     """
 
     def __init__(
@@ -29,15 +29,19 @@ class ConfigReader:
         self.folder, self.content, self.defaults = folder, content, defaults or {}
 
     def get(self, name: str) -> Any:
-        """A key's value, or what transformers takes without it."""
+        """Return a key's value, or transformers' default where it is absent."""
         return self.content.get(name, self.defaults.get(name))
 
     def get_agreed(self, names: list[str]) -> Any:
-        """The value that all these keys have."""
+        """Return the value that all the keys have in common.
+
+        Raises:
+            UserError: If their values differ, or one has none.
+        """
         values = [self._get_required(name) for name in names]
         for name, value in zip(names, values, strict=True):
             if value != values[0]:
-                self.raise_error(name, value, f"must be as {names[0]}={values[0]}")
+                self.raise_error(name, value, f"must be the same as {names[0]}={values[0]}")
         return values[0]
 
     def _get_required(self, name: str) -> Any:
@@ -49,21 +53,29 @@ class ConfigReader:
         return value
 
     def get_token_ids(self, name: str) -> int | list[int] | None:
-        """The value of a key that names one token, several, or none."""
+        """Return the value of a key that holds one token id, several, or none.
+
+        Raises:
+            UserError: If it is anything else.
+        """
         value = self.get(name)
-        each = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(one) is int for one in each):
-            self.raise_error(name, value, "must be null, an id or a list of ids")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            self.raise_error(name, value, "must be null, a token id or a list of token ids")
         return value
 
     def check_allowed(self, name: str, allowed: tuple[Any, ...]) -> None:
-        """Check a key that only some values are known of."""
+        """Check that a key has one of the allowed values, of the same type.
+
+        Raises:
+            UserError: If it has another one.
+        """
         value = self.get(name)
         if not any(value == each and type(value) is type(each) for each in allowed):
-            words = " or ".join("null" if each is None else str(each) for each in allowed)
-            self.raise_error(name, value, f"must be {words}")
+            choices = " or ".join("null" if each is None else str(each) for each in allowed)
+            self.raise_error(name, value, f"must be {choices}")
 
     def raise_error(self, name: str, value: Any, reason: str) -> NoReturn:
-        """Raise the error about a key."""
+        """Raise a `UserError` for a key."""
         shown = "null" if value is None else truncate_text(str(value))
         raise UserError(f"{self.folder / CONFIG_NAME}: {name}", shown, reason)

@@ -1,6 +1,6 @@
-"""`config.json` of Hugging Face: to a `ModelConfig`, by the architecture's table.
+"""Read a Hugging Face `config.json` into a `ModelConfig`, by the architecture's table.
 
-Everything that the table does not cover and that would change what is computed is refused, by the key's name.
+Any key that the table does not cover, and that would change what the model computes, is rejected by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from growlm.storage.input_files import lexists, read_json
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 EXTRAS_KEY = "growlm"
-"""Key for what only we have: fields of ours that the architecture has no key for, and the artefact's record."""
+"""Key for growlm's own data: `ModelConfig` fields that the architecture has no key for, and the record."""
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
@@ -43,14 +43,14 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
 }
-"""Keys of any architecture that change what is computed, and the values with which they do not."""
+"""Keys of any architecture that change what the model computes, and the values at which they do not."""
 
 
 def is_hf_folder(folder: Path) -> bool:
-    """Whether a folder has a `config.json` as transformers writes it, of whatever architecture."""
+    """Return whether a folder has a `config.json` of transformers, of any architecture."""
     try:
         content = read_json(folder / CONFIG_NAME, "source", folder)
-    except UserError:  # said again by whoever reads it
+    except UserError:  # the code that loads the folder reports it
         return False
     return (
         isinstance(content, dict)
@@ -60,18 +60,18 @@ def is_hf_folder(folder: Path) -> bool:
 
 
 def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict[str, Any]]:
-    """The shape of a Hugging Face model, and the record that an artefact made of it has.
+    """Read the config of a Hugging Face model, and the record for a growlm checkpoint made from it.
 
     Args:
-        folder: Of the model.
-        key: What the user calls it, for messages.
+        folder: Folder of the model.
+        key: Setting that named the folder, for messages.
 
     Returns:
-        The config, and a record: `huggingface` has the architecture's name and the special token ids, `tokenizer`
-        is there if the folder has one that ours can read.
+        The config, and the record: `huggingface` has the model type and the special token ids; `tokenizer` is
+        present if the folder has a tokenizer that growlm can read.
 
     Raises:
-        UserError: If the folder is no such model, or one that ours cannot be: naming the key in `config.json`.
+        UserError: If the folder is not a Hugging Face model, or one that growlm cannot represent; names the key.
     """
     content = _read_config_json(folder, key)
     keys = ConfigReader(folder, content)
@@ -80,13 +80,9 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     ids = {name: keys.get_token_ids(name) for name in TOKEN_ID_KEYS}
     origin = {"model_type": architecture.model_type, **ids}
     extras = content.get(EXTRAS_KEY)
-    kept = extras.get("record") if isinstance(extras, dict) else None
-    record = dict(kept) if isinstance(kept, dict) else {}
-    for name in (
-        "format",
-        "model",
-        "tokenizer",
-    ):  # what an artefact says of itself, it finds out here
+    saved = extras.get("record") if isinstance(extras, dict) else None
+    record = dict(saved) if isinstance(saved, dict) else {}
+    for name in ("format", "model", "tokenizer"):  # determined anew for every checkpoint
         record.pop(name, None)
     record["huggingface"] = origin
     if find_tokenizer_files(folder):
@@ -95,10 +91,10 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
 
 
 def detect_architecture(folder: Path, key: str = "source") -> Architecture:
-    """Which table a folder's model is read by.
+    """Return the architecture of a folder's model.
 
     Raises:
-        UserError: If there is none.
+        UserError: If growlm does not support it.
     """
     return _find_architecture(ConfigReader(folder, _read_config_json(folder, key)))
 
@@ -106,21 +102,22 @@ def detect_architecture(folder: Path, key: str = "source") -> Architecture:
 def parse_model_config(
     architecture: Architecture, content: Mapping[str, Any], folder: Path
 ) -> ModelConfig:
-    """The config that `config.json` describes.
+    """Convert the content of a `config.json` to a `ModelConfig`.
 
     Args:
-        architecture: Its table.
-        content: Of `config.json`.
-        folder: For messages.
+        architecture: Architecture of the model.
+        content: Parsed content of `config.json`.
+        folder: Folder of the file, for messages.
 
     Raises:
-        UserError: If a key has a value that our model cannot have.
+        UserError: If a key has a value that growlm's model does not support.
     """
     keys = ConfigReader(folder, content, architecture.key_defaults)
     for name, allowed in (NEUTRAL_VALUES | dict(architecture.required_values)).items():
         keys.check_allowed(name, allowed)
     fields = dict(architecture.fixed_fields) | {
-        ours: keys.get_agreed(theirs.split()) for ours, theirs in architecture.field_to_key.items()
+        name: keys.get_agreed(hf_keys.split())
+        for name, hf_keys in architecture.field_to_key.items()
     }
     if architecture.rotary is not None:
         fields["rope_theta"] = _read_rope_theta(architecture, keys)
@@ -134,8 +131,8 @@ def parse_model_config(
         check_field_types(config)
         config.validate()
     except UserError as error:
-        theirs = architecture.field_to_key.get(error.key, error.key).split()[0]
-        keys.raise_error(theirs, error.value, architecture.replace_field_names(error.reason))
+        hf_key = architecture.field_to_key.get(error.key, error.key).split()[0]
+        keys.raise_error(hf_key, error.value, architecture.replace_field_names(error.reason))
     _check_sliding_window(keys, config)
     if architecture.balance_loss_scales_with_top_k:
         weight = config.router_balance_weight * config.top_k
@@ -149,47 +146,45 @@ def _read_extras(
     extras = keys.content.get(EXTRAS_KEY)
     model = extras.get("model", {}) if isinstance(extras, dict) else {}
     if not isinstance(model, dict):
-        keys.raise_error(EXTRAS_KEY, extras, "model must be a mapping of fields")
-    allowed = architecture.unmapped_fields
+        keys.raise_error(EXTRAS_KEY, extras, "its model entry must be a mapping of fields")
+    known = architecture.unmapped_fields
     for name in model:
-        if name not in allowed:
-            keys.raise_error(
-                f"{EXTRAS_KEY}.model.{name}", model[name], f"known: {', '.join(allowed)}"
-            )
+        if name not in known:
+            reason = f"there is no such field; known: {', '.join(known)}"
+            keys.raise_error(f"{EXTRAS_KEY}.model.{name}", model[name], reason)
     return dict(model)
 
 
 def _read_config_json(folder: Path, key: str) -> dict[str, Any]:
     if not lexists(folder / CONFIG_NAME):
-        raise UserError(key, folder, f"no readable {CONFIG_NAME} there")
+        raise UserError(key, folder, f"has no readable {CONFIG_NAME}")
     content: dict[str, Any] = read_json(folder / CONFIG_NAME, key, folder, dict[str, Any])
     if content.get("format") == CHECKPOINT_FORMAT:
-        raise UserError(key, folder, "is a growlm checkpoint, no Hugging Face model")
+        raise UserError(key, folder, "is a growlm checkpoint, not a Hugging Face model")
     return content
 
 
 def _find_architecture(keys: ConfigReader) -> Architecture:
     model_type = keys.get("model_type")
-    found = [each for each in ARCHITECTURES if each.model_type == model_type]
-    if not found:
+    matching = [each for each in ARCHITECTURES if each.model_type == model_type]
+    if not matching:
         known = ", ".join(each.model_type for each in ARCHITECTURES)
         keys.raise_error("model_type", model_type, f"must be one of {known}")
-    (architecture,) = found
+    (architecture,) = matching
     classes = keys.get("architectures")
     if classes is not None and classes != [architecture.class_name]:
         keys.raise_error("architectures", classes, f"must be [{architecture.class_name}]")
     if architecture is not GROWLM and keys.get("auto_map") is not None:
-        keys.raise_error(
-            "auto_map", keys.get("auto_map"), "must be null: code in a folder is not run"
-        )
+        reason = "must be null: growlm does not run code from a model folder"
+        keys.raise_error("auto_map", keys.get("auto_map"), reason)
     return architecture
 
 
 def _read_rope_theta(architecture: Architecture, keys: ConfigReader) -> float:
-    """The base of the rotary frequencies, from where transformers 5 keeps it or from where others did."""
+    """Return the base of the rotary frequencies, as transformers 5 or earlier releases store it."""
     rotary = architecture.rotary
     assert rotary is not None
-    part: Any = keys.content.get(rotary.fraction_key, rotary.default_fraction)
+    fraction: Any = keys.content.get(rotary.fraction_key, rotary.default_fraction)
     theta: Any = keys.content.get(rotary.theta_key, rotary.default_theta)
     for key in ("rope_scaling", "rope_parameters"):
         parameters = keys.get(key)
@@ -199,18 +194,18 @@ def _read_rope_theta(architecture: Architecture, keys: ConfigReader) -> float:
             keys.raise_error(key, parameters, "must be null or one mapping for all layers")
         kind = parameters.get("rope_type", parameters.get("type", "default"))
         if kind != "default":
-            keys.raise_error(f"{key}.rope_type", kind, "must be default: no scaling of positions")
+            reason = "must be default: growlm does not scale positions"
+            keys.raise_error(f"{key}.rope_type", kind, reason)
         theta = parameters.get("rope_theta", theta)
-        part = parameters.get("partial_rotary_factor", part)
-    if part != 1.0:
-        keys.raise_error(
-            rotary.fraction_key, part, "must be 1.0: all channels of a head are rotated"
-        )
+        fraction = parameters.get("partial_rotary_factor", fraction)
+    if fraction != 1.0:
+        reason = "must be 1.0: growlm rotates all channels of a head"
+        keys.raise_error(rotary.fraction_key, fraction, reason)
     return theta
 
 
 def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
-    """What follows from the other sizes where it is not given."""
+    """Fill in `n_kv_heads` and `head_dim` from the other sizes where they are not given."""
     heads, width = fields["n_heads"], fields["d_model"]
     if fields.get("n_kv_heads") is None:
         fields["n_kv_heads"] = heads
@@ -223,11 +218,14 @@ def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
 
 
 def _check_sliding_window(keys: ConfigReader, config: ModelConfig) -> None:
-    """A window that no sequence is longer than does nothing."""
+    """Reject windowed attention, except a window that no sequence is longer than."""
     window = keys.get("sliding_window")
     if window is not None and not (isinstance(window, int) and window >= config.max_seq_len):
-        allowed = f"must be null or at least max_position_embeddings={config.max_seq_len}"
-        keys.raise_error("sliding_window", window, f"{allowed}: our attention has no window")
+        reason = (
+            f"must be null or at least max_position_embeddings={config.max_seq_len}: "
+            "growlm has no sliding-window attention"
+        )
+        keys.raise_error("sliding_window", window, reason)
     kinds = keys.get("layer_types")
     if kinds is not None and kinds != ["full_attention"] * config.n_layers:
         keys.raise_error("layer_types", kinds, "must be null or full_attention in every layer")

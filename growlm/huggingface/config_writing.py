@@ -1,4 +1,4 @@
-"""A model of ours as a `config.json` of an architecture."""
+"""Write a `ModelConfig` as the `config.json` of a transformers architecture."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def build_hf_config(
     token_ids: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `config.json` says of a model of ours.
+    """Build the content of `config.json` for a growlm model.
 
     Args:
-        architecture: One that `holds` the config.
-        config: The model's.
-        dtype: Of the weights.
-        token_ids: By the names of `TOKEN_IDS`.
-        record: The artefact's, kept under `growlm`.
+        architecture: Architecture that can represent the config (`can_represent`).
+        config: Config of the model.
+        dtype: Dtype of the weights.
+        token_ids: Special token ids by the names of `TOKEN_ID_KEYS`.
+        record: Record of the checkpoint, stored under the key `growlm`.
     """
-    name = str(dtype).removeprefix("torch.")
+    dtype_name = str(dtype).removeprefix("torch.")
     content: dict[str, Any] = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
-        "dtype": name,
-        "torch_dtype": name,  # what readers before transformers 5 look at
+        "dtype": dtype_name,
+        "torch_dtype": dtype_name,  # the key before transformers 5
     }
     content |= {key: token_ids.get(key) for key in TOKEN_ID_KEYS}
-    content |= {key: allowed[0] for key, allowed in architecture.required_values.items()}
+    content |= {key: values[0] for key, values in architecture.required_values.items()}
     if "sliding_window" in architecture.key_defaults:
         content["sliding_window"] = None
-    for ours, theirs in architecture.field_to_key.items():
-        content |= dict.fromkeys(theirs.split(), getattr(config, ours))
+    for name, hf_keys in architecture.field_to_key.items():
+        content |= dict.fromkeys(hf_keys.split(), getattr(config, name))
     if architecture.balance_loss_scales_with_top_k:
         content["router_aux_loss_coef"] = config.router_balance_weight / config.top_k
     if (rotary := architecture.rotary) is not None:
@@ -65,13 +65,14 @@ def build_hf_config(
 
 
 def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
-    """Whether the architecture has a model of this shape: what it would write reads back the same."""
+    """Return whether an architecture can represent a model: its `config.json` reads back as the same config."""
     if architecture.requires_divisible_heads and config.d_model % config.n_heads:
         return False
     content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:
-        again = parse_model_config(architecture, content, Path())
+        parsed = parse_model_config(architecture, content, Path())
     except UserError:
         return False
-    close = dataclasses.replace(again, router_balance_weight=config.router_balance_weight)
-    return close == config
+    # The weight of the balancing loss may be off by rounding, as it is divided by top_k and multiplied again.
+    parsed = dataclasses.replace(parsed, router_balance_weight=config.router_balance_weight)
+    return parsed == config

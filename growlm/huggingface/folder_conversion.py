@@ -1,4 +1,4 @@
-"""Whole folders, both ways: everything is checked first, then written tensor by tensor, whole or not at all."""
+"""Convert model folders both ways: check everything, then write tensor by tensor, atomically."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ AUTO_MAP = {
     "AutoConfig": f"{CONFIG_MODULE}.GrowLMConfig",
     "AutoModelForCausalLM": f"{MODEL_MODULE}.GrowLMForCausalLM",
 }
-"""Where transformers finds the classes of a model that it has no class for: files of the folder."""
+"""Entry of `config.json` that tells transformers which files of the folder import growlm's own classes."""
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was done."""
+    """Summary of a finished conversion."""
 
     class_name: str
-    """The Hugging Face class."""
+    """Hugging Face class of the model."""
     config: ModelConfig
     dtypes: tuple[torch.dtype, ...]
-    """Of its tensors: more than one where the files are mixed."""
+    """Dtypes of the tensors; more than one where the files mix them."""
     tokenizer: str
-    """In words."""
+    """Text that says what became of the tokenizer."""
     omitted: tuple[str, ...] = ()
-    """What the new folder does not have, in words."""
+    """Parts of the source that the new folder does not have, as text."""
 
 
 def to_growlm(
@@ -85,31 +85,31 @@ def to_growlm(
     dtype: torch.dtype | None = None,
     progress: ByteProgress = lambda done, total: None,
 ) -> ConversionReport:
-    """Write a Hugging Face model as a checkpoint.
+    """Convert a Hugging Face model to a growlm checkpoint.
 
     Args:
         source: Folder of the model.
-        target: Of the checkpoint; must not exist.
-        dtype: Of the weights; None for that of the files.
-        progress: Called after every tensor.
+        target: Folder of the checkpoint to create; must not exist.
+        dtype: Dtype of the weights; None for that of the files.
+        progress: Function called after every tensor.
 
     Raises:
-        UserError: If it cannot be one of ours, the target exists, or the disk has no room. Nothing is left behind.
+        UserError: If growlm cannot represent the model, the target exists, or the disk has too little space.
+            Nothing is left behind.
     """
     config, record = read_hf_config(source, SOURCE_SETTING)
     tensors = HuggingFaceTensors(source, SOURCE_SETTING, dtype)
     check_tokenizer_fits(source, config.vocab_size, SOURCE_SETTING)
 
-    def others(folder: Path) -> None:
+    def write_rest(folder: Path) -> None:
         write_generation_config(folder, _source_token_ids(record))
         write_config(folder, config, record)
 
-    _write_folder(tensors, target, list_hf_sidecar_files(source), others, progress)
-    words = (
-        "carried along" if "tokenizer" in record else "none that growlm reads: no tokenizer.json"
-    )
+    _write_folder(tensors, target, list_hf_sidecar_files(source), write_rest, progress)
+    has_tokenizer = "tokenizer" in record
+    tokenizer = "copied" if has_tokenizer else "none that growlm can read: no tokenizer.json"
     class_name = detect_architecture(source, SOURCE_SETTING).class_name
-    return ConversionReport(class_name, config, _dtypes(tensors), words)
+    return ConversionReport(class_name, config, _dtypes(tensors), tokenizer)
 
 
 def to_huggingface(
@@ -120,69 +120,70 @@ def to_huggingface(
     dtype: torch.dtype | None = None,
     progress: ByteProgress = lambda done, total: None,
 ) -> ConversionReport:
-    """Write a checkpoint as a Hugging Face model.
+    """Convert a growlm checkpoint to a Hugging Face model.
 
     Args:
         source: Folder of the checkpoint.
-        target: Of the model; must not exist.
-        architecture: `auto` for the class of transformers that computes the same, and growlm's own where there is
-            none; `growlm` for growlm's own, which takes every model.
-        dtype: Of the weights; None for that of the files.
-        progress: Called after every tensor.
+        target: Folder of the model to create; must not exist.
+        architecture: `auto` for the transformers class that computes the same, or growlm's own class if there is
+            none; `growlm` for growlm's own class, which can represent every model.
+        dtype: Dtype of the weights; None for that of the files.
+        progress: Function called after every tensor.
 
     Raises:
-        UserError: If the source is no checkpoint or the architecture cannot hold it, the target exists, or the
-            disk has no room. Nothing is left behind.
+        UserError: If the source is not a checkpoint, the architecture cannot represent it, the target exists, or
+            the disk has too little space. Nothing is left behind.
     """
     if is_hf_folder(source):
-        raise UserError(
-            SOURCE_SETTING, source, "is a Hugging Face model already; to=growlm makes it ours"
-        )
+        reason = "is already a Hugging Face model; use to=growlm to convert it to a checkpoint"
+        raise UserError(SOURCE_SETTING, source, reason)
     config, record = read_config(source, SOURCE_SETTING)
     files = TensorFiles(source, WEIGHTS_STEM, SOURCE_SETTING)
     check_tensor_shapes(files, get_state_dict_shapes(config), SOURCE_SETTING)
     chosen = GROWLM if architecture == GROWLM.model_type else choose_architecture(config, record)
     if chosen is not GROWLM and config.is_moe and config.router_tie_breaking:
-        allowed = f"{chosen.class_name} has no such order; architecture=growlm exports the model"
-        raise UserError("router_tie_breaking", "true", allowed)
+        reason = f"{chosen.class_name} has no such setting; use architecture=growlm"
+        raise UserError("router_tie_breaking", "true", reason)
     tensors = map_to_huggingface(files, config, chosen, dtype)
     name = record.get("tokenizer")
-    ids = _export_token_ids(source, config, record)
+    token_ids = _export_token_ids(source, config, record)
 
-    carried = list_hf_sidecar_files(source) if name in (None, HUGGINGFACE) else None
+    sidecar_files = list_hf_sidecar_files(source) if name in (None, HUGGINGFACE) else None
 
-    def others(folder: Path) -> None:
-        if carried is None:
+    def write_rest(folder: Path) -> None:
+        if sidecar_files is None:
             write_builtin_tokenizer(str(name), folder, config.max_seq_len)
-        write_generation_config(folder, ids)
-        # A class of transformers never trains the embedding of its config's pad token.
-        in_config = {**ids, "pad_token_id": _source_token_ids(record).get("pad_token_id")}
-        rest = {key: value for key, value in record.items() if key not in OMITTED_RECORD_KEYS}
-        widest = reduce(torch.promote_types, _dtypes(tensors))  # what holds all of them exactly
-        content = build_hf_config(chosen, config, widest, in_config, rest)
+        write_generation_config(folder, token_ids)
+        # Only the source's own pad token: transformers never trains the embedding of the config's pad token.
+        pad_token_id = _source_token_ids(record).get("pad_token_id")
+        config_ids = {**token_ids, "pad_token_id": pad_token_id}
+        kept_record = {k: value for k, value in record.items() if k not in OMITTED_RECORD_KEYS}
+        widest = reduce(torch.promote_types, _dtypes(tensors))  # holds all of them exactly
+        content = build_hf_config(chosen, config, widest, config_ids, kept_record)
         if chosen is GROWLM:
             content["auto_map"] = AUTO_MAP
             _write_remote_code(folder)
         (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
-    _write_folder(tensors, target, carried or [], others, progress)
-    words = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
-    left_out = ("the optimizer's state",) if TensorFiles.exist(source, OPTIMIZER_STEM) else ()
-    return ConversionReport(chosen.class_name, config, _dtypes(tensors), words, left_out)
+    _write_folder(tensors, target, sidecar_files or [], write_rest, progress)
+    tokenizer = "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json"
+    omitted = ("the optimizer state",) if TensorFiles.exist(source, OPTIMIZER_STEM) else ()
+    return ConversionReport(chosen.class_name, config, _dtypes(tensors), tokenizer, omitted)
 
 
 OMITTED_RECORD_KEYS = ("tokenizer", "huggingface")
-"""What of a checkpoint's record an export says in other places."""
+"""Entries of a checkpoint's record that an export stores elsewhere."""
 
 
 def choose_architecture(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
-    """The architecture that a checkpoint came from, if it still holds it; else the first that does."""
-    first = [each for each in ARCHITECTURES if each.model_type == _origin(record).get("model_type")]
-    return next(each for each in (*first, *ARCHITECTURES) if can_represent(each, config))
+    """Return the architecture that a checkpoint came from, or else the first that can represent it."""
+    source_type = _origin(record).get("model_type")
+    preferred = [each for each in ARCHITECTURES if each.model_type == source_type]
+    return next(each for each in (*preferred, *ARCHITECTURES) if can_represent(each, config))
 
 
 def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a record says of the Hugging Face model that the checkpoint was made of."""
+    """Return the record's entry about the Hugging Face model that the checkpoint was made from."""
     origin = record.get("huggingface")
     return origin if isinstance(origin, dict) else {}
 
@@ -204,24 +205,24 @@ def _export_token_ids(
 def _write_folder(
     tensors: MappedTensors,
     target: Path,
-    carried: Sequence[Path],
-    others: Callable[[Path], None],
+    sidecar_files: Sequence[Path],
+    write_rest: Callable[[Path], None],
     progress: ByteProgress,
 ) -> None:
-    entries = [tensors.info(name) for name in tensors.names]
-    total = sum(entry.nbytes for entry in entries)
-    check_target_folder(target, total, carried, SOURCE_SETTING)
+    infos = [tensors.info(name) for name in tensors.names]
+    total = sum(info.nbytes for info in infos)
+    check_target_folder(target, total, sidecar_files, SOURCE_SETTING)
     with create_target_folder(target) as (partial, digests), torch.no_grad():
         digests |= write_tensors(
-            partial, WEIGHTS_STEM, entries, tensors.read, accumulate_progress(progress, total)
+            partial, WEIGHTS_STEM, infos, tensors.read, accumulate_progress(progress, total)
         )
-        copy_sidecar_files(carried, partial)
-        others(partial)
+        copy_sidecar_files(sidecar_files, partial)
+        write_rest(partial)
 
 
 def _write_remote_code(folder: Path) -> None:
     for module, name in ((CONFIG_MODULE, "GrowLMConfig"), (MODEL_MODULE, "GrowLMForCausalLM")):
-        text = '"""transformers finds the class here; it is growlm\'s: pip install growlm."""\n\n'
+        text = '"""Import the class for transformers from growlm (pip install growlm)."""\n\n'
         text += (
             f'from growlm.huggingface.transformers_model import {name}\n\n__all__ = ["{name}"]\n'
         )

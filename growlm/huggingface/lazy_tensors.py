@@ -1,4 +1,4 @@
-"""Tensors made of the tensors of files, each when it is asked for."""
+"""Tensor sources that convert the tensors of another source lazily, each when it is read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from growlm.huggingface.tensor_mapping import ReadTensor, Shape
 from growlm.runtime.errors import UserError
 
 ROW_CHUNK_ENTRIES = 2**22
-"""Entries of a tensor that are looked at or converted at a time."""
+"""Entries of a tensor that are compared or converted at a time."""
 
 
 @dataclass(frozen=True)
 class DerivedTensor:
-    """A tensor that is made of others."""
+    """Recipe for a tensor: the source tensors it needs, its shape, and the function that computes it."""
 
     sources: tuple[str, ...]
     shape: Shape
@@ -28,14 +28,14 @@ class DerivedTensor:
 
 
 class MappedTensors:
-    """A `TensorSource` over another one.
+    """`TensorSource` whose tensors are computed from those of another source.
 
     Args:
-        files: What there is.
-        made: What is asked for, by name, in the order of writing.
+        files: Underlying source.
+        derived: Recipes by tensor name, in the order of writing.
 
     Raises:
-        UserError: If the parts of one tensor are of different types.
+        UserError: If the source tensors of one recipe have different dtypes.
     """
 
     def __init__(self, files: TensorSource, derived: Mapping[str, DerivedTensor]) -> None:
@@ -48,36 +48,37 @@ class MappedTensors:
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return list(self._derived)
 
     def info(self, name: str) -> TensorInfo:
-        """Type and shape of a tensor."""
+        """Return the dtype and shape of a tensor."""
         return self._infos[name]
 
     def read(self, name: str) -> Tensor:
-        """A tensor: mapped from its file where it is there as it is, else made in memory."""
-        made = self._derived[name]
-        return made.make([partial(self.files.read, source) for source in made.sources])
+        """Read a tensor: memory-mapped where it is stored unchanged, else computed in memory."""
+        derived = self._derived[name]
+        return derived.make([partial(self.files.read, source) for source in derived.sources])
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor."""
+        """Read the rows from `start` up to `stop` of a tensor."""
         return self.read(name)[start:stop]
 
-    def _dtype(self, name: str, made: DerivedTensor) -> torch.dtype:
-        types = {self.files.info(source).dtype for source in made.sources}
-        if len(types) > 1:
-            words = ", ".join(sorted(map(str, types)))
-            raise UserError(self.key, self.folder, f"the parts of {name} are of types {words}")
-        return types.pop() if types else torch.float32
+    def _dtype(self, name: str, derived: DerivedTensor) -> torch.dtype:
+        dtypes = {self.files.info(source).dtype for source in derived.sources}
+        if len(dtypes) > 1:
+            listed = ", ".join(sorted(map(str, dtypes)))
+            reason = f"the tensors that make up {name} have different dtypes: {listed}"
+            raise UserError(self.key, self.folder, reason)
+        return dtypes.pop() if dtypes else torch.float32
 
 
 class CastTensors:
-    """A `TensorSource` in another precision; no tensor is in memory in both.
+    """`TensorSource` that casts another one to a dtype; no tensor is in memory in both dtypes.
 
     Args:
-        files: What there is.
-        dtype: Of everything.
+        files: Underlying source.
+        dtype: Dtype of all tensors.
     """
 
     def __init__(self, files: TensorSource, dtype: torch.dtype) -> None:
@@ -86,43 +87,43 @@ class CastTensors:
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return self.files.names
 
     def info(self, name: str) -> TensorInfo:
-        """Type and shape of a tensor."""
+        """Return the dtype and shape of a tensor."""
         return TensorInfo(name, self.dtype, self.files.info(name).shape)
 
     def read(self, name: str) -> Tensor:
-        """A tensor.
+        """Read a tensor.
 
         Raises:
-            UserError: If numbers of it are beyond the type.
+            UserError: If it has values that overflow the dtype.
         """
-        before = self.files.info(name)
-        if before.dtype == self.dtype:
+        stored = self.files.info(name)
+        if stored.dtype == self.dtype:
             return self.files.read(name)
-        return self.read_rows(name, 0, before.shape[0])
+        return self.read_rows(name, 0, stored.shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some rows of a tensor.
+        """Read the rows from `start` up to `stop` of a tensor.
 
         Raises:
-            UserError: If numbers of them are beyond the type.
+            UserError: If they have values that overflow the dtype.
         """
         shape = (max(0, stop - start), *self.files.info(name).shape[1:])
         converted = torch.empty(shape, dtype=self.dtype)
         for first, last in iter_row_chunks(shape):
-            rows = self.files.read(name)[start + first : start + last]  # mapped while this takes
+            rows = self.files.read(name)[start + first : start + last]  # mapped for this chunk only
             converted[first:last] = rows
             if bool(converted[first:last].isinf().any()) and not bool(rows.isinf().any()):
-                allowed = f"{name} has numbers beyond {torch.finfo(self.dtype).max:g}"
-                raise UserError("dtype", str(self.dtype).removeprefix("torch."), allowed)
+                reason = f"{name} has values beyond {torch.finfo(self.dtype).max:g}"
+                raise UserError("dtype", str(self.dtype).removeprefix("torch."), reason)
         return converted
 
 
 def iter_row_chunks(shape: Shape) -> Iterator[tuple[int, int]]:
-    """The first dimension in pieces, each of some megabytes."""
+    """Yield ranges of rows that each cover some megabytes of a tensor."""
     step = max(1, ROW_CHUNK_ENTRIES // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

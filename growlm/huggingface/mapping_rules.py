@@ -1,8 +1,8 @@
-"""Rules: which tensors of ours are which of theirs, by name. One table of them serves both directions.
+"""Define rules that match growlm tensor names to Hugging Face names; one table serves both directions.
 
-A name is a template: `{layer}` is a block's number, `{kind}` is `weight` or `bias`, `{expert}` an expert's number,
-`{name}` anything. Rules are applied to the parameters that our model has, so that a rule for a bias does nothing
-in a model without biases.
+Names are templates: `{layer}` is a block's index, `{kind}` is `weight` or `bias`, `{expert}` is an expert's index,
+`{name}` is any text. Rules are applied to the parameters that the growlm model has, so a rule for a bias has no
+effect in a model without biases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACEHOLDERS = {"layer": r"\d+", "kind": "weight|bias", "name": ".+"}
 
 @dataclass(frozen=True)
 class MappingRule:
-    """Templates of some of our names, the template of theirs, and how the tensors are related."""
+    """Templates of growlm names, the template of the Hugging Face name, and the mapping between the tensors."""
 
     growlm_names: tuple[str, ...]
     hf_name: str
@@ -35,32 +35,32 @@ class MappingRule:
 
 
 def identity_rule(growlm_name: str, hf_name: str) -> MappingRule:
-    """Another name, nothing else."""
+    """Return a rule for a tensor that only changes its name."""
     return MappingRule((growlm_name,), hf_name, IdentityMapping())
 
 
 def stacked_rule(growlm_name: str, hf_name: str) -> MappingRule:
-    """Our stack of experts; theirs by `{expert}`."""
+    """Return a rule for stacked experts in growlm that are separate tensors, by `{expert}`, in Hugging Face."""
     return MappingRule((growlm_name,), hf_name, StackedMapping())
 
 
 def fused_rule(
     growlm_names: Sequence[str], hf_name: str, *, dim: int, groups_field: str | None = None
 ) -> MappingRule:
-    """Several of ours in one of theirs; see `Fused`."""
+    """Return a rule for several growlm tensors that are one tensor in Hugging Face; see `FusedMapping`."""
     return MappingRule(
         tuple(growlm_names), hf_name, FusedMapping(len(growlm_names), dim, groups_field)
     )
 
 
 def absent_rule(growlm_name: str, *shape_fields: str) -> MappingRule:
-    """They have no such tensor; see `Absent`."""
+    """Return a rule for a growlm tensor that Hugging Face does not have; see `AbsentMapping`."""
     return MappingRule((growlm_name,), "", AbsentMapping(shape_fields))
 
 
 @dataclass(frozen=True)
 class ResolvedRule:
-    """A rule with the names of one model filled in."""
+    """A rule with its templates filled in for one or several tensors of a model."""
 
     growlm_names: tuple[str, ...]
     hf_names: tuple[str, ...]
@@ -71,29 +71,30 @@ class ResolvedRule:
 def resolve_rules(
     rules: Sequence[MappingRule], config: ModelConfig, shapes: Mapping[str, Shape]
 ) -> tuple[ResolvedRule, ...]:
-    """The links of a model, in the order of its parameters.
+    """Resolve the rules for a model's tensors, in the order of its parameters.
 
     Args:
-        rules: The first one that fits a name holds.
-        config: The model.
-        shapes: Of all its parameters and buffers, by our names.
+        rules: Mapping rules; the first that matches a name applies.
+        config: Config of the model.
+        shapes: Shapes of all its parameters and buffers, by growlm name.
     """
-    made: list[ResolvedRule] = []
+    resolved: list[ResolvedRule] = []
     done: set[str] = set()
     for name in shapes:
         if name in done:
             continue
         rule, values = _find_rule(rules, name)
-        ours = tuple(template.format(**values) for template in rule.growlm_names)
-        their_shapes = tuple(rule.mapping.hf_shapes(config, [shapes[each] for each in ours]))
-        theirs = tuple(rule.hf_name.format(**values, expert=n) for n in range(len(their_shapes)))
-        made.append(ResolvedRule(ours, theirs, their_shapes, rule.mapping))
-        done.update(ours)
-    return tuple(made)
+        growlm_names = tuple(template.format(**values) for template in rule.growlm_names)
+        growlm_shapes = [shapes[growlm_name] for growlm_name in growlm_names]
+        hf_shapes = tuple(rule.mapping.hf_shapes(config, growlm_shapes))
+        hf_names = tuple(rule.hf_name.format(**values, expert=n) for n in range(len(hf_shapes)))
+        resolved.append(ResolvedRule(growlm_names, hf_names, hf_shapes, rule.mapping))
+        done.update(growlm_names)
+    return tuple(resolved)
 
 
 def get_hf_name(rules: Sequence[MappingRule], name: str) -> str:
-    """What one of our tensors, which has one name there, is called there."""
+    """Return the Hugging Face name of a growlm tensor that maps to a single tensor."""
     rule, values = _find_rule(rules, name)
     return rule.hf_name.format(**values)
 

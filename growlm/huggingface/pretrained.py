@@ -1,4 +1,4 @@
-"""A folder with a trained model, whoever made it: a checkpoint of ours, or a Hugging Face one."""
+"""Open a folder with a trained model: a growlm checkpoint or a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """What is known of a folder before any of its weights is read.
+    """A folder with a trained model, whose weights are read on request.
 
     Attributes:
-        folder: The folder.
-        key: What the user calls it, for messages.
-        config: The model's shape.
-        record: What else its `config.json` says.
-        is_ours: Whether it is a checkpoint of ours.
+        folder: Folder of the model.
+        key: Setting that named the folder, for messages.
+        config: Config of the model.
+        record: Other entries of its `config.json`.
+        is_growlm: Whether it is a growlm checkpoint, not a Hugging Face model.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class PretrainedFolder:
 
     @cached_property
     def weights(self) -> TensorSource:
-        """The weights under our names, each read when it is asked for.
+        """Weights under growlm's names, each read on request.
 
         Raises:
             UserError: If they are missing or damaged.
@@ -64,10 +64,10 @@ class PretrainedFolder:
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the weights' and the optimizer's files."""
+        """Checksum of all safetensors files: weights and optimizer state."""
         files = sorted(self.folder.glob("*.safetensors"))
-        both = "".join(f"{p.name} {hash_input_file(p, self.key, self.folder)}\n" for p in files)
-        return hashlib.sha256(both.encode()).hexdigest()
+        lines = "".join(f"{p.name} {hash_input_file(p, self.key, self.folder)}\n" for p in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def load_model(
         self,
@@ -75,21 +75,20 @@ class PretrainedFolder:
         mesh: DeviceMesh | None = None,
         dist_context: DistributedContext | None = None,
     ) -> TransformerLM:
-        """The model in fp32 and in memory of its own.
+        """Load the model into memory in fp32.
 
         Args:
-            config: Its own, or one that differs in what changes no weight.
-            mesh: All processes, for a model divided among them.
-            world: They too.
+            config: Config to use instead of the folder's own; it may differ only in fields that change no weight.
+            mesh: Device mesh to shard the model over; None for the full model.
+            dist_context: Process group, with a mesh.
 
         Raises:
-            UserError: If weights and config do not agree.
+            UserError: If weights and config do not match.
         """
         config, dtype = config or self.config, torch.float32
         if mesh is not None:
-            from growlm.checkpoint.distributed_checkpoint import (
-                read_sharded_model,  # loads slowly, and few need it
-            )
+            # Imported only here: the module loads slowly, and few runs need it.
+            from growlm.checkpoint.distributed_checkpoint import read_sharded_model
 
             return read_sharded_model(
                 config, self.weights, mesh, dist_context or DistributedContext(), dtype
@@ -97,10 +96,10 @@ class PretrainedFolder:
         return read_model(config, self.weights, dtype=dtype, in_memory=True)
 
     def open_tokenizer(self) -> Tokenizer | None:
-        """What its tokens are; None if nothing says it.
+        """Load the model's tokenizer; None if the folder does not have or name one.
 
         Raises:
-            UserError: If it cannot be loaded.
+            UserError: If the tokenizer cannot be loaded.
         """
         name = self.record.get("tokenizer")
         if not self.is_growlm:
@@ -110,28 +109,28 @@ class PretrainedFolder:
     def read_optimizer_states(
         self, use_8bit: bool, mesh: DeviceMesh | None = None
     ) -> dict[str, ParameterState]:
-        """The optimizer's state by parameter name, in memory of its own; empty if none was kept.
+        """Load the optimizer state by parameter name into memory; empty if none was saved.
 
         Args:
-            eight_bits: Whether moments are held in 8 bits; each is brought into that form as it is read.
-            mesh: All processes, for states divided among them.
+            use_8bit: Whether to convert moments to 8 bits; else 8-bit moments are converted back.
+            mesh: Device mesh to shard the states over; None for full states.
         """
-        states = read_optimizer_states(self.folder) if self.is_growlm else {}
-        found: dict[str, ParameterState] = {}
-        for name, state in states.items():
-            formed = {name: convert_moments(state, use_8bit)}
+        stored = read_optimizer_states(self.folder) if self.is_growlm else {}
+        states: dict[str, ParameterState] = {}
+        for name, state in stored.items():
+            converted = {name: convert_moments(state, use_8bit)}
             if mesh is not None:
                 from growlm.model.fsdp import shard_optimizer_states
 
-                formed = shard_optimizer_states(formed, mesh)
-            found[name] = {entry: tensor.clone() for entry, tensor in formed[name].items()}
-        return found
+                converted = shard_optimizer_states(converted, mesh)
+            states[name] = {entry: tensor.clone() for entry, tensor in converted[name].items()}
+        return states
 
     def read_state_infos(self) -> StateInfos:
-        """Type and shape of what `states` has.
+        """Read the dtypes and shapes of the optimizer state; empty if none was saved.
 
         Raises:
-            UserError: If the optimizer's files are damaged, or hold what fits no parameter of the model.
+            UserError: If the files are damaged, or a state matches no parameter of the model.
         """
         if not self.is_growlm or not TensorFiles.exist(self.folder, OPTIMIZER_STEM):
             return {}
@@ -141,15 +140,15 @@ class PretrainedFolder:
 
 
 def open_pretrained(folder: Path, key: str) -> PretrainedFolder:
-    """Look at a folder with a trained model.
+    """Open a folder with a trained model, without reading its weights.
 
     Args:
-        folder: Of either kind.
-        key: What the user calls it, for messages.
+        folder: Folder of a growlm checkpoint or a Hugging Face model.
+        key: Setting that named the folder, for messages.
 
     Raises:
-        UserError: If it is neither, or a model that ours cannot represent.
+        UserError: If it is neither, or a model that growlm cannot represent.
     """
-    is_ours = not is_hf_folder(folder)
-    config, record = (read_config if is_ours else read_hf_config)(folder, key)
-    return PretrainedFolder(folder, key, config, record, is_ours)
+    is_growlm = not is_hf_folder(folder)
+    config, record = (read_config if is_growlm else read_hf_config)(folder, key)
+    return PretrainedFolder(folder, key, config, record, is_growlm)

@@ -1,4 +1,4 @@
-"""The tensors of one side's files as the other side has them, by the rules of an architecture."""
+"""Convert tensors between growlm's and Hugging Face's names and shapes, by an architecture's rules."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class HuggingFaceTensors(MappedTensors):
-    """The tensors of a Hugging Face folder under our names and in our shapes, checked before the first is read.
+    """Tensors of a Hugging Face folder under growlm's names and in growlm's shapes; validated, read on request.
 
     Args:
-        folder: With `config.json` and `model.safetensors`, or shards and their index.
-        key: What the user calls it, for messages.
-        dtype: To convert to; None for that of the files.
+        folder: Folder with `config.json` and `model.safetensors`, or shards and their index.
+        key: Setting that named the folder, for messages.
+        dtype: Dtype to convert to; None for that of the files.
 
     Raises:
-        UserError: If the model cannot be ours, or its files do not hold what its config describes.
+        UserError: If growlm cannot represent the model, or its files do not match its config.
     """
 
     def __init__(self, folder: Path, key: str = "source", dtype: torch.dtype | None = None) -> None:
@@ -49,18 +49,16 @@ class HuggingFaceTensors(MappedTensors):
         files = open_safetensors(folder, key)
         rules = _detect_layout(architecture, config, files)
         shapes = get_state_dict_shapes(config)
-        found = resolve_rules(rules, config, shapes)
-        present = _FilteredTensors(
-            files, _find_ignorable_tensors(files, architecture, rules, config, found)
-        )
+        resolved = resolve_rules(rules, config, shapes)
+        ignored = _find_ignorable_tensors(files, architecture, rules, config, resolved)
         expected = {
             name: shape
-            for link in found
-            for name, shape in zip(link.hf_names, link.hf_shapes, strict=True)
+            for rule in resolved
+            for name, shape in zip(rule.hf_names, rule.hf_shapes, strict=True)
         }
-        check_tensor_shapes(present, expected, key)
+        check_tensor_shapes(_FilteredTensors(files, ignored), expected, key)
         source = files if dtype is None else CastTensors(files, dtype)
-        super().__init__(source, _derive_growlm_tensors(found, config, shapes))
+        super().__init__(source, _derive_growlm_tensors(resolved, config, shapes))
         self.config = config
 
 
@@ -70,53 +68,53 @@ def map_to_huggingface(
     architecture: Architecture,
     dtype: torch.dtype | None = None,
 ) -> MappedTensors:
-    """The tensors of a checkpoint of ours as the architecture names and shapes them.
+    """Return a growlm checkpoint's tensors under the names and in the shapes of an architecture.
 
     Args:
-        files: Of the checkpoint; they hold what the config describes.
-        config: The model's.
-        architecture: One that holds the config.
-        dtype: To convert to; None for that of the files.
+        files: Validated tensors of the checkpoint.
+        config: Config of the model.
+        architecture: Architecture that can represent the config.
+        dtype: Dtype to convert to; None for that of the files.
 
     Raises:
-        UserError: If one that the architecture has no place for is not zero.
+        UserError: If a tensor that the architecture does not have is not zero.
     """
-    found = resolve_rules(architecture.tensor_layouts[0], config, get_state_dict_shapes(config))
-    for link in found:
-        if not link.hf_names and files.read(link.growlm_names[0]).any():
-            allowed = (
-                f"{link.growlm_names[0]} is not zero, and {architecture.class_name} has no place for it; "
-                "architecture=growlm exports it with a class of growlm's own"
+    resolved = resolve_rules(architecture.tensor_layouts[0], config, get_state_dict_shapes(config))
+    for rule in resolved:
+        if not rule.hf_names and files.read(rule.growlm_names[0]).any():
+            reason = (
+                f"{rule.growlm_names[0]} is not zero, and {architecture.class_name} has no such tensor; "
+                "use architecture=growlm to export it with growlm's own class"
             )
-            raise UserError(files.key, files.folder, allowed)
+            raise UserError(files.key, files.folder, reason)
     source = files if dtype is None else CastTensors(files, dtype)
-    return MappedTensors(source, _derive_hf_tensors(found, config))
+    return MappedTensors(source, _derive_hf_tensors(resolved, config))
 
 
 def open_safetensors(folder: Path, key: str) -> TensorFiles:
-    """The tensors of a Hugging Face folder, as they are.
+    """Open the safetensors files of a Hugging Face folder.
 
     Raises:
-        UserError: If there are none, or pickles only.
+        UserError: If there are none, or only pickle files.
     """
     if not TensorFiles.exist(folder, WEIGHTS_STEM):
         pickles = sorted(path.name for each in PICKLE_PATTERNS for path in folder.glob(each))
         if pickles:
-            allowed = (
-                f"has its weights only as {pickles[0]}, a pickle, which can run code when it is read: save the "
-                "model as safetensors (save_pretrained does) where you trust the file"
+            reason = (
+                f"has its weights only in {pickles[0]}, a pickle file, which can run code when it is loaded; "
+                "if you trust it, save the model as safetensors (save_pretrained does)"
             )
-            raise UserError(key, folder, allowed)
+            raise UserError(key, folder, reason)
     return TensorFiles(folder, WEIGHTS_STEM, key)
 
 
 def _detect_layout(
     architecture: Architecture, config: ModelConfig, files: TensorFiles
 ) -> tuple[MappingRule, ...]:
-    """The layout that the first block of the files is of; there are enough tensors for all the others.
+    """Return the tensor layout that matches the first block of the files.
 
     Raises:
-        UserError: If there are not: before thousands of blocks are built that no file has.
+        UserError: If the files have too few tensors for all blocks; raised before thousands of blocks are built.
     """
     first = dataclasses.replace(config, n_layers=1)
     shapes = get_state_dict_shapes(first)
@@ -124,15 +122,17 @@ def _detect_layout(
     present = set(files.names)
 
     def num_known(rules: tuple[MappingRule, ...]) -> int:
-        return len(present.intersection(name for link in layouts[rules] for name in link.hf_names))
+        return len(present.intersection(name for rule in layouts[rules] for name in rule.hf_names))
 
     best = max(layouts, key=num_known)
-    in_a_block = [
-        link for link in layouts[best] if split_block_name(link.growlm_names[0])[0] is not None
+    block_rules = [
+        rule for rule in layouts[best] if split_block_name(rule.growlm_names[0])[0] is not None
     ]
-    if len(present) < config.n_layers * sum(len(link.hf_names) for link in in_a_block):
-        allowed = f"{len(present)} tensors are no {config.n_layers} layers, as config.json says"
-        raise UserError(files.key, files.folder, allowed)
+    if len(present) < config.n_layers * sum(len(rule.hf_names) for rule in block_rules):
+        reason = (
+            f"has {len(present)} tensors, too few for the {config.n_layers} layers of its config"
+        )
+        raise UserError(files.key, files.folder, reason)
     return best
 
 
@@ -141,71 +141,71 @@ def _find_ignorable_tensors(
     architecture: Architecture,
     rules: tuple[MappingRule, ...],
     config: ModelConfig,
-    found: Sequence[ResolvedRule],
+    resolved: Sequence[ResolvedRule],
 ) -> set[str]:
-    """Tensors that say nothing: stored tables, and a copy of the embedding beside it."""
-    known = {name for link in found for name in link.hf_names}
+    """Return the names of tensors to ignore: stored tables, and a head that repeats a tied embedding."""
+    known = {name for rule in resolved for name in rule.hf_names}
     patterns = [re.compile(pattern) for pattern in architecture.ignored_tensors]
     names = {name for name in files.names if any(p.fullmatch(name) for p in patterns)} - known
     head, embedding = (get_hf_name(rules, f"{name}.weight") for name in ("head", "embedding"))
     if config.tie_embeddings and head in files.names and embedding in files.names:
         if not _tensors_equal(files, head, embedding):
-            allowed = f"tie_word_embeddings is true, but {head} is not {embedding}"
-            raise UserError(files.key, files.folder, allowed)
+            reason = f"tie_word_embeddings is true, but {head} differs from {embedding}"
+            raise UserError(files.key, files.folder, reason)
         names.add(head)
     return names
 
 
 def _tensors_equal(files: TensorFiles, first: str, second: str) -> bool:
-    """Whether two tensors are the same, a few rows at a time."""
-    one, other = files.info(first), files.info(second)
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+    """Return whether two tensors are equal, comparing some rows at a time to save memory."""
+    first_info, second_info = files.info(first), files.info(second)
+    if (first_info.shape, first_info.dtype) != (second_info.shape, second_info.dtype):
         return False
     return all(
         torch.equal(files.read(first)[start:stop], files.read(second)[start:stop])
-        for start, stop in iter_row_chunks(one.shape)
+        for start, stop in iter_row_chunks(first_info.shape)
     )
 
 
 class _FilteredTensors:
-    """Some files less some names, for the check of shapes."""
+    """`TensorSource` without some of the tensors of another one, for the check of shapes."""
 
-    def __init__(self, files: TensorFiles, left_out: set[str]) -> None:
+    def __init__(self, files: TensorFiles, excluded: set[str]) -> None:
         self.folder, self.key, self.info = files.folder, files.key, files.info
-        self.names = [name for name in files.names if name not in left_out]
+        self.names = [name for name in files.names if name not in excluded]
         self.read, self.read_rows = files.read, files.read_rows
 
 
 def _derive_growlm_tensors(
-    found: Sequence[ResolvedRule], config: ModelConfig, shapes: Mapping[str, Shape]
+    resolved: Sequence[ResolvedRule], config: ModelConfig, shapes: Mapping[str, Shape]
 ) -> dict[str, DerivedTensor]:
-    made = {
+    derived = {
         name: DerivedTensor(
-            link.hf_names, shapes[name], partial(_make_growlm_tensor, link, config, index)
+            rule.hf_names, shapes[name], partial(_make_growlm_tensor, rule, config, index)
         )
-        for link in found
-        for index, name in enumerate(link.growlm_names)
+        for rule in resolved
+        for index, name in enumerate(rule.growlm_names)
     }
-    return {name: made[name] for name in shapes}
+    return {name: derived[name] for name in shapes}
 
 
 def _derive_hf_tensors(
-    found: Sequence[ResolvedRule], config: ModelConfig
+    resolved: Sequence[ResolvedRule], config: ModelConfig
 ) -> dict[str, DerivedTensor]:
     return {
-        name: DerivedTensor(link.growlm_names, shape, partial(_make_hf_tensor, link, config, index))
-        for link in found
-        for index, (name, shape) in enumerate(zip(link.hf_names, link.hf_shapes, strict=True))
+        name: DerivedTensor(rule.growlm_names, shape, partial(_make_hf_tensor, rule, config, index))
+        for rule in resolved
+        for index, (name, shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True))
     }
 
 
 def _make_growlm_tensor(
-    link: ResolvedRule, config: ModelConfig, index: int, parts: Sequence[ReadTensor]
+    rule: ResolvedRule, config: ModelConfig, index: int, sources: Sequence[ReadTensor]
 ) -> Tensor:
-    return link.mapping.make_growlm_tensor(config, parts, index)
+    return rule.mapping.make_growlm_tensor(config, sources, index)
 
 
 def _make_hf_tensor(
-    link: ResolvedRule, config: ModelConfig, index: int, parts: Sequence[ReadTensor]
+    rule: ResolvedRule, config: ModelConfig, index: int, sources: Sequence[ReadTensor]
 ) -> Tensor:
-    return link.mapping.make_hf_tensor(config, parts, index)
+    return rule.mapping.make_hf_tensor(config, sources, index)

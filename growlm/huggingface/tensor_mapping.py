@@ -1,13 +1,14 @@
-"""How tensors of ours lie in tensors of theirs. Each form says both directions, and they undo each other exactly.
+"""Define how growlm tensors correspond to Hugging Face tensors; each mapping is exactly invertible.
 
-| form    | theirs                                                                                   |
-|---------|------------------------------------------------------------------------------------------|
-| Same    | the same tensor under another name                                                       |
-| Stacked | a tensor for each member of our first dimension (experts)                                |
-| Fused   | one tensor for several of ours, concatenated along a dimension, group by group (heads)   |
-| Absent  | nothing: ours is all zeros                                                               |
+| mapping         | Hugging Face has                                                                          |
+|-----------------|-------------------------------------------------------------------------------------------|
+| IdentityMapping | the same tensor under another name                                                        |
+| StackedMapping  | a separate tensor for each index of growlm's first dimension (experts)                    |
+| FusedMapping    | one tensor for several growlm tensors, concatenated along a dimension, group by group     |
+|                 | (attention heads)                                                                         |
+| AbsentMapping   | no such tensor: growlm's is all zeros                                                     |
 
-Tensors come as functions that read them, so that a form holds no more of them than it must.
+Tensors are passed as functions that read them, so that a mapping holds no more in memory than it needs.
 """
 
 from __future__ import annotations
@@ -23,66 +24,66 @@ from growlm.model.config import ModelConfig
 
 Shape = tuple[int, ...]
 ReadTensor = Callable[[], Tensor]
-"""Reads a tensor."""
+"""Function that reads a tensor."""
 
 
 class TensorMapping(Protocol):
-    """A relation between some tensors of ours and some of theirs."""
+    """Correspondence between some growlm tensors and some Hugging Face tensors."""
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
-        """What shapes theirs have when ours have these."""
+        """Return the shapes of the Hugging Face tensors for growlm tensors of the given shapes."""
 
     def make_hf_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Their tensor number `index`."""
+        """Compute the Hugging Face tensor with index `index` from the growlm tensors."""
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Our tensor number `index`."""
+        """Compute the growlm tensor with index `index` from the Hugging Face tensors."""
 
 
 @dataclass(frozen=True)
 class IdentityMapping:
-    """The same tensor."""
+    """Mapping of a tensor that is the same on both sides."""
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
-        """One, of our shape."""
+        """Return the same shapes."""
         return list(growlm_shapes)
 
     def make_hf_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Ours."""
+        """Return the growlm tensor."""
         return sources[index]()
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Theirs."""
+        """Return the Hugging Face tensor."""
         return sources[index]()
 
 
 @dataclass(frozen=True)
 class StackedMapping:
-    """Ours is a stack, (members, ...); theirs are the members."""
+    """Mapping between a growlm stack of shape (members, ...) and separate Hugging Face tensors per member."""
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
-        """One for each member."""
+        """Return the shape of a member, once for each member."""
         (stack,) = growlm_shapes
         return [stack[1:]] * stack[0]
 
     def make_hf_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """A member."""
+        """Return one member of the stack."""
         return sources[0]()[index]
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """The stack, filled member by member."""
+        """Stack the members, reading one at a time."""
         first = sources[0]()
         stack = first.new_empty(len(sources), *first.shape)
         for number, member in enumerate(sources):
@@ -92,14 +93,14 @@ class StackedMapping:
 
 @dataclass(frozen=True)
 class FusedMapping:
-    """Theirs is one tensor: for each group, the group's share of every one of ours, along one dimension.
+    """Mapping of several growlm tensors to one Hugging Face tensor that interleaves them group by group.
 
-    With ours Q, K, V of two heads and `dim=0`: the rows Q₀ K₀ V₀ Q₁ K₁ V₁.
+    For Q, K and V with two heads and `dim=0`, its rows are Q₀ K₀ V₀ Q₁ K₁ V₁.
 
     Args:
-        parts: How many of ours.
-        dim: Along which they are concatenated; of equal size there.
-        groups: Field of the model's config that says how many groups there are; None for one.
+        num_parts: Number of growlm tensors, all of the same shape.
+        dim: Dimension along which they are concatenated.
+        groups_field: `ModelConfig` field that holds the number of groups; None for a single group.
     """
 
     num_parts: int
@@ -107,7 +108,7 @@ class FusedMapping:
     groups_field: str | None = None
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
-        """One, as long along `dim` as all of ours."""
+        """Return the one fused shape: `dim` is `num_parts` times as long."""
         if len(set(growlm_shapes)) > 1:
             raise AssertionError(f"shapes {growlm_shapes} cannot be fused")
         shape = list(growlm_shapes[0])
@@ -117,24 +118,24 @@ class FusedMapping:
     def make_hf_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """All of ours, interleaved by group."""
-        groups = self._num_groups(config)
+        """Interleave the growlm tensors by group."""
+        num_groups = self._num_groups(config)
         fused: Tensor | None = None
         for number, part in enumerate(sources):
             tensor = part()
             if fused is None:
                 fused = tensor.new_empty(self.hf_shapes(config, [tuple(tensor.shape)])[0])
-            places = fused.unflatten(self.dim, (groups, self.num_parts, -1))
-            places.select(self.dim + 1, number).copy_(tensor.unflatten(self.dim, (groups, -1)))
+            view = fused.unflatten(self.dim, (num_groups, self.num_parts, -1))
+            view.select(self.dim + 1, number).copy_(tensor.unflatten(self.dim, (num_groups, -1)))
         assert fused is not None
         return fused
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """One of ours, collected from all groups."""
-        places = sources[0]().unflatten(self.dim, (self._num_groups(config), self.num_parts, -1))
-        return places.select(self.dim + 1, index).flatten(self.dim, self.dim + 1).contiguous()
+        """Collect one growlm tensor from all groups of the fused tensor."""
+        view = sources[0]().unflatten(self.dim, (self._num_groups(config), self.num_parts, -1))
+        return view.select(self.dim + 1, index).flatten(self.dim, self.dim + 1).contiguous()
 
     def _num_groups(self, config: ModelConfig) -> int:
         return 1 if self.groups_field is None else int(getattr(config, self.groups_field))
@@ -142,26 +143,26 @@ class FusedMapping:
 
 @dataclass(frozen=True)
 class AbsentMapping:
-    """They have no such tensor; a model whose tensor is not zero cannot be theirs.
+    """Mapping of a growlm tensor that Hugging Face does not have: only zeros can be exported.
 
     Args:
-        shape: Fields of the model's config, one for each dimension.
+        shape_fields: `ModelConfig` fields that hold the tensor's shape, one per dimension.
     """
 
     shape_fields: tuple[str, ...]
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
-        """None."""
+        """Return no shapes."""
         return []
 
     def make_hf_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Not to be asked for."""
-        raise AssertionError("they have no such tensor")
+        """Raise an error: there is no Hugging Face tensor."""
+        raise AssertionError("Hugging Face has no such tensor")
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Zeros."""
+        """Return zeros of the tensor's shape."""
         return torch.zeros([int(getattr(config, field)) for field in self.shape_fields])

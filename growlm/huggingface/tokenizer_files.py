@@ -1,4 +1,4 @@
-"""The tokenizer's files beside a converted model: carried as they are, or made from an encoding of ours."""
+"""Copy, create and check the tokenizer files of a converted model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def list_hf_sidecar_files(folder: Path) -> list[Path]:
-    """What a folder has of the files that go along, also where none of them is a tokenizer that we can read."""
+    """List the tokenizer files of a folder, even if growlm cannot read any of them."""
     return [path for name in TOKENIZER_FILES if lexists(path := folder / name)]
 
 
 def check_tokenizer_fits(folder: Path, vocab_size: int, key: str) -> None:
-    """Check that a model has a row for every id of a folder's tokenizer, if it has one.
+    """Check that a model's vocabulary covers every id of its folder's tokenizer, if it has one.
 
     Raises:
         UserError: If not, or if the tokenizer cannot be read.
@@ -40,12 +40,12 @@ def check_tokenizer_fits(folder: Path, vocab_size: int, key: str) -> None:
 
 
 def write_builtin_tokenizer(name: str, target: Path, max_seq_len: int) -> None:
-    """Write the files of one of our own encodings.
+    """Write the Hugging Face files of one of growlm's built-in encodings.
 
     Args:
-        name: Of the encoding.
-        target: Folder.
-        max_seq_len: Of the model.
+        name: Name of the encoding.
+        target: Folder to write to.
+        max_seq_len: Context length of the model.
     """
     from growlm.huggingface.byte_level_tokenizer import build_byte_level_tokenizer
 
@@ -65,20 +65,20 @@ def write_builtin_tokenizer(name: str, target: Path, max_seq_len: int) -> None:
 
 
 def get_builtin_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[str, int]:
-    """The special token ids of one of our own encodings: one token begins, ends and fills.
+    """Return the special token ids of a built-in encoding: one token serves as BOS, EOS and padding.
 
     Args:
-        name: Of the encoding.
-        vocab_size: Of the model.
-        folder: For messages.
-        key: Likewise.
+        name: Name of the encoding.
+        vocab_size: Vocabulary size of the model.
+        folder: Folder of the checkpoint, for messages.
+        key: Setting that named the folder, for messages.
 
     Raises:
-        UserError: If there is no such encoding, or the model has fewer rows than it has ids.
+        UserError: If there is no such encoding, or it has more ids than the model's vocabulary.
     """
     if name not in ENCODINGS:
-        allowed = f"names the tokenizer {name!r}; known: {', '.join(ENCODINGS)}"
-        raise UserError(key, folder, allowed)
+        reason = f"names an unknown tokenizer, {name!r}; known: {', '.join(ENCODINGS)}"
+        raise UserError(key, folder, reason)
     encoding = ENCODINGS[name]()
     _check_vocab_size(folder, key, encoding.n_vocab, vocab_size)
     return dict.fromkeys(TOKEN_ID_KEYS, encoding.eot_token)
@@ -88,8 +88,8 @@ def write_generation_config(target: Path, token_ids: Mapping[str, Any]) -> None:
     """Write `generation_config.json`, unless the folder has one.
 
     Args:
-        target: Folder.
-        token_ids: By the names of `TOKEN_IDS`; nothing is written of those that are None.
+        target: Folder to write to.
+        token_ids: Special token ids by the names of `TOKEN_ID_KEYS`; those that are None are left out.
     """
     given = {name: value for name, value in token_ids.items() if value is not None}
     if (target / GENERATION_CONFIG).exists() or not given:
@@ -99,8 +99,8 @@ def write_generation_config(target: Path, token_ids: Mapping[str, Any]) -> None:
 
 def _check_vocab_size(path: Path, key: str, num_ids: int, vocab_size: int) -> None:
     if num_ids > vocab_size:
-        allowed = f"the tokenizer has {num_ids} ids, the model {vocab_size} rows for them"
-        raise UserError(key, path, allowed)
+        reason = f"the tokenizer has {num_ids} ids, but the model's vocabulary has {vocab_size}"
+        raise UserError(key, path, reason)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

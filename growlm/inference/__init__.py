@@ -1,1 +1,1 @@
-"""Using a trained model: text from prompts, and losses of texts. No Lightning."""
+"""Inference with a trained model: generating text and scoring texts (without Lightning)."""

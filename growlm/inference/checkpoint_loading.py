@@ -1,4 +1,4 @@
-"""A checkpoint, to be used."""
+"""Open a checkpoint and its tokenizer for inference."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from growlm.runtime.errors import UserError
 
 
 def open_checkpoint(folder: str, tokenizer_name: str | None) -> tuple[PretrainedFolder, Tokenizer]:
-    """What is known of a checkpoint before its weights are read, and what its tokens are.
+    """Open a checkpoint, without reading its weights, and its tokenizer.
 
     Args:
-        folder: A checkpoint of ours, or a Hugging Face folder.
-        tokenizer_name: For a checkpoint that does not say it.
+        folder: growlm checkpoint or Hugging Face folder.
+        tokenizer_name: Name of the tokenizer, for a checkpoint that does not record it.
 
     Raises:
-        UserError: If the folder holds no model, or its tokenizer is not known, another, or larger than the model's
-            vocabulary.
+        UserError: If the folder holds no model, or its tokenizer is unknown, differs from `tokenizer_name`, or is
+            larger than the model's vocabulary.
     """
     pretrained = open_pretrained(Path(folder).expanduser(), "checkpoint")
     tokenizer = pretrained.open_tokenizer()
     if tokenizer is None:
         if tokenizer_name is None:
-            allowed = (
-                "the checkpoint does not say which tokenizer it was trained with: give its name"
-            )
-            raise UserError("tokenizer_name", None, allowed)
+            reason = "the checkpoint does not record its tokenizer; give the tokenizer's name"
+            raise UserError("tokenizer_name", None, reason)
         tokenizer = load_tokenizer(tokenizer_name)
     elif tokenizer_name not in (None, tokenizer.name):
-        allowed = f"the checkpoint was trained with {tokenizer.name}; leave it out"
-        raise UserError("tokenizer_name", tokenizer_name, allowed)
-    rows = pretrained.config.vocab_size
-    if tokenizer.vocab_size > rows:
-        allowed = f"has {tokenizer.vocab_size} tokens, the model in {folder} only {rows}"
-        raise UserError("tokenizer_name", tokenizer.name, allowed)
+        reason = f"the checkpoint was trained with {tokenizer.name}; remove this setting"
+        raise UserError("tokenizer_name", tokenizer_name, reason)
+    vocab_size = pretrained.config.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        reason = (
+            f"has {tokenizer.vocab_size} tokens, but the model in {folder} has only {vocab_size}"
+        )
+        raise UserError("tokenizer_name", tokenizer.name, reason)
     return pretrained, tokenizer

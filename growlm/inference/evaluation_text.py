@@ -1,4 +1,4 @@
-"""The documents of an evaluation as one row of tokens, and how many bytes of text they are."""
+"""Tokenize the documents of an evaluation, and count their bytes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class EvaluationTokens:
     """Documents one after another, each followed by the end of text, as in training.
 
     Attributes:
-        tokens: Token ids, (N,). The first is only there to be read: what begins a text, or else an end of text.
-        given: Which tokens begin a text and so are not the model's to predict, (N,), bool; None where none does.
-        num_documents: In all or in part.
-        num_bytes: Their length in UTF-8; what begins and ends a text has none.
+        tokens: Token ids, (N,). The first is only context: a token that begins a text, or else an end of text.
+        context_mask: Which tokens begin a text and so are not predicted, (N,), bool; None if there are none.
+        num_documents: Number of documents, counting a truncated one.
+        num_bytes: Length of the documents in UTF-8, without the tokens that begin and end them.
     """
 
     tokens: np.ndarray
@@ -37,25 +37,27 @@ class EvaluationTokens:
 
 
 def iter_evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterator[str]:
-    """The documents of a data group.
+    """Return an iterator over the documents of a data group.
 
     Args:
-        settings: The group.
-        seed: Which embedded stories.
+        settings: Settings of the data group.
+        seed: Seed of the embedded stories.
         split: `all`, or `validation` for those that training on this data holds out.
 
     Raises:
-        UserError: If they cannot be read, at the call or on reaching one.
+        UserError: If the documents cannot be read, at the call or when one is reached.
     """
     check_data_config(settings)
     sources, counts = open_sources(settings, seed)
-    every = settings.validation_every
+    validation_every = settings.validation_every
 
-    def chosen(source: DocumentSource) -> Iterator[str]:
+    def select(source: DocumentSource) -> Iterator[str]:
         texts = enumerate(source.read())
-        return (t for i, t in texts if split == "all" or i % every == every - 1)
+        return (
+            t for i, t in texts if split == "all" or i % validation_every == validation_every - 1
+        )
 
-    return interleave([chosen(source) for source in sources.values()], counts, seed)
+    return interleave([select(source) for source in sources.values()], counts, seed)
 
 
 def tokenize_for_evaluation(
@@ -64,46 +66,49 @@ def tokenize_for_evaluation(
     max_tokens: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> EvaluationTokens:
-    """Tokenize documents into a row, which is held in memory, 4 bytes a token.
+    """Tokenize documents into one array in memory, 4 bytes per token.
 
     Args:
-        documents: Read as far as needed.
-        tokenizer: What encodes them.
-        limit: Tokens to be predicted, at most; the last document is cut there.
-        progress: Called with the number of documents read, now and then.
+        documents: Documents, read as far as needed.
+        tokenizer: Tokenizer to encode them with.
+        max_tokens: Largest number of tokens to predict; the last document is truncated there.
+        progress: Function called now and then with the number of documents read.
 
     Raises:
         UserError: If there is no document.
     """
-    begin = list(tokenizer.bos_token_ids)
-    ids, given = array("I", [] if begin else [tokenizer.eos_token_id]), bytearray(not begin)
-    num_documents = num_bytes = wanted = 0
+    bos_ids = list(tokenizer.bos_token_ids)
+    ids, context_flags = (
+        array("I", [] if bos_ids else [tokenizer.eos_token_id]),
+        bytearray(not bos_ids),
+    )
+    num_documents = num_bytes = num_predicted = 0
     remaining = iter(documents)
     while batch := list(islice(remaining, BATCH_DOCUMENTS)):
         for text, encoded in zip(batch, tokenizer.encode_batch(batch), strict=True):
-            kept = [*encoded, tokenizer.eos_token_id]
+            kept_ids = [*encoded, tokenizer.eos_token_id]
             size = len(text.encode("utf-8", "replace"))
-            if max_tokens is not None and wanted + len(kept) > max_tokens:
-                kept = kept[: max_tokens - wanted]
-                size = len(tokenizer.decode(kept).encode("utf-8", "replace")) if kept else 0
-            if not kept:
+            if max_tokens is not None and num_predicted + len(kept_ids) > max_tokens:
+                kept_ids = kept_ids[: max_tokens - num_predicted]
+                size = len(tokenizer.decode(kept_ids).encode("utf-8", "replace")) if kept_ids else 0
+            if not kept_ids:
                 break
-            ids.extend(begin)
-            ids.extend(kept)
-            given += b"\1" * len(begin) + b"\0" * len(kept)
-            num_documents, num_bytes, wanted = (
+            ids.extend(bos_ids)
+            ids.extend(kept_ids)
+            context_flags += b"\1" * len(bos_ids) + b"\0" * len(kept_ids)
+            num_documents, num_bytes, num_predicted = (
                 num_documents + 1,
                 num_bytes + size,
-                wanted + len(kept),
+                num_predicted + len(kept_ids),
             )
         progress(num_documents)
-        if max_tokens is not None and wanted >= max_tokens:
+        if max_tokens is not None and num_predicted >= max_tokens:
             break
     if not num_bytes:
         raise UserError("data", "no text", "there is nothing to evaluate on")
     return EvaluationTokens(
         np.asarray(ids),
-        np.frombuffer(bytes(given), dtype=bool) if begin else None,
+        np.frombuffer(bytes(context_flags), dtype=bool) if bos_ids else None,
         num_documents,
         num_bytes,
     )

@@ -1,4 +1,4 @@
-"""Continuing texts, token by token, many at a time.
+"""Batched text generation with a key/value cache.
 
 Shapes: B sequences being continued, T tokens of the longest prompt, V vocabulary.
 """
@@ -20,20 +20,22 @@ from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import RunError
 
 PREFILL_CHUNK_TOKENS = 8192
-"""Of the prompts, so many are read in one forward pass: what it holds in memory does not grow with them."""
+"""Number of prompt tokens read per forward pass, so that memory does not grow with the prompts."""
 
 STOP, LENGTH, FULL = "stop", "length", "max_seq_len"
 
 
 @dataclass
 class Continuation:
-    """What follows a prompt."""
+    """The tokens generated for one prompt."""
 
     tokens: list[int] = field(default_factory=list)
     """New tokens, without the prompt and without the token that ended them."""
     finish_reason: str = LENGTH
-    """`stop`: a stop token came; `length`: as many tokens as were asked for; `max_seq_len`: prompt and
-    continuation are as long as the model reads."""
+    """Why generation ended.
+
+    `stop`: a stop token was chosen; `length`: `max_new_tokens` were generated; `max_seq_len`: prompt and
+    continuation reached the model's maximum length."""
 
 
 @torch.inference_mode()
@@ -50,45 +52,45 @@ def generate(
 ) -> list[Continuation]:
     """Continue prompts, all in one batch.
 
-    A continuation depends on its prompt, seed and the settings, not on the other prompts, up to the rounding of
-    products of another size.
+    A continuation depends on its prompt, its seed and the settings but not on the other prompts, up to rounding
+    differences between products of different sizes.
 
     Args:
-        model: Left in the mode it was in; computes in its own precision, or in autocast's.
-        prompts: Token ids, each at least one.
-        max_new_tokens: At most this many new ones.
-        sampling: How tokens are chosen.
-        seeds: One for each prompt, or one for all; draws follow from seed and prompt. The global generator is not
-            touched.
-        stop_tokens: A continuation ends where one of these would come.
-        num_token_ids: Ids from here on are not chosen: a model may have more rows than its tokenizer has tokens.
-        on_token: Called with the prompt's index and the token, as soon as there is one.
+        model: Model, whose train or eval mode is restored; it computes in its own or autocast's precision.
+        prompts: Token ids, at least one per prompt.
+        max_new_tokens: Largest number of new tokens per prompt.
+        sampling: Sampling settings.
+        seeds: One seed per prompt, or one for all; random numbers depend on seed and prompt. The global generator
+            is not touched.
+        stop_tokens: Tokens that end a continuation.
+        num_token_ids: Number of ids that may be chosen; a model may have more rows than its tokenizer has ids.
+        on_token: Function called with the prompt's index and each new token, as soon as it is chosen.
 
     Raises:
-        ValueError: If a prompt is empty, or longer than the model reads.
-        RunError: If the model gives no finite logits.
+        ValueError: If a prompt is empty, or longer than the model can read.
+        RunError: If the model's logits are not finite.
     """
     if not prompts or max_new_tokens < 1:
         return [Continuation() for _ in prompts]
     limit = model.config.max_seq_len
     for prompt in prompts:
         if not 0 < len(prompt) <= limit:
-            raise ValueError(f"a prompt of {len(prompt)} tokens; 1 to {limit} can be read")
+            raise ValueError(f"a prompt has {len(prompt)} tokens; must be 1 to {limit}")
     seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
     batch = _DecodingBatch(model, prompts, max_new_tokens, sampling, seeds, num_token_ids)
     was_training = model.training
     model.eval()
     try:
-        stream = batch.prefill()
-        while tokens := batch.append_next_tokens(stream, stop_tokens, on_token):
-            stream = batch.decode_step(tokens)
+        hidden = batch.prefill()
+        while tokens := batch.append_next_tokens(hidden, stop_tokens, on_token):
+            hidden = batch.decode_step(tokens)
     finally:
         model.train(was_training)
     return batch.continuations
 
 
 class _DecodingBatch:
-    """The sequences being continued; those that have ended leave once they are half of it."""
+    """The sequences being continued; finished ones are dropped once they are half of the batch."""
 
     def __init__(
         self,
@@ -101,9 +103,8 @@ class _DecodingBatch:
     ) -> None:
         self.model, self.prompts, self.sampling = model, prompts, sampling
         self.device = model.embedding.weight.device
-        self.head = get_full_tensor(
-            model.head_weight
-        )  # autocast keeps what it made of a parameter, not of a part
+        # The whole parameter unless it must be cut: autocast caches the cast of a parameter, not of a slice.
+        self.head = get_full_tensor(model.head_weight)
         if num_token_ids is not None and num_token_ids < len(self.head):
             self.head = self.head[:num_token_ids]
         self.continuations = [Continuation() for _ in prompts]
@@ -112,7 +113,7 @@ class _DecodingBatch:
         self.max_lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
         self.is_truncated = [room < max_new_tokens for room in self.max_lengths]
         self.prompt_indices = list(range(len(prompts)))
-        """Which prompt each row of the batch continues."""
+        """Index of the prompt that each row of the batch continues."""
         self.unfinished = {row for row in self.prompt_indices if self._has_room(row)}
         padding = [longest - len(prompt) for prompt in prompts]
         self.tokens = torch.tensor(
@@ -128,7 +129,7 @@ class _DecodingBatch:
         self.seen_tokens = None if sampling.repetition_penalty == 1 else self._mark_seen_tokens()
 
     def _draw_uniforms(self, seeds: Sequence[int], count: int) -> Tensor:
-        """(B, count)."""
+        """Draw uniform random numbers for each prompt, (B, count)."""
         rows = [
             torch.rand(
                 count, generator=keyed_generator("sample", seed, tuple(prompt)), dtype=torch.float64
@@ -138,7 +139,7 @@ class _DecodingBatch:
         return torch.stack(rows).to(self.device)
 
     def _mark_seen_tokens(self) -> Tensor:
-        """(B, V), whether a text has a token."""
+        """Return which tokens each prompt contains, (B, V)."""
         seen = torch.zeros(len(self.prompts), len(self.head), dtype=torch.bool)
         for row, prompt in zip(seen, self.prompts, strict=True):
             row[[token for token in prompt if token < len(row)]] = True
@@ -152,40 +153,40 @@ class _DecodingBatch:
         return False
 
     def prefill(self) -> Tensor:
-        """The final stream of every prompt's last token, (B, D)."""
+        """Read the prompts; return the final hidden state of each one's last token, (B, D)."""
         length = max(1, PREFILL_CHUNK_TOKENS // len(self.prompts))
         for chunk in self.tokens.split(length, dim=1):
-            stream = self.model.decode_step(chunk, self.cache)
-        return stream
+            hidden = self.model.decode_step(chunk, self.cache)
+        return hidden
 
     def decode_step(self, tokens: list[int]) -> Tensor:
-        """The final stream of the tokens just taken, one a row, (B, D)."""
+        """Read one token per row; return its final hidden state, (B, D)."""
         return self.model.decode_step(
             torch.tensor(tokens, device=self.device).unsqueeze(1), self.cache
         )
 
     def append_next_tokens(
         self,
-        stream: Tensor,
+        hidden: Tensor,
         stop_tokens: Collection[int],
         on_token: Callable[[int, int], object] | None,
     ) -> list[int]:
-        """Choose the next token of every row and give it to its continuation.
+        """Choose the next token of every row and append it to its continuation.
 
         Returns:
-            What to read on with, one a row; empty at the end.
+            The tokens to read next, one per row; empty when all sequences have ended.
 
         Raises:
-            RunError: If the model gives no finite logits.
+            RunError: If the model's logits are not finite.
         """
         if not self.unfinished:
             return []
-        tokens = self._sample(stream).tolist()
+        tokens = self._sample(hidden).tolist()
         for prompt, token in zip(self.prompt_indices, tokens, strict=True):
             if prompt not in self.unfinished:
                 continue
             if token < 0:
-                raise RunError("the model's logits are not finite numbers")
+                raise RunError("the model's logits are not finite")
             if token in stop_tokens:
                 self.continuations[prompt].finish_reason = STOP
                 self.unfinished.discard(prompt)
@@ -198,15 +199,15 @@ class _DecodingBatch:
         self.step += 1
         return self._drop_finished(tokens) if self.unfinished else []
 
-    def _sample(self, stream: Tensor) -> Tensor:
-        logits = F.linear(stream, self.head)
+    def _sample(self, hidden: Tensor) -> Tensor:
+        logits = F.linear(hidden, self.head)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.seen_tokens is not None:
             logits = apply_repetition_penalty(
                 logits, self.seen_tokens, self.sampling.repetition_penalty
             )
-        draws = None if self.uniforms is None else self.uniforms[:, self.step]
-        tokens = sample_tokens(logits, self.sampling, draws)
+        uniforms = None if self.uniforms is None else self.uniforms[:, self.step]
+        tokens = sample_tokens(logits, self.sampling, uniforms)
         if self.seen_tokens is not None:
             self.seen_tokens.scatter_(1, tokens.clamp(min=0).unsqueeze(1), True)
         return tokens
@@ -214,10 +215,12 @@ class _DecodingBatch:
     def _drop_finished(self, tokens: list[int]) -> list[int]:
         if 2 * len(self.unfinished) > len(self.prompt_indices):
             return [max(0, token) for token in tokens]
-        kept = [row for row, prompt in enumerate(self.prompt_indices) if prompt in self.unfinished]
-        index = torch.tensor(kept, device=self.device)
+        kept_rows = [
+            row for row, prompt in enumerate(self.prompt_indices) if prompt in self.unfinished
+        ]
+        index = torch.tensor(kept_rows, device=self.device)
         self.cache.select_sequences(index)
-        self.prompt_indices = [self.prompt_indices[row] for row in kept]
+        self.prompt_indices = [self.prompt_indices[row] for row in kept_rows]
         self.uniforms = None if self.uniforms is None else self.uniforms[index]
         self.seen_tokens = None if self.seen_tokens is None else self.seen_tokens[index]
-        return [tokens[row] for row in kept]
+        return [tokens[row] for row in kept_rows]

@@ -1,4 +1,4 @@
-"""Continuations as a person or a program reads them."""
+"""Format continuations, and write them to standard output or a file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WriteText = Callable[[str], object]
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One continuation to make.
+    """One continuation to generate.
 
     Attributes:
-        prompt: Of what.
-        sample: Which one of the prompt's, from 0.
-        seed: Of its draws.
+        prompt: Prompt to continue.
+        sample_index: Index among the prompt's samples, from 0.
+        seed: Seed of the sampling.
     """
 
     prompt: Prompt
@@ -39,7 +39,7 @@ class GenerationRequest:
 def format_json_line(
     request: GenerationRequest, continuation: Continuation, tokenizer: Tokenizer
 ) -> str:
-    """A line."""
+    """Format a continuation as one line of JSON."""
     prompt = request.prompt
     record = {
         "prompt": prompt.text,
@@ -56,42 +56,44 @@ def format_json_line(
 def format_text(
     request: GenerationRequest, continuation: Continuation, tokenizer: Tokenizer
 ) -> str:
-    """Prompt and continuation, and an end of line."""
+    """Format a continuation as prompt and text, with a line end."""
     prompt = request.prompt
     return prompt.text + decode_continuation(tokenizer, prompt.tokens, continuation.tokens) + "\n"
 
 
 def replace_control_characters(text: str) -> str:
-    """The text without what a terminal would take for commands: a model can write any bytes."""
+    """Replace terminal control characters, since a model can write any bytes."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
 def check_output_path(out: str | None) -> None:
-    """Look whether a file can be made there, without making it.
+    """Check that a file can be created there, without creating it.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot.
     """
     if out is None:
         return
     path = Path(out).expanduser()
     if path.exists():
-        raise UserError("out", out, "exists; give another name, or remove it")
+        raise UserError("out", out, "already exists; choose another name, or remove it")
     if not path.absolute().parent.is_dir():
-        raise UserError("out", out, f"there is no folder {path.absolute().parent}")
+        raise UserError("out", out, f"no such folder: {path.absolute().parent}")
 
 
 def _replace_unencodable(text: str) -> str:
-    """The text with `?` for what standard output cannot hold, as bytes of a prompt that are no UTF-8."""
+    """Replace with `?` what standard output cannot encode, such as a prompt's invalid UTF-8."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextmanager
 def open_output(out: str | None) -> Iterator[WriteText]:
-    """What writes to standard output, or to a file, which gets its name when the block ends well.
+    """Yield a function that writes to standard output, or to a file.
+
+    The file gets its name only when the block ends without an exception.
 
     Raises:
         UserError: If the file exists by now, or another process writes it.
@@ -100,16 +102,16 @@ def open_output(out: str | None) -> Iterator[WriteText]:
     if out is None:
         is_terminal = sys.stdout.isatty()
 
-        def show(text: str) -> None:
+        def write_stdout(text: str) -> None:
             text = _replace_unencodable(replace_control_characters(text) if is_terminal else text)
             try:
                 sys.stdout.write(text)
                 sys.stdout.flush()
-            except BrokenPipeError:  # whoever read has enough, as in `| head`
+            except BrokenPipeError:  # the reader closed the pipe, as in `| head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
 
-        yield show
+        yield write_stdout
         return
     path = Path(out).expanduser()
     with _lock_output(path):

@@ -1,4 +1,4 @@
-"""A model's weights in another precision, for computing without autocast."""
+"""Cast a model's weights to another precision, for computing without autocast."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from growlm.model.transformer import TransformerLM
 
 
 def cast_weights(model: TransformerLM, dtype: torch.dtype) -> TransformerLM:
-    """The model, its weights cast once and in place to `dtype`; routers stay in at least fp32.
+    """Cast the model's weights to `dtype`, in place, and return it; routers stay in at least fp32.
 
     Autocast would cast every matrix at every forward pass, for one token as for a thousand. A router in half
     precision would choose other experts.
 
     Args:
-        model: Not to be trained in half precision: small updates would be rounded away.
-        dtype: Of all weights but the routers'.
+        model: Model for inference. Training in half precision would round small updates away.
+        dtype: Dtype of all weights but the routers'.
     """
     wide = torch.promote_types(dtype, torch.float32)
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]

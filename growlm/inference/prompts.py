@@ -1,4 +1,4 @@
-"""What is to be continued."""
+"""Read the prompts of a command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from growlm.storage.input_files import MAX_PROMPT_FILE_BYTES, read_text
 from growlm.storage.parsing import parse_json
 
 MAX_PROMPT_EXCERPT = 40
-"""Characters of a prompt that a message repeats."""
+"""Number of characters of a prompt that an error message quotes."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Prompt:
     """A text to continue.
 
     Attributes:
-        text: As it was given.
-        tokens: What the model reads of it.
+        text: Text as given.
+        tokens: Token ids that the model reads.
     """
 
     text: str
@@ -31,14 +31,14 @@ class Prompt:
 def read_prompts(
     prompt: str | None, prompts_file: str | None, tokenizer: Tokenizer, max_seq_len: int
 ) -> list[Prompt]:
-    """The prompts of a command line.
+    """Read and tokenize the prompts of a command line.
 
     Args:
-        prompt: A text.
-        prompts_file: Or a file of texts: one on each line that is not empty; with the ending `.jsonl` an object on
-            each line, the text under `prompt`.
-        tokenizer: The model's.
-        longest: Tokens that the model reads.
+        prompt: Text of a single prompt.
+        prompts_file: File of prompts, as an alternative: one on each line that is not empty; in a `.jsonl` file
+            an object per line, with the text under `prompt`.
+        tokenizer: Tokenizer of the model.
+        max_seq_len: Number of tokens that the model can read.
 
     Raises:
         UserError: If not exactly one of the two is given, the file cannot be read, or a prompt leaves no room
@@ -56,17 +56,15 @@ def read_prompts(
     for key, text in texts:
         tokens = encode_prompt(tokenizer, text)
         if len(tokens) >= max_seq_len:
-            shown = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
-            allowed = (
-                f"has {len(tokens)} tokens; the model reads {max_seq_len}, what it adds included"
-            )
-            raise UserError(key, repr(shown), allowed)
+            excerpt = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
+            reason = f"has {len(tokens)} tokens; the model reads {max_seq_len}, new tokens included"
+            raise UserError(key, repr(excerpt), reason)
         prompts.append(Prompt(text, tokens))
     return prompts
 
 
 def _read_prompts_file(path: Path) -> list[tuple[str, str]]:
-    """Each text with the place it stands at."""
+    """Return each text with its location in the file."""
     content = read_text(path, "prompts_file", None, MAX_PROMPT_FILE_BYTES)
     # Not splitlines: a line separator inside a text is part of it.
     lines = [line.removesuffix("\r") for line in content.split("\n")]
@@ -76,7 +74,7 @@ def _read_prompts_file(path: Path) -> list[tuple[str, str]]:
         if line.strip()
     ]
     if not texts:
-        raise UserError("prompts_file", path, "holds no prompt")
+        raise UserError("prompts_file", path, "contains no prompts")
     if path.suffix == ".jsonl":
         return [(key, _parse_json_prompt(key, line)) for key, line in texts]
     return texts
@@ -89,6 +87,6 @@ def _parse_json_prompt(key: str, line: str) -> str:
         raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), str(error)) from None
     text = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        allowed = "must be an object with a text under prompt"
-        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), allowed)
+        reason = 'must be a JSON object with a text under "prompt"'
+        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), reason)
     return text

@@ -1,4 +1,4 @@
-"""How well a model predicts a text.
+"""Scores of how well a model predicts a text.
 
 Shapes: N tokens, B windows, T positions of a window.
 """
@@ -18,25 +18,25 @@ from growlm.model.transformer import TransformerLM
 
 @dataclass
 class Score:
-    """Summed losses."""
+    """Summed losses of predicted tokens."""
 
     num_tokens: int = 0
-    """That were predicted."""
+    """Number of predicted tokens."""
     nats: float = 0.0
-    """The sum of their losses, −ln p."""
+    """Sum of their losses, −ln p."""
     num_eos_tokens: int = 0
-    """Ends of text among them."""
+    """Number of end-of-text tokens among them."""
     eos_nats: float = 0.0
-    """Their part of the sum."""
+    """Sum of the losses of the end-of-text tokens."""
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Mean loss in nats per token."""
         return self.nats / self.num_tokens
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the loss; inf where that is too large for a float."""
+        """Exponential of the loss; inf if that is too large for a float."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -44,21 +44,21 @@ class Score:
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """What a text costs in bits for each of its bytes: comparable between tokenizers.
+    """Return the loss in bits per byte of text, which is comparable between tokenizers.
 
     Gao et al. 2020 (arXiv 2101.00027), section 3.1: L_tokens / L_bytes · loss / ln 2.
 
     Args:
-        nats: Summed over the text's tokens.
+        nats: Loss summed over the text's tokens.
         num_bytes: Length of the text in UTF-8.
     """
     return nats / num_bytes / math.log(2)
 
 
 def sum_token_losses(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
-    """Sum of the losses over batches of token ids (B, T + 1), and number of the tokens, all of them predicted.
+    """Return the summed loss and the number of predicted tokens over batches of token ids (B, T + 1).
 
-    In the mode the model is in; (2,), fp64.
+    The result is (2,), fp64. The model stays in its train or eval mode.
     """
     device = model.embedding.weight.device
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -71,12 +71,12 @@ def sum_token_losses(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a row of tokens: what is read, and which part of it is scored.
+    """A window over a token sequence: the range that is read, and the part of it that is scored.
 
     Attributes:
-        begin: Where it begins.
-        scored: Its first token that is scored; those before are context.
-        end: Where it ends.
+        begin: Index of its first token.
+        first_scored: Index of its first scored token; the tokens before are context.
+        end: Index after its last token.
     """
 
     begin: int
@@ -85,15 +85,15 @@ class Window:
 
 
 def iter_windows(length: int, sequence_length: int, stride: int) -> Iterator[Window]:
-    """Windows over a row of tokens, each of which but the first is scored exactly once.
+    """Yield windows over a token sequence such that each token but the first is scored exactly once.
 
-    The first window is scored whole, every other one in its last `stride` tokens. The last reaches back as far
-    as the others, so that it has more context where there is less to score.
+    The first window is scored as a whole, every other one in its last `stride` tokens. The last window is as
+    long as the others, so its scored part, if shorter, has more context.
 
     Args:
-        length: Of the row.
-        sequence_length: T; a window has one token more, whose prediction is not read on.
-        stride: From the end of a window to the end of the next, at most T.
+        length: Number of tokens in the sequence.
+        sequence_length: T; a window has one token more, which is predicted but not read.
+        stride: Distance between the ends of consecutive windows, at most T.
     """
     done = 1
     while done < length:
@@ -113,45 +113,45 @@ def score_tokens(
     eos_token_id: int,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Score:
-    """Score every token of a row but the first.
+    """Score every token of a sequence but the first.
 
     Args:
-        model: In eval mode.
+        model: Model in eval mode.
         tokens: Token ids, (N,).
-        given: Which tokens are read but not scored, (N,), bool; None for none.
-        sequence_length: See `windows`.
-        stride: See `windows`.
-        batch_size: Windows read at once.
-        end_of_text: Is also counted apart.
-        progress: Called with the tokens done, and how many there are.
+        context_mask: Which tokens are read but not scored, (N,), bool; None for none.
+        sequence_length: Length of a window; see `iter_windows`.
+        stride: Distance between windows; see `iter_windows`.
+        batch_size: Number of windows per batch.
+        eos_token_id: End-of-text token, whose loss is also summed separately.
+        progress: Function called with the number of tokens done and the total.
 
     Returns:
-        The sums.
+        The summed losses.
     """
     device = model.embedding.weight.device
     score = Score()
     for batch in _batch_windows(iter_windows(len(tokens), sequence_length, stride), batch_size):
-        read = np.stack([tokens[w.begin : w.end] for w in batch]).astype(np.int64)
-        scored = np.zeros((len(batch), read.shape[1] - 1), dtype=bool)
-        for row, window in zip(scored, batch, strict=True):
-            row[window.first_scored - window.begin - 1 :] = (
+        inputs = np.stack([tokens[w.begin : w.end] for w in batch]).astype(np.int64)
+        scored = np.zeros((len(batch), inputs.shape[1] - 1), dtype=bool)
+        for scored_row, window in zip(scored, batch, strict=True):
+            scored_row[window.first_scored - window.begin - 1 :] = (
                 True if context_mask is None else ~context_mask[window.first_scored : window.end]
             )
-        targets = read[:, 1:][scored]
+        targets = inputs[:, 1:][scored]
         if len(targets):
-            ids, mask = torch.from_numpy(read).to(device), torch.from_numpy(scored).to(device)
+            ids, mask = torch.from_numpy(inputs).to(device), torch.from_numpy(scored).to(device)
             losses = model.token_losses(ids, mask).double().cpu().numpy()
-            is_end = targets == eos_token_id
+            is_eos = targets == eos_token_id
             score.num_tokens += len(targets)
             score.nats += float(losses.sum())
-            score.num_eos_tokens += int(is_end.sum())
-            score.eos_nats += float(losses[is_end].sum())
+            score.num_eos_tokens += int(is_eos.sum())
+            score.eos_nats += float(losses[is_eos].sum())
         progress(batch[-1].end - 1, len(tokens) - 1)
     return score
 
 
 def _batch_windows(found: Iterable[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of equal length, so many at a time."""
+    """Yield up to `size` consecutive windows of equal length at a time."""
     batch: list[Window] = []
     for window in found:
         if batch and (

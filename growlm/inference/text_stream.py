@@ -1,4 +1,4 @@
-"""Text out of tokens: prompts in, and continuations as they come, never half a character."""
+"""Encode prompts, and decode continuations token by token without splitting characters."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from growlm.data.tokenization.tokenizer import Tokenizer
 
 CONTEXT_TOKENS = 16
-"""Tokens of the prompt that are looked back on."""
+"""Number of the prompt's last tokens that are decoded together with the new ones."""
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What a model reads of a prompt; of an empty one, what precedes every document."""
+    """Return the token ids of a prompt; for an empty one, an end of text unless a begin of text is used."""
     ids = [*tokenizer.bos_token_ids, *tokenizer.encode(text)]
     return ids or [tokenizer.eos_token_id]
 
 
 class StreamingDetokenizer:
-    """The text that each new token adds to a prompt.
+    """A decoder that returns the text that each new token adds to a prompt.
 
-    What `push` and `end` give, put together, is the text of all the tokens. Tokens are decoded after those before
-    them: some tokenizers write a word's space only where another word precedes it.
+    The results of `push` and `finish`, joined, are the text of all tokens. Tokens are decoded together with
+    those before them, because some tokenizers write a word's space only after another word.
 
     Args:
-        tokenizer: Decodes.
-        prompt: Token ids.
+        tokenizer: Tokenizer to decode with.
+        prompt: Token ids of the prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -33,7 +33,7 @@ class StreamingDetokenizer:
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that is certain now; empty where the token ends inside a character."""
+        """Add a token and return the completed text; empty if the token ends inside a character."""
         self._pending.append(token)
         text = self._new_text()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -42,7 +42,7 @@ class StreamingDetokenizer:
         return text
 
     def finish(self) -> str:
-        """What was still waiting, as it is; nothing may follow."""
+        """Return the pending text as it is; no token may follow."""
         text = self._new_text() if self._pending else ""
         self._pending = []
         return text
@@ -53,6 +53,6 @@ class StreamingDetokenizer:
 
 
 def decode_continuation(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text of a whole continuation."""
+    """Return the text of a whole continuation."""
     stream = StreamingDetokenizer(tokenizer, prompt)
     return "".join(map(stream.push, tokens)) + stream.finish()

@@ -1,4 +1,4 @@
-"""The transformer and its axis labels. Imports torch, nothing of Lightning, Hydra or W&B."""
+"""The transformer and the labels of its axes (imports torch, but not Lightning, Hydra or W&B)."""
 
 from growlm.model.config import ModelConfig
 from growlm.model.layers.routing import Routing

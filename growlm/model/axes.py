@@ -1,7 +1,7 @@
-"""Labelled axes: what each dimension of each parameter means, declared beside the parameter.
+"""Axis labels say what each dimension of each parameter means; they are declared beside the parameter.
 
-A module declares its parameters with `label(self, weight=Label(...))`. Growth, initialisation, weight decay
-and (later) sharding read the table that `axes_table` collects; nobody else needs to know a tensor's name.
+A module declares its parameters with `label(self, weight=Label(...))`. Growth, initialization, weight decay
+and sharding read the table that `axes_table` collects, so no other code depends on parameter names.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from enum import Enum
 from torch import nn
 
 BLOCK_NAME_PATTERN = re.compile(r"^blocks\.(\d+)\.(.+)$")
-"""Parameters of the repeated blocks: `blocks.<index>.<rest>`."""
+"""Names of the parameters of the repeated blocks: `blocks.<index>.<rest>`."""
 
 
 class Role(Enum):
-    """What a dimension does with its axis."""
+    """The role of a parameter's dimension with respect to an axis."""
 
-    WRITES = "writes"  # rows produce the axis's channels
-    READS = "reads"  # columns consume them
-    INDEX = "index"  # one entry per member: vocabulary, experts
-    GAIN = "gain"  # a norm's multiplier of each channel
-    SHIFT = "shift"  # a norm's addition to each channel
+    WRITES = "writes"  # its rows produce the axis's channels
+    READS = "reads"  # its columns consume them
+    INDEX = "index"  # it has one entry per member: vocabulary, experts
+    GAIN = "gain"  # a norm's multiplier for each channel
+    SHIFT = "shift"  # a norm's offset for each channel
 
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension of a parameter: what it does (`role`), with which channels (`axis`)."""
+    """One dimension of a parameter: its role, and the axis whose channels it runs over."""
 
     role: Role
     axis: str
 
 
 def writes(axis: str) -> Dim:
-    """Rows that produce the channels of `axis`."""
+    """Return a dimension whose rows produce the channels of `axis`."""
     return Dim(Role.WRITES, axis)
 
 
 def reads(axis: str) -> Dim:
-    """Columns that consume the channels of `axis`."""
+    """Return a dimension whose columns consume the channels of `axis`."""
     return Dim(Role.READS, axis)
 
 
 def index(axis: str) -> Dim:
-    """One entry per member of `axis`."""
+    """Return a dimension with one entry per member of `axis`."""
     return Dim(Role.INDEX, axis)
 
 
@@ -54,11 +54,11 @@ class Label:
     """The axes of one parameter.
 
     Args:
-        dims: One per dimension of the tensor.
+        dims: One entry per dimension of the tensor.
         stacked_from: For a stack of experts: the parameter of the dense feed-forward block (its name inside
             the block) that each expert replaces.
-        read_undivided: For the norm before a tied head: the matrix that reads it also writes the residual
-            stream, so a growth cannot divide that matrix's columns and scales the norm in its place.
+        feeds_tied_head: Whether this is the norm before a tied head. The matrix that reads it also writes the
+            residual stream, so growth cannot divide that matrix's columns and scales the norm instead.
     """
 
     dims: tuple[Dim, ...]
@@ -67,17 +67,17 @@ class Label:
 
     @property
     def is_router(self) -> bool:
-        """Whether the parameter is a router: a row for each member, that reads and writes no channels."""
+        """Whether the parameter is a router: one row per member, and no channels are written."""
         return self.has(Role.INDEX) and self.has(Role.READS) and not self.has(Role.WRITES)
 
     def has(self, role: Role, axis: str | None = None) -> bool:
-        """Whether any dimension has this role (with this axis)."""
+        """Return whether any dimension has this role (and this axis, if given)."""
         return any(dim.role is role and axis in (None, dim.axis) for dim in self.dims)
 
 
 @dataclass(frozen=True)
 class LabeledShape:
-    """A row of the axes table."""
+    """The label and shape of one parameter: a row of the axes table."""
 
     label: Label
     shape: tuple[int, ...]
@@ -90,11 +90,11 @@ def label(module: nn.Module, **labels: Label) -> None:
 
 
 def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
-    """Every parameter and persistent buffer of `model`, by name, with its label.
+    """Return every parameter and persistent buffer of `model`, by name, with its label.
 
     Raises:
-        ValueError: If one has no label, or a label of another number of dimensions. Growth would have to
-            guess what to do with it, and a silent copy is how learnt things get lost.
+        ValueError: If one has no label, or a label with the wrong number of dimensions. Growth would have to
+            guess how to handle it, and a silent copy would lose what the model has learned.
     """
     labels: dict[str, Label] = {}
     for prefix, module in model.named_modules():
@@ -106,13 +106,17 @@ def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
             raise ValueError(f"{name} has no axis label: declare it with growlm.model.axes.label")
         if len(labels[name].dims) != tensor.ndim:
             raise ValueError(
-                f"{name} has {tensor.ndim} dimensions and a label of {len(labels[name].dims)}"
+                f"{name} has {tensor.ndim} dimensions, but its label has {len(labels[name].dims)}"
             )
         table[name] = LabeledShape(labels[name], tuple(tensor.shape))
     return table
 
 
 def split_block_name(name: str) -> tuple[int | None, str]:
-    """`blocks.3.attention.query.weight` -> (3, "attention.query.weight"); (None, name) outside blocks."""
+    """Split a parameter name into the block's index and the name inside the block.
+
+    `blocks.3.attention.query.weight` gives (3, "attention.query.weight"); a name outside the blocks gives
+    (None, name).
+    """
     match = BLOCK_NAME_PATTERN.match(name)
     return (int(match[1]), match[2]) if match else (None, name)

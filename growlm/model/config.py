@@ -1,4 +1,4 @@
-"""The shape of a model, complete: two equal `ModelConfig` make two models of equal function class."""
+"""The model config, which describes the architecture completely."""
 
 from __future__ import annotations
 
@@ -10,51 +10,57 @@ from growlm.runtime.field_limits import check_limits, limits
 
 @dataclass
 class ModelConfig:
-    """A decoder-only transformer. Growth returns a new config (`dataclasses.replace`), never edits one."""
+    """The architecture of a decoder-only transformer.
+
+    Growth returns a new config (`dataclasses.replace`) and never edits one.
+    """
 
     vocab_size: int = field(default=50257, metadata=limits(minimum=0, maximum=2**22))
-    """Rows of the embedding. In a run's config, 0 means as many as the tokenizer has."""
+    """Rows of the embedding. In a run's config, 0 means the size of the tokenizer's vocabulary."""
     d_model: int = field(default=512, metadata=limits(minimum=1, maximum=2**17))
     """Channels of the residual stream."""
     n_layers: int = field(default=12, metadata=limits(minimum=1, maximum=4096))
-    """Blocks."""
+    """Number of blocks."""
     n_heads: int = field(default=8, metadata=limits(minimum=1, maximum=4096))
-    """Query heads."""
+    """Number of query heads."""
     n_kv_heads: int = field(default=8, metadata=limits(minimum=1, maximum=4096))
-    """Key/value heads; each serves `n_heads / n_kv_heads` query heads."""
+    """Number of key/value heads; each serves `n_heads / n_kv_heads` query heads."""
     head_dim: int = field(default=64, metadata=limits(minimum=2, maximum=4096))
-    """Channels of one head. RoPE rotates pairs of them, so it is even, and no growth changes it."""
+    """Channels of one head. Even, because RoPE rotates pairs of channels; growth never changes it."""
     d_ff: int = field(default=2048, metadata=limits(minimum=1, maximum=2**19))
     """Hidden units of a feed-forward block, or of one expert."""
     max_seq_len: int = field(default=1024, metadata=limits(minimum=2, maximum=2**20))
-    """Longest sequence the model is asked to read."""
+    """Longest sequence the model can read, in tokens."""
     norm: str = field(default="layernorm", metadata=limits(choices=("layernorm", "rmsnorm")))
-    """Normalisation before each sub-block and before the head."""
+    """Normalization before each sub-block and before the head."""
     feed_forward: str = field(default="gelu", metadata=limits(choices=("gelu", "swiglu")))
-    """Activation; `swiglu` has a gate projection beside `up`."""
+    """Activation; `swiglu` adds a gate projection beside `up`."""
     bias: bool = True
-    """Biases on every linear layer but the router's and the head's, and in LayerNorm."""
+    """Whether linear layers (except the router and the head) and LayerNorm have biases."""
     tie_embeddings: bool = True
-    """Whether the head is the embedding matrix."""
+    """Whether the head shares the embedding matrix."""
     norm_eps: float = field(default=1e-5, metadata=limits(above=0.0, below=1.0))
-    """Added to the variance. Growth to a width that is not a multiple scales it (see `growth/widen.py`)."""
+    """Constant added to the variance. Growth to a width that is not a multiple scales it (see
+    `growth/widen.py`)."""
     rope_theta: float = field(default=10000.0, metadata=limits(above=1.0))
     """Base of the rotary frequencies."""
     num_experts: int = field(default=0, metadata=limits(minimum=0, maximum=4096))
-    """Experts per block; 0 is a dense model."""
+    """Experts per block; 0 for a dense model."""
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
-    """Experts that each token uses; without meaning in a dense model."""
+    """Experts that each token uses; ignored in a dense model."""
     router_balance_weight: float = field(default=1e-2, metadata=limits(minimum=0.0))
-    """Weight of the balancing loss (Fedus et al. 2021, arXiv 2101.03961, eq. 4) in the training loss."""
+    """Weight of the load-balancing loss (Fedus et al. 2021, arXiv 2101.03961, eq. 4) in the training loss."""
     router_z_weight: float = field(default=0.0, metadata=limits(minimum=0.0))
     """Weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5) in the training loss."""
     router_bias_step: float = field(default=0.0, metadata=limits(minimum=0.0, maximum=1.0))
-    """Loss-free balancing (Wang et al. 2024, arXiv 2408.15664): after each step the selection bias of every expert
-    moves by this, up if it got fewer tokens than the mean, down if more. The bias is added to the logits in the
-    selection only. 0 for none; 1e-2 is to logits about what the paper's 1e-3 is to probabilities. An alternative
-    to the balancing loss (set its weight to 0), or beside it."""
+    """Step of loss-free balancing (Wang et al. 2024, arXiv 2408.15664); 0 turns it off.
+
+    After each step, every expert's selection bias moves by this much: up if the expert got fewer tokens than the
+    mean, down if more. The bias is added to the logits for selection only. On logits, 1e-2 has about the effect of
+    the paper's 1e-3 on probabilities. Use it instead of the balancing loss (set that weight to 0) or together with
+    it."""
     router_tie_breaking: bool = False
-    """Break equal router logits by a fixed pseudo-random order, in the selection of experts only."""
+    """Whether equal router logits are ordered by a fixed pseudo-random order, for expert selection only."""
 
     @property
     def is_moe(self) -> bool:
@@ -62,7 +68,7 @@ class ModelConfig:
         return self.num_experts > 0
 
     def axis_sizes(self) -> dict[str, int]:
-        """Channels of every axis that parameters write, read or are indexed by."""
+        """Return the number of channels of every axis that parameters write, read or are indexed by."""
         return {
             "vocabulary": self.vocab_size,
             "residual": self.d_model,
@@ -73,14 +79,14 @@ class ModelConfig:
         }
 
     def axis_unit(self, axis: str) -> int:
-        """Channels of the axis that belong together: those of a head."""
+        """Return how many channels of the axis form a unit: a head's channels, else 1."""
         return self.head_dim if axis in ("query_heads", "key_value_heads") else 1
 
     def validate(self) -> None:
-        """Check all fields, alone and together.
+        """Check all fields, each alone and together.
 
         Raises:
-            UserError: Naming the first field that cannot be.
+            UserError: If a field is invalid; it names the first such field.
         """
         check_limits(self)
         if self.head_dim % 2:
@@ -94,10 +100,10 @@ class ModelConfig:
 
 
 def check_routing(num_experts: int, top_k: int) -> None:
-    """Check that `top_k` of `num_experts` can be trained.
+    """Check that a router choosing `top_k` of `num_experts` can be trained.
 
     Raises:
-        UserError: If not, with the reason.
+        UserError: If it cannot, with the reason.
     """
     if num_experts < 2:
         raise UserError("num_experts", num_experts, "must be at least 2")
@@ -107,6 +113,6 @@ def check_routing(num_experts: int, top_k: int) -> None:
         raise UserError(
             "top_k",
             top_k,
-            "must be at least 2: gates are renormalised to sum to one, so a single chosen expert always "
+            "must be at least 2: gates are renormalized to sum to one, so a single chosen expert always "
             "has gate 1 and the router gets no gradient",
         )

@@ -1,7 +1,7 @@
-"""A model of which every process holds its own rows of each parameter (FSDP2).
+"""Sharding of a model with FSDP2: each process holds its own rows of each parameter.
 
-A block's weights are gathered when it computes and let go of afterwards; what lies outside the blocks is
-gathered by the model's own methods.
+A block's weights are gathered while it computes and freed afterwards; weights outside the blocks are gathered
+by the model's own methods.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 FORWARD_METHODS = ("loss", "token_losses", "last_hidden_state", "decode_step")
-"""Of the model, beside `forward`: they gather its weights."""
+"""Methods of the model, besides `forward`, that gather its weights."""
 
 
 def apply_fsdp(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide a model's parameters among processes, in place; one without values (meta device) stays so.
+    """Shard a model's parameters over the processes, in place. Works on the meta device, too.
 
     Args:
-        model: With `blocks`, as `TransformerLM`.
-        mesh: Of one dimension.
+        model: Model with `blocks`, such as `TransformerLM`.
+        mesh: One-dimensional device mesh.
     """
     for block in model.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # FSDP2 would keep what lies outside the blocks until a backward pass, which validation has none of.
+    # By default FSDP2 keeps the weights outside the blocks until a backward pass, and validation has none.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for method in FORWARD_METHODS:
         if hasattr(model, method):
@@ -47,54 +47,62 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def without_backward_prefetch(model: nn.Module) -> Iterator[None]:
-    """While a block goes through its backward pass, the next one's weights are not gathered yet: less memory.
+    """Gather the next block's weights only when its own backward pass begins, which saves memory.
 
     Args:
-        model: Sharded or not.
+        model: Sharded or unsharded model.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_modules_to_backward_prefetch([part])  # which has been gathered
+    fsdp_modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for fsdp_module in fsdp_modules:
+        # A module is already gathered in its own backward pass, so this prefetches nothing.
+        fsdp_module.set_modules_to_backward_prefetch([fsdp_module])
     try:
         yield
     finally:
-        for part in parts:
-            part.set_modules_to_backward_prefetch([])  # FSDP2's own choice
+        for fsdp_module in fsdp_modules:
+            fsdp_module.set_modules_to_backward_prefetch([])  # FSDP2's default
 
 
 def shard_optimizer_states(
     states: Mapping[str, dict[str, Tensor]], mesh: DeviceMesh
 ) -> dict[str, dict[str, Tensor]]:
-    """An optimizer's states, by parameter name, of which each process keeps its own rows."""
+    """Shard an optimizer's states, given by parameter name, so that each process keeps its own rows."""
 
-    def divide(tensor: Tensor) -> Tensor:
+    def shard(tensor: Tensor) -> Tensor:
         if is_sharded(tensor) or not tensor.ndim:
             return tensor
         rows = get_shard_rows(len(tensor), mesh.get_local_rank(), mesh.size())
         return from_local(tensor[rows].clone(), tensor.shape, mesh)
 
-    return {name: {k: divide(v) for k, v in state.items()} for name, state in states.items()}
+    return {name: {k: shard(v) for k, v in state.items()} for name, state in states.items()}
 
 
 def create_sharded_model(config: ModelConfig, seed: int, mesh: DeviceMesh) -> TransformerLM:
-    """A model with initial weights, those of `TransformerLM(config, seed)`, which no process ever holds whole."""
+    """Create a sharded model without any process ever holding all of it.
+
+    Its initial weights equal those of `TransformerLM(config, seed)`.
+    """
     with torch.device("meta"):
         model = TransformerLM(config)
     apply_fsdp(model, mesh)
     table = axes_table(model)
     parameters = {name for name, _ in model.named_parameters()}
-    nothing = torch.empty(0, device=get_mesh_device(mesh))
+    empty = torch.empty(0, device=get_mesh_device(mesh))
 
-    def making(name: str) -> ShardedTask[str]:
+    def initial_value_task(name: str) -> ShardedTask[str]:
         row = table[name]
         return ShardedTask(
             name,
-            nothing,
+            empty,
             lambda like: initial_value(name, row, config.n_layers, seed).to(like),
             row.shape,
         )
 
-    values = dict(map_sharded((making(name) for name in table if name in parameters), mesh))
-    values |= map_sharded((making(name) for name in table if name not in parameters), None)
+    values = dict(
+        map_sharded((initial_value_task(name) for name in table if name in parameters), mesh)
+    )
+    values |= map_sharded(
+        (initial_value_task(name) for name in table if name not in parameters), None
+    )
     model.load_state_dict(values, assign=True)
     return model

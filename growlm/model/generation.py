@@ -1,4 +1,4 @@
-"""The old name of `growlm.inference.generation`; it works until growlm 0.3."""
+"""Deprecated names of `growlm.inference.generation`, kept until growlm 0.3."""
 
 from growlm.deprecation import renamed_attributes
 

@@ -1,4 +1,4 @@
-"""Every initial value of the model, by what the parameter's axes say it is.
+"""Initial values of the model, chosen by the axis labels of each parameter.
 
 | parameter                          | initial value                                             |
 |------------------------------------|-----------------------------------------------------------|
@@ -22,7 +22,7 @@ INIT_STD = 0.02
 
 
 def initialize_weights(model: nn.Module, seed: int) -> None:
-    """Fill all parameters and buffers in place. Each depends on (seed, its name) alone."""
+    """Fill all parameters and buffers in place. Each value depends on (seed, name) alone."""
     table = axes_table(model)
     n_layers: int = model.config.n_layers  # type: ignore[union-attr, assignment]
     with torch.no_grad():
@@ -31,13 +31,13 @@ def initialize_weights(model: nn.Module, seed: int) -> None:
 
 
 def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Tensor:
-    """What a parameter or buffer begins with, in fp32 on the CPU.
+    """Return the initial value of a parameter or buffer, in fp32 on the CPU.
 
     Args:
-        name: Its name.
+        name: Name of the parameter or buffer.
         row: Its row of the axes table.
-        n_layers: Of the model.
-        seed: Of all initial values.
+        n_layers: Number of the model's blocks.
+        seed: Seed of all initial values.
     """
     if row.label.has(Role.GAIN):
         return torch.ones(row.shape)
@@ -48,10 +48,10 @@ def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Ten
 
 
 def is_matrix(label: Label) -> bool:
-    """Whether a parameter maps one axis to another, or looks rows up: neither a bias nor part of a norm."""
+    """Return whether a parameter is a matrix (it maps one axis to another, or looks up rows)."""
     return label.has(Role.READS) or label.has(Role.INDEX, "vocabulary")
 
 
 def is_residual_output(label: Label) -> bool:
-    """Whether a parameter is the last of a sub-block: what it makes is added to the residual stream."""
+    """Return whether a parameter is the last of a sub-block, whose output is added to the residual stream."""
     return label.has(Role.READS) and label.has(Role.WRITES, "residual")

@@ -1,9 +1,9 @@
-"""Keys and values of the tokens read so far, so that the next token costs one position's work.
+"""The key/value cache, with which each new token costs one position's work.
 
 Sequences of different lengths are padded on the left: all of them end at the same slot, which makes every write
 one slice. A sequence's positions count from its own first token, and nothing attends to padding.
 
-Shapes: B sequences, T new tokens, S slots in use, H query heads, K key/value heads, G = H/K query heads of one
+Shapes: B sequences, T new tokens, S slots in use, H query heads, K key/value heads, G = H/K query heads per
 key/value head, C channels of a head.
 """
 
@@ -19,18 +19,18 @@ from growlm.model.layers.rotary import rotary_tables
 
 
 class KeyValueCache:
-    """The memory of one batch.
+    """The key/value cache of one batch of sequences.
 
     Args:
-        config: Of the model.
-        num_slots: Tokens there is room for in each sequence, padding included.
-        padding: Slots before each sequence's first token, (B,).
+        config: Config of the model.
+        num_slots: Capacity of each sequence in tokens, padding included.
+        left_padding: Number of padding slots before each sequence's first token, (B,).
 
     Attributes:
-        layers: What each attention layer writes to and reads from.
-        begin: The first slot of the tokens being read.
-        end: The slot after the last of them.
-        mask: What they attend to, (B, 1, T, S) or (B, 1, 1, S); None for everything up to themselves.
+        layers: The caches of the attention layers.
+        begin: First slot of the tokens being read.
+        end: Slot after the last of them.
+        mask: Slots the tokens attend to, (B, 1, T, S) or (B, 1, 1, S); None for plain causal attention.
     """
 
     def __init__(self, config: ModelConfig, num_slots: int, left_padding: Tensor) -> None:
@@ -43,17 +43,17 @@ class KeyValueCache:
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def extend(self, num_new: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for T tokens more, which the layers are about to see.
+        """Make room for T more tokens, which the layers are about to read.
 
         Args:
-            num_new: T.
-            like: Of the device and dtype that the tables of angles are for.
+            num_new: Number of new tokens, T.
+            like: Tensor whose device and dtype the rotary tables get.
 
         Returns:
             The rotary tables of the new tokens, (T, C/2) or (B, 1, T, C/2).
 
         Raises:
-            ValueError: If there is no room.
+            ValueError: If the cache is too small.
         """
         if self.end + num_new > self.num_slots:
             raise ValueError(f"{self.end + num_new} tokens in a cache of {self.num_slots} slots")
@@ -70,22 +70,23 @@ class KeyValueCache:
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
     def _attention_mask(self, slots: Tensor) -> Tensor | None:
-        """Which slots the tokens in `slots` (T,) attend to, where that is not plainly causal."""
+        """Return which slots the tokens in `slots` (T,) attend to, or None for plain causal attention."""
         if self._left_padding is None and (self.begin == 0 or len(slots) == 1):
             return None
-        every = torch.arange(self.end, device=slots.device)
-        visible = every <= slots.unsqueeze(1)  # (T, S)
+        all_slots = torch.arange(self.end, device=slots.device)
+        visible = all_slots <= slots.unsqueeze(1)  # (T, S)
         if self._left_padding is None:
             return visible[None, None]
-        real = every >= self._left_padding.unsqueeze(1)  # (B, S)
-        itself = every == slots.unsqueeze(1)  # a softmax over nothing is NaN: padding sees itself
-        return (visible & real.unsqueeze(1) | itself).unsqueeze(1)
+        not_padding = all_slots >= self._left_padding.unsqueeze(1)  # (B, S)
+        # Padding attends to itself, because a softmax over nothing is NaN.
+        itself = all_slots == slots.unsqueeze(1)
+        return (visible & not_padding.unsqueeze(1) | itself).unsqueeze(1)
 
     def select_sequences(self, indices: Tensor) -> None:
-        """Go on with some of the sequences.
+        """Keep only some of the sequences.
 
         Args:
-            rows: Their indices, ascending.
+            indices: Indices of the sequences to keep, ascending.
         """
         if self._left_padding is not None:
             self._left_padding = self._left_padding[indices]
@@ -96,15 +97,16 @@ class KeyValueCache:
 def _attend_single_query(
     query: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None
 ) -> Tensor:
-    """Attention of one row a head, in two products: on a CPU and in half precision faster than the fused kernel.
+    """Attend with one query row per head, in two plain products.
 
-    A product copies what is a part of a buffer, so the whole buffer is multiplied unless it is mostly empty.
+    On a CPU and in half precision this is faster than the fused kernel. A product copies an operand that is a
+    part of a buffer, so the whole buffer is multiplied unless it is mostly empty.
 
     Args:
         query: (B, K, 1, C).
-        keys: (B, K, slots, C), zero where there is none yet.
-        values: Likewise.
-        end: Slots in use, S.
+        keys: (B, K, slots, C), zero in unused slots.
+        values: (B, K, slots, C), zero in unused slots.
+        end: Number of slots in use, S.
         mask: (B, 1, 1, S) or None.
     """
     if 2 * end < keys.shape[2]:
@@ -117,7 +119,7 @@ def _attend_single_query(
 
 
 class LayerCache:
-    """Keys and values of one layer, each (B, K, slots, C), allocated when the first ones come."""
+    """Keys and values of one layer, each (B, K, slots, C); allocated on first use."""
 
     def __init__(self, cache: KeyValueCache) -> None:
         self._cache = cache
@@ -125,7 +127,7 @@ class LayerCache:
         self._values: Tensor | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Remember the new keys and values, and attend to all that are remembered.
+        """Store the new keys and values, and attend to everything stored.
 
         Args:
             query: (B, H, T, C).
@@ -133,7 +135,7 @@ class LayerCache:
             value: (B, K, T, C).
 
         Returns:
-            (B, H, T, C).
+            The attention output, (B, H, T, C).
         """
         cache = self._cache
         if self._keys is None or self._values is None:
@@ -149,7 +151,7 @@ class LayerCache:
         mask = cache.mask
         if mask is not None and groups > 1 and mask.shape[2] > 1:
             mask = mask.repeat(1, 1, groups, 1)
-        # The query heads of a group become rows that read the same keys, which are then read once.
+        # The query heads of a group become rows that share their keys, so the keys are read once.
         rows = query.reshape(len(query), key.shape[1], -1, key.shape[3])  # (B, K, G·T, C)
         half = query.dtype in (torch.bfloat16, torch.float16)
         if half and rows.device.type == "cpu" and rows.shape[2] == 1:
@@ -159,6 +161,6 @@ class LayerCache:
         return mixed.reshape(query.shape)
 
     def select_sequences(self, indices: Tensor) -> None:
-        """See `KeyValueCache.keep`."""
+        """Keep only some of the sequences; see `KeyValueCache.select_sequences`."""
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._keys[indices], self._values[indices]

@@ -1,4 +1,4 @@
-"""The language-model loss without ever holding all logits.
+"""The language-model loss, computed without holding all logits at once.
 
 Shapes: N tokens, D residual channels, V vocabulary.
 """
@@ -12,46 +12,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 * 2**20
-"""Logits of one chunk: the more tokens, the fewer sums into the gradient of the weight."""
+"""Size of one chunk's logits. Larger chunks need fewer additions to the weight's gradient."""
 BLOCK_BYTES = 4 * 2**20
-"""Of a chunk, what a CPU takes through the softmax at once, in at least fp32: it should stay in the cache."""
+"""Size of the part of a chunk that a CPU passes through the softmax at once; it should fit into the cache."""
 LOGITS_ROW_ALIGNMENT = 64
-"""Rows of the logits begin at multiples of this many entries: products are up to a third faster."""
+"""Multiple that each row of the logits is padded to: products are up to a third faster."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Chunk by chunk: logits, loss, and at once the gradients of both factors, so that no logits are kept."""
+    """Linear layer and cross-entropy, chunk by chunk.
+
+    The forward pass computes the gradients of both factors, too, so that no logits are kept.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
         num_tokens, vocabulary = len(hidden), len(weight)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        needs_hidden_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden_grad else None
         grad_weight: Tensor | None = None
         loss = torch.zeros(
             (), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device
         )
         hidden_cast, weight_cast = hidden.to(dtype), weight.to(dtype)
         width = -(-vocabulary // LOGITS_ROW_ALIGNMENT) * LOGITS_ROW_ALIGNMENT
-        rows = min(num_tokens, max(1, CHUNK_BYTES // (width * hidden_cast.element_size())))
-        # Zeros, not `new_empty`: oneDNN's AMX kernels read a column of the padding when the vocabulary is odd and
-        # multiply it by zero; what uninitialised memory holds may be NaN, and NaN · 0 = NaN.
-        padded = hidden_cast.new_zeros(rows, width)
-        for start in range(0, num_tokens, rows):
-            chunk = hidden_cast[start : start + rows]
+        chunk_rows = min(num_tokens, max(1, CHUNK_BYTES // (width * hidden_cast.element_size())))
+        # Zeros, not `new_empty`: with an odd vocabulary, oneDNN's AMX kernels read a column of the padding and
+        # multiply it by zero. Uninitialized memory may hold NaN, and NaN · 0 = NaN.
+        padded = hidden_cast.new_zeros(chunk_rows, width)
+        for start in range(0, num_tokens, chunk_rows):
+            chunk = hidden_cast[start : start + chunk_rows]
             scores = padded[: len(chunk), :vocabulary]
             torch.mm(chunk, weight_cast.T, out=scores)
-            loss += _loss_and_gradient(scores, targets[start : start + rows], loss.dtype)
+            loss += _loss_and_gradient(scores, targets[start : start + chunk_rows], loss.dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = scores @ weight_cast
-            if (
-                wants_weight
-            ):  # the product of whole rows is faster; what their padding gives is cut off
-                part = (padded[: len(chunk)].T @ chunk)[:vocabulary]
+                grad_hidden[start : start + chunk_rows] = scores @ weight_cast
+            if needs_weight_grad:
+                # The product of whole rows is faster; the rows that the padding adds are cut off.
+                chunk_grad = (padded[: len(chunk)].T @ chunk)[:vocabulary]
                 grad_weight = (
-                    part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
+                    chunk_grad.to(weight.dtype)
+                    if grad_weight is None
+                    else grad_weight.add_(chunk_grad)
                 )
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.num_tokens = num_tokens
@@ -65,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
-    """The summed loss of logits (n, V), which are replaced by its gradient."""
+    """Return the summed loss of logits (n, V) and replace the logits by its gradient."""
     rows = len(scores)
     if scores.device.type == "cpu":
         rows = max(1, BLOCK_BYTES // (scores.shape[1] * exact.itemsize))
@@ -80,12 +84,14 @@ def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> T
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each token, (N,), in at least fp32 and without a gradient; else as `linear_cross_entropy`.
+    """Return the cross-entropy of each token, (N,), in at least fp32 and without a gradient.
+
+    Products are in autocast's precision, as in `linear_cross_entropy`.
 
     Args:
         hidden: (N, D).
         weight: (V, D).
-        targets: (N,), token ids.
+        targets: Token ids, (N,).
     """
     dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -95,10 +101,14 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True):
             scores = chunk @ weight.T
             exact = torch.promote_types(dtype, torch.float32)
-            block = BLOCK_BYTES // (len(weight) * exact.itemsize)
-            block = max(1, block) if scores.device.type == "cpu" else len(scores)
-            for some, wanted in zip(scores.split(block), target.split(block), strict=True):
-                losses.append(F.cross_entropy(some.to(exact), wanted, reduction="none"))
+            block_rows = BLOCK_BYTES // (len(weight) * exact.itemsize)
+            block_rows = max(1, block_rows) if scores.device.type == "cpu" else len(scores)
+            for block_scores, block_targets in zip(
+                scores.split(block_rows), target.split(block_rows), strict=True
+            ):
+                losses.append(
+                    F.cross_entropy(block_scores.to(exact), block_targets, reduction="none")
+                )
         return torch.cat(losses)
 
 
@@ -108,16 +118,16 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the logits `hidden @ weight.T`, in at least fp32; products in autocast's precision.
+    """Return the mean cross-entropy of the logits `hidden @ weight.T`, in at least fp32.
 
-    Its gradient can be taken once.
+    Products are in autocast's precision. The backward pass can run only once.
 
     Args:
         hidden: (N, D).
         weight: (V, D).
-        targets: (N,), token ids.
+        targets: Token ids, (N,).
     """
-    if not torch.is_grad_enabled():  # an autograd function would make the gradients all the same
+    if not torch.is_grad_enabled():  # the autograd function would compute the gradients anyway
         return token_losses(hidden, weight, targets).mean()
     dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):

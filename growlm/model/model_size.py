@@ -1,4 +1,4 @@
-"""Counting parameters and floating-point operations."""
+"""Counts of a model's parameters and floating-point operations."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from growlm.model.transformer import TransformerLM
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """How many parameters there are and how many a token uses."""
+    """A model's parameter counts, in total and per token."""
 
     total: int
     active: int
-    """Used by each token: everything but the experts that are not chosen."""
+    """Parameters that each token uses: all but the experts that are not chosen."""
     idle_experts: int
-    """Experts, over all layers, that a token does not use."""
+    """Number of experts, over all layers, that a token does not use."""
     num_experts: int
     top_k: int
     flops_per_token_forward: int
-    """Two per entry of every matrix a token is multiplied with; attention scores not included."""
+    """Forward FLOPs per token: two per entry of every matrix it is multiplied with, without attention scores."""
 
     @property
     def inactive(self) -> int:
@@ -39,7 +39,7 @@ class ParameterReport:
 
 
 def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
-    """Count the parameters of a model, or of the model a config describes (nothing is allocated)."""
+    """Count the parameters of a model, or of the model that a config describes (without allocating it)."""
     if isinstance(model, ModelConfig):
         return _cached_report(astuple(model))
     config = model.config
@@ -71,10 +71,10 @@ def _cached_report(shape: tuple[object, ...]) -> ParameterReport:
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of forward and backward for one token of a sequence.
+    """Return the FLOPs of the forward and backward pass for one token of a sequence.
 
-    Three times the forward pass; the scores and the weighted sum of attention are counted over the whole
-    T × T square, as `torch.utils.flop_counter` does.
+    This is three times the forward pass. The scores and the weighted sum of attention are counted over the whole
+    T × T square, as in `torch.utils.flop_counter`.
     """
     attention = 2 * 2 * config.n_layers * config.n_heads * config.head_dim * sequence_length
     return 3 * (parameter_report(config).flops_per_token_forward + attention)

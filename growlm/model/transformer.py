@@ -1,4 +1,4 @@
-"""The language model: embedding, blocks, final norm, head.
+"""The language model: embedding, blocks, final norm and head.
 
 Shapes: B batch, T time, D residual channels, V vocabulary.
 """
@@ -27,7 +27,7 @@ from growlm.runtime.errors import UserError
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """A transformer block: pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,28 +44,28 @@ class Block(nn.Module):
         routings: RoutingLog | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Residual stream (B, T, D) -> residual stream (B, T, D)."""
+        """Return the residual stream (B, T, D) after this block, given the one before it (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), cos, sin, cache)
-        normalised = self.feed_forward_norm(x)
+        normalized = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, MixtureOfExperts):
-            return x + self.feed_forward(normalised, routings)
-        return x + self.feed_forward(normalised)
+            return x + self.feed_forward(normalized, routings)
+        return x + self.feed_forward(normalized)
 
 
 class TransformerLM(nn.Module):
     """A causal language model.
 
     Args:
-        config: Its shape.
-        seed: Of the initial weights, which depend on nothing else (see `initialisation.py`).
+        config: Architecture of the model.
+        seed: Seed of the initial weights, which depend on nothing else (see `initialization.py`).
 
     Attributes:
-        recompute_blocks: Whether the backward pass computes every block again, which then keeps its input only
-            (activation checkpointing, Chen et al. 2016, arXiv 1604.06174). In training only.
-        compile_blocks: Whether blocks are compiled, at the first training step. In training only.
+        recompute_blocks: Whether the backward pass recomputes every block, of which only the input is kept
+            (activation checkpointing, Chen et al. 2016, arXiv 1604.06174). Training only.
+        compile_blocks: Whether blocks are compiled, at the first training step. Training only.
 
     Raises:
-        UserError: If the config cannot be.
+        UserError: If the config is invalid.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -76,9 +76,8 @@ class TransformerLM(nn.Module):
         self.config = config
         self.recompute_blocks = self.compile_blocks = False
         self._compiled: list[Callable[..., Tensor]] = []
-        with torch.device(
-            "meta"
-        ):  # torch's own initial values would cost time and the global generator
+        # On the meta device: torch's own initial values would cost time and advance the global generator.
+        with torch.device("meta"):
             self._build(config)
         device = torch.get_default_device()
         if device.type != "meta":
@@ -97,14 +96,14 @@ class TransformerLM(nn.Module):
         )
 
     def forward(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """Next-token logits.
+        """Return the next-token logits.
 
         Args:
             tokens: (B, T), T at most `max_seq_len`.
-            routings: If given, the routing of every mixture-of-experts layer is appended, first layer first.
+            routings: List that the routing of every mixture-of-experts layer is appended to, first layer first.
 
         Returns:
-            (B, T, V).
+            The logits, (B, T, V).
 
         Raises:
             ValueError: If the sequence is too long.
@@ -112,10 +111,10 @@ class TransformerLM(nn.Module):
         return F.linear(self._forward_hidden(tokens, routings), self.head_weight)
 
     def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """Mean next-token cross-entropy, in at least fp32; the logits are never held all at once.
+        """Return the mean next-token cross-entropy, in at least fp32, without holding all logits at once.
 
         Args:
-            batch: (B, T + 1) tokens.
+            batch: Tokens, (B, T + 1).
             routings: As for `forward`.
         """
         hidden = self._forward_hidden(batch[:, :-1], routings).flatten(0, 1)
@@ -123,14 +122,16 @@ class TransformerLM(nn.Module):
 
     @torch.no_grad()
     def token_losses(self, batch: Tensor, score_mask: Tensor | None = None) -> Tensor:
-        """Next-token cross-entropy of each token, in at least fp32; no gradient, never all logits at once.
+        """Return the next-token cross-entropy of each token, in at least fp32.
+
+        There is no gradient, and the logits are never held all at once.
 
         Args:
-            batch: (B, T + 1) tokens.
-            scored: (B, T), which of the tokens after the first count; None for all.
+            batch: Tokens, (B, T + 1).
+            score_mask: (B, T), which of the tokens after the first count; None for all.
 
         Returns:
-            (N,), those that count, row by row.
+            The losses of the tokens that count, row by row, (N,).
         """
         hidden, targets = self._forward_hidden(batch[:, :-1]), batch[:, 1:]
         if score_mask is None:
@@ -139,15 +140,15 @@ class TransformerLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), what the final stream is multiplied with."""
+        """The head's matrix, (V, D), which the final hidden state is multiplied with."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def last_hidden_state(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """The normalised residual stream after the last block, (B, T) -> (B, T, D); see `forward`."""
+        """Return the normalized residual stream after the last block, (B, T, D); see `forward`."""
         return self._forward_hidden(tokens, routings)
 
     def _forward_hidden(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        # Public methods do not call each other: under FSDP2 each of them gathers weights and lets go of them.
+        # Public methods do not call each other: under FSDP2 each of them gathers the weights and frees them.
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
@@ -165,17 +166,17 @@ class TransformerLM(nn.Module):
         return self.final_norm(x)
 
     def decode_step(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """The final stream of the last of some tokens that follow those which a cache remembers.
+        """Read tokens that follow the cached ones, and return the final hidden state of the last.
 
         Args:
             tokens: (B, T), T at least 1.
-            cache: Remembers them too.
+            cache: Cache of the tokens before these; it stores these tokens, too.
 
         Returns:
             (B, D); the next token's logits are its product with `head_weight`.
 
         Raises:
-            ValueError: If the cache has no room.
+            ValueError: If the cache is full.
         """
         x = self.embedding(tokens)
         cos, sin = cache.extend(tokens.shape[1], x)
@@ -199,9 +200,9 @@ def _run_checkpointed(
     sin: Tensor,
     routings: RoutingLog | None,
 ) -> Tensor:
-    """The block's output; the backward pass computes the block again."""
-    mine = None if routings is None else RoutingLog()
-    x = checkpoint(block, x, cos, sin, mine, use_reentrant=False, preserve_rng_state=False)
-    if routings is not None and mine is not None:
-        routings.routings += mine.routings  # not the log itself: computing again notes again
+    """Return the block's output; the backward pass recomputes the block."""
+    block_log = None if routings is None else RoutingLog()
+    x = checkpoint(block, x, cos, sin, block_log, use_reentrant=False, preserve_rng_state=False)
+    if routings is not None and block_log is not None:
+        routings.routings += block_log.routings  # not the shared log: the recomputation logs again
     return x

@@ -1,1 +1,1 @@
-"""Optimizers, the learning-rate schedule, and the scaling of steps after a growth."""
+"""Optimizers, the learning-rate schedule, and the scaling of optimizer steps after a growth."""

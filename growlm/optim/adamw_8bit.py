@@ -1,4 +1,4 @@
-"""AdamW whose moments take 8 bits: torchao's for large tensors, torch's for the others, as one optimizer."""
+"""AdamW with 8-bit moments: torchao's for large tensors and torch's for small ones, as one optimizer."""
 
 from __future__ import annotations
 
@@ -21,38 +21,42 @@ from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 OPTIMIZER_NAME = "adamw_8bit"
 TORCHAO_VERSION_PREFIX = "0.18."
-"""Of torchao, whose tensors are built here and whose messages are known here."""
+"""The supported torchao release: its tensor subclass is built here, and its messages are filtered by their
+text."""
 MOMENT_IS_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
-"""Whether each has negative entries."""
+"""Whether each moment can have negative entries."""
 CPU_PART_SIZES = (262_144, 16_384, 4096)
-"""Entries that are stepped at once on a CPU."""
+"""Numbers of entries that are stepped at once on a CPU, largest first."""
 
 
 def get_unavailable_reason(accelerator: str) -> str | None:
-    """Return why this optimizer cannot run here, in words; None if it can. Imports nothing large."""
+    """Return why this optimizer cannot run here, or None if it can; imports nothing large."""
     try:
-        found = version("torchao")
+        installed = version("torchao")
     except PackageNotFoundError:
         return "needs torchao, which is not installed: pip install 'growlm[torchao]'"
-    if not found.startswith(TORCHAO_VERSION_PREFIX):
-        return f"needs torchao {TORCHAO_VERSION_PREFIX}*, installed is {found}: pip install 'growlm[torchao]'"
+    if not installed.startswith(TORCHAO_VERSION_PREFIX):
+        return (
+            f"needs torchao {TORCHAO_VERSION_PREFIX}*, but {installed} is installed: "
+            "pip install 'growlm[torchao]'"
+        )
     return explain_missing_compiler(accelerator)
 
 
 class AdamW8bit(Optimizer):
-    """torchao's AdamW8bit and torch's AdamW behind one list of groups.
+    """An optimizer that runs torchao's AdamW8bit and torch's AdamW behind one list of parameter groups.
 
-    State is in plain tensors: codes of the parameter's shape, scales, and a step
-    (`growlm/growth/eight_bit_moments.py`).
-    torchao compiles its step for every shape that it meets, some ten seconds each on a CPU. There it is handed
-    large tensors in flat parts of three sizes, so that the same few kernels step every model, and what they need
-    on the way stays in the cache; blocks are the same, and so is the result.
+    Its state consists of plain tensors: codes of the parameter's shape, scales, and a step count
+    (`growlm/growth/eight_bit_moments.py`). torchao compiles its step for every new shape, which takes some
+    ten seconds each on a CPU. There, large tensors are passed in flat parts of three sizes, so that the same
+    few kernels step every model and intermediate results stay in the cache. The quantization blocks are the
+    same, and so is the result.
 
     Args:
-        groups: Each with `params` and `weight_decay`.
+        groups: Parameter groups, each with `params` and `weight_decay`.
         lr: Learning rate.
-        betas: Decays of the moments.
-        eps: Added to the root of the second.
+        betas: Decay rates of the two moments.
+        eps: Number added to the root of the second moment.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class AdamW8bit(Optimizer):
             small = [p for p in group["params"] if not is_quantizable(p.shape)]
             if large:
                 views = [nn.Parameter(p.data.view(-1)[part]) for p in large for part in _parts(p)]
-                # A tensor, like torchao's rate: a number would be compiled in, and kernels made for every value.
+                # A tensor, as torchao's learning rate is: kernels would be compiled for every value of a number.
                 decay = torch.tensor(group["weight_decay"])
                 inner = [{"params": views, "weight_decay": decay}]
                 self._large.append((group, large, TorchaoAdamW8bit(inner, **settings)))
@@ -86,7 +90,7 @@ class AdamW8bit(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """Step all parameters, large and small."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -108,7 +112,7 @@ class AdamW8bit(Optimizer):
     def _attach_gradients_and_state(
         self, parameters: list[nn.Parameter], torchao: Optimizer
     ) -> None:
-        """Gradients and state to the parts of the parameters: nothing is copied but the step."""
+        """Point torchao's views at the parameters' gradients and state; only the step count is copied."""
         views = iter(torchao.param_groups[0]["params"])
         for parameter in parameters:
             parts = [(part, next(views)) for part in _parts(parameter)]
@@ -136,7 +140,7 @@ class AdamW8bit(Optimizer):
 
 
 def _zero_state(parameter: Tensor) -> dict[str, Tensor]:
-    """Of a parameter that has not been stepped, as torchao begins."""
+    """Return the state of a parameter that has not been stepped, as torchao initializes it."""
     state = {"step": torch.tensor(0.0)}
     for entry in MOMENT_IS_SIGNED:
         state[entry] = torch.zeros_like(parameter, dtype=torch.uint8)
@@ -147,11 +151,10 @@ def _zero_state(parameter: Tensor) -> dict[str, Tensor]:
 
 
 def _parts(parameter: Tensor) -> Iterator[slice]:
-    """Of the flattened parameter, each of whole blocks; the last takes what is too little for one of its own."""
+    """Yield slices of the flattened parameter, in whole blocks; the last slice includes a small remainder."""
     start, end = 0, parameter.numel()
-    sizes = (
-        (end,) if parameter.is_cuda else CPU_PART_SIZES
-    )  # there, a launch costs more than a compilation
+    # On a GPU, launching kernels for many parts costs more than compiling one for each shape.
+    sizes = (end,) if parameter.is_cuda else CPU_PART_SIZES
     for size in sizes:
         while end - start >= size:
             left = end - start - size

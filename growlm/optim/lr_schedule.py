@@ -1,4 +1,4 @@
-"""The learning rate at each step of a plan."""
+"""The learning-rate factor at each step of a plan."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from growlm.config.schema import ScheduleConfig
 def compute_lr_factor(
     schedule: ScheduleConfig, plan: Plan, phase: PlannedPhase, phase_step: int
 ) -> float:
-    """What the phase's learning rate is multiplied with.
+    """Return the factor that multiplies the phase's learning rate at one step.
 
-    `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) spans the whole plan: growth should happen on
-    the plateau, and the one decay should come at the end (Bu 2025, arXiv 2511.04981).
+    `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) spans the whole plan: growth should
+    happen on the plateau, and the only decay should come at the end (Bu 2025, arXiv 2511.04981).
 
     Args:
-        schedule: Its shape.
-        plan: All phases.
-        phase: The one that is training.
-        phase_step: Steps that it has done.
+        schedule: Settings of the schedule.
+        plan: Plan with all phases.
+        phase: Phase that is training.
+        phase_step: Number of steps the phase has done.
 
     Returns:
         A factor from 0 to 1.

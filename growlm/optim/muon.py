@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the model, AdamW for everything else, as one optimizer."""
+"""Muon for the matrices inside the model and AdamW for everything else, as one optimizer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch.optim import Optimizer
 
 
 class MuonAdamW(Optimizer):
-    """torch's Muon and torch's AdamW behind one list of groups.
+    """An optimizer that runs torch's Muon and torch's AdamW behind one list of parameter groups.
 
-    Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) orthogonalises the update of one matrix. A stack
-    of experts is many matrices: each expert's update is orthogonalised by itself. The step is scaled as in section
-    2.2 there, so that AdamW's learning rates and decays serve.
+    Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) orthogonalizes the update of one matrix. A
+    stack of experts is many matrices: each expert's update is orthogonalized by itself. The step is scaled as
+    in section 2.2 of the second paper, so that AdamW's learning rates and weight decays can be used.
 
     Args:
-        groups: Each with `params`, `weight_decay` and `orthogonal`: whether Muon steps them.
+        groups: Parameter groups, each with `params`, `weight_decay` and `orthogonal` (whether Muon steps
+            them).
         lr: Learning rate.
-        momentum: Of Muon.
-        betas: Of AdamW.
-        eps: Of AdamW.
+        momentum: Momentum of Muon.
+        betas: Decay rates of AdamW's moments.
+        eps: AdamW's eps.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class MuonAdamW(Optimizer):
         eps: float,
     ) -> None:
         super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
-        # Each inner optimizer gets a group per outer one, and the outer one's rate at every step.
+        # Each group has its own inner optimizer, which gets the group's learning rate at every step.
         self._muon = [
             (group, torch.optim.Muon(_views(group["params"]), lr=lr, momentum=momentum,
                                      adjust_lr_fn="match_rms_adamw"))
@@ -51,7 +52,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """Step all parameters, with Muon or with AdamW."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -75,12 +76,12 @@ class MuonAdamW(Optimizer):
             state = self.state[parameter]
             if parameter.grad is not None and "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            for place, _ in enumerate(_matrices(parameter)):
+            for index, _ in enumerate(_matrices(parameter)):
                 view = next(views)
                 if parameter.grad is None:
                     continue
-                view.grad = _matrices(parameter.grad)[place]
-                momentum = _matrices(state["momentum_buffer"])[place]
+                view.grad = _matrices(parameter.grad)[index]
+                momentum = _matrices(state["momentum_buffer"])[index]
                 muon.state[view] = {"momentum_buffer": momentum}
 
 

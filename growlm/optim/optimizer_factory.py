@@ -1,4 +1,4 @@
-"""The optimizer of a phase, and its state by parameter name."""
+"""Build the optimizer of a phase, and read, restore and check its state by parameter name."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def build_optimizer(
     lr: float,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> Optimizer:
-    """One of torch's optimizers, with weight decay on the matrices that read an axis and on nothing else.
+    """Build the optimizer, with weight decay only on the matrices that read an axis.
 
     Args:
-        model: Its parameters, by their labels.
-        settings: Which optimizer, and its settings.
+        model: Model with labeled axes; its labels decide which parameters decay.
+        settings: Name and settings of the optimizer.
         lr: Learning rate.
-        lr_factor: Of a parameter's name: the rate is multiplied with it and the decay divided by it, so that what
-            decays in a step is the same.
+        lr_factor: Function of a parameter's name. Its value multiplies the parameter's learning rate and
+            divides its weight decay, so that one step decays it by the same amount.
     """
     table = axes_table(model)
     members: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
@@ -56,7 +56,7 @@ def build_optimizer(
 
 
 def is_hidden_matrix(label: Label) -> bool:
-    """Whether a parameter is a matrix, or a stack of them, between two axes inside the model: Muon's kind."""
+    """Return whether Muon steps a parameter: a matrix, or stack of matrices, between axes inside the model."""
     to_vocabulary = label.has(Role.WRITES, "vocabulary")
     return label.has(Role.READS) and label.has(Role.WRITES) and not to_vocabulary
 
@@ -66,10 +66,11 @@ STATE_ENTRIES = {
     "sgd": ("momentum_buffer",),
     "adafactor": FACTORED_ENTRIES,
 }
+"""The state entries that each kind of optimizer keeps for a parameter, besides its step count."""
 
 
 def expected_state_entries(config: ModelConfig, optimizer_name: str) -> dict[str, tuple[str, ...]]:
-    """What an optimizer remembers of each parameter of a model, beside its steps."""
+    """Return the state entries an optimizer keeps for each parameter of a model, besides its step count."""
     entries = {}
     for parameter, row in axes_table_from_config(config, TransformerLM).items():
         kind = optimizer_name
@@ -89,7 +90,7 @@ def _adamw(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -
 
 def _sgd(groups: list[dict[str, Any]], lr: float, settings: OptimizerConfig) -> Optimizer:
     assert settings.momentum is not None
-    # Not fused: torch's fused step wants momentum of all parameters or of none, and new ones have none.
+    # Not fused: torch's fused step needs momentum for all parameters or for none, and new ones have none.
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
 
 
@@ -121,7 +122,7 @@ _BUILDERS = {
 
 
 def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, ParameterState]:
-    """The optimizer's own state tensors, by parameter name; parameters without state are absent."""
+    """Return the optimizer's own state tensors by parameter name; parameters without state are absent."""
     return {
         name: {entry: value for entry, value in state.items() if value is not None}
         for name, parameter in model.named_parameters()
@@ -132,7 +133,7 @@ def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, Pa
 def restore_optimizer_states(
     model: nn.Module, optimizer: Optimizer, states: dict[str, ParameterState]
 ) -> None:
-    """Start the optimizer from `states`, which it takes over: in 8 bits if it holds them so, else plain.
+    """Load `states` into the optimizer, which takes them over; moments are converted to its format.
 
     Raises:
         ValueError: If a state belongs to no parameter.
@@ -141,23 +142,27 @@ def restore_optimizer_states(
     eight_bits = isinstance(optimizer, adamw_8bit.AdamW8bit)
     for name, state in states.items():
         if name not in parameters:
-            raise ValueError(f"optimizer state of {name}, which is no parameter")
+            raise ValueError(f"optimizer state of {name}, which is not a parameter of the model")
         optimizer.state[parameters[name]] = convert_moments(state, eight_bits)
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Every trainable parameter is in exactly one group, and all state has its parameter's shape.
+    """Check that every trainable parameter is in exactly one group and that all state has the right shape.
 
     Raises:
-        ValueError: Naming the first parameter for which it is not so.
+        ValueError: With the name of the first parameter for which this is not so.
     """
     groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     for identity, name in names.items():
         if (count := groups.count(identity)) != 1:
-            raise ValueError(f"{name} is in {count} groups of the optimizer, must be in one")
-    if strays := set(groups) - names.keys():
-        raise ValueError(f"the optimizer steps {len(strays)} tensors that are no parameters")
+            raise ValueError(
+                f"{name} is in {count} groups of the optimizer, must be in exactly one"
+            )
+    if unknown := set(groups) - names.keys():
+        raise ValueError(
+            f"the optimizer steps {len(unknown)} tensors that are not parameters of the model"
+        )
     for name, parameter in model.named_parameters():
         state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
         shapes = {entry: tuple(value.shape) for entry, value in state.items()}

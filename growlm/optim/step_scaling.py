@@ -1,13 +1,16 @@
-"""What a grown model's steps are scaled by: nothing, or what its `optimizer_state` asks for.
+"""Scaling of a grown model's optimizer steps, as its `optimizer_state` mode asks for.
 
-`exact`: an entry that growth multiplied by a, and its gradient by b, is stepped with the rate times a and with
-its gradient divided by b, and the gradient's norm counts every source once. The grown model then trains as the old
-one would have (μP upscaling, 2026, arXiv 2602.10545; Staged Training, Shen et al. 2022, arXiv 2203.06211).
-Dividing the gradient is the same as multiplying Adam's eps by b, and works entry by entry.
+`carry` and `reset`: no scaling.
 
-`asymmetric`: entries of a tensor's new block begin without moments and their rate is warmed up anew (SPARKLING, Yu
-et al. 2026, arXiv 2602.02472). PyTorch keeps one step count per tensor, so the bias correction that the new block
-misses is made up for here.
+`exact`: where growth multiplied an entry by a and its gradient by b, the entry is stepped with the learning
+rate times a and its gradient divided by b, and the gradient norm counts every source once. The grown model
+then trains as the old one would have (μP upscaling, 2026, arXiv 2602.10545; Staged Training, Shen et al.
+2022, arXiv 2203.06211). Dividing the gradient by b is the same as multiplying Adam's eps by b, and works
+entry by entry.
+
+`asymmetric`: the new entries of a tensor begin without moments, and their learning rate is warmed up again
+(SPARKLING, Yu et al. 2026, arXiv 2602.02472). PyTorch keeps one step count per tensor, so the bias correction
+that the new entries miss is applied here.
 """
 
 from __future__ import annotations
@@ -30,62 +33,62 @@ from growlm.growth.transforms.scale_factors import (
 )
 
 CLIP_EPS = 1e-6
-"""Added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
+"""Number added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
 
 
 class StepScaling:
-    """Nothing is scaled: `carry` and `reset`."""
+    """No scaling at all: the modes `carry` and `reset`, and the base class of the other modes."""
 
     carried_factors: Mapping[str, ScaleFactors] = {}
-    """What the next phase of the same mode goes on from."""
+    """The factors that the next phase of the same mode starts from."""
 
     def lr_factor(self, name: str) -> float:
-        """What the parameter's rate is multiplied with."""
+        """Return the factor that multiplies the parameter's learning rate."""
         return 1.0
 
     def scale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Change plain states, in place, into what the optimizer should begin with."""
+        """Turn plain states, in place, into those the optimizer should begin with."""
 
     def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Change the optimizer's states, in place, back into plain ones."""
+        """Turn the optimizer's states, in place, back into plain ones."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What has changed since the phase began, as JSON."""
+        """Return what has changed since the phase began, as JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, in place of `start`."""
+        """Restore what `state_dict` returned, instead of calling `scale_state`."""
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
-        """After the backward pass: clip the gradients.
+        """Clip the gradients, after the backward pass.
 
         Args:
-            model: With gradients.
-            optimizer: About to step.
-            clip: Largest norm; infinite for none.
+            model: Model with gradients.
+            optimizer: Optimizer that is about to step.
+            max_norm: Largest norm; infinite for no clipping.
 
         Returns:
-            The norm before clipping. If it is not finite, gradients are left as they are: clipping would spread
-            NaN from one to all.
+            The norm before clipping. If it is not finite, gradients are left as they are: clipping would
+            spread NaN from one to all.
         """
         trained = [p for p in model.parameters() if p.grad is not None]
         norm = compute_gradient_norm([p.grad for p in trained if p.grad is not None])
-        # Torch multiplies them all, by 1 too. Only a CPU's norm can be looked at without waiting for it.
+        # Torch would multiply all gradients even by 1. Only on a CPU can the norm be read without waiting for it.
         within = norm.device.type == "cpu" and bool(max_norm / (norm + CLIP_EPS) >= 1.0)
         if not within:
             torch.nn.utils.clip_grads_with_norm_(trained, max_norm, _zero_if_nonfinite(norm))
         return norm
 
     def after_step(self) -> None:
-        """After the optimizer's step."""
+        """Finish the scaling after the optimizer's step."""
 
     def skip_step(self) -> None:
-        """After `before_update`: there will be no step."""
+        """Undo `before_step`, because the optimizer will not step."""
 
 
 @torch.no_grad()
 def compute_gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of gradients, all sharded or none."""
+    """Return the norm of gradients that are all sharded or all not."""
     norm = torch.nn.utils.get_total_norm([get_local_tensor(gradient) for gradient in gradients])
     if not gradients or not is_sharded(gradients[0]):
         return norm
@@ -93,12 +96,12 @@ def compute_gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _zero_if_nonfinite(norm: Tensor) -> Tensor:
-    """A norm that clips nothing where it is not finite; nobody waits for the device to know."""
+    """Return the norm, or 0 (which clips nothing) if it is not finite, without waiting for the device."""
     return torch.where(torch.isfinite(norm), norm, 0.0)
 
 
 class _EntrywiseUpdateScaling:
-    """Scales the update that an optimizer made, entry by entry: what decays is left alone.
+    """Scaling of an optimizer's update entry by entry, which leaves weight decay alone.
 
     Holds one more copy of the parameters it scales, between the backward pass and the end of the step.
     """
@@ -109,11 +112,12 @@ class _EntrywiseUpdateScaling:
     def record(
         self, optimizer: Optimizer, scales: Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
     ) -> None:
-        """Before the update.
+        """Remember the values before the update.
 
         Args:
-            optimizer: About to step.
-            scales: For each parameter, a function that makes what its update is multiplied with, like a tensor.
+            optimizer: Optimizer that is about to step.
+            scales: For each parameter, a function that returns the factors of its update, shaped like its
+                argument.
         """
         decoupled = not isinstance(optimizer, SGD)
         for group in optimizer.param_groups:
@@ -125,28 +129,29 @@ class _EntrywiseUpdateScaling:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """After the update."""
+        """Scale the update after the optimizer's step."""
         for parameter, old, scale in self._old_values:
             new = get_local_tensor(parameter)
             new.copy_(torch.lerp(old, new, scale(parameter)))
         self.clear()
 
     def clear(self) -> None:
-        """Let go of what was remembered."""
+        """Drop the remembered values."""
         self._old_values.clear()
 
 
 def _scale_new_entries(factors: ScaleFactors, scale: float, like: Tensor) -> Tensor:
-    """`scale` for entries outside the original block, 1 inside it."""
+    """Return factors: `scale` for entries outside the original block, 1 inside it."""
     original = original_mask(factors, like)
     return original + scale * (1.0 - original)
 
 
 class ExactScaling(StepScaling):
-    """The grown model trains as the old one would have.
+    """Scaling with which the grown model trains as the old one would have.
 
     Args:
-        factors: By parameter name, since the first boundary of this mode in a row.
+        factors: Scale factors by parameter name, accumulated since the first of the consecutive boundaries
+            with this mode.
     """
 
     def __init__(self, factors: Mapping[str, ScaleFactors]) -> None:
@@ -154,20 +159,20 @@ class ExactScaling(StepScaling):
         self._updates = _EntrywiseUpdateScaling()
 
     def lr_factor(self, name: str) -> float:
-        """a, where all entries of the parameter have the same; else its updates are scaled one by one."""
+        """Return a if all entries of the parameter share it, else 1: their updates are scaled one by one."""
         return self._weight_factor(name) or 1.0
 
     def scale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Moments of the gradient as the old model would see it."""
+        """Turn moments of the gradient into those that the old model would have."""
         self._scale_moments(states, -1)
 
     def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Moments of the gradient as it is."""
+        """Turn the moments back into those of the actual gradient."""
         self._scale_moments(states, 1)
 
     @torch.no_grad()
     def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
-        """Gradients as the old model would see them, clipped by the norm that it would see."""
+        """Turn gradients into those of the old model, and clip them by the norm that the old model would have."""
         trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
         squares = []
         for name, parameter in trained:
@@ -188,11 +193,11 @@ class ExactScaling(StepScaling):
         return norm
 
     def after_step(self) -> None:
-        """Scale what could not be scaled by a group's rate."""
+        """Scale the updates that a group's learning rate could not scale."""
         self._updates.apply()
 
     def skip_step(self) -> None:
-        """Forget what the weights were."""
+        """Drop the remembered weights."""
         self._updates.clear()
 
     def _weight_factor(self, name: str) -> float | None:
@@ -204,9 +209,8 @@ class ExactScaling(StepScaling):
             for name, parameter in trained.items()
             if self._weight_factor(name) is None
         }
-        if isinstance(
-            optimizer, SGD
-        ):  # its decay is part of the gradient, and so of what is scaled
+        # SGD adds weight decay to the gradient, so the decay would be scaled with the update.
+        if isinstance(optimizer, SGD):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     if p in scales and group["weight_decay"]:
@@ -230,13 +234,13 @@ class ExactScaling(StepScaling):
 
 
 class AsymmetricScaling(StepScaling):
-    """Old and new entries of a tensor have rates, and bias corrections, of their own.
+    """Scaling with a separate learning rate and bias correction for the new entries of a tensor.
 
     Args:
-        factors: By parameter name, of the last boundary.
-        peak: What the new block's rate reaches, in units of the common one.
-        warmup_steps: Steps to the peak; as many lead back.
-        betas: Adam's; None for an optimizer without bias correction.
+        factors: Scale factors by parameter name, of the last boundary.
+        peak_lr_factor: Largest learning rate of the new entries, relative to that of the old ones.
+        warmup_steps: Number of steps to the peak; the rate falls back in as many.
+        betas: Adam's betas; None for an optimizer without bias correction.
     """
 
     def __init__(
@@ -255,7 +259,7 @@ class AsymmetricScaling(StepScaling):
         self._updates = _EntrywiseUpdateScaling()
 
     def scale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Note how many steps the old entries have behind them; tensors without a past need no scaling."""
+        """Record how many steps the old entries have done; tensors without state need no scaling."""
         if self.betas is None:
             return
         self.factors = {name: f for name, f in self.factors.items() if name in states}
@@ -263,7 +267,7 @@ class AsymmetricScaling(StepScaling):
         self._old_steps = {name: float(step) for name, step in steps.items() if step is not None}
 
     def unscale_state(self, states: Mapping[str, ParameterState]) -> None:
-        """Moments of the new entries as if they were as old as the others."""
+        """Turn the moments of new entries into those they would have if they were as old as the others."""
         if self.betas is None or not self.steps_since_growth:
             return
         for name, old_steps in self._old_steps.items():
@@ -282,7 +286,7 @@ class AsymmetricScaling(StepScaling):
         get_local_tensor(moment).mul_(_scale_new_entries(factors, ratio, moment))
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
-        """Clip, and remember what the new entries were."""
+        """Clip the gradients, and remember the values of the new entries."""
         norm = super().before_step(model, optimizer, max_norm)
         self.steps_since_growth += 1
         scales = {}
@@ -296,16 +300,16 @@ class AsymmetricScaling(StepScaling):
         return norm
 
     def after_step(self) -> None:
-        """Scale the new entries' updates."""
+        """Scale the updates of the new entries."""
         self._updates.apply()
 
     def skip_step(self) -> None:
-        """Forget what the weights were; the entries are no older."""
+        """Drop the remembered weights, and do not count the step."""
         self._updates.clear()
         self.steps_since_growth -= 1
 
     def state_dict(self) -> dict[str, Any]:
-        """How old the new entries are, which tensors have some, and how old the others in them were."""
+        """Return the age of the new entries, the tensors that have some, and the age of their old entries."""
         return {
             "age": self.steps_since_growth,
             "scaled": list(self.factors),
@@ -313,17 +317,17 @@ class AsymmetricScaling(StepScaling):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on."""
+        """Restore what `state_dict` returned."""
         self.steps_since_growth, self._old_steps = state["age"], state["old_steps"]
         self.factors = {name: self.factors[name] for name in state["scaled"]}
 
     def new_entry_factor(self, name: str) -> float:
-        """What the update of the parameter's new entries is multiplied with at the present step."""
-        climb = min(self.steps_since_growth, 2 * self.warmup_steps - self.steps_since_growth) / max(
+        """Return the factor that multiplies the update of the parameter's new entries at the present step."""
+        ramp = min(self.steps_since_growth, 2 * self.warmup_steps - self.steps_since_growth) / max(
             1, self.warmup_steps
         )
-        warmed = 1.0 + (self.peak_lr_factor - 1.0) * max(0.0, climb)
-        if self.betas is None or name not in self._old_steps:  # SGD, and what Muon steps
+        warmed = 1.0 + (self.peak_lr_factor - 1.0) * max(0.0, ramp)
+        if self.betas is None or name not in self._old_steps:  # SGD and Muon: no bias correction
             return warmed
         total = self._old_steps[name] + self.steps_since_growth
         first, second = (

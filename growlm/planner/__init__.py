@@ -1,1 +1,1 @@
-"""Estimates of memory, time and communication, before anything is trained."""
+"""Estimate the memory, time and communication of a plan before anything is trained."""

@@ -1,4 +1,4 @@
-"""How fast this machine is, measured once and remembered."""
+"""Measure the speed of this machine once, and cache the result on disk."""
 
 from __future__ import annotations
 
@@ -26,51 +26,51 @@ from growlm.storage.input_files import read_json
 from growlm.storage.typed_values import check_positive
 
 ADAMW_MEMORY_PASSES = 7
-"""Times that AdamW reads or writes every entry: the weight and two moments both, the gradient once."""
+"""How often AdamW reads or writes every parameter: the weight and two moments twice, the gradient once."""
 CLIP_MEMORY_PASSES = 3
-"""Times that clipping reads or writes every gradient."""
+"""How often clipping reads or writes every gradient."""
 OVERHEAD_BOUND_MODEL = ModelConfig(
     vocab_size=64, d_model=16, n_layers=8, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32
 )
-"""Its step is all calls."""
+"""Model whose step time is dominated by the overhead of operations."""
 BANDWIDTH_BOUND_MODEL = ModelConfig(
     vocab_size=1024, d_model=192, n_layers=4, n_heads=6, n_kv_heads=6, head_dim=32, d_ff=768,
     num_experts=8,
 )  # fmt: skip
-"""Most of its step is moving bytes, and products too small to be fast."""
+"""Model whose step time is dominated by memory traffic and small matrix products."""
 NUM_ROUNDS = 11
 METHOD_VERSION = 2
-"""Counts the ways of measuring, so that what another one found is not taken for this one's."""
+"""Version of the measuring method, part of the cache key, so that older results are not reused."""
 Action = Callable[[], object]
 Rate = Annotated[float, check_positive]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a second of this machine holds."""
+    """Measured rates of a machine."""
 
     half_flops: Rate
-    """Of products in half precision, per second."""
+    """FLOP/s of matrix products in half precision."""
     single_flops: Rate
-    """Of products in fp32 (with `trainer.precision=64-true` in fp64), per second."""
+    """FLOP/s of matrix products in fp32, or in fp64 with `trainer.precision=64-true`."""
     other_bytes: Rate
-    """Read and written by everything that is no product, per second, in memory that is there."""
+    """Bytes per second read and written by all other operations, in memory already allocated."""
     fresh_bytes: Rate
-    """Written to memory that the system has to find first, per second."""
+    """Bytes per second written to memory that the system has to find first."""
     again_bytes: Rate
-    """Written to memory that the process has had before and given back, per second."""
+    """Bytes per second written to memory that the process has held before and released."""
     adamw_entries: Rate
-    """Parameters that AdamW steps, per second."""
+    """Parameters that AdamW updates per second."""
     call: Rate
-    """Seconds that an operation takes beside its work."""
+    """Seconds of overhead per operation."""
 
     def split_among(self, num_processes: int) -> Calibration:
-        """What each process has where several share the machine: the same calls, and its part of all else."""
+        """Return the rates of each of several processes on one machine: equal shares, the same overhead."""
         rates = {name: rate / num_processes for name, rate in asdict(self).items()}
         return Calibration(**rates | {"call": self.call})
 
     def pass_seconds(self, workload: PassWorkload) -> float:
-        """Of a forward and backward pass."""
+        """Return the seconds of a forward and backward pass."""
         return (
             workload.half_flops / self.half_flops
             + workload.single_flops / self.single_flops
@@ -82,32 +82,32 @@ class Calibration:
 def load_or_measure_calibration(
     machine: Machine, on_measure: Callable[[], None], force: bool = False
 ) -> Calibration:
-    """How fast the machine is: as remembered, else measured, some seconds.
+    """Return the machine's cached calibration; measure it, in some seconds, if there is none.
 
     Args:
-        machine: The machine.
-        tell: Called before measuring.
-        anew: Measure in any case.
+        machine: Machine to measure.
+        on_measure: Function called before measuring.
+        force: Whether to measure even if a calibration is cached.
     """
     path = _cache_folder() / f"calibration-{_fingerprint(machine)}.json"
     if not force:
-        with suppress(UserError):  # never measured, or written by another version
+        with suppress(UserError):  # not cached, or written by another version
             found: Calibration = read_json(path, "calibration", path.parent, Calibration)
             return found
     on_measure()
     measured = measure_calibration(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(measured), indent=2))
-        unfinished.replace(path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asdict(measured), indent=2))
+        partial.replace(path)
     except OSError:
-        pass  # it is measured again next time
+        pass  # the cache is optional: the next run measures again
     return measured
 
 
 def measure_calibration(machine: Machine) -> Calibration:
-    """Measure, as training would find it: with freed memory kept."""
+    """Measure the machine's rates as training sees them, with freed memory kept by the allocator."""
     size = 8192 if machine.accelerator == "gpu" else 1024
     product_flops, entries = 2 * size**3, 2**24
     keep_freed_memory()
@@ -141,10 +141,10 @@ def measure_calibration(machine: Machine) -> Calibration:
 
 
 def _time_interleaved(machine: Machine, actions: Mapping[str, Action]) -> dict[str, float]:
-    """The median seconds of each.
+    """Return the median seconds of each action, measured in turns.
 
-    In turns, since a machine that others share changes its speed within seconds, and what one action took is
-    subtracted from what another did.
+    The speed of a shared machine changes within seconds, and the times of some actions are subtracted from those
+    of others, so all must be measured under the same conditions.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(1 + NUM_ROUNDS):
@@ -154,7 +154,8 @@ def _time_interleaved(machine: Machine, actions: Mapping[str, Action]) -> dict[s
             if machine.accelerator == "gpu":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}  # one warms up
+    # The first round is warm-up.
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def _matmul_action(machine: Machine, dtype: torch.dtype, size: int) -> Action:
@@ -171,7 +172,7 @@ def _adamw_action(machine: Machine, entries: int) -> Action:
 
 
 def _measure_memory_rates(machine: Machine) -> tuple[float, float]:
-    # Large, and each once: what was used a moment ago comes several times as fast as what has to be found first.
+    # Large, and written once per rate: memory used a moment ago is several times as fast as new memory.
     free = free_memory_bytes(machine.accelerator) or machine.memory_bytes
     size = max(2**26, min(2**32, free // 6))
 
@@ -201,8 +202,8 @@ def _training_pass_action(
         model.zero_grad(set_to_none=True)
 
     double = machine.weight_dtype is torch.float64
-    work = trace_pass(shape, batch, length, machine.uses_half_precision, fp64=double)
-    return work, step
+    workload = trace_pass(shape, batch, length, machine.uses_half_precision, fp64=double)
+    return workload, step
 
 
 def _cache_folder() -> Path:
@@ -210,7 +211,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(machine: Machine) -> str:
-    """Of everything that the figures depend on."""
+    """Return a digest of everything that the rates depend on."""
     node = "" if machine.accelerator == "gpu" else platform.node()
     text = f"{node} {fingerprint_processor(machine)} {machine.precision} {torch.__version__} {METHOD_VERSION}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The planner: what every phase costs, whether it fits, and which changes would make it fit."""
+"""Forecast memory and time of every phase, and find config changes that make a plan fit."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from growlm.runtime.hardware import Machine
 
 MAX_SUGGESTIONS = 3
 USABLE_MEMORY_FRACTION = 0.98
-"""Of the memory that an offer may need: a little less may be free when it is tried."""
+"""Fraction of the memory that a suggested change may need, since a little less may be free when it is tried."""
 
 
 class DoesNotFitError(UserError):
-    """A phase needs more memory than there is.
+    """Error raised when a phase needs more memory than is available.
 
     Args:
-        forecast: The planner's table.
-        changes: What would fit.
+        forecast: Forecast of the plan.
+        changes: Changes that would make it fit.
     """
 
     def __init__(self, forecast: Forecast, changes: list[ConfigChange]) -> None:
-        cost = forecast.phases_not_fitting[0]
-        needed, limit = decimal(cost.memory.peak), decimal(forecast.machine.memory_bytes)
-        offers = "; or ".join(" ".join(change.overrides) for change in changes)
+        phase_forecast = forecast.phases_not_fitting[0]
+        needed, limit = decimal(phase_forecast.memory.peak), decimal(forecast.machine.memory_bytes)
+        suggestions = "; or ".join(" ".join(change.overrides) for change in changes)
         devices = forecast.layout.num_devices
         where = f" on each of {devices} devices" if devices > 1 else ""
         super().__init__(
-            f"phases.{cost.phase.name}",
-            f"{cost.phase.parameter_report.total:,} parameters",
-            f"needs {needed}{where}, there are {limit} (trainer.memory_gb). "
-            + (f"These fit: {offers}" if offers else "No change that the planner knows fits"),
+            f"phases.{phase_forecast.phase.name}",
+            f"{phase_forecast.phase.parameter_report.total:,} parameters",
+            f"needs {needed}{where}; {limit} available (trainer.memory_gb). "
+            + (f"Try: {suggestions}" if suggestions else "The planner knows no change that fits"),
         )
 
 
 @dataclass(frozen=True)
 class PhaseForecast:
-    """A phase of the planner's table."""
+    """Memory and work of one phase, and whether it fits."""
 
     phase: PlannedPhase
     memory: MemoryEstimate
@@ -64,7 +64,7 @@ class PhaseForecast:
     fits: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As in `plan.json`."""
+        """Return the phase's entry of `plan.json`."""
         phase = self.phase
         return {
             "name": phase.name,
@@ -83,7 +83,7 @@ class PhaseForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The planner's table."""
+    """Forecast of every phase of a plan."""
 
     phase_forecasts: list[PhaseForecast]
     machine: Machine
@@ -95,7 +95,7 @@ class Forecast:
         return [cost for cost in self.phase_forecasts if not cost.fits]
 
     def to_json(self, calibration: Calibration | None = None) -> dict[str, Any]:
-        """As `growlm.plan format=json` prints it; with times where the device's speed is given."""
+        """Return what `growlm.plan format=json` prints; with times if a calibration is given."""
         phases = [cost.to_json() for cost in self.phase_forecasts]
         if calibration is not None:
             for phase, cost in zip(phases, self.phase_forecasts, strict=True):
@@ -111,34 +111,35 @@ class Forecast:
 def forecast_plan(
     config: RunConfig, plan: Plan, machine: Machine, strategy: str | None = None
 ) -> Forecast:
-    """Cost every phase.
+    """Forecast the memory and work of every phase.
 
     Args:
-        config: The run.
-        plan: Made from it.
-        machine: What each of its devices is.
-        strategy: `ddp`, `fsdp` or `expert`, in place of the run's own.
+        config: Config of the run.
+        plan: Plan made from the config.
+        machine: Machine that each device is.
+        strategy: `ddp`, `fsdp` or `expert`, instead of the run's own.
     """
     layout = build_sharding_layout(config.trainer, machine, strategy)
-    costs: list[PhaseForecast] = []
-    had = 0
+    phase_forecasts: list[PhaseForecast] = []
+    previous_peak = 0
     for phase in plan.phases:
-        before = costs[-1].phase if costs else None
-        work = estimate_pass_workload(config, plan, phase, machine)
-        memory = estimate_memory(config, phase, before, work, machine, layout)
-        time = estimate_phase_workload(
-            config, plan, phase, before, work, memory, machine, layout, had
+        previous = phase_forecasts[-1].phase if phase_forecasts else None
+        pass_workload = estimate_pass_workload(config, plan, phase, machine)
+        memory = estimate_memory(config, phase, previous, pass_workload, machine, layout)
+        workload = estimate_phase_workload(
+            config, plan, phase, previous, pass_workload, memory, machine, layout, previous_peak
         )
-        costs.append(PhaseForecast(phase, memory, time, memory.peak <= machine.memory_bytes))
-        had = max(had, memory.peak)
-    return Forecast(costs, machine, layout)
+        fits = memory.peak <= machine.memory_bytes
+        phase_forecasts.append(PhaseForecast(phase, memory, workload, fits))
+        previous_peak = max(previous_peak, memory.peak)
+    return Forecast(phase_forecasts, machine, layout)
 
 
 def check_plan_fits(config: RunConfig, vocab_size: int, forecast: Forecast) -> None:
-    """Refuse a plan that does not fit.
+    """Check that every phase fits into memory.
 
     Raises:
-        DoesNotFitError: With the changes that would.
+        DoesNotFitError: If one does not; suggests changes that would make it fit.
     """
     if forecast.phases_not_fitting:
         raise DoesNotFitError(forecast, find_fitting_changes(config, vocab_size, forecast))
@@ -146,18 +147,18 @@ def check_plan_fits(config: RunConfig, vocab_size: int, forecast: Forecast) -> N
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """A change to a run, and the overrides that make it."""
+    """A change to a run's config, with the command-line overrides that make it."""
 
     overrides: tuple[str, ...]
     apply: Callable[[RunConfig], RunConfig]
 
     @property
     def changed_keys(self) -> set[str]:
-        """The keys that it sets."""
+        """The keys that the overrides set."""
         return {override.partition("=")[0] for override in self.overrides}
 
     def __add__(self, other: ConfigChange) -> ConfigChange:
-        """Both."""
+        """Return a change that applies this one, then the other."""
         return ConfigChange(
             self.overrides + other.overrides, lambda config: other.apply(self.apply(config))
         )
@@ -166,34 +167,37 @@ class ConfigChange:
 def suggest_less_memory(
     config: RunConfig, vocab_size: int, forecast: Forecast, phase: PlannedPhase
 ) -> str:
-    """What the planner offers where a phase ran out of memory against its forecast, in words.
+    """Return advice for a phase that ran out of memory although the forecast said it would fit.
 
     Args:
-        config: The run.
-        vocab_size: Of the tokenizer.
-        table: Its forecast.
-        phase: The phase.
+        config: Config of the run.
+        vocab_size: Vocabulary size of the tokenizer.
+        forecast: Forecast of the run.
+        phase: Phase that ran out of memory.
     """
     peak = forecast.phase_forecasts[phase.index].memory.peak
     machine = replace(
         forecast.machine, memory_bytes=round(0.9 * min(peak, forecast.machine.memory_bytes))
     )
     tighter = forecast_plan(config, make_plan(config, vocab_size), machine)
-    offers = [" ".join(c.overrides) for c in find_fitting_changes(config, vocab_size, tighter)]
-    if not offers:
-        return "No change that the planner knows needs less"
-    return f"A new run with one of these needs less: {'; or '.join(offers)}"
+    changes = find_fitting_changes(config, vocab_size, tighter)
+    if not changes:
+        return "The planner knows no change that needs less memory"
+    suggestions = "; or ".join(" ".join(change.overrides) for change in changes)
+    return f"To use less memory, start a new run with: {suggestions}"
 
 
 def find_fitting_changes(
     config: RunConfig, vocab_size: int, forecast: Forecast
 ) -> list[ConfigChange]:
-    """The cheapest changes under which every phase fits, each tried; at most `OFFERS`, single ones before pairs.
+    """Return the cheapest changes under which every phase fits, each one verified.
+
+    At most `MAX_SUGGESTIONS` are returned, single changes before pairs.
 
     Args:
-        config: The run.
-        vocab_size: Of the tokenizer.
-        table: Its forecast, with phases that do not fit.
+        config: Config of the run.
+        vocab_size: Vocabulary size of the tokenizer.
+        forecast: Forecast of the run, with phases that do not fit.
     """
     single = list(
         _candidate_changes(
@@ -203,7 +207,7 @@ def find_fitting_changes(
     found: list[ConfigChange] = []
     for change in chain(single, (a + b for a, b in combinations(single, 2))):
         if any(known.changed_keys <= change.changed_keys for known in found):
-            continue  # more of what is enough already
+            continue  # a smaller change is already enough
         if _config_fits(change.apply(config), vocab_size, forecast.machine):
             found.append(change)
         if len(found) == MAX_SUGGESTIONS:
@@ -229,7 +233,7 @@ def _config_fits(config: RunConfig, vocab_size: int, machine: Machine) -> bool:
 def _candidate_changes(
     config: RunConfig, phases: list[PlannedPhase], machine: Machine
 ) -> Iterator[ConfigChange]:
-    """Single changes, those first that change the run least: only its time, then its numbers, then its models."""
+    """Yield single changes, the mildest first: those that affect only time, then the numbers, then the models."""
     if config.trainer.keep_freed_memory and machine.accelerator == "cpu":
         yield _trainer_change("keep_freed_memory", False)
     devices = config.trainer.devices or 1
@@ -265,14 +269,14 @@ def _trainer_change(setting: str, value: bool | str) -> ConfigChange:
 
 
 def _combine_changes(changes: list[ConfigChange]) -> ConfigChange:
-    whole = changes[0]
+    combined = changes[0]
     for change in changes[1:]:
-        whole = whole + change
-    return whole
+        combined = combined + change
+    return combined
 
 
 def _smaller_batch(phase: PlannedPhase, devices: int) -> ConfigChange:
-    """One sequence a pass on each device, as many passes more: the same steps, slower."""
+    """Return a change to one sequence per device and pass, with more accumulation: the same steps, but slower."""
     accumulate = phase.settings.accumulate * phase.settings.batch_size // devices
     path = f"phases.{phase.name}"
     return ConfigChange(
@@ -290,7 +294,7 @@ def _other_optimizer(name: str) -> ConfigChange:
 
 
 def _less_growth(config: RunConfig) -> Iterator[ConfigChange]:
-    """Fewer extra layers, then smaller scale factors, the largest first."""
+    """Yield fewer extra layers, then smaller scale factors, the largest first."""
     for name, phase in config.phases.items():
         for place, spec in enumerate(phase.grow):
             path = f"phases.{name}.grow.{place}"

@@ -1,4 +1,4 @@
-"""How much memory and disk a phase takes, known before anything is allocated: arithmetic, and a dry run."""
+"""Estimate the memory and disk space of a phase by arithmetic and a trace on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from growlm.planner.sharding_layout import ShardingLayout
 from growlm.runtime.hardware import Machine
 
 SINGLE_DEVICE_LAYOUT = ShardingLayout("ddp", 1, bytes_per_element=4, bytes_per_compute_element=4)
-"""Everything in fp32: half precision is used in products only."""
+"""Layout of a single device with everything in fp32; half precision is used in matrix products only."""
 LIBRARY_BYTES = {False: 35_000_000, True: 150_000_000}
-"""Of a dense model, of a mixture of experts: kernels that oneDNN makes and keeps, its scratch memory, and what the
-libraries load on the way. On a CPU; measured (`scripts/bench_memory.py`)."""
+"""Memory of the libraries on a CPU, for a dense model (False) and a mixture of experts (True): oneDNN's kernels
+and scratch memory, and code loaded on demand. Measured (`scripts/bench_memory.py`)."""
 COMPILER_BYTES = 100_000_000
-"""Of `torch.compile`, once it has made the kernels of `optimizer=adamw_8bit`; measured likewise."""
+"""Memory of `torch.compile` once it has built the kernels of `optimizer=adamw_8bit`; measured likewise."""
 
 SHARDING_BYTES = 50_000_000
-"""Of torch's sharded tensors, under fsdp; measured on a CPU, by a dense model."""
+"""Overhead of torch's sharded tensors under fsdp; measured on a CPU with a dense model."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a phase on one device, above what its process holds when the first phase begins."""
+    """Memory of a phase on one device, in bytes above what its process holds when the first phase begins."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """Held when a forward pass ends, for its backward pass."""
+    """Bytes kept for the backward pass when the forward pass ends."""
     training_peak: int
     growth_peak: int
-    """While the model grows and is checked; 0 in the first phase."""
+    """Peak while the model grows and is checked; 0 in the first phase."""
     disk: int
-    """Artefacts that the phase leaves, of all devices together."""
+    """Disk space of the checkpoints that the phase writes, for all devices together."""
     libraries: int
-    """Not tensors."""
+    """Memory of libraries, outside tensors."""
 
     @property
     def peak(self) -> int:
-        """The most memory that the phase takes."""
+        """The peak memory of the phase."""
         return max(self.training_peak, self.growth_peak) + self.libraries
 
 
 def estimate_pass_workload(
     config: RunConfig, plan: Plan, phase: PlannedPhase, machine: Machine
 ) -> PassWorkload:
-    """What one forward and backward pass of a phase takes and does on one device, with its part of the batch.
+    """Return the work and memory of one forward and backward pass on one device, with its part of the batch.
 
     Args:
-        config: The run.
-        plan: Made from it.
-        phase: One of its phases.
-        machine: Where it runs.
+        config: Config of the run.
+        plan: Plan made from the config.
+        phase: Phase of the plan.
+        machine: Machine that each device is.
     """
     return trace_pass(
         phase.model_config,
@@ -76,7 +76,7 @@ def estimate_pass_workload(
 
 
 def local_batch_size(config: RunConfig, phase: PlannedPhase) -> int:
-    """Sequences that one device reads in a pass."""
+    """Return the number of sequences that one device reads in a pass."""
     return phase.settings.batch_size // (config.trainer.devices or 1)
 
 
@@ -88,50 +88,51 @@ def estimate_memory(
     machine: Machine,
     layout: ShardingLayout,
 ) -> MemoryEstimate:
-    """The footprint of a phase.
+    """Estimate the memory of a phase on one device.
 
     Args:
-        config: The run.
-        phase: One of its phases.
-        before: The one before it.
-        work: From `pass_work`.
-        machine: Where it runs.
-        layout: How models lie on its devices.
+        config: Config of the run.
+        phase: Phase of the plan.
+        previous: Phase before it; None for the first.
+        workload: Result of `estimate_pass_workload`.
+        machine: Machine that each device is.
+        layout: Sharding of the models over the devices.
     """
     weights = layout.weight_bytes(phase)
     optimizer = optimizer_state_bytes(phase.model_config, config.optimizer.name, layout)
     on_cpu = machine.accelerator == "cpu"
-    spared = _unheld_weight_copy_bytes(phase, workload, layout)
-    activations, forward_peak = workload.activations - spared, workload.forward_peak - spared
-    # Beside the gradients of the whole model, which a device may not hold.
+    not_held = _unheld_weight_copy_bytes(phase, workload, layout)
+    activations, forward_peak = workload.activations - not_held, workload.forward_peak - not_held
+    # The traced peak has the gradients of the whole model; a device may hold only a part of them.
     peak = (
-        workload.peak - spared - layout.bytes_per_element * phase.parameter_report.total + weights
+        workload.peak - not_held - layout.bytes_per_element * phase.parameter_report.total + weights
     )
-    # Kept memory is full of the activations' holes, into which gradients do not fit. With accumulation, the
-    # gradients of earlier passes are there all the time; so is the memory in which several devices sum them.
-    apart = (config.trainer.keep_freed_memory and on_cpu) or phase.settings.accumulate > 1
-    apart = apart or layout.num_devices > 1
-    passes = max(peak, weights, forward_peak + weights if apart else 0)
+    # Gradients do not fit into the gaps that freed activations leave in kept memory. With accumulation, the
+    # gradients of earlier passes are held all the time; so are the buffers in which several devices reduce them.
+    separate_gradients = (
+        config.trainer.keep_freed_memory and on_cpu
+    ) or phase.settings.accumulate > 1
+    separate_gradients = separate_gradients or layout.num_devices > 1
+    pass_peak = max(peak, weights, forward_peak + weights if separate_gradients else 0)
     if not phase.num_steps:
-        passes = forward_peak
-    passes += layout.unsharded_pass_bytes(phase.model_config)
+        pass_peak = forward_peak
+    pass_peak += layout.unsharded_pass_bytes(phase.model_config)
     scaled = weights if phase.settings.optimizer_state == "asymmetric" and previous else 0
     growth_peak = 0
     if previous is not None:
         old = layout.weight_bytes(previous)
         old_states = optimizer_state_bytes(previous.model_config, config.optimizer.name, layout)
         growth_peak = old + old_states + weights
-        # One tensor of each at a time, or a small one on every core; or whole blocks, where a check runs one model
-        # after the other.
+        # Growth holds one tensor of each model at a time, or a small one per thread; the checks hold unsharded
+        # blocks of one model after the other.
         models = (previous.model_config, phase.model_config)
         largest = [layout.unsharded_sizes(model).largest_tensor_elements for model in models]
         tensors = layout.bytes_per_element * max(
             sum(largest), torch.get_num_threads() * min(LARGE_TENSOR_ENTRIES, *largest)
         )
         checks = max(layout.unsharded_forward_bytes(model) for model in models)
-        if has_duplicate_channels(
-            phase, previous
-        ):  # the symmetry check takes a gradient then, in fp32
+        if has_duplicate_channels(phase, previous):
+            # The symmetry check computes a gradient, in fp32.
             share = probe_size_in_passes(config, phase)
             checks = max(
                 checks,
@@ -141,16 +142,18 @@ def estimate_memory(
             )
         growth_peak += max(tensors, checks)
     names = (phase.settings.save_as, phase.settings.save_initial_as)
-    alone = replace(layout, num_devices=1)
-    disk = alone.weight_bytes(phase) * sum(name is not None for name in names)
+    unsharded = replace(layout, num_devices=1)
+    disk = unsharded.weight_bytes(phase) * sum(name is not None for name in names)
     if config.checkpoint.save_optimizer and phase.settings.save_as:
-        disk += optimizer_state_bytes(phase.model_config, config.optimizer.name, alone)
+        disk += optimizer_state_bytes(phase.model_config, config.optimizer.name, unsharded)
     return MemoryEstimate(
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
         activations=activations,
-        training_peak=weights + optimizer + max(passes, weights + scaled if phase.num_steps else 0),
+        training_peak=weights
+        + optimizer
+        + max(pass_peak, weights + scaled if phase.num_steps else 0),
         growth_peak=growth_peak,
         disk=disk,
         libraries=library_bytes(config, phase, layout) if on_cpu else 0,
@@ -160,7 +163,7 @@ def estimate_memory(
 def _unheld_weight_copy_bytes(
     phase: PlannedPhase, workload: PassWorkload, layout: ShardingLayout
 ) -> int:
-    """Weights in half precision that one device keeps for its backward pass, and of several others do."""
+    """Return the bytes of half-precision weight copies in the trace that are on other devices."""
     missing = 1 - layout.weight_bytes(phase) / (
         layout.bytes_per_element * phase.parameter_report.total
     )
@@ -168,7 +171,7 @@ def _unheld_weight_copy_bytes(
 
 
 def library_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLayout) -> int:
-    """What is no tensor, on a CPU."""
+    """Return the memory of libraries outside tensors, on a CPU."""
     compiler = COMPILER_BYTES if config.optimizer.name == adamw_8bit.OPTIMIZER_NAME else 0
     return (
         LIBRARY_BYTES[phase.model_config.is_moe]
@@ -178,24 +181,24 @@ def library_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLayout
 
 
 def num_probe_tokens(config: RunConfig) -> int:
-    """Tokens of the boundary's probe."""
+    """Return the number of tokens of the boundary probe."""
     settings = config.verification
     return settings.probe_sequences * min(settings.probe_length, config.sequence_length)
 
 
 def probe_size_in_passes(config: RunConfig, phase: PlannedPhase) -> float:
-    """These in units of a device's training pass."""
+    """Return the tokens of the boundary probe over those of a device's training pass."""
     return num_probe_tokens(config) / (local_batch_size(config, phase) * config.sequence_length)
 
 
 def has_duplicate_channels(phase: PlannedPhase, previous: PlannedPhase) -> bool:
-    """Whether the growth to a phase makes copies of channels."""
+    """Return whether the growth to a phase duplicates channels."""
     axes = build_growth_map(previous.model_config, phase.operators).axes
     return any(len(channels.duplicate_pairs) for channels in axes.values())
 
 
 def min_memory_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLayout) -> int:
-    """What the phase takes whatever its batch: weights, gradients, optimizer. No dry run."""
+    """Return the memory of weights, gradients and optimizer state: a lower bound that needs no trace."""
     states = optimizer_state_bytes(phase.model_config, config.optimizer.name, layout)
     return 2 * layout.weight_bytes(phase) + states
 
@@ -203,10 +206,10 @@ def min_memory_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLay
 def optimizer_state_bytes(
     config: ModelConfig, name: str, layout: ShardingLayout = SINGLE_DEVICE_LAYOUT
 ) -> int:
-    """What an optimizer remembers of a model, on one device."""
+    """Return the bytes of the optimizer state of a model on one device."""
     entries, total = expected_state_entries(config, name), 0
-    for parameter, held in layout.local_shapes(config).items():
-        shapes = expected_state_shapes(entries[parameter], held)
+    for parameter, local_shape in layout.local_shapes(config).items():
+        shapes = expected_state_shapes(entries[parameter], local_shape)
         for entry, shape in shapes.items():
             total += math.prod(shape) * (
                 1 if scale_key(entry) in shapes else layout.bytes_per_element

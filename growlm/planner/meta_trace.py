@@ -1,6 +1,6 @@
-"""What one forward and backward pass takes and does, found on fake tensors, which have shapes and no memory.
+"""Measure the work and memory of a forward and backward pass on fake tensors, which have shapes but no data.
 
-With one and with two layers, since every further layer adds the same.
+Only models of one and two layers are traced, since every further layer adds the same.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from growlm.model.transformer import TransformerLM
 
 @dataclass(frozen=True)
 class PassWorkload:
-    """Of one forward and backward pass."""
+    """Work and memory of one forward and backward pass."""
 
     activations: int
     """Bytes kept for the backward pass when the forward pass ends."""
     forward_peak: int
-    """The most bytes held at once in the forward pass."""
+    """Peak bytes in the forward pass."""
     peak: int
-    """The most bytes held at once, gradients included."""
+    """Peak bytes in the whole pass, gradients included."""
     half_flops: int
-    """In products of half precision."""
+    """FLOPs of matrix products in half precision."""
     single_flops: int
-    """In all other products, and in fused attention, which is no faster."""
+    """FLOPs of all other matrix products, and of fused attention, which is no faster in half precision."""
     other_bytes: int
-    """Read and written by everything that is no product."""
+    """Bytes read and written by operations other than matrix products."""
     num_calls: int
-    """Operations of any kind."""
+    """Number of operations of any kind."""
     weight_copies: int = 0
-    """Of the activations: weights cast to half precision."""
+    """Bytes of the activations that are weights cast to half precision."""
 
 
 def trace_pass(
@@ -57,15 +57,15 @@ def trace_pass(
     activation_checkpointing: bool = False,
     fp64: bool = False,
 ) -> PassWorkload:
-    """Find the work of a pass.
+    """Return the work and memory of a forward and backward pass.
 
     Args:
-        config: The model.
-        batch: Sequences.
-        time: Tokens of each.
-        bf16: Whether products are in half precision.
-        checkpointing: Whether blocks are computed again in the backward pass.
-        double: Whether everything is in fp64.
+        config: Config of the model.
+        batch_size: Number of sequences.
+        sequence_length: Tokens per sequence.
+        bf16: Whether matrix products are in half precision.
+        activation_checkpointing: Whether blocks are recomputed in the backward pass.
+        fp64: Whether everything is in fp64.
     """
     one, two = (
         _trace_pass_cached(
@@ -78,63 +78,62 @@ def trace_pass(
         )
         for layers in (1, 2)
     )
-    further = config.n_layers - 1
-    figures = {f.name: (getattr(one, f.name), getattr(two, f.name)) for f in fields(PassWorkload)}
-    return PassWorkload(**{name: a + further * (b - a) for name, (a, b) in figures.items()})
+    extra_layers = config.n_layers - 1
+    values = {f.name: (getattr(one, f.name), getattr(two, f.name)) for f in fields(PassWorkload)}
+    return PassWorkload(**{name: a + extra_layers * (b - a) for name, (a, b) in values.items()})
 
 
 @lru_cache(maxsize=256)
 def _trace_pass_cached(
     shape: tuple[object, ...],
-    batch: int,
-    time: int,
+    batch_size: int,
+    sequence_length: int,
     bf16: bool,
-    checkpointing: bool,
-    double: bool = False,
+    activation_checkpointing: bool,
+    fp64: bool = False,
 ) -> PassWorkload:
-    dtype = torch.float64 if double else torch.float32
+    dtype = torch.float64 if fp64 else torch.float32
     with FakeTensorMode():
         with torch.device("meta"):
             model = TransformerLM(ModelConfig(*shape))  # type: ignore[arg-type]
         state = {name: torch.empty(t.shape, dtype=dtype) for name, t in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
-        model.recompute_blocks = checkpointing
+        model.recompute_blocks = activation_checkpointing
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        account = _WorkloadCounter({p.untyped_storage() for p in model.parameters()})
-        tokens = torch.zeros(batch, time + 1, dtype=torch.long)
+        counter = _WorkloadCounter({p.untyped_storage() for p in model.parameters()})
+        tokens = torch.zeros(batch_size, sequence_length + 1, dtype=torch.long)
         with (
-            account,
-            # torch's own fake version knows half precision only, and the rows of each expert are not known.
+            counter,
+            # torch's fake grouped_mm supports half precision only, and the number of rows per expert is unknown.
             mock.patch.object(F, "grouped_mm", lambda rows, weights, *, offs: rows @ weights[0]),
             mock.patch.object(experts, "count_padded_rows", lambda slots, ends: len(slots)),
             mock.patch.object(experts.Experts, "_can_use_grouped_mm", return_value=True),
-            mock.patch.object(
-                loss, "BLOCK_BYTES", 8 * loss.BLOCK_BYTES
-            ),  # hundreds would take seconds
+            # Fewer blocks of the loss: tracing hundreds would take seconds.
+            mock.patch.object(loss, "BLOCK_BYTES", 8 * loss.BLOCK_BYTES),
         ):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 mean = model.loss(tokens, [])
-            activations, forward_peak = account.held, account.peak
-            weight_copies = account.copies
+            activations, forward_peak = counter.held, counter.peak
+            weight_copies = counter.copies
             mean.backward()
     return PassWorkload(
         activations=activations,
         forward_peak=forward_peak,
-        peak=account.peak,
-        half_flops=account.half_flops,
-        single_flops=account.single_flops,
-        other_bytes=account.other_bytes,
-        num_calls=account.calls,
+        peak=counter.peak,
+        half_flops=counter.half_flops,
+        single_flops=counter.single_flops,
+        other_bytes=counter.other_bytes,
+        num_calls=counter.calls,
         weight_copies=weight_copies,
     )
 
 
 class _WorkloadCounter(TorchDispatchMode):
-    """Adds up what every operation does, and what is held of what they made.
+    """Dispatch mode that counts the work of every operation and the memory of live tensors.
 
     Args:
-        weights: The storages of the parameters.
+        weights: Storages of the parameters.
     """
 
     def __init__(self, weights: set[torch.UntypedStorage]) -> None:
@@ -158,7 +157,7 @@ class _WorkloadCounter(TorchDispatchMode):
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for storage in (x.untyped_storage() for x in inputs):
-            self._known.setdefault(storage, None)  # weights and tokens: there before
+            self._known.setdefault(storage, None)  # weights and tokens, which existed before
         is_copy = func.overloadpacket is torch.ops.aten._to_copy and any(
             x.untyped_storage() in self._weights for x in inputs
         )
@@ -198,6 +197,6 @@ class _WorkloadCounter(TorchDispatchMode):
             return 0
         backward = name.endswith("backward")
         query, key = args[1:3] if backward else args[:2]
-        # Two products forward; backward the scores again and four more.
+        # Two products in the forward pass; in the backward pass, the scores again and four more.
         products = 5 if backward else 2
         return products * 2 * query.numel() * key.shape[2]

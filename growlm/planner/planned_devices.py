@@ -1,4 +1,4 @@
-"""The devices that a plan is reckoned for: this machine's, measured, or others, as `cluster` states them."""
+"""Resolve the devices that a plan is estimated for: this machine's, or those that `cluster` describes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from growlm.runtime.hardware import Machine, detect_machine, resolve_precision
 
 
 def resolve_machine(config: RunConfig) -> Machine:
-    """What each device of the plan is.
+    """Return the machine that each device of the plan is.
 
     Raises:
-        UserError: If it is neither here nor stated.
+        UserError: If the device is neither available here nor described by `cluster`.
     """
     cluster, trainer = config.cluster, config.trainer
     if cluster.accelerator is None:
@@ -37,10 +37,13 @@ def resolve_machine(config: RunConfig) -> Machine:
         return replace(machine, memory_bytes=round(cluster.memory_gb * 1e9))
     accelerator = cluster.accelerator
     if trainer.accelerator not in ("auto", accelerator):
-        allowed = f"cluster.accelerator={accelerator}; leave it at auto, or plan for devices like this machine's"
-        raise UserError("trainer.accelerator", trainer.accelerator, allowed)
+        reason = (
+            f"conflicts with cluster.accelerator={accelerator}; "
+            "use trainer.accelerator=auto, or cluster=here for this machine's devices"
+        )
+        raise UserError("trainer.accelerator", trainer.accelerator, reason)
     memory = trainer.memory_gb or cluster.memory_gb
-    assert memory is not None  # checked
+    assert memory is not None  # by `check_config`
     if trainer.precision != "auto":
         precision = trainer.precision
     elif accelerator == "gpu":
@@ -53,36 +56,36 @@ def resolve_machine(config: RunConfig) -> Machine:
 def resolve_calibration(
     config: RunConfig, machine: Machine, on_measure: Callable[[], None], force: bool = False
 ) -> Calibration:
-    """What a second of each device holds: as stated, else as measured here.
+    """Return the rates of each device: as `cluster` states them, otherwise as measured on this machine.
 
     Args:
-        config: The plan.
-        machine: What each device is.
-        tell: Called before measuring.
-        anew: Measure in any case.
+        config: Config of the run.
+        machine: Machine that each device is.
+        on_measure: Function called before measuring.
+        force: Whether to measure even if a calibration is cached.
     """
     cluster = config.cluster
     if cluster.peak_tflops is None:
         return load_or_measure_calibration(machine, on_measure, force).split_among(
             _num_processes_sharing_machine(config, machine)
         )
-    products = cluster.peak_tflops * 1e12 * cluster.mfu
+    flops = cluster.peak_tflops * 1e12 * cluster.mfu
     assert cluster.memory_gb_per_s is not None
-    entry = machine.weight_dtype.itemsize * (ADAMW_MEMORY_PASSES + CLIP_MEMORY_PASSES)
+    bytes_per_parameter = machine.weight_dtype.itemsize * (ADAMW_MEMORY_PASSES + CLIP_MEMORY_PASSES)
     return Calibration(
-        half_flops=products,
-        single_flops=products,
-        # What is no product is in the MFU.
+        half_flops=flops,
+        single_flops=flops,
+        # The MFU covers everything that is not a matrix product.
         other_bytes=math.inf,
         fresh_bytes=math.inf,
         again_bytes=math.inf,
-        adamw_entries=cluster.memory_gb_per_s * 1e9 / entry,
+        adamw_entries=cluster.memory_gb_per_s * 1e9 / bytes_per_parameter,
         call=0.0,
     )
 
 
 def build_interconnect(cluster: ClusterConfig, accelerator: str) -> Interconnect:
-    """How the devices reach one another."""
+    """Return the links between the devices, as `cluster` states them."""
     return Interconnect(
         devices_per_node=devices_per_node(cluster, accelerator),
         intra_node_bandwidth=cluster.link_gb_per_s * 1e9 * cluster.efficiency,
@@ -92,7 +95,7 @@ def build_interconnect(cluster: ClusterConfig, accelerator: str) -> Interconnect
 
 
 def devices_per_node(cluster: ClusterConfig, accelerator: str) -> int:
-    """Devices of a node: as stated, else as torchrun has started them, else as many as there are here."""
+    """Return the devices per node: as `cluster` states them, else as torchrun started them, else as found here."""
     if cluster.devices_per_node is not None:
         return cluster.devices_per_node
     if "LOCAL_WORLD_SIZE" in os.environ:
@@ -103,11 +106,11 @@ def devices_per_node(cluster: ClusterConfig, accelerator: str) -> int:
 
 
 def num_local_processes(config: RunConfig, accelerator: str) -> int:
-    """Processes of the plan that a machine like this one has."""
+    """Return the number of the plan's processes that run on one node."""
     return min(config.trainer.devices or 1, devices_per_node(config.cluster, accelerator))
 
 
 def _num_processes_sharing_machine(config: RunConfig, machine: Machine) -> int:
-    """Processes that share the rates which were measured: under torchrun each has threads of its own."""
+    """Return how many processes share the measured rates: 1 under torchrun, where each has its own threads."""
     is_shared = machine.accelerator == "cpu" and "LOCAL_WORLD_SIZE" not in os.environ
     return num_local_processes(config, machine.accelerator) if is_shared else 1

@@ -1,8 +1,8 @@
-"""What one device holds of a phase's model under each strategy.
+"""Compute how much of a phase's model one device holds under each strategy.
 
-`ddp`: everything. `fsdp` (FSDP2): its rows of every tensor, and in a pass the whole of the blocks at work.
-`expert` (expert parallelism, which nothing runs yet): its experts, and everything of the rest. The formulas are in
-docs/planner.md.
+`ddp`: everything. `fsdp` (FSDP2): its rows of every tensor, and during a pass the unsharded weights of the active
+blocks. `expert` (expert parallelism, estimated but not yet supported in training): its own experts and everything
+else. The formulas are in docs/planner.md.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from growlm.runtime.hardware import Machine
 
 STRATEGIES = ("ddp", "fsdp", "expert")
 MAX_UNSHARDED_BLOCKS = 2
-"""Whole blocks under fsdp: the one at work, and the next one, which is fetched meanwhile."""
+"""Unsharded blocks held under fsdp: the active one, and the next one, which is prefetched."""
 
 
 @dataclass(frozen=True)
 class ShardingLayout:
-    """How a model lies on the devices of a run."""
+    """Distribution of a model over the devices of a run."""
 
     strategy: str
-    """`ddp`, `fsdp` or `expert`; with one device all are the same."""
+    """`ddp`, `fsdp` or `expert`; all are the same on one device."""
     num_devices: int
     bytes_per_element: int
-    """Bytes of an entry of a weight, a gradient and a moment."""
+    """Bytes per element of weights, gradients and moments."""
     bytes_per_compute_element: int
-    """Bytes of an entry that goes into a product, as of a token on its way to an expert."""
+    """Bytes per element of the inputs of matrix products, such as tokens sent to an expert."""
 
     @property
     def gathers_weights(self) -> bool:
-        """Whether weights are put together for each pass."""
+        """Whether weights are gathered for each pass."""
         return self.strategy == "fsdp" and self.num_devices > 1
 
     def expert_parallel_size(self, model: ModelConfig) -> int:
-        """Devices that share the experts of a layer; there are several such groups where this is not all."""
+        """Return how many devices share the experts of a layer; other devices form further such groups."""
         if self.strategy != "expert" or not model.is_moe:
             return 1
         return math.gcd(self.num_devices, model.num_experts)
 
     def local_shapes(self, model: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """The shapes of what one device holds, by tensor; of the device that holds most."""
+        """Return the shape of each tensor on the device that holds most."""
         shapes = {}
         experts = self.expert_parallel_size(model)
         for name, row in axes_table_from_config(model, TransformerLM).items():
             parts = self.num_devices if self.gathers_weights else 1
             if row.label.stacked_from is not None:
                 parts *= experts
-            # FSDP2 divides the first dimension only, and fills up what does not come out even.
+            # FSDP2 shards only the first dimension, and pads it if it does not divide evenly.
             shapes[name] = (-(-row.shape[0] // parts), *row.shape[1:])
         return shapes
 
     def weight_bytes(self, phase: PlannedPhase) -> int:
-        """Of the weights that a device holds; as much are their gradients."""
+        """Return the bytes of the weights that a device holds; its gradients are as large."""
         if self.num_devices == 1 or self.strategy == "ddp":
             return self.bytes_per_element * phase.parameter_report.total
         return self.bytes_per_element * sum(
@@ -67,14 +67,14 @@ class ShardingLayout:
         )
 
     def expert_bytes(self, model: ModelConfig) -> int:
-        """Of the experts' weights among them."""
+        """Return the bytes of the expert weights that a device holds."""
         table = axes_table_from_config(model, TransformerLM)
         shapes = self.local_shapes(model)
         stacked = (n for n, row in table.items() if row.label.stacked_from is not None)
         return self.bytes_per_element * sum(math.prod(shapes[name]) for name in stacked)
 
     def unsharded_sizes(self, model: ModelConfig) -> UnshardedSizes:
-        """Entries of the whole weights that one device has in a pass; nothing but under fsdp."""
+        """Return the sizes of the unsharded weights on one device during a pass; zero except under fsdp."""
         if not self.gathers_weights:
             return UnshardedSizes(0, 0, 0)
         root = block = largest = 0
@@ -83,7 +83,7 @@ class ShardingLayout:
             index, _ = split_block_name(name)
             if index is None:
                 root += entries
-            elif index == 0:  # the blocks of a model are alike
+            elif index == 0:  # all blocks of a model have equal sizes
                 block += entries
             largest = max(largest, entries)
         return UnshardedSizes(root, block, largest)
@@ -91,15 +91,15 @@ class ShardingLayout:
     def unsharded_pass_bytes(
         self, model: ModelConfig, unsharded_blocks: int = MAX_UNSHARDED_BLOCKS
     ) -> int:
-        """The most that whole weights and gradients take in a pass, beside what the device holds.
+        """Return the peak bytes of unsharded weights and gradients in a pass, beside what the device holds.
 
         Args:
-            model: The model.
-            blocks: That are whole at once.
+            model: Config of the model.
+            unsharded_blocks: Number of blocks whose weights are unsharded at once.
         """
         whole = self.unsharded_sizes(model)
-        # Backward in a block: its gradients, and a copy of them that is being summed over the devices. The root's
-        # weights and gradients stay to the end, when they are summed themselves.
+        # In the backward pass, a block has its gradients and a copy of them that is being reduced over the
+        # devices. The root's weights and gradients stay until the end, when they are reduced themselves.
         in_block = (
             2 * whole.root_elements
             + (min(unsharded_blocks, model.n_layers) + 2) * whole.block_elements
@@ -107,32 +107,32 @@ class ShardingLayout:
         return self.bytes_per_element * max(in_block, 3 * whole.root_elements)
 
     def unsharded_forward_bytes(self, model: ModelConfig) -> int:
-        """Likewise of a forward pass alone: a check's."""
+        """Return the peak bytes of unsharded weights in a forward pass alone, as in a boundary check."""
         whole, blocks = self.unsharded_sizes(model), min(MAX_UNSHARDED_BLOCKS, model.n_layers)
         return self.bytes_per_element * (whole.root_elements + blocks * whole.block_elements)
 
 
 @dataclass(frozen=True)
 class UnshardedSizes:
-    """Entries of whole weights under fsdp, as they are filled up to be divided evenly."""
+    """Numbers of elements of unsharded weights under fsdp, including padding."""
 
     root_elements: int
-    """Of what is in no block: embedding, last norm, head."""
+    """Elements outside the blocks: embedding, final norm, head."""
     block_elements: int
-    """Of one block."""
+    """Elements of one block."""
     largest_tensor_elements: int
-    """Of one tensor."""
+    """Elements of the largest tensor."""
 
 
 def build_sharding_layout(
     settings: TrainerConfig, machine: Machine, strategy: str | None = None
 ) -> ShardingLayout:
-    """How the models of a run lie on its devices.
+    """Return the sharding layout of a run.
 
     Args:
-        settings: Its `trainer`.
-        machine: What each device is.
-        strategy: In place of the settings' own.
+        settings: Trainer settings of the run.
+        machine: Machine that each device is.
+        strategy: Strategy to use instead of the settings' own.
     """
     chosen = strategy or settings.strategy
     width = machine.weight_dtype.itemsize

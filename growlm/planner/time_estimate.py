@@ -1,4 +1,4 @@
-"""How long a phase takes on a machine whose speed is known."""
+"""Estimate the time of a phase on a machine of known speed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from growlm.runtime.hardware import Machine
 
 @dataclass(frozen=True)
 class Allocation:
-    """Bytes that are asked of the system."""
+    """Bytes of memory that a process requests, new and reused."""
 
     new_bytes: int
-    """It has to find them first."""
+    """Bytes that the system has to find first."""
     reused_bytes: int
-    """The run has had them before, and given back."""
+    """Bytes that the run has held before and released."""
 
     @classmethod
     def from_peak(cls, num_bytes: int, peak: int, previous_peak: int) -> Allocation:
-        """So many, on the way to a peak, by a run that has had some memory before."""
+        """Split `num_bytes` of memory below `peak` into new and reused bytes, given the run's previous peak."""
         fresh = min(num_bytes, max(0, peak - previous_peak))
         return cls(fresh, num_bytes - fresh)
 
     def estimate_seconds(self, calibration: Calibration) -> float:
-        """Until they are there."""
+        """Return the seconds until the memory is available."""
         return (
             self.new_bytes / calibration.fresh_bytes + self.reused_bytes / calibration.again_bytes
         )
@@ -47,35 +47,36 @@ class Allocation:
 
 @dataclass(frozen=True)
 class PhaseWorkload:
-    """What one device does in a phase, in units that a `Calibration` and `Links` have rates of."""
+    """Work of one device in a phase, in the units of the rates of `Calibration` and `Interconnect`."""
 
     pass_workload: PassWorkload
-    """One pass; `passes` of them are a step."""
+    """Work of one forward and backward pass."""
     passes_per_step: int
     num_steps: int
     gradient_bytes: int
     adamw_equivalent_parameters: float
-    """Parameters that AdamW would step in the time that the optimizer takes for its own."""
+    """Parameters that AdamW could update in the time that this optimizer takes for the model."""
     validation_passes: float
-    """In units of a training pass; a forward pass is a third of one."""
+    """Validation, in training passes; a forward pass is a third of one."""
     training_allocation: Allocation
-    """By the first steps."""
+    """Memory requested by the first steps."""
     growth_allocation: Allocation
-    """By the growth and its checks."""
+    """Memory requested by the growth and its checks."""
     check_flops: int
-    """Of the checks at the boundary, in fp32."""
+    """FLOPs of the boundary checks, in fp32."""
     symmetry_check_bytes: int
-    """Read by the check that copies differ."""
+    """Bytes moved by the symmetry check, which verifies that duplicate channels diverge."""
     activation_checkpointing: bool
-    """Whether the backward pass computes every block again."""
+    """Whether the backward pass recomputes every block."""
     communication: StepCommunication
-    """With other devices, in a step."""
+    """Communication with other devices in a step."""
     interconnect: Interconnect
 
     def estimate_seconds(self, calibration: Calibration) -> dict[str, float]:
-        """Of a step, all steps, all validations, and of growing.
+        """Return the seconds of a step, of all steps, of all validations and of the growth.
 
-        Of a step also how long messages take by themselves, and how much of that the device waits for.
+        `communication` is a step's communication by itself, `waiting` the part of it that does not overlap with
+        computation.
         """
         one_pass = calibration.pass_seconds(self.pass_workload)
         update = self.gradient_bytes * CLIP_MEMORY_PASSES / calibration.other_bytes
@@ -105,9 +106,9 @@ class PhaseWorkload:
 
 
 CPU_8BIT_ADAMW_SLOWDOWN = 50
-"""Times that torchao's 8-bit step takes as long as AdamW's fused one on a CPU (`scripts/bench_eight_bit.py`)."""
+"""Time of torchao's 8-bit step over that of fused AdamW, on a CPU (`scripts/bench_eight_bit.py`)."""
 SYMMETRY_CHECK_MEMORY_PASSES = 12
-"""Times that the symmetry check reads or writes every weight and gradient."""
+"""How often the symmetry check reads or writes every weight and gradient."""
 
 
 def estimate_phase_workload(
@@ -121,28 +122,28 @@ def estimate_phase_workload(
     layout: ShardingLayout,
     previous_peak: int,
 ) -> PhaseWorkload:
-    """The work of a phase.
+    """Estimate the work of a phase.
 
     Args:
-        config: The run.
-        plan: Made from it.
-        phase: One of its phases.
-        before: The one before it.
-        work: Of one of its passes.
-        memory: What it takes.
-        machine: Where it runs.
-        layout: How models lie on its devices.
-        had: The most memory that the run has had before.
+        config: Config of the run.
+        plan: Plan made from the config.
+        phase: Phase of the plan.
+        previous: Phase before it; None for the first.
+        pass_workload: Work of one of its passes.
+        memory: Memory estimate of the phase.
+        machine: Machine that each device is.
+        layout: Sharding of the models over the devices.
+        previous_peak: Peak memory of the run before this phase, in bytes.
     """
     trainer = config.trainer
     is_slow = config.optimizer.name == adamw_8bit.OPTIMIZER_NAME and machine.accelerator == "cpu"
-    often = phase.num_steps // trainer.validate_every if trainer.validate_every else 0
-    validation = trainer.validation_sequences / phase.settings.batch_size / 3  # shared out, too
+    num_extra = phase.num_steps // trainer.validate_every if trainer.validate_every else 0
+    # Validation is split over the devices, too.
+    validation = trainer.validation_sequences / phase.settings.batch_size / 3
     if max(memory.growth_peak, memory.weights + memory.optimizer) > previous_peak:
-        previous_peak = (
-            0  # other memory is given first: 12 GB after 4 came no faster than the first 4 had
-        )
-    growth_memory = check_flops = twin_bytes = 0
+        # The system hands out other memory first: 12 GB after 4 GB came no faster than the first 4 GB.
+        previous_peak = 0
+    growth_memory = check_flops = symmetry_check_bytes = 0
     if previous is not None:
         forward = [
             training_flops_per_token(p.model_config, plan.sequence_length) // 3
@@ -155,25 +156,27 @@ def estimate_phase_workload(
             check_flops += 3 * tokens * forward[1]
             share = probe_size_in_passes(config, phase)
             growth_memory += memory.gradients + round(4 * share * memory.activations)
-            twin_bytes = SYMMETRY_CHECK_MEMORY_PASSES * (memory.weights + memory.gradients)
+            symmetry_check_bytes = SYMMETRY_CHECK_MEMORY_PASSES * (
+                memory.weights + memory.gradients
+            )
     entries = memory.weights / layout.bytes_per_element
     return PhaseWorkload(
         pass_workload=pass_workload,
         passes_per_step=phase.settings.accumulate,
         num_steps=phase.num_steps,
         gradient_bytes=memory.gradients,
-        # The rate is one of fp32.
+        # The calibrated rate is that of fp32.
         adamw_equivalent_parameters=entries
         * layout.bytes_per_element
         / 4
         * (CPU_8BIT_ADAMW_SLOWDOWN if is_slow else 1),
-        validation_passes=(2 + often) * validation,
+        validation_passes=(2 + num_extra) * validation,
         training_allocation=Allocation.from_peak(
             memory.training_peak, memory.training_peak, previous_peak
         ),
         growth_allocation=Allocation.from_peak(growth_memory, memory.growth_peak, previous_peak),
         check_flops=check_flops,
-        symmetry_check_bytes=twin_bytes,
+        symmetry_check_bytes=symmetry_check_bytes,
         activation_checkpointing=trainer.activation_checkpointing,
         communication=plan_communication(
             layout,

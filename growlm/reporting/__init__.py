@@ -1,4 +1,4 @@
-"""Telling people and programs what a run did."""
+"""Report what a run does: events, console output, logger metrics, history files and HTML reports."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ __all__ = ["BoundaryRecord", "PhaseStart", "PhaseSummary", "RunListener", "RunSu
 
 
 def __getattr__(name: str) -> Any:
-    # The records load torch, which the report of runs that are over does without.
+    # Imported lazily: the records import torch, which reports of finished runs do not need.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "events" if name == "RunListener" else "records"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    module = "events" if name == "RunListener" else "records"
+    return getattr(import_module(f"{__name__}.{module}"), name)

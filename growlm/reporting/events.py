@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on; those who care override what they need."""
+"""Define the events that a run emits, and the listener classes that receive them."""
 
 from __future__ import annotations
 
@@ -15,61 +15,72 @@ from growlm.reporting.records import (
 
 
 class RunListener:
-    """Does nothing on every event."""
+    """Base class for receivers of run events; every method does nothing, subclasses override what they need."""
 
     def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
-        """Something that takes a while: `done` of `total` (None: unknown); `note` says more."""
+        """Handle progress of a long task.
+
+        Args:
+            task: Name of the task.
+            done: Units done so far.
+            total: Units in total; None if unknown.
+            note: Further details to show.
+        """
 
     def phase_started(self, start: PhaseStart) -> None:
-        """Before the first step of a phase, after its boundary."""
+        """Handle the start of a phase: after its boundary, before its first step."""
 
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
-        """The run goes on after so many steps of a phase."""
+        """Handle the resumption of a run after `step` of `steps` steps of a phase."""
 
     def phases_reused(self, reused: ReusedPhases) -> None:
-        """The run begins after phases that another one has trained."""
+        """Handle the reuse of phases that another run has trained; this run starts after them."""
 
     def message_logged(self, text: str) -> None:
-        """Something that a person may want to know."""
+        """Handle a message for the user."""
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """A model has grown and was checked; it may have failed (`boundary.report`)."""
+        """Handle a growth and its checks, which may have failed (see `boundary.report`)."""
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
-        """After each optimizer step; `loss` on those that make a row."""
+        """Handle the end of an optimizer step; `loss` is None on steps that are not logged."""
 
     def row_logged(self, row: HistoryRow) -> None:
-        """A row of the history."""
+        """Handle a new row of the training history."""
 
     def validation_finished(self, row: HistoryRow) -> None:
-        """A validation loss, with the same counters as a row."""
+        """Handle a validation; `row` has the loss and the same counters as a history row."""
 
     def warning_logged(self, row: HistoryRow, text: str) -> None:
-        """Something goes wrong, in words; with the same counters as a row."""
+        """Handle a warning; `row` has the same counters as a history row."""
 
     def phase_finished(self, summary: PhaseSummary) -> None:
-        """After a phase's validation and sample."""
+        """Handle the end of a phase, after its validation and sample."""
 
     def run_finished(self, summary: RunSummary) -> None:
-        """After the last phase."""
+        """Handle the end of the run, after the last phase."""
 
     def close(self, failed: bool) -> None:
-        """Always called at the end; `failed` if the run did not finish."""
+        """Release resources; always called at the end, with `failed` if the run did not finish."""
 
 
 class BroadcastListener(RunListener):
-    """Passes every event on to several listeners, in order."""
+    """Listener that forwards every event to several listeners, in order.
+
+    Args:
+        listeners: Receivers of the events.
+    """
 
     def __init__(self, listeners: list[RunListener]) -> None:
         self.listeners = listeners
 
 
 def _forward_event(event: str) -> Callable[..., None]:
-    def pass_on(self: BroadcastListener, *arguments: object) -> None:
+    def forward(self: BroadcastListener, *arguments: object) -> None:
         for listener in self.listeners:
             getattr(listener, event)(*arguments)
 
-    return pass_on
+    return forward
 
 
 for _event in [name for name in vars(RunListener) if not name.startswith("_")]:

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as data: the contents of boundaries.json and summary.json."""
+"""Define the records of phases, boundaries and whole runs, as saved in boundaries.json and summary.json."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from growlm.model.model_size import ParameterReport
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
 HistoryRow = dict[str, Any]
-"""A line of training_history.jsonl."""
+"""A parsed line of training_history.jsonl."""
 
 
 @dataclass(frozen=True)
 class PhaseStart:
-    """A phase about to train."""
+    """Phase that is about to train."""
 
     name: str
     index: int
@@ -28,25 +28,25 @@ class PhaseStart:
 
 @dataclass(frozen=True)
 class BoundaryRecord:
-    """A growth between two phases."""
+    """Growth between two phases, with its checks."""
 
     from_phase: str
     to_phase: str
     growth: list[str]
-    """What was done, a line each."""
+    """Description of the growth, one line per change."""
     operators: list[dict[str, Any]]
-    """With which settings."""
+    """Settings of the growth operators."""
     report: GrowthReport
     noise: dict[str, Any]
-    """Of the cancelling noise: number of `matrices`, smallest and largest `sigma`, how many were `capped`."""
+    """Statistics of the cancelling noise: `matrices` (count), `sigma_min`, `sigma_max`, `capped` (count)."""
     optimizer_state: str
-    """The mode."""
+    """Mode of the optimizer state transfer."""
     inexact_because: list[str]
-    """In mode `exact`: why training cannot go on exactly as without the growth; empty if it does."""
+    """In mode `exact`, the reasons why training does not continue exactly as without the growth; else empty."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """As in boundaries.json."""
+        """Return the JSON form that boundaries.json holds."""
         report = self.report
         return {
             "from": self.from_phase,
@@ -69,13 +69,13 @@ class BoundaryRecord:
 
     @property
     def findings(self) -> list[str]:
-        """What the checks want known though nothing failed."""
+        """Summaries of the checks that report a finding but did not fail."""
         return [c.summary for c in self.report.checks.values() if c.status is Status.FINDING]
 
 
 @dataclass(frozen=True)
 class PhaseSummary:
-    """A phase that has been trained."""
+    """Results of a trained phase."""
 
     name: str
     total_parameters: int
@@ -85,9 +85,9 @@ class PhaseSummary:
     efficiency: float
     steps: int
     tokens: int
-    """In this phase."""
+    """Tokens trained on in this phase."""
     flops: int
-    """In this phase."""
+    """FLOPs spent in this phase."""
     first_loss: float | None
     """Training loss of the first step; None for a phase without steps."""
     final_loss: float | None
@@ -97,33 +97,33 @@ class PhaseSummary:
     val_loss: float
     """Validation loss after the last step."""
     val_bits_per_byte: float
-    """The same in bits per byte of text."""
+    """`val_loss` in bits per byte of text."""
     wall_time_s: float
-    """Of the whole phase: growth, checks, training, validation."""
+    """Seconds for the whole phase: growth, checks, training and validation."""
     tokens_per_second: float | None
-    """Of the training steps alone; None without any."""
+    """Throughput of the training steps alone; None if there were none."""
     peak_memory_bytes: int
     """Largest resident memory of the process during the phase, growth included."""
     sample: str
     """Prompt and continuation by the trained model."""
     router_check: CheckReport | None
-    """Check 5 on the phase; None for a dense model."""
+    """Router collapse check of the phase (check 5); None for a dense model."""
 
 
 @dataclass(frozen=True)
 class ReusedPhases:
-    """Phases that another run has trained, to the bit as this one would have."""
+    """Phases taken from another run, whose training is bit-identical to what this run would do."""
 
     phases: list[str]
     run: str
-    """Folder of the run that trained the last of them."""
+    """Folder of the run that trained the last of these phases."""
     seconds: float
-    """That training them took there."""
+    """Seconds that training these phases took in that run."""
 
 
 @dataclass
 class RunSummary:
-    """The whole run: summary.json."""
+    """Results of a whole run, as saved in summary.json."""
 
     name: str
     seed: int
@@ -132,17 +132,17 @@ class RunSummary:
     phases: list[PhaseSummary] = field(default_factory=list)
     boundaries: list[BoundaryRecord] = field(default_factory=list)
     wall_time_s: float = 0.0
-    """With the seconds of phases that are reused."""
+    """Seconds for the whole run, including those of reused phases."""
     initial_memory_bytes: int = 0
-    """Resident when the first phase begins: interpreter, libraries, data."""
+    """Resident memory when the first phase starts: interpreter, libraries and data."""
     reused: ReusedPhases | None = None
     states_written: int = 0
-    """States to resume from, since the run was started or resumed."""
+    """Resume states written since the run was started or resumed."""
     states_s: float = 0.0
-    """Seconds that writing them took."""
+    """Seconds spent writing resume states."""
 
     def to_json(self) -> dict[str, Any]:
-        """As in summary.json."""
+        """Return the JSON form that summary.json holds."""
         return {
             "name": self.name,
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""The run's files of plain JSON: history, boundaries, summary."""
+"""Write the JSON files of a run: training history, boundaries and summary."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from growlm.storage.watched_folders import WatchedFolders
 
 
 class RunHistoryWriter(RunListener):
-    """Writes every event as it comes: a run that dies leaves all it knew.
+    """Listener that writes every event to disk at once, so that a killed run loses nothing.
 
     Args:
-        run_dir: Exists.
-        position: Of the history, from `position`, to go on from: what was written after it is cut off.
-        boundaries: That were passed before it.
+        run_dir: Existing folder of the run.
+        position: Position in the history to resume from, as returned by `position()`; later lines are
+            truncated. None starts a new history.
+        boundaries: Records of the boundaries passed before `position`.
 
     Raises:
-        UserError: If the history up to there is not what was written.
-        RemovedError: From every event, once one of the run's folders was removed.
+        UserError: If the history up to `position` does not match its checksum.
+        FolderRemovedError: From every event, once one of the run's folders has been removed.
     """
 
     def __init__(
@@ -60,37 +61,37 @@ class RunHistoryWriter(RunListener):
         )
 
     def position(self) -> dict[str, Any]:
-        """Where the history stands: bytes on disk, and their checksum."""
+        """Return the size of the history on disk in bytes, and its checksum."""
         os.fsync(self.history_file.fileno())
         return {"bytes": self.history_file.tell(), "sha256": self._digest.hexdigest()}
 
     def phase_started(self, start: PhaseStart) -> None:
-        """An event line."""
+        """Write an event line."""
         self._write({"event": "phase_started", "phase": start.name, "phase_index": start.index})
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """An event line, and boundaries.json anew."""
+        """Write an event line, and rewrite boundaries.json."""
         record = boundary.to_json()
-        short = {key: value for key, value in record.items() if key not in ("checks", "operators")}
+        line = {key: value for key, value in record.items() if key not in ("checks", "operators")}
         checks = {name: check["status"] for name, check in record["checks"].items()}
-        self._write({"event": "boundary", **short, "checks": checks})
+        self._write({"event": "boundary", **line, "checks": checks})
         self.boundaries.append(record)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
     def row_logged(self, row: HistoryRow) -> None:
-        """A line."""
+        """Write a history line."""
         self._write(row)
 
     def validation_finished(self, row: HistoryRow) -> None:
-        """An event line."""
+        """Write an event line."""
         self._write({"event": "validation", **row})
 
     def warning_logged(self, row: HistoryRow, text: str) -> None:
-        """An event line."""
+        """Write an event line."""
         self._write({"event": "warning", **row, "text": text})
 
     def phase_finished(self, summary: PhaseSummary) -> None:
-        """An event line with the sample."""
+        """Write an event line with the sample."""
         self._write(
             {
                 "event": "phase_finished",
@@ -101,24 +102,24 @@ class RunHistoryWriter(RunListener):
         )
 
     def run_finished(self, summary: RunSummary) -> None:
-        """summary.json, and boundaries.json also where nothing grew."""
+        """Write summary.json and boundaries.json, even if nothing grew."""
         self.watched_folders.check()
         write_json(self.run_dir / "boundaries.json", self.boundaries)
         write_json(self.run_dir / "summary.json", summary.to_json())
 
     def close(self, failed: bool) -> None:
-        """Close the history."""
+        """Close the history file."""
         self.history_file.close()
 
     def _truncate_to(self, position: dict[str, Any]) -> None:
-        size = left = position["bytes"]
+        size = remaining = position["bytes"]
         with open_input_file(self.path, "resume", self.run_dir) as file:
-            while left and (data := file.read(min(left, 2**20))):
+            while remaining and (data := file.read(min(remaining, 2**20))):
                 self._digest.update(data)
-                left -= len(data)
-        if left or self._digest.hexdigest() != position["sha256"]:
+                remaining -= len(data)
+        if remaining or self._digest.hexdigest() != position["sha256"]:
             raise UserError(
-                "resume", self.path, f"its first {size:,} bytes are not what was written"
+                "resume", self.path, f"its first {size:,} bytes do not match the recorded checksum"
             )
         os.truncate(self.path, size)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
@@ -135,5 +136,5 @@ class RunHistoryWriter(RunListener):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON whole."""
+    """Write a value to a JSON file atomically."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""How the program meets the machine: device, memory, signals, errors and exit codes."""
+"""Handle the machine growlm runs on: device, memory, signals, errors and exit codes."""

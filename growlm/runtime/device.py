@@ -1,4 +1,4 @@
-"""Which processor computes, and whether it multiplies bf16."""
+"""Choose the accelerator (CPU or GPU) and detect native bf16 support."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from growlm.runtime.errors import UserError
 
 
 def resolve_accelerator(requested: str, key: str) -> str:
-    """`cpu` or `gpu`.
+    """Return the accelerator to use: `cpu` or `gpu`.
 
     Args:
-        wanted: `auto`, which takes a GPU where there is one, `cpu` or `gpu`.
-        key: What the user calls it, for the message.
+        requested: `cpu`, `gpu`, or `auto`, which takes a GPU if there is one.
+        key: Name of the setting, for the error message.
 
     Raises:
-        UserError: If a GPU is asked for and there is none.
+        UserError: If a GPU is requested and there is none.
     """
     if requested == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
@@ -25,7 +25,7 @@ def resolve_accelerator(requested: str, key: str) -> str:
 
 
 def has_native_bf16(accelerator: str) -> bool:
-    """Whether the processor has instructions for products of bf16 (AVX512-BF16, AMX, CUDA)."""
+    """Return whether the processor has bf16 matrix instructions (AVX512-BF16, AMX, CUDA)."""
     if accelerator == "gpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
@@ -33,5 +33,5 @@ def has_native_bf16(accelerator: str) -> bool:
 
 
 def torch_device(accelerator: str) -> torch.device:
-    """The first device of its kind."""
+    """Return the current CUDA device for `gpu`, the CPU for `cpu`."""
     return torch.device("cuda" if accelerator == "gpu" else "cpu")

@@ -1,4 +1,4 @@
-"""Errors that are told in words: what the user asked for, and what the machine could not do."""
+"""Define the errors that commands report as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """What was asked for is wrong. Commands print it without a traceback and exit with 2.
+    """An invalid setting or input. Commands print it without a traceback and exit with 2.
 
     Args:
-        key: Full path of the setting, as it is written on the command line.
-        value: The value it had.
-        allowed: What it may be, and why, in words.
+        key: Full path of the setting, as on the command line.
+        value: Rejected value of the setting.
+        reason: What is wrong with the value, or what it may be.
     """
 
     def __init__(self, key: str, value: Any, reason: str) -> None:
@@ -21,29 +21,29 @@ class UserError(ValueError):
         super().__init__(f"{key}={value}: {reason}")
 
     def with_key_prefix(self, prefix: str) -> UserError:
-        """The same error with `prefix` before its key."""
+        """Return the same error with `prefix` before its key."""
         return UserError(f"{prefix}.{self.key}", self.value, self.reason)
 
 
 class RunError(RuntimeError):
-    """The run cannot go on, and it is nothing that was asked for. Commands print it and exit with 1."""
+    """A failure of the run that no setting caused. Commands print it and exit with 1."""
 
 
 class DiskError(RunError):
     """A file or folder could not be written.
 
     Args:
-        path: Which.
-        error: The system's.
-        missing: Bytes that were still to be written, where that is known.
+        path: File or folder that could not be written.
+        error: Error from the operating system.
+        bytes_missing: Number of bytes that were still to be written, if known.
     """
 
     def __init__(self, path: Path, error: OSError, bytes_missing: int | None = None) -> None:
         self.path, self.bytes_missing = path, bytes_missing
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        still = (
+        remaining = (
             f", {bytes_missing:,} bytes were still to be written"
             if is_full and bytes_missing
             else ""
         )
-        super().__init__(f"cannot write {path}: {error.strerror or error}{still}")
+        super().__init__(f"cannot write {path}: {error.strerror or error}{remaining}")

@@ -1,4 +1,4 @@
-"""Text that came from a file, made safe to show: what a terminal would obey is written as an escape."""
+"""Make text from files safe to print: control characters become visible escapes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import re
 from typing import Any
 
 UNPRINTABLE_CHARACTERS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tab and line feed
-    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the order of text
-    r"\ud800-\udfff]"  # halves of surrogate pairs, which no encoding takes
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and line feed
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that change the text direction
+    r"\ud800-\udfff]"  # unpaired surrogates, which UTF-8 cannot encode
 )
 
 MAX_REASON_LENGTH = 300
-"""Characters of what a library says of a file."""
+"""Longest error text of a library that a message repeats, in characters."""
 
 
 def escape_unprintable(text: str) -> str:
-    r"""Return the text with control characters as escapes, as in `\x1b[31m`; tabs and line feeds stay."""
+    r"""Return the text with control characters escaped, as in `\x1b[31m`; keep tabs and line feeds."""
     return UNPRINTABLE_CHARACTERS.sub(
         lambda found: found[0].encode("unicode_escape").decode(), text
     )
 
 
 def escape_unprintable_line(text: str) -> str:
-    """Return the text as `printable` does, with line feeds as escapes too."""
+    """Return the text with control characters escaped, line feeds included."""
     return escape_unprintable(text).replace("\n", "\\n")
 
 
 def escape_unprintable_data(value: Any) -> Any:
-    """Return plain JSON data with every text in it, keys too, as `printable` gives it."""
+    """Return JSON-like data with every string in it, keys included, escaped."""
     if isinstance(value, str):
         return escape_unprintable(value)
     if isinstance(value, dict):
@@ -42,6 +42,6 @@ def escape_unprintable_data(value: Any) -> Any:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return what a library says went wrong, on one line of moderate length: it may repeat a whole file."""
+    """Return a library's error text on one line, truncated because it may repeat a whole file."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MAX_REASON_LENGTH else f"{text[:MAX_REASON_LENGTH]} ..."

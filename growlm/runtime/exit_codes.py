@@ -1,12 +1,14 @@
-"""What a command prints and exits with when something is wrong; imports nothing heavy.
+"""Turn errors into messages and exit codes; imports nothing heavy.
 
-0 done; 2 what was asked for is wrong; 1 anything else; 130 or 143 after a signal.
+Exit codes: 0 success; 2 invalid settings or input; 130 or 143 after a signal; 1 anything else.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,30 +20,35 @@ from typing import NoReturn
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.escaping import escape_unprintable
 
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
+"""What writing to standard output may end in; files that growlm writes raise `DiskError`."""
 PEER_ERROR_DELAY_S = 3.0
-"""Seconds that the other processes of a run wait before they say what the first one may be about to say; torch's
-launchers end them as soon as it has."""
+"""Seconds that other ranks wait before they print an error that rank 0 may print too. torch's launchers end them
+as soon as rank 0 has exited, so that the message appears once."""
 
 
 def run_and_get_exit_code(
     body: Callable[[], int], on_error: Callable[[str], object] = lambda message: None
 ) -> int:
-    """Run the body of a command and turn what it raises into words and an exit code.
+    """Run the body of a command; turn exceptions into a printed message and an exit code.
 
     Args:
-        body: Returns the exit code.
-        tell: Called with what went wrong, besides its being printed.
+        body: Function that runs the command and returns its exit code.
+        on_error: Function that also receives the error message.
     """
+    _open_missing_streams()
     try:
         check_platform()
-        return body()
+        exit_code = body()
+        sys.stdout.flush()
+        return exit_code
     except UserError as error:
         on_error(str(error))
         return print_user_error(error)
     except RunError as error:
         on_error(str(error))
         if (code := getattr(error, "code", None)) is not None:
-            return int(code)  # another process of the run has said why
+            return int(code)  # another process of the run has printed the reason
         where = "" if is_rank0_process() else f" (process {os.environ['RANK']})"
         print_error(f"stopped: {error}{where}")
         return 1
@@ -49,24 +56,37 @@ def run_and_get_exit_code(
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in OUTPUT_ERRORS:
+            on_error(str(error))
+            if error.errno == errno.EPIPE:
+                return 128 + signal.SIGPIPE  # as a program that does not handle the signal
+            print_error(f"stopped: the output cannot be written: {error.strerror}")
+            return 1
         on_error(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
 
 
+def _open_missing_streams() -> None:
+    """Open the null device in place of a standard stream that the caller has closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole process
+
+
 def check_platform() -> None:
-    """Refuse Windows, which lacks the signals and file locks that runs rely on.
+    """Reject Windows, which lacks the signals and file locks that runs rely on.
 
     Raises:
         UserError: On Windows.
     """
     if sys.platform == "win32":
-        allowed = "growlm runs on Linux and macOS; on Windows, run it inside WSL"
-        raise UserError("platform", sys.platform, allowed)
+        reason = "growlm runs on Linux and macOS; on Windows, run it inside WSL"
+        raise UserError("platform", sys.platform, reason)
 
 
 def run_main_and_exit(main: Callable[[], object]) -> NoReturn:
-    """Run a command that exits by `sys.exit` as all that this process does, and end the process."""
+    """Run a command's `main`, then end the process with its exit code."""
     try:
         main()
     except SystemExit as ended:
@@ -75,23 +95,23 @@ def run_main_and_exit(main: Callable[[], object]) -> NoReturn:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process when exit functions have run; Python does not take itself apart.
+    """Run the exit functions, then end the process without Python's finalization.
 
-    Its last collection would walk all that the libraries hold, for two seconds. In a run of several processes,
-    torch's threads that carry messages (gloo's, after a pass under FSDP2) abort one in a dozen that does, and a
-    launcher takes a finished run for a failed one; so these are not waited for either.
+    The final garbage collection would take two seconds. In a distributed run, threads are not joined either:
+    torch's communication threads (gloo's, after a pass under FSDP2) abort about one process in twelve during
+    finalization, and a launcher then takes a finished run for a failed one.
     """
     if not is_distributed():
         threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads any more
+        with suppress(OSError, ValueError):  # the reader of the pipe has gone
             stream.flush()
     os._exit(code)
 
 
 def print_user_error(error: UserError) -> int:
-    """Print a user's error; the exit code for it."""
+    """Print the error as one line and return exit code 2."""
     where = ""
     if not is_rank0_process():
         time.sleep(PEER_ERROR_DELAY_S)
@@ -101,22 +121,22 @@ def print_user_error(error: UserError) -> int:
 
 
 def print_error(text: str) -> None:
-    """Print a line, which may repeat what a file says, on standard error."""
+    """Print a line to standard error, with control characters escaped."""
     print(escape_unprintable(text), file=sys.stderr)
 
 
 def is_rank0_process() -> bool:
-    """Whether this is the process of its run that speaks for all."""
+    """Return whether this is rank 0 or the only process of the run."""
     return not is_distributed() or os.environ["RANK"] == "0"
 
 
 def is_distributed() -> bool:
-    """Whether this process was started as one of a run's, by `torchrun` or something like it."""
+    """Return whether `torchrun` or a similar launcher started this process as one of several."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def get_exit_code(error: BaseException) -> int:
-    """What a command exits with because of an error."""
+    """Return the exit code of a command that failed with this error."""
     if isinstance(error, UserError):
         return 2
     if isinstance(error, KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""Limits of single fields, declared beside the field and checked in one place.
+"""Declare limits next to dataclass fields and check them all in one call.
 
-`field(default=8, metadata=limits(minimum=1))` declares; `check_limits(instance)` checks a dataclass and all
-dataclasses inside it, and raises `UserError` with the full path of the first field that is out of bounds.
+`field(default=8, metadata=limits(minimum=1))` declares a limit. `check_limits(instance)` checks a dataclass and
+all dataclasses inside it, and raises `UserError` with the full path of the first field that is out of bounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ def limits(
     below: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Field metadata: `minimum`, `maximum`, exclusive `above`, `below`, or `choices`; of a list, for its items."""
+    """Return field metadata that declares limits; for a list, they apply to its items.
+
+    Args:
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
+        choices: Allowed values; excludes the other limits.
+    """
     return {"limits": (minimum, maximum, above, below, choices)}
 
 
@@ -30,7 +38,7 @@ def check_limits(instance: Any, prefix: str = "") -> None:
     """Check every declared limit of a dataclass tree.
 
     Raises:
-        UserError: For the first field out of its limits.
+        UserError: For the first field outside its limits.
     """
     for field in dataclasses.fields(instance):
         path = f"{prefix}.{field.name}" if prefix else field.name
@@ -42,10 +50,10 @@ def check_limits(instance: Any, prefix: str = "") -> None:
 
 
 def check_field_types(instance: Any) -> None:
-    """Check that every field of a flat dataclass, read from a file, has the type that it declares.
+    """Check that every field of a flat dataclass, read from a file, has its declared type.
 
     Raises:
-        UserError: For the first one that has not.
+        UserError: For the first field of another type.
     """
     for name, declared in get_type_hints(type(instance)).items():
         value = getattr(instance, name)

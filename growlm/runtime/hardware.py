@@ -1,4 +1,4 @@
-"""What this machine can do: accelerator, precision, peak rate."""
+"""Describe the machine a run computes on: accelerator, precision, memory, peak FLOPs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from growlm.runtime.memory import memory_limit_bytes
 from growlm.runtime.numeric_settings import read_numeric_settings
 
 DENSE_PEAK_FLOPS = {
-    # Name contains -> dense bf16 tensor-core peak; NVIDIA's data sheets, halved where those count sparsity.
+    # Part of the device name -> dense bf16 tensor-core peak from NVIDIA's data sheets, halved where those
+    # assume sparsity.
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -31,7 +32,7 @@ DENSE_PEAK_FLOPS = {
 
 
 CPUINFO_PREFIXES = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU ", "Features")
-"""How the lines of /proc/cpuinfo begin that tell a kind of processor, on x86 and on ARM."""
+"""Prefixes of the /proc/cpuinfo lines that identify a processor model, on x86 and ARM."""
 INSTRUCTION_SET_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "DNNL_DEFAULT_FPMATH_MODE",
@@ -41,12 +42,12 @@ INSTRUCTION_SET_VARIABLES = (
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
 )
-"""Environment variables that choose the instructions of torch's libraries, and with them the last bits of sums.
-People are told of these; a key has all that `numerics` finds."""
+"""Environment variables that choose the instruction set of torch's libraries, which changes the last bits of sums.
+`describe_processor` shows these; `fingerprint_processor` uses all that `read_numeric_settings` returns."""
 
 
 class HardwareSettings(Protocol):
-    """The settings of a run that choose where it computes; `TrainerConfig` has them."""
+    """The settings that choose a run's hardware; `TrainerConfig` satisfies this protocol."""
 
     @property
     def accelerator(self) -> str:
@@ -58,45 +59,45 @@ class HardwareSettings(Protocol):
 
     @property
     def memory_gb(self) -> float | None:
-        """Memory that the run may take; None for what is free."""
+        """Memory that the run may use, in GB; None for all free memory."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes."""
+    """The accelerator, precision and memory of a run."""
 
     accelerator: str
     """`cpu` or `gpu`."""
     precision: str
     """`bf16-mixed`, `32-true` or `64-true`."""
     memory_bytes: int
-    """Bytes that the run may take, on each device."""
+    """Bytes that the run may use on each device."""
 
     @property
     def uses_half_precision(self) -> bool:
-        """Whether products are in half precision."""
+        """Whether matrix products run in bf16."""
         return self.precision == "bf16-mixed"
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """Of weights, gradients and moments; of products too, where these are not in half precision."""
+        """The dtype of weights, gradients and moments, and of matrix products that do not run in bf16."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """The first device of its kind."""
+        """The torch device that the run computes on."""
         return torch_device(self.accelerator)
 
 
 def detect_machine(settings: HardwareSettings, num_local_processes: int = 1) -> Machine:
-    """What the settings choose of this machine.
+    """Return the accelerator, precision and memory that the settings select on this machine.
 
     Args:
-        settings: The choice.
-        processes: Of the run on this machine, which share a CPU's memory.
+        settings: Accelerator, precision and memory limit of the run.
+        num_local_processes: Number of processes of the run on this machine, which share a CPU's memory.
 
     Raises:
-        UserError: If a GPU is asked for and there is none.
+        UserError: If a GPU is requested and there is none.
     """
     accelerator = resolve_accelerator(settings.accelerator, "trainer.accelerator")
     memory = memory_limit_bytes(settings.memory_gb, accelerator)
@@ -106,16 +107,16 @@ def detect_machine(settings: HardwareSettings, num_local_processes: int = 1) -> 
 
 
 def resolve_precision(settings: HardwareSettings, accelerator: str) -> str:
-    """The setting, or for `auto` bf16-mixed where the processor multiplies bf16."""
+    """Return the precision; `auto` becomes bf16-mixed with native bf16 support, else 32-true."""
     if settings.precision != "auto":
         return settings.precision
     return "bf16-mixed" if has_native_bf16(accelerator) else "32-true"
 
 
 def fingerprint_processor(machine: Machine) -> str:
-    """Return what computes, in all the words that the system has for it: equal words, equal results to the bit.
+    """Return a full text description of the processor; equal texts mean bit-identical results.
 
-    A GPU's run has the CPU's words too: initial weights and noise are drawn there.
+    A GPU run includes the CPU too, since initial weights and noise are drawn there.
     """
     words = [f"{name}={value}" for name, value in read_numeric_settings().items()]
     if machine.accelerator == "gpu":
@@ -131,7 +132,7 @@ def fingerprint_processor(machine: Machine) -> str:
 
 
 def describe_processor(machine: Machine) -> str:
-    """Return what computes, in a few words for people: `AMD EPYC, AVX512 with avx512_bf16, 2 threads`."""
+    """Return a short description of the processor: `AMD EPYC, AVX512 with avx512_bf16, 2 threads`."""
     if machine.accelerator == "gpu":
         return torch.cuda.get_device_name()
     features = torch.cpu.get_capabilities()
@@ -147,9 +148,9 @@ def describe_processor(machine: Machine) -> str:
 
 
 def get_peak_flops(machine: Machine) -> float | None:
-    """Multiply-adds per second, times two, that matrix products can reach; None where it is not known.
+    """Return the peak FLOPs per second of matrix products (2 per multiply-add); None if unknown.
 
-    A GPU's is looked up. A CPU's is measured: the best of a few square products, some 50 ms in all.
+    A GPU's peak is looked up. A CPU's is measured: the best of a few square products, about 50 ms in all.
     """
     if machine.accelerator == "gpu":
         if not machine.uses_half_precision:

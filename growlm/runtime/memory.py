@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much was taken, and what becomes of what is freed."""
+"""Measure memory (limit, current, peak) and control when freed memory returns to the system."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ except ImportError:  # not on Windows
 
 
 def memory_limit_bytes(memory_gb: float | None, accelerator: str) -> int:
-    """Return the bytes that a run may take: the setting, or what is free.
+    """Return the bytes that a run may use: the setting, or else all free memory.
+
+    Args:
+        memory_gb: Limit set by the user, in GB; None for all free memory.
+        accelerator: `cpu` or `gpu`.
 
     Raises:
-        UserError: If neither is known.
+        UserError: If there is no limit and free memory is unknown.
     """
     if memory_gb is not None:
         return round(memory_gb * 1e9)
     free = free_memory_bytes(accelerator)
     if free is None:
-        allowed = "must be set here: this system does not say how much memory it has"
-        raise UserError("trainer.memory_gb", "null", allowed)
+        reason = "must be set: this system does not report how much memory it has"
+        raise UserError("trainer.memory_gb", "null", reason)
     return free
 
 
 def free_memory_bytes(accelerator: str) -> int | None:
-    """Return the bytes that this process may still take: of the GPU, or of the machine and its control group.
+    """Return the bytes that this process may still allocate, on the GPU or within the machine and its cgroup.
 
-    Where the system does not tell what is free (macOS), all of the machine's memory; None where it does not tell
-    that either.
+    If the system does not report free memory (macOS), return the machine's total; None if that is unknown too.
     """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
@@ -68,7 +71,7 @@ def _physical_memory_bytes() -> int | None:
         pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    return pages * page_size if min(pages, page_size) > 0 else None  # -1 where it is not known
+    return pages * page_size if min(pages, page_size) > 0 else None  # -1 if unknown
 
 
 def _read_lines(path: str) -> list[str]:
@@ -79,20 +82,20 @@ def _read_lines(path: str) -> list[str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, of Python's or torch's, on any device."""
+    """Return whether the error is a failed allocation, by Python or torch, on any device."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def resident_memory_bytes() -> int:
-    """What the process holds now; on a GPU, what its tensors take there."""
+    """Return the resident memory of the process; with CUDA in use, the bytes of its tensors on the GPU."""
     if torch.cuda.is_initialized():
         return torch.cuda.memory_allocated()
     return _read_status_bytes("VmRSS") or peak_memory_bytes()
 
 
 def reset_peak_memory() -> None:
-    """Start a new high-water mark of memory, where the system allows it."""
+    """Reset the peak memory counter, if the system allows it."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -102,9 +105,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the high-water mark of `resident_memory_bytes` since the last reset (else since the process began).
+    """Return the peak of `resident_memory_bytes` since the last reset, or since the process started.
 
-    0 where the system does not tell.
+    Return 0 if the system does not report it.
     """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
@@ -117,53 +120,54 @@ def peak_memory_bytes() -> int:
 
 
 def _read_status_bytes(name: str) -> int:
-    """A line of the kernel's account of this process; 0 where there is none."""
+    """Return the bytes in a field of /proc/self/status; 0 if it is missing."""
     found = [line for line in _read_lines("/proc/self/status") if line.startswith(name)]
     return int(found[0].split()[1]) * 1024 if found else 0
 
 
 class KeepFreedMemory(Callback):
-    """Lets the C library keep what a step frees for the next one.
+    """A callback that lets the C library keep the memory a step frees for the next step.
 
-    Asking the system anew for every tensor costs page faults, which can take as long as the arithmetic. Only from
-    the second step of a phase to its last: weights and moments are there by then, lie in mappings of their own and
-    go back to the system one by one, so that a boundary needs no more memory for it. For glibc only.
+    Requesting memory from the system for every tensor causes page faults, which can take as long as the
+    arithmetic. The callback is active from the second step of a phase to the last. Weights and optimizer moments
+    exist by then, in memory mappings of their own that return to the system one by one, so a boundary needs no
+    extra memory. It has an effect with glibc only.
     """
 
     def __init__(self) -> None:
         self._is_keeping = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """From here on, large tensors have mappings of their own."""
+        """Give large tensors (1 MiB or more) memory mappings of their own from here on."""
         _mallopt(_M_MMAP_THRESHOLD, 2**20)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep, once the optimizer has made its state."""
+        """Start keeping freed memory once the optimizer has created its state."""
         if not self._is_keeping and trainer.global_step:
             keep_freed_memory()
             self._is_keeping = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give back, now and from now on."""
+        """Return free memory to the system, now and from here on."""
         stop_keeping_freed_memory()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Likewise: a sweep may go on."""
+        """Return free memory to the system: a sweep may continue with its next job."""
         self.on_train_end(trainer, pl_module)
 
 
 def keep_freed_memory() -> None:
-    """Take tensors of every size from the heap, which does not shrink but in `release_memory`."""
+    """Allocate tensors of every size on the heap, which shrinks only in `release_memory`."""
     _mallopt(_M_MMAP_MAX, 0)
     _mallopt(_M_TRIM_THRESHOLD, _TRIM_NEVER)
 
 
 def stop_keeping_freed_memory() -> None:
-    """Give everything back that is free, and from now on what gets free."""
+    """Return all free memory to the system, and from here on memory as it is freed."""
     _mallopt(_M_MMAP_MAX, _GLIBC_MMAP_MAX)
     _mallopt(_M_TRIM_THRESHOLD, _GLIBC_TRIM_THRESHOLD)
     release_memory()
@@ -171,9 +175,9 @@ def stop_keeping_freed_memory() -> None:
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Within its block, `release_memory` looks at what was made in it alone.
+    """Limit garbage collection inside the block to objects created in it.
 
-    Looking through all that the libraries hold takes a third of a second each time, and a run asks often.
+    Scanning the objects of all libraries takes a third of a second, and a run calls `release_memory` often.
     """
     gc.collect()
     gc.freeze()
@@ -184,7 +188,7 @@ def gc_frozen() -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give back what nobody refers to any more, to the system too: the next model needs it."""
+    """Collect garbage and return free memory to the system, so that the next model can use it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -196,7 +200,7 @@ def _mallopt(option: int, value: int) -> None:
 
 
 def _call_glibc(name: str, *arguments: int) -> None:
-    """Call a function of glibc's allocator; other C libraries (musl, macOS) have none, or another of that name."""
+    """Call a function of glibc's allocator; do nothing with other C libraries (musl, macOS)."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     function = getattr(ctypes.CDLL(None), name, None)
@@ -205,7 +209,7 @@ def _call_glibc(name: str, *arguments: int) -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
-"""Names and numbers of malloc.h."""
+"""Option numbers of `mallopt` in malloc.h."""
 _TRIM_NEVER = -1
 _GLIBC_TRIM_THRESHOLD, _GLIBC_MMAP_MAX = 2**17, 2**16
-"""What they are until somebody sets them."""
+"""Default values of these options in glibc."""

@@ -1,4 +1,4 @@
-"""Read what changes the last bits beside config, code and processor: torch's switches and the environment."""
+"""Read the torch switches and environment variables that change the last bits of results."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NUMERIC_VARIABLE_PREFIXES = (
     "TORCH_LINEAR_",
     "VECLIB_",
 )
-"""How environment variables begin that choose kernels, their precision, or in how many parts a sum is made. Some
-that begin so do neither; a key that changes needlessly costs time, one that stays costs the right bits."""
+"""Prefixes of environment variables that choose kernels, their precision, or how sums are split. Some matching
+variables have no such effect. A needless fingerprint change only costs time; a missed one gives wrong bits."""
 IGNORED_VARIABLE_SUFFIXES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "VERBOSE", "CACHE_DIR")
-"""How those end that do not: `torch.get_num_threads()` says what the first two have led to."""
+"""Suffixes of variables to ignore. `torch.get_num_threads()` already reflects the first two."""
 TORCH_SWITCHES: dict[str, Callable[[], Any]] = {
     "default dtype": torch.get_default_dtype,
     "deterministic": torch.are_deterministic_algorithms_enabled,
@@ -62,13 +62,13 @@ BACKEND_ATTRIBUTES = {
     "backends.nnpack": ("enabled",),
     "backends.opt_einsum": ("enabled", "strategy"),
 }
-"""Attributes of `torch.backends`; what a version of torch lacks reads as None."""
+"""Attributes below `torch` to record; one that this torch version lacks is recorded as None."""
 
 
 def read_numeric_settings() -> dict[str, str]:
-    """Return every switch and library that changes bits, by name, as text: equal texts, equal results to the bit.
+    """Return every switch and library version that changes results, by name; equal texts mean equal bits.
 
-    The versions of oneDNN and MKL are in torch's own description of how it was built.
+    torch's build description includes the versions of oneDNN and MKL.
     """
     found = {"torch": torch.__config__.show(), "libc": " ".join(platform.libc_ver())}
     found |= {name: _read_as_text(switch) for name, switch in TORCH_SWITCHES.items()}
@@ -81,7 +81,7 @@ def read_numeric_settings() -> dict[str, str]:
 
 
 def read_numeric_environment() -> dict[str, str]:
-    """Return the environment variables that change bits, where they are set."""
+    """Return the environment variables that are set and change the last bits of results."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
@@ -93,9 +93,7 @@ def read_numeric_environment() -> dict[str, str]:
 def _read_as_text(switch: Callable[[], Any]) -> str:
     try:
         return str(switch())
-    except (
-        RuntimeError
-    ) as error:  # torch refuses to say where its old and new switches are both set
+    except RuntimeError as error:  # torch raises if both its old and new switches are set
         return str(error)
 
 
@@ -103,5 +101,5 @@ def _get_torch_attribute(place: str, name: str) -> Any:
     found: Any = torch
     for part in (*place.split("."), name):
         found = getattr(found, part, None)
-    # Products are exact in both; the first becomes the second where a switch was set and set back.
+    # Both mean exact products; "none" becomes "ieee" after a switch was set and reset.
     return "ieee" if (name, found) == ("fp32_precision", "none") else found

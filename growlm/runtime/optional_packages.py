@@ -1,4 +1,4 @@
-"""Say in one line which optional package is missing and how to install it; imports nothing heavy."""
+"""Report a missing optional package and how to install it; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from growlm.runtime.exit_codes import print_user_error
 
 
 def explain_missing_package(package: str, requirement: str) -> str | None:
-    """Return why a package cannot be used, in words; None if it is installed.
+    """Return a message that a package is missing and how to install it; None if it is installed.
 
     Args:
-        package: Name that it is imported by.
-        install: What `pip install` needs to be given.
+        package: Import name of the package.
+        requirement: Argument of `pip install`.
     """
     try:
         if find_spec(package) is not None:
             return None
     except (ImportError, ValueError):
-        pass  # a folder of its name, or an entry of sys.modules that is no module
+        pass  # a folder of that name, or an entry of sys.modules that is not a module
     return f"needs {package}, which is not installed: pip install {requirement}"
 
 
 def require_package(package: str, requirement: str) -> None:
-    """End a script with one line and exit code 2 if a package that it needs is missing.
+    """Exit a script with a one-line error and code 2 if a required package is missing.
 
     Args:
-        package: Name that it is imported by.
-        install: What `pip install` needs to be given.
+        package: Import name of the package.
+        requirement: Argument of `pip install`.
 
     Raises:
-        SystemExit: If it is missing.
+        SystemExit: If the package is missing.
     """
     if (reason := explain_missing_package(package, requirement)) is not None:
         raise SystemExit(print_user_error(UserError("script", Path(sys.argv[0]).name, reason)))

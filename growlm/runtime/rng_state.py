@@ -1,4 +1,7 @@
-"""The random state of every library that a callback may draw from. growlm's own draws depend on no state."""
+"""Save and restore the RNG states of Python, NumPy and torch.
+
+Callbacks may use them; growlm's own random numbers depend on no global state.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 
 def capture_rng_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Those of Python and NumPy as JSON, those of torch as tensors."""
+    """Return the RNG states: those of Python and NumPy as a JSON record, those of torch as tensors."""
     state: Any = np.random.get_state(legacy=False)
     key = [int(word) for word in state["state"]["key"]]
     record = {
@@ -25,7 +28,7 @@ def capture_rng_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def restore_rng_states(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Put back what `random_states` gave."""
+    """Restore RNG states that `capture_rng_states` returned."""
     version, words, gauss = record["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = record["numpy"]

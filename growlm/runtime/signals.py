@@ -1,4 +1,4 @@
-"""Stopping a run from outside: signals, and a limit of time."""
+"""Stop a run gracefully after a signal or a time limit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from types import FrameType
 
 REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR2", None)
-"""What submitit sends before a job's time is up; None on systems without it (Windows)."""
+"""Signal that submitit sends before a job's time limit; None on systems without it (Windows)."""
 SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | (
     {} if REQUEUE_SIGNAL is None else {REQUEUE_SIGNAL: 140}
 )
 
 
-class Interrupted(Exception):  # noqa: N818 - no error
-    """The run was asked to stop, and can go on later.
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A requested stop of the run, which can be resumed later.
 
     Args:
-        code: The exit code: 130 after SIGINT, 143 after SIGTERM, 140 after SIGUSR2, 0 after `trainer.max_time`.
-        where: What was being done, in words.
+        code: Exit code: 130 after SIGINT, 143 after SIGTERM, 140 after SIGUSR2, 0 after `trainer.max_time`.
+        during: What the run was doing, as the end of a sentence.
     """
 
     def __init__(self, code: int, during: str = "") -> None:
@@ -30,16 +30,16 @@ class Interrupted(Exception):  # noqa: N818 - no error
 
 
 class GracefulStop:
-    """Within its block, signals stop the run where nothing is lost.
+    """Context manager that stops the run on signals without losing work.
 
-    While `deferring`, what is under way is finished first: a step, or the end of a phase and its state. Where all
-    that is being done can be done again, the run stops at once, as it does on a second SIGINT.
+    While `is_deferring`, the current work is finished first: a step, or the end of a phase and its resume state.
+    Otherwise the work can be repeated and the run stops at once, as it does on a second SIGINT.
 
-    SIGUSR2 is for whoever has a handler for it: submitit, which queues a job again before its time is up. That
-    handler is called at the end of the block, when the state is written.
+    SIGUSR2 is only handled if a handler exists: submitit's, which requeues a job before its time limit. That
+    handler is called at the end of the block, when the resume state is written.
 
     Args:
-        max_time: `DD:HH:MM:SS` from now; None for no limit.
+        max_time: Time limit from now as `DD:HH:MM:SS`; None for no limit.
     """
 
     def __init__(self, max_time: str | None) -> None:
@@ -62,13 +62,13 @@ class GracefulStop:
             os.kill(os.getpid(), REQUEUE_SIGNAL)
 
     def install_handlers(self) -> None:
-        """Again: Lightning puts a handler of its own in front of them when it begins to train."""
+        """Install the signal handlers; repeat when training starts, because Lightning replaces them then."""
         for number in self._previous_handlers:
             _set_handler(number, self._handle)
 
     @property
     def requested_exit_code(self) -> int | None:
-        """The exit code to stop with as soon as possible; None to go on."""
+        """Exit code to stop with as soon as possible; None to continue."""
         if self.exit_code is None and time.monotonic() >= self._deadline:
             self.exit_code = 0
         return self.exit_code
@@ -82,10 +82,10 @@ class GracefulStop:
 
 
 def parse_max_time(max_time: str) -> float:
-    """Seconds of `DD:HH:MM:SS`.
+    """Return the seconds in a `DD:HH:MM:SS` time limit.
 
     Raises:
-        ValueError: If it is not of that form.
+        ValueError: If the text has another form.
     """
     days, hours, minutes, seconds = (int(part) for part in max_time.split(":"))
     if min(days, hours, minutes, seconds) < 0:
@@ -97,4 +97,4 @@ def _set_handler(number: signal.Signals, handler: signal._HANDLER) -> None:
     try:
         signal.signal(number, handler)
     except ValueError:
-        return  # not the main thread: whoever runs us there handles signals
+        return  # not the main thread: the calling program handles signals

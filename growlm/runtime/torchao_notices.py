@@ -1,4 +1,4 @@
-"""Keep torchao's notices about itself off the screen, whoever imports it."""
+"""Hide torchao's import-time notices."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from contextlib import contextmanager
 
 @contextmanager
 def suppress_torchao_notices() -> Iterator[None]:
-    """Drop what torchao says of itself when it is imported and first compiled; everything else is shown.
+    """Hide the notices that torchao prints when it is imported and first compiled, and nothing else.
 
-    transformers imports it together with its first model class, where it is installed.
+    If torchao is installed, transformers imports it together with its first model class.
     """
 
-    def is_worth_saying(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        kernels_for_gpus = said.startswith("Failed to load ") and "/torchao/" in said
-        return not (kernels_for_gpus or "Calling register_constant() on Enum subclasses" in said)
+    def is_not_notice(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_gpu_kernel_notice = message.startswith("Failed to load ") and "/torchao/" in message
+        is_enum_notice = "Calling register_constant() on Enum subclasses" in message
+        return not (is_gpu_kernel_notice or is_enum_notice)
 
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     for logger in loggers:
-        logger.addFilter(is_worth_saying)
+        logger.addFilter(is_not_notice)
     try:
         with warnings.catch_warnings():
             for hint in (
@@ -33,4 +34,4 @@ def suppress_torchao_notices() -> Iterator[None]:
             yield
     finally:
         for logger in loggers:
-            logger.removeFilter(is_worth_saying)
+            logger.removeFilter(is_not_notice)

@@ -1,1 +1,1 @@
-"""Read and write files safely: atomic writes, checked reads, locks, checksums."""
+"""Read and write files safely: atomic writes, checked reads, file locks, checksums."""

@@ -1,4 +1,4 @@
-"""Small files written whole; imports nothing heavy, so that light commands can use it."""
+"""Write small files atomically; imports nothing heavy, so that light commands can use it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from growlm.runtime.errors import DiskError
 
 
 def open_for_append(path: Path) -> BinaryIO:
-    """Open a file to write at its end; made where it is missing, and a link is not followed.
+    """Open a file for appending; create it if missing, and do not follow a symbolic link.
 
     Raises:
-        DiskError: If it cannot be opened, or is no regular file.
+        DiskError: If it cannot be opened, or is not a regular file.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -26,17 +26,18 @@ def open_for_append(path: Path) -> BinaryIO:
         raise DiskError(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DiskError(path, OSError(errno.EINVAL, "it is no regular file"))
+        raise DiskError(path, OSError(errno.EINVAL, "not a regular file"))
     return os.fdopen(descriptor, "ab")
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a small file, in UTF-8, beside its place, then rename it; a link in either place is not followed.
+    """Write a small UTF-8 file under a temporary name, then rename it; do not follow symbolic links.
 
     Raises:
-        DiskError: If it cannot be written; what was there before stays.
+        DiskError: If it cannot be written; an earlier version of the file stays.
     """
-    # Of two processes that write at once, each has its own: else one would rename the other's half of a file.
+    # Processes that write at the same time need different temporary files, or one renames the other's partial
+    # file.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("x", encoding="utf-8") as file:

@@ -1,10 +1,9 @@
-"""Checksums of files, remembered so that a file that has not changed is not read again.
+"""Cache file checksums, so that an unchanged file is not read again.
 
-A file counts as unchanged if its size, its inode and both its times (of change of the contents, and of the inode)
-are what they were. The second time cannot be set back by programs, so a text that is edited in place and given its
-old time again is noticed; `chmod` and renaming move it too, and then the file is read once more. File systems that
-keep no such time of their own (FAT, exFAT, some network and FUSE mounts) repeat the first one there, and an edit
-whose time was set back goes unnoticed on them.
+A file counts as unchanged if its size, inode, mtime and ctime are the same. Programs cannot set the ctime back, so
+an edit in place that restores the mtime is noticed. `chmod` and renaming change the ctime too; the file is then
+read once more. File systems without a ctime of their own (FAT, exFAT, some network and FUSE mounts) repeat the
+mtime, and an edit that restores it goes unnoticed there.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from growlm.storage.input_files import read_json
 from growlm.storage.integrity import hash_file
 
 MIN_AGE_NS = 2_000_000_000
-"""A file that changed less than this ago may change again without its times showing it."""
+"""Minimum age of a cached file: a newer one may change again without its times showing it."""
 MAX_FILES = 500_000
-"""Files that are remembered; of more, those whose checksums were taken last."""
+"""Maximum number of cached files; the most recent checksums are kept."""
 MAX_CACHE_FILE_BYTES = 2**28
-"""Bytes of the file: room for so many long paths."""
+"""Maximum size of the cache file: enough for `MAX_FILES` long paths."""
 SAVE_INTERVAL_S = 5.0
 MAX_SAVE_TIME_FRACTION = 0.05
-"""The most of its time that a process spends on saving, but for the last time."""
+"""Maximum fraction of its time that a process spends on saving, except for the last save."""
 
 
 class FileDigestCache:
-    """Checksums of files, in memory and, after `save`, on disk.
+    """A cache of file checksums, in memory and, after `save`, on disk.
 
     Args:
-        path: File that they are saved to; its folder need not exist, and nothing is saved before it does.
+        path: File to save to; nothing is saved while its folder does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +45,10 @@ class FileDigestCache:
         self._next_save = time.monotonic() + SAVE_INTERVAL_S
 
     def digest(self, path: Path) -> str:
-        """Return a file's SHA-256, reading it only if it has changed since it was last asked for.
+        """Return a file's SHA-256; read the file only if it changed since the last call.
 
         Raises:
-            OSError: If it cannot be read.
+            OSError: If the file cannot be read.
         """
         if self._digests is None:
             self._digests = self._read()
@@ -66,17 +65,15 @@ class FileDigestCache:
         return digest
 
     def save(self) -> None:
-        """Write what is new to disk, beside what other processes have written there; without room, do nothing."""
+        """Add new checksums to the cache file, next to those of other processes; ignore a full disk."""
         if not self._unsaved or not self.path.parent.is_dir():
             return
         start = time.monotonic()
         on_disk = self._read()
-        all_of_them = [
-            (path, known) for path, known in on_disk.items() if path not in self._unsaved
-        ]
-        all_of_them += self._unsaved.items()
-        with suppress(DiskError):  # then they are read again next time
-            atomic_write_text(self.path, json.dumps(dict(all_of_them[-MAX_FILES:])))
+        entries = [(path, known) for path, known in on_disk.items() if path not in self._unsaved]
+        entries += self._unsaved.items()
+        with suppress(DiskError):  # the files are read again next time
+            atomic_write_text(self.path, json.dumps(dict(entries[-MAX_FILES:])))
             self._unsaved = {}
         end = time.monotonic()
         self._next_save = end + max(SAVE_INTERVAL_S, (end - start) / MAX_SAVE_TIME_FRACTION)
@@ -90,11 +87,11 @@ class FileDigestCache:
                 dict[str, list[Any]],
                 max_bytes=MAX_CACHE_FILE_BYTES,
             )
-        except UserError:  # never written, or damaged: files are read again
+        except UserError:  # missing or damaged: files are read again
             return {}
         return {path: known for path, known in found.items() if len(known) == 5}
 
 
 def get_stat_signature(stat: os.stat_result) -> list[int]:
-    """Return what tells a file from what it was: size, both times of change, inode."""
+    """Return the values that change when a file changes: size, mtime, ctime, inode."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

@@ -1,8 +1,8 @@
-"""Read files that somebody else may have written: regular files only, bounded, strictly parsed.
+"""Read untrusted files: only regular files, up to a size limit, strictly parsed.
 
-Everything that growlm reads from a run, a checkpoint, a cache or a file that a command names comes through here.
-A file is refused, by its name and with the exit code 2, if it is no regular file, larger than what is read of its
-kind, or reached by a link that leads out of its folder.
+Everything that growlm reads from a run, a checkpoint, a cache or a file named on the command line is read here.
+A file is rejected with exit code 2 and a message that names it if it is not a regular file, is larger than the
+limit for its kind, or is reached by a link that leads out of its folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from growlm.storage.parsing import parse_json, parse_yaml
 from growlm.storage.typed_values import parse_as
 
 MAX_RECORD_BYTES = 2**24
-"""Bytes of JSON that tells of a model or a run."""
+"""Size limit of JSON about one model or run, in bytes."""
 MAX_INDEX_BYTES = 2**26
-"""Bytes of JSON with a line for every tensor or job."""
+"""Size limit of JSON with an entry per tensor or sweep job, in bytes."""
 MAX_YAML_BYTES = 2**18
-"""Bytes of a config, which takes seconds to parse; one of a dozen phases has a hundredth of that."""
+"""Size limit of a config in bytes, which takes seconds to parse; a dozen phases need a hundredth of it."""
 MAX_PROMPT_FILE_BYTES = 2**26
-"""Bytes of a file of prompts."""
+"""Size limit of a prompt file, in bytes."""
 MAX_TOKENIZER_BYTES = 2**28
 MAX_LINE_BYTES = 2**22
-"""Bytes of a line of a history: some hundred thousand loads of experts."""
+"""Size limit of a history line in bytes: room for about a hundred thousand expert loads."""
 MAX_HISTORY_BYTES = 2**30
 FILE_KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -41,56 +41,51 @@ FILE_KINDS = (
 
 
 def lexists(path: Path) -> bool:
-    """Return whether there is anything of that name, also a link that leads nowhere."""
+    """Return whether the path exists, broken symbolic links included."""
     return os.path.lexists(path)
 
 
 def resolve_regular_file(path: Path, key: str, root: Path | None) -> Path:
-    """Check a file that a library will open by its name.
+    """Check a file and return its path with all links resolved.
 
     Args:
-        path: Of the file.
-        key: What the user calls the file or its folder, for messages.
-        root: The folder that a link must not lead out of, itself a link or not; where it is a snapshot in the
-            Hugging Face cache (`models--.../snapshots/REVISION`), links may lead to the `blobs` beside the
-            snapshots. None for a file that the user has named, which may be a link to anywhere.
-
-    Returns:
-        The file itself, all links followed.
+        path: File to check.
+        key: Setting that names the file or its folder, for error messages.
+        root: Folder that links must not lead out of; may be a link itself. In a snapshot of the Hugging Face cache
+            (`models--.../snapshots/REVISION`), links may also lead to the `blobs` folder next to `snapshots`.
+            None for a file that the user named, which may be a link to anywhere.
 
     Raises:
-        UserError: If it is no regular file, cannot be reached, or is a link that leads out.
+        UserError: If it is not a regular file, cannot be reached, or is a link that leads out of `root`.
     """
     with _translate_os_errors(path, key):
         target = path.resolve(strict=True)
         mode = target.stat().st_mode
     if root is not None and not _is_within(target, root):
-        raise UserError(
-            key, path, f"is reached by a link that leads out of {root}, and is not read"
-        )
+        raise UserError(key, path, f"is reached by a link that leads out of {root}; it is not read")
     _check_regular(mode, path, key)
     return target
 
 
 def check_inside_root(path: Path, key: str, root: Path) -> None:
-    """Check that a folder, if there is one of that name, is not a link that leads out of another.
+    """Check that a path, if it exists, is not a link that leads out of `root`.
 
     Raises:
-        UserError: If it is.
+        UserError: If it leads out.
     """
     if lexists(path) and not _is_within(path.resolve(), root):
         raise UserError(key, path, f"is a link that leads out of {root}")
 
 
 def open_input_file(path: Path, key: str, root: Path | None) -> BinaryIO:
-    """Open a regular file to read it, as `regular_file` finds it.
+    """Open a file that `resolve_regular_file` accepts, for reading.
 
     Raises:
-        UserError: If it is none, or cannot be read.
+        UserError: If it is rejected, or cannot be read.
     """
     target = resolve_regular_file(path, key, root)
     with _translate_os_errors(path, key):
-        # Neither flag has an effect on the file that was looked at, only on what may have come in its place.
+        # Neither flag affects the checked file, only what may have replaced it since.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor).st_mode, path, key)
@@ -101,33 +96,33 @@ def open_input_file(path: Path, key: str, root: Path | None) -> BinaryIO:
 
 
 def read_bytes(path: Path, key: str, root: Path | None, max_bytes: int) -> bytes:
-    """Read a file of at most so many bytes.
+    """Read a file of at most `max_bytes` bytes.
 
     Raises:
-        UserError: If it is larger, no regular file, or cannot be read.
+        UserError: If it is larger, not a regular file, or cannot be read.
     """
     with open_input_file(path, key, root) as file, _translate_os_errors(path, key):
         is_larger = os.fstat(file.fileno()).st_size > max_bytes
-        data = b"" if is_larger else file.read(max_bytes + 1)  # it may grow meanwhile
+        data = b"" if is_larger else file.read(max_bytes + 1)  # it may have grown
     if is_larger or len(data) > max_bytes:
-        raise UserError(key, path, f"is larger than {max_bytes:,} bytes, and is not read")
+        raise UserError(key, path, f"is larger than the limit of {max_bytes:,} bytes")
     return data
 
 
 def read_text(path: Path, key: str, root: Path | None, max_bytes: int) -> str:
-    """Read a text in UTF-8 of at most so many bytes.
+    """Read a UTF-8 text file of at most `max_bytes` bytes.
 
     Raises:
-        UserError: If it is larger, no UTF-8, no regular file, or cannot be read.
+        UserError: If it is larger, not UTF-8, not a regular file, or cannot be read.
     """
     return decode_utf8(read_bytes(path, key, root, max_bytes), path, key)
 
 
 def decode_utf8(data: bytes, path: Path, key: str) -> str:
-    """Return bytes of a file as the UTF-8 text that they are.
+    """Decode the bytes of a file as UTF-8.
 
     Raises:
-        UserError: If they are none.
+        UserError: If they are not UTF-8.
     """
     try:
         return data.decode("utf-8")
@@ -138,24 +133,22 @@ def decode_utf8(data: bytes, path: Path, key: str) -> str:
 def read_lines(
     path: Path, key: str, root: Path | None, max_bytes: int = MAX_HISTORY_BYTES
 ) -> Iterator[bytes]:
-    """Read the lines of a file one after another, without their ends.
+    """Yield the lines of a file without their line endings.
 
     Raises:
-        UserError: If it, or a line of it, is too large, it is no regular file, or it cannot be read.
+        UserError: If the file or a line is too large, or the file is not regular or cannot be read.
     """
     with open_input_file(path, key, root) as file:
-        number, left = 0, max_bytes
+        number, remaining = 0, max_bytes
         while True:
             with _translate_os_errors(path, key):
                 line = file.readline(MAX_LINE_BYTES + 1)
-            number, left = number + 1, left - len(line)
+            number, remaining = number + 1, remaining - len(line)
             if len(line) > MAX_LINE_BYTES:
-                allowed = (
-                    f"line {number:,} is longer than {MAX_LINE_BYTES:,} bytes, and is not read"
-                )
-                raise UserError(key, path, allowed)
-            if left < 0:
-                raise UserError(key, path, f"is larger than {max_bytes:,} bytes, and is not read")
+                reason = f"line {number:,} is longer than the limit of {MAX_LINE_BYTES:,} bytes"
+                raise UserError(key, path, reason)
+            if remaining < 0:
+                raise UserError(key, path, f"is larger than the limit of {max_bytes:,} bytes")
             if not line:
                 return
             yield line.rstrip(b"\r\n")
@@ -170,18 +163,18 @@ def read_json(
     max_bytes: int = MAX_RECORD_BYTES,
     allow_nan: bool = False,
 ) -> Any:
-    """Read a file of JSON.
+    """Read and validate a JSON file.
 
     Args:
-        path: Of the file.
-        key: What the user calls the file or its folder, for messages.
-        root: See `regular_file`.
-        kind: What it must hold, see `typed`.
-        limit: Bytes that are read at most.
-        allow_nan: Whether NaN and infinities may stand for numbers.
+        path: File to read.
+        key: Setting that names the file or its folder, for error messages.
+        root: Folder that links must not lead out of; see `resolve_regular_file`.
+        expected_type: Type of the content; see `parse_as`.
+        max_bytes: Size limit of the file.
+        allow_nan: Whether NaN and infinities are accepted as numbers.
 
     Raises:
-        UserError: If it cannot be read, or holds anything else; with the place in the file.
+        UserError: If it cannot be read, or its content is of another type; names the location in the file.
     """
     text = read_text(path, key, root, max_bytes)
     with translate_content_errors(path, key):
@@ -189,13 +182,16 @@ def read_json(
 
 
 def read_yaml(path: Path, key: str, root: Path | None, expected_type: Any = Any) -> tuple[Any, str]:
-    """Read a file of YAML.
+    """Read and validate a YAML file; return its content and its text.
 
-    Returns:
-        What it holds, and its text.
+    Args:
+        path: File to read.
+        key: Setting that names the file or its folder, for error messages.
+        root: Folder that links must not lead out of; see `resolve_regular_file`.
+        expected_type: Type of the content; see `parse_as`.
 
     Raises:
-        UserError: If it cannot be read, or holds anything but what `kind` says; with the place in the file.
+        UserError: If it cannot be read, or its content is of another type; names the location in the file.
     """
     text = read_text(path, key, root, MAX_YAML_BYTES)
     with translate_content_errors(path, key):
@@ -208,28 +204,28 @@ def hash_input_file(
     """Return the SHA-256 of a file's bytes.
 
     Args:
-        path: Of the file.
-        key: What the user calls the file or its folder, for messages.
-        root: See `regular_file`.
-        size: What the file must be large; None for any size.
+        path: File to hash.
+        key: Setting that names the file or its folder, for error messages.
+        root: Folder that links must not lead out of; see `resolve_regular_file`.
+        expected_size: Required size in bytes; None for any size.
 
     Raises:
-        UserError: If it cannot be read, or is of another size.
+        UserError: If it cannot be read, or has another size.
     """
     with open_input_file(path, key, root) as file, _translate_os_errors(path, key):
         found = os.fstat(file.fileno()).st_size
         if expected_size is not None and found != expected_size:
             raise UserError(
-                key, path, f"is damaged: {found:,} bytes, {expected_size:,} were written"
+                key, path, f"is damaged: it has {found:,} bytes instead of {expected_size:,}"
             )
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def copy_file(path: Path, target: Path, key: str, root: Path | None) -> None:
-    """Copy a regular file's bytes as they are.
+    """Copy the bytes of a regular file to a new file.
 
     Raises:
-        UserError: If it is no regular file, or cannot be read.
+        UserError: If `path` is not a regular file, or cannot be read.
         OSError: If the copy cannot be written.
     """
     import shutil
@@ -240,7 +236,7 @@ def copy_file(path: Path, target: Path, key: str, root: Path | None) -> None:
 
 @contextmanager
 def translate_content_errors(path: Path, key: str) -> Iterator[None]:
-    """Turn what is said of a file's content into an error about the file.
+    """Turn a `ValueError` about a file's content into a `UserError` that names the file.
 
     Raises:
         UserError: For any `ValueError`.
@@ -259,10 +255,10 @@ def _translate_os_errors(path: Path, key: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except RuntimeError as error:  # of links that lead to each other
+    except RuntimeError as error:  # links that lead to each other
         raise UserError(key, path, "is a link that leads to itself") from error
     except ValueError as error:
-        raise UserError(key, path, "is no name of a file") from error
+        raise UserError(key, path, "is not a valid file name") from error
     except OSError as error:
         raise UserError(key, path, f"cannot be read: {error.strerror or error}") from error
 

@@ -1,6 +1,7 @@
-"""Files that say themselves whether they are whole: JSON with a checksum, folders with a manifest.
+"""Detect damaged files: JSON records with a checksum, folders with a manifest.
 
-Against accidents (a torn write, a flipped bit), not against people: who can change a file can change its checksum.
+This protects against accidents (a partial write, a flipped bit), not against attackers: whoever can change a file
+can change its checksum.
 """
 
 from __future__ import annotations
@@ -26,55 +27,55 @@ JSON_OBJECT = dict[str, Any]
 
 
 class ManifestEntry(TypedDict):
-    """What a manifest says of a file."""
+    """The size and checksum of one file in a manifest."""
 
     bytes: NonNegativeInt
     sha256: str
 
 
 class Manifest(TypedDict):
-    """The contents of `manifest.json`, by the names of files."""
+    """The content of `manifest.json`: one entry per file name."""
 
     files: dict[str, ManifestEntry]
 
 
 def hash_file(path: Path, key: str = "file") -> str:
-    """Return the SHA-256 of the bytes of a file that may be a link to anywhere.
+    """Return the SHA-256 of a file's bytes; the path may be a link to anywhere.
 
     Raises:
-        UserError: If it cannot be read, or is no regular file.
+        UserError: If it cannot be read, or is not a regular file.
     """
     return hash_input_file(path, key, root=None)
 
 
 def dump_checksummed_json(record: dict[str, Any]) -> str:
-    """JSON text of a record with its own checksum."""
+    """Return a record as JSON text that includes its own checksum."""
     return json.dumps({**record, "sha256": _hash_record(record)}, indent=2) + "\n"
 
 
 def read_checksummed_json(
     path: Path, key: str, root: Path, expected_type: Any = JSON_OBJECT
 ) -> Any:
-    """Read a record that was written by `sealed`.
+    """Read and validate a record that was written with `dump_checksummed_json`.
 
     Args:
-        path: Of the file.
-        key: What the user calls it, for the message.
-        root: The folder that a link must not lead out of.
-        kind: What the record must be; `typed` takes it.
+        path: File to read.
+        key: Setting that names the file or its folder, for error messages.
+        root: Folder that links must not lead out of.
+        expected_type: Type of the record; see `parse_as`.
 
     Raises:
-        UserError: If the file is missing, is not, to the byte, what was written, or holds another record.
+        UserError: If the file is missing, differs from what was written, or holds a record of another type.
     """
     text = read_text(path, key, root, MAX_RECORD_BYTES)
     try:
         record = parse_json(text)
         digest = record.pop("sha256")
-        whole = digest == _hash_record(record) and dump_checksummed_json(record) == text
+        is_intact = digest == _hash_record(record) and dump_checksummed_json(record) == text
     except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(key, path, "is damaged: it is not what was written")
+        is_intact = False
+    if not is_intact:
+        raise UserError(key, path, "is damaged: its content does not match its checksum")
     with translate_content_errors(path, key):
         return parse_as(expected_type, record)
 
@@ -84,11 +85,11 @@ def _hash_record(record: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, known_digests: dict[str, str]) -> None:
-    """Write `manifest.json`: size and checksum of every other file of a folder.
+    """Write `manifest.json` with the size and checksum of every file in a folder.
 
     Args:
-        folder: All files are written.
-        digests: Checksums that are known already, by file name; the others are read again.
+        folder: Folder whose files are all written.
+        known_digests: Checksums that are already known, by file name; other files are read again.
     """
     files = {
         path.name: {
@@ -101,15 +102,15 @@ def write_manifest(folder: Path, known_digests: dict[str, str]) -> None:
 
 
 def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -> None:
-    """Compare files with what the manifest says.
+    """Check that files match their manifest.
 
     Args:
-        folder: Has a manifest.
-        key: What the user calls it, for the message.
-        names: Of the files to look at; None for all.
+        folder: Folder with a manifest.
+        key: Setting that names the folder, for error messages.
+        names: Names of the files to check; None for all.
 
     Raises:
-        UserError: Naming the first file that is missing or damaged.
+        UserError: For the first file that is missing or damaged.
     """
     files = read_manifest(folder, key)
     for name in files if names is None else names:
@@ -117,24 +118,24 @@ def check_manifest(folder: Path, key: str, names: Iterable[str] | None = None) -
         if expected is None:
             raise UserError(key, path, f"is not in {MANIFEST}")
         if hash_input_file(path, key, folder, expected["bytes"]) != expected["sha256"]:
-            raise UserError(key, path, "is damaged: its checksum is not what was written")
+            raise UserError(key, path, "is damaged: its checksum differs from the manifest")
 
 
 def read_manifest(folder: Path, key: str) -> dict[str, ManifestEntry]:
-    """Read which files a manifest names, with their sizes and checksums.
+    """Return the sizes and checksums in a folder's manifest, by file name.
 
     Raises:
-        UserError: If it is damaged, or names what is no file of its folder.
+        UserError: If the manifest is damaged, or names a file outside its folder.
     """
     path = folder / MANIFEST
     files: dict[str, ManifestEntry] = read_checksummed_json(path, key, folder, Manifest)["files"]
     for name in files:
         if not is_file_name(name):
-            allowed = f"names {truncate_text(name)!r}, which is no file of its folder"
-            raise UserError(key, path, allowed)
+            reason = f"names {truncate_text(name)!r}, which is not a file in its folder"
+            raise UserError(key, path, reason)
     return files
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a name from a file is that of a file in the same folder."""
+    """Return whether a name is a plain file name, without a path that could leave its folder."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,7 +1,7 @@
-"""Locks between processes, which end with the process that has them, however it ends.
+"""Lock files between processes; a lock ends with the process that holds it, even if that is killed.
 
-They are the system's own (`flock`). Where a file system has none, the `filelock` library would use a marker file,
-which outlives a killed process.
+The locks use the system's `flock`. On file systems without it, the `filelock` library would fall back to a marker
+file, which outlives a killed process.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What file systems without locks answer: Lustre mounted without `flock`, NFS without its lock daemon."""
-
-
+"""Errors of file systems without locks: Lustre mounted without `flock`, NFS without its lock daemon."""
 MAX_OWNER_BYTES = 200
-"""Bytes of a lock's file that say who has it."""
+"""Bytes to read from a lock file, which names the process that holds it."""
 
 
 class LockedError(Exception):
-    """Another process has the lock.
+    """A lock that another process holds.
 
     Args:
-        owner: Which, in words.
+        owner: Description of the process that holds it.
     """
 
     def __init__(self, owner: str) -> None:
@@ -45,15 +43,15 @@ class LockedError(Exception):
 
 
 def acquire_lock(path: Path) -> BinaryIO:
-    """Take a lock, without waiting; closing the file lets go of it.
+    """Acquire a lock without waiting; closing the returned file releases it.
 
-    Where there are no locks, print a warning, once, and go on without.
+    If locks are not supported, print a warning once and continue without.
 
     Args:
-        path: The lock's file; made where it is missing.
+        path: Lock file; created if missing.
 
     Raises:
-        LockedError: If another process has it.
+        LockedError: If another process holds the lock.
         OSError: If the file cannot be written to.
     """
     file = _open_lock_file(path)
@@ -75,27 +73,27 @@ def acquire_lock(path: Path) -> BinaryIO:
 
 @contextmanager
 def lock_for_creation(path: Path) -> Iterator[None]:
-    """Hold the lock for writing a file or folder that does not exist yet; its file lies beside it meanwhile.
+    """Hold a lock while a new file or folder is written; the lock file lies next to it meanwhile.
 
     Args:
-        path: What will be written; its parent exists.
+        path: File or folder to be written; its parent exists.
 
     Raises:
-        LockedError: If another process writes it.
-        OSError: If nothing can be written there.
+        LockedError: If another process is writing it.
+        OSError: If the lock file cannot be written.
     """
-    place = path.with_name(f".{path.name}.lock")
+    lock_path = path.with_name(f".{path.name}.lock")
     while True:
-        lock = acquire_lock(place)
-        if _is_same_file(lock, place):
+        lock = acquire_lock(lock_path)
+        if _is_same_file(lock, lock_path):
             break
-        lock.close()  # whoever had it removed the file between its being opened and locked
+        lock.close()  # its previous holder removed the file between our opening and locking it
     with lock:
         try:
             yield
         finally:
             with suppress(OSError):
-                place.unlink()
+                lock_path.unlink()
 
 
 def _is_same_file(file: BinaryIO, path: Path) -> bool:
@@ -106,10 +104,10 @@ def _is_same_file(file: BinaryIO, path: Path) -> bool:
 
 
 def wait_for_lock(path: Path) -> BinaryIO:
-    """Take a lock as soon as no other process has it; closing the file lets go of it.
+    """Acquire a lock, waiting until no other process holds it; closing the returned file releases it.
 
     Args:
-        path: The lock's file; made where it is missing.
+        path: Lock file; created if missing.
 
     Raises:
         OSError: If the file cannot be written to.
@@ -124,10 +122,10 @@ def wait_for_lock(path: Path) -> BinaryIO:
 
 
 def _open_lock_file(path: Path) -> BinaryIO:
-    """The lock's file; a link is not followed, lest another file be cut to nothing.
+    """Open a lock file; do not follow a link, because that would truncate another file.
 
     Raises:
-        OSError: If it is a link or no regular file, or cannot be written to.
+        OSError: If it is a link, is not a regular file, or cannot be written to.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -138,7 +136,7 @@ def _open_lock_file(path: Path) -> BinaryIO:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
     return os.fdopen(descriptor, "a+b")
 
 
@@ -156,5 +154,7 @@ def _flock(file: BinaryIO, waits: bool) -> None:
 
 @cache
 def _warn_locks_unsupported() -> None:
-    text = "no file locks here; make sure that no other process works in the same folders"
+    text = (
+        "file locks are not supported here; make sure that no other process uses the same folders"
+    )
     print(f"warning: {text}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""A folder of entries, one for each key, that is kept within bounds: what was used last is kept longest.
+"""Keep a directory of entries within a size limit by removing the least recently used.
 
-An entry is a folder that is named by its key and has a file by which it is known; whatever else lies there is
-somebody else's and left alone.
+An entry is a folder that is named by its key and contains a marker file. Anything else in the directory is left
+alone.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 
 ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
 PARTIAL_NAME = re.compile(r"\.([0-9a-f]{32})(\.[0-9a-f]{8})?\.partial")
-"""What an entry is called before it is whole, and once it is let go of."""
+"""Name of an entry while it is being written or removed."""
 
 
 @dataclass(frozen=True)
 class LRUDirectory:
-    """The folder; need not exist.
+    """A directory of entries, one per key, that keeps the most recently used ones.
 
     Args:
-        path: Where.
-        max_bytes: What is kept at most.
-        known_by: Name of a file that every entry has.
+        path: Path of the directory, which need not exist.
+        max_bytes: Maximum total size of the entries.
+        marker_file: Name of a file that every entry contains.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class LRUDirectory:
     marker_file: str
 
     def list_entries(self) -> list[Path]:
-        """Those that are there, the last used first."""
+        """Return the paths of all entries, most recently used first."""
         with suppress(OSError), os.scandir(self.path) as found:
             names = [entry.name for entry in found if ENTRY_NAME.fullmatch(entry.name)]
             known = [name for name in names if os.path.isfile(self.path / name / self.marker_file)]
@@ -43,28 +43,28 @@ class LRUDirectory:
         return []
 
     def iter_partials(self) -> Iterator[tuple[str, Path]]:
-        """What is being written or has been left by killed processes, with the key it is of."""
+        """Yield the key and path of each partial entry: being written, or left by a killed process."""
         for path in self.path.glob(".*.partial"):
             if (match := PARTIAL_NAME.fullmatch(path.name)) and path.is_dir():
                 yield match[1], path
 
     def make_partial_path(self, key: str) -> Path:
-        """A name for an entry that is not whole."""
+        """Return a new unique path for writing an entry."""
         return self.path / f".{key}.{secrets.token_hex(4)}.partial"
 
     def remove_entry(self, key: str) -> None:
-        """Let go of an entry at once, whoever reads it."""
+        """Remove an entry at once, even while another process reads it."""
         trash = self.make_partial_path(key)
         with suppress(OSError):
             (self.path / key).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def evict_to_limit(self, in_use: Collection[str]) -> None:
-        """Let go of entries that are too much.
+        """Remove the least recently used entries that exceed the size limit.
 
         Args:
-            in_use: Keys of those that stay, however large they are. Of the others, the last used first, those
-                stay that fit beside them.
+            in_use: Keys of entries to keep whatever their size. Other entries are kept, most recently used first,
+                if they fit in addition.
         """
         seen: set[int] = set()
         total = 0
@@ -79,15 +79,15 @@ class LRUDirectory:
 
 
 _ENTRY_FILE_SIZES: dict[tuple[Path, int], dict[int, int]] = {}
-"""Of each entry, by its path and inode: see `_files`. Entries don't change; in a sweep, every job would look at
-the files of all jobs before it."""
+"""Cached results of `_get_file_sizes`, by path and inode of the entry. Entries do not change, and without the
+cache every job of a sweep would stat the files of all earlier jobs."""
 
 
 def _get_entry_file_sizes(entry: Path) -> dict[int, int]:
-    """`_files` of an entry, looked at once by this process."""
+    """Return the file sizes of an entry by inode, cached in this process."""
     try:
         key = entry, entry.stat().st_ino
-    except OSError:  # gone meanwhile
+    except OSError:  # removed meanwhile
         return {}
     if key not in _ENTRY_FILE_SIZES:
         _ENTRY_FILE_SIZES[key] = _get_file_sizes(entry)
@@ -95,17 +95,20 @@ def _get_entry_file_sizes(entry: Path) -> dict[int, int]:
 
 
 def _get_file_sizes(folder: Path) -> dict[int, int]:
-    """Bytes of everything below a folder, by inode."""
+    """Return the size of everything below a folder, by inode."""
     found = {}
     for path in folder.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
+        with suppress(OSError):  # removed meanwhile
             file = path.stat()
             found[file.st_ino] = file.st_size
     return found
 
 
 def get_folder_size(folder: Path, seen_inodes: set[int]) -> int:
-    """Bytes of the files below a folder that have not been seen: several entries may have links to one."""
+    """Return the total size of the files below a folder whose inodes are not in `seen_inodes`, and add them to it.
+
+    Several entries may hard-link the same file.
+    """
     files = _get_file_sizes(folder)
     total = sum(bytes for inode, bytes in files.items() if inode not in seen_inodes)
     seen_inodes.update(files)
@@ -113,7 +116,7 @@ def get_folder_size(folder: Path, seen_inodes: set[int]) -> int:
 
 
 def get_last_used(path: Path) -> float:
-    """When, as `time.time()` has it; long ago for what has gone."""
+    """Return when an entry was last used, in seconds as in `time.time()`; 0 if it no longer exists."""
     try:
         return path.stat().st_mtime
     except OSError:

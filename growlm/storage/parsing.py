@@ -1,4 +1,4 @@
-"""Parse JSON and YAML that somebody else may have written: bounded in depth and size of numbers, no aliases."""
+"""Parse untrusted JSON and YAML: limited depth and size of numbers, no aliases, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from growlm.storage.typed_values import join_location, truncate_text
 
 MAX_DEPTH = 64
-"""Levels of lists and mappings in each other."""
+"""Maximum nesting depth of lists and mappings."""
 MAX_INTEGER_DIGITS = 39
-"""Of an integer: below 2**128, so that sums and quotients of such never leave the range of floats."""
+"""Maximum digits of an integer: it stays below 2**128, so sums and quotients stay within the range of floats."""
 NONFINITE_CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class _InvalidValue:
-    """Stands where a value cannot be taken, until its place is known."""
+    """A placeholder for a rejected value, until its location is known for the error message."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 def parse_json(text: str, allow_nan: bool = False) -> Any:
-    """Parse JSON.
+    """Parse JSON text.
 
     Args:
-        text: The whole of it.
-        allow_nan: Whether NaN and infinities may stand for numbers, as Python writes them of a loss that is lost.
+        text: JSON text of a whole document.
+        allow_nan: Whether NaN and infinities are accepted as numbers, as Python writes them for a diverged loss.
 
     Raises:
-        ValueError: If it is no JSON, nested too deeply, has a key twice or a number that is too large.
+        ValueError: If it is not valid JSON, is nested too deeply, or has a duplicate key or too large a number.
     """
 
     def constant(name: str) -> Any:
@@ -53,23 +53,23 @@ def parse_json(text: str, allow_nan: bool = False) -> Any:
         raise ValueError("is nested too deeply") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise ValueError(f"is no JSON: {error.msg} in {where}") from None
+        raise ValueError(f"is not valid JSON: {error.msg} in {where}") from None
     _check_values(value)
     return value
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML of plain values; a date is text.
+    """Parse YAML text of plain values; dates stay strings.
 
     Raises:
-        ValueError: If it is no YAML, nested too deeply, or has an alias or a value that JSON has not.
+        ValueError: If it is not valid YAML, nested too deeply, or has an alias or a value that JSON lacks.
     """
     import yaml
 
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     class Loader(fast):  # type: ignore[misc, valid-type]
-        yaml_implicit_resolvers = {  # noqa: RUF012 - as it is in its own class
+        yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
             first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
             for first, found in fast.yaml_implicit_resolvers.items()
         }
@@ -81,7 +81,7 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f" in line {mark.line + 1} column {mark.column + 1}" if mark else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "no document"
-        raise ValueError(f"is no YAML: {what}{where}") from None
+        raise ValueError(f"is not valid YAML: {what}{where}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except OverflowError:
@@ -100,7 +100,7 @@ def _parse_integer(text: str) -> Any:
 
 
 def _format_too_many_digits(digits: int) -> str:
-    return f"is a number of {digits:,} digits, at most {MAX_INTEGER_DIGITS} are read"
+    return f"is a number of {digits:,} digits (at most {MAX_INTEGER_DIGITS} are allowed)"
 
 
 def _parse_float(text: str) -> Any:
@@ -108,7 +108,7 @@ def _parse_float(text: str) -> Any:
     return (
         value
         if math.isfinite(value)
-        else _InvalidValue(f"is {truncate_text(text)}, beyond all floats")
+        else _InvalidValue(f"is {truncate_text(text)}, too large for a float")
     )
 
 
@@ -116,13 +116,13 @@ def _build_mapping(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return _InvalidValue(f"has the key {truncate_text(twice)!r} twice")
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return _InvalidValue(f"has the key {truncate_text(duplicate)!r} twice")
     return found
 
 
 def _check_events(events: Iterator[Any]) -> None:
-    """Refuse what would become more than its text: aliases, which a reader follows again and again."""
+    """Reject nesting that is too deep, and aliases, which could expand to far more than the text."""
     import yaml
 
     depth = 0
@@ -135,7 +135,7 @@ def _check_events(events: Iterator[Any]) -> None:
         if depth > MAX_DEPTH:
             line = event.start_mark.line + 1
             raise ValueError(
-                f"is nested too deeply in line {line}, at most {MAX_DEPTH} levels are read"
+                f"is nested too deeply in line {line} (at most {MAX_DEPTH} levels are allowed)"
             )
 
 
@@ -144,9 +144,9 @@ _INTEGER_LIMIT = 10**MAX_INTEGER_DIGITS
 
 
 def _check_values(value: Any) -> None:
-    """Refuse the first value, in no particular order, that cannot be taken."""
+    """Check all values, in no particular order, and reject the first invalid one."""
     _check_plain_value(value, ())
-    # Each with its depth, and with where it stands: its key, and the same of what it stands in.
+    # Each item has a value, its depth, and its location: its key and the location of its container.
     waiting: list[tuple[Any, int, _Location]] = [(value, 1, ())]
     while waiting:
         found, depth, place = waiting.pop()
@@ -157,7 +157,7 @@ def _check_values(value: Any) -> None:
         else:
             continue
         if depth > MAX_DEPTH:
-            raise ValueError(f"is nested too deeply, at most {MAX_DEPTH} levels are read")
+            raise ValueError(f"is nested too deeply (at most {MAX_DEPTH} levels are allowed)")
         for key, item in items:
             kind = type(item)
             if kind is str or kind is float:
@@ -176,7 +176,9 @@ def _check_plain_value(value: Any, location: _Location) -> None:
     if isinstance(value, _InvalidValue):
         raise ValueError(f"{_format_location(location)}{value.reason}")
     if not isinstance(value, _PLAIN_TYPES):
-        raise ValueError(f"{_format_location(location)}is a {type(value).__name__}, no plain value")
+        raise ValueError(
+            f"{_format_location(location)}is a {type(value).__name__}, not a plain value"
+        )
     if type(value) is int and not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
         digits = round(value.bit_length() * math.log10(2))
         raise ValueError(f"{_format_location(location)}{_format_too_many_digits(digits)}")

@@ -1,4 +1,4 @@
-"""Check that values parsed from a file are of the types that dataclasses and `TypedDict`s declare."""
+"""Validate values parsed from a file against the types that dataclasses and `TypedDict`s declare."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from typing import (
 )
 
 MAX_SHOWN_CHARACTERS = 40
-"""Characters of a value or key that a message repeats."""
+"""Maximum characters of a value or key that a message shows."""
 TYPE_DESCRIPTIONS = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     list: "a list",
     dict: "a mapping",
     NoneType: "null",
 }
 Validator = Callable[[Any], str | None]
-"""Returns what a value must be, if it is not."""
+"""A function that returns what a value must be, or None if it is valid."""
 
 
 def at_least(minimum: float) -> Validator:
-    """Make the check of a smallest value, for `Annotated`."""
+    """Return a validator of a minimum, for use in `Annotated`."""
     return lambda value: None if value >= minimum else f"must be at least {minimum}"
 
 
 def check_positive(value: float) -> str | None:
-    """Check that a number is finite and above 0."""
+    """Return what is required if the number is not finite and above 0; None if it is."""
     return None if 0 < value < math.inf else "must be a finite number above 0"
 
 
@@ -48,27 +48,27 @@ NonNegativeInt = Annotated[int, at_least(0)]
 
 
 def parse_as(expected_type: Any, value: Any, location: str = "") -> Any:
-    """Return a value as the type that is declared for it: dataclasses built, everything else as it is.
+    """Validate a parsed value against a type; build dataclasses, return everything else unchanged.
 
-    A dataclass takes the keys of its fields and no others; a `TypedDict` may have more, which stay unchecked. An
-    integer is a number, a boolean is none.
+    A dataclass accepts only the keys of its fields. A `TypedDict` may have more keys, which stay unchecked.
+    Integers are accepted as floats; booleans are not numbers.
 
     Args:
-        kind: Plain types, lists, dicts, unions, enumerations, dataclasses, `TypedDict`s, or `Annotated` with a
-            `Check`.
-        value: As `parse_json` or `parse_yaml` gives it.
-        place: Where the value stands in its file, for messages.
+        expected_type: A plain type, list, dict, union, enumeration, dataclass, `TypedDict`, or `Annotated` with a
+            `Validator`.
+        value: Value from `parse_json` or `parse_yaml`.
+        location: Location of the value in its file, for error messages.
 
     Raises:
-        ValueError: Naming the place of the first value that is none.
+        ValueError: For the first value of another type, with its location.
     """
     origin, arguments = get_origin(expected_type), get_args(expected_type)
     if expected_type is Any:
         return value
     if origin is Annotated:
         found = parse_as(arguments[0], value, location)
-        if wanted := arguments[1](found):
-            raise make_value_error(location, wanted, value)
+        if requirement := arguments[1](found):
+            raise make_value_error(location, requirement, value)
         return found
     if origin is NotRequired:
         return parse_as(arguments[0], value, location)
@@ -98,19 +98,19 @@ def parse_as(expected_type: Any, value: Any, location: str = "") -> Any:
 
 
 def join_location(location: str, key: object) -> str:
-    """Return the place of a key's value in the mapping at a place."""
+    """Return the location of a key in the mapping at `location`, as in `jobs[0].folder`."""
     name = truncate_text(str(key))
     return f"{location}.{name}" if location else name
 
 
 def truncate_text(text: str) -> str:
-    """Return as much of a text as a message repeats."""
+    """Return the text, truncated to what a message shows."""
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} ..."
 
 
 def make_value_error(location: str, requirement: str, value: Any) -> ValueError:
-    """Return the error about a value."""
-    return ValueError(f"{location or 'its content'} {requirement}, and is {_format_value(value)}")
+    """Return the error that a value does not meet a requirement."""
+    return ValueError(f"{location or 'its content'} {requirement}, but is {_format_value(value)}")
 
 
 def _format_value(value: Any) -> str:
@@ -135,7 +135,7 @@ def _check_type(expected_type: type, value: Any, location: str) -> Any:
 
 
 def _parse_union(members: tuple[Any, ...], value: Any, location: str) -> Any:
-    """The first of several types that the value is of; of one type or null, the error is about the type."""
+    """Parse the value as the first matching member; if none matches, report the error for the last."""
     others = [kind for kind in members if kind is not NoneType]
     if value is None and len(others) < len(members):
         return None
@@ -155,10 +155,8 @@ def _get_type_hints(kind: Any) -> dict[str, Any]:
 def _parse_typed_dict(expected_type: Any, value: Any, location: str) -> dict[str, Any]:
     content = _check_type(dict, value, location)
     hints = _get_type_hints(expected_type)
-    for (
-        key,
-        hint,
-    ) in hints.items():  # not by __required_keys__, which no postponed annotation gets into
+    for key, hint in hints.items():
+        # __required_keys__ does not support postponed annotations.
         is_required = expected_type.__total__ and get_origin(hint) is not NotRequired
         if is_required and key not in content:
             raise ValueError(f"{join_location(location, key)} is missing")
@@ -175,7 +173,7 @@ def _parse_dataclass(expected_type: Any, value: Any, location: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(expected_type) if field.init}
     for key in content:
         if key not in fields:
-            raise ValueError(f"{join_location(location, key)} is not known")
+            raise ValueError(f"{join_location(location, key)} is not a known key")
     for name, field in fields.items():
         is_optional = (
             field.default is not dataclasses.MISSING

@@ -1,4 +1,4 @@
-"""Folders whose names collide with nothing, however many processes make some at once."""
+"""Create folders with unique names, even when several processes do so at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def iter_unique_paths(preferred: Path) -> Iterator[Path]:
-    """This name, and then it with one suffix after another, without end.
+    """Yield the preferred path, then the same path with suffixes `_2`, `_3` and so on.
 
     Raises:
-        OSError: If it has no name.
+        OSError: If the path is the root of the file system.
     """
     if not preferred.name:
         raise OSError(errno.EEXIST, "it is the root of the file system")
@@ -22,13 +22,13 @@ def iter_unique_paths(preferred: Path) -> Iterator[Path]:
 
 
 def make_unique_folder(preferred: Path) -> Path:
-    """Make a folder of this name, or where it is taken of this name and a suffix.
+    """Create a folder, with a suffix if its name is taken, and return its path.
 
     Args:
-        wanted: Its parent exists.
+        preferred: Path without a suffix; its parent exists.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If the folder cannot be created.
     """
     for path in iter_unique_paths(preferred):
         try:

@@ -1,4 +1,4 @@
-"""Notice that somebody removed a folder that a run writes to, before anything is made there again."""
+"""Detect that a folder was removed while a run writes to it, before the run creates it again."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ class FolderRemovedError(RunError):
     """A folder was removed, moved or replaced while a run was writing to it.
 
     Args:
-        path: The folder.
+        path: Folder that is missing or was replaced.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        super().__init__(
-            f"{path} was removed or moved while it was written to; nothing is written there any more"
-        )
+        super().__init__(f"{path} was removed or moved while the run was writing to it")
 
     def __reduce__(self) -> tuple[type[FolderRemovedError], tuple[Path]]:
         return FolderRemovedError, (self.path,)
 
 
 class WatchedFolders:
-    """Folders and files as they are now, outermost first.
+    """The identity of folders and files at creation time, to detect later that one was replaced.
 
     Args:
-        paths: Those that exist.
-        marker: A file in them whose contents no other has. It decides where inodes are not what they were, as they
-            may be on file systems that number them anew.
+        paths: Existing folders and files, outermost first.
+        marker: File inside them with unique content. It decides if inodes have changed, because some file systems
+            renumber them.
 
     Raises:
         OSError: If one of them does not exist.
@@ -43,10 +41,10 @@ class WatchedFolders:
         self._marker, self._marker_content = marker, marker.read_bytes()
 
     def check(self) -> None:
-        """Check that each is still there, and none is another run's by now.
+        """Check that every path still exists and was not replaced.
 
         Raises:
-            RemovedError: Naming the first that is not.
+            FolderRemovedError: For the first path that was removed or replaced.
         """
         for path, before in self._stats.items():
             try:

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one command, which can be repeated until all of them have finished."""
+"""Run sweeps: many runs from one command, which can be repeated until all have finished."""

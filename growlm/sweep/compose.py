@@ -1,4 +1,4 @@
-"""Which jobs a sweep's command makes, each composed before the first one begins."""
+"""Compose and check all jobs of a sweep before the first one starts."""
 
 from __future__ import annotations
 
@@ -28,66 +28,66 @@ from growlm.sweep.sweep_folder import make_job
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 ANNOUNCE_MIN_JOBS = 20
-"""Jobs that it takes seconds to compose."""
+"""Number of jobs above which composing takes seconds and is announced."""
 
 
 def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], SweepRecord]:
-    """Compose every job, so that a misspelt key or group is found before the first one begins.
+    """Compose every job of a sweep, so that a misspelled key or group is found before the first one starts.
 
     Args:
-        arguments: Of the command, free text quoted.
+        arguments: Arguments of the command, free text quoted.
 
     Returns:
-        The first job's config with Hydra's own, the overrides, and the sweep before its first job. It has no jobs
-        yet where its sweeper is not Hydra's own, which decides on the next ones as it goes; those that ask for
-        something wrong say so already.
+        The first job's config including Hydra's, the parsed overrides, and the record of the sweep. Jobs with
+        invalid settings are marked in the record. With another sweeper than Hydra's basic one, the record has no
+        jobs yet, because the sweeper chooses them while it runs.
 
     Raises:
-        UserError: If a job asks for several devices.
-        HydraException: And its like, for the first thing that is wrong.
+        UserError: If a job needs several devices.
+        HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config-dir", "-cd")
-    known.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
-    known.add_argument("overrides", nargs="*")
-    options, _ = known.parse_known_args(list(arguments))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
+    parser.add_argument("overrides", nargs="*")
+    options, _ = parser.parse_known_args(list(arguments))
     register_schema()
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
-        for_hydra = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
-        own = [o for o in parsed if not _is_hydra_override(o)]
+        hydra_overrides = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
+        run_overrides = [o for o in parsed if not _is_hydra_override(o)]
         if options.config_dir:
             folder = Path(options.config_dir).absolute()
-            for_hydra.append(f"hydra.searchpath=['file://{folder}']")
+            hydra_overrides.append(f"hydra.searchpath=['file://{folder}']")
 
-        def composed(job: Sequence[str]) -> DictConfig:
-            overrides = [*job, *for_hydra]
+        def compose_job(job: Sequence[str]) -> DictConfig:
+            overrides = [*job, *hydra_overrides]
             return compose(options.config_name, overrides=overrides, return_hydra_config=True)
 
-        constants = [o for o in own if not o.is_sweep_override()]
-        sweeper = composed([str(o.input_line) for o in constants]).hydra.sweeper
+        constants = [o for o in run_overrides if not o.is_sweep_override()]
+        sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
         is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
-        (jobs,) = BasicSweeper.split_arguments(own if is_basic else constants, None)
+        (jobs,) = BasicSweeper.split_arguments(run_overrides if is_basic else constants, None)
         if len(jobs) > ANNOUNCE_MIN_JOBS:
             print(f"composing {len(jobs)} jobs ...")
-        configs = [composed(job) for job in jobs]
+        configs = [compose_job(job) for job in jobs]
     for job, config in zip(jobs, configs, strict=True):
         reject_multi_device_job(job, config, options.config_dir)
     sweep = SweepRecord(
         name=str(configs[0].name),
-        command=[str(o.input_line) for o in own],
+        command=[str(o.input_line) for o in run_overrides],
         constants=BasicSweeper.split_arguments(constants, None)[0][0],
         config=_hash_configs(configs),
     )
     if is_basic:
         sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
         for entry, config in zip(sweep.jobs, configs, strict=True):
-            own_config = copy.deepcopy(config)
-            with open_dict(own_config):
-                del own_config["hydra"]
+            run_config = copy.deepcopy(config)
+            with open_dict(run_config):
+                del run_config["hydra"]
             try:
-                to_valid_run_config(own_config)
+                to_valid_run_config(run_config)
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep

@@ -1,4 +1,4 @@
-"""What a job of a sweep does: nothing if it has finished, go on if it has begun, else begin."""
+"""Run one job of a sweep: skip it if it has finished, resume it if it was interrupted, else start it."""
 
 from __future__ import annotations
 
@@ -28,52 +28,55 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def run_sweep_job(composed: DictConfig) -> None:
-    """Run one job and enter how it ended; called by Hydra's launcher, maybe in a process of its own.
+    """Run one job and record how it ended; called by Hydra's launcher, maybe in a separate process.
+
+    Args:
+        composed: Composed config of the job.
 
     Raises:
-        KeyboardInterrupt: After a signal, where the jobs run in one process: it is meant for the sweep.
-        SweepRemoved: If the sweep's folder was removed, where the jobs run in one process.
-        RemovedError: Likewise, in a job's own process.
+        KeyboardInterrupt: After a signal, if all jobs run in one process, to stop the whole sweep.
+        SweepFolderRemoved: If the sweep's folder was removed, and all jobs run in one process.
+        FolderRemovedError: If the sweep's folder was removed, and the job has its own process.
     """
     settings = HydraConfig.get()
-    is_alone = settings.launcher._target_ == BASIC_LAUNCHER
+    is_sequential = settings.launcher._target_ == BASIC_LAUNCHER
     try:
-        _run_locked_job(composed, settings, is_alone)
+        _run_locked_job(composed, settings, is_sequential)
     except FolderRemovedError as error:
-        if is_alone:
+        if is_sequential:
             raise SweepFolderRemoved(error) from error
         raise
 
 
 class SweepFolderRemoved(BaseException):
-    """The sweep's folder was removed; carries the error that says so."""
+    """The sweep's folder was removed; a `BaseException`, so that it ends the whole sweep."""
 
     def __init__(self, error: FolderRemovedError) -> None:
         self.error = error
         super().__init__(error)
 
 
-def _run_locked_job(composed: DictConfig, settings: HydraConf, is_alone: bool) -> None:
+def _run_locked_job(composed: DictConfig, settings: HydraConf, is_sequential: bool) -> None:
     folder = SweepFolder(Path(settings.sweep.dir))
     job = folder.get_or_add_job(settings.job.num, settings.overrides.task)
     try:
         lock = folder.lock_job(job.number)
     except LockedError as error:
-        print(f"{job.folder}: {error.owner} is at it")
+        print(f"{job.folder}: skipped, {error.owner} is running it")
         return
     with lock:
         if (folder.path / job.folder / "summary.json").exists():
             folder.update_job(job.number, status=FINISHED, code=0, message=None)
             return
         if job.status == WRONG and _has_config_error(composed):
-            return  # said before the first job began
+            return  # reported before the first job started
         folder.update_job(job.number, status=RUNNING)
-        if is_alone:
-            dials = "".join(f"  {key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
-            print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}{dials}\n", flush=True)
-        log = None if is_alone else folder.path / f"{job.folder}.log"
+        if is_sequential:
+            shown = "".join(f"  {key.rpartition('.')[2]}={v}" for key, v in job.dials.items())
+            print(f"\nJob {job.number + 1} of {len(folder.read().jobs)}{shown}\n", flush=True)
+        log = None if is_sequential else folder.path / f"{job.folder}.log"
         status, code = _run_and_record(composed, folder, job, log)
-    if not is_alone:
+    if not is_sequential:
         print(f"{job.folder}: {status}", flush=True)
     elif code > 128:
         raise KeyboardInterrupt
@@ -82,7 +85,7 @@ def _run_locked_job(composed: DictConfig, settings: HydraConf, is_alone: bool) -
 def _run_and_record(
     composed: DictConfig, folder: SweepFolder, job: Job, log: Path | None
 ) -> tuple[str, int]:
-    """Run the job, and enter how it ended."""
+    """Run the job and record its status; return the status and the exit code."""
     messages: list[str] = []
     with _redirect_output(log):
         code = run_command(lambda: _run_plan(composed, folder, job), messages.append)
@@ -117,21 +120,23 @@ def _run_plan(composed: DictConfig, folder: SweepFolder, job: Job) -> int:
 
 
 def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> RunConfig:
-    """The job's config with what the sweep settles.
+    """Return the job's config with the settings that the sweep determines, such as `run_dir`.
 
     Raises:
-        UserError: If the command settles it already.
+        UserError: If the command sets `resume` or `run_dir` itself.
     """
     if config.resume is not None:
-        raise UserError("resume", config.resume, "is for a single run; repeat the sweep's command")
+        raise UserError(
+            "resume", config.resume, "is for a single run; to resume a sweep, repeat its command"
+        )
     if config.run_dir is not None:
-        allowed = "a sweep names its runs itself; use hydra.sweep.dir"
-        raise UserError("run_dir", config.run_dir, allowed)
+        reason = "a sweep chooses the folders of its runs; set hydra.sweep.dir instead"
+        raise UserError("run_dir", config.run_dir, reason)
     path = folder.path / job.folder
     has_begun = (path / "resume" / "run.json").is_file()
     if not has_begun:
-        shutil.rmtree(path, ignore_errors=True)  # killed before there was anything to go on with
-    shares = config.reuse.phases == "sweep"
+        shutil.rmtree(path, ignore_errors=True)  # killed before it wrote a resume state
+    shares_phases = config.reuse.phases == "sweep"
     return replace(
         config,
         run_dir=str(path),
@@ -141,13 +146,13 @@ def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> R
             group=config.logger.group or folder.path.name,
             tags=[*config.logger.tags, "sweep"],
         ),
-        reuse=replace(config.reuse, phases="always") if shares else config.reuse,
+        reuse=replace(config.reuse, phases="always") if shares_phases else config.reuse,
     )
 
 
 @contextmanager
 def _redirect_output(path: Path | None) -> Iterator[None]:
-    """Into a file, where several jobs would write over each other."""
+    """Redirect output to a log file, since parallel jobs would mix their lines; None for no redirection."""
     if path is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""A job of a sweep is one process on one device; several devices are a run of their own, under `torchrun`."""
+"""Reject sweep jobs on several devices and show the `torchrun` command to run them separately."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from omegaconf import DictConfig
 from growlm.runtime.errors import UserError
 
 RENDEZVOUS_ARGUMENTS = "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500"
-"""What `torchrun` needs on every node where there are several."""
+"""Additional `torchrun` arguments for several nodes."""
 
 
 def reject_multi_device_job(
     overrides: Sequence[str], config: DictConfig, config_dir: str | None
 ) -> None:
-    """Refuse a job on several devices: under `torchrun` every process would run the whole sweep.
+    """Reject a job on several devices: under `torchrun` every process would run the whole sweep.
 
     Args:
-        job: Its overrides, without those for Hydra.
-        config: What they compose to.
-        config_dir: The user's own folder of configs.
+        overrides: Overrides of the job, without those for Hydra.
+        config: Composed config of the job.
+        config_dir: Config folder given by the user; None if there is none.
 
     Raises:
-        UserError: With the command that runs this job by itself.
+        UserError: With the command that runs this job on its own.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = int(config.trainer.devices or 1)
@@ -39,8 +39,8 @@ def reject_multi_device_job(
     raise UserError(
         "-m",
         f"(WORLD_SIZE={started})" if started > 1 else f"(trainer.devices={wanted})",
-        "a job of a sweep is one process on one device, and under torchrun every process would run the whole "
-        f"sweep. On several devices run the jobs without -m, one after another: {command}",
+        "each job of a sweep is one process on one device. To use several devices, run the jobs without -m, "
+        f"one after another: {command}",
     )
 
 
@@ -50,18 +50,18 @@ def format_torchrun_command(
     devices_per_node: int | None,
     config_dir: str | None = None,
 ) -> str:
-    """The command that runs a plan on several devices, ready for a shell.
+    """Return the shell command that runs a plan on several devices.
 
     Args:
-        overrides: Of the run.
-        devices: In all.
-        per_node: Devices of a node; None for all of them.
-        config_dir: The user's own folder of configs.
+        overrides: Overrides of the run.
+        num_devices: Total number of devices.
+        devices_per_node: Number of devices per node; None for a single node.
+        config_dir: Config folder given by the user; None if there is none.
     """
-    room = min(num_devices, devices_per_node or num_devices)
-    each = next(n for n in range(room, 0, -1) if num_devices % n == 0)
-    places = ["torchrun", "--nproc-per-node", str(each)]
-    if each < num_devices:
-        places[1:1] = ["--nnodes", str(num_devices // each), *RENDEZVOUS_ARGUMENTS.split()]
+    max_per_node = min(num_devices, devices_per_node or num_devices)
+    per_node = next(n for n in range(max_per_node, 0, -1) if num_devices % n == 0)
+    launcher = ["torchrun", "--nproc-per-node", str(per_node)]
+    if per_node < num_devices:
+        launcher[1:1] = ["--nnodes", str(num_devices // per_node), *RENDEZVOUS_ARGUMENTS.split()]
     folder = [] if config_dir is None else ["--config-dir", config_dir]
-    return shlex.join([*places, "-m", "growlm.train", *folder, *overrides])
+    return shlex.join([*launcher, "-m", "growlm.train", *folder, *overrides])

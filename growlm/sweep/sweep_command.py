@@ -1,4 +1,4 @@
-"""`python -m growlm.train -m`: find or make the sweep's folder, let Hydra launch the jobs, tell how they ended."""
+"""Run `growlm train -m`: find or create the sweep's folder, launch the jobs with Hydra, report the results."""
 
 from __future__ import annotations
 
@@ -22,74 +22,73 @@ from growlm.storage.unique_path import make_unique_folder
 from growlm.storage.watched_folders import FolderRemovedError
 from growlm.sweep.compose import compose_jobs
 from growlm.sweep.job import BASIC_LAUNCHER, SweepFolderRemoved, run_sweep_job
-from growlm.sweep.sweep_folder import LOCK_NAMES, SweepFolder
-from growlm.sweep.sweep_folder import SWEEP_DIR_KEY as PLACE
+from growlm.sweep.sweep_folder import LOCK_NAMES, SWEEP_DIR_KEY, SweepFolder
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
-    """Run the jobs of a sweep that are missing or failed.
+    """Run the jobs of a sweep that have not finished.
 
     Args:
-        arguments: Of the command, `-m` among them, free text quoted.
+        arguments: Arguments of the command including `-m`, free text quoted.
 
     Returns:
-        The exit code: 130 or 143 after a signal, else 1 if any job failed, else 2 if any asked for something
-        wrong, else 0.
+        The exit code: 130 or 143 after a signal, else 1 if any job failed, else 2 if any job had invalid settings,
+        else 0.
 
     Raises:
-        UserError: If something asked for is wrong; nothing was written.
-        RemovedError: If the sweep's folder was removed while it ran.
-        HydraException: And its like, if a job cannot be composed.
+        UserError: If a setting of the sweep is invalid; nothing was written.
+        FolderRemovedError: If the sweep's folder was removed while it ran.
+        HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
-    first, parsed, wanted = compose_jobs(arguments)
-    place = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
-    is_named = any(o.key_or_group == PLACE for o in parsed)
+    first, parsed, requested = compose_jobs(arguments)
+    sweep_dir = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
+    is_named = any(o.key_or_group == SWEEP_DIR_KEY for o in parsed)
     folder = (
-        _open_named_sweep(place, wanted)
+        _open_named_sweep(sweep_dir, requested)
         if is_named
-        else _find_unfinished_sweep(place.parents[1], wanted)
+        else _find_unfinished_sweep(sweep_dir.parents[1], requested)
     )
     is_new = folder is None
-    made: list[Path] = []
+    created: list[Path] = []
     if folder is None:
-        folder, made = _make_sweep_folder(place, is_named)
+        folder, created = _make_sweep_folder(sweep_dir, is_named)
     try:
         lock = folder.lock_sweep()
     except LockedError as error:
-        allowed = f"another process runs this sweep ({error.owner})"
-        raise UserError(PLACE, folder.path, allowed) from error
+        reason = f"another process is running this sweep ({error.owner})"
+        raise UserError(SWEEP_DIR_KEY, folder.path, reason) from error
     with lock:
         if is_new:
-            folder.write(wanted)
+            folder.write(requested)
         jobs = folder.read().jobs
-        left = [job for job in jobs if job.status != FINISHED]
+        remaining = [job for job in jobs if job.status != FINISHED]
         if not is_new:
-            print(f"{folder.path}: {len(jobs) - len(left)} of {len(jobs)} jobs have finished")
-        if left and first.hydra.launcher._target_ != BASIC_LAUNCHER:
-            print(f"{len(left)} jobs; what each says is in {folder.path}/*.log", flush=True)
-        for job in wanted.jobs:
+            print(f"{folder.path}: {len(jobs) - len(remaining)} of {len(jobs)} jobs have finished")
+        if remaining and first.hydra.launcher._target_ != BASIC_LAUNCHER:
+            print(f"{len(remaining)} jobs to run; logs: {folder.path}/*.log", flush=True)
+        for job in requested.jobs:
             if job.status == WRONG:
                 print_error(f"error: {job.message}")
-        code = _launch_jobs(arguments, folder) if left or not jobs else 0
+        code = _launch_jobs(arguments, folder) if remaining or not jobs else 0
     if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
-        _remove_unstarted_sweep(folder, made)
+        _remove_unstarted_sweep(folder, created)
         return code
-    found = read_report([folder.path])
+    report = read_report([folder.path])
     page = folder.path / "report.html"
-    write_page(found, page)
+    write_page(report, page)
     console = make_stdout_console()
     console.print()
-    print_report(console, found)
+    print_report(console, report)
     console.print(f"Report {page}", markup=False, soft_wrap=True)
     if any(job.status != FINISHED for job in folder.read().jobs):
-        console.print("To go on with what is left: the same command again")
+        console.print("To run the remaining jobs, repeat the same command.")
     return code
 
 
 def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
-    """Let Hydra run all jobs; the exit code."""
-    others = [a for a in arguments if a.partition("=")[0] != PLACE]
-    sys.argv[1:] = [*others, quote_free_text(f"{PLACE}={folder.path}")]
+    """Run all jobs with Hydra and return the exit code."""
+    others = [a for a in arguments if a.partition("=")[0] != SWEEP_DIR_KEY]
+    sys.argv[1:] = [*others, quote_free_text(f"{SWEEP_DIR_KEY}={folder.path}")]
     main = hydra.main(
         version_base="1.3", config_path=str(get_config_folder()), config_name=ROOT_CONFIG_NAME
     )
@@ -102,7 +101,7 @@ def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
         raise removed.error from None
     except FolderRemovedError:
         raise
-    except Exception as error:  # a launcher's: one of its processes was killed, say
+    except Exception as error:  # from a launcher, for example if a process was killed
         print_error(f"the launcher failed: {type(error).__name__}: {error}")
         default = 1
     folder.mark_dead_jobs("interrupted" if default == 130 else "failed")
@@ -112,66 +111,66 @@ def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
     return min(codes, default=default)
 
 
-def _open_named_sweep(place: Path, wanted: SweepRecord) -> SweepFolder | None:
-    """The sweep in the folder that the command names; None if there is none.
+def _open_named_sweep(sweep_dir: Path, requested: SweepRecord) -> SweepFolder | None:
+    """Return the sweep in the folder that the command names; None if it holds no sweep.
 
     Raises:
-        UserError: If it is another one.
+        UserError: If the folder holds another sweep.
     """
-    folder = SweepFolder(place)
-    if not lexists(place / SWEEP_FILE):
+    folder = SweepFolder(sweep_dir)
+    if not lexists(sweep_dir / SWEEP_FILE):
         return None
-    there = folder.read()
-    if not there.matches(wanted):
-        command = " ".join(there.command)
-        allowed = f"holds another sweep ({command}, or other config files); use another folder"
-        raise UserError(PLACE, place, allowed)
+    existing = folder.read()
+    if not existing.matches(requested):
+        command = " ".join(existing.command)
+        reason = f"holds another sweep (its command: {command}), or its config files have changed"
+        raise UserError(SWEEP_DIR_KEY, sweep_dir, f"{reason}; use another folder")
     return folder
 
 
-def _find_unfinished_sweep(outputs: Path, wanted: SweepRecord) -> SweepFolder | None:
-    """The newest sweep of the same command that no process works on, if jobs of it are left."""
+def _find_unfinished_sweep(outputs: Path, requested: SweepRecord) -> SweepFolder | None:
+    """Return the newest sweep with the same command that no process runs, if any of its jobs remain."""
     earlier = outputs.glob(f"*/*/{SWEEP_FILE}")
     for path in sorted(earlier, key=lambda p: p.stat().st_mtime, reverse=True):
         folder = SweepFolder(path.parent)
         try:
-            there = folder.read()
+            found = folder.read()
             folder.lock_sweep().close()
         except (OSError, ValueError, LockedError):
             continue
-        if there.matches(wanted):
-            return folder if any(job.status != FINISHED for job in there.jobs) else None
+        if found.matches(requested):
+            return folder if any(job.status != FINISHED for job in found.jobs) else None
     return None
 
 
-def _make_sweep_folder(place: Path, may_exist: bool) -> tuple[SweepFolder, list[Path]]:
-    """Make the folder, under a name with a suffix if it is taken and may not be.
+def _make_sweep_folder(sweep_dir: Path, may_exist: bool) -> tuple[SweepFolder, list[Path]]:
+    """Create the sweep's folder; add a suffix if the name is taken and `may_exist` is false.
 
     Returns:
-        The folder, and those that were made for it, innermost first.
+        The sweep's folder, and all folders that were created, innermost first.
     """
-    made = [folder for folder in place.parents if not folder.exists()]
+    created = [folder for folder in sweep_dir.parents if not folder.exists()]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if may_exist and place.is_dir():
-            return SweepFolder(place), made
-        path = make_unique_folder(place)
+        sweep_dir.parent.mkdir(parents=True, exist_ok=True)
+        if may_exist and sweep_dir.is_dir():
+            return SweepFolder(sweep_dir), created
+        path = make_unique_folder(sweep_dir)
     except OSError as error:
-        raise UserError(PLACE, place, f"cannot be made: {error.strerror}") from error
-    return SweepFolder(path), [path, *made]
+        raise UserError(SWEEP_DIR_KEY, sweep_dir, f"cannot be created: {error.strerror}") from error
+    return SweepFolder(path), [path, *created]
 
 
-def _remove_unstarted_sweep(folder: SweepFolder, made: Sequence[Path]) -> None:
-    """No job began: say why, and leave nothing."""
+def _remove_unstarted_sweep(folder: SweepFolder, created: Sequence[Path]) -> None:
+    """Print why no job started, and remove everything that the sweep wrote."""
     jobs = folder.read().jobs
     logs = [folder.path / f"{job.folder}.log" for job in jobs]
     for job, log in zip(jobs, logs, strict=True):
-        if log.exists() and job.message:  # else it was printed when it happened
+        if log.exists() and job.message:  # without a log it has been printed already
             print_error(f"{job.folder}: error: {job.message}")
-    ours = [folder.path / name for name in (SWEEP_FILE, *LOCK_NAMES, "multirun.yaml")]
-    for file in (*ours, *logs, *folder.path.glob(".job-*.lock")):
+    sweep_files = [folder.path / name for name in (SWEEP_FILE, *LOCK_NAMES, "multirun.yaml")]
+    for file in (*sweep_files, *logs, *folder.path.glob(".job-*.lock")):
         file.unlink(missing_ok=True)
-    for path in made:
+    for path in created:
         try:
             path.rmdir()
         except OSError:  # not empty

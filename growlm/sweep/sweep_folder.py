@@ -1,6 +1,6 @@
-"""The folder of a sweep, and `sweep.json` in it: which jobs there are, and how far each has come.
+"""Read and update a sweep's folder and its `sweep.json`, which lists the jobs and their status.
 
-Several processes may write it: the sweep's own, and one for each job where a launcher runs them side by side.
+Several processes may write `sweep.json`: that of the sweep, and one per job if a launcher runs jobs in parallel.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from growlm.storage.watched_folders import FolderRemovedError
 
 SWEEP_DIR_KEY = "hydra.sweep.dir"
 LOCK_NAMES = (".lock", ".sweep.json.lock")
-"""Of the process that runs the sweep, and of whoever changes sweep.json."""
+"""Lock files of the process that runs the sweep, and of a process that updates sweep.json."""
 STATUS_BY_EXIT_CODE = {1: FAILED, 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
-"""Of a job that has not finished, by its exit code."""
+"""Status of a job that has not finished, by exit code; INTERRUPTED for other codes."""
 
 
 class SweepFolder:
-    """Reads and changes `sweep.json`.
+    """A sweep's folder, with locked updates of its `sweep.json`.
 
     Args:
-        path: Of the folder.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lock_sweep(self) -> BinaryIO:
-        """For the process that runs the sweep.
+        """Lock the sweep for the process that runs it.
 
         Raises:
-            LockedError: If another one does.
+            LockedError: If another process runs the sweep.
         """
         return acquire_lock(self.path / LOCK_NAMES[0])
 
     def read(self) -> SweepRecord:
-        """What sweep.json says.
+        """Read sweep.json.
 
         Raises:
-            UserError: If it cannot be read, or is no record of a sweep.
+            UserError: If it cannot be read, or is not a valid record of a sweep.
         """
         return read_sweep_record(self.path, SWEEP_DIR_KEY)
 
     def write(self, sweep: SweepRecord) -> None:
-        """Write sweep.json whole, a job a line: every job of a sweep of thousands has it written several times."""
+        """Write sweep.json with one job per line, to keep it compact: every job rewrites it several times."""
         record = {**vars(sweep), "dials": sweep.parameter_keys, "jobs": []}
         jobs = ",\n    ".join(json.dumps(vars(job)) for job in sweep.jobs)
         text = json.dumps(record, indent=2)
@@ -69,46 +69,44 @@ class SweepFolder:
         atomic_write_text(self.path / SWEEP_FILE, text + "\n")
 
     def get_or_add_job(self, number: int, overrides: Sequence[str]) -> Job:
-        """A job by its number; entered where it is new, or has other settings than were known."""
+        """Return a job by its number; add or replace it if it is new or its overrides differ."""
         with self._locked_update() as sweep:
-            known = {job.number: job for job in sweep.jobs}
-            if number not in known or known[number].overrides != list(overrides):
-                known[number] = make_job(number, overrides, sweep.constants)
-                sweep.jobs = [known[number] for number in sorted(known)]
-            return known[number]
+            jobs = {job.number: job for job in sweep.jobs}
+            if number not in jobs or jobs[number].overrides != list(overrides):
+                jobs[number] = make_job(number, overrides, sweep.constants)
+                sweep.jobs = [jobs[n] for n in sorted(jobs)]
+            return jobs[number]
 
     def update_job(self, number: int, **changes: Any) -> None:
-        """Change fields of a job."""
+        """Update fields of a job in sweep.json."""
         with self._locked_update() as sweep:
             job = next(job for job in sweep.jobs if job.number == number)
             for name, value in changes.items():
                 setattr(job, name, value)
 
     def lock_job(self, number: int) -> BinaryIO:
-        """For the process that runs the job.
+        """Lock a job for the process that runs it.
 
         Raises:
-            LockedError: If another one does.
+            LockedError: If another process runs the job.
         """
         return acquire_lock(self.path / f".job-{number}.lock")
 
     def mark_dead_jobs(self, status: str) -> None:
-        """Enter the end of jobs whose processes have ended without a word."""
+        """Set the status of running jobs whose processes have died without recording their end."""
         with self._locked_update() as sweep:
             for job in sweep.jobs:
                 if job.status != RUNNING:
                     continue
-                with suppress(
-                    LockedError
-                ):  # it still runs: its launcher has only stopped waiting for it
+                with suppress(LockedError):  # it still runs, only its launcher has stopped waiting
                     self.lock_job(job.number).close()
                     job.status, job.code, job.message = status, 1, "its process ended"
 
     def check_exists(self) -> None:
-        """Check that the folder is still there.
+        """Check that the folder still exists.
 
         Raises:
-            RemovedError: If not.
+            FolderRemovedError: If it does not.
         """
         if not (self.path / SWEEP_FILE).is_file():
             raise FolderRemovedError(self.path)
@@ -123,15 +121,15 @@ class SweepFolder:
 
 
 def make_job(number: int, overrides: Sequence[str], constants: Sequence[str]) -> Job:
-    """A job that has not begun.
+    """Return the record of a job that has not started.
 
     Args:
-        number: Of the job, from 0.
-        overrides: Its own.
-        constants: Those that all jobs have; the others are dials.
+        number: Number of the job, from 0.
+        overrides: Overrides of the job.
+        constants: Overrides that all jobs share; the others are the sweep parameters.
     """
-    own = [o for o in overrides if o not in constants]
-    dials = {key: value for key, _, value in (o.partition("=") for o in own)}
-    shown = [f"{key.rpartition('.')[2]}={value}" for key, value in dials.items()]
+    swept = [o for o in overrides if o not in constants]
+    parameters = {key: value for key, _, value in (o.partition("=") for o in swept)}
+    shown = [f"{key.rpartition('.')[2]}={value}" for key, value in parameters.items()]
     folder = re.sub(r"[^\w.=-]", "-", "_".join([str(number), *shown]))
-    return Job(number, list(overrides), dials, folder)
+    return Job(number, list(overrides), parameters, folder)

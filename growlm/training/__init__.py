@@ -1,4 +1,4 @@
-"""Training a plan, phase after phase."""
+"""Train the phases of a plan, one after another."""
 
 from growlm.runtime.signals import Interrupted
 from growlm.training.callbacks.growth_callback import GrowthCallback, GrowthError

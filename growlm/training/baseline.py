@@ -1,4 +1,4 @@
-"""Runs to compare a plan with, made from the plan itself: the same price, one model."""
+"""Derive the baseline run of a plan: one model, trained without growth at the same total cost."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from growlm.training.resume.resume_from import AUTO, load_saved_config
 
 
 def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConfig:
-    """The run that `baseline` asks for: one phase, of the plan's last model or its first.
+    """Return the config of the run that `baseline` requests: one phase with the plan's last or first model.
 
-    Its learning rate, batch and warm-up are that phase's; the schedule runs over the whole. Its length is the
-    plan's in FLOPs, tokens or seconds, to the nearest step.
+    Learning rate, batch and warm-up are those of that model's phase; the schedule covers the whole run. Its length
+    equals the plan's in FLOPs, tokens or seconds, to the nearest step.
 
     Args:
-        config: With a plan, checked; returned as it is where no baseline is asked for, or it is one already.
-        tell: Called before the machine's speed is measured.
+        config: Checked config with a plan; returned unchanged if it requests no baseline or is one already.
+        on_measure: Called before the machine's speed is measured.
 
     Raises:
-        UserError: If something asked for is wrong.
+        UserError: If a setting is invalid.
     """
     kind = config.baseline.kind
     if kind == "none" or config.baseline.of is not None:
@@ -56,7 +56,7 @@ def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConf
 
 
 def _saved_baseline_steps(config: RunConfig) -> int | None:
-    """Of a run that goes on: seconds are measured ones, and another machine's are others."""
+    """Return the length of a resumed baseline, since measured seconds differ between machines."""
     if config.baseline.equal != "seconds" or config.resume in (None, AUTO):
         return None
     saved = load_saved_config(Path(config.resume))
@@ -69,17 +69,17 @@ def _saved_baseline_steps(config: RunConfig) -> int | None:
 def _steps_at_equal_cost(
     config: RunConfig, plan: Plan, phase: PlannedPhase, on_measure: Callable[[], None]
 ) -> float:
-    """What the whole plan costs, in steps of one of its phases."""
+    """Return the cost of the whole plan, in steps of `phase`."""
     if config.baseline.equal == "flops":
         return sum(p.num_steps * p.flops_per_step for p in plan.phases) / phase.flops_per_step
     if config.baseline.equal == "tokens":
         return sum(p.num_steps * p.tokens_per_step for p in plan.phases) / phase.tokens_per_step
-    # Both sides as the planner has them: where a machine is slower than it thinks, it is so for both.
+    # Both costs are planner estimates, so an error in the machine's speed cancels.
     machine = detect_machine(config.trainer)
-    speed = load_or_measure_calibration(machine, on_measure)
+    calibration = load_or_measure_calibration(machine, on_measure)
     seconds = [
-        cost.workload.estimate_seconds(speed)
+        cost.workload.estimate_seconds(calibration)
         for cost in forecast_plan(config, plan, machine).phase_forecasts
     ]
-    price = sum(s["training"] + s["growth"] for s in seconds)
-    return price / seconds[phase.index]["step"]
+    total = sum(s["training"] + s["growth"] for s in seconds)
+    return total / seconds[phase.index]["step"]

@@ -1,4 +1,4 @@
-"""One phase as a LightningModule."""
+"""Define `PhaseStage`, the LightningModule that trains one phase."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from growlm.verification.router_lock import get_router_parameters
 
 @dataclass
 class StepMetrics:
-    """Sums over the forward passes of the present step; read and cleared at its end.
+    """Metrics summed over the forward passes of the current step; read and cleared at its end.
 
-    While the step is under way the losses are of this process's part of the batch, then of the whole batch.
+    During the step, the losses cover this rank's part of the batch; after `reduce_across_ranks`, all of it.
     """
 
     num_passes: int
     loss: Tensor
     aux_loss: Tensor
     expert_loads: Tensor | None
-    """(layers, experts), shares of assignments; of the whole batch always."""
+    """Shares of assignments, (layers, experts); always of the whole batch."""
     tied_fraction: Tensor | None
-    """Share of the tokens whose experts have equal scores."""
+    """Fraction of tokens whose experts have equal scores."""
 
     def __add__(self, other: StepMetrics) -> StepMetrics:
-        """The sums over the passes of both."""
+        """Return the sums over the passes of both."""
         both = self.expert_loads is not None and other.expert_loads is not None
         return StepMetrics(
             self.num_passes + other.num_passes,
@@ -66,35 +66,35 @@ class StepMetrics:
         )
 
     def reduce_across_ranks(self, dist_context: DistributedContext) -> StepMetrics:
-        """Those of the whole batch, of which every process has had an equal part."""
+        """Return the metrics of the whole batch, of which every rank has processed an equal part."""
         if dist_context.world_size == 1:
             return self
-        own = [
+        local = [
             self.loss,
             self.aux_loss,
             *([] if self.tied_fraction is None else [self.tied_fraction]),
         ]
-        loss, aux_loss, *tied = dist_context.all_reduce_mean(torch.stack(own)).unbind()
+        loss, aux_loss, *tied = dist_context.all_reduce_mean(torch.stack(local)).unbind()
         return StepMetrics(
             self.num_passes, loss, aux_loss, self.expert_loads, tied[0] if tied else None
         )
 
 
 class PhaseStage(LightningModule):
-    """Trains the model of one phase.
+    """LightningModule that trains the model of one phase.
 
-    There is no model until `GrowthCallback.setup` puts in a grown one or `configure_model` a new one, so two
-    models never exist at once unless one grows into the other.
+    It has no model until `GrowthCallback.setup` sets a grown one or `configure_model` creates a new one, so two
+    models are in memory only while one grows into the other.
 
     Args:
-        plan: The whole plan, for the schedule.
-        phase: This phase.
-        optimizer_settings: Of the optimizer.
-        schedule: Of the learning rate.
-        seed: Of initial weights.
-        trainer_settings: How blocks run.
-        world: The processes of the run.
-        mesh: What the model is divided among (FSDP2); None if each process has all of it.
+        plan: The whole plan, which the learning rate schedule needs.
+        phase: The phase to train.
+        optimizer_settings: Settings of the optimizer.
+        schedule: Learning rate schedule.
+        seed: Seed of the initial weights.
+        trainer_settings: Settings for compilation, activation checkpointing and NaN handling.
+        dist_context: Process group of the run.
+        mesh: Device mesh that shards the model (FSDP2); None if each process holds all of it.
     """
 
     model: TransformerLM
@@ -120,7 +120,7 @@ class PhaseStage(LightningModule):
         self.scaling = StepScaling()
         self.first_step = 0
         self.skip_reason: str | None = None
-        """Why the step just done changed nothing, in words."""
+        """Why the last step was skipped; None if it was not."""
         self._num_consecutive_skips = 0
         self._states_unscaled = False
         self._router_parameters: list[nn.Parameter] = []
@@ -129,7 +129,7 @@ class PhaseStage(LightningModule):
         self.step_metrics: StepMetrics | None = None
 
     def configure_model(self) -> None:
-        """Draw initial weights, unless a grown model is there."""
+        """Create a model with random weights, unless a grown or loaded one has been set."""
         if "model" not in dict(self.named_children()):
             if self.mesh is None:
                 self.model = TransformerLM(self.phase.model_config, self.seed)
@@ -141,7 +141,7 @@ class PhaseStage(LightningModule):
     def resume_from(
         self, step: int, scaling: StepScaling, optimizer_states: dict[str, ParameterState]
     ) -> None:
-        """Begin after `step` steps of the phase, with the optimizer's states as they were then."""
+        """Start after `step` steps of the phase, with the step scaling and optimizer states of that time."""
         self.first_step, self.scaling, self.initial_optimizer_states = (
             step,
             scaling,
@@ -149,11 +149,11 @@ class PhaseStage(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Look once for what every step asks for."""
+        """Collect the router parameters once, since every step needs them."""
         self._router_parameters = get_router_parameters(self.model)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Language-model loss plus the routers' losses, for tokens (batch, time + 1)."""
+        """Return the language-model loss plus the router losses for tokens (batch, time + 1)."""
         routings: list[Routing] = []
         loss = self.model.loss(batch, routings)
         loads = None
@@ -167,7 +167,11 @@ class PhaseStage(LightningModule):
         return loss + aux_loss
 
     def compute_validation_loss(self, batches: Iterable[Tensor]) -> float:
-        """Mean language-model loss over all processes' batches of tokens (batch, time + 1), in eval mode."""
+        """Return the mean language-model loss over the batches of all ranks, in eval mode.
+
+        Args:
+            batches: This rank's batches of tokens, each (batch, time + 1).
+        """
         self.model.eval()
         total, count = self.dist_context.all_reduce_sum(
             sum_token_losses(self.model, batches)
@@ -176,7 +180,7 @@ class PhaseStage(LightningModule):
         return float(total / count)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, started from what the last phase's state grew to, and audited."""
+        """Build the optimizer and its schedule, restore the grown optimizer state, and check the result."""
         optimizer = build_optimizer(
             self.model,
             self.optimizer_settings,
@@ -195,7 +199,7 @@ class PhaseStage(LightningModule):
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
     def lr_factor(self, step: int) -> float:
-        """The schedule's, after so many steps of the phase."""
+        """Return the schedule's learning rate factor after `step` steps of the phase."""
         return compute_lr_factor(self.schedule, self.plan, self.phase, step)
 
     def optimizer_step(
@@ -205,20 +209,20 @@ class PhaseStage(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, and drop the gradients at once: Lightning keeps them through the next forward pass.
+        """Step, then free the gradients at once; Lightning would keep them through the next forward pass.
 
         Raises:
-            NonFiniteError: If loss, weights or gradients are not finite, and the step may not be skipped.
+            NonFiniteError: If the loss, a weight or a gradient is not finite and the step may not be skipped.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.skip_reason is None:
             self.scaling.after_step()
             self._update_router_bias()
-        # Not the module's own, which looks through all of it for parameters.
+        # Not the module's zero_grad, which searches all submodules for parameters.
         optimizer.zero_grad(set_to_none=True)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Nothing: `optimizer_step` has dropped them."""
+        """Do nothing: `optimizer_step` has freed the gradients already."""
 
     def configure_gradient_clipping(
         self,
@@ -226,7 +230,7 @@ class PhaseStage(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by our own setting and keep the norm: Lightning refuses clipping with a fused AdamW."""
+        """Clip gradients and keep their norm; Lightning itself refuses to clip with a fused AdamW."""
         limit = self.optimizer_settings.gradient_clip or float("inf")
         gradients = [p.grad for p in self._router_parameters if p.grad is not None]
         self.router_gradient_norm = compute_gradient_norm(gradients) if gradients else None
@@ -240,22 +244,22 @@ class PhaseStage(LightningModule):
             self._num_consecutive_skips = 0
 
     def _skip_or_raise(self) -> None:
-        """Skip the step, if that is allowed and may help; no gradient, no update."""
+        """Skip the step by dropping its gradients, or raise if that is not allowed or cannot help."""
         assert self.step_metrics is not None
         weight = describe_nonfinite_weight(self.model)
         loss = float(self.step_metrics.loss / self.step_metrics.num_passes)
-        what = weight or describe_nonfinite_gradient(self.model) or f"the loss is {loss}"
+        reason = weight or describe_nonfinite_gradient(self.model) or f"the loss is {loss}"
         step = self.first_step + self.trainer.global_step + 1
         self._num_consecutive_skips += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
         if not may_skip or self._num_consecutive_skips > MAX_CONSECUTIVE_SKIPS:
-            raise NonFiniteError(f"phase {self.phase.name}, step {step}: {what}")
-        self.skip_reason = what
+            raise NonFiniteError(f"phase {self.phase.name}, step {step}: {reason}")
+        self.skip_reason = reason
         self.scaling.skip_step()
         self.zero_grad(set_to_none=True)
 
     def finalize_optimizer_states(self, optimizer: Optimizer) -> dict[str, ParameterState]:
-        """The optimizer's state by parameter name, as plain moments: no step may follow."""
+        """Return the optimizer state by parameter name, as unscaled moments; no step may follow."""
         states = get_optimizer_states(self.model, optimizer)
         if not self._states_unscaled:
             self.scaling.unscale_state(states)
@@ -263,10 +267,10 @@ class PhaseStage(LightningModule):
         return states
 
     def pop_metrics(self) -> StepMetrics:
-        """The figures of the step just done."""
-        figures, self.step_metrics = self.step_metrics, None
-        assert figures is not None
-        return figures
+        """Return the metrics of the last step and clear them."""
+        metrics, self.step_metrics = self.step_metrics, None
+        assert metrics is not None
+        return metrics
 
     def _router_loss(self, routings: list[Routing], loads: Tensor) -> Tensor:
         config = self.phase.model_config
@@ -290,7 +294,10 @@ class PhaseStage(LightningModule):
 
     @torch.no_grad()
     def _update_router_bias(self) -> None:
-        """Wang et al. 2024 (arXiv 2408.15664), algorithm 1: b_i += step · sign(mean load − load of i)."""
+        """Update the router biases: b_i += step · sign(mean load − load of i).
+
+        Wang et al. 2024 (arXiv 2408.15664), algorithm 1.
+        """
         step = self.phase.model_config.router_bias_step
         if not step or self.step_metrics is None or self.step_metrics.expert_loads is None:
             return

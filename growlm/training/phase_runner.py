@@ -1,4 +1,4 @@
-"""The phases of a run, one after another: each trained, each grown from the one before."""
+"""Train the phases of a run one after another, each grown from the previous one."""
 
 from __future__ import annotations
 
@@ -56,16 +56,17 @@ from growlm.training.strategy import build_device_mesh, build_trainer_device_arg
 
 
 class PhaseRunner:
-    """Trains the phases, and holds what they hand on: the model, and where the run's counters stand.
+    """Runner that trains the phases of a run and keeps the model and the run's summary between them.
 
     Args:
-        context: The run.
-        folder: Where it leaves its files.
-        listener: Is told of everything.
-        history: Its position is part of every state; the first process has one.
-        callbacks: More of Lightning's, the same in every phase.
-        requests: Who may stop it.
-        reuse: Is given the state after each phase.
+        context: Context of the run.
+        folder: Run folder that receives all files.
+        listener: Receiver of all events.
+        history: Writer of the run's history, whose position is part of every resume state; None on ranks other
+            than 0.
+        callbacks: Additional Lightning callbacks, used in every phase.
+        stop_requests: Signals and time limit that may stop the run.
+        phase_reuse: Cache that receives the state after each phase.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class PhaseRunner:
         )
 
     def run(self, state: ResumeState | None) -> RunSummary:
-        """Run every phase, or from a state on the rest of them."""
+        """Train all phases, or those that remain after a resume state."""
         release_memory()
         self.summary.initial_memory_bytes = resident_memory_bytes()
         if state is not None:
@@ -124,7 +125,7 @@ class PhaseRunner:
         return self.summary
 
     def _resume_from(self, state: ResumeState) -> int:
-        """Take over what is saved of the run; the phase to go on with."""
+        """Restore the run from a state and return the index of the phase to continue with."""
         record, saved = state.record, state.record["run"]
         self.start_time -= saved["seconds"]
         self.summary.phases, self.summary.boundaries = (
@@ -149,7 +150,7 @@ class PhaseRunner:
         return phase.index + 1
 
     def _run_phase(self, phase: PlannedPhase, state: ResumeState | None) -> None:
-        """Train a phase, from its beginning or from a state of it."""
+        """Train a phase from its beginning, or from a resume state within it."""
         saved = {"step": 0} if state is None else state.record
         phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
         release_memory()
@@ -167,28 +168,30 @@ class PhaseRunner:
         data = self._build_data_module(phase, saved["step"])
         progress = self._progress_callback(phase, data)
         sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
-        users = build_extra_callbacks(self.config)
-        users |= {f"given {index}": callback for index, callback in enumerate(self.callbacks)}
+        user_callbacks = build_extra_callbacks(self.config)
+        user_callbacks |= {
+            f"given {index}": callback for index, callback in enumerate(self.callbacks)
+        }
         trainer = self._build_trainer(
             phase,
             phase.num_steps - saved["step"],
             [
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
-                *self._model_source_callbacks(phase, state, progress, users),
+                *self._model_source_callbacks(phase, state, progress, user_callbacks),
                 *([] if phase.num_steps else [_StopBeforeFirstStep()]),
-                self._checkpoint_callback(phase),  # before the clock of `progress` starts
+                self._checkpoint_callback(phase),  # before `progress` starts its timer
                 progress,
                 *(self._compile_notices if phase.num_steps else []),
                 sample,
-                *users.values(),
-                self._state_callback(phase, progress, users, phase_start),
+                *user_callbacks.values(),
+                self._state_callback(phase, progress, user_callbacks, phase_start),
             ],
         )
         trainer.fit(stage, train_dataloaders=data.train_dataloader())
         if progress.step != phase.num_steps:
             raise RuntimeError(
-                f"phase {phase.name} ended after {progress.step} of {phase.num_steps} steps: a callback of "
-                "callbacks.extra stopped it, and the phases after it would be wrong"
+                f"phase {phase.name} ended after {progress.step} of {phase.num_steps} steps: a callback in "
+                "callbacks.extra stopped it, which would make the following phases wrong"
             )
         factors = stage.scaling.carried_factors
         states = stage.finalize_optimizer_states(trainer.optimizers[0])
@@ -201,9 +204,9 @@ class PhaseRunner:
                 self.phase_reuse.store_phase(phase, self.history.path)
             self.stop_requests.is_deferring = False
             code = self.stop_requests.requested_exit_code
-            (asked,) = self.dist_context.all_reduce_max([-1 if code is None else code])
-            if asked >= 0:
-                raise Interrupted(int(asked), f"after {phase.name}")
+            (exit_code,) = self.dist_context.all_reduce_max([-1 if code is None else code])
+            if exit_code >= 0:
+                raise Interrupted(int(exit_code), f"after {phase.name}")
 
     def _model_source_callbacks(
         self,
@@ -212,7 +215,7 @@ class PhaseRunner:
         progress: ProgressCallback,
         user_callbacks: dict[str, Callback],
     ) -> list[Callback]:
-        """Where the phase's model comes from: a state, the phase before, or nowhere."""
+        """Return callbacks that set the phase's model: from a state, the previous phase or a pretrained folder."""
         if state is not None:
             scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
             return [RestoreStateCallback(state, scaling, progress, user_callbacks)]
@@ -236,7 +239,7 @@ class PhaseRunner:
     ) -> None:
         global_step = phase.first_step + record["step"]
         folder = self.folder.state_folder(phase, record["step"])
-        self.listener.task_progress("writing the state to resume from", 0, None)
+        self.listener.task_progress("writing resume state", 0, None)
         start = time.perf_counter()
         if self.history is not None:
             record["data"] = self.context.data.train.state_dict(
@@ -259,7 +262,7 @@ class PhaseRunner:
             record,
             callback_states,
             self.dist_context,
-            create_parents=False,  # if it was removed, the run stops
+            create_parents=False,  # if the run folder was removed, the run must stop
         )
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
@@ -303,20 +306,20 @@ class PhaseRunner:
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision
             ),
-            max_steps=max(1, steps),  # with 0, Lightning would skip the hooks too; see `_Untrained`
+            max_steps=max(1, steps),  # Lightning skips the hooks at 0; see `_StopBeforeFirstStep`
             max_epochs=1,
             accumulate_grad_batches=phase.settings.accumulate,
             callbacks=callbacks,
             default_root_dir=self.folder.path,
             logger=False,
             limit_val_batches=0,
-            enable_checkpointing=False,  # it would hold a second copy of everything in memory
+            enable_checkpointing=False,  # Lightning's would hold a second copy of all tensors in memory
             enable_progress_bar=False,
             enable_model_summary=False,
         )
 
     def _build_data_module(self, phase: PlannedPhase, steps_done: int) -> PackedDataModule:
-        """What the phase reads after `done` steps."""
+        """Build the data module for the steps that remain after `steps_done`."""
         return PackedDataModule(
             self.context.data.train,
             self.context.data.validation,
@@ -410,21 +413,21 @@ class PhaseRunner:
 
 @contextmanager
 def _suggest_less_memory_on_oom(context: RunContext, phase: PlannedPhase) -> Iterator[None]:
-    """Say what would need less memory, where there was not enough."""
+    """Turn an out-of-memory error into one that suggests settings needing less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        what = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         advice = suggest_less_memory(
             context.config, context.tokenizer.vocab_size, context.forecast, phase
         )
-        raise RunError(f"phase {phase.name}: out of memory ({what}). {advice}") from error
+        raise RunError(f"phase {phase.name}: out of memory ({reason}). {advice}") from error
 
 
 class _PhaseStartNotifier(Callback):
-    """The banner of a phase comes after its boundary and before its first step."""
+    """Callback that reports the start of a phase, after its boundary and before its first step."""
 
     def __init__(self, start: PhaseStart, listener: RunListener) -> None:
         self.start, self.listener = start, listener
@@ -434,7 +437,7 @@ class _PhaseStartNotifier(Callback):
 
 
 class _CompileNotice(Callback):
-    """Says once what the first step waits for: half a minute, where it was never done before."""
+    """Callback that reports once that the optimizer step is compiling, which may take half a minute."""
 
     def __init__(self, listener: RunListener) -> None:
         self.listener, self.has_reported = listener, False
@@ -446,14 +449,14 @@ class _CompileNotice(Callback):
 
 
 class _StopBeforeFirstStep(Callback):
-    """A phase without steps goes through the hooks of any other."""
+    """Callback that stops a phase without steps before its first step, so that all other hooks still run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
         trainer.should_stop = True
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manager
-    """Lightning's hints about settings that are chosen here on purpose."""
+    """Context manager that silences Lightning's hints about settings that growlm chooses on purpose."""
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -461,6 +464,6 @@ class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manag
         for hint in (
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
-            ".*treespec, LeafSpec.*",  # its own call of a function that torch has deprecated
+            ".*treespec, LeafSpec.*",  # Lightning itself calls this deprecated torch function
         ):
             warnings.filterwarnings("ignore", hint)

@@ -1,4 +1,4 @@
-"""What one phase leaves to the next."""
+"""Define `PhaseState`: the model and optimizer state that one phase passes to the next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from growlm.model.transformer import TransformerLM
 
 @dataclass
 class PhaseState:
-    """A trained model and its optimizer's moments. The next phase takes both over, and empties this."""
+    """A trained model and its optimizer's moments; the next phase takes both and empties this object."""
 
     phase_name: str
     model: TransformerLM | None
     optimizer_states: dict[str, ParameterState]
-    """By parameter name."""
+    """Moments, by parameter name."""
     scale_factors: Mapping[str, ScaleFactors] = field(default_factory=dict)
-    """By parameter name, after a phase with `optimizer_state: exact`: the scales that the next such phase goes on
-    from."""
+    """Scale factors by parameter name, after a phase with `optimizer_state: exact`; the next such phase continues
+    from them."""

@@ -1,4 +1,4 @@
-"""Running a plan: check, read, find where to begin, then let the phases run."""
+"""Run a plan: check the config, prepare or resume the run folder, then train the phases."""
 
 from __future__ import annotations
 
@@ -55,76 +55,80 @@ from growlm.training.run_setup import build_context, resolve_config
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """The folder and summary of a finished run."""
 
     run_dir: Path
     summary: RunSummary
 
 
 def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Run a plan, or go on with one that stopped: what the command does. Prints, and leaves the files of a run.
+    """Run a plan, or resume one that stopped, as `growlm.train` does; print progress and write the run folder.
 
     Args:
-        config: From `growlm.config.load_config`, or built by hand.
-        callbacks: More Lightning callbacks, the same in every phase.
+        config: Config from `growlm.config.load_config`, or built in code.
+        callbacks: Additional Lightning callbacks, used in every phase.
 
     Raises:
-        UserError: If something asked for is wrong; nothing was written.
-        GrowthError: If a growth lost something.
-        NonFiniteError: If training met NaN or infinity.
-        DiskError: If something could not be written.
+        UserError: If a setting is invalid; nothing was written.
+        GrowthError: If a growth failed its checks.
+        NonFiniteError: If the loss, a weight or a gradient became NaN or infinite.
+        DiskError: If a file could not be written.
         Interrupted: If the run was asked to stop.
     """
     requested = restore_accelerator(config)
     accelerator = resolve_accelerator(requested.trainer.accelerator, "trainer.accelerator")
     timeout = timedelta(minutes=requested.trainer.timeout_minutes)
     with ExitStack() as stack:
-        requests = stack.enter_context(GracefulStop(requested.trainer.max_time))
-        world = stack.enter_context(init_distributed(accelerator, timeout))
-        console = ConsoleReporter(make_stdout_console(quiet=not world.is_rank0))
+        stop_requests = stack.enter_context(GracefulStop(requested.trainer.max_time))
+        dist_context = stack.enter_context(init_distributed(accelerator, timeout))
+        console = ConsoleReporter(make_stdout_console(quiet=not dist_context.is_rank0))
         stack.callback(console.close, failed=True)
         check_requirements(requested, accelerator)
-        config, begun = resolve_config(
+        config, resumed = resolve_config(
             requested,
-            world,
+            dist_context,
             console,
-            lambda resolved: _open_on_rank0(world, stack, lambda: _open_run_to_resume(resolved)),
+            lambda resolved: _open_on_rank0(
+                dist_context, stack, lambda: _open_run_to_resume(resolved)
+            ),
         )
-        context = build_context(config, requested.trainer.devices, world, console)
+        context = build_context(config, requested.trainer.devices, dist_context, console)
         _check_same_fingerprint(context)
-        if begun is not None:
-            check_fingerprint(config, begun, context.fingerprint)
-            for note_of in (
+        if resumed is not None:
+            check_fingerprint(config, resumed, context.fingerprint)
+            for describe in (
                 describe_processor_change,
                 describe_precision_cost,
                 describe_possible_file_change,
             ):
-                if note := note_of(begun.fingerprint, context.fingerprint):
+                if note := describe(resumed.fingerprint, context.fingerprint):
                     console.message_logged(note)
         elif config.resume is not None:
-            console.console.print("No unfinished run with these settings: a new one begins")
-        folder = begun or _open_on_rank0(
-            world, stack, lambda: create_run_folder(context.saved_config, context.fingerprint)
+            console.console.print("No unfinished run matches; starting a new one.")
+        folder = resumed or _open_on_rank0(
+            dist_context,
+            stack,
+            lambda: create_run_folder(context.saved_config, context.fingerprint),
         )
         assert folder is not None
         try:
             with gc_frozen(), translate_peer_errors():
-                summary = _run_phases(folder, context, callbacks, console, requests)
-            if world.is_rank0:
+                summary = _run_phases(folder, context, callbacks, console, stop_requests)
+            if dist_context.is_rank0:
                 _write_report(folder.path, console)
             return RunResult(folder.path, summary)
         except (Interrupted, RunError):
             if not (folder.resume_dir / RUN_RECORD_FILE).exists():
-                raise  # it was removed
-            if world.is_rank0:
+                raise  # the run folder was removed, so it cannot be resumed
+            if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            how = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
-            console.console.print(f"To go on: {how}", markup=False, soft_wrap=True)
+            command = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
+            console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
             raise
 
 
 def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
-    """The folder of the run to go on with, locked; None for a new run, whose folder can be made."""
+    """Open and lock the run to resume; return None for a new run, once its folder is known to be writable."""
     stopped = find_run_to_resume(config)
     if stopped is None:
         check_run_dir_writable(config)
@@ -133,40 +137,42 @@ def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
 
 
 def _check_same_fingerprint(context: RunContext) -> None:
-    """Check that all processes read the same: their files may be on disks of their own.
+    """Check that all ranks read the same data and weights, since each machine may read its own disk.
 
     Raises:
-        RunError: In all of them, if not.
+        RunError: On all ranks, if they do not.
     """
-    everyone = context.dist_context.all_gather(context.fingerprint)
-    for rank, other in enumerate(everyone):
-        if other != everyone[0]:
-            raise RunError(f"process {rank} reads {other}, and process 0 {everyone[0]}")
+    fingerprints = context.dist_context.all_gather(context.fingerprint)
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise RunError(
+                f"rank {rank} reads other inputs than rank 0: {fingerprint}; rank 0: {fingerprints[0]}"
+            )
 
 
 def _open_on_rank0(
     dist_context: DistributedContext, stack: ExitStack, action: Callable[[], RunFolder | None]
 ) -> RunFolder | None:
-    """The folder that the first process makes or opens, and locks for itself until the stack is left."""
-    own: list[RunFolder] = []
+    """Let rank 0 create or open a run folder, locked until the stack exits, and return it on all ranks."""
+    opened_here: list[RunFolder] = []  # filled on rank 0 only
 
-    def act() -> tuple[Path, str, RunFingerprint] | None:
+    def open_folder() -> tuple[Path, str, RunFingerprint] | None:
         folder = action()
         if folder is None:
             return None
-        own.append(stack.enter_context(folder))
+        opened_here.append(stack.enter_context(folder))
         return folder.path, folder.run_id, folder.fingerprint
 
-    opened = dist_context.run_on_rank0(act)
+    opened = dist_context.run_on_rank0(open_folder)
     if opened is None:
         return None
-    return own[0] if own else RunFolder(*opened, lock=None)
+    return opened_here[0] if opened_here else RunFolder(*opened, lock=None)
 
 
 def _load_newest_state_on_rank0(
     folder: RunFolder, dist_context: DistributedContext
 ) -> tuple[ResumeState | None, list[UserError]]:
-    """`RunFolder.newest_state`, which the first process finds for all."""
+    """Load the newest intact state, which rank 0 finds and checks for all ranks."""
     found: list[tuple[ResumeState | None, list[UserError]]] = []
 
     def find() -> Path | None:
@@ -185,33 +191,33 @@ def _run_phases(
     context: RunContext,
     callbacks: Sequence[Callback],
     console: ConsoleReporter,
-    requests: GracefulStop,
+    stop_requests: GracefulStop,
 ) -> RunSummary:
-    config, world = context.config, context.dist_context
-    own_state, damaged = _load_newest_state_on_rank0(folder, world)
+    config, dist_context = context.config, context.dist_context
+    own_state, damaged = _load_newest_state_on_rank0(folder, dist_context)
     if own_state is not None:
         check_state_phase(own_state, context.plan)
-    table = context.forecast.to_json(context.calibration)
-    console.show_plan(table)
+    forecast = context.forecast.to_json(context.calibration)
+    console.show_plan(forecast)
     console.console.print(f"Run directory {folder.path}", markup=False, soft_wrap=True)
     for error in damaged:
-        text = f"warning: {error}; going on from the state before it"
+        text = f"warning: {error}; resuming from the state before it"
         console.console.print(text, markup=False, soft_wrap=True)
-    if world.is_rank0:
-        write_json(folder.path / "plan.json", table["phases"])
-    keys = [] if callbacks else _phase_cache_keys(context)
-    everyone = BroadcastListener([console])
+    if dist_context.is_rank0:
+        write_json(folder.path / "plan.json", forecast["phases"])
+    cache_keys = [] if callbacks else _phase_cache_keys(context)
+    broadcast = BroadcastListener([console])
     failed = True
     sizes = _phase_state_sizes(context)
-    with PhaseReuse(config.reuse, keys, sizes, context.plan, folder, everyone) as reuse:
-        state = reuse.find_start_state(own_state, requests)
+    with PhaseReuse(config.reuse, cache_keys, sizes, context.plan, folder, broadcast) as reuse:
+        state = reuse.find_start_state(own_state, stop_requests)
         saved = {} if state is None else state.record["run"]
         boundaries: list[BoundaryRecord] = saved.get("boundaries", [])
         history = None
-        if world.is_rank0:
+        if dist_context.is_rank0:
             passed = [boundary.to_json() for boundary in boundaries]
             history = RunHistoryWriter(folder.path, saved.get("history"), passed)
-            everyone.listeners.insert(0, history)
+            broadcast.listeners.insert(0, history)
         try:
             first_step = None if own_state is None else saved["global_step"]
             logger = None
@@ -219,29 +225,29 @@ def _run_phases(
                 logger = build_logger(config, folder.path, folder.run_id, first_step)
             if history is not None and logger is not None:
                 metrics = MetricLogger(logger)
-                everyone.listeners.append(metrics)
+                broadcast.listeners.append(metrics)
                 lines = read_history_rows(history.path, folder.path)
                 metrics.replay(lines, boundaries, should_log=own_state is None)
-            run = PhaseRunner(context, folder, everyone, history, callbacks, requests, reuse)
+            run = PhaseRunner(context, folder, broadcast, history, callbacks, stop_requests, reuse)
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]
-                everyone.run_resumed(phase, step, context.plan.get_phase(phase).num_steps)
+                broadcast.run_resumed(phase, step, context.plan.get_phase(phase).num_steps)
             elif run.summary.reused is not None:
-                everyone.phases_reused(run.summary.reused)
+                broadcast.phases_reused(run.summary.reused)
             summary = run.run(state)
             failed = False
             return summary
         finally:
-            everyone.close(failed)
+            broadcast.close(failed)
 
 
 def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
-    """The run's report.html; a run does not fail for want of it."""
+    """Write the run's report.html; if that fails, only warn."""
     path = run_dir / "report.html"
     try:
         write_report([run_dir], path)
     except (UserError, RunError) as error:
-        console.message_logged(f"warning: no {path.name}: {error}")
+        console.message_logged(f"warning: cannot write {path.name}: {error}")
     else:
         console.message_logged(f"Report {path}")
     if any((run_dir / "wandb").glob("offline-run-*")):
@@ -251,16 +257,16 @@ def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
 
 
 def _phase_state_sizes(context: RunContext) -> list[int]:
-    """Bytes of the state and the artefacts after each phase."""
-    artefacts, sizes = 0, []
+    """Return the bytes of the resume state and checkpoints after each phase."""
+    checkpoint_bytes, sizes = 0, []
     for cost in context.forecast.phase_forecasts:
-        artefacts += cost.memory.disk
-        sizes.append(cost.memory.weights + cost.memory.optimizer + artefacts)
+        checkpoint_bytes += cost.memory.disk
+        sizes.append(cost.memory.weights + cost.memory.optimizer + checkpoint_bytes)
     return sizes
 
 
 def _phase_cache_keys(context: RunContext) -> list[str]:
-    """None for a run with callbacks of the user's: they would miss what is not trained."""
+    """Return the cache keys; empty with user callbacks, which would miss the phases that are not trained."""
     config = context.config
     if (
         config.reuse.phases != "always"
@@ -269,7 +275,7 @@ def _phase_cache_keys(context: RunContext) -> list[str]:
     ):
         return []
     files = {path.name: hash_file(path) for path in context.tokenizer_files}
-    carried = {"origin": context.source_metadata, "files": files}
+    checkpoint_metadata = {"origin": context.source_metadata, "files": files}
     return compute_phase_cache_keys(
-        config, context.plan, context.machine, context.fingerprint, carried
+        config, context.plan, context.machine, context.fingerprint, checkpoint_metadata
     )

@@ -1,4 +1,4 @@
-"""Check that the packages and compilers which a plan needs are there, before anything is read or written."""
+"""Check that the packages and compilers a plan needs are installed, before anything is read or written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from growlm.runtime.optional_packages import explain_missing_package
 
 
 def check_requirements(config: RunConfig, accelerator: str) -> None:
-    """Refuse a plan that cannot run here for want of a package or a compiler.
+    """Check that every package and compiler that the config needs is installed.
 
     Args:
-        config: The run.
+        config: Config of the run.
         accelerator: `cpu` or `gpu`.
 
     Raises:
-        UserError: Naming the setting that needs what is missing.
+        UserError: If one is missing; names the setting that needs it.
     """
     name = config.optimizer.name
     if name == adamw_8bit.OPTIMIZER_NAME and (
@@ -25,8 +25,9 @@ def check_requirements(config: RunConfig, accelerator: str) -> None:
     ):
         raise UserError("optimizer.name", name, reason)
     if config.trainer.compile and (reason := explain_missing_compiler(accelerator)):
-        allowed = f"{reason}; install it, or use trainer.compile=false"
-        raise UserError("trainer.compile", "true", allowed)
+        raise UserError(
+            "trainer.compile", "true", f"{reason}; install it, or use trainer.compile=false"
+        )
     if config.logger.name == "tensorboard" and (
         reason := explain_missing_package("tensorboard", "tensorboard")
     ):

@@ -1,4 +1,4 @@
-"""What the routers of a phase do, gathered from its steps."""
+"""Collect router statistics over the steps of a phase and watch for router collapse."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from growlm.verification.router_lock import (
 )
 
 EARLY_CHECK_STEPS = (2, 20)
-"""Looked at whether or not they make a row: a lock is there from the beginning."""
+"""Steps at which routers are measured even if no row is logged, since a collapse starts at the beginning."""
 
 
 class RouterMonitor:
-    """Watches the mixture-of-experts layers of one phase.
+    """Statistics and collapse detection for the mixture-of-experts layers of one phase.
 
     Args:
-        stage: The phase's module, with its model.
+        stage: Lightning module of the phase, with its model.
     """
 
     def __init__(self, stage: PhaseStage) -> None:
@@ -46,14 +46,14 @@ class RouterMonitor:
         self._num_passes = 0
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What has been seen: JSON, and tensors."""
+        """Return the resume state: a JSON-serializable record, and tensors by name."""
         tensors = {f"routers.start.{i}": start for i, start in enumerate(self._initial_weights)}
         sums = {"routers.loads": self._loads, "routers.tied": self._tied}
         tensors |= {name: value for name, value in sums.items() if value is not None}
         return {"watch": self.watch.state_dict(), "passes": self._num_passes}, tensors
 
     def restore_state(self, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `get_state` returned."""
         self.watch.load_state_dict(record["watch"])
         self._num_passes = record["passes"]
         device = self._initial_weights[0].device
@@ -66,7 +66,7 @@ class RouterMonitor:
         )
 
     def accumulate(self, metrics: StepMetrics) -> None:
-        """Add a step's figures; nothing waits for the device."""
+        """Add the metrics of a step, without synchronizing with the device."""
         if metrics.expert_loads is None or metrics.tied_fraction is None:
             return
         self._loads = (
@@ -78,7 +78,7 @@ class RouterMonitor:
         self._num_passes += metrics.num_passes
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[str]]:
-        """Measures of the steps since the last look, for a row, and new warnings in words."""
+        """Return the router measures since the last call, for a history row, and new warnings."""
         assert self._loads is not None
         assert self._tied is not None
         gradient = self.stage.router_gradient_norm
@@ -105,7 +105,7 @@ class RouterMonitor:
         return measures, self.watch.observe(state)
 
     def build_report(self) -> CheckReport:
-        """Check 5 on the phase."""
+        """Return the report of check 5 (router collapse) for the phase."""
         return self.watch.report()
 
     @torch.no_grad()

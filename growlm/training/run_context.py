@@ -1,4 +1,4 @@
-"""What a run works with: its config, plan, data, estimates and processes."""
+"""Define `RunContext`: the resolved config, plan, data, forecast and process group of a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from growlm.training.run_folder import RunFingerprint
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run works with: resolved and checked once, before anything is written, and never changed."""
+    """Everything a run needs, resolved and checked once before anything is written, then immutable."""
 
     config: RunConfig
-    """With the devices that there are, the baseline's plan, and the precision that a resumed run began with."""
+    """Config with resolved device count, the baseline's plan, and the precision of a resumed run."""
     requested_devices: int | None
-    """`trainer.devices` as it was asked for."""
+    """`trainer.devices` as requested, before it was resolved."""
     plan: Plan
     tokenizer: Tokenizer
     pretrained: PretrainedFolder | None
-    """Where the first phase's model comes from, if it was trained before."""
+    """The folder of the pretrained model that the first phase starts from; None for random initial weights."""
     data: RunData
     forecast: Forecast
     calibration: Calibration
@@ -41,24 +41,24 @@ class RunContext:
 
     @property
     def saved_config(self) -> RunConfig:
-        """The config as `config.yaml` holds it: a resume may have other devices."""
+        """The config as saved in `config.yaml`: with the requested devices, since a resume may use others."""
         trainer = replace(self.config.trainer, devices=self.requested_devices)
         return replace(self.config, trainer=trainer)
 
     @property
     def machine(self) -> Machine:
-        """Where it runs."""
+        """The machine that the run uses."""
         return self.forecast.machine
 
     @property
     def nats_to_bits_per_byte(self) -> float:
-        """Bits per byte that one nat per token is, over the held-out documents that are validated on."""
+        """Factor from nats per token to bits per byte, measured on the documents of the validation split."""
         length = self.config.trainer.validation_sequences * self.config.sequence_length
         return bits_per_byte(*self.data.validation_split.measure_first_documents(length))
 
     @property
     def fingerprint(self) -> RunFingerprint:
-        """What must be found again for the run to go on exactly."""
+        """Fingerprint of the inputs that must be unchanged for an exact resume."""
         return RunFingerprint(
             self.data.fingerprint,
             self.machine.accelerator,
@@ -70,17 +70,17 @@ class RunContext:
 
     @property
     def source_metadata(self) -> dict[str, Any]:
-        """What artefacts remember of the Hugging Face model that the run began with: its special tokens."""
+        """Metadata of the initial Hugging Face model (its special tokens), which every checkpoint carries."""
         record = {} if self.pretrained is None else self.pretrained.record
         return {key: value for key, value in record.items() if key == "huggingface"}
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """What an artefact carries so that its tokenizer is there; our own are known by their names."""
+        """Tokenizer files to copy into each checkpoint; empty for built-in tokenizers, which are found by name."""
         return find_configured_tokenizer_files(self.config)
 
     def make_probe(self) -> Tensor:
-        """The frozen tokens of the boundary checks: the first held-out sequences, (sequences, time)."""
+        """Return the fixed tokens of the boundary checks, the first validation sequences: (sequences, time)."""
         settings = self.config.verification
         validation = self.data.validation
         count = min(settings.probe_sequences, validation.num_windows)
@@ -89,6 +89,6 @@ class RunContext:
 
 
 def find_configured_tokenizer_files(config: RunConfig) -> list[Path]:
-    """Return the files of the tokenizer that the config names by its folder."""
+    """Return the files of the tokenizer folder that the config names; empty for a built-in tokenizer."""
     path = config.tokenizer.path
     return [] if path is None else find_tokenizer_files(Path(path).expanduser())

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, worked on by one process at a time, found again."""
+"""Create, open and lock run folders."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What a run depends on beside its config, and must find again to go on exactly."""
+    """Inputs of a run besides its config, which must be unchanged for an exact resume."""
 
     data: str
     """Checksum of all tokens."""
     accelerator: str
     precision: str
     weights: str | None = None
-    """Checksum of the weights that the first phase begins with, if they were trained before."""
+    """Checksum of the pretrained weights that the first phase starts from; None if there are none."""
     processor: str | None = field(default=None, compare=False)
-    """In a few words. On another one the run goes on too, but not to the bit."""
+    """Short description of the processor. A run can resume on another one, but not bit for bit."""
     newest_inode_change: int | None = field(default=None, compare=False)
-    """See `RunData`. With a later one the run goes on too, after a warning."""
+    """See `RunData`. If it has become later, the run resumes with a warning."""
 
 
 class RunRecord(TypedDict):
@@ -68,13 +68,13 @@ class RunRecord(TypedDict):
 
 @dataclass
 class RunFolder:
-    """A run's folder, locked for as long as this lives by the process that opened it."""
+    """A run's folder, locked by the process that opened it for as long as this object lives."""
 
     path: Path
     run_id: str
     fingerprint: RunFingerprint
     lock: BinaryIO | None
-    """None in the run's other processes."""
+    """The lock file; None on every rank but 0."""
 
     def __enter__(self) -> RunFolder:
         return self
@@ -85,24 +85,24 @@ class RunFolder:
 
     @property
     def resume_dir(self) -> Path:
-        """Where its states are."""
+        """The folder of the run's resume states."""
         return self.path / "resume"
 
     def state_folder(self, phase: PlannedPhase, step: int) -> Path:
-        """Where the state after so many steps of a phase goes."""
+        """Return the folder of the resume state after `step` steps of a phase."""
         untrained = None if phase.num_steps else phase.index
         return state_folder(self.resume_dir, phase.first_step + step, untrained)
 
     def load_newest_state(
         self, dist_context: DistributedContext | None = None
     ) -> tuple[ResumeState | None, list[UserError]]:
-        """The newest whole state, and why newer ones are none; they are removed.
+        """Return the newest intact state and the errors of newer, damaged ones, which are removed.
 
         Args:
-            world: All processes of the run, if it has several, who will read it.
+            dist_context: Process group of a run with several processes, which will all read the state.
 
         Raises:
-            UserError: If there are states, and none is whole.
+            UserError: If there are states, but none is intact.
         """
         damaged: list[UserError] = []
         folders = list_state_folders(self.resume_dir)
@@ -112,25 +112,25 @@ class RunFolder:
             except UserError as error:
                 damaged.append(error)
                 continue
-            for worse in folders[folders.index(folder) + 1 :]:
-                shutil.rmtree(worse)
+            for newer in folders[folders.index(folder) + 1 :]:
+                shutil.rmtree(newer)
             return state, damaged
         if damaged:
             raise damaged[0]
         return None, []
 
     def remove_states(self) -> None:
-        """The run is finished."""
+        """Remove all resume states, once the run has finished."""
         for folder in list_state_folders(self.resume_dir):
             shutil.rmtree(folder)
 
 
 def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFolder:
-    """Make the folder that the config names, or the default one; the name of one that is not empty gets a suffix.
+    """Create the folder that the config names, or the default one, with a suffix if it exists and is not empty.
 
     Raises:
-        UserError: If it cannot be made.
-        DiskError: If it cannot be written; nothing is left.
+        UserError: If it cannot be created.
+        DiskError: If it cannot be written to; nothing is left behind.
     """
     path = _create_run_dir(config)
     text = OmegaConf.to_yaml(
@@ -150,15 +150,15 @@ def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFold
 
 
 def open_run_folder(path: Path) -> RunFolder:
-    """The folder of a run that has stopped.
+    """Open and lock the folder of a run that has stopped, to resume it.
 
     Raises:
-        UserError: If there is none, its files are damaged, it has finished, or another process works on it.
+        UserError: If there is none, its files are damaged, it has finished, or another process is using it.
     """
     record = read_run_record(path)
     if (path / SUMMARY_FILE).exists():
-        raise UserError(RESUME_SETTING, path, "has finished; there is nothing to go on with")
-    circumstances = RunFingerprint(
+        raise UserError(RESUME_SETTING, path, "has finished; there is nothing to resume")
+    fingerprint = RunFingerprint(
         record["data"],
         record["accelerator"],
         record["precision"],
@@ -166,72 +166,72 @@ def open_run_folder(path: Path) -> RunFolder:
         record.get("processor"),
         record.get("newest_inode_change"),
     )
-    folder = RunFolder(path, record["id"], circumstances, lock_run(path))
+    folder = RunFolder(path, record["id"], fingerprint, lock_run(path))
     _remove_partial_files(path)
     return folder
 
 
 def _remove_partial_files(path: Path) -> None:
-    """Remove what a killed process left in a run's folder."""
+    """Remove partial files and stale locks that a killed process left in a run's folder."""
     for pattern in (".*.partial", "resume/.*.partial", "checkpoints/.*.partial"):
-        for half_written in path.glob(pattern):
-            if half_written.is_dir() and not half_written.is_symlink():
-                shutil.rmtree(half_written, ignore_errors=True)
+        for partial in path.glob(pattern):
+            if partial.is_dir() and not partial.is_symlink():
+                shutil.rmtree(partial, ignore_errors=True)
             else:
-                half_written.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
     for lock in (*path.glob("resume/.*.lock"), *path.glob("checkpoints/.*.lock")):
         lock.unlink(missing_ok=True)
 
 
 def read_run_record(path: Path) -> RunRecord:
-    """What a run noted down when it began, its config file being what it was then.
+    """Read the record that a run wrote when it began, and check that its config file is unchanged.
 
     Raises:
-        UserError: If no run began there, or the files are damaged.
+        UserError: If the folder is not a run folder, or its files are damaged.
     """
     for name in ("checkpoints", "resume"):
         check_inside_root(path / name, RESUME_SETTING, path)
     if not lexists(path / "resume" / RUN_RECORD_FILE):
         raise UserError(
-            RESUME_SETTING, path, f"no run began there: it has no resume/{RUN_RECORD_FILE}"
+            RESUME_SETTING, path, f"is not a run folder: it has no resume/{RUN_RECORD_FILE}"
         )
     record: RunRecord = read_checksummed_json(
         path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
     )
     if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
         raise UserError(
-            RESUME_SETTING, path / CONFIG_FILE, "is damaged: it is not what was written"
+            RESUME_SETTING, path / CONFIG_FILE, "is damaged: its checksum does not match"
         )
     return record
 
 
 def lock_run(path: Path) -> BinaryIO:
-    """A lock on a run that ends with this process, however it ends.
+    """Lock a run until this process ends, however it ends.
 
     Raises:
-        UserError: If another process has it, or the folder cannot be written to.
+        UserError: If another process holds the lock, or the folder cannot be written to.
     """
     try:
         return acquire_lock(path / "resume" / "lock")
     except LockedError as error:
         raise UserError(
-            RESUME_SETTING, path, f"another process works on it ({error.owner})"
+            RESUME_SETTING, path, f"another process is using it ({error.owner})"
         ) from error
     except OSError as error:
         raise UserError(RESUME_SETTING, path, f"cannot be written to: {error.strerror}") from error
 
 
 def check_run_dir_writable(config: RunConfig) -> None:
-    """Check, before anything that takes long, that the run's folder can be made.
+    """Check, before anything slow, that the run's folder can be created.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot.
     """
-    wanted = _requested_run_dir(config).absolute()
-    parent = next(path for path in (*wanted.parents, Path("/")) if path.exists())
-    if wanted == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        allowed = f"cannot be made: {parent} is no folder that can be written to"
-        raise UserError("run_dir", wanted, allowed)
+    requested = _requested_run_dir(config).absolute()
+    parent = next(path for path in (*requested.parents, Path("/")) if path.exists())
+    if requested == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"cannot be created: {parent} is not a writable folder"
+        raise UserError("run_dir", requested, reason)
 
 
 def _requested_run_dir(config: RunConfig) -> Path:
@@ -242,20 +242,20 @@ def _requested_run_dir(config: RunConfig) -> Path:
 
 
 def _create_run_dir(config: RunConfig) -> Path:
-    wanted = _requested_run_dir(config)
+    requested = _requested_run_dir(config)
     try:
-        return next(path for path in iter_unique_paths(wanted) if _claim_empty_dir(path))
+        return next(path for path in iter_unique_paths(requested) if _claim_empty_dir(path))
     except OSError as error:
-        raise UserError("run_dir", wanted, f"cannot be made: {error.strerror}") from error
+        raise UserError("run_dir", requested, f"cannot be created: {error.strerror}") from error
 
 
 def _claim_empty_dir(path: Path) -> bool:
-    """Make a folder, or take one that is there and empty, as Hydra leaves that of `hydra.run.dir`."""
+    """Create a folder, or claim an existing empty one, as Hydra leaves at `hydra.run.dir`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             return False
-        (path / "resume").mkdir()  # of two runs that find it empty one gets it
+        (path / "resume").mkdir()  # if two runs find it empty, only one gets it
     except FileExistsError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Resolve a run's config and check everything before the run; then read its data."""
+"""Resolve a run's config, check it, and read its data, before anything is written."""
 
 from __future__ import annotations
 
@@ -36,30 +36,29 @@ def resolve_config(
     listener: RunListener,
     open_resumed_run: Callable[[RunConfig], RunFolder | None],
 ) -> tuple[RunConfig, RunFolder | None]:
-    """Settle what the config leaves open, each setting once, and check it.
+    """Check the config and resolve its open settings: devices, baseline plan and precision.
 
     Args:
-        config: As it was asked for.
-        world: The processes of the run.
-        listener: Is told what takes long.
-        open_begun: Opens the folder of the run to continue, in every process; None for a new run.
+        config: The config as requested.
+        dist_context: Process group of the run.
+        listener: Receives progress messages.
+        open_resumed_run: Opens the folder of the run to resume, on every rank; returns None for a new run.
 
     Returns:
-        The config with its devices, its baseline's plan and the precision that the run began with; that run's
-        folder.
+        The resolved config, and the folder of the run to resume, if any.
 
     Raises:
-        UserError: If something asked for is wrong.
+        UserError: If a setting is invalid.
     """
     config = resolve_num_devices(config, dist_context)
     check_config(config)
     config = dist_context.run_on_rank0(
         lambda: apply_baseline(config, lambda: report_measuring(listener))
     )
-    begun = open_resumed_run(config)
-    if begun is not None:
-        config = restore_precision(config, begun.fingerprint)
-    return config, begun
+    resumed = open_resumed_run(config)
+    if resumed is not None:
+        config = restore_precision(config, resumed.fingerprint)
+    return config, resumed
 
 
 def build_context(
@@ -68,16 +67,16 @@ def build_context(
     dist_context: DistributedContext,
     listener: RunListener,
 ) -> RunContext:
-    """Read and tokenize the data, and check all that can be checked before the run.
+    """Read and tokenize the data, and check everything that can be checked before the run.
 
     Args:
-        config: From `resolve_config`.
-        requested_devices: `trainer.devices` as it was asked for.
-        world: The processes of the run; what one of them leaves on disk, the first one makes.
-        listener: Is told what takes long.
+        config: Config from `resolve_config`.
+        requested_devices: `trainer.devices` as requested.
+        dist_context: Process group of the run; rank 0 writes the files on disk.
+        listener: Receives progress messages.
 
     Raises:
-        UserError: If something asked for is wrong.
+        UserError: If a setting is invalid.
     """
     machine = dist_context.run_on_rank0(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
@@ -88,10 +87,10 @@ def build_context(
     check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
     plan = make_plan(config, tokenizer.vocab_size)
-    table = forecast_plan(config, plan, machine)
-    check_plan_fits(config, tokenizer.vocab_size, table)
+    forecast = forecast_plan(config, plan, machine)
+    check_plan_fits(config, tokenizer.vocab_size, forecast)
     sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
-    speed = dist_context.run_on_rank0(
+    calibration = dist_context.run_on_rank0(
         lambda: load_or_measure_calibration(machine, lambda: report_measuring(listener))
     )
     data = dist_context.rank0_first(
@@ -115,28 +114,29 @@ def build_context(
         tokenizer=tokenizer,
         data=data,
         pretrained=pretrained,
-        forecast=table,
-        calibration=speed,
+        forecast=forecast,
+        calibration=calibration,
         dist_context=dist_context,
     )
 
 
 def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolder | None:
-    """The first phase's model on disk.
+    """Open the folder of the pretrained model that the first phase starts from; None if there is none.
 
     Raises:
-        UserError: If it reads other tokens than the run's, or its optimizer's state is another optimizer's.
+        UserError: If it uses another tokenizer than the run, or its state is that of another optimizer.
     """
     if config.model.path is None:
         return None
     pretrained = open_pretrained(Path(config.model.path).expanduser(), "model.path")
-    theirs = pretrained.open_tokenizer()
-    if theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
-        path = f" tokenizer.path={pretrained.folder}" if theirs.name == "huggingface" else ""
-        allowed = (
-            f"the model in {pretrained.folder} reads other tokens: tokenizer={theirs.name}{path}"
+    expected = pretrained.open_tokenizer()
+    if expected is not None and expected.fingerprint != tokenizer.fingerprint:
+        path = f" tokenizer.path={pretrained.folder}" if expected.name == "huggingface" else ""
+        reason = (
+            f"the model in {pretrained.folder} has another tokenizer; "
+            f"use tokenizer={expected.name}{path}"
         )
-        raise UserError("tokenizer.name", tokenizer.name, allowed)
+        raise UserError("tokenizer.name", tokenizer.name, reason)
     first = next(iter(config.phases.values()))
     if first.optimizer_state == "carry":
         _check_optimizer_states(pretrained, config.optimizer.name)
@@ -144,46 +144,48 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
 
 
 def _check_optimizer_states(pretrained: PretrainedFolder, optimizer: str) -> None:
-    """Check that the optimizer's state there is this optimizer's, and of this model.
+    """Check that the saved optimizer state belongs to this optimizer and model.
 
     Raises:
-        UserError: If not.
+        UserError: If it does not.
     """
     expected = expected_state_entries(pretrained.config, optimizer)
     for name, found in pretrained.read_state_infos().items():
-        # In 8 bits or not: it is brought into the optimizer's form as it is read.
+        # 8-bit moments and scales may differ: they are converted to the optimizer's form when read.
         if (
             found.keys() - {"step"} - MOMENT_OF_SCALE_KEY.keys()
             != set(expected.get(name, ())) - MOMENT_OF_SCALE_KEY.keys()
         ):
-            allowed = f"the optimizer's state there is none of optimizer={optimizer}; another optimizer begins "
-            allowed += "with optimizer_state=reset in the first phase"
-            raise UserError("model.path", pretrained.folder, allowed)
+            reason = (
+                f"its optimizer state is not of optimizer={optimizer}; "
+                "use optimizer_state=reset in the first phase"
+            )
+            raise UserError("model.path", pretrained.folder, reason)
 
 
 def report_measuring(listener: RunListener) -> None:
-    """It takes some seconds."""
+    """Report that the machine's speed is being measured, which takes some seconds."""
     listener.task_progress("measuring this machine", 0, None)
 
 
 class _DataProgress(DataListener):
-    """Tells the run's listener."""
+    """Adapter that forwards the progress of data preparation to the run's listener."""
 
     def __init__(self, listener: RunListener) -> None:
         self.listener = listener
 
     def data_progress(self, task: str, fraction: float | None, note: str) -> None:
-        """A bar in thousandths."""
+        """Report progress, in thousandths where the fraction is known."""
         done, total = (0, None) if fraction is None else (round(1000 * fraction), 1000)
         self.listener.task_progress(task, done, total, note)
 
     def message_logged(self, text: str) -> None:
-        """A line."""
+        """Forward a message."""
         self.listener.message_logged(text)
 
 
 def build_extra_callbacks(config: RunConfig) -> dict[str, Callback]:
-    """The callbacks of `callbacks.extra`, new ones, by name.
+    """Build new instances of the callbacks in `callbacks.extra`, by name.
 
     Raises:
         UserError: If one cannot be built.
@@ -192,6 +194,8 @@ def build_extra_callbacks(config: RunConfig) -> dict[str, Callback]:
     for name, spec in config.callbacks.extra.items():
         callback = instantiate_target(f"callbacks.extra.{name}", spec)
         if not isinstance(callback, Callback):
-            raise UserError(f"callbacks.extra.{name}", spec["_target_"], "is no Lightning callback")
+            raise UserError(
+                f"callbacks.extra.{name}", spec["_target_"], "is not a Lightning Callback"
+            )
         callbacks[name] = callback
     return callbacks

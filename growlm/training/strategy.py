@@ -1,4 +1,4 @@
-"""The devices of a run: whether they can share its plan, and how Lightning sees them."""
+"""Resolve the number of devices and the strategy of a run, and build the `Trainer` arguments for them."""
 
 from __future__ import annotations
 
@@ -17,38 +17,45 @@ from growlm.runtime.errors import UserError
 
 
 def resolve_num_devices(config: RunConfig, dist_context: DistributedContext) -> RunConfig:
-    """The config with the number of devices that there are.
+    """Return the config with `trainer.devices` set to the number of processes.
 
     Raises:
-        UserError: If others are asked for, or the plan cannot be shared by them.
+        UserError: If another number was requested, or the run cannot use several devices.
     """
-    wanted = config.trainer.devices
-    if wanted is not None and wanted != dist_context.world_size:
+    requested = config.trainer.devices
+    if requested is not None and requested != dist_context.world_size:
         if dist_context.world_size > 1:
-            allowed = f"torchrun has started {dist_context.world_size} processes: trainer.devices={dist_context.world_size}"
+            reason = (
+                f"torchrun started {dist_context.world_size} processes; "
+                f"use trainer.devices={dist_context.world_size}"
+            )
         else:
-            allowed = f"every device needs a process: torchrun --nproc-per-node {wanted} ..."
-        raise UserError("trainer.devices", wanted, allowed)
+            reason = f"each device needs its own process; start with torchrun --nproc-per-node {requested} ..."
+        raise UserError("trainer.devices", requested, reason)
     if dist_context.world_size % dist_context.local_world_size:
-        allowed = (
-            f"every machine must run as many processes; {dist_context.local_world_size} run here"
+        reason = (
+            "every machine must run the same number of processes; "
+            f"this one runs {dist_context.local_world_size}"
         )
-        raise UserError("trainer.devices", dist_context.world_size, allowed)
+        raise UserError("trainer.devices", dist_context.world_size, reason)
     if dist_context.world_size > 1 and config.reuse.phases == "always":
-        allowed = f"runs on several devices ({dist_context.world_size}) neither keep phases nor take them over"
-        raise UserError("reuse.phases", "always", allowed)
+        reason = (
+            f"phases cannot be cached or reused on several devices ({dist_context.world_size}); "
+            "use reuse.phases=never"
+        )
+        raise UserError("reuse.phases", "always", reason)
     return replace(config, trainer=replace(config.trainer, devices=dist_context.world_size))
 
 
 def resolve_strategy(settings: TrainerConfig) -> str:
-    """What several devices share."""
+    """Return the strategy for several devices: `auto` means `ddp`."""
     return "ddp" if settings.strategy == "auto" else settings.strategy
 
 
 def describe_devices(
     accelerator: str, dist_context: DistributedContext, settings: TrainerConfig
 ) -> str:
-    """For people: `cpu`, or `4 × gpu, ddp`."""
+    """Return a description such as `cpu` or `4 × gpu, ddp`."""
     if dist_context.world_size == 1:
         return accelerator
     return f"{dist_context.world_size} × {accelerator}, {resolve_strategy(settings)}"
@@ -57,7 +64,7 @@ def describe_devices(
 def build_device_mesh(
     dist_context: DistributedContext, settings: TrainerConfig, accelerator: str
 ) -> DeviceMesh | None:
-    """The processes that a model is divided among (FSDP2); None if each has all of it."""
+    """Build the mesh of processes that shard the model (FSDP2); None if each process holds all of it."""
     if dist_context.world_size == 1 or resolve_strategy(settings) != "fsdp":
         return None
     return init_device_mesh("cuda" if accelerator == "gpu" else "cpu", (dist_context.world_size,))
@@ -66,23 +73,25 @@ def build_device_mesh(
 def build_trainer_device_args(
     dist_context: DistributedContext, settings: TrainerConfig, precision: str
 ) -> dict[str, Any]:
-    """What Lightning's `Trainer` is told of the devices and the precision."""
+    """Return the arguments of Lightning's `Trainer` for devices, precision and strategy."""
     if dist_context.world_size == 1:
         return {"devices": 1, "precision": precision}
     timeout = timedelta(minutes=settings.timeout_minutes)
-    told: dict[str, Any] = {
+    trainer_args: dict[str, Any] = {
         "devices": dist_context.local_world_size,
         "num_nodes": dist_context.world_size // dist_context.local_world_size,
         "precision": precision,
         "plugins": [TorchElasticEnvironment()],
-        "use_distributed_sampler": False,  # the batches are shared out already
+        "use_distributed_sampler": False,  # growlm splits the batches itself
     }
     if resolve_strategy(settings) == "ddp":
-        return told | {"strategy": DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)}
+        return trainer_args | {
+            "strategy": DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+        }
     strategy = ModelParallelStrategy(
         dist_context.world_size, tensor_parallel_size=1, timeout=timeout
     )
     if precision == "64-true":  # Lightning refuses to shard under this name
-        del told["precision"]
-        told["plugins"].append(DoublePrecision())
-    return told | {"strategy": strategy}
+        del trainer_args["precision"]
+        trainer_args["plugins"].append(DoublePrecision())
+    return trainer_args | {"strategy": strategy}

@@ -1,4 +1,4 @@
-"""Did a growth lose anything? Checks return reports and print nothing."""
+"""Checks of whether a growth lost anything; they return reports and print nothing."""
 
 from growlm.deprecation import renamed_attributes
 from growlm.verification.check_report import CheckReport, GrowthReport, Status

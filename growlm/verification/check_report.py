@@ -1,4 +1,4 @@
-"""What a check found, as data. Nothing here prints; `reporting/` does."""
+"""The results of checks, as data; `growlm/reporting/` prints them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """How a check ended."""
+    """The outcome of a check."""
 
     PASSED = "passed"
     FINDING = "finding"
-    """Worth knowing, and no fault of the growth."""
+    """Worth knowing, but no fault of the growth."""
     FAILED = "failed"
     NOT_APPLICABLE = "not_applicable"
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """One check's outcome. True unless it failed."""
+    """The result of one check. Truthy unless the check failed."""
 
     name: str
     status: Status
     summary: str
-    """One sentence with the figures that decided."""
+    """One sentence with the numbers that decided."""
     figures: dict[str, Any] = field(default_factory=dict)
     """Plain numbers, lists and dictionaries, ready for JSON."""
 
@@ -34,22 +34,22 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class GrowthReport:
-    """All checks of one growth, and the losses on the probe. True unless one failed."""
+    """All checks of one growth, and the losses on the probe. Truthy unless a check failed."""
 
     checks: dict[str, CheckReport]
-    """By `rope`, `router`, `symmetry`, `functional`, `weights`."""
+    """The reports by check: `rope`, `router`, `symmetry`, `functional`, `weights`."""
     loss_before: float
     loss_after: float
     max_logit_difference: float
-    """Over the positions that no near tie reaches."""
+    """The largest difference at positions that no near tie affects."""
     tolerance: float
-    """The largest difference allowed, already scaled by the largest logit, or as rounding was measured."""
+    """The largest difference allowed: relative to the largest logit, or the measured rounding error."""
     lossless: bool
     """Whether the growth claims to keep the function."""
 
     @property
     def jump(self) -> float:
-        """Loss after minus loss before."""
+        """The loss after the growth minus the loss before."""
         return self.loss_after - self.loss_before
 
     def __bool__(self) -> bool:

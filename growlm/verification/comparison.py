@@ -1,11 +1,11 @@
-"""Two models on one probe, aligned by the growth that led from one to the other.
+"""Run two models on one probe and compare them, aligned by the growth that led from one to the other.
 
-Runs are in eval mode, without autocast or TF32: under bf16 even a correct widening of a mixture of experts
+Models run in eval mode, without autocast or TF32: under bf16 even a correct widening of a mixture of experts
 moves logits by more than 1, because a rounded router chooses other experts.
 
-What counts as rounding is a share of the largest logit. Where two models differ by more, it is measured: the
-grown model is run once more with every module's output moved by one unit of its precision. Large noise amplifies
-rounding, and then a larger difference is nothing lost.
+What counts as rounding is a share of the largest logit. Where two models differ by more, rounding is
+measured: the grown model is run once more with every module's output moved by one unit of its precision.
+Large noise amplifies rounding, and then a larger difference does not mean a loss.
 
 Shapes: B sequences, T time, N = B·T tokens.
 """
@@ -36,18 +36,24 @@ from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
-from growlm.verification.weights import WeightFaults, find_weight_faults
+from growlm.verification.weights import (
+    GrowthDtype,
+    WeightFaults,
+    coarsest_dtype,
+    dtype_of,
+    find_weight_faults,
+)
 
 NEAR_TIE_MARGIN = 1e-4
-"""Below this distance of router logits, times the largest of them if that is above 1, rounding may decide which
-expert is chosen."""
+"""The distance of router logits, times the largest of them if that is above 1, below which rounding may
+decide which expert is chosen."""
 ROUNDING_SAFETY_FACTOR = 8.0
-"""Rounding may move the grown model so many times as far as it was measured to."""
+"""How many times as far as measured rounding may move the grown model."""
 
 
 @contextmanager
 def full_precision_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no autocast, no TF32, for the time of the block."""
+    """Run the `with` block in eval mode, without autocast and TF32."""
     was_training = model.training
     tf32 = torch.backends.cuda.matmul.allow_tf32
     device_type = next(model.parameters()).device.type
@@ -62,22 +68,22 @@ def full_precision_eval(model: nn.Module) -> Iterator[None]:
 
 
 def probe_loss(logits: Tensor, probe: Tensor) -> Tensor:
-    """Mean next-token cross-entropy inside the probe, (B, T, V) and (B, T) -> scalar."""
+    """Return the mean next-token cross-entropy inside the probe, (B, T, V) and (B, T) -> scalar."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), probe[:, 1:].flatten())
 
 
 @dataclass(frozen=True)
 class ForwardTrace:
-    """What one model did on the probe."""
+    """The intermediate results of one model on the probe."""
 
     embeddings: Tensor
-    """(B, T, D)"""
+    """The embeddings, (B, T, D)."""
     streams: list[Tensor]
     """The residual stream after each block, (B, T, D)."""
     routings: list[Routing]
-    """One per mixture-of-experts block."""
+    """One routing per mixture-of-experts block."""
     logits: Tensor
-    """(B, T, V)"""
+    """The logits, (B, T, V)."""
     loss: float
 
     @staticmethod
@@ -85,16 +91,16 @@ class ForwardTrace:
         """Run `model` on `probe` (B, T).
 
         Args:
-            model: The model.
-            probe: The tokens.
-            rounding: By which share of it every module's output is moved, up or down at random; 0 for none.
+            model: Model to run.
+            probe: Tokens.
+            perturbation: Relative size of a random change, up or down, to every module's output; 0 for none.
         """
-        moves = _perturb_outputs(model, perturbation) if perturbation else []
+        perturbations = _perturb_outputs(model, perturbation) if perturbation else []
         streams: list[Tensor] = []
         embeddings: list[Tensor] = []
         routings: list[Routing] = []
         hooks = [
-            *moves,
+            *perturbations,
             model.embedding.register_forward_hook(lambda _m, _i, out: embeddings.append(out)),
         ]
         hooks += [
@@ -112,7 +118,7 @@ class ForwardTrace:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no NaN and no infinity was met."""
+        """Whether all streams and logits are finite."""
         seen = [*self.streams, *(routing.logits for routing in self.routings), self.logits]
         return all(bool(x.isfinite().all()) for x in seen)
 
@@ -132,17 +138,19 @@ def _perturb_outputs(model: nn.Module, relative_size: float) -> list[RemovableHa
 
 @dataclass(frozen=True)
 class RoutingChanges:
-    """Where the grown model's routers chose other experts."""
+    """The positions where the grown model's routers chose other experts."""
 
     affected_positions: list[Tensor]
-    """Per new block, (B, T): positions of its output that a near tie here or before can have changed."""
+    """Per new block, (B, T): positions of its output that a near tie in this or an earlier block may have
+    changed."""
     near_ties: int
-    """Changed choices with a margin that rounding can turn."""
+    """The number of changed choices with a margin small enough for rounding."""
     hard_changes: int
-    """Changed choices with a larger margin, or between copies of tied experts that differ: something is lost."""
+    """The number of changed choices with a larger margin, or between copies of tied experts that differ: a
+    loss."""
 
     def affected_before(self, block: int) -> Tensor:
-        """(B, T), positions that a block's router sees changed: those reached by the blocks before."""
+        """Return the positions (B, T) that earlier blocks may have changed, as a block's router sees them."""
         return (
             self.affected_positions[block - 1]
             if block
@@ -151,18 +159,18 @@ class RoutingChanges:
 
     @property
     def compared_fraction(self) -> float:
-        """Share of the positions that no near tie reaches."""
+        """The share of positions that no near tie affects."""
         return 1.0 - float(self.affected_positions[-1].float().mean())
 
 
 @dataclass(frozen=True)
 class RoundingBounds:
-    """How far rounding may move the grown model, beyond the usual tolerance; measured, times `SAFETY`."""
+    """Measured bounds, with a safety factor, on how far rounding may move the grown model."""
 
     streams: list[float]
-    """Of the residual stream after each block."""
+    """The bound for the residual stream after each block."""
     routers: dict[int, float]
-    """Of the router logits, by block."""
+    """The bound for the router logits, by block."""
     logits: float
 
 
@@ -170,14 +178,15 @@ class ModelComparison:
     """An old and a grown model on one probe.
 
     Args:
-        old_model: Before.
-        new_model: After.
+        old_model: Model before the growth.
+        new_model: Model after it.
         probe: Tokens, (B, T); moved to the models' device.
-        growth_map: How one became the other; inferred if not given (`infer_growth_of`).
-        tolerance: Relative: differences up to tolerance · max(1, max |logit|) are rounding; at least 4 times the
-            `eps` of half precision. Where that is exceeded, rounding is measured.
-        scale_factor: If given, what the width is expected to have grown by.
-        stored_as: The precision that the weights were grown in, where they have been brought to another since.
+        growth_map: Map from the old model to the new one; inferred if not given (`infer_growth_from_models`).
+        tolerance: Relative tolerance: differences up to tolerance · max(1, max |logit|) count as rounding; at
+            least 4 times the `eps` of half precision. Where that is exceeded, rounding is measured.
+        scale_factor: Expected growth of the width, or None.
+        growth_dtype: Precision that the weights were grown in, if they have been converted since; one for all, or
+            one for each tensor of the new model.
 
     Raises:
         ValueError: If no growth leads from one config to the other.
@@ -192,30 +201,34 @@ class ModelComparison:
         growth_map: GrowthMap | None = None,
         tolerance: float = 1e-4,
         scale_factor: float | None = None,
-        growth_dtype: torch.dtype | None = None,
+        growth_dtype: GrowthDtype | None = None,
     ) -> None:
-        self.growth_dtype = growth_dtype or next(new_model.parameters()).dtype
+        self._growth_dtypes = {
+            name: dtype_of(growth_dtype, name, tensor)
+            for name, tensor in new_model.state_dict().items()
+        }
+        self.growth_dtype = coarsest_dtype(self._growth_dtypes.values())
         self.old_model, self.new_model = to_at_least_fp32(old_model), to_at_least_fp32(new_model)
         self.probe = probe.to(next(new_model.parameters()).device)
         self.growth_map = growth_map or infer_growth_from_models(
-            old_model, new_model, self.growth_dtype
+            old_model, new_model, self._growth_dtypes
         )
         self.relative_tolerance = max(tolerance, half_precision_tolerance(self.growth_dtype))
         self.scale_factor = scale_factor
 
     @cached_property
     def old_trace(self) -> ForwardTrace:
-        """The old model's run."""
+        """The old model's results on the probe."""
         return ForwardTrace.record(self.old_model, self.probe)
 
     @cached_property
     def new_trace(self) -> ForwardTrace:
-        """The grown model's run."""
+        """The grown model's results on the probe."""
         return ForwardTrace.record(self.new_model, self.probe)
 
     @cached_property
     def tolerance(self) -> float:
-        """The relative tolerance times max(1, max |logit|), or what rounding was measured to be."""
+        """The relative tolerance times max(1, max |logit|), or the measured rounding bound if that is larger."""
         return max(
             self._base_tolerance, self.rounding_bounds.logits if self.rounding_bounds else 0.0
         )
@@ -226,44 +239,44 @@ class ModelComparison:
 
     @cached_property
     def weight_faults(self) -> WeightFaults:
-        """What the grown tensors are, against what the growth map says."""
+        """The faults of the grown tensors, according to the growth map."""
         old, new = self.old_model.state_dict(), self.new_model.state_dict()
-        return find_weight_faults(old, new, self.growth_map, self.growth_dtype)
+        return find_weight_faults(old, new, self.growth_map, self._growth_dtypes)
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether both runs met no NaN and no infinity."""
+        """Whether both models' results are finite."""
         return self.old_trace.is_finite and self.new_trace.is_finite
 
     @cached_property
     def rounding_bounds(self) -> RoundingBounds | None:
-        """What rounding was measured to be; None if the usual tolerance is enough, or no number would be."""
+        """The measured rounding; None if the usual tolerance is enough, or if no bound could help."""
         if not self.growth_map.lossless or not self.is_finite or self._is_within_tolerance():
             return None
-        moved = ForwardTrace.record(
+        perturbed = ForwardTrace.record(
             self.new_model, self.probe, perturbation=torch.finfo(self.growth_dtype).eps
         )
-        reached = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
+        affected = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
         streams, routers = [], {}
-        mixtures = iter(zip(self.new_trace.routings, moved.routings, strict=True))
+        mixtures = iter(zip(self.new_trace.routings, perturbed.routings, strict=True))
         for block, (plain, other) in enumerate(
-            zip(self.new_trace.streams, moved.streams, strict=True)
+            zip(self.new_trace.streams, perturbed.streams, strict=True)
         ):
             if self.new_trace.routings:
                 one, two = next(mixtures)
-                excused = reached.view(-1, 1)
+                excused = affected.view(-1, 1)
                 routers[block] = _largest(one.logits - two.logits, excused) * ROUNDING_SAFETY_FACTOR
-                parted = one.selected_experts.sort().values != two.selected_experts.sort().values
-                reached = reached | parted.any(dim=-1).view_as(reached).cummax(dim=1).values
-            streams.append(_largest(plain - other, reached.unsqueeze(-1)) * ROUNDING_SAFETY_FACTOR)
+                changed = one.selected_experts.sort().values != two.selected_experts.sort().values
+                affected = affected | changed.any(dim=-1).view_as(affected).cummax(dim=1).values
+            streams.append(_largest(plain - other, affected.unsqueeze(-1)) * ROUNDING_SAFETY_FACTOR)
         logits = (
-            _largest(self.new_trace.logits - moved.logits, reached.unsqueeze(-1))
+            _largest(self.new_trace.logits - perturbed.logits, affected.unsqueeze(-1))
             * ROUNDING_SAFETY_FACTOR
         )
         return RoundingBounds(streams, routers, logits)
 
     def _is_within_tolerance(self) -> bool:
-        """Whether all differences are within the usual tolerances."""
+        """Return whether all differences are within the usual tolerances."""
         choices = self._compare_routing(None)
         logits = _largest(
             self.new_trace.logits - self.old_trace.logits,
@@ -287,16 +300,16 @@ class ModelComparison:
         )
 
     def old_stream(self, block: int) -> Tensor:
-        """What the old residual stream held where the new one is after `block`, (B, T, D)."""
+        """Return the old residual stream (B, T, D) that the new one should equal after `block`."""
         source = self.growth_map.old_block_at(block)
         return self.old_trace.embeddings if source is None else self.old_trace.streams[source]
 
     def drift(self, block: int) -> Tensor:
-        """|new − old| residual stream after a block, (B, T, copies)."""
+        """Return |new − old| of the residual stream after a block, (B, T, copies)."""
         return self.stream_difference(self.old_stream(block), self.new_trace.streams[block])
 
     def stream_difference(self, old: Tensor, new: Tensor) -> Tensor:
-        """|new − old| of a residual stream over the channels that copy one, (B, T, copies)."""
+        """Return |new − old| of a residual stream over the channels that copy one, (B, T, copies)."""
         channels = self.growth_map.axes.get("residual")
         if channels is None:
             return (new - old).abs()
@@ -304,26 +317,26 @@ class ModelComparison:
         return (new[..., kept] - old[..., channels.source.to(new.device)[kept]]).abs()
 
     def drift_tolerance(self, block: int, bounds: RoundingBounds | None) -> float:
-        """How far the residual stream after a block may be off."""
+        """Return the largest allowed difference of the residual stream after a block."""
         usual = self.relative_tolerance * max(1.0, float(self.old_stream(block).abs().max()))
         return max(usual, bounds.streams[block] if bounds else 0.0)
 
     def router_difference(self, old: Routing, new: Routing) -> Tensor:
-        """|new − old| logits of a router, (N, new experts)."""
+        """Return |new − old| of a router's logits, (N, new experts)."""
         return (new.logits - old.logits[:, self.expert_sources]).abs()
 
     def router_tolerance(self, block: int, old: Routing, bounds: RoundingBounds | None) -> float:
-        """How far the logits of a block's router may be off."""
+        """Return the largest allowed difference of the logits of a block's router."""
         usual = self.relative_tolerance * max(1.0, float(old.logits.abs().max()))
         return max(usual, bounds.routers[block] if bounds else 0.0)
 
     def near_tie_margin(self, block: int, old: Routing, bounds: RoundingBounds | None) -> float:
-        """Below which distance of logits rounding may decide what a block's router chooses."""
+        """Return the distance of logits below which rounding may decide what a block's router chooses."""
         usual = NEAR_TIE_MARGIN * max(1.0, float(old.logits.abs().max()))
         return max(usual, 2 * bounds.routers[block] if bounds else 0.0)
 
     def matched_routers(self) -> Iterator[tuple[int, Routing, Routing]]:
-        """(new block, old routing, new routing) of every router that both models have."""
+        """Yield (new block, old routing, new routing) for every router that both models have."""
         if not self.old_trace.routings or not self.new_trace.routings:
             return
         for block, origin in enumerate(self.growth_map.blocks):
@@ -332,42 +345,42 @@ class ModelComparison:
 
     @cached_property
     def routing_changes(self) -> RoutingChanges:
-        """Compare every choice of experts, following near ties through time and depth."""
+        """The result of comparing every choice of experts, following near ties through time and depth."""
         return self._compare_routing(self.rounding_bounds)
 
     def _compare_routing(self, bounds: RoundingBounds | None) -> RoutingChanges:
         pairs = {block: (old, new) for block, old, new in self.matched_routers()}
-        reached = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
+        affected = torch.zeros(self.probe.shape, dtype=torch.bool, device=self.probe.device)
         masks, near_ties, hard = [], 0, 0
         for block in range(len(self.growth_map.blocks)):
             if block in pairs:
                 old, new = pairs[block]
-                changed = self._routing_differs(old, new).view_as(reached) & ~reached
-                margin = old.selection_margin().view_as(reached)
+                changed = self._routing_differs(old, new).view_as(affected) & ~affected
+                margin = old.selection_margin().view_as(affected)
                 near = changed & (margin < self.near_tie_margin(block, old, bounds))
                 tied = near & (margin == 0)
                 if old.num_experts != new.num_experts and bool(tied.any()):
-                    # Copies have equal scores: a tie parts them, which loses nothing if the experts are alike.
+                    # Copies have equal scores, so a tie may separate them. That loses nothing if they are equal.
                     moved = ~(self.drift(block).amax(dim=-1) <= self.drift_tolerance(block, bounds))
                     changed &= ~tied | moved
                     near &= ~tied
                 near_ties += int(near.sum())
                 hard += int((changed & ~near).sum())
-                # Attention carries a difference to all later positions of the sequence.
-                reached = reached | near.cummax(dim=1).values
-            masks.append(reached)
+                # Attention passes a difference on to all later positions of the sequence.
+                affected = affected | near.cummax(dim=1).values
+            masks.append(affected)
         return RoutingChanges(masks, near_ties, hard)
 
     @cached_property
     def expert_sources(self) -> Tensor:
-        """(new experts,), the old expert that each copies, where both models have some."""
+        """The old expert that each new expert copies, (new experts,), if both models have experts."""
         experts = self.growth_map.axes.get("experts")
         count = self.new_model.config.num_experts
         source = torch.arange(count) if experts is None else experts.source
         return source.to(self.probe.device)
 
     def _routing_differs(self, old: Routing, new: Routing) -> Tensor:
-        """(N,), whether a token uses copies of other experts than it used."""
+        """Return whether each token uses copies of other experts than before, (N,)."""
         copies_chosen, rest = divmod(new.selected_experts.shape[-1], old.selected_experts.shape[-1])
         if rest:
             return torch.ones_like(old.selected_experts[:, 0], dtype=torch.bool)
@@ -376,32 +389,32 @@ class ModelComparison:
 
     @cached_property
     def logit_differences(self) -> Tensor:
-        """|new − old| logits at the positions that no near tie reaches, zero elsewhere, (B, T, V)."""
-        reached = self.routing_changes.affected_positions[-1].unsqueeze(-1)
-        return (self.new_trace.logits - self.old_trace.logits).abs().masked_fill(reached, 0.0)
+        """The differences |new − old| of logits, (B, T, V); zero at positions that a near tie affects."""
+        affected = self.routing_changes.affected_positions[-1].unsqueeze(-1)
+        return (self.new_trace.logits - self.old_trace.logits).abs().masked_fill(affected, 0.0)
 
     @cached_property
     def max_logit_difference(self) -> float:
-        """The largest of `logit_differences`; infinite if a logit, also a router's, or a stream is not finite."""
+        """The largest of `logit_differences`; infinite if a logit, router logit or stream is not finite."""
         return float(self.logit_differences.max()) if self.is_finite else float("inf")
 
 
 def half_precision_tolerance(dtype: torch.dtype) -> float:
-    """Relative difference of logits that weights of half precision excuse; 0 for the others."""
+    """Return the relative difference of logits that weights in half precision explain; 0 for other precisions."""
     eps = torch.finfo(dtype).eps
     return 4 * eps if eps > 1e-6 else 0.0
 
 
 def to_at_least_fp32(model: TransformerLM) -> TransformerLM:
-    """The model, or a copy in fp32 of one in half precision."""
-    some = next(model.parameters())
-    if some.dtype.itemsize >= 4 or is_sharded(some):
+    """Return the model, or a copy in fp32 if a part of it is in half precision."""
+    parameters = list(model.parameters())
+    if all(p.dtype.itemsize >= 4 for p in parameters) or is_sharded(parameters[0]):
         return model
     return copy.deepcopy(model).float()
 
 
 def find_nonfinite_tensors(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold NaN or infinity; where sharded, all processes must ask."""
+    """Return the names of tensors that hold NaN or infinity; if they are sharded, all processes must call it."""
     return [
         name
         for name, tensor in model.state_dict().items()
@@ -414,29 +427,32 @@ def _largest(difference: Tensor, excused: Tensor) -> float:
 
 
 def infer_growth_from_configs(old: ModelConfig, new: ModelConfig) -> GrowthMap:
-    """The growth between two configs: upcycled or experts multiplied, widened, deepened (appended), as needed.
+    """Return the growth between two configs: upcycled or experts multiplied, widened, deepened, as needed.
+
+    Blocks are taken to be appended.
 
     Raises:
-        ValueError: If the operators cannot make one of the other.
+        ValueError: If the operators cannot turn one into the other.
     """
     return _infer_growth(old, new, {}, {})
 
 
 def infer_growth_from_models(
-    old: TransformerLM, new: TransformerLM, growth_dtype: torch.dtype | None = None
+    old: TransformerLM, new: TransformerLM, growth_dtype: GrowthDtype | None = None
 ) -> GrowthMap:
-    """The growth between two models: that between their configs, with the settings that explain the weights.
+    """Return the growth between two models: the one between their configs whose settings explain the weights.
 
     Args:
-        old: Before.
-        new: After.
-        stored_as: As for `Comparison`.
+        old: Model before the growth.
+        new: Model after it.
+        growth_dtype: Precision that the weights were grown in, if they have been converted since; one for all, or
+            one for each tensor of the new model.
 
     Returns:
-        As `infer_growth`, with its settings if none explain all weights.
+        The growth map; if no settings explain all weights, that of `infer_growth_from_configs`.
 
     Raises:
-        ValueError: If the operators cannot make one of the other.
+        ValueError: If the operators cannot turn one into the other.
     """
     usual = infer_growth_from_configs(old.config, new.config)
     is_wider = any(axis != "experts" for axis in usual.axes)
@@ -455,20 +471,22 @@ def infer_growth_from_models(
 
 
 WIDEN_VARIANTS: tuple[dict[str, Any], ...] = ({}, {"new_channels": "fresh"}, {"split": "1:2"})
-"""How channels may have been made; noise may have been added or not, that is the same check."""
+"""The ways in which channels may have been made. Noise may have been added or not; the check is the same."""
 DEEPEN_VARIANTS: tuple[dict[str, Any], ...] = tuple(
     {"placement": placement, "init": init}
     for init in ("identity", "fresh", "copy")
     for placement in ("append", "stack", "interleave")
 )
+"""The ways in which blocks may have been added."""
 MAX_NOISE_STD = 10.0
-"""Of random numbers whose deviation is not known: what the operators allow at most; noise is capped below."""
+"""The standard deviation assumed for random numbers of unknown deviation: the largest that operators allow.
+Cancelling noise is capped at a matrix's own standard deviation anyway."""
 
 
 def _infer_growth(
     old: ModelConfig, new: ModelConfig, widen: dict[str, Any], deepen: dict[str, Any]
 ) -> GrowthMap:
-    """As `infer_growth`, with some settings of `Widen` and `Deepen`."""
+    """Return the growth as `infer_growth_from_configs` does, with some settings of `Widen` and `Deepen`."""
     operators: list[Operator] = []
     if new.is_moe and not old.is_moe:
         finer = max(1, old.d_ff // new.d_ff)
@@ -489,7 +507,7 @@ def _infer_growth(
     if new.n_layers != old.n_layers:
         operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
     growth_map = build_growth_map(old, operators)
-    # A changed head size is for the RoPE check to find.
+    # A changed head size is left for the RoPE check to report.
     if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():
-        raise ValueError(f"no known growth makes a model of {new} from one of {old}")
+        raise ValueError(f"no known growth turns a model of {old} into one of {new}")
     return growth_map

@@ -1,4 +1,4 @@
-"""Do two models compute the same function?"""
+"""Check whether two models compute the same function."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from growlm.verification.comparison import ModelComparison, find_nonfinite_tenso
 
 @dataclass(frozen=True)
 class EquivalenceReport:
-    """Differences of logits. True if all are within the tolerance, no expert choice changed, and all is finite."""
+    """Differences of logits.
+
+    Truthy if all are within the tolerance, no choice of experts changed, and all tensors are finite.
+    """
 
     max_difference: float
     by_sequence: list[float]
     """The largest difference in each sequence of the probe."""
     tolerance: float
     near_ties: int
-    """Choices of experts that rounding decided otherwise; positions they reach are left out."""
+    """Choices of experts that rounding changed; the positions they affect are left out."""
     changed_choices: int
-    """Choices that changed though they were no near tie."""
+    """Choices of experts that changed without being near ties."""
     nonfinite: list[str] = field(default_factory=list)
-    """Tensors of the new model that hold NaN or infinity, also where the probe does not reach them."""
+    """Tensors of the new model that hold NaN or infinity, including those that the probe does not reach."""
 
     def __bool__(self) -> bool:
         is_near = self.max_difference <= self.tolerance
@@ -43,12 +46,13 @@ def verify_functional_equivalence(
     """Compare the logits of two models on a probe.
 
     Args:
-        old: Before a growth; moved to `device`, as is the new one.
-        new: After it.
+        old: Model before a growth; moved to `device`, as is the new one.
+        new: Model after it.
         probe: Tokens, (batch, time).
-        device: Where to run.
-        tolerance: Differences up to tolerance · max(1, max |logit|) are rounding; see `Comparison`.
-        growth_map: As for `Comparison`.
+        device: Device to run on.
+        tolerance: Relative tolerance: differences up to tolerance · max(1, max |logit|) count as rounding;
+            see `ModelComparison`.
+        growth_map: Map from the old model to the new one; inferred if not given, as in `ModelComparison`.
     """
     comparison = ModelComparison(
         old.to(device), new.to(device), probe, growth_map=growth_map, tolerance=tolerance

@@ -1,7 +1,7 @@
-"""Check 4, functional identity: layer by layer, the grown residual stream says what the old one said.
+"""Check 4, functional identity: each layer of the grown model has the same residual stream as the old model.
 
-The grown stream is read back through the growth map: every channel that copies an old one must carry its value.
-Where the drift begins is where the fault is.
+The grown stream is read back through the growth map: every channel that copies an old one must carry its
+value. The fault is in the layer where the drift begins.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 
 MIN_COMPARED_FRACTION = 0.5
-"""Share of the positions that must have been compared for the check to pass."""
+"""The share of positions that must have been compared for the check to pass."""
 MAX_ROUNDING_FRACTION = 0.25
-"""Share of the largest logit that rounding may at most come to, likewise."""
+"""The largest rounding error, as a share of the largest logit, with which the check can pass."""
 
 
 def check_functional_identity_layerwise(
@@ -29,14 +29,17 @@ def check_functional_identity_layerwise(
     tolerance: float = 1e-4,
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
-    """See the module; arguments as `Comparison`."""
+    """Compare the residual streams and logits of two models, layer by layer.
+
+    The arguments are those of `ModelComparison`.
+    """
     return report_functional_identity(
         ModelComparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
     )
 
 
 def report_functional_identity(comparison: ModelComparison) -> CheckReport:
-    """The check on models that are compared already."""
+    """Report the functional-identity check for models that have been compared already."""
     layers = _drift_by_layer(comparison)
     choices = comparison.routing_changes
     embedding = float(
@@ -57,7 +60,7 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         "near_ties": choices.near_ties,
         "excused_positions": int(choices.affected_positions[-1].sum()),
     }
-    # Written as "not within", so that a NaN fails.
+    # "not <=" instead of ">", so that a NaN fails.
     drifted = [
         d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
     ]
@@ -65,20 +68,20 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     same = worst <= comparison.tolerance and not drifted and embedding == 0.0
     if same and choices.compared_fraction < MIN_COMPARED_FRACTION:
         summary = (
-            f"only {choices.compared_fraction:.0%} of the positions could be compared: near ties between experts reach the "
-            "others; routers that do not tell experts apart"
+            f"only {choices.compared_fraction:.0%} of the positions could be compared, because near ties between "
+            "experts affect the others; the routers hardly distinguish experts"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
     if same and rounding is not None and comparison.tolerance > MAX_ROUNDING_FRACTION * largest:
         summary = (
-            f"rounding alone may move the logits by {comparison.tolerance:.1e}, and the largest is {largest:.1e}: "
-            "weights or noise so large that the comparison tells little"
+            f"rounding alone may move the logits by {comparison.tolerance:.1e} (largest logit {largest:.1e}): "
+            "weights or noise are so large that the comparison is inconclusive"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
     if same:
         summary = f"logits within {worst:.1e} of tolerance {comparison.tolerance:.1e}"
         if rounding is not None:
-            summary += ", which is rounding as measured"
+            summary += ", the measured rounding"
         if layers:
             summary += f", largest drift of a layer {max(d.max_difference for d in layers):.1e}"
         return CheckReport("functional", Status.PASSED, summary, figures)
@@ -87,26 +90,26 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         f"logits moved by {worst:.2g} (tolerance {comparison.tolerance:.1e}), loss by {jump:+.4f}"
     )
     if not comparison.growth_map.lossless:
-        summary += "; expected, this growth is not lossless"
+        summary += "; expected, because this growth is not lossless"
         return CheckReport("functional", Status.FINDING, summary, figures)
     if embedding:
         summary += (
-            f"; the embeddings are off by {embedding:.1e} already; likely cause: columns that are no "
-            "plain copies"
+            f"; the embeddings already differ by {embedding:.1e}; likely cause: embedding columns that are "
+            "not plain copies"
         )
     elif drifted:
         summary += (
             f"; drift begins in layer {drifted[0].layer} ({drifted[0].max_difference:.1e}); likely cause: "
-            "a matrix there whose columns were not divided by the copies of what they read"
+            "a matrix there whose columns were not divided by the number of copies they read"
         )
     else:
-        summary += "; the layers agree: likely cause: the final norm or the head"
+        summary += "; all layers agree; likely cause: the final norm or the head"
     return CheckReport("functional", Status.FAILED, summary, figures)
 
 
 @dataclass(frozen=True)
 class LayerDrift:
-    """How far the residual stream after one block of the grown model is from the old one."""
+    """The difference between the residual stream after one block of the grown model and the old stream."""
 
     layer: int
     old_layer: int | None
@@ -114,15 +117,15 @@ class LayerDrift:
     max_difference: float
     mean_difference: float
     scale: float
-    """Largest entry of the old stream."""
+    """The largest entry of the old stream."""
 
 
 def _drift_by_layer(comparison: ModelComparison) -> list[LayerDrift]:
     layers = []
     for block in range(len(comparison.new_trace.streams)):
         source = comparison.growth_map.old_block_at(block)
-        reached = comparison.routing_changes.affected_positions[block].unsqueeze(-1)
-        drift = comparison.drift(block).masked_fill(reached, 0.0)
+        affected = comparison.routing_changes.affected_positions[block].unsqueeze(-1)
+        drift = comparison.drift(block).masked_fill(affected, 0.0)
         scale = float(comparison.old_stream(block).abs().max())
         layers.append(LayerDrift(block, source, float(drift.max()), float(drift.mean()), scale))
     return layers

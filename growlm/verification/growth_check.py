@@ -1,4 +1,4 @@
-"""All checks of a growth together."""
+"""Run all checks of a growth and collect them in one report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from growlm.verification.functional import report_functional_identity
 from growlm.verification.rope import report_rope_integrity
 from growlm.verification.router import report_router_scaling
 from growlm.verification.symmetry import report_symmetry_breaking
-from growlm.verification.weights import report_weight_integrity
+from growlm.verification.weights import GrowthDtype, report_weight_integrity
 
 
 def detailed_growth_check(
@@ -27,24 +27,27 @@ def detailed_growth_check(
     growth_map: GrowthMap | None = None,
     require_symmetry_breaking: bool = False,
     unequal_moments: bool = False,
-    growth_dtype: torch.dtype | None = None,
+    growth_dtype: GrowthDtype | None = None,
 ) -> GrowthReport:
-    """RoPE integrity, router scaling, symmetry breaking, functional identity and weight integrity.
+    """Check RoPE integrity, router scaling, symmetry breaking, functional identity and weight integrity.
 
     Args:
-        old_model: Before the growth; moved to `device`, as is the grown one.
-        new_model: After it.
+        old_model: Model before the growth; moved to `device`, as is the grown one.
+        new_model: Model after it.
         probe: Tokens, (batch, time).
-        device: Where to run.
-        scale_factor: What the width is expected to have grown by, if it is to be checked.
-        tolerance: Differences of logits up to tolerance · max(1, max |logit|) are rounding; see `Comparison`.
-        growth_map: How one became the other; inferred from the configs if not given.
-        require_symmetry_breaking: Fail where twins stay equal, in place of a finding.
-        unequal_moments: The optimizer's state parts equal twins (`optimizer_state: asymmetric`).
-        stored_as: As for `Comparison`.
+        device: Device to run on.
+        scale_factor: Expected growth of the width; None to skip this check.
+        tolerance: Relative tolerance: differences of logits up to tolerance · max(1, max |logit|) count as
+            rounding; see `ModelComparison`.
+        growth_map: Map from the old model to the new one; inferred from the configs if not given.
+        require_symmetry_breaking: Whether equal duplicates fail the check instead of being a finding.
+        unequal_moments: Whether the optimizer's state makes equal duplicates diverge (`optimizer_state:
+            asymmetric`).
+        growth_dtype: Precision that the weights were grown in, if they have been converted since; one for all, or
+            one for each tensor of the new model.
 
     Returns:
-        The report; it is true if no check failed.
+        The report, which is truthy if no check failed.
 
     Raises:
         ValueError: If no growth leads from one config to the other.

@@ -1,7 +1,7 @@
-"""Check 1, RoPE integrity: heads are copied whole, and every head still reads the key/value head it read.
+"""Check 1, RoPE integrity: heads are copied whole, and every head still reads its key/value head.
 
-Rotary positions mix the channels of one head, so a changed head size, or a head cut in two, changes what every
-position means.
+Rotary positions mix the channels of one head, so changing the head size or cutting a head in two changes what
+every position means.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def check_rope_integrity(
     scale_factor: float | None = None,
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
-    """See the module; arguments as `Comparison`."""
+    """Check that heads are copied whole and still read their key/value heads.
+
+    The arguments are those of `ModelComparison`.
+    """
     return report_rope_integrity(
         ModelComparison(
             old_model, new_model, probe, growth_map=growth_map, scale_factor=scale_factor
@@ -31,7 +34,7 @@ def check_rope_integrity(
 
 
 def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
-    """The check on models that are compared already."""
+    """Report the RoPE check for models that have been compared already."""
     old, new = comparison.old_model.config, comparison.new_model.config
     figures = {
         "head_dim": [old.head_dim, new.head_dim],
@@ -47,18 +50,18 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
         )
     if old.rope_theta != new.rope_theta:
         problems.append(
-            f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}: keep it through a growth"
+            f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}: a growth must keep it"
         )
-    strayed = _count_strayed_heads(comparison)
-    if strayed:
+    mismatched = _count_mismatched_heads(comparison)
+    if mismatched:
         problems.append(
-            f"{strayed} query heads read another key/value head than their source: copy whole groups, or query "
-            "heads inside their group"
+            f"{mismatched} query heads read a different key/value head than their source does: copy whole groups, "
+            "or query heads inside their group"
         )
-    wanted = comparison.scale_factor
-    if wanted is not None and round(old.d_model * wanted) != new.d_model:
+    expected = comparison.scale_factor
+    if expected is not None and round(old.d_model * expected) != new.d_model:
         problems.append(
-            f"d_model grew {new.d_model / old.d_model:g} times, expected {wanted:g} times"
+            f"d_model grew {new.d_model / old.d_model:g} times, expected {expected:g} times"
         )
     if problems:
         return CheckReport("rope", Status.FAILED, "; ".join(problems), figures)
@@ -75,7 +78,7 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
     )
 
 
-def _count_strayed_heads(comparison: ModelComparison) -> int:
+def _count_mismatched_heads(comparison: ModelComparison) -> int:
     old, new = comparison.old_model.config, comparison.new_model.config
     axes = comparison.growth_map.axes
     if old.head_dim != new.head_dim or "query_heads" not in axes:
@@ -91,5 +94,5 @@ def _count_strayed_heads(comparison: ModelComparison) -> int:
     return sum(
         int(kv_source[head // new_group]) != int(query_source[head]) // old_group
         for head in range(new.n_heads)
-        if query_source[head] >= 0  # a fresh one has no source
+        if query_source[head] >= 0  # a fresh head has no source
     )

@@ -1,7 +1,7 @@
-"""Check 2, router scaling: every router still says what it said.
+"""Check 2, router scaling: every router still computes the same logits.
 
-A router reads the residual stream; if its columns are not divided by the copies, its logits are multiplied, the
-softmax sharpens and the mixture collapses onto few experts.
+A router reads the residual stream. If its columns are not divided by the number of copies, its logits are
+multiplied, the softmax sharpens and the mixture collapses onto few experts.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ def check_router_scaling(
     tolerance: float = 1e-4,
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
-    """See the module; arguments as `Comparison`."""
+    """Check that every router of the grown model computes the logits of the old one.
+
+    The arguments are those of `ModelComparison`.
+    """
     return report_router_scaling(
         ModelComparison(old_model, new_model, probe, growth_map=growth_map, tolerance=tolerance)
     )
 
 
 def report_router_scaling(comparison: ModelComparison) -> CheckReport:
-    """The check on models that are compared already."""
+    """Report the router check for models that have been compared already."""
     if not comparison.new_trace.routings:
         return CheckReport("router", Status.NOT_APPLICABLE, "the model has no router")
     if not comparison.old_trace.routings:
-        summary = "the routers are new: gates sum to one, so they cannot move the function"
+        summary = "the routers are new; their gates sum to one, so they cannot change the function"
         return CheckReport("router", Status.NOT_APPLICABLE, summary)
     choices = comparison.routing_changes
     old_magnitude = new_magnitude = worst = tolerance = 0.0
@@ -43,7 +46,7 @@ def report_router_scaling(comparison: ModelComparison) -> CheckReport:
         num_routers += 1
         old_magnitude += float(old.logits.abs().mean())
         new_magnitude += float(new.logits.abs().mean())
-        # A router sees its own block's attention: positions reached before the block are excused.
+        # A router reads its own block's attention output, so positions affected before the block are excused.
         excused = choices.affected_before(block).reshape(-1, 1)
         difference = comparison.router_difference(old, new).masked_fill(excused, 0.0)
         worst = max_or_nan(worst, float(difference.max()))
@@ -63,14 +66,14 @@ def report_router_scaling(comparison: ModelComparison) -> CheckReport:
         f"{figures['new_mean_magnitude']:.3g})"
     )
     if choices.near_ties:
-        summary += f", {choices.near_ties} near ties decided otherwise"
+        summary += f", {choices.near_ties} near ties resolved differently"
     if worst <= tolerance and not choices.hard_changes and comparison.is_finite:
         return CheckReport("router", Status.PASSED, summary, figures)
     if choices.hard_changes:
-        summary += f", {choices.hard_changes} choices changed that rounding cannot have decided"
+        summary += f", {choices.hard_changes} choices changed by more than rounding explains"
     if not comparison.growth_map.lossless:
         return CheckReport(
             "router", Status.FINDING, summary + "; this growth is not lossless", figures
         )
-    summary += "; likely cause: router columns not divided by the copies of the channels they read"
+    summary += "; likely cause: router columns not divided by the number of copies they read"
     return CheckReport("router", Status.FAILED, summary, figures)

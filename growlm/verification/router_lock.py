@@ -1,7 +1,8 @@
-"""Check 5, router lock: routers learn, every expert is used, and experts grow apart.
+"""Check 5, router collapse: routers learn, every expert is used, and experts diverge.
 
-A router whose rows are equal sends every token to the same experts and learns nothing; one that favours few
-experts starves the others. Both happen in training, so the check watches a phase and does not compare two models.
+A router whose rows are equal sends every token to the same experts and learns nothing; one that favors few
+experts starves the others. Both happen in training, so the check watches a phase and does not compare two
+models.
 """
 
 from __future__ import annotations
@@ -22,32 +23,38 @@ from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import full_precision_eval
 
 FIRST_CHECKED_STEP = 2
-"""Experts that are equal give their router a gradient of zero rightly, in the first step."""
+"""The first step to check: in the step before it, equal experts rightly give their router a gradient of
+zero."""
 MIN_STEPS_FOR_DEAD_EXPERTS = 100
-"""Steps after which no expert should be unused, and experts should have begun to part."""
+"""The number of steps after which every expert should be used and experts should have begun to diverge."""
 MAX_TIED_FRACTION = 0.5
+"""The share of tied choices from which a router counts as locked."""
 MIN_LOAD_ENTROPY = 0.5
+"""The load entropy (1 is an even load) below which routing counts as collapsed."""
 
 
 @dataclass(frozen=True)
 class RouterSnapshot:
-    """What all routers of a model did in the steps up to one."""
+    """Statistics of all routers of a model at one step."""
 
     step: int
     gradient_norm: float
-    """Of all routers together."""
+    """The norm over all routers together."""
     tied_choices: float
-    """Share of the tokens whose experts were chosen among equal scores."""
+    """The share of tokens whose experts were chosen among equal scores."""
     dead_experts: int
     load_entropy: float
     expert_similarity: float
     router_distance: float
-    """How far the routers are from where the phase began, relative to their norm there."""
+    """The distance of the routers from where the phase began, relative to their norm there."""
 
 
 @torch.no_grad()
 def compute_expert_similarity(model: nn.Module) -> float:
-    """Mean cosine between two experts of a layer, over the matrices that write hidden units; 1 for equal ones."""
+    """Return the mean cosine similarity of two experts of a layer, over the matrices that write hidden units.
+
+    Equal experts give 1; a model without experts gives NaN.
+    """
     cosines = []
     table = axes_table(model)
     for name, parameter in model.named_parameters():
@@ -63,7 +70,7 @@ def compute_expert_similarity(model: nn.Module) -> float:
 
 
 def get_router_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of all routers: what scores the experts it is indexed by."""
+    """Return the weights of all routers."""
     table = axes_table(model)
     return [
         parameter for name, parameter in model.named_parameters() if table[name].label.is_router
@@ -71,10 +78,10 @@ def get_router_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def check_router_collapse(model: TransformerLM, probe: Tensor) -> CheckReport:
-    """What can be seen of a lock without training: routers that choose among equal scores.
+    """Check for routers that choose among equal scores, which can be seen without training.
 
     Args:
-        model: Any.
+        model: Model with or without routers.
         probe: Tokens, (batch, time).
     """
     routings: list[Routing] = []
@@ -84,7 +91,7 @@ def check_router_collapse(model: TransformerLM, probe: Tensor) -> CheckReport:
 
 
 def report_router_collapse(model: TransformerLM, routings: Sequence[Routing]) -> CheckReport:
-    """The check on a model that was run already."""
+    """Report the router-collapse check for a model that has been run already."""
     if not routings:
         return CheckReport("router_lock", Status.NOT_APPLICABLE, "the model has no router")
     tied = float(torch.stack([r.is_tied().double().mean() for r in routings]).mean())
@@ -96,12 +103,12 @@ def report_router_collapse(model: TransformerLM, routings: Sequence[Routing]) ->
         return CheckReport("router_lock", Status.FAILED, summary, figures)
     if tied < MAX_TIED_FRACTION:
         return CheckReport("router_lock", Status.PASSED, summary, figures)
-    summary += "; equal router rows: if experts are equal too, they will never part"
+    summary += "; router rows are equal: if experts are equal too, they will never diverge"
     return CheckReport("router_lock", Status.FINDING, summary, figures)
 
 
 class RouterCollapseDetector:
-    """Watches a phase. Feed it states; it says in words, once each, what goes wrong."""
+    """A monitor of one phase that is fed router statistics and reports each problem once."""
 
     def __init__(self) -> None:
         self.first: RouterSnapshot | None = None
@@ -109,7 +116,7 @@ class RouterCollapseDetector:
         self._reported: set[str] = set()
 
     def observe(self, state: RouterSnapshot) -> list[str]:
-        """Take note of a state.
+        """Record a snapshot.
 
         Returns:
             Warnings that were not given before.
@@ -122,23 +129,23 @@ class RouterCollapseDetector:
         return new
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen and said, as JSON."""
-        seen = [None if s is None else asdict(s) for s in (self.first, self.last)]
-        return {"first": seen[0], "last": seen[1], "said": sorted(self._reported)}
+        """Return what was observed and reported, as JSON values."""
+        snapshots = [None if s is None else asdict(s) for s in (self.first, self.last)]
+        return {"first": snapshots[0], "last": snapshots[1], "said": sorted(self._reported)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state_dict` returned."""
         self.first, self.last = (
-            RouterSnapshot(**seen) if isinstance(seen, dict) else seen
-            for seen in (state["first"], state["last"])
+            RouterSnapshot(**snapshot) if isinstance(snapshot, dict) else snapshot
+            for snapshot in (state["first"], state["last"])
         )
         self._reported = set(state["said"])
 
     def report(self) -> CheckReport:
-        """The check, on what was seen last."""
+        """Return the check for the last snapshot."""
         first, last = self.first, self.last
         if first is None or last is None or last.step < FIRST_CHECKED_STEP:
-            summary = "no router was watched for two steps"
+            summary = "no router was observed for two steps"
             return CheckReport("router_lock", Status.NOT_APPLICABLE, summary)
         figures = {"first": asdict(first), "last": asdict(last)}
         problems = self._problems(last)
@@ -161,14 +168,14 @@ class RouterCollapseDetector:
             problems["broken"] = "weights of routers or experts are not finite"
         if state.gradient_norm == 0.0:
             problems["locked"] = (
-                "router locked: no gradient reaches the routers, so they choose the same experts for ever; "
-                "likely cause: equal router rows (router_init=zeros); start them at normal"
+                "router locked: no gradient reaches the routers, so they always choose the same experts; "
+                "likely cause: equal router rows (router_init=zeros); set router_init=normal"
             )
         elif state.tied_choices >= MAX_TIED_FRACTION:
             problems["locked"] = (
                 f"router locked: {state.tied_choices:.0%} of the tokens choose among experts of equal score, "
                 "which then learn the same; likely cause: equal router rows (router_init=zeros, or copies without "
-                "noise); start them at normal"
+                "noise); set router_init=normal, or add noise"
             )
         if state.load_entropy < MIN_LOAD_ENTROPY:
             problems["collapse"] = (
@@ -177,7 +184,7 @@ class RouterCollapseDetector:
             )
         if state.step >= MIN_STEPS_FOR_DEAD_EXPERTS and state.dead_experts:
             problems["dead"] = (
-                f"{state.dead_experts} experts got no token lately; raise model.router_balance_weight, or set "
-                "model.router_bias_step"
+                f"{state.dead_experts} experts received no token recently; raise model.router_balance_weight, or "
+                "set model.router_bias_step"
             )
         return problems

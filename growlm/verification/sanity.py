@@ -1,4 +1,4 @@
-"""Is a single model in working order?"""
+"""Check whether a single model is in working order."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from growlm.verification.comparison import (
 
 @dataclass(frozen=True)
 class SanityReport:
-    """What was seen. True if there is no problem."""
+    """The results of a sanity check. Truthy if there is no problem."""
 
     label: str
     loss: float
     uniform_loss: float
-    """ln(vocabulary): what guessing costs."""
+    """ln(vocabulary size): the loss of a uniform guess."""
     max_logit: float
     gradient_norm: float
     problems: list[str]
@@ -37,13 +37,13 @@ class SanityReport:
 def quick_sanity_check(
     model: TransformerLM, probe: Tensor, device: torch.device | str, label: str = "Model"
 ) -> SanityReport:
-    """Finite weights, logits and gradients, no look into the future, every parameter reached by the loss.
+    """Check for finite weights, logits and gradients, causal attention, and a loss that reaches all parameters.
 
     Args:
-        model: The model; moved to `device`. Gradients it holds are dropped.
+        model: Model to check; moved to `device`. Gradients it holds are dropped.
         probe: Tokens, (batch, time), at least two tokens long.
-        device: Where to run.
-        label: The model's name in the report.
+        device: Device to run on.
+        label: Name of the model in the report.
     """
     model.to(device)
     probe = probe.to(device)
@@ -58,10 +58,10 @@ def quick_sanity_check(
         with torch.no_grad():
             leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
     if nonfinite := find_nonfinite_tensors(model):
-        problems.append(f"weights are not finite in {', '.join(nonfinite)}")
+        problems.append(f"weights are not finite in: {', '.join(nonfinite)}")
     if not torch.isfinite(logits).all():
         problems.append("logits are not finite")
-    # A mixture's rounding depends on how many tokens each expert gets, so not exactly zero.
+    # Not exactly zero, because a mixture's rounding depends on how many tokens each expert gets.
     share = max(1e-4, half_precision_tolerance(logits.dtype))
     if not leak <= share * float(logits.detach().abs().max()):
         problems.append(f"logits depend on a later token (by {leak:.1e})")
@@ -74,7 +74,7 @@ def quick_sanity_check(
         n for n, g in reached.items() if all_reduce_sum((~get_local_tensor(g).isfinite()).sum(), g)
     ]
     if broken:
-        problems.append(f"gradients are not finite in {', '.join(broken)}")
+        problems.append(f"gradients are not finite in: {', '.join(broken)}")
     norm = math.sqrt(
         sum(float(all_reduce_sum(get_local_tensor(g).square().sum(), g)) for g in reached.values())
     )

@@ -1,4 +1,4 @@
-"""The standalone suite: growths of small models with what the checks must say about each."""
+"""The standalone suite: growths of small models, with the check results that each must have."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ NOISE_STDS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class SuiteCase:
-    """A growth, and the statuses that its checks must have."""
+    """One growth, and the statuses that its checks must have."""
 
     section: str
     name: str
     expected: dict[str, Status]
-    """By check; the others must not fail."""
+    """The required status by check; the other checks must not fail."""
     report: GrowthReport
 
     def __bool__(self) -> bool:
         statuses = {name: check.status for name, check in self.report.checks.items()}
-        as_wanted = all(statuses[name] is status for name, status in self.expected.items())
+        as_expected = all(statuses[name] is status for name, status in self.expected.items())
         rest = [s for name, s in statuses.items() if name not in self.expected]
-        return as_wanted and Status.FAILED not in rest
+        return as_expected and Status.FAILED not in rest
 
 
 MODEL_FAMILIES = {"LayerNorm": GPT_CONFIG, "RMSNorm": LLAMA_CONFIG}
 
 
 def run_suite_cases() -> Iterator[SuiteCase]:
-    """Run the suite, case by case; some seconds in all."""
+    """Run the suite case by case, in a few seconds."""
     models = {family: _make_model(config) for family, config in MODEL_FAMILIES.items()}
     mixtures = {family: grow(model, [Upcycle(num_experts=4)]) for family, model in models.items()}
     for family, model in models.items():
@@ -63,9 +63,9 @@ def run_suite_cases() -> Iterator[SuiteCase]:
             yield _run_case("bilateral growth of a mixture", name, mixture, both)
     for noise in NOISE_STDS:
         widen = Widen(scale_factor=2, noise_std=noise)
-        parted = Status.FINDING if noise == 0 else Status.PASSED
+        status = Status.FINDING if noise == 0 else Status.PASSED
         name = f"standard deviation {noise:g}"
-        yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=parted)
+        yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=status)
     yield from _run_rope_cases(models)
 
 
@@ -80,8 +80,8 @@ def _run_rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
         old_model=model, new_model=TransformerLM(larger_heads), probe=_make_probe(), device="cpu"
     )
     broken = ("rope", "symmetry", "functional", "weights")
-    wanted = dict.fromkeys(broken, Status.FAILED)
-    yield SuiteCase(section, "larger heads: breaks", wanted, report)
+    expected = dict.fromkeys(broken, Status.FAILED)
+    yield SuiteCase(section, "larger heads: breaks", expected, report)
 
 
 def _run_case(
@@ -89,7 +89,7 @@ def _run_case(
     name: str,
     model: TransformerLM,
     operators: Sequence[Operator],
-    **wanted: Status,
+    **expected: Status,
 ) -> SuiteCase:
     report = detailed_growth_check(
         old_model=model,
@@ -99,12 +99,12 @@ def _run_case(
         growth_map=build_growth_map(model.config, operators),
     )
     statuses = dict.fromkeys(("rope", "functional", "weights"), Status.PASSED)
-    statuses.update(wanted)
+    statuses.update(expected)
     return SuiteCase(section, name, statuses, report)
 
 
 def _make_model(config: ModelConfig) -> TransformerLM:
-    """Every parameter is moved from its initial value, so that none is right by being 0 or 1."""
+    """Build a model whose parameters differ from their initial values, so that none is right by being 0 or 1."""
     model = TransformerLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,7 +1,8 @@
 """Check 3, symmetry breaking: copies differ enough to learn different things, and their noise cancels.
 
-Twins (copies of one head, hidden unit, channel or expert) that have equal weights and equal gradients stay equal
-for ever. Noise tells them apart, and must sum to zero over the copies of each source, or it moves the function.
+Duplicates (copies of one head, hidden unit, channel or expert) with equal weights and equal gradients stay
+equal forever. Noise makes them differ. It must sum to zero over the copies of each source, or it changes the
+function.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison, full_precision_eval, probe_loss
 
 WEIGHT_THRESHOLD = 1e-10
+"""The relative difference of weights up to which two duplicates count as equal."""
 GRADIENT_THRESHOLD = 1e-9
+"""The relative difference of gradients up to which two duplicates count as equal."""
 
 
 def check_symmetry_breaking(
@@ -32,7 +35,10 @@ def check_symmetry_breaking(
     *,
     growth_map: GrowthMap | None = None,
 ) -> CheckReport:
-    """See the module; arguments as `Comparison`."""
+    """Check that duplicates of the grown model differ and that their noise cancels.
+
+    The arguments are those of `ModelComparison`.
+    """
     return report_symmetry_breaking(
         ModelComparison(old_model, new_model, probe, growth_map=growth_map)
     )
@@ -40,39 +46,42 @@ def check_symmetry_breaking(
 
 @dataclass
 class DuplicatePairCounts:
-    """Pairs of twins along one axis."""
+    """Counts of duplicate pairs along one axis."""
 
     pairs: int = 0
     equal: int = 0
-    """Equal weights and equal gradients: they will stay equal."""
+    """Pairs with equal weights and equal gradients: they will stay equal."""
     unexercised: int = 0
-    """Equal weights, and no gradient on the probe to tell."""
+    """Pairs with equal weights and no gradient on the probe, about which nothing is known."""
     weight_difference: float = 0.0
-    """Largest relative difference of weights, mean over the pairs."""
+    """The largest relative difference of weights, averaged over the pairs."""
     gradient_difference: float = 0.0
-    """Likewise of gradients."""
+    """The largest relative difference of gradients, averaged over the pairs."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether no NaN and no infinity was met."""
+        """Whether all differences are finite."""
         return math.isfinite(self.weight_difference) and math.isfinite(self.gradient_difference)
 
 
 def report_symmetry_breaking(
     comparison: ModelComparison, unequal_moments: bool = False
 ) -> CheckReport:
-    """The check on models that are compared already. Needs one gradient of the grown model on the probe.
+    """Report the symmetry check for models that have been compared already.
+
+    Computes one gradient of the grown model on the probe.
 
     Args:
-        comparison: The models.
-        unequal_moments: The optimizer begins with other moments for first copies than for the others.
+        comparison: Comparison of the models.
+        unequal_moments: Whether the optimizer begins with different moments for first copies than for the
+            others.
     """
     found = comparison.weight_faults
     off = [fault for fault in found.faults if fault.is_in_sum]
     if off:
         summary = (
             f"copies do not add up to their source: {off[0]}; likely cause: noise that does not cancel over the "
-            "copies, or columns not divided"
+            "copies, or columns not divided by the number of copies"
         )
         figures = {"noise_residue": found.noise_residue, "tensors": [fault.tensor for fault in off]}
         return CheckReport("symmetry", Status.FAILED, summary, figures)
@@ -83,29 +92,30 @@ def report_symmetry_breaking(
     }
     nonfinite = [_format_axis(axis) for axis, count in counts.items() if not count.is_finite]
     if nonfinite:
-        summary = f"weights or gradients of twins in {', '.join(nonfinite)} are not finite"
+        summary = f"weights or gradients of duplicates in {', '.join(nonfinite)} are not finite"
         return CheckReport("symmetry", Status.FAILED, summary, figures)
     if not counts:
-        return CheckReport("symmetry", Status.NOT_APPLICABLE, "this growth makes no twins", figures)
+        summary = "this growth makes no duplicates"
+        return CheckReport("symmetry", Status.NOT_APPLICABLE, summary, figures)
     equal = {axis: count.equal for axis, count in counts.items() if count.equal}
     if equal and unequal_moments:
-        summary = "twins are equal, and unequal moments will part them"
+        summary = "duplicates are equal, but unequal moments will make them diverge"
         return CheckReport("symmetry", Status.PASSED, summary, figures)
     if equal:
         parts = ", ".join(
             f"{n} of {counts[axis].pairs} in {_format_axis(axis)}" for axis, n in equal.items()
         )
-        summary = f"twins will stay equal: {parts}; set noise_std above 0 to let them part"
+        summary = f"duplicates will stay equal: {parts}; set noise_std above 0 to make them diverge"
         return CheckReport("symmetry", Status.FINDING, summary, figures)
     if all(count.unexercised == count.pairs for count in counts.values()):
-        summary = "no gradient reaches the twins on the probe"
+        summary = "no gradient reaches the duplicates on the probe"
         return CheckReport("symmetry", Status.NOT_APPLICABLE, summary, figures)
     parts = ", ".join(
         f"{_format_axis(axis)} {count.pairs} pairs (weights {count.weight_difference:.1e}, "
         f"gradients {count.gradient_difference:.1e})"
         for axis, count in counts.items()
     )
-    return CheckReport("symmetry", Status.PASSED, f"twins differ: {parts}", figures)
+    return CheckReport("symmetry", Status.PASSED, f"duplicates differ: {parts}", figures)
 
 
 def _format_axis(axis: str) -> str:
@@ -118,17 +128,17 @@ def _dtype(model: TransformerLM) -> torch.dtype:
 
 def _count_duplicates(comparison: ModelComparison) -> dict[str, DuplicatePairCounts]:
     model = comparison.new_model
-    twins = {
+    pairs_by_axis = {
         axis: channels.duplicate_pairs for axis, channels in comparison.growth_map.axes.items()
     }
-    twins = {axis: pairs for axis, pairs in twins.items() if len(pairs)}
-    if not twins:
-        return {}  # the gradient of a big model is not cheap
+    pairs_by_axis = {axis: pairs for axis, pairs in pairs_by_axis.items() if len(pairs)}
+    if not pairs_by_axis:
+        return {}  # saves the gradient, which is not cheap for a big model
     model.zero_grad(set_to_none=True)
     with full_precision_eval(model), torch.enable_grad(), without_backward_prefetch(model):
         probe_loss(model(comparison.probe), comparison.probe).backward()
     try:
-        return {axis: _count_axis(model, axis, pairs) for axis, pairs in twins.items()}
+        return {axis: _count_axis(model, axis, pairs) for axis, pairs in pairs_by_axis.items()}
     finally:
         model.zero_grad(set_to_none=True)
 
@@ -138,11 +148,11 @@ def _count_axis(model: TransformerLM, axis: str, duplicate_pairs: Tensor) -> Dup
     unit = model.config.axis_unit(axis)
     gradient_threshold = max(GRADIENT_THRESHOLD, 1e3 * torch.finfo(_dtype(model)).eps)
     weight_sum = gradient_sum = 0.0
-    for touching in _axis_uses_by_block(model, axis).values():
+    for uses in _axis_uses_by_block(model, axis).values():
         weight, gradient, magnitude = (
             torch.stack(measures).amax(dim=0)
             for measures in zip(
-                *(_measure_pairs(*t, duplicate_pairs, unit) for t in touching), strict=True
+                *(_measure_pairs(*use, duplicate_pairs, unit) for use in uses), strict=True
             )
         )
         alike = (weight <= WEIGHT_THRESHOLD) & (gradient <= gradient_threshold)
@@ -158,32 +168,33 @@ def _count_axis(model: TransformerLM, axis: str, duplicate_pairs: Tensor) -> Dup
 
 
 AxisUse = tuple[Tensor, int, bool]
-"""A parameter, its dimension along the axis, and whether its experts' twins are told apart."""
+"""A parameter, its dimension along the axis, and whether the duplicates inside each expert are counted
+separately."""
 
 
 def _axis_uses_by_block(model: TransformerLM, axis: str) -> dict[int | None, list[AxisUse]]:
-    """What an axis touches: per block where it lives inside blocks, all together where it runs through."""
+    """Return the parameters along an axis: by block if the axis is inside blocks, else under the key None."""
     parameters = dict(model.named_parameters())
     found = [
         (name, row, dim)
         for name, row in axes_table(model).items()
-        for dim, labelled in enumerate(row.label.dims)
-        if labelled.axis == axis and name in parameters
+        for dim, labeled in enumerate(row.label.dims)
+        if labeled.axis == axis and name in parameters
     ]
     runs_through = any(split_block_name(name)[0] is None for name, _, _ in found)
-    places: dict[int | None, list[AxisUse]] = defaultdict(list)
+    uses: dict[int | None, list[AxisUse]] = defaultdict(list)
     for name, row, dim in found:
-        apart = not runs_through and axis != "experts" and row.label.has(Role.INDEX, "experts")
-        place = None if runs_through else split_block_name(name)[0]
-        places[place].append((parameters[name], dim, apart))
-    return places
+        per_expert = not runs_through and axis != "experts" and row.label.has(Role.INDEX, "experts")
+        block = None if runs_through else split_block_name(name)[0]
+        uses[block].append((parameters[name], dim, per_expert))
+    return uses
 
 
 def _measure_pairs(
-    parameter: Tensor, dim: int, experts_apart: bool, duplicate_pairs: Tensor, unit_size: int
+    parameter: Tensor, dim: int, per_expert: bool, duplicate_pairs: Tensor, unit_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Relative difference of weights, of gradients, and largest gradient, of each pair of twins."""
-    kept = {dim, 0} if experts_apart else {dim}
+    """Return each pair's relative difference of weights and of gradients, and its largest gradient."""
+    kept = {dim, 0} if per_expert else {dim}
 
     def by_pair(x: Tensor) -> Tensor:
         others = [d for d in range(x.ndim) if d not in kept]
@@ -209,7 +220,7 @@ def _measure_pairs(
 
 
 def _select_members(x: Tensor, dim: int, members: Tensor) -> Tensor:
-    """Members of x along `dim`; without a copy where they are neighbours, as in a doubled axis."""
+    """Select members of x along `dim`; a view where they are neighbors, as in a doubled axis."""
     start = int(members[0])
     if torch.equal(members, torch.arange(start, start + len(members))):
         return x.narrow(dim, start, len(members))

@@ -1,13 +1,14 @@
-"""Check every grown tensor against the one it was made of, as the growth map says; no model is run.
+"""Check every grown tensor against its source tensor, as the growth map defines it, without running a model.
 
-A model that is run on a probe tells nothing about experts that no token chose, nor about rows that are read with
-zero. The map knows what every entry must be, so this check sees all of them.
+Running a model on a probe tells nothing about experts that no token chose, nor about rows that are read with
+zero. The map defines what every entry must be, so this check sees all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,12 @@ from growlm.growth.transforms.reconstruction import Fault
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 
+GrowthDtype = torch.dtype | Mapping[str, torch.dtype]
+BLOCK_NUMBER = re.compile(r"\d+")
 MAX_SHOWN_FAULTS = 3
-"""Faults that the summary names."""
+"""The largest number of faults that the summary names."""
 MAX_RECORDED_FAULTS = 50
-"""Faults in the figures."""
+"""The largest number of faults in the figures."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class TensorFault:
     tensor: str
     fault: Fault
     is_in_sum: bool
-    """Whether copies have been added up before it showed, or the tensor has not even the shape for it."""
+    """Whether the fault showed only after copies were summed, or the tensor is missing, unexpected or of
+    wrong shape."""
 
     def __str__(self) -> str:
         return f"{self.tensor}: {self.fault}"
@@ -41,15 +45,15 @@ class TensorFault:
 
 @dataclass(frozen=True)
 class WeightFaults:
-    """What is wrong with a grown model's tensors."""
+    """The faults of a grown model's tensors."""
 
     num_tensors: int
-    """How many were checked."""
+    """The number of tensors that were checked."""
     num_random: int
-    """How many of them are drawn at random, and hold nothing of the old model."""
+    """The number of them that are random and hold nothing of the old model."""
     faults: list[TensorFault]
     noise_residue: float
-    """Largest difference between a sum of copies and its source, in standard deviations of the source."""
+    """The largest difference between a sum of copies and its source, in standard deviations of the source."""
 
 
 def check_weight_integrity(
@@ -57,15 +61,16 @@ def check_weight_integrity(
     new_model: TransformerLM,
     *,
     growth_map: GrowthMap | None = None,
-    growth_dtype: torch.dtype | None = None,
+    growth_dtype: GrowthDtype | None = None,
 ) -> CheckReport:
-    """Check that every tensor of a grown model is what the growth makes of the old one; see the module.
+    """Check that every tensor of a grown model is what the growth map makes of the old model's tensors.
 
     Args:
-        old_model: Before the growth.
-        new_model: After it.
-        growth_map: How one became the other; inferred if not given.
-        stored_as: The precision that the weights were grown in, where they have been brought to another since.
+        old_model: Model before the growth.
+        new_model: Model after it.
+        growth_map: Map from the old model to the new one; inferred if not given.
+        growth_dtype: Precision that the weights were grown in, if they have been converted since; one for all, or
+            one for each tensor of the new model.
 
     Raises:
         ValueError: If no growth leads from one config to the other.
@@ -83,23 +88,24 @@ def find_weight_faults(
     old: Mapping[str, Tensor],
     new: Mapping[str, Tensor],
     growth_map: GrowthMap,
-    growth_dtype: torch.dtype | None = None,
+    growth_dtype: GrowthDtype | None = None,
     *,
     first_only: bool = False,
 ) -> WeightFaults:
-    """Compare all tensors of two models, one at a time; where they are sharded, all processes must ask for it.
+    """Compare all tensors of two models, one at a time; with sharded tensors, all processes must call it.
 
     Args:
-        old: The tensors before the growth, by name.
-        new: Those after it.
-        growth_map: How they became these.
-        stored_as: As for `check_weight_integrity`.
-        first_only: Stop at the first tensor with a fault.
+        old: Tensors before the growth, by name.
+        new: Tensors after it, by name.
+        growth_map: Map from the old tensors to the new ones.
+        growth_dtype: Precision that the weights were grown in, if they have been converted since; one for all, or
+            one for each tensor of the new model.
+        first_only: Whether to stop at the first tensor with a fault.
     """
-    session: dict[Any, Tensor] = {}
-    faults, residue, drawn = [], 0.0, 0
+    shared_state: dict[Any, Tensor] = {}
+    faults, residue, num_random = [], 0.0, 0
     for name in sorted(new.keys() - growth_map.tensors.keys()):
-        faults.append(TensorFault(name, Fault("is no tensor of the grown model"), True))
+        faults.append(TensorFault(name, Fault("is not a tensor of the grown model"), True))
     for name, tensor_map in growth_map.tensors.items():
         if first_only and faults:
             break
@@ -109,18 +115,50 @@ def find_weight_faults(
             faults.append(TensorFault(name, fault, True))
             continue
         source = _make_source_getter(old, tensor_map.source, new[name])
-        found = tensor_map.reconstruct(
-            get_full_tensor(new[name]), source, growth_dtype or new[name].dtype, session
+        result = tensor_map.reconstruct(
+            get_full_tensor(new[name]),
+            source,
+            dtype_of(growth_dtype, name, new[name]),
+            shared_state,
         )
-        faults += [TensorFault(name, fault, found.is_summed) for fault in found.faults]
-        drawn += found.is_random
-        if found.is_summed and not found.is_done:
-            residue = max_or_nan(residue, _noise_residue(found.x, source()))
-    return WeightFaults(len(growth_map.tensors), drawn, faults, residue)
+        faults += [TensorFault(name, fault, result.is_summed) for fault in result.faults]
+        num_random += result.is_random
+        if result.is_summed and not result.is_done:
+            residue = max_or_nan(residue, _noise_residue(result.x, source()))
+    return WeightFaults(len(growth_map.tensors), num_random, faults, residue)
+
+
+def dtype_of(growth_dtype: GrowthDtype | None, name: str, tensor: Tensor) -> torch.dtype:
+    """Return the precision that a tensor was grown in; the present one if none is given."""
+    if isinstance(growth_dtype, Mapping):
+        return growth_dtype.get(name, tensor.dtype)
+    return growth_dtype or tensor.dtype
+
+
+def coarsest_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the precision with the largest rounding error."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def stored_dtypes(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return the precision that each tensor of two checkpoints has been rounded to, by the new tensors' names.
+
+    A checkpoint may have been converted before or after the growth, and its tensors may differ in precision: each
+    counts with the coarser one of its own and that of the old tensors of its kind (the same name in any block).
+    """
+    kinds: dict[str, torch.dtype] = {}
+    for name, tensor in old.items():
+        kind = BLOCK_NUMBER.sub("", name)
+        kinds[kind] = coarsest_dtype([tensor.dtype, kinds.get(kind, tensor.dtype)])
+    of_others = coarsest_dtype(kinds.values())
+    return {
+        name: coarsest_dtype([tensor.dtype, kinds.get(BLOCK_NUMBER.sub("", name), of_others)])
+        for name, tensor in new.items()
+    }
 
 
 def report_weight_integrity(weight_faults: WeightFaults) -> CheckReport:
-    """The check on tensors that are compared already."""
+    """Report the weight check for tensors that have been compared already."""
     figures = {
         "tensors": weight_faults.num_tensors,
         "drawn_tensors": weight_faults.num_random,
@@ -135,13 +173,13 @@ def report_weight_integrity(weight_faults: WeightFaults) -> CheckReport:
         ],
     }
     if not weight_faults.faults:
-        summary = f"all {weight_faults.num_tensors} tensors are what the growth makes of the old ones, up to rounding"
+        summary = f"all {weight_faults.num_tensors} tensors match the growth map, up to rounding"
         if weight_faults.num_random:
-            summary += f"; {weight_faults.num_random} of them are drawn at random"
+            summary += f"; {weight_faults.num_random} of them are random"
         return CheckReport("weights", Status.PASSED, summary, figures)
     tensors = dict.fromkeys(each.tensor for each in weight_faults.faults)
     summary = (
-        f"{len(tensors)} of {weight_faults.num_tensors} tensors are not what the growth makes of the old ones: "
+        f"{len(tensors)} of {weight_faults.num_tensors} tensors do not match the growth map: "
         + "; ".join(str(each) for each in weight_faults.faults[:MAX_SHOWN_FAULTS])
     )
     if len(weight_faults.faults) > MAX_SHOWN_FAULTS:
@@ -150,7 +188,7 @@ def report_weight_integrity(weight_faults: WeightFaults) -> CheckReport:
 
 
 def max_or_nan(*values: float) -> float:
-    """The largest number; NaN if one is. Python's `max` depends on the order then."""
+    """Return the largest number, or NaN if one is NaN; the result of Python's `max` would depend on the order."""
     return math.nan if any(value != value for value in values) else max(values)
 
 

@@ -63,7 +63,7 @@ def test_out_and_in_again(run, ours, tmp_path):
     code, out, _ = run(f"source={hf}", f"out={back}", "to=growlm", "dtype=bfloat16")
     assert code == 0
     assert f"MixtralForCausalLM: {total:,} parameters, bfloat16" in out
-    assert "tokenizer: carried along" in out
+    assert "tokenizer: copied" in out
     model, record = load_model(back)
     assert record["phase"] == "moe"
     assert record["tokenizer"] == "huggingface"
@@ -81,8 +81,11 @@ def test_out_and_in_again(run, ours, tmp_path):
     [
         (["to=onnx"], "to=onnx: must be one of huggingface, growlm"),
         ([], "to=???: must be given"),
-        (["to=growlm"], "is a growlm checkpoint, no Hugging Face model"),
-        (["to=growlm", "architecture=growlm"], "architecture=growlm: is for to=huggingface"),
+        (["to=growlm"], "is a growlm checkpoint, not a Hugging Face model"),
+        (
+            ["to=growlm", "architecture=growlm"],
+            "architecture=growlm: applies to to=huggingface only",
+        ),
         (["to=huggingface", "dtype=int4"], "dtype=int4: must be one of same, float32"),
         (["to=huggingface", "format=gguf"], "no such key"),
         (["to=huggingface", "source=nowhere"], "source=nowhere: there is no such folder"),

@@ -114,7 +114,7 @@ def test_where_the_model_reads_no_further(run, checkpoint):
     )
     assert code == 0
     assert len(out) <= 65
-    assert "the model reads no further (max_seq_len=64)" in err
+    assert "at the model's context length (max_seq_len=64)" in err
 
 
 def test_a_text_from_its_beginning(run, checkpoint, model):
@@ -129,19 +129,19 @@ def test_a_text_from_its_beginning(run, checkpoint, model):
         ([], "prompt=None: give prompt=TEXT or prompts_file=FILE"),
         (["prompt=a", "prompts_file=b"], "not both"),
         (["prompts_file=nowhere.txt"], "prompts_file=nowhere.txt: cannot be read"),
-        (["prompts_file=empty.txt"], "holds no prompt"),
+        (["prompts_file=empty.txt"], "contains no prompts"),
         (["prompts_file=latin.txt"], "is not UTF-8 text"),
-        (["prompts_file=bad.jsonl"], "prompts_file line 2='oh no': is no JSON"),
+        (["prompts_file=bad.jsonl"], "prompts_file line 2='oh no': is not valid JSON"),
         (["prompts_file=deep.jsonl"], "is nested too deeply"),
-        (["prompts_file=fields.jsonl"], "must be an object with a text under prompt"),
-        (["prompt=" + 64 * "a"], "has 64 tokens; the model reads 64, what it adds included"),
+        (["prompts_file=fields.jsonl"], 'must be a JSON object with a text under "prompt"'),
+        (["prompt=" + 64 * "a"], "has 64 tokens; the model reads 64, new tokens included"),
         (["prompt=a", "top_p=0"], "top_p=0.0: must be greater than 0.0"),
         (["prompt=a", "temperature=-1"], "temperature=-1.0"),
-        (["prompt=a", "stop_tokens=[257]"], "stop_tokens=257: ids are 0 to 256"),
+        (["prompt=a", "stop_tokens=[257]"], "stop_tokens=257: must be a token id from 0 to 256"),
         (["prompt=a", "samples=2", "temperature=0"], "the same text every time"),
         (["prompt=a", "samples=2", "stream=true"], "needs one prompt, one sample"),
-        (["prompt=a", "out=empty.txt"], "out=empty.txt: exists"),
-        (["prompt=a", "out=no/where.txt"], "there is no folder"),
+        (["prompt=a", "out=empty.txt"], "out=empty.txt: already exists"),
+        (["prompt=a", "out=no/where.txt"], "no such folder"),
         (["prompt=a", "tokenizer_name=gpt2"], "was trained with bytes"),
         (["prompt=a", "temprature=1"], "did you mean temperature?"),
     ],
@@ -188,11 +188,11 @@ def test_a_checkpoint_that_names_no_tokenizer(run, model, tmp_path):
     arguments = (f"checkpoint={tmp_path / 'nameless'}", "prompt=a", "max_new_tokens=2", *CPU)
     code, _, err = run(generate_command, *arguments)
     assert code == 2
-    assert "tokenizer_name=None: the checkpoint does not say" in err
+    assert "tokenizer_name=None: the checkpoint does not record its tokenizer" in err
     assert run(generate_command, *arguments, "tokenizer_name=bytes")[0] == 0
     code, _, err = run(generate_command, *arguments, "tokenizer_name=embedded")
     assert code == 2
-    assert "has 1024 tokens, the model" in err
+    assert "has 1024 tokens, but the model" in err
 
 
 def test_a_broken_model_is_an_error_in_words(run, tmp_path):
@@ -203,13 +203,13 @@ def test_a_broken_model_is_an_error_in_words(run, tmp_path):
     arguments = (f"checkpoint={tmp_path / 'broken'}", "prompt=a", f"out={out}", *CPU)
     code, _, err = run(generate_command, *arguments)
     assert code == 1
-    assert "stopped: the model's logits are not finite numbers" in err
+    assert "stopped: the model's logits are not finite" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
     code, _, err = run(
         evaluate_command, f"checkpoint={tmp_path / 'broken'}", "data.documents=40", "device=cpu"
     )
     assert code == 1
-    assert "no finite probabilities" in err
+    assert "the model's probabilities are not finite" in err
 
 
 def test_on_a_terminal_the_text_comes_as_it_is_made(checkpoint, model):
@@ -297,7 +297,7 @@ def test_a_table_for_people(run, checkpoint):
         evaluate_command, f"checkpoint={checkpoint}", "data.documents=40", "device=cpu"
     )
     assert code == 0
-    names = ["data", "tokens", "loss", "perplexity", "bits per byte", "without ends of text"]
+    names = ["data", "tokens", "loss", "perplexity", "bits per byte", "without EOS tokens"]
     assert [line[:22].strip() for line in out.splitlines()] == names
     assert "embedded (validation): 2 documents" in out
 
@@ -305,7 +305,7 @@ def test_a_table_for_people(run, checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sequence_length=65"], "sequence_length=65: the model reads at most 64"),
+        (["sequence_length=65"], "sequence_length=65: must be at most the model's max_seq_len, 64"),
         (["stride=65"], "stride=65: must be at most the sequence length, 64"),
         (["split=test"], "split=test: must be one of validation, all"),
         (["data=text", "data.path=nowhere.txt"], "data.path"),

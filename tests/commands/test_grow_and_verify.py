@@ -188,7 +188,7 @@ def test_the_standalone_suite_notices(run, monkeypatch):
         (["checkpoint={small}", "out=x", "grow=[{upcycle: {}}]"], "grow.0.upcycle.num_experts"),
         (["checkpoint={small}", "out=x", WIDEN, "optimizer_state=exact"], "must be one of carry"),
         (["checkpoint={small}", "out=x", WIDEN, "seed=-1"], "seed=-1"),
-        (["checkpoint={small}", "out={small}", WIDEN], "exists already"),
+        (["checkpoint={small}", "out={small}", WIDEN], "already exists"),
         (["checkpoint={small}", "outt=x", WIDEN], "outt"),
         (["checkpoint={small}", "out=x", WIDEN, "+foo=1"], "foo=1: there is no such key"),
         (
@@ -216,9 +216,9 @@ def test_bad_input_to_grow(run, small, tmp_path, monkeypatch, arguments, message
     [
         (["old={small}"], "give both old and new"),
         (["old=nowhere", "new={small}"], "old=nowhere"),
-        (["old={small}", "new={other}"], "is not grown from old"),
+        (["old={small}", "new={other}"], "was not grown from old"),
         (["tolerance=0"], "tolerance=0"),
-        (["tolerance=1e-3"], "the suite has no settings"),
+        (["tolerance=1e-3"], "the standalone suite has no settings"),
         (["old={small}", "new={damaged}"], "new={damaged}"),
         (["old={small}", "new={small}", "+foo=1"], "foo=1: there is no such key"),
     ],

@@ -44,7 +44,7 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path):
     assert process.returncode == 143, err
     assert err.count("\n") == 1
     assert err.startswith("stopped by SIGTERM after step")
-    assert "To go on: python -m growlm.train resume=" in out
+    assert "To resume: python -m growlm.train resume=" in out
     again = [sys.executable, "-m", "growlm.train", f"resume={run_dir}"]
     done = subprocess.run(again, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from growlm.training.run_setup import build_context, resolve_config
 
 BAD = [
     (["trainer.precison=32-true"], "trainer.precison", "did you mean precision"),
-    (["trainer=fsdp", "optimizer=muon"], "optimizer.name=muon", "adamw and sgd can"),
+    (["trainer=fsdp", "optimizer=muon"], "optimizer.name=muon", "use adamw or sgd"),
     (["phases.dense.stepz=3"], "phases.dense.stepz", "did you mean steps"),
     (["phases.dense.steps=ten"], "phases.dense.steps", "Integer"),
     (["phases.dense.steps=-1"], "phases.dense.steps=-1", "at least 0"),
@@ -70,19 +70,23 @@ BAD = [
         "data.sources.stories.weight",
         "less than one document in 10,000",
     ),
-    (["data=mixture", "data.sources.mine.source=mixture"], "mine.source=mixture", "no mixtures in"),
+    (
+        ["data=mixture", "data.sources.mine.source=mixture"],
+        "mine.source=mixture",
+        "mixtures cannot be nested",
+    ),
     (["data=mixture", "data.sources.mine.wieght=2"], "data.sources.mine", "did you mean weight"),
     (
         ["data=mixture", "data.source=embedded"],
         "data.sources=stories, mine",
-        "read with data=mixture",
+        "only data=mixture reads these",
     ),
     (
         ["data=mixture", "+data.sources.more={source: text, path: b.txt}"],
         "more",
-        "a new one goes into a file",
+        "add a new one in a file",
     ),
-    (["+phases.more={steps: 3}"], "more", "a new one goes into a file"),
+    (["+phases.more={steps: 3}"], "more", "add a new one in a file"),
     (["data.shuffle_window=0"], "data.shuffle_window=0", "at least 1"),
     (["data.cache_gb=0"], "data.cache_gb=0.0", "greater than 0"),
     (["data.streaming=perhaps"], "data.streaming", "bool"),
@@ -102,7 +106,11 @@ BAD = [
         "class of growlm",
     ),
     (["+callbacks.extra.x.y=1"], "callbacks.extra.x", "_target_"),
-    (["+callbacks.extra.x._target_=growlm.model.ModelConfig"], "callbacks.extra.x", "no Lightning"),
+    (
+        ["+callbacks.extra.x._target_=growlm.model.ModelConfig"],
+        "callbacks.extra.x",
+        "not a Lightning",
+    ),
     (
         ["+callbacks.extra.x._target_=growlm.nothing.Here"],
         "callbacks.extra.x._target_",
@@ -137,7 +145,7 @@ BAD = [
     (
         ["trainer.devices=3", "phases.moe.batch_size=9", "phases.moe.accumulate=4"],
         "phases.dense.batch_size=16",
-        "trainer.devices=3, each of which takes an equal part; these are: "
+        "trainer.devices=3. Try: "
         "phases.dense.batch_size=18 phases.wide.batch_size=18 phases.deep.batch_size=18",
     ),
     (
@@ -147,9 +155,21 @@ BAD = [
     ),
     (["cluster=nowhere"], "cluster/nowhere", "dgx_h100"),
     (["cluster.mfu=2"], "cluster.mfu=2.0", "at most 1"),
-    (["cluster.peak_tflops=10"], "cluster.memory_gb_per_s=None", "goes with peak_tflops"),
-    (["cluster.accelerator=gpu"], "cluster.peak_tflops=None", "goes with cluster.accelerator"),
-    (["cluster=dgx_a100", "cluster.memory_gb=null"], "cluster.memory_gb=None", "goes with"),
+    (
+        ["cluster.peak_tflops=10"],
+        "cluster.memory_gb_per_s=None",
+        "must be set along with peak_tflops",
+    ),
+    (
+        ["cluster.accelerator=gpu"],
+        "cluster.peak_tflops=None",
+        "must be set along with cluster.accelerator",
+    ),
+    (
+        ["cluster=dgx_a100", "cluster.memory_gb=null"],
+        "cluster.memory_gb=None",
+        "must be set along with",
+    ),
     (["checkpoint.every_minutes=-1"], "checkpoint.every_minutes=-1.0", "at least 0"),
     (["checkpoint.every_steps=-2"], "checkpoint.every_steps=-2", "at least 0"),
     (["checkpoint.every_step=2"], "checkpoint.every_step", "did you mean every_steps"),
@@ -216,6 +236,6 @@ def test_a_device_that_does_not_exist(tmp_path, monkeypatch):
 
 def test_a_run_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"resume=.*nowhere: no run began there"):
+    with pytest.raises(UserError, match=r"resume=.*nowhere: is not a run folder"):
         run_plan(load_config("resume=nowhere"))
     assert not list(tmp_path.iterdir())

@@ -99,11 +99,14 @@ def test_its_identity_changes_with_its_files(folder, streaming):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"column": "story"}, r"data\.column=story: no such column; there are: text, number"),
-        ({"column": "number"}, r"data\.column=number: holds a int, no text"),
+        ({"column": "story"}, r"data\.column=story: no such column; its columns are: text, number"),
+        ({"column": "number"}, r"data\.column=number: holds a int, not text"),
         ({"split": "test"}, r"data\.split=test: .*train"),
         ({"config": "none"}, r"data\.config=none: .*Available: \['default'\]"),
-        ({"name": "./nowhere"}, r"data\.name=\./nowhere: is no folder here, and no dataset's name"),
+        (
+            {"name": "./nowhere"},
+            r"data\.name=\./nowhere: is neither a local folder nor a dataset name",
+        ),
         ({"name": "text"}, r"data\.name=text: .*OWNER/NAME"),
     ],
 )

@@ -168,7 +168,7 @@ def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
 def test_a_file_that_names_no_token_is_passed_over(folders, tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(UserError, match="names an end of text"):
+    with pytest.raises(UserError, match="names an end-of-text token"):
         load_tokenizer("huggingface", tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     end = load_tokenizer("huggingface", tmp_path).eos_token_id
@@ -192,7 +192,11 @@ def test_files_that_make_a_tokenizer(folders, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "wanted"),
-    [(None, "has no tokenizer.json"), ("{", "cannot be read"), ("no end", "names an end of text")],
+    [
+        (None, "has no tokenizer.json"),
+        ("{", "cannot be read"),
+        ("no end", "names an end-of-text token"),
+    ],
 )
 def test_a_folder_without_a_whole_tokenizer(folders, tmp_path, content, wanted):
     if content is not None:

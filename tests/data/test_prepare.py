@@ -256,7 +256,7 @@ def test_settings_that_cannot_be_followed(changes, key, streaming, tmp_path, mon
 
 def test_a_blank_file_is_refused(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n\n \n")
-    with pytest.raises(UserError, match=r"blank\.txt: holds nothing but white space"):
+    with pytest.raises(UserError, match=r"blank\.txt: contains only white space"):
         prepared(tmp_path, source="text", path=str(tmp_path / "blank.txt"))
 
 

@@ -46,8 +46,8 @@ def test_the_first_200_stories_of_seed_0_are_pinned(stories):
 
 def test_another_process_tells_the_same_stories():
     program = (
-        "import sys; from growlm.data.synthetic.stories import CORPUS_VERSION, story; "
-        "sys.stdout.write('\\0'.join(story(0, index) for index in range(200)))"
+        "import sys; from growlm.data.synthetic.stories import generate_story; "
+        "sys.stdout.write('\\0'.join(generate_story(0, index) for index in range(200)))"
     )
     root = str(Path(growlm.__file__).parents[1])
     environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": root}

@@ -235,16 +235,16 @@ def test_a_damaged_archive_is_named(name, damage, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.jsonl", '{"text": "a"}\n{"text": \n', r"x\.jsonl: line 2 is no JSON"),
-        ("x.jsonl", '{"text": "a"}\n\n["b"]\n', "line 3 is no JSON object"),
-        ("x.json", '[{"text": "a"}]', "line 1 is no JSON object, one a line"),
-        ("x.jsonl", '{"text": 5}\n', r"data\.column=text: .*line 1 holds a int, no text"),
-        ("x.jsonl", '{"a": "x", "b": "y"}\n', r"data\.column=text: .*line 1; there are: a, b"),
-        ("x.csv", "a,b\n1,2\n", r"data\.column=text: .*x\.csv has no such column; there are: a, b"),
-        ("x.csv", "text,b\n1,2\n3\n", r"row that ends in line 3 has 1 fields, its header has 2"),
-        ("x.csv", 'text,b\n"a\n', "is no CSV"),
+        ("x.jsonl", '{"text": "a"}\n{"text": \n', r"x\.jsonl: line 2 is not valid JSON"),
+        ("x.jsonl", '{"text": "a"}\n\n["b"]\n', "line 3 is not a JSON object"),
+        ("x.json", '[{"text": "a"}]', "line 1 is not a JSON object; each line must be one"),
+        ("x.jsonl", '{"text": 5}\n', r"data\.column=text: .*line 1 holds a int, not text"),
+        ("x.jsonl", '{"a": "x", "b": "y"}\n', r"data\.column=text: .*line 1; its columns are: a, b"),
+        ("x.csv", "a,b\n1,2\n", r"data\.column=text: .*x\.csv has no such column; its columns are: a, b"),
+        ("x.csv", "text,b\n1,2\n3\n", r"row that ends in line 3 has 1 fields, but the header has 2"),
+        ("x.csv", 'text,b\n"a\n', "is not valid CSV"),
         ("x.txt", b"good\n\xff\xfe\x00", "is not UTF-8"),
-        ("x.parquet.gz", b"x", "parquet is compressed inside"),
+        ("x.parquet.gz", b"x", "parquet has its own compression"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(name, text, message, tmp_path):
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_named_with_its_place(name, text, message, tmp_pa
 
 def test_a_missing_column_of_parquet_names_those_there_are_before_anything_is_read(tmp_path):
     write(tmp_path / "x.parquet", ["a"], column="story")
-    with pytest.raises(UserError, match=r"data\.column=text: .*there are: number, story"):
+    with pytest.raises(UserError, match=r"data\.column=text: .*its columns are: number, story"):
         TextFiles(str(tmp_path), "text", "line")
     assert read(tmp_path / "x.parquet", column="story") == ["a"]
 

@@ -282,7 +282,7 @@ def test_a_damaged_entry_is_made_anew(name, damage, tmp_path):
     again = tokenize_source(settings(tmp_path / "c"), tokenizer, source, notes)
     assert (again.train.tolist(), again.validation.tolist(), again.digest) == expected
     assert source.times == 2
-    assert "tokenized again" in notes.notes[0]
+    assert "tokenizing again" in notes.notes[0]
     assert name in notes.notes[0]
     tokenize_source(settings(tmp_path / "c"), tokenizer, source)
     assert source.times == 2
@@ -499,6 +499,6 @@ def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
 
 
 def test_only_white_space_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds nothing but white space"):
+    with pytest.raises(UserError, match="contains only white space"):
         tokenize_source(settings(tmp_path / "c"), tokenizer, ListSource([]))
     assert not entries(tmp_path / "c")

@@ -93,7 +93,7 @@ def test_a_plain_copy_moves_the_logits_and_says_so(placement):
     grown = grow(model, [operator])
 
     assert not growth_map.lossless
-    assert growth_map.description == [f"Layer {place} from layer {source}, as it is (not lossless)"]
+    assert growth_map.description == [f"Layer {place} from layer {source}, plain copy (not lossless)"]
     assert max_difference(logits_of(grown, tokens), logits_of(model, tokens)) > 1e-3
     for name, tensor in grown.blocks[place].state_dict().items():
         assert torch.equal(tensor, model.blocks[source].state_dict()[name])
@@ -111,7 +111,7 @@ def test_one_lossy_operator_makes_the_sequence_lossy():
 def test_identity_says_what_came_from_what():
     description = build_growth_map(tiny_config(n_layers=12), [Deepen()]).description
 
-    assert description == ["Layer 12 from layer 11, output projections at zero"]
+    assert description == ["Layer 12 from layer 11, output projections set to zero"]
 
 
 @pytest.mark.parametrize("experts", [{}, EXPERTS])

@@ -34,12 +34,17 @@ REFUSED = [
     ),
     ("llama", "model_type", MISSING, r"=null: must be one of"),
     ("llama", "architectures", ["LlamaModel"], r"=.*must be \[LlamaForCausalLM\]"),
-    ("llama", "auto_map", {"AutoModelForCausalLM": "code.Class"}, r"=.*must be null: code"),
+    (
+        "llama",
+        "auto_map",
+        {"AutoModelForCausalLM": "code.Class"},
+        r"=.*must be null: growlm does not run code",
+    ),
     ("llama", "quantization_config", {"quant_method": "gptq"}, r"=.*must be null"),
     ("llama", "hidden_act", "gelu", r"=gelu: must be silu or swish"),
     ("llama", "hidden_act", None, r"=null: must be silu or swish"),
-    ("llama", "mlp_bias", True, r"=True: must be as attention_bias=False"),
-    ("llama", "attention_bias", True, r"mlp_bias=False: must be as attention_bias=True"),
+    ("llama", "mlp_bias", True, r"=True: must be the same as attention_bias=False"),
+    ("llama", "attention_bias", True, r"mlp_bias=False: must be the same as attention_bias=True"),
     ("llama", "rope_parameters", YARN, r"\.rope_type=yarn: must be default"),
     (
         "llama",
@@ -65,14 +70,14 @@ REFUSED = [
     ("llama", "vocab_size", 31.5, r"=31\.5: must be of type int"),
     ("llama", "tie_word_embeddings", "no", r"='no': must be of type bool"),
     ("llama", "rms_norm_eps", 0.0, r"=0\.0: must be greater than 0"),
-    ("llama", "num_hidden_layers", 4000, r"source=.*tensors are no 4000 layers"),
+    ("llama", "num_hidden_layers", 4000, r"source=.*tensors, too few for the 4000 layers"),
     ("llama", "logits_scaling", 8.0, r"=8\.0: must be null or 1"),
     ("llama", "final_logit_softcapping", 30.0, r"=30\.0: must be null"),
     ("llama", "layer_types", ["sliding_attention"] * 3, r"=.*must be null or full_attention"),
     ("mistral", "sliding_window", 63, r"=63: must be null or at least max_position_embeddings=64"),
     ("mistral", "sliding_window", "wide", r"=wide: must be null or at least"),
     ("mixtral", "sliding_window", 8, r"=8: must be null or at least max_position_embeddings=64"),
-    ("mixtral", "num_local_experts", 4096, r"source=.*tensors are no 3 layers"),
+    ("mixtral", "num_local_experts", 4096, r"source=.*tensors, too few for the 3 layers"),
     ("mixtral", "num_experts_per_tok", 1, r"=1: must be at least 2"),
     ("mixtral", "num_experts_per_tok", 5, r"=5: must be at most num_local_experts=4"),
     ("mixtral", "num_local_experts", 1, r"=1: must be at least 2"),
@@ -92,10 +97,10 @@ REFUSED = [
         "llama",
         "growlm",
         {"model": {"norm": "layernorm"}},
-        r"\.model\.norm=layernorm: known: router_",
+        r"\.model\.norm=layernorm: there is no such field; known: router_",
     ),
     ("llama", "growlm", {"model": 7}, r"=.*must be a mapping"),
-    ("llama", "eos_token_id", "</s>", r"=</s>: must be null, an id or a list of ids"),
+    ("llama", "eos_token_id", "</s>", r"=</s>: must be null, a token id or a list of token ids"),
 ]
 
 
@@ -225,31 +230,39 @@ def drop(name):
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 EXPERT = "model.layers.0.block_sparse_moe.experts.2.w1.weight"
 TENSORS = [
-    ("llama", drop(QUERY), f"the weights lack {QUERY}"),
-    ("llama", drop("lm_head.weight"), "the weights lack lm_head.weight"),
-    ("llama", put(QUERY, lambda t: torch.zeros(32, 31)), rf"{QUERY} is \(32, 31\), .*\(32, 32\)"),
+    ("llama", drop(QUERY), f"{QUERY} is missing from the weights"),
+    ("llama", drop("lm_head.weight"), "lm_head.weight is missing from the weights"),
+    (
+        "llama",
+        put(QUERY, lambda t: torch.zeros(32, 31)),
+        rf"{QUERY} has shape \(32, 31\); .*\(32, 32\)",
+    ),
     (
         "llama",
         put("model.layers.1.extra", lambda t: torch.zeros(3)),
-        r"hold model\.layers\.1\.extra",
+        r"have model\.layers\.1\.extra",
     ),
-    ("llama", put(f"{QUERY[:-7]}.bias", lambda t: torch.zeros(32)), r"hold .*q_proj\.bias"),
-    ("llama", put(QUERY, lambda t: torch.zeros(32, 32, dtype=torch.int8)), "of type I8, known"),
+    ("llama", put(f"{QUERY[:-7]}.bias", lambda t: torch.zeros(32)), r"have .*q_proj\.bias"),
+    (
+        "llama",
+        put(QUERY, lambda t: torch.zeros(32, 32, dtype=torch.int8)),
+        "has type I8; supported",
+    ),
     (
         "llama",
         put(QUERY, lambda t: t[QUERY].to(torch.uint8)),
-        rf"{QUERY} is of type torch\.uint8, no weights",
+        rf"{QUERY} has dtype torch\.uint8; weights must be floating-point",
     ),
-    ("mixtral", drop(EXPERT), f"the weights lack {EXPERT}"),
+    ("mixtral", drop(EXPERT), f"{EXPERT} is missing from the weights"),
     (
         "mixtral",
         put(EXPERT, lambda t: t[EXPERT].half()),
-        r"experts\.gate are of types torch\.float16",
+        r"experts\.gate have different dtypes: torch\.float16",
     ),
     (
         "gpt_neox",
         put("gpt_neox.layers.0.attention.query_key_value.bias", lambda t: torch.zeros(97)),
-        r"query_key_value\.bias is \(97,\), .*\(96,\)",
+        r"query_key_value\.bias has shape \(97,\); .*\(96,\)",
     ),
 ]
 
@@ -282,7 +295,9 @@ def test_a_head_beside_a_tied_embedding(tmp_path):
     shutil.rmtree(tmp_path / "hf")
     other = put("lm_head.weight", lambda tensors: tensors[embedding] + 1)
     rewritten(tmp_path / "saved", tmp_path, "llama", other)
-    with pytest.raises(UserError, match=r"tie_word_embeddings is true, but lm_head\.weight is not"):
+    with pytest.raises(
+        UserError, match=r"tie_word_embeddings is true, but lm_head\.weight differs from"
+    ):
         HuggingFaceTensors(tmp_path / "hf")
 
 
@@ -292,7 +307,7 @@ def test_a_head_beside_a_tied_embedding(tmp_path):
 def test_pickles(saved, tmp_path, name):
     shutil.copytree(saved / "llama", tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / name)
-    assert_refused(tmp_path, rf"only as {name}, a pickle, which can run code")
+    assert_refused(tmp_path, rf"only in {name}, a pickle file, which can run code")
 
 
 def test_no_weights_and_damaged_weights(saved, tmp_path):
@@ -317,9 +332,9 @@ def test_the_wrong_way_round(saved, tmp_path):
     assert not is_hf_folder(tmp_path / "ours")
     with pytest.raises(UserError, match="is a growlm checkpoint"):
         to_growlm(tmp_path / "ours", tmp_path / "out")
-    with pytest.raises(UserError, match="is a Hugging Face model already"):
+    with pytest.raises(UserError, match="is already a Hugging Face model"):
         to_huggingface(saved / "llama", tmp_path / "out")
-    with pytest.raises(UserError, match=r"out=.*exists already"):
+    with pytest.raises(UserError, match=r"out=.*already exists"):
         to_growlm(saved / "llama", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 

@@ -115,7 +115,7 @@ def test_numbers_that_float16_does_not_have(tmp_path):
     with torch.no_grad():
         model.blocks[1].feed_forward.up.weight[0, 0] = 1e6
     save_model(model, tmp_path / "ours", {})
-    with pytest.raises(UserError, match=r"blocks\.1\.feed_forward\.up\.weight has numbers beyond"):
+    with pytest.raises(UserError, match=r"blocks\.1\.feed_forward\.up\.weight has values beyond"):
         to_huggingface(tmp_path / "ours", tmp_path / "hf", dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 

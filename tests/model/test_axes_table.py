@@ -51,7 +51,7 @@ def test_label_of_another_number_of_dimensions_is_an_error():
     layer = nn.Linear(3, 4, bias=False)
     label(layer, weight=Label((writes("hidden"),)))
 
-    with pytest.raises(ValueError, match="weight has 2 dimensions and a label of 1"):
+    with pytest.raises(ValueError, match="weight has 2 dimensions, but its label has 1"):
         axes_table(layer)
 
 

@@ -253,7 +253,7 @@ def test_a_short_prompt_goes_on_where_a_long_one_is_full(model):
 
 @pytest.mark.parametrize("prompt", [[], [1] * 65])
 def test_what_cannot_be_read_is_refused(model, prompt):
-    with pytest.raises(ValueError, match="1 to 64 can be read"):
+    with pytest.raises(ValueError, match="must be 1 to 64"):
         sample(model, prompt=prompt)
 
 

@@ -90,7 +90,9 @@ def test_a_job_cannot_point_elsewhere(folder, tmp_path):
     job = {"number": 0, "overrides": [], "dials": {}, "folder": folder, "status": "finished"}
     record = {"name": "a", "command": [], "dials": [], "jobs": [job]}
     (sweep / "sweep.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"sweep\.json: jobs\[0\]\.folder is no name"):
+    with pytest.raises(
+        UserError, match=r"sweep\.json: jobs\[0\]\.folder is not a valid job folder name"
+    ):
         read_report([sweep])
 
 

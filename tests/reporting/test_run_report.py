@@ -188,7 +188,7 @@ def test_the_command(tmp_path):
     [
         ([], "give the folder"),
         (["nothing"], "argument=nothing: there is no such folder"),
-        (["."], "is no run's folder"),
+        (["."], "is neither a run folder"),
         (["run", "out=no/such/file.html"], "out=no/such/file.html"),
         (["--verbose"], "--help"),
     ],

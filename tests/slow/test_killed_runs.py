@@ -158,7 +158,7 @@ def test_terminated_and_resumed(index, whole, tmp_path):
     wait_for((run_dir / "resume" / "run.json").exists, process)
     time.sleep(random.Random(index).uniform(0.0, 0.6 * whole[1]))
     process.send_signal(signal.SIGTERM)
-    assert f"To go on: python -m growlm.train resume={run_dir}" in finish(process, 143)
+    assert f"To resume: python -m growlm.train resume={run_dir}" in finish(process, 143)
     finish(start(*SETTINGS, f"run_dir={run_dir}", "resume=auto", environment=environment))
     assert_same_run(whole[0], run_dir)
 

@@ -49,7 +49,7 @@ def test_a_cut_cable_ends_both_nodes_and_both_go_on(tmp_path):
             said = (tmp_path / f"node_{node}.log").read_text()
             assert "did not answer within trainer.timeout_minutes" in said
             assert "growlm/training" not in said  # no traceback of ours
-        assert f"To go on: python -m growlm.train resume={run_dir}" in (
+        assert f"To resume: python -m growlm.train resume={run_dir}" in (
             tmp_path / "node_0.log"
         ).read_text().replace("\n", "")
 

@@ -110,7 +110,7 @@ def test_a_job_that_another_process_is_at_is_left_alone(runs, monkeypatch, tmp_p
         sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
     assert runs.taken() == [(2, True)]
     assert jobs(tmp_path / "here")[0][1] == "running"
-    assert "is at it" in capsys.readouterr().out
+    assert "is running it" in capsys.readouterr().out
 
 
 def test_the_last_of_two_overrides_counts_as_it_does_for_hydra(runs, monkeypatch, tmp_path):
@@ -171,7 +171,7 @@ def test_a_job_is_never_outside_its_sweep(tmp_path, folder):
     record = SweepRecord("plan", [], [], "", [make_job(0, ["seed=1"], [])])
     record.jobs[0].folder = folder
     SweepFolder(tmp_path).write(record)
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not a valid job folder name"):
         SweepFolder(tmp_path).read()
 
 

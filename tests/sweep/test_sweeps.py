@@ -79,7 +79,7 @@ def test_a_killed_sweep_is_repeated_and_only_the_rest_runs(tmp_path):
         (name, "finished", 0) for name in DIALS
     ]
     assert "Job 2 of 3  noise_std=0.01" in out
-    assert "Going on" in out  # the killed job, resumed
+    assert "Resuming" in out  # the killed job, resumed
     assert reused(sweep)[DIALS[2]] == ["dense", "moe"]
 
     # All have finished: in a named folder nothing is left to do, without one it is a new sweep.

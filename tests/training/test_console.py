@@ -28,7 +28,7 @@ def test_plain_output_fits_100_columns_and_says_what_matters(tmp_path, capsys):
         "Efficiency",
         "moe → wide: growing",
         "Width 16 → 24, heads 4 → 6, hidden units 32 → 48",
-        "Layer 2 from layer 1, output projections at zero",
+        "Layer 2 from layer 1, output projections set to zero",
         "RoPE integrity",
         "router scaling",
         "symmetry breaking",

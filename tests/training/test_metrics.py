@@ -186,7 +186,7 @@ def test_untold_history_only_moves_the_position(recorded, tmp_path, seen):
 def replay(result, logger, tell, share=1.0):
     lines = (result.run_dir / "checkpoints" / "training_history.jsonl").read_text().splitlines()
     part = [json.loads(line) for line in lines[: int(share * len(lines))]]
-    logger.replay(part, result.summary.boundaries, tell=tell)
+    logger.replay(part, result.summary.boundaries, should_log=tell)
 
 
 def csv_rows(run_dir):

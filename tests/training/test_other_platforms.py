@@ -97,7 +97,7 @@ def test_a_run_with_even_less_asks_for_the_memory_and_finishes(tmp_path):
     done = python(LACKING_MORE + TRAIN, *arguments, "trainer.memory_gb=2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
-    assert warning.startswith("warning: no file locks here")
+    assert warning.startswith("warning: file locks are not supported here")
     assert (tmp_path / "run" / "summary.json").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(
     for _ in range(2):
         acquire_lock(tmp_path / "lock").close()
         wait_for_lock(tmp_path / "other").close()
-    assert capsys.readouterr().err.count("warning: no file locks here") == 1
+    assert capsys.readouterr().err.count("warning: file locks are not supported here") == 1
     locks._warn_locks_unsupported.cache_clear()
 
 

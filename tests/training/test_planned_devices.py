@@ -249,9 +249,9 @@ def test_a_plan_that_does_not_fit_is_offered_shards():
         "phase_plan=dense", "model=dense_832", "trainer.devices=8", "phases.dense.batch_size=8"
     )
     machine = Machine("gpu", "bf16-mixed", 3 * 10**9 // 2)
-    with pytest.raises(DoesNotFitError, match=r"on each of 8 devices, there are 1\.5 GB") as caught:
+    with pytest.raises(DoesNotFitError, match=r"on each of 8 devices; 1\.5 GB available") as caught:
         check_plan_fits(config, 1024, forecast_plan(config, plan, machine))
-    assert "These fit: trainer.strategy=fsdp" in str(caught.value)
+    assert "Try: trainer.strategy=fsdp" in str(caught.value)
     fitting = load_config(
         "phase_plan=dense", "model=dense_832", "trainer.devices=8", "phases.dense.batch_size=8",
         "trainer.strategy=fsdp",

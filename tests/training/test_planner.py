@@ -140,7 +140,7 @@ def test_nothing_is_offered_where_nothing_fits():
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"phases\.dense=.*needs .* MB, there are 1\.0 MB"):
+    with pytest.raises(UserError, match=r"phases\.dense=.*needs .* MB; 1\.0 MB available"):
         tiny_run(tmp_path / "run", "trainer.memory_gb=0.001")
     assert not (tmp_path / "run").exists()
 

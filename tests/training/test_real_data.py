@@ -160,7 +160,7 @@ def test_a_streamed_mixture_that_is_killed_goes_on(files, tmp_path):
     assert max((place["epoch"], place["chunk"]) for place in mark["places"]) > (0, 0)
     finish(whole)
     output = finish(start(tmp_path, "resume=run"))
-    assert "reading up to where the run stopped" not in output
+    assert "skipping to where the run stopped" not in output
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -188,7 +188,9 @@ def test_a_stream_whose_files_changed_does_not_go_on(change, tmp_path):
         os.utime(file, (1, 1))
     else:
         (folder / "y.txt").write_text("more")
-    with pytest.raises(UserError, match=r"data\.path=.*holds other text .*size and time of change"):
+    with pytest.raises(
+        UserError, match=r"data\.path=.*the text has changed .*size and modification time"
+    ):
         run_plan(tiny_config(tmp_path / "run", *settings, f"resume='{tmp_path}/run'"))
 
 
@@ -206,7 +208,7 @@ def test_a_stream_whose_file_was_edited_under_its_old_time_is_warned_of(tmp_path
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     capsys.readouterr()
     run_plan(tiny_config(tmp_path / "run", *settings, *reuse, f"resume='{tmp_path}/run'"))
-    assert "edited and given its old time of change again" in " ".join(
+    assert "edited with its old modification time restored" in " ".join(
         capsys.readouterr().out.split()
     )
     again = run_plan(tiny_config(tmp_path / "again", *settings, *reuse))

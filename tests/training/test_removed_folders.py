@@ -38,7 +38,7 @@ def test_a_run_whose_folder_is_removed_stops(name, step, tmp_path, capsys):
     assert not removed.exists()
     assert not (run_dir / "summary.json").exists()
     said = capsys.readouterr()
-    assert ("To go on" in said.out) == (name == "checkpoints")
+    assert ("To resume" in said.out) == (name == "checkpoints")
     assert "Traceback" not in said.err
 
 
@@ -94,7 +94,9 @@ def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said
     (line,) = said.splitlines()
-    assert line.startswith(f"stopped: {tmp_path}/run was removed or moved while it was written to")
+    assert line.startswith(
+        f"stopped: {tmp_path}/run was removed or moved while the run was writing to it"
+    )
     assert not (tmp_path / "run").exists()
 
 

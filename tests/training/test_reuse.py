@@ -157,7 +157,7 @@ def test_what_is_kept_is_bounded(tmp_path, cache, capsys):
     assert len(entries() - before) >= 2
     assert size(entries()) <= bound
     tiny_run(tmp_path / "third", *sharing(tmp_path / "small"), "reuse.max_gb=1e-6")
-    assert "not kept for reuse" in capsys.readouterr().out
+    assert "not cached for reuse" in capsys.readouterr().out
     assert not list((tmp_path / "small").glob("[0-9a-f]*"))
 
 

@@ -87,7 +87,7 @@ def state(**changes):
     ("changes", "words", "status"),
     [
         ({"load_entropy": 0.3}, "collapses onto few experts", Status.FINDING),
-        ({"dead_experts": 2}, "2 experts got no token", Status.FINDING),
+        ({"dead_experts": 2}, "2 experts received no token", Status.FINDING),
         ({"tied_choices": 0.9}, "90% of the tokens", Status.FAILED),
     ],
 )

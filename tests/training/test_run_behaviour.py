@@ -99,7 +99,7 @@ def test_unequal_moments_part_twins_without_noise(tmp_path):
     ("recipe", "because"),
     [
         ("copies", "noise makes copies differ"),
-        ("fresh", "filler channels of LayerNorm learn apart"),
+        ("fresh", "filler channels of LayerNorm drift"),
     ],
 )
 def test_what_an_exact_growth_is_not_is_said(tmp_path, capsys, recipe, because):

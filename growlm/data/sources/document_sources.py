@@ -1,7 +1,8 @@
-"""Where documents come from: something that can be read from the beginning, or on from a place in it.
+"""Sources of documents that can be read from the beginning, or from any earlier position.
 
-A source has no state. Reading it gives a `Reader`, which hands out documents in an order that never changes and
-says, as plain JSON, where the next one is; another reader of the same source goes on from there.
+A source has no state. Reading it gives a `DocumentReader`, which yields documents in an order that never
+changes. The reader reports the position of the next document as plain JSON, and another reader of the same
+source can continue from there.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ from growlm.runtime.errors import UserError
 from growlm.storage.file_digests import get_stat_signature
 
 ReaderPosition = Any
-"""Where a reader stands, as plain JSON."""
+"""The position of a reader, as plain JSON."""
 
 
 class DocumentReader(Iterator[str], ABC):
-    """Documents in order; none is only white space."""
+    """An iterator over documents in order; documents of only white space are skipped."""
 
     @abstractmethod
     def position(self) -> ReaderPosition:
-        """Where the next document is."""
+        """Return the position of the next document."""
 
     @property
     def fraction_read(self) -> float | None:
-        """How much of the source has been read, between 0 and 1; None where that is not known."""
+        """Fraction of the source that has been read, from 0 to 1; None if unknown."""
         return None
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close open files."""
 
 
 class DocumentSource(ABC):
-    """Documents that can be read, again and again.
+    """A sequence of documents that can be read repeatedly.
 
     Attributes:
-        key: What the user calls it, for messages: `data`, or `data.sources.NAME`.
-        name: Which documents these are, in a word or a path.
-        libraries: Packages that read them, another version of which may read otherwise.
+        key: Setting that describes the source, for error messages: `data` or `data.sources.NAME`.
+        name: Name or path of the documents, for messages.
+        libraries: Packages that read the documents; another version might read them differently.
     """
 
     key: str
@@ -54,36 +55,38 @@ class DocumentSource(ABC):
 
     @abstractmethod
     def read(self, position: ReaderPosition = None) -> DocumentReader:
-        """Read from the beginning, or from where another reader stood.
+        """Read from the beginning, or from another reader's position.
 
         Raises:
-            UserError: If something cannot be read, at the call or on reaching it.
+            UserError: If something cannot be read, at the call or when it is reached.
         """
 
     @abstractmethod
     def identity(self) -> Any:
-        """What tells these documents from others without reading them, as plain JSON."""
+        """Return what identifies these documents without reading them, as plain JSON."""
 
     def content_identity(self, hash_file: Callable[[Path], str]) -> Any:
-        """Likewise, but by what files hold: the same under another name and on another day.
+        """Return what identifies these documents by their files' contents, whatever the files' names and times.
 
         Args:
-            digest: Gives a file's checksum.
+            hash_file: Function that returns a file's checksum.
         """
         return self.identity()
 
     def stat_signatures(self) -> dict[Path, Any]:
-        """Of each file that may change while it is read, what tells that it did."""
+        """Return, for each file that might change while it is read, a signature that would show it."""
         return {}
 
 
 class EmbeddedStories(DocumentSource):
-    """The first `count` stories of the embedded corpus; fewer are the beginning of more.
+    """The first `count` stories of the embedded corpus.
+
+    A smaller count gives a prefix of a larger one.
 
     Args:
-        seed: Which stories.
-        count: How many.
-        key: What the user calls the source.
+        seed: Seed of the stories.
+        count: Number of stories.
+        key: Setting that describes the source, for error messages.
     """
 
     def __init__(self, seed: int, count: int, key: str = "data") -> None:
@@ -93,7 +96,7 @@ class EmbeddedStories(DocumentSource):
         self.name = "the embedded stories"
 
     def read(self, position: ReaderPosition = None) -> StoryReader:
-        """Tell them, from the first or from story `place` on."""
+        """Read the stories, from the first one or from index `position` on."""
         return StoryReader(self.seed, self.count, position or 0)
 
     def identity(self) -> Any:
@@ -102,12 +105,12 @@ class EmbeddedStories(DocumentSource):
 
 
 def embedded_documents(seed: int, count: int) -> Iterator[str]:
-    """The first `count` stories of the embedded corpus."""
+    """Return an iterator over the first `count` stories of the embedded corpus."""
     return EmbeddedStories(seed, count).read()
 
 
 class StoryReader(DocumentReader):
-    """Tells stories `first`, `first + 1`, ... below `count`."""
+    """A reader of the stories with indices `first` ... `count - 1`."""
 
     def __init__(self, seed: int, count: int, first: int) -> None:
         self.seed, self.count, self.next_index = seed, count, index(first)
@@ -119,27 +122,27 @@ class StoryReader(DocumentReader):
         return generate_story(self.seed, self.next_index - 1)
 
     def position(self) -> ReaderPosition:
-        """The next story's number."""
+        """Return the index of the next story."""
         return self.next_index
 
     @property
     def fraction_read(self) -> float:
-        """Told of all."""
+        """Fraction of the stories that has been read."""
         return self.next_index / self.count
 
 
 class TextFiles(DocumentSource):
-    """Files of the user's: plain text, JSON lines, CSV, parquet.
+    """Text files of the user: plain text, JSON lines, CSV or parquet.
 
     Args:
-        path: A file, a folder or a glob pattern (`find_text_files`).
-        column: Of tables and JSON objects: where the text is.
-        sample_by: What a document of plain text is: a `line`, a `paragraph` or a whole `document`.
-        key: What the user calls the source.
+        path: File, folder or glob pattern (see `find_text_files`).
+        column: Column of a table, or key of a JSON object, that holds the text.
+        sample_by: Unit of plain text that is one document: `line`, `paragraph` or the whole `document`.
+        key: Setting that describes the source, for error messages.
 
     Raises:
-        UserError: For a path without readable text, an unknown `sample_by`, or where the first document, read to
-            see, cannot be.
+        UserError: If the path has no readable text, `sample_by` is unknown, or the first document of a file is
+            invalid (one per kind of file is read as a check).
     """
 
     def __init__(self, path: str, column: str, sample_by: str, key: str = "data") -> None:
@@ -154,31 +157,31 @@ class TextFiles(DocumentSource):
         self._check_columns()
 
     def read(self, position: ReaderPosition = None) -> TextFilesReader:
-        """From the first file on, or from `[file, document of it]`."""
+        """Read from the first file on, or from position `[file, document in it]`."""
         return TextFilesReader(self, position or (0, 0))
 
     def identity(self) -> Any:
-        """Names, sizes and times of change, and how the files are read."""
-        stamps = [list(file.identity()) for file in self.files]
-        return ["text", self.column, self.sample_by, stamps]
+        """Return the files' names, sizes and modification times, and how they are read."""
+        file_identities = [list(file.identity()) for file in self.files]
+        return ["text", self.column, self.sample_by, file_identities]
 
     def content_identity(self, hash_file: Callable[[Path], str]) -> Any:
-        """Kinds and checksums, and how the files are read."""
+        """Return the files' kinds and checksums, and how they are read."""
         files = [[file.kind, file.compression, hash_file(file.path)] for file in self.files]
         return ["text", self.column, self.sample_by, files]
 
     def stat_signatures(self) -> dict[Path, Any]:
-        """Sizes, times of change and inodes; None for what has gone."""
+        """Return each file's size, modification time and inode; None for a missing file."""
         return {file.path: _stat_signature_or_none(file) for file in self.files}
 
     def open_documents(self, file: TextFile) -> FileDocuments:
-        """Those of one file."""
+        """Open the documents of one file."""
         return FileDocuments(file, self.column, self.sample_by, f"{self.key}.path")
 
     def _check_columns(self) -> None:
-        """A missing column is better known before an hour of tokenising; one file of each kind is looked into."""
-        firsts = {file.kind: file for file in reversed(self.files) if file.kind != "text"}
-        for file in firsts.values():
+        """Read one document of each kind of file, to report a missing column before tokenizing for an hour."""
+        first_by_kind = {file.kind: file for file in reversed(self.files) if file.kind != "text"}
+        for file in first_by_kind.values():
             documents = self.open_documents(file)
             next(documents, None)
             documents.close()
@@ -199,7 +202,7 @@ def _file_size(file: TextFile, key: str) -> int:
 
 
 class TextFilesReader(DocumentReader):
-    """Documents of files, one file after another."""
+    """A reader of the documents of several files, one file after another."""
 
     def __init__(self, source: TextFiles, position: Sequence[int]) -> None:
         self.source = source
@@ -213,24 +216,24 @@ class TextFilesReader(DocumentReader):
         return next(self._documents)
 
     def position(self) -> ReaderPosition:
-        """The file's number, and the next document's in it."""
+        """Return the index of the file, and of the next document in it."""
         return [self.file_index, self.document_index]
 
     @property
     def fraction_read(self) -> float:
-        """Of the files' bytes."""
+        """Fraction of the files' bytes that has been read."""
         within = self._open.fraction_read * self._sizes[self.file_index] if self._open else 0
         return min(1.0, (self._bytes_before[self.file_index] + within) / self._bytes_before[-1])
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the open file."""
         self._documents.close()
 
     def _read(self) -> Generator[str]:
         first = self.file_index
-        for number in range(first, len(self.source.files)):
-            skipped = self.document_index if number == first else 0
-            self.file_index, self.document_index = number, skipped
+        for index_of_file in range(first, len(self.source.files)):
+            skipped = self.document_index if index_of_file == first else 0
+            self.file_index, self.document_index = index_of_file, skipped
             self._open = self.source.open_documents(self.source.files[self.file_index])
             try:
                 for text in islice(self._open, skipped, None):

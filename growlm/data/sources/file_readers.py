@@ -1,7 +1,7 @@
-"""The documents of one file, as they stand in it, one after another.
+"""Readers of the documents of one file: plain text, JSON lines, CSV or parquet.
 
-Values are taken as they are written: no column's type is guessed, so that `007` and `NA` in a table stay text, and
-what cannot be read is said with its file and line.
+Values are taken as written: no column's type is guessed, so that `007` and `NA` in a table stay text. Errors
+name the file and line.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, count
 from typing import IO, Any, BinaryIO, cast
 
 from growlm.data.sources.text_files import TextFile
@@ -22,21 +21,24 @@ from growlm.runtime.errors import UserError
 from growlm.storage.input_files import open_input_file
 
 SAMPLE_BY_CHOICES = ("line", "paragraph", "document")
-PARQUET_BATCH_ROWS = 1024
+PARQUET_BATCH_ROWS = 32
+"""Rows decoded at once. Few, because a small file may decode to large values."""
+MAX_DOCUMENT_CHARACTERS = 2**30
+"""The longest document that is read, also once it is decompressed."""
 
 
 class FileDocuments(Iterator[str]):
-    """Documents of a file; those of nothing but white space, and rows without a value, are left out.
+    """An iterator over a file's documents; documents of only white space, and rows without a value, are skipped.
 
     Args:
-        file: Read as its kind says; text in UTF-8.
-        column: Of a table or of JSON objects: where the text is.
-        sample_by: Of plain text, what a document is: a `line`, a `paragraph` (empty lines between them) or the
-            whole file as one `document`.
-        key: What the user calls the files, for messages; the column's key is beside it.
+        file: File to read according to its kind; text is UTF-8.
+        column: Column of a table, or key of a JSON object, that holds the text.
+        sample_by: Unit of plain text that is one document: `line`, `paragraph` (separated by empty lines) or the
+            whole `document`.
+        key: Setting that names the files, for error messages; the column's setting is its sibling.
 
     Raises:
-        UserError: On reaching what cannot be read, with its place.
+        UserError: On reaching invalid content, with its location.
     """
 
     def __init__(self, file: TextFile, column: str, sample_by: str, key: str) -> None:
@@ -52,13 +54,13 @@ class FileDocuments(Iterator[str]):
 
     @property
     def fraction_read(self) -> float:
-        """Of the file's bytes, between 0 and 1."""
+        """Fraction of the file's bytes that has been read, from 0 to 1."""
         if self._raw is None:
             return 0.0
         return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self._size)
 
     def close(self) -> None:
-        """Let go of the file, read to the end or not."""
+        """Close the file, whether or not it was read to the end."""
         self._documents.close()
 
     def _read(self) -> Generator[str]:
@@ -79,42 +81,42 @@ class FileDocuments(Iterator[str]):
     def _read_text(self, raw: BinaryIO) -> Iterator[str]:
         with self._open_lines(raw) as lines:
             if self.sample_by == "document":
-                yield lines.read()
+                text = lines.read(MAX_DOCUMENT_CHARACTERS + 1)
+                self._check_length(len(text), "the document")
+                yield text
             elif self.sample_by == "line":
-                yield from (line.rstrip("\n") for line in lines)
+                yield from (line.rstrip("\n") for line in self._read_lines(lines))
             else:
-                yield from split_paragraphs(lines)
+                yield from split_paragraphs(self._read_paragraph_lines(lines))
 
     def _read_json_lines(self, raw: BinaryIO) -> Iterator[str | None]:
         with self._open_lines(raw) as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(self._read_lines(lines), start=1):
                 if not line.isspace():
                     yield self._parse_json_line(line, number)
 
     def _parse_json_line(self, line: str, number: int) -> str | None:
         try:
-            row = json.loads(
-                line
-            )  # not `parse_json`: what else a row of data holds does not matter
+            row = json.loads(line)  # not `parse_json`, which also checks unused fields
         except (ValueError, RecursionError):
-            raise self._file_error(f"line {number} is no JSON") from None
+            raise self._file_error(f"line {number} is not valid JSON") from None
         if not isinstance(row, dict):
-            raise self._file_error(f"line {number} is no JSON object, one a line is needed")
+            raise self._file_error(f"line {number} is not a JSON object; each line must be one")
         if self.column not in row:
             raise self._missing_column_error(list(row), f" in line {number}")
         return self._check_text(row[self.column], f"line {number}")
 
     def _read_csv(self, raw: BinaryIO) -> Iterator[str | None]:
-        csv.field_size_limit(sys.maxsize)  # the default refuses documents of 128 KiB
+        csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the default limit rejects 128 KiB
         with self._open_lines(raw, newline="") as lines:
-            rows = csv.reader(lines, strict=True)
+            rows = csv.reader(self._read_lines(lines), strict=True)
             header = next(rows, [])
             if self.column not in header:
                 raise self._missing_column_error(header)
             index = header.index(self.column)
             for row in filter(None, rows):
                 if len(row) != len(header):
-                    what = f"{len(row)} fields, its header has {len(header)}"
+                    what = f"{len(row)} fields, but the header has {len(header)}"
                     raise self._file_error(f"the row that ends in line {rows.line_num} has {what}")
                 yield row[index]
 
@@ -127,18 +129,38 @@ class FileDocuments(Iterator[str]):
         for batch in table.iter_batches(
             PARQUET_BATCH_ROWS, columns=[self.column], use_threads=False
         ):
-            values = batch.column(0).to_pylist()
-            yield from (self._check_text(value, "a row") for value in values)
+            for value in batch.column(0):  # not all at once: a dictionary's entry may be repeated
+                yield self._check_text(value.as_py(), "a row")
+
+    def _read_lines(self, lines: io.TextIOWrapper) -> Iterator[str]:
+        for number in count(1):
+            line = lines.readline(MAX_DOCUMENT_CHARACTERS + 1)
+            if not line:
+                return
+            self._check_length(len(line), f"line {number}")
+            yield line
+
+    def _read_paragraph_lines(self, lines: io.TextIOWrapper) -> Iterator[str]:
+        length = 0
+        for number, line in enumerate(self._read_lines(lines), start=1):
+            length = 0 if line == "\n" else length + len(line)
+            self._check_length(length, f"the paragraph that goes on in line {number}")
+            yield line
+
+    def _check_length(self, length: int, what: str) -> None:
+        if length > MAX_DOCUMENT_CHARACTERS:
+            limit = f"{MAX_DOCUMENT_CHARACTERS:,} characters"
+            raise self._file_error(f"{what} is longer than the limit of {limit}; split it")
 
     def _open_lines(self, raw: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
-        plain: IO[bytes] = raw
+        decompressed: IO[bytes] = raw
         if self.file.compression == ".gz":
-            plain = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+            decompressed = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
         elif self.file.compression == ".zst":
-            import pyarrow  # zstandard's own reader takes a file that was cut for one that ends
+            import pyarrow  # zstandard's own reader takes a truncated file for a complete one
 
-            plain = cast(IO[bytes], pyarrow.CompressedInputStream(raw, "zstd"))
-        return io.TextIOWrapper(plain, encoding="utf-8-sig", newline=newline)
+            decompressed = cast(IO[bytes], pyarrow.CompressedInputStream(raw, "zstd"))
+        return io.TextIOWrapper(decompressed, encoding="utf-8-sig", newline=newline)
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -149,7 +171,7 @@ class FileDocuments(Iterator[str]):
         except UnicodeDecodeError:
             raise self._file_error("is not UTF-8 text") from None
         except csv.Error as error:
-            raise self._file_error(f"is no CSV: {error}") from None
+            raise self._file_error(f"is not valid CSV: {error}") from None
         except (OSError, EOFError, zlib.error) as error:
             raise self._file_error(f"cannot be read: {_describe_error(error)}") from None
         except Exception as error:
@@ -160,27 +182,27 @@ class FileDocuments(Iterator[str]):
     def _check_text(self, value: Any, where: str) -> str | None:
         if value is None or isinstance(value, str):
             return value
-        what = f"{where} holds a {type(value).__name__}, no text"
+        what = f"{where} holds a {type(value).__name__}, not text"
         raise UserError(self._column_key, self.column, f"{self.file.path}: {what}")
 
-    def _missing_column_error(self, there: Iterable[str], where: str = "") -> UserError:
-        names = ", ".join(there) or "none"
+    def _missing_column_error(self, columns: Iterable[str], where: str = "") -> UserError:
+        names = ", ".join(columns) or "none"
         return UserError(
             self._column_key,
             self.column,
-            f"{self.file.path} has no such column{where}; there are: {names}",
+            f"{self.file.path} has no such column{where}; its columns are: {names}",
         )
 
     @property
     def _column_key(self) -> str:
         return f"{self.key.rpartition('.')[0]}.column"
 
-    def _file_error(self, what: str) -> UserError:
-        return UserError(self.key, self.file.path, what)
+    def _file_error(self, reason: str) -> UserError:
+        return UserError(self.key, self.file.path, reason)
 
 
 def split_paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Lines joined, up to the next empty one; the line end at its end is not part of a paragraph."""
+    """Yield runs of non-empty lines, each joined and without its last line end."""
     block: list[str] = []
     for line in chain(lines, ["\n"]):
         if line != "\n":

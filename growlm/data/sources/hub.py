@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, and folders that are laid out like them, through the `datasets` library."""
+"""Datasets from the Hugging Face hub, or from folders with the same layout, read with the `datasets` library."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from growlm.runtime.errors import RunError, UserError
 
 BATCH_ROWS = 1000
 DATASET_LIBRARIES = ("datasets", "pyarrow", "zlib")
-"""Whose errors are of what is read, not of this code."""
+"""Packages whose errors come from the data that is read, not from growlm."""
 OFFLINE_ADVICE = (
-    "use data=text data.path=FILE or data=embedded, which need no network; or, on a machine that reaches the hub, "
-    "load it once without data.streaming, and copy the folder that HF_HOME names (then HF_HUB_OFFLINE=1)"
+    "use data=text data.path=FILE or data=embedded, which need no network; or load the dataset once without "
+    "data.streaming on a machine that reaches the hub, copy its HF_HOME folder and set HF_HUB_OFFLINE=1"
 )
 
 
 class HubDataset(DocumentSource):
-    """One split of a dataset.
+    """One split of a Hugging Face dataset.
 
     Args:
-        name: On the hub (`roneneldan/TinyStories`), or a folder with files in it.
-        config: Its configuration; None for the only one, or the default.
-        split: `train`, or a part: `train[:10%]` (not when streaming).
-        column: Where the text is.
-        revision: A commit or tag of the hub's; None for the newest.
-        streaming: Read over the network as it is needed, in place of downloading everything first.
-        key: What the user calls the source.
+        name: Dataset on the hub (`roneneldan/TinyStories`), or a folder with files in it.
+        config: Dataset configuration; None for the only or default one.
+        split: Split, such as `train`, or a part of one, such as `train[:10%]` (not when streaming).
+        column: Column that holds the text.
+        revision: Commit or tag on the hub; None for the newest.
+        streaming: Whether to read over the network on demand instead of downloading everything first.
+        key: Setting that describes the source, for error messages.
 
     Raises:
-        UserError: If there is no such dataset, configuration, split or column, or the hub cannot be reached and
-            the dataset is not in the library's cache.
+        UserError: If the dataset, configuration, split or column does not exist, or the hub cannot be reached and
+            the dataset is not in the local cache.
     """
 
     libraries = ("datasets", "pyarrow")
@@ -62,35 +62,38 @@ class HubDataset(DocumentSource):
         self._check_column()
 
     def read(self, position: ReaderPosition = None) -> DocumentReader:
-        """From the first row on, or from where another reader stood."""
+        """Read from the first row on, or from another reader's position."""
         return (
             _StreamReader(self, position) if self.streaming else _TableReader(self, position or 0)
         )
 
     def identity(self) -> Any:
-        """Dataset, configuration, version and, from the hub, commit: what the library's own cache goes by."""
+        """Return the dataset, its configuration and version and, for the hub, the commit.
+
+        This is what the library's own cache uses as its key.
+        """
         import datasets
 
         cache = os.path.relpath(self._builder.cache_dir, datasets.config.HF_DATASETS_CACHE)
         return ["huggingface", cache, self.split, self.column]
 
     def open_stream(self) -> Any:
-        """The split as it comes; one for every reader, since each keeps its own position."""
+        """Open the split as a stream; every reader needs its own, since a stream keeps its position."""
         rows = self._builder.as_streaming_dataset(split=self.split)
         return rows.select_columns([self.column]) if rows.column_names else rows
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Turn what the libraries raise into a message about the setting that is at fault."""
+        """Turn exceptions of the libraries into an error about the faulty setting."""
         try:
             yield
             return
         except (UserError, RunError):
             raise
-        except Exception as error:  # each library has its own
-            key, allowed = _find_faulty_setting(error)
-        # Raised out here so that no library traceback hangs on an error that is one sentence long.
-        raise UserError(f"{self.key}.{key}", getattr(self, key), allowed)
+        except Exception as error:  # each library raises its own types
+            key, reason = _find_faulty_setting(error)
+        # Raised outside the handler, so that a one-sentence error does not carry a library's traceback.
+        raise UserError(f"{self.key}.{key}", getattr(self, key), reason)
 
     def _load(self) -> Any:
         import datasets
@@ -112,24 +115,24 @@ class HubDataset(DocumentSource):
     def _check_name(self) -> None:
         parts = self.name.split("/")
         if len(parts) != 2 or not all(parts) or self.name.startswith((".", "~")):
-            allowed = "is no folder here, and no dataset's name; that is OWNER/NAME"
-            raise UserError(f"{self.key}.name", self.name, allowed)
+            reason = "is neither a local folder nor a dataset name (OWNER/NAME)"
+            raise UserError(f"{self.key}.name", self.name, reason)
 
     def _check_column(self) -> None:
         with self.translate_errors():
             columns = self.dataset.column_names or list(next(iter(self.dataset), {}))
         if self.column not in columns:
-            there = ", ".join(columns)
+            names = ", ".join(columns)
             raise UserError(
-                f"{self.key}.column", self.column, f"no such column; there are: {there}"
+                f"{self.key}.column", self.column, f"no such column; its columns are: {names}"
             )
 
 
 def _find_faulty_setting(error: Exception) -> tuple[str, str]:
-    """The setting that an error of the library is about, and what to say.
+    """Return the setting that a library's error is about, and a message.
 
     Raises:
-        Exception: The error itself, if it is about none.
+        Exception: The error itself, if it is not about a setting.
     """
     import datasets
 
@@ -137,21 +140,24 @@ def _find_faulty_setting(error: Exception) -> tuple[str, str]:
     if is_connection_error(error):
         return (
             "name",
-            f"the hub cannot be reached, and it is not in the library's cache; {OFFLINE_ADVICE}",
+            f"the hub cannot be reached and the dataset is not in the local cache; {OFFLINE_ADVICE}",
         )
     if isinstance(error, ValueError) and ("BuilderConfig" in text or "onfig name is" in text):
         return "config", text
     if isinstance(error, ValueError) and "split" in text.lower():
         return "split", text
-    ours = (OSError, EOFError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
-    if isinstance(error, ours) or type(error).__module__.partition(".")[0] in DATASET_LIBRARIES:
+    data_errors = (OSError, EOFError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    if (
+        isinstance(error, data_errors)
+        or type(error).__module__.partition(".")[0] in DATASET_LIBRARIES
+    ):
         cause = error.__cause__
         return "name", f"cannot be loaded: {text}{f' ({cause})' if cause else ''}"
     raise error
 
 
 class _TableReader(DocumentReader):
-    """A prepared dataset, which lies on disk; the place is a row's number."""
+    """A reader of a prepared dataset on disk; its position is a row index."""
 
     def __init__(self, source: HubDataset, first: int) -> None:
         self.source, self.row_index = source, index(first)
@@ -161,12 +167,12 @@ class _TableReader(DocumentReader):
         return next(self._texts)
 
     def position(self) -> ReaderPosition:
-        """The next row's number."""
+        """Return the index of the next row."""
         return self.row_index
 
     @property
     def fraction_read(self) -> float:
-        """Of the rows."""
+        """Fraction of the rows that has been read."""
         return self.row_index / max(1, len(self.source.dataset))
 
     def _read(self) -> Iterator[str]:
@@ -181,7 +187,7 @@ class _TableReader(DocumentReader):
 
 
 class _StreamReader(DocumentReader):
-    """A dataset as it comes; the place is what the library itself would go on from."""
+    """A reader of a streamed dataset; its position is the library's own stream state."""
 
     def __init__(self, source: HubDataset, position: ReaderPosition) -> None:
         self.source, self._start = source, position
@@ -197,8 +203,8 @@ class _StreamReader(DocumentReader):
         return text
 
     def position(self) -> ReaderPosition:
-        """Shard and row, in the library's words; None for the beginning."""
-        # Until it has read something, the library does not say what it was told to go on from.
+        """Return the library's state (shard and row); None at the beginning."""
+        # Before its first row, the library does not return the state that was loaded into it.
         return self._rows.state_dict() if self._has_read else self._start
 
     def _read(self) -> Iterator[str]:
@@ -210,8 +216,8 @@ class _StreamReader(DocumentReader):
                         yield text
             except Exception as error:
                 if not isinstance(error, OSError) and not is_connection_error(error):
-                    raise  # what is read is at fault
-                what = f"cannot be read any more ({type(error).__name__}: {error})"
+                    raise  # an error in the data, not in the connection
+                what = f"can no longer be read ({type(error).__name__}: {error})"
                 raise RunError(f"{self.source.name} {what}; the run can be resumed") from error
 
 
@@ -219,6 +225,6 @@ def _is_text(value: Any, source: HubDataset) -> bool:
     if value is None:
         return False
     if not isinstance(value, str):
-        what = f"holds a {type(value).__name__}, no text"
+        what = f"holds a {type(value).__name__}, not text"
         raise UserError(f"{source.key}.column", source.column, what)
     return bool(value) and not value.isspace()

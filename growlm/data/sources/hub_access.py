@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, and what its libraries say when it does not."""
+"""Access to the Hugging Face hub: detecting a lost connection, offline mode, and quiet libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is of the network; libraries wrap it in many ways."""
+    """Return whether an error or any of its causes is a network error; libraries wrap these in many ways."""
     while error is not None:
         module = type(error).__module__.partition(".")[0]
         names = {cls.__name__ for cls in type(error).__mro__}
@@ -33,10 +33,10 @@ def is_connection_error(error: BaseException | None) -> bool:
 
 @contextmanager
 def offline_if_unreachable(datasets: Any, name: str | None, revision: str | None) -> Iterator[None]:
-    """Ask the hub once, for a bounded time; without an answer, have the libraries use their cache at once.
+    """Ask the hub once, with a timeout; if it does not answer, make the libraries use their cache.
 
-    They would ask again and again: for half a minute where there is no network, and where a firewall swallows what
-    is sent, for minutes.
+    Otherwise they retry: for half a minute without a network, and for minutes behind a firewall that drops
+    packets.
     """
     import huggingface_hub
 
@@ -45,9 +45,7 @@ def offline_if_unreachable(datasets: Any, name: str | None, revision: str | None
     if name is not None and not any(before):
         try:
             huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-        except (
-            Exception
-        ) as error:  # of several libraries; what the hub answered is said when loading
+        except Exception as error:  # of several libraries; other errors are reported on loading
             if is_connection_error(error):
                 for module in settings:
                     module.HF_HUB_OFFLINE = True
@@ -60,10 +58,10 @@ def offline_if_unreachable(datasets: Any, name: str | None, revision: str | None
 
 @contextmanager
 def suppress_hub_output(datasets: Any) -> Iterator[None]:
-    """No warnings beside the one message, and bars only where somebody watches."""
+    """Silence the libraries' warnings, and show progress bars only on a terminal."""
     logger = logging.getLogger("huggingface_hub")
     level, verbosity = logger.level, datasets.logging.get_verbosity()
-    shown = datasets.is_progress_bar_enabled()
+    had_progress_bars = datasets.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     datasets.logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -73,5 +71,5 @@ def suppress_hub_output(datasets: Any) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         datasets.logging.set_verbosity(verbosity)
-        if shown:
+        if had_progress_bars:
             datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""From the settings to the sources that they name."""
+"""Create document sources from the data settings."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ SOURCE_KINDS = ("embedded", "text", "huggingface")
 
 
 def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, DocumentSource], list[int]]:
-    """The sources that the settings name, and how many documents a block of their mixture takes from each.
+    """Open the sources in the settings, and compute how many documents a mixture block takes from each.
 
     Raises:
-        UserError: If one cannot be read.
+        UserError: If a source cannot be read.
     """
     if settings.source != "mixture":
         return {
             "data": open_source(settings, "data", seed, settings.streaming)
         }, compute_block_counts({"data": 1.0})
-    counts = compute_block_counts({name: part.weight for name, part in settings.sources.items()})
+    counts = compute_block_counts(
+        {name: source.weight for name, source in settings.sources.items()}
+    )
     sources = {
-        name: open_source(part, f"data.sources.{name}", seed, settings.streaming)
-        for name, part in settings.sources.items()
+        name: open_source(source, f"data.sources.{name}", seed, settings.streaming)
+        for name, source in settings.sources.items()
     }
     return sources, counts
 
 
 def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
-    """One source; nothing but what says whether it can be read is read.
+    """Open one source, reading only what is needed to check that it is readable.
 
     Args:
-        settings: Of the source.
+        settings: Settings of the source.
         key: Their key, `data` or `data.sources.NAME`.
-        seed: Which embedded stories.
-        streaming: Whether a dataset is read over the network as it is needed.
+        seed: Seed of the embedded stories.
+        streaming: Whether a dataset is read over the network on demand.
 
     Raises:
         UserError: If it cannot be read.
@@ -48,15 +50,15 @@ def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) ->
         return EmbeddedStories(seed, settings.documents, key)
     if settings.source == "text":
         if not settings.path:
-            allowed = "data=text needs a file, a folder or a glob"
-            raise UserError(f"{key}.path", settings.path, allowed)
+            reason = "data=text needs a file, a folder or a glob"
+            raise UserError(f"{key}.path", settings.path, reason)
         return TextFiles(settings.path, settings.column, settings.sample_by, key)
     if settings.source == "huggingface":
         from growlm.data.sources.hub import HubDataset
 
         if not settings.name:
-            allowed = "data=huggingface needs a dataset's name, or a folder"
-            raise UserError(f"{key}.name", settings.name, allowed)
+            reason = "data=huggingface needs a dataset's name, or a folder"
+            raise UserError(f"{key}.name", settings.name, reason)
         return HubDataset(
             settings.name,
             settings.config,

@@ -1,13 +1,14 @@
-"""Which files a path stands for, of which kind each is, and what tells it from another.
+"""Find the text files that a path stands for, and each file's kind and identity.
 
-A kind is told by the file's name: `.jsonl`, `.csv`, `.parquet`, anything else is plain text; all but parquet may
-be compressed, `.gz` or `.zst`.
+The kind follows from the file's name: `.jsonl`, `.csv`, `.parquet`; anything else is plain text. All but
+parquet may be compressed, as `.gz` or `.zst`.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ KIND_BY_SUFFIX = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-"""By ending. What is named but has another ending is read as text."""
+"""Kind of file by suffix. A file that is named explicitly with any other suffix is read as text."""
 FOLDER_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
-"""Endings that are looked for in a folder; a `.json` there is more often a setting than a corpus."""
+"""Suffixes that are searched for in a folder; a `.json` there is more often a setting than a corpus."""
 COMPRESSION_SUFFIXES = (".gz", ".zst")
 
 
@@ -32,9 +33,9 @@ class TextFile:
     """A file to read documents from.
 
     Attributes:
-        path: Absolute.
+        path: Absolute path.
         kind: `text`, `jsonl`, `csv` or `parquet`.
-        compression: `.gz`, `.zst` or nothing.
+        compression: `.gz`, `.zst` or an empty string.
     """
 
     path: Path
@@ -42,61 +43,92 @@ class TextFile:
     compression: str
 
     def identity(self) -> tuple[str, int, int]:
-        """Name, bytes, and time of the last change in nanoseconds: what identifies it without reading it."""
+        """Return name, size in bytes and modification time in nanoseconds, which identify an unread file."""
         stat = self.path.stat()
         return self.path.name, stat.st_size, stat.st_mtime_ns
 
 
 def find_text_files(path: str, key: str = "data.path") -> list[TextFile]:
-    """Find the files a path stands for, and check without reading them that they can be read.
+    """Find the files a path stands for, and check that they can be opened.
 
     Args:
-        path: A file, a folder (every readable kind in and below it) or a glob pattern (`**`: any depth).
-        key: What the user calls it, for the message.
+        path: File, folder (every readable kind in and below it) or glob pattern (`**`: any depth).
+        key: Setting that names the path, for error messages.
 
     Returns:
-        Files in the order of their absolute paths; empty and hidden ones are left out.
+        Files in the order of their absolute paths, without empty and hidden ones.
 
     Raises:
-        UserError: If that leaves no file, or one of them cannot be opened.
+        UserError: If no file is left, or one of them cannot be opened.
     """
     if not path.strip():
         raise UserError(key, repr(path), "must be a text file, a folder or a glob pattern")
     named = Path(path).expanduser()
     if named.exists() and not named.is_dir():
         resolve_regular_file(named, key, root=None)
-    pattern = str(named) if not named.exists() else glob.escape(str(named))
+    matches: Iterator[Path]
     if named.is_dir():
-        pattern = os.path.join(pattern, "**", "*")
-    found = (Path(match).absolute() for match in glob.glob(pattern, recursive=True))
-    files = sorted(file for file in found if file.is_file())
+        matches = (Path(root, name) for root, names in _walk(str(named)) for name in names)
+    else:
+        matches = iter([named]) if named.exists() else map(Path, _expand_glob(str(named)))
+    files = sorted(file for file in (match.absolute() for match in matches) if file.is_file())
     if named.is_dir():
         files = [file for file in files if _split_suffixes(file)[0] in FOLDER_SUFFIXES]
     if not files:
-        readable = ", ".join(f"*{ending}" for ending in FOLDER_SUFFIXES)
-        wanted = f"no {readable} file in this folder" if named.is_dir() else "no such file"
-        raise UserError(key, path, f"{wanted}; must be a text file, a folder or a glob")
+        readable = ", ".join(f"*{suffix}" for suffix in FOLDER_SUFFIXES)
+        problem = f"no {readable} file in this folder" if named.is_dir() else "no such file"
+        raise UserError(key, path, f"{problem}; must be a text file, a folder or a glob")
     for file in files:
         try:
             open_input_file(file, key, root=None).close()
         except UserError as error:
             reason = error.reason.removeprefix("cannot be read: ")
             raise UserError(key, path, f"cannot read {file}: {reason}") from None
-    filled = [_make_text_file(file, key) for file in files if file.stat().st_size > 0]
-    if not filled:
+    nonempty = [_make_text_file(file, key) for file in files if file.stat().st_size > 0]
+    if not nonempty:
         raise UserError(key, path, f"{len(files)} file(s), all empty; must hold text")
-    return filled
+    return nonempty
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder in and below one, with its files' names, without hidden ones.
+
+    Links are followed, but no folder is visited twice: links may lead in a circle.
+    """
+    visited: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(root)
+        if (stat.st_dev, stat.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield root, [name for name in files if not name.startswith(".")]
+
+
+def _expand_glob(pattern: str) -> Iterator[str]:
+    """Yield what matches a pattern, each path once; `**` stands for folders as `_walk` finds them."""
+    before, deep, after = pattern.partition("**")
+    if not deep:
+        yield from glob.iglob(pattern)
+        return
+    found: set[str] = set()
+    for start in glob.glob(before) if before else ["."]:
+        for root, _ in _walk(start):
+            below = os.path.join(glob.escape(root), after.lstrip("/") or "*")
+            found.update(map(os.path.normpath, _expand_glob(below)))
+    yield from found
 
 
 def _make_text_file(path: Path, key: str) -> TextFile:
-    ending, compression = _split_suffixes(path)
-    if ending == ".parquet" and compression:
-        raise UserError(key, path, "parquet is compressed inside; unpack the file around it")
-    return TextFile(path, KIND_BY_SUFFIX.get(ending, "text"), compression)
+    suffix, compression = _split_suffixes(path)
+    if suffix == ".parquet" and compression:
+        raise UserError(key, path, "parquet has its own compression; decompress the file first")
+    return TextFile(path, KIND_BY_SUFFIX.get(suffix, "text"), compression)
 
 
 def _split_suffixes(path: Path) -> tuple[str, str]:
-    """`a.jsonl.gz` -> `.jsonl`, `.gz`."""
+    """Split off the suffixes: `a.jsonl.gz` gives (`.jsonl`, `.gz`)."""
     name = path.name.lower()
     compression = next((c for c in COMPRESSION_SUFFIXES if name.endswith(c)), "")
     return os.path.splitext(name.removesuffix(compression))[1], compression

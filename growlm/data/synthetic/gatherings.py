@@ -1,6 +1,6 @@
-"""Plots about doing something together: sharing, building, racing, cooking, hiding, travelling.
+"""Story plots about doing something together: sharing, building, racing, cooking, hiding, traveling.
 
-The same form as the plots about a thing. What persists here is a count, an order, or who did what.
+They have the same form as the plots in `quests.py`. What persists here is a count, an order, or who did what.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from growlm.data.synthetic.scene import (
 
 
 def sharing(scene: Scene, pick: Pick) -> Events:
-    """The hero gives food away twice; the numbers add up."""
+    """Tell how the hero gives food away twice; the numbers add up."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     food = pick(*words.FOODS)
     to_friend, to_helper, left = pick(1, 2, 3, 4), pick(1, 2, 3), pick(1, 2, 3, 4)
@@ -56,7 +56,7 @@ def _count(number: int, food: tuple[str, str]) -> str:
 
 
 def building(scene: Scene, pick: Pick) -> Events:
-    """Three bring three materials; the finished house keeps the colours it was painted in."""
+    """Tell how three characters bring three materials; the house keeps the colors it was painted in."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     building_kind = pick(*words.BUILDINGS)
     material, second_material, third_material = pick_distinct(pick, words.MATERIALS, 3)
@@ -89,7 +89,7 @@ def building(scene: Scene, pick: Pick) -> Events:
 
 
 def race(scene: Scene, pick: Pick) -> Events:
-    """One runner is ahead and stops; the other wins the prize that was shown at the start."""
+    """Tell how one runner is ahead and stops; the other wins the prize that was shown at the start."""
     hero, friend, helper, prize = scene.hero, scene.friend, scene.helper, scene.thing
     winner, loser = pick((hero, friend), (friend, hero))
     start = (
@@ -120,7 +120,7 @@ def race(scene: Scene, pick: Pick) -> Events:
 
 
 def soup(scene: Scene, pick: Pick) -> Events:
-    """Three bring three vegetables to a pot of one colour."""
+    """Tell how three characters bring three vegetables to a pot of one color."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     first, second, third = pick_distinct(pick, words.VEGETABLES, 3)
     pot = scene.thing.color
@@ -155,7 +155,7 @@ def soup(scene: Scene, pick: Pick) -> Events:
 
 
 def hide_and_seek(scene: Scene, pick: Pick) -> Events:
-    """Two hide in two spots; the one who seeks finds them there."""
+    """Tell how two characters hide in two spots, and the seeker finds them there."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     number = words.NUMBERS[pick(5, 6, 7, 8, 9, 10, 11, 12)]
     start = (
@@ -188,7 +188,7 @@ def hide_and_seek(scene: Scene, pick: Pick) -> Events:
 
 
 def journey(scene: Scene, pick: Pick) -> Events:
-    """Three places on the way out come back in the opposite order on the way home."""
+    """Tell of a walk whose three places come back in the opposite order on the way home."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
     first, second, third = scene.place, scene.far, scene.farther
     out = (

@@ -1,8 +1,7 @@
-"""Plots about a thing: lost, blown away, locked up, traded, given, or word is carried of it.
+"""Story plots about a thing: it is lost, blown away, locked up, traded or given, or a message tells of it.
 
-A plot takes the scene and returns what happens and the questions that this settles. Who holds a
-thing changes by one fixed phrase, "X gave the thing to Y", so that a reader (and the tests) can
-follow it.
+A plot takes the scene and returns its paragraphs and the questions that they settle. Who holds a thing changes
+by one fixed phrase, "X gave the thing to Y", so that a reader (and the tests) can follow it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from growlm.data.synthetic.scene import (
 
 
 def on_the_way(character: Character, pick: Pick) -> str:
-    """What the character's trait makes of a walk: trait and deed each foretell the other."""
+    """Return a sentence about a walk, in which the character's trait and deed predict each other."""
     deed, they = character.deed, character.they
     return pick(
         f"On the way {character} {deed}, for {they} was {character.description}.",
@@ -32,7 +31,7 @@ def on_the_way(character: Character, pick: Pick) -> str:
 
 
 def scenery(pick: Pick) -> str:
-    """A sentence that nothing later depends on."""
+    """Return a sentence that nothing later depends on."""
     return pick(
         "Somewhere a bird was singing.",
         "The wind blew in the leaves.",
@@ -44,7 +43,7 @@ def scenery(pick: Pick) -> str:
 
 
 def color_question(thing: Thing) -> Question:
-    """Ask for the colour of a thing."""
+    """Ask for the color of a thing."""
     return Question(f"What colour was the {thing}?", f"It was {thing.color}.")
 
 
@@ -54,7 +53,7 @@ def holder_question(noun: str, holder: Character) -> Question:
 
 
 def lost_and_found(scene: Scene, pick: Pick) -> Events:
-    """The hero loses the thing, describes it to the friend, and the friend finds it."""
+    """Tell how the hero loses the thing, describes it to the friend, and the friend finds it."""
     hero, friend, thing, place = scene.hero, scene.friend, scene.thing, scene.place
     lost = (
         f"{pick(*words.TIMES)}, {hero} took {thing.description} to {place}. {scenery(pick)} "
@@ -85,7 +84,7 @@ def lost_and_found(scene: Scene, pick: Pick) -> Events:
 
 
 def storm(scene: Scene, pick: Pick) -> Events:
-    """The wind carries the thing from one place to another, where the helper has seen it land."""
+    """Tell how the wind carries the thing to another place, where the helper has seen it land."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
     blown = (
         f"{pick(*words.TIMES)}, {hero} and {friend} were {scene.place.where} with "
@@ -115,12 +114,12 @@ def storm(scene: Scene, pick: Pick) -> Events:
 
 
 def locked_box(scene: Scene, pick: Pick) -> Events:
-    """A box of one colour holds a thing of another; its key is hidden, found and passed on."""
+    """Tell of a box of one color with a thing of another; its key is hidden, found and passed on."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
-    box_colour = scene.other.color
+    box_color = scene.other.color
     elder = pick("grandmother", "grandfather", "uncle", "aunt")
     locked = (
-        f"{pick(*words.TIMES)}, {hero} found {with_article(box_colour)} box {scene.place.where}. "
+        f"{pick(*words.TIMES)}, {hero} found {with_article(box_color)} box {scene.place.where}. "
         f"It was a present from {hero.their} {elder}. "
         "But the box was locked, and there was no key! "
         f'"What can be in it?" asked {friend}. {hero} did not know.'
@@ -132,13 +131,13 @@ def locked_box(scene: Scene, pick: Pick) -> Events:
         f'{hero} gave the key to {friend}. "You may open it," said {hero}.'
     )
     opened = (
-        f"{friend} put the key into the {box_colour} box and turned it. "
+        f"{friend} put the key into the {box_color} box and turned it. "
         + pick("Click!", "Click, clack!", "The lock went click.")
         + f" In the box was {thing.description}. "
         f'"How {pick("pretty", "fine", "lovely")} it is!" said {friend}.'
     )
     questions = [
-        Question("What colour was the box?", f"It was {box_colour}."),
+        Question("What colour was the box?", f"It was {box_color}."),
         color_question(thing),
         holder_question("key", friend),
         Question("Where was the key?", f"It was {scene.spot}."),
@@ -150,7 +149,7 @@ def locked_box(scene: Scene, pick: Pick) -> Events:
 
 
 def bargain(scene: Scene, pick: Pick) -> Events:
-    """Two swaps: the thing for food, and the food for the other thing."""
+    """Tell of two swaps: the thing for food, and the food for the other thing."""
     hero, friend, helper = scene.hero, scene.friend, scene.helper
     thing, other = scene.thing, scene.other
     _, food = pick(*words.FOODS)
@@ -182,7 +181,7 @@ def bargain(scene: Scene, pick: Pick) -> Events:
 
 
 def message(scene: Scene, pick: Pick) -> Events:
-    """The hero carries a sentence, repeats it, and says it again word for word."""
+    """Tell how the hero carries a sentence, repeats it, and delivers it word for word."""
     hero, friend, helper, thing = scene.hero, scene.friend, scene.helper, scene.thing
     words_to_carry = f"The {thing.color} {thing} is {scene.spot} {scene.far.where}"
     given = (
@@ -210,9 +209,9 @@ def message(scene: Scene, pick: Pick) -> Events:
 
 
 def present(scene: Scene, pick: Pick) -> Events:
-    """The friend guesses what is in the cloth: wrong, wrong again, then right."""
+    """Tell how the friend guesses what is in the cloth: wrong, wrong again, then right."""
     hero, friend, thing = scene.hero, scene.friend, scene.thing
-    cloth_colour = scene.other.color
+    cloth_color = scene.other.color
     wrong = pick_distinct(pick, [noun for noun in words.THINGS if noun != thing.noun], 2)
     wrapped = (
         f"{pick(*words.TIMES)}, {hero} remembered {friend}'s birthday. "
@@ -220,7 +219,7 @@ def present(scene: Scene, pick: Pick) -> Events:
             f"{capitalize_first(hero.they)} went to {scene.place} and bought {thing.description}.",
             f"{capitalize_first(hero.they)} made {thing.description} with {hero.their} own hands.",
         )
-        + f" Then {hero.they} wrapped it in {with_article(cloth_colour)} cloth and hid it "
+        + f" Then {hero.they} wrapped it in {with_article(cloth_color)} cloth and hid it "
         f"{scene.spot}."
     )
     guessed = (
@@ -230,7 +229,7 @@ def present(scene: Scene, pick: Pick) -> Events:
         f'"Is it {with_article(wrong[1])}?" "No, it is not."'
     )
     opened = (
-        f"{friend} looked {scene.spot} and touched the {cloth_colour} cloth. "
+        f"{friend} looked {scene.spot} and touched the {cloth_color} cloth. "
         f'"Is it {with_article(thing.noun)}?" '
         f'"Yes!" said {hero}. {hero} gave the {thing} to {friend}. '
         + pick(
@@ -240,7 +239,7 @@ def present(scene: Scene, pick: Pick) -> Events:
     )
     questions = [
         color_question(thing),
-        Question("What colour was the cloth?", f"It was {cloth_colour}."),
+        Question("What colour was the cloth?", f"It was {cloth_color}."),
         holder_question(thing.noun, friend),
         Question(f"Where had {hero} hidden the present?", f"It was {scene.spot}."),
     ]

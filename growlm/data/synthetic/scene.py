@@ -1,4 +1,4 @@
-"""Who and what a story is about, drawn once at its beginning so that it stays true to its end."""
+"""The cast, things and places of a story, drawn once at its beginning so that it stays consistent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Option = TypeVar("Option")
 
 
 class Pick(Protocol):
-    """Draws one of its arguments, each as likely as the others."""
+    """A function that returns one of its arguments, chosen uniformly."""
 
     def __call__(self, *options: Option) -> Option: ...  # noqa: D102
 
 
 class Character(NamedTuple):
-    """Somebody with a name; written into a sentence, a character is that name."""
+    """A named character; in an f-string it becomes its name."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class Character(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """Something to hold; written into a sentence, a thing is its noun."""
+    """An object to hold; in an f-string it becomes its noun."""
 
     noun: str
     color: str
@@ -48,12 +48,12 @@ class Thing(NamedTuple):
 
     @property
     def description(self) -> str:
-        """Look, colour and noun with their article: "a small red kite"."""
+        """Look, color and noun with their article: "a small red kite"."""
         return with_article(f"{self.look} {self.color} {self.noun}")
 
 
 class Place(NamedTuple):
-    """Somewhere to go; written into a sentence, a place is "the forest"."""
+    """A place to go to; in an f-string it becomes "the forest"."""
 
     name: str
     where: str
@@ -63,16 +63,16 @@ class Place(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What somebody wants: to "see the sea", until they "saw the sea"."""
+    """A character's wish, in two forms: to "see the sea", until they "saw the sea"."""
 
     wanted: str
     granted: str
 
 
 class Scene(NamedTuple):
-    """Everything a plot may use.
+    """The characters, things and places that a plot may use.
 
-    No two characters share a name, a kind or a trait; no two things a noun or a colour; the four
+    No two characters share a name, a kind or a trait; no two things a noun or a color; the four
     places differ, and so do the two spots.
     """
 
@@ -91,31 +91,31 @@ class Scene(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Something the story has settled, and the answer it settled on."""
+    """A question that the story has settled, and its answer."""
 
     question: str
     answer: str
 
 
 class Events(NamedTuple):
-    """What a plot tells: its paragraphs in order, and the questions it leaves settled."""
+    """The output of a plot: its paragraphs in order, and the questions they settle."""
 
     paragraphs: list[str]
     questions: list[Question]
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it, chosen by its first letter."""
+    """Return the phrase with "a" or "an" before it, chosen by its first letter."""
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
 def capitalize_first(phrase: str) -> str:
-    """The phrase with its first letter in upper case, the rest as it was."""
+    """Return the phrase with its first letter in upper case and the rest unchanged."""
     return phrase[0].upper() + phrase[1:]
 
 
 def make_pick(draw: Callable[[], float]) -> Pick:
-    """A `Pick` whose choices come from `draw`, which returns numbers in [0, 1)."""
+    """Create a `Pick` whose choices come from `draw`, which returns numbers in [0, 1)."""
 
     def pick(*options: Option) -> Option:
         return options[int(draw() * len(options))]
@@ -124,7 +124,7 @@ def make_pick(draw: Callable[[], float]) -> Pick:
 
 
 def pick_distinct(pick: Pick, options: Sequence[Option], count: int) -> list[Option]:
-    """`count` different entries of `options`, in the order drawn."""
+    """Pick `count` different entries of `options`, in the order drawn."""
     positions = list(range(len(options)))
     chosen = []
     for _ in range(count):
@@ -138,7 +138,7 @@ def draw_scene(pick: Pick) -> Scene:
     """Draw the cast, the things, the places and the wish of one story."""
     hero, friend, helper = _draw_characters(pick)
     first_noun, second_noun = pick_distinct(pick, words.THINGS, 2)
-    first_colour, second_colour = pick_distinct(pick, words.COLORS, 2)
+    first_color, second_color = pick_distinct(pick, words.COLORS, 2)
     home, place, far, farther = (
         Place(name, f"{preposition} the {name}")
         for name, preposition in pick_distinct(pick, words.PLACES, 4)
@@ -148,8 +148,8 @@ def draw_scene(pick: Pick) -> Scene:
         hero=hero,
         friend=friend,
         helper=helper,
-        thing=Thing(first_noun, first_colour, pick(*words.LOOKS)),
-        other=Thing(second_noun, second_colour, pick(*words.LOOKS)),
+        thing=Thing(first_noun, first_color, pick(*words.LOOKS)),
+        other=Thing(second_noun, second_color, pick(*words.LOOKS)),
         home=home,
         place=place,
         far=far,

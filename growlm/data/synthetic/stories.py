@@ -1,13 +1,13 @@
-"""The embedded corpus: stories from a seeded grammar, so that a plan runs with nothing downloaded.
+"""The embedded corpus: stories from a seeded grammar, so that a plan runs without downloads.
 
-A story is a pure function of (seed, index). It is made so that reading further back pays, because a
-corpus whose sentences stand alone is soon learnt by a tiny model and leaves a larger one nothing to
-gain. What is said once and needed again, one sentence or a whole story later:
+A story is a pure function of (seed, index). It is built so that long context helps: a tiny model soon
+learns a corpus whose sentences stand alone, and a larger one then has nothing to gain. What is said
+once and needed again, one sentence or a whole story later:
 
 - names, kinds and pronouns of three characters, and the hero's home;
 - each character's trait, which decides what that character does on a walk;
 - the hero's wish, first as "see the sea", in the last paragraph as "saw the sea";
-- noun, look and colour of things, and the colours of boxes, doors, pots and bags;
+- noun, look and color of things, and the colors of boxes, doors, pots and bags;
 - where something is hidden or somebody hides, in the same words each time;
 - who holds what after every "X gave the thing to Y", counts that add up, places that return in
   reverse order, a message repeated word for word;
@@ -34,7 +34,7 @@ from growlm.data.synthetic.scene import (
 )
 
 CORPUS_VERSION = "73238fa58a716fa30cc7baa794bd7b9e8862ffacfdaac6ad88c9da54df4f5299"
-"""What runs and caches know the stories by. Change it whenever the text of any story changes."""
+"""Identifier of the stories' text in runs and caches. Change it whenever the text of any story changes."""
 PLOTS = (
     story_quests.lost_and_found,
     story_quests.storm,
@@ -52,11 +52,11 @@ PLOTS = (
 
 
 def generate_story(seed: int, index: int) -> str:
-    """Tell story number `index` of the corpus that `seed` stands for.
+    """Generate story `index` of the corpus with this seed.
 
     Args:
-        seed: Which corpus; any integer.
-        index: Which story of it; any integer, usually from 0 up.
+        seed: Seed of the corpus; any integer.
+        index: Index of the story; any integer, usually from 0 up.
 
     Returns:
         Five or six paragraphs of ASCII text with an empty line between them, 150 to 220 words, and

@@ -1,8 +1,8 @@
-"""The words of the embedded stories: who, what, where, and what they wish for.
+"""The vocabulary of the embedded stories: characters, things, places and wishes.
 
-A story draws from these tuples by position: an entry added, removed or moved changes the stories of
+Stories draw from these tuples by position. Adding, removing or moving an entry changes the stories of
 every seed, and so the tokenizer that was trained on them (`scripts/train_tokenizer.py`). Words that
-begin with a silent h, or with a u said as "you", stay out: a or an is chosen by the letter.
+begin with a silent h, or with a u pronounced "you", are excluded: "a" or "an" is chosen by the letter.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ BOY_NAMES = (
     *("Otto", "Ravi", "Noah", "Emil", "Gus", "Kofi"),
 )
 
-# "child" becomes girl or boy with the name.
+# "child" becomes girl or boy, depending on the name.
 KINDS = (
     *("child", "fox", "bear", "rabbit", "mouse", "owl", "duck", "frog", "goat"),
     *("squirrel", "hedgehog", "otter", "badger", "turtle", "cat", "dog", "pony"),
 )
 
-# A trait, and what somebody with that trait does on the way to anywhere.
+# A trait, and what a character with that trait does on any walk.
 TRAITS = (
     ("brave", "was not afraid of the dark"),
     ("careful", "looked at everything twice"),
@@ -50,7 +50,7 @@ COLORS = (
 )
 LOOKS = ("big", "small", "tiny", "old", "new", "pretty", "fine", "little")
 
-# A place, and the preposition of being there.
+# A place, and its preposition.
 PLACES = (
     ("forest", "in"),
     ("river", "by"),
@@ -74,7 +74,7 @@ PLACES = (
     ("island", "on"),
 )
 
-# Where a thing can lie, and somebody can hide.
+# Where a thing can lie or a character can hide.
 SPOTS = (
     "behind a flat stone",
     "behind an oak tree",
@@ -94,7 +94,7 @@ SPOTS = (
     "behind a wide door",
 )
 
-# A wish as something to do, and as something done.
+# A wish in the infinitive and in the past tense.
 WISHES = (
     ("see the sea", "saw the sea"),
     ("sing for the king", "sang for the king"),
@@ -114,7 +114,7 @@ WISHES = (
     ("make a snowman", "made a snowman"),
 )
 
-# Food that is counted: one, and many.
+# Countable food, singular and plural.
 FOODS = (
     ("apple", "apples"),
     ("pear", "pears"),

@@ -1,1 +1,1 @@
-"""Tokenizers, and the tokenization of whole corpora with a cache on disk."""
+"""Tokenizers, and parallel tokenization of whole corpora with a cache on disk."""

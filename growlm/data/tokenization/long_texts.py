@@ -1,12 +1,12 @@
-"""Encode very long texts piece by piece: an encoding takes up to 160 times the memory of what is encoded at once.
+"""Encoding of very long texts part by part, since encoding takes up to 160 times the memory of its input.
 
 Where a text is cut, its tokens stay the same:
 
-* Our own encodings and GPT-2's first split a text by a pattern, and merge within the parts. None of their parts
-  has a space after a letter, nor a letter before one of the punctuation marks in `PLACES`; so a text may be cut
-  there. A stretch of `FARTHEST` characters without such a place (base64, DNA) is cut in its midst, which may
-  change the tokens around the cut, but for `bytes`, whose tokens are the same wherever a text is cut.
-* A Hugging Face tokenizer may do anything. Its pieces overlap, and both encodings must agree on all tokens around
+* growlm's own encodings and GPT-2's first split a text by a pattern, and merge within the pieces. No piece has a
+  space after a letter, nor a letter before one of the punctuation marks in `CUT_POINTS`, so a text may be cut
+  there. A stretch of `MAX_CUT_SEARCH` characters without such a point (base64, DNA) is cut anyway, which may
+  change the tokens around the cut, except for `bytes`, whose tokens are the same wherever a text is cut.
+* A Hugging Face tokenizer may do anything. Its parts overlap, and both encodings must agree on all tokens around
   a cut. If they do not, the text is encoded as a whole.
 """
 
@@ -21,13 +21,13 @@ from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from growlm.data.tokenization.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 1 << 18
-"""Characters that are encoded at once."""
+"""Number of characters that are encoded at once."""
 LONG_TEXT_CHARACTERS = 2 * PIECE_CHARACTERS
-"""Characters of a text that is cut."""
+"""Length of a text, in characters, above which it is cut."""
 MAX_CUT_SEARCH = 1 << 20
-"""Characters after a piece in which a place to cut is looked for."""
+"""Number of characters after a piece that are searched for a cut point."""
 OVERLAP_CHARACTERS = 1 << 11
-"""Characters that a piece of a Hugging Face tokenizer has in common with each of its neighbors."""
+"""Number of characters that a Hugging Face tokenizer's piece shares with each of its neighbors."""
 LETTER = r"[^\W\d_]"
 CUT_POINTS = re.compile(
     rf"(?<={LETTER})(?= {LETTER})|(?<=[a-zA-Z\u3040-\u30ff\u4e00-\u9fff])(?=[.,;:!?\u3001\u3002\uff0c])"
@@ -35,7 +35,7 @@ CUT_POINTS = re.compile(
 
 
 def encode_long_text(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]:
-    """Encode a text of more than `LONG` characters; return its ids in parts, in order."""
+    """Encode a text of more than `LONG_TEXT_CHARACTERS`; return its ids in parts, in order."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return map(tokenizer.encode, split_long_text(text))
     parts = _encode_overlapping(text, tokenizer)
@@ -43,7 +43,7 @@ def encode_long_text(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]
 
 
 def split_long_text(text: str) -> Iterator[str]:
-    """Cut a text where its tokens do not depend on what is on the other side, if there is such a place."""
+    """Cut a text where its tokens do not depend on the other side, if there is such a point."""
     begin = 0
     while len(text) - begin > LONG_TEXT_CHARACTERS:
         limit = begin + PIECE_CHARACTERS + MAX_CUT_SEARCH
@@ -56,7 +56,7 @@ def split_long_text(text: str) -> Iterator[str]:
 
 
 def _encode_overlapping(text: str, tokenizer: HuggingFaceTokenizer) -> list[array[int]] | None:
-    """Return the ids of pieces that overlap; None where they do not agree."""
+    """Return the ids of overlapping pieces; None if they do not agree."""
     parts, before = [], None
     for begin in range(0, len(text), PIECE_CHARACTERS):
         end = min(begin + PIECE_CHARACTERS, len(text))
@@ -75,9 +75,9 @@ def _encode_overlapping(text: str, tokenizer: HuggingFaceTokenizer) -> list[arra
 
 
 def _tokens_near(
-    place: int, ids: Sequence[int], spans: Sequence[tuple[int, int]]
+    position: int, ids: Sequence[int], spans: Sequence[tuple[int, int]]
 ) -> list[tuple[int, tuple[int, int]]]:
-    """Return the tokens that begin near a place, and where they begin and end."""
-    first = bisect_left(spans, (place - OVERLAP_CHARACTERS // 2, 0))
-    last = bisect_left(spans, (place + OVERLAP_CHARACTERS // 2, 0))
+    """Return the tokens that begin near a character position, and their ranges."""
+    first = bisect_left(spans, (position - OVERLAP_CHARACTERS // 2, 0))
+    last = bisect_left(spans, (position + OVERLAP_CHARACTERS // 2, 0))
     return list(zip(ids[first:last], spans[first:last], strict=True))

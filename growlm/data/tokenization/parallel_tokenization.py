@@ -1,7 +1,7 @@
-"""Documents to tokens, on all cores, in order, and never many of them in memory.
+"""Parallel tokenization of documents, in order and with only a few of them in memory.
 
-Documents are read here and encoded in threads, a chunk each: tiktoken and `tokenizers` let go of Python's lock
-while they work, and a chunk is large enough for the hand-over not to matter.
+Documents are read in this thread and encoded in others, a chunk each: tiktoken and `tokenizers` release the GIL
+while they work, and a chunk is large enough to make the hand-over cheap.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from growlm.data.tokenization.tokenizer import Tokenizer
 
 MAX_CHUNK_DOCUMENTS = 256
 MAX_CHUNK_CHARACTERS = 1 << 18
-"""A chunk is full at either; one long document is a chunk of its own."""
+"""Size at which a chunk is full, unless `MAX_CHUNK_DOCUMENTS` is reached first."""
 MAX_QUEUED_CHARACTERS = 1 << 26
-"""Of the chunks that are encoded or wait for it, if they are several: few long documents are in memory at once."""
+"""Size of all queued and running chunks, unless there is only one: few long documents are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedDocuments:
-    """Some consecutive documents.
+    """Consecutive tokenized documents.
 
     Attributes:
-        tokens: Theirs, one document after another, each between what the tokenizer has begin and end a text,
-            (num_tokens,); of `token_type`.
-        lengths: Tokens of each, (num_documents,), int64.
-        num_bytes: Of each as UTF-8 text; what begins and ends a text does not count, (num_documents,), int64.
+        tokens: Token ids of the documents, one after another, each with the tokens that begin and end a text,
+            (num_tokens,); of `token_dtype`.
+        lengths: Number of tokens of each document, (num_documents,), int64.
+        num_bytes: Bytes of each document as UTF-8 text, without the tokens that begin and end it,
+            (num_documents,), int64.
     """
 
     tokens: np.ndarray
@@ -43,7 +44,7 @@ class TokenizedDocuments:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
-    """uint16 where the vocabulary fits into it, uint32 otherwise."""
+    """Return uint16 if the vocabulary fits into it, else uint32."""
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -53,11 +54,11 @@ def tokenize_documents(
     """Tokenize documents, each followed by the end of text.
 
     Args:
-        documents: Read in order, at most a few chunks ahead of what is handed out.
-        tokenizer: What encodes them.
+        documents: Documents, read in order and at most a few chunks ahead of the output.
+        tokenizer: Tokenizer to encode them with.
 
     Returns:
-        All of them in order, chunk by chunk.
+        All documents in order, chunk by chunk.
     """
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="tokenize") as pool:
@@ -79,7 +80,7 @@ def tokenize_documents(
 def concatenate_documents(
     parts: Iterable[TokenizedDocuments], tokenizer: Tokenizer
 ) -> TokenizedDocuments:
-    """Several, one after another, as one."""
+    """Concatenate several batches of tokenized documents."""
     collected = list(parts)
     empty = np.zeros(0, dtype=np.int64)
     return TokenizedDocuments(
@@ -104,15 +105,17 @@ def _split_into_chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def tokenize_chunk(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments:
-    """Tokenize a few documents, in this thread."""
+    """Tokenize a few documents in the calling thread."""
     dtype = token_dtype(tokenizer)
-    ids = array(dtype.char)  # made from a list several times as fast as a NumPy array
+    ids = array(dtype.char)  # several times as fast to fill from lists as a NumPy array
     lengths = []
     for parts in _encode_in_parts(chunk, tokenizer):
         before = len(ids)
         ids.extend(tokenizer.bos_token_ids)
         for part in parts:
-            ids.extend(iter(part))  # an array's only from another of its own type
+            ids.extend(
+                iter(part)
+            )  # an array is accepted only with the same type, an iterator always
         ids.append(tokenizer.eos_token_id)
         lengths.append(len(ids) - before)
     sizes = [_num_bytes(document) for document in chunk]
@@ -124,12 +127,12 @@ def tokenize_chunk(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments
 
 
 def _num_bytes(document: str) -> int:
-    """Return the length as UTF-8, without a copy of what is ASCII."""
+    """Return the length in UTF-8, without copying an ASCII text."""
     return len(document) if document.isascii() else len(document.encode("utf-8", "replace"))
 
 
 def _encode_in_parts(chunk: list[str], tokenizer: Tokenizer) -> Iterator[Iterable[Sequence[int]]]:
-    """For each document, its ids in parts."""
+    """Yield each document's ids, in parts."""
     encoded = iter(
         _encode_texts([text for text in chunk if len(text) <= LONG_TEXT_CHARACTERS], tokenizer)
     )
@@ -142,7 +145,9 @@ def _encode_in_parts(chunk: list[str], tokenizer: Tokenizer) -> Iterator[Iterabl
 
 
 def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> Iterable[list[int]]:
-    """Each library by the way that lets go of Python's lock for longest."""
-    if isinstance(tokenizer, TiktokenTokenizer):  # whose batch hands over every document by itself
+    """Encode texts in the way that releases the GIL longest for the tokenizer's library."""
+    if isinstance(
+        tokenizer, TiktokenTokenizer
+    ):  # its batch function hands over each document separately
         return map(tokenizer.encode, texts)
     return tokenizer.encode_batch(texts)

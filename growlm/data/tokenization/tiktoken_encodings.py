@@ -1,4 +1,4 @@
-"""The encodings that growlm has by name, all of them tiktoken's kind: merges of bytes, ranked."""
+"""growlm's named encodings, all byte-pair encodings in tiktoken's format."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ END_OF_TEXT = "<|endoftext|>"
 EMBEDDED_FILE = "embedded.tiktoken"
 
 # Merges never cross these pieces. In order: the 's of "Tom's"; a word with the space before it, so that
-# " fox" is one token wherever it stands; single digits, so that numbers share their parts; punctuation
-# with the space before it, which makes ' "' differ from the '"' that closes; line ends, so that the
+# " fox" is one token wherever it occurs; single digits, so that numbers share tokens; punctuation
+# with the space before it, so that an opening ' "' differs from a closing '"'; line ends, so that the
 # break between paragraphs is one token; any other white space. No look-ahead: with one, a document of
-# a million spaces overflows the stack of the matcher.
+# a million spaces overflows the matcher's stack.
 EMBEDDED_PATTERN = r"'\p{L}+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n+|[^\S\n]+"
 
-# Without merges a piece has no effect on the ids; a line at a time is short enough to be fast.
+# Without merges, pieces do not affect the ids; a line at a time is short enough to be fast.
 BYTES_PATTERN = r"[^\n]*\n|[^\n]+"
 
 GPT2_FILES = tuple(
     f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
     for name in ("vocab.bpe", "encoder.json")
 )
-"""What tiktoken reads of GPT-2, and names its cached files by."""
+"""GPT-2's files that tiktoken reads; it names its cached copies by their addresses."""
 DOWNLOAD_TIMEOUT_S = 15.0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
@@ -44,8 +44,8 @@ class TiktokenTokenizer:
     """A `Tokenizer` of a tiktoken encoding.
 
     Args:
-        name: What it is called.
-        encoding: Its last special token is the end of text.
+        name: Name of the tokenizer.
+        encoding: Encoding whose last special token is the end of text.
     """
 
     library = "tiktoken"
@@ -58,7 +58,7 @@ class TiktokenTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `Tokenizer`."""
+        """Hash of everything that ids depend on; see `Tokenizer`."""
         pattern, ranks = self.encoding._pat_str, self.encoding._mergeable_ranks
         digest = hashlib.sha256(json.dumps([pattern, self.vocab_size, self.eos_token_id]).encode())
         for token, rank in ranks.items():
@@ -66,15 +66,15 @@ class TiktokenTokenizer:
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
+        """Encode one text; see `Tokenizer`."""
         return self.encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`."""
+        """Encode several texts; see `Tokenizer`."""
         return self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer`."""
+        """Decode ids; see `Tokenizer`."""
         token_bytes = self.encoding.decode_single_token_bytes
         known = range(self.vocab_size)
         pieces = (token_bytes(i) if i in known else _REPLACEMENT for i in map(int, ids))
@@ -82,14 +82,14 @@ class TiktokenTokenizer:
 
 
 def make_byte_pair_encoding(name: str, pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    """A tiktoken encoding of these merge ranks, with the end of text as its last id."""
+    """Create a tiktoken encoding of these merge ranks, with the end of text as its last id."""
     return tiktoken.Encoding(
         name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
     )
 
 
 def _load_embedded() -> tiktoken.Encoding:
-    # tiktoken's own loader would keep a copy in its cache and go on using it after a retraining.
+    # tiktoken's own loader would cache a copy and keep using it after the tokenizer is retrained.
     lines = resources.files("growlm.data").joinpath(EMBEDDED_FILE).read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
     return make_byte_pair_encoding("growlm_embedded", EMBEDDED_PATTERN, ranks)
@@ -108,28 +108,30 @@ def _load_gpt2() -> tiktoken.Encoding:
             return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network, no access, or a file with other contents
         reason = type(error).__name__
-    # Raised out here so that no library traceback hangs on an error that is one sentence long.
+    # Raised outside the handler, so that a one-sentence error does not carry a library's traceback.
     raise UserError(
         "tokenizer.name",
         "gpt2",
-        f"its files are neither cached nor could they be downloaded ({reason}); set "
-        "TIKTOKEN_CACHE_DIR to a folder that holds them, or choose one that needs no network: "
+        f"its files are not cached and could not be downloaded ({reason}); set "
+        "TIKTOKEN_CACHE_DIR to a folder that holds them, or use a tokenizer that needs no network: "
         "tokenizer=embedded or tokenizer=bytes",
     )
 
 
 def _check_cached_files() -> None:
-    """Check the folder that tiktoken reads its files from, which may be one that all users of a machine share.
+    """Check the folder that tiktoken caches its files in, which all users of a machine may share.
 
     Raises:
-        UserError: If a file there is no regular one, or too large.
+        UserError: If a file there is not a regular one, or is too large.
     """
-    shared = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", shared))
-    if not given:  # it keeps none
+    default_folder = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    cache_folder = os.environ.get(
+        "TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default_folder)
+    )
+    if not cache_folder:  # tiktoken caches nothing then
         return
     for url in GPT2_FILES:
-        path = Path(given, hashlib.sha1(url.encode()).hexdigest())
+        path = Path(cache_folder, hashlib.sha1(url.encode()).hexdigest())
         if not lexists(path):
             continue
         with open_input_file(path, "tokenizer.name", root=None) as file:
@@ -141,15 +143,15 @@ def _check_cached_files() -> None:
 
 @contextmanager
 def _limit_download_time() -> Iterator[None]:
-    """Give `requests.get` a time limit: tiktoken sets none and waits for minutes behind a firewall."""
+    """Give `requests.get` a timeout: tiktoken sets none and waits for minutes behind a firewall."""
     import requests
 
-    unbounded = requests.get
-    requests.get = partial(unbounded, timeout=DOWNLOAD_TIMEOUT_S)
+    original_get = requests.get
+    requests.get = partial(original_get, timeout=DOWNLOAD_TIMEOUT_S)
     try:
         yield
     finally:
-        requests.get = unbounded
+        requests.get = original_get
 
 
 ENCODINGS: dict[str, Callable[[], tiktoken.Encoding]] = {
@@ -157,4 +159,4 @@ ENCODINGS: dict[str, Callable[[], tiktoken.Encoding]] = {
     "gpt2": _load_gpt2,
     "bytes": _make_bytes,
 }
-"""By name; `gpt2` raises `UserError` where its two files are neither cached nor to be had."""
+"""Encodings by name; `gpt2` raises `UserError` if its files are neither cached nor downloadable."""

@@ -1,9 +1,9 @@
-"""Tokenized corpora on disk, each under a key of all that it depends on, so that a text is tokenized once.
+"""An on-disk cache of tokenized corpora, keyed by everything they depend on, so that a text is tokenized once.
 
-`<folder>/<key>/` is what `corpus.py` describes. An entry is whole or not there: it is written under another name
-and renamed. `<folder>/locks/<key>` is held by the process that writes it; others wait for it. An entry that is
-damaged is let go of and made anew. Whatever else lies in the folder is left alone. `rm -r <folder>` empties it,
-also while runs go on: they keep what they have mapped.
+`<folder>/<key>/` is a corpus as described in `corpus.py`. An entry is either complete or absent: it is written
+under another name and renamed. `<folder>/locks/<key>` is held by the process that writes it; others wait for
+it. A damaged entry is removed and made again. Other files in the folder are left alone. `rm -r <folder>`
+empties the cache, even during runs, which keep the files they have mapped.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from growlm.storage.lru_directory import LRUDirectory
 
 FOLDER_SETTING = "data.cache"
 CACHE_FORMAT = 1
-"""Of the files, and of what is done to a text; another number makes all of them anew."""
+"""Version of the file format and of the processing of texts; changing it invalidates all entries."""
 DIGESTS_FILE = "digests.json"
 LOCK_POLL_INTERVAL_S = 0.3
-"""Seconds between looks at whether another process has finished."""
+"""Seconds between checks whether another process has finished."""
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The folder, made when something is first written.
+    """A cache folder of tokenized corpora, which is created on the first write.
 
     Args:
-        folder: Where.
-        max_bytes: What is kept at most, but for what was asked for here, which is kept however large it is.
-        tell: Called with what a person may want to know.
+        folder: Path of the cache.
+        max_bytes: Size limit. Entries used by this process are kept however large they are.
+        notify: Function called with messages for the user.
     """
 
     folder: Path
@@ -67,13 +67,13 @@ class TokenCache:
         validation_every: int,
         tokenize: Callable[[], Iterable[TokenizedDocuments]],
     ) -> TokenizedCorpus:
-        """The corpus, from disk if it is there, or tokenized now.
+        """Return the corpus, from disk if it is cached, or tokenized now.
 
         Args:
-            depends_on: Plain JSON: everything that, if it were different, would make it another corpus.
-            dtype: Of its token ids.
-            validation_every: Documents n-1, 2n-1, ... of this n are held out.
-            tokenize: Makes its documents.
+            key_parts: Everything that the corpus depends on, as plain JSON.
+            dtype: Dtype of its token ids.
+            validation_every: Every n-th document (n-1, 2n-1, ...) goes into the validation split.
+            tokenize: Function that tokenizes its documents.
 
         Raises:
             UserError: If a document cannot be read; no entry is left.
@@ -86,14 +86,16 @@ class TokenCache:
         if (corpus := self._open_valid(entry)) is not None:
             return corpus
         with self._wait_for_lock(key):
-            self._digests.save()  # tokenizing may be killed
-            if (corpus := self._open_valid(entry)) is None:  # not written while this one waited
+            self._digests.save()  # before tokenizing, which takes long and may be killed
+            if (
+                corpus := self._open_valid(entry)
+            ) is None:  # not written by another process meanwhile
                 self._write(entry, parts, dtype, validation_every, tokenize())
                 corpus = open_corpus(entry, FOLDER_SETTING)
         return corpus
 
     def evict_to_limit(self) -> None:
-        """Let go of what is too much and not in use here, and of what killed processes left; save checksums."""
+        """Remove unused entries over the limit, and leftovers of killed processes; save checksums."""
         self._digests.save()
         self._directory.evict_to_limit(self._in_use)
         for key, path in self._directory.iter_partials():
@@ -102,38 +104,38 @@ class TokenCache:
                 (self.folder / f".{key}.lock").unlink(missing_ok=True)
 
     def digest(self, path: Path) -> str:
-        """Return a file's SHA-256; see `FileDigests`."""
+        """Return a file's SHA-256; see `FileDigestCache`."""
         return self._digests.digest(path)
 
     def _open_valid(self, entry: Path) -> TokenizedCorpus | None:
-        """The entry, if it is there and is what was written."""
+        """Return the entry if it exists and is intact, else None."""
         if not entry.is_dir():
             return None
         try:
             corpus = open_corpus(entry, FOLDER_SETTING)
             with suppress(OSError):
-                os.utime(entry)  # used now
+                os.utime(entry)  # mark as used for the LRU order
             return corpus
         except (UserError, OSError) as error:
-            self.notify(f"warning: {error}; tokenized again")
+            self.notify(f"warning: {error}; tokenizing again")
             self._directory.remove_entry(entry.name)
             return None
 
     def _wait_for_lock(self, key: str) -> Any:
-        """The lock for writing an entry, once nobody else has it; its file stays, others may be waiting for it."""
-        path, told = self.folder / "locks" / key, False
+        """Wait for the lock for writing an entry; its file is never removed, since others may wait for it."""
+        path, notified = self.folder / "locks" / key, False
         while True:
-            try:  # the folder may be emptied meanwhile, and is made again
+            try:  # the folder may have been deleted meanwhile, so it is created each time
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return acquire_lock(path)
             except LockedError as error:
-                if not told:
-                    self.notify(f"waiting for {error.owner}, which tokenizes the same text")
-                told = True
+                if not notified:
+                    self.notify(f"waiting for {error.owner}, which is tokenizing the same text")
+                notified = True
                 time.sleep(LOCK_POLL_INTERVAL_S)
             except OSError as error:
-                allowed = f"cannot be written to: {error.strerror}"
-                raise UserError(FOLDER_SETTING, self.folder, allowed) from error
+                reason = f"cannot be written to: {error.strerror}"
+                raise UserError(FOLDER_SETTING, self.folder, reason) from error
 
     def _write(
         self,

@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""The tokenizer interface, and loading a tokenizer by name."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ TOKENIZER_NAMES = (*ENCODINGS, HUGGINGFACE)
 
 
 class Tokenizer(Protocol):
-    """A named encoding."""
+    """A tokenizer: the mapping between text and token ids."""
 
     name: str
-    """What `load_tokenizer` was asked for."""
+    """Name that `load_tokenizer` was called with."""
     library: str
-    """The package that encodes, another version of which may give other ids."""
+    """Package that encodes; another version might give other ids."""
     vocab_size: int
-    """Ids are below it, the end of text too."""
+    """Number of ids, the end of text included."""
     eos_token_id: int
-    """Follows every document."""
+    """Token that follows every document."""
     eos_token_ids: tuple[int, ...]
-    """It, and other tokens that a model may end its text with, as an instruction-tuned one ends its turn."""
+    """`eos_token_id` and other tokens that a model may end its text with, such as the end of a turn."""
     bos_token_ids: tuple[int, ...]
-    """Precede every document and every prompt; none in our own encodings."""
+    """Tokens that precede every document and prompt; none in growlm's own encodings."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal only for tokenizers that give equal ids; one of ours and its `tokenizer.json` differ in it."""
+        """Hash that is equal only for tokenizers with equal ids.
+
+        One of growlm's encodings and its exported `tokenizer.json` have different fingerprints.
+        """
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text, without begin and end of text; special tokens written in it are plain text."""
+        """Return the ids of one text, without begin and end of text; special tokens in it are plain text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as `encode` gives them, on all cores."""
+        """Return the ids of each text as `encode` does, using all cores."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, whatever a model has sampled.
+        """Return the text of any ids that a model may have sampled.
 
-        Bytes that are no valid UTF-8, and ids outside the vocabulary (a model's may be larger than its
+        Bytes that are not valid UTF-8, and ids outside the vocabulary (a model's may be larger than its
         tokenizer's), become U+FFFD.
         """
 
@@ -53,11 +56,11 @@ def load_tokenizer(name: str, path: str | Path | None = None, key: str = "tokeni
     Args:
         name: `embedded` (1024 ids, trained on the embedded stories), `gpt2` (50257 ids, its two files
             downloaded unless TIKTOKEN_CACHE_DIR has them), `bytes` (257 ids), or `huggingface`.
-        path: For `huggingface`: a folder with `tokenizer.json`, as a Hugging Face model or a checkpoint of ours.
-        key: Of the config group, for messages.
+        path: Folder with `tokenizer.json`, for `huggingface`: a Hugging Face model or a growlm checkpoint.
+        key: Config group, for error messages.
 
     Raises:
-        UserError: For another name, for `gpt2` where its files cannot be had, for a folder without a tokenizer.
+        UserError: If the name is unknown, `gpt2`'s files are unavailable, or the folder has no tokenizer.
     """
     if name not in TOKENIZER_NAMES:
         raise UserError(f"{key}.name", name, f"must be one of {', '.join(TOKENIZER_NAMES)}")

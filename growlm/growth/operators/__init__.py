@@ -1,1 +1,1 @@
-"""The growth operators: Upcycle, Widen, Deepen, MultiplyExperts."""
+"""The growth operators `Upcycle`, `Widen`, `Deepen` and `MultiplyExperts`."""

@@ -1,8 +1,8 @@
-"""Deepen: new blocks made from the blocks there are.
+"""Insert blocks derived from existing ones.
 
-`identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections are zero adds nothing to
-the residual stream, so the function is kept, and it trains through those projections from the first step.
-`copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which does change the function.
+`identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections are zero adds
+nothing to the residual stream, so the function is kept, and it trains through those projections from the
+first step. `copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which changes the function.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ BLOCK_INITS = ("identity", "fresh", "copy")
 
 @dataclass
 class Deepen:
-    """More blocks; lossless but for `init="copy"`."""
+    """The operator that adds blocks; lossless unless `init="copy"`."""
 
     extra_layers: int = field(default=1, metadata=limits(minimum=1, maximum=4096))
-    """New blocks."""
+    """Number of new blocks."""
     placement: str = field(
         default="append", metadata=limits(choices=("append", "interleave", "stack"))
     )
-    """Where they go and what they copy: `append` the last block, at the end; `stack` all blocks in order, at the
-    end; `interleave` evenly spread blocks, right behind each."""
+    """Where new blocks go and what they copy: `append` puts copies of the last block at the end; `stack` puts
+    copies of all blocks, in order, at the end; `interleave` puts copies of evenly spread blocks right behind
+    each of them."""
     init: str = field(default="identity", metadata=limits(choices=BLOCK_INITS))
-    """Copies of blocks: `identity` with their output projections at zero, which keeps the function; `fresh`
-    likewise, with all other matrices drawn anew; `copy` as they are, which does not keep it and is reported so."""
+    """How new blocks start: `identity` as copies whose output projections are zero, which keeps the function;
+    `fresh` likewise, with all other matrices reinitialized; `copy` as plain copies, which are reported as not
+    lossless."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """What happens to a model of this config.
+        """Return what happens to a model of this config.
 
         Raises:
             UserError: If a setting is out of bounds.
@@ -40,9 +42,9 @@ class Deepen:
         check_limits(self)
         blocks = self._block_origins(config.n_layers)
         how = {
-            "identity": "output projections at zero",
-            "fresh": "output projections at zero, other matrices drawn anew",
-            "copy": "as it is (not lossless)",
+            "identity": "output projections set to zero",
+            "fresh": "output projections set to zero, other matrices reinitialized",
+            "copy": "plain copy (not lossless)",
         }[self.init]
         return GrowthSpec(
             config=replace(config, n_layers=len(blocks)),
@@ -62,7 +64,7 @@ class Deepen:
         if self.placement == "stack":
             copies = [BlockOrigin(j % n_layers, self.init) for j in range(self.extra_layers)]
             return (*kept, *copies)
-        # floor((j + 1/2) · layers / extra), in whole numbers
+        # floor((j + 1/2) · layers / extra), in integers
         sources = [
             (2 * j + 1) * n_layers // (2 * self.extra_layers) for j in range(self.extra_layers)
         ]

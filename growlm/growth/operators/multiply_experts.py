@@ -1,8 +1,8 @@
-"""MultiplyExperts: a mixture of E experts becomes one of f·E, each expert and its router row copied.
+"""Copy each expert and its router row, so that a mixture of E experts becomes one of f·E experts.
 
-With top_k multiplied too, a token uses all copies of the experts it used, each with its part of the gate: exact
-(Orthogonal Growth, 2025, arXiv 2510.08008). With fewer it cannot be: gates fall on other sets of experts (Expert
-Upcycling, 2026, arXiv 2604.19835).
+If top_k is multiplied too, a token uses all copies of the experts it used, each with its part of the gate,
+which is exact (Orthogonal Growth, 2025, arXiv 2510.08008). With a smaller top_k it cannot be exact: gates
+fall on other sets of experts (Expert Upcycling, 2026, arXiv 2604.19835).
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ from growlm.runtime.field_limits import check_limits, limits
 
 @dataclass
 class MultiplyExperts:
-    """More experts; lossless where `top_k` grows alike."""
+    """The operator that multiplies experts; lossless if `top_k` is multiplied too."""
 
     factor: int = field(default=2, metadata=limits(minimum=2, maximum=256))
-    """Copies of each expert."""
+    """Number of copies of each expert."""
     top_k: int | None = field(default=None, metadata=limits(minimum=2, maximum=4096))
-    """Experts per token afterwards; None for `factor` times as many, which is lossless and costs that much more.
-    Any other number is not lossless, and is reported so."""
+    """Number of experts per token afterwards. None multiplies it by `factor`, which is lossless and costs
+    that much more. Any other number is reported as not lossless."""
     noise_std: float = field(default=1e-2, metadata=limits(minimum=0.0, maximum=10.0))
-    """Standard deviation of the noise on the copies' output projections, which sums to zero over the copies of an
-    expert; for each matrix capped at the standard deviation of its own entries."""
+    """Standard deviation of the noise on the copies' output projections, which sums to zero over the copies
+    of an expert; capped, for each matrix, at the standard deviation of its own entries."""
     tie_breaking_std: float = field(default=1e-3, metadata=limits(minimum=0.0, maximum=10.0))
-    """Standard deviation of the noise on the copies' router rows, where `top_k` is not multiplied: equal rows
+    """Standard deviation of the noise on the copies' router rows if `top_k` is not multiplied: equal rows
     would leave the choice between copies to chance."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """What happens to a model of this config.
+        """Return what happens to a model of this config.
 
         Raises:
-            UserError: If it is dense, or a setting is out of bounds.
+            UserError: If the model is dense, or a setting is out of bounds.
         """
         check_limits(self)
         if not config.is_moe:
-            allowed = "the model has no experts to multiply; upcycle it first"
-            raise UserError("factor", self.factor, allowed)
+            reason = "the model has no experts to multiply; upcycle it first"
+            raise UserError("factor", self.factor, reason)
         if config.router_tie_breaking and self.noise_std:
-            allowed = "must be 0: ties of a router that began at zeros are broken at random, between copies too"
-            raise UserError("noise_std", self.noise_std, allowed)
+            reason = (
+                "must be 0: the router began at zeros and breaks ties at random, between copies too"
+            )
+            raise UserError("noise_std", self.noise_std, reason)
         num_experts = config.num_experts * self.factor
         top_k = config.top_k * self.factor if self.top_k is None else self.top_k
         check_routing(num_experts, top_k)

@@ -1,4 +1,4 @@
-"""Operators by name, as YAML and JSON have them."""
+"""Convert operators to and from the names and settings used in YAML and JSON."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ OPERATORS = {
 
 
 def operators_to_dicts(operators: Sequence[Operator]) -> list[dict[str, Any]]:
-    """Names and settings, in order, plain JSON values.
+    """Return the operators' names and settings in order, as plain JSON values.
 
     Raises:
-        KeyError: If an operator is none of `OPERATORS`.
+        KeyError: If an operator is not in `OPERATORS`.
     """
     names = {operator_class: name for name, operator_class in OPERATORS.items()}
     return [{names[type(o)]: asdict(o)} for o in operators]  # type: ignore[call-overload]
 
 
 def operators_from_dicts(data: Sequence[dict[str, Any]]) -> list[Operator]:
-    """The operators that `operators_as_data` described.
+    """Return the operators that `operators_to_dicts` described.
 
     Raises:
         KeyError: If a name is unknown.

@@ -1,7 +1,7 @@
-"""Upcycle: dense feed-forward blocks become mixtures of experts.
+"""Turn dense feed-forward blocks into mixtures of experts.
 
 Every expert is a copy of the block it replaces (Sparse Upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055),
-and gates sum to one, so the function is kept whatever the router says.
+and gates sum to one, so the function is kept whatever the router computes.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from growlm.runtime.field_limits import check_limits, limits
 
 @dataclass
 class Upcycle:
-    """Dense to mixture of experts, lossless unless units are dropped."""
+    """The operator that makes a dense model a mixture of experts; lossless unless units are reinitialized."""
 
     num_experts: int = field(default=8, metadata=limits(minimum=2, maximum=4096))
-    """Copies of each block."""
+    """Number of copies of each block."""
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
-    """Copies that each token uses."""
+    """Number of copies that each token uses."""
     router_init: str = field(default="normal", metadata=limits(choices=("normal", "zeros")))
-    """`zeros` is for proofs: equal logits give the router no gradient and leave most experts unused."""
+    """Initialization of the router. `zeros` is for proofs: equal logits give the router no gradient and leave
+    most experts unused."""
     router_std: float = field(default=0.02, metadata=limits(above=0.0, maximum=10.0))
     """Standard deviation of a `normal` router."""
     break_ties: bool = True
-    """With `zeros`: order equal experts pseudo-randomly, token by token, in the selection only."""
+    """With `zeros`: whether the selection (not the gates) orders equal experts pseudo-randomly, token by
+    token."""
     granularity: int = field(default=1, metadata=limits(minimum=1, maximum=256))
-    """Fine-grained experts (He et al. 2024, arXiv 2410.07524): every copy is cut into this many experts of fewer
-    hidden units, and tokens use as many times more of them. Lossless: the router's rows are equal inside such a
-    virtual group, so that a token begins with whole copies, and the output projections are scaled up. The
-    published caveats: without that grouping and scaling the loss starts high, and the gain depends on the recipe.
-    Each token costs more routing and smaller matrix products."""
+    """Fine-grained experts (He et al. 2024, arXiv 2410.07524): every copy is split into this many experts
+    with fewer hidden units, and tokens use that many times more of them. Lossless: the router's rows are
+    equal inside such a virtual group, so that a token begins with whole copies, and the output projections
+    are scaled up. The published caveats: without that grouping and scaling the loss starts high, and the gain
+    depends on the recipe. Each token costs more routing and smaller matrix products."""
     drop_fraction: float = field(default=0.0, metadata=limits(minimum=0.0, below=1.0))
-    """Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): part of each expert's hidden units is drawn anew,
-    the same units in all its matrices, so that experts specialise sooner. Not lossless. The published caveats: 0.5
-    was best, the loss starts higher, and the advantage over plain upcycling shows after a long training only."""
+    """Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): this fraction of each expert's hidden units is
+    reinitialized, the same units in all its matrices, so that experts specialize sooner. Not lossless. The
+    published caveats: 0.5 was best, the loss starts higher, and the advantage over plain upcycling appears
+    only after long training."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """What happens to a model of this config.
+        """Return what happens to a model of this config.
 
         Raises:
-            UserError: If it has experts already, or a setting is out of bounds.
+            UserError: If the model has experts already, or a setting is out of bounds.
         """
         check_limits(self)
         check_routing(self.num_experts, self.top_k)
@@ -54,18 +57,16 @@ class Upcycle:
             raise UserError(
                 "num_experts",
                 self.num_experts,
-                f"the model is a mixture of {config.num_experts} experts already; upcycle a dense one, or "
-                "use multiply_experts",
+                f"the model has {config.num_experts} experts already; upcycle a dense model, or use "
+                "multiply_experts",
             )
         if config.d_ff % self.granularity:
-            allowed = f"must divide d_ff={config.d_ff}, the hidden units that are cut"
-            raise UserError("granularity", self.granularity, allowed)
+            reason = f"must divide d_ff={config.d_ff}, the number of hidden units"
+            raise UserError("granularity", self.granularity, reason)
         zeros = self.router_init == "zeros"
         if zeros and self.break_ties and self.granularity > 1:
-            allowed = (
-                "must be 1 with router_init=zeros: ties broken at random would split the copies"
-            )
-            raise UserError("granularity", self.granularity, allowed)
+            reason = "must be 1 with router_init=zeros: ties broken at random would break up copies"
+            raise UserError("granularity", self.granularity, reason)
         experts = self.num_experts * self.granularity
         shards = ChannelMap.round_robin(self.granularity, experts)
         group = torch.arange(experts) // self.granularity
@@ -90,20 +91,20 @@ class Upcycle:
 
     def _describe(self) -> list[str]:
         router = (
-            "at zero"
+            "zeros"
             if self.router_init == "zeros"
             else f"normal, standard deviation {self.router_std:g}"
         )
         lines = [
-            f"Feed-forward blocks copied to {self.num_experts} experts, top-{self.top_k}; router {router}"
+            f"Feed-forward blocks copied to {self.num_experts} experts, top-{self.top_k}; router init: {router}"
         ]
         if self.granularity > 1:
             lines.append(
-                f"Every copy cut into {self.granularity} experts: "
-                f"{self.num_experts * self.granularity}, top-{self.top_k * self.granularity}"
+                f"Every copy split into {self.granularity} experts: {self.num_experts * self.granularity} "
+                f"in total, top-{self.top_k * self.granularity}"
             )
         if self.drop_fraction:
             lines.append(
-                f"{self.drop_fraction:.0%} of each expert's units drawn anew (not lossless)"
+                f"{self.drop_fraction:.0%} of each expert's units reinitialized (not lossless)"
             )
         return lines

@@ -1,8 +1,8 @@
-"""Widen: more channels, heads and hidden units, each a copy of one there is.
+"""Widen a model: more channels, heads and hidden units, each a copy of an existing one or fresh.
 
-HyperCloning (Samragh et al. 2024, arXiv 2409.12903) and LEMON (Wang et al. 2023, arXiv 2310.07999), for any
-width: the residual stream takes whole copies and then filler channels that its norms make exactly zero.
-docs/growth.md has the derivation.
+The method combines HyperCloning (Samragh et al. 2024, arXiv 2409.12903) and LEMON (Wang et al. 2023, arXiv
+2310.07999) for any width: the residual stream takes whole copies and then filler channels that its norms make
+exactly zero. docs/growth.md has the derivation.
 """
 
 from __future__ import annotations
@@ -19,46 +19,47 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
 
 D_FF_MULTIPLE = 8
-"""Hidden widths are rounded up to this, which grouped matrix products need."""
+"""Hidden widths are rounded up to a multiple of this, which grouped matrix products need."""
 NEW_CHANNEL_KINDS = ("copies", "fresh", "auto")
 DEFAULT_COPY_NOISE_STD = 1e-2
 
 
 @dataclass
 class Widen:
-    """More of everything (`scale_factor`), or of what is named; lossless."""
+    """The operator that widens everything (`scale_factor`) or single sizes; lossless."""
 
     scale_factor: float | None = field(default=None, metadata=limits(minimum=1.0, maximum=64.0))
-    """Grows `d_model`, `n_heads` and `d_ff` alike; need not be an integer, but heads must come out whole."""
+    """Growth of `d_model`, `n_heads` and `d_ff`; need not be an integer, but heads must stay whole."""
     d_model: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**17))
-    """New residual width, in place of the scaled one."""
+    """New residual width, instead of the scaled one."""
     n_heads: int | None = field(default=None, metadata=limits(minimum=1, maximum=4096))
-    """New number of query heads, likewise."""
+    """New number of query heads, instead of the scaled one."""
     d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
-    """New number of hidden units, likewise."""
+    """New number of hidden units, instead of the scaled one."""
     noise_std: float | None = field(default=None, metadata=limits(minimum=0.0, maximum=10.0))
-    """Standard deviation of the noise that makes copies differ and cancels in the function; for each matrix capped
-    at the standard deviation of its own entries. Copies take 1e-2 unless it is set."""
+    """Standard deviation of the zero-sum noise, which makes copies differ without changing the function;
+    capped, for each matrix, at the standard deviation of its own entries. Copies take 1e-2 unless it is
+    set."""
     noise_snr_db: float | None = field(default=None, metadata=limits(minimum=-6.0, maximum=200.0))
-    """In place of `noise_std`: signal to noise ratio of each matrix, in decibels."""
+    """Signal-to-noise ratio of each matrix in decibels, instead of `noise_std`."""
     filler: str = field(default="random", metadata=limits(choices=("random", "zeros")))
-    """What columns that read a filler channel hold: free new directions, or nothing."""
+    """Content of columns that read a filler channel: random numbers, which add free directions, or zeros."""
     split: str = field(default="equal", metadata=limits(choices=("equal", "1:2")))
-    """How the columns of a channel's copies share its old column: in equal parts, or the first copy one part, the
-    second two (the third three, ...), which lets copies part without any noise (SPARKLING, Yu et al. 2026, arXiv
-    2602.02472, table 7)."""
+    """How the columns of a channel's copies share its old column: in equal parts, or the first copy one part,
+    the second two (the third three, ...), which makes copies diverge without any noise (SPARKLING, Yu et al.
+    2026, arXiv 2602.02472, table 7)."""
 
     new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNEL_KINDS))
-    """What the new ones are: `copies` of what there is, which noise lets part; or `fresh`, which copy nothing:
-    heads and hidden units drawn at random that nothing reads yet, and filler channels only. With `auto` they are
-    fresh, unless noise or a split is set, which only copies have."""
+    """What new channels are: `copies` of existing ones, which noise makes diverge; or `fresh`: random heads
+    and hidden units that nothing reads yet, and only fillers in the residual stream. `auto` means `fresh`,
+    unless noise or a split is set, which apply to copies only."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """What happens to a model of this config.
+        """Return what happens to a model of this config.
 
         Raises:
-            UserError: If a setting is out of bounds, nothing grows, something shrinks, or heads do not come
-                out whole.
+            UserError: If a setting is out of bounds, nothing grows, something shrinks, or a size is not whole
+                after scaling.
         """
         check_limits(self)
         self._check_copy_only_settings()
@@ -71,7 +72,7 @@ class Widen:
         axes = {
             "residual": AxisGrowth(
                 residual,
-                # LayerNorm subtracts the mean, so a channel that holds it is exactly zero behind the norm.
+                # LayerNorm subtracts the mean, so a channel that holds the mean is exactly zero after the norm.
                 filler_write_init="mean" if config.norm == "layernorm" else "zero",
                 filler_read_init="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
@@ -90,7 +91,7 @@ class Widen:
         )
 
     def _copy_only_settings(self) -> dict[str, float | str]:
-        """What is set that means nothing where nothing is copied."""
+        """Return the settings that were given although they apply to copies only."""
         values = {"noise_std": self.noise_std, "noise_snr_db": self.noise_snr_db}
         found: dict[str, float | str] = {k: v for k, v in values.items() if v is not None}
         return found if self.split == "equal" else found | {"split": self.split}
@@ -101,7 +102,7 @@ class Widen:
                 raise UserError(
                     name,
                     value,
-                    "is about copies, and new_channels=fresh makes none: set it to copies",
+                    "applies to copies, and new_channels=fresh makes none; set new_channels=copies",
                 )
 
     def _makes_fresh_channels(self) -> bool:
@@ -109,11 +110,13 @@ class Widen:
 
     def _noise_level(self) -> NoiseLevel | None:
         std = DEFAULT_COPY_NOISE_STD if self.noise_std is None else self.noise_std
-        quiet = self.noise_snr_db is None and std == 0
-        return None if quiet or self._makes_fresh_channels() else NoiseLevel(std, self.noise_snr_db)
+        no_noise = self.noise_snr_db is None and std == 0
+        return (
+            None if no_noise or self._makes_fresh_channels() else NoiseLevel(std, self.noise_snr_db)
+        )
 
     def _inner_axis_growth(self, channels: ChannelMap, unit_size: int = 1) -> AxisGrowth:
-        """Heads or hidden units: no norm is behind them, so fillers are read as zero and hold what they like."""
+        """Return the growth of heads or hidden units; no norm follows, so fillers are random and read as zero."""
         channels = self._apply_split(channels).expand_units(unit_size)
         return AxisGrowth(channels, filler_write_init="random", filler_read_init="zero")
 
@@ -137,11 +140,11 @@ class Widen:
         widths = ("d_model", "n_heads", "d_ff")
         for width in widths:
             if getattr(new, width) < getattr(config, width):
-                allowed = f"must be at least {getattr(config, width)}, which the model has already"
-                raise UserError(width, getattr(new, width), allowed)
+                reason = f"must be at least {getattr(config, width)}, the model's present value"
+                raise UserError(width, getattr(new, width), reason)
         if all(getattr(new, width) == getattr(config, width) for width in widths):
-            allowed = "nothing would grow: set a scale_factor above 1, or d_model, n_heads or d_ff"
-            raise UserError("scale_factor", self.scale_factor, allowed)
+            reason = "nothing would grow: set a scale_factor above 1, or d_model, n_heads or d_ff"
+            raise UserError("scale_factor", self.scale_factor, reason)
         return new
 
     def _scaled_size(self, name: str, wanted: int | None, size: int) -> int:
@@ -154,7 +157,7 @@ class Widen:
                 "scale_factor",
                 factor,
                 f"{name}={size} times {factor:g} is {size * factor:g}, not a whole number; "
-                f"near it {' and '.join(f'{f:g}' for f in near if f >= 1)} work",
+                f"nearby, {' and '.join(f'{f:g}' for f in near if f >= 1)} work",
             )
         return round(size * factor)
 
@@ -175,7 +178,7 @@ class Widen:
 
     def _describe_new_channels(self) -> str:
         if self._makes_fresh_channels():
-            return "What is new is fresh: drawn at random, and read or added with weight zero"
+            return "New channels are random, and read or added with weight zero"
         level = self._noise_level()
         if level is None:
             noise = "none"
@@ -184,21 +187,21 @@ class Widen:
         else:
             noise = f"standard deviation {level.std:g}, capped at each matrix's own"
         split = "" if self.split == "equal" else f"; columns split {self.split}"
-        return f"What is new are copies; cancelling noise: {noise}{split}"
+        return f"New channels are copies; zero-sum noise: {noise}{split}"
 
 
 def map_heads(
     config: ModelConfig, new_heads: int, setting: tuple[str, float | int | None]
 ) -> tuple[ChannelMap, ChannelMap]:
-    """Which query head and which key/value head each new one copies.
+    """Return the query head and the key/value head that each new one copies.
 
     Each copy of a query head must read a copy of the key/value head its source reads: either whole groups are
     copied, or query heads are copied inside their group.
 
     Args:
-        config: The old model.
-        new_heads: Query heads wanted.
-        key: Setting and value to name in the error.
+        config: Config of the old model.
+        new_heads: Wanted number of query heads.
+        setting: Setting and value to name in the error.
 
     Raises:
         UserError: If neither way gives groups of equal size.
@@ -217,7 +220,7 @@ def map_heads(
         return ChannelMap.with_equal_shares(old_heads, source), ChannelMap.identity(old_kv)
     raise UserError(
         *setting,
-        f"{new_heads} query heads fit neither way on {old_kv} key/value heads: to copy whole groups they must "
-        f"be a multiple of {group} (the query heads per key/value head), to copy query heads inside their "
-        f"groups a multiple of {old_kv} (the key/value heads)",
+        f"{new_heads} query heads do not fit on {old_kv} key/value heads: to copy whole groups, their number must "
+        f"be a multiple of {group} (the query heads per key/value head); to copy query heads inside their "
+        f"groups, a multiple of {old_kv} (the key/value heads)",
     )

@@ -1,1 +1,1 @@
-"""What an operator does to a single tensor: copy, split, fill, scale, add noise."""
+"""The steps that turn an old tensor into a new one: copy, split, fill, scale, add noise."""

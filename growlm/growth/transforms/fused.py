@@ -1,4 +1,4 @@
-"""A chain of pieces, done in few passes over the tensor."""
+"""Apply a sequence of transforms in few passes over the tensor."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from growlm.growth.transforms.tensor_transforms import (
 
 
 def apply_to_weight(transforms: Sequence[TensorTransform], x: Tensor, rng: GrowthRng) -> Tensor:
-    """What a chain of pieces does to a weight."""
+    """Apply a sequence of transforms to a weight."""
     for step in _fuse(transforms, 0):
         x = step.transform_weight(x, rng)
     return x
 
 
 def apply_to_moment(transforms: Sequence[TensorTransform], x: Tensor, power: int) -> Tensor:
-    """What a chain of pieces does to a running mean of gradient**power."""
+    """Apply a sequence of transforms to a running mean of gradient**power."""
     for step in _fuse(transforms, power):
         x = step.transform_moment(x, power)
     return x
@@ -34,31 +34,31 @@ def apply_to_moment(transforms: Sequence[TensorTransform], x: Tensor, power: int
 def _fuse(
     transforms: Sequence[TensorTransform], power: int
 ) -> Iterator[TensorTransform | _FusedSelections]:
-    """The pieces in order, but selections along different dimensions, and what fills after them, together."""
+    """Yield the transforms in order, with selections along different dimensions and later fills combined."""
     group = _FusedSelections()
-    for piece in transforms:
-        if not group.accepts(piece, power):
+    for transform in transforms:
+        if not group.accepts(transform, power):
             if group.selections:
                 yield group
                 group = _FusedSelections()
-            if not group.accepts(piece, power):
-                yield piece
+            if not group.accepts(transform, power):
+                yield transform
                 continue
-        group.add(piece)
+        group.add(transform)
     if group.selections:
         yield group
 
 
 @dataclass
 class _FusedSelections:
-    """Selections along different dimensions, and the fills between and behind them, which wait for the last."""
+    """Selections along different dimensions, and their fills, deferred until after the last selection."""
 
     selections: list[Selection] = field(default_factory=list)
     fills: list[tuple[Fill, int]] = field(default_factory=list)
-    """Each with the number of selections before it."""
+    """Each fill with the number of selections before it."""
 
     def accepts(self, transform: TensorTransform, power: int) -> bool:
-        """Whether it can be done with the others, in a moment of `power` or in the weight (0)."""
+        """Return whether a transform can be fused with the others, for a moment of `power` or the weight (0)."""
         if isinstance(transform, Fill):
             return bool(self.selections)
         if not isinstance(transform, Selection) or transform.inserts_dim:
@@ -69,16 +69,15 @@ class _FusedSelections:
         )
 
     def add(self, transform: TensorTransform) -> None:
-        """Take it."""
         if isinstance(transform, Fill):
             self.fills.append((transform, len(self.selections)))
         elif isinstance(transform, Selection):
             self.selections.append(transform)
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """What they do to a weight."""
+        """Apply all transforms to a weight."""
         new = select_in_one_pass(self.selections, x, 0)
-        # Zeros first, for the means that are taken over them: memory that is read before it is written is slow.
+        # Zeros come first because means are computed over them: reading memory before it is written is slow.
         for fill, before in sorted(self.fills, key=lambda item: item[0].kind != "zero"):
             later = self.selections[before:]
             if fill.kind == "random" and later:
@@ -88,18 +87,19 @@ class _FusedSelections:
         return new
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """What they do to a running mean of gradient**power."""
+        """Apply all transforms to a running mean of gradient**power."""
         new = select_in_one_pass(self.selections, x, power)
         for fill, _ in self.fills:
             fill.transform_moment(new, power)
         return new
 
     def _can_defer(self, fill: Fill, before: int, later: Selection, power: int) -> bool:
-        """Whether a fill is the same after a later selection: zeros and means are, along another dimension.
+        """Return whether a fill gives the same result after a later selection, along another dimension.
 
-        Random values are if that selection leaves them where they are, unscaled. Their deviation is that of the
-        copied entries, and it must be had from the weight before the selections. In a moment they do not wait: a
-        mean taken there would be rounded otherwise than it always was.
+        Zeros and means do. Random values do if that selection leaves them where they are, unscaled: their
+        standard deviation is that of the copied entries, which must be computed from the weight before the
+        selections. In a moment, `random` fills with the mean, and is not deferred: the mean would be rounded
+        differently from the unfused one.
         """
         if fill.kind != "random":
             return True
@@ -111,7 +111,7 @@ class _FusedSelections:
 
 
 def _narrow_to_old(x: Tensor, later: Sequence[Selection]) -> Tensor:
-    """What was there before selections that only append, a view."""
+    """Return a view of what was there before selections that only append."""
     for selection in later:
         x = x.narrow(selection.dim, 0, selection.channels.old_size)
     return x

@@ -1,4 +1,4 @@
-"""Noise that makes copies differ and leaves the function as it is."""
+"""Noise that makes copies differ: zero-sum noise, which keeps the function, and tie-breaking noise."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from growlm.growth.transforms.tensor_transforms import TensorTransform, compute_
 class ZeroSumNoise(TensorTransform):
     """Noise in the columns of copies that sums to zero over the copies of each source, row by row.
 
-    The copies carry equal activations, so it cancels in the function while it makes the copies differ. Its
-    standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
-    differences between copies, layer after layer. It is uniform, of 128 levels, where no channel has more than two
-    copies, else normal.
+    The copies carry equal activations, so the noise cancels in the function while it makes the copies differ.
+    Its standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
+    differences between copies, layer after layer. It is uniform with 128 levels if no channel has more than
+    two copies, else normal.
 
     Args:
-        dim: The dimension that reads the grown axis.
-        channels: The axis's map.
+        dim: Dimension that reads the grown axis.
+        channels: Map of the axis.
         std: Standard deviation before the cap; without effect with `snr_db`.
-        snr_db: Signal to noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
+        snr_db: Signal-to-noise ratio: the standard deviation is the matrix's own times 10**(-snr_db / 20)
             (HyperCloning, Samragh et al. 2024, arXiv 2409.12903, section 3.2).
-        key: (operator index, new tensor name).
-        alike: (dimension, size), where entries beyond that size repeat those before it: the deviation of the whole
-            is had from a part.
+        rng_key: (operator index, new tensor name).
+        repeated_rows: (dimension, size) if entries beyond that size repeat those before it: the standard
+            deviation of the whole is then computed from that part.
     """
 
     dim: int
@@ -61,14 +61,14 @@ class ZeroSumNoise(TensorTransform):
         return x
 
     def _add(self, x: Tensor, sigma: Tensor, rng: GrowthRng) -> None:
-        """Add noise of deviation `sigma`, of all or of each member of a stack, block by block."""
+        """Add noise block by block; `sigma` is one number or one per member of a stack."""
         stacked = x.ndim >= 3 and self.dim > 0
-        dim = self.dim - x.ndim  # of a member too
+        dim = self.dim - x.ndim  # counted from the end, so that it fits a member of a stack too
         pairs = self.channels.duplicate_pairs if self.channels.max_copies <= 2 else None
         count = x.shape[dim] if pairs is None else len(pairs)
         runs = [] if pairs is None else find_consecutive_runs(torch.arange(count), *pairs.T)
         if pairs is not None and x.ndim >= 3 and not stacked:
-            sigma = sigma[pairs[:, 0]]  # over the members
+            sigma = sigma[pairs[:, 0]]  # copies along the stack: one sigma per pair of members
 
         def add_balanced(part: Tensor, numbers: Tensor, member: int) -> None:
             self._add_zero_mean(part, numbers.mul_(sigma[member] if stacked else sigma), dim)
@@ -88,7 +88,7 @@ class ZeroSumNoise(TensorTransform):
     def _add_antithetic(
         self, x: Tensor, noise: Tensor, factor: float, dim: int, runs: list[tuple[int, ...]]
     ) -> None:
-        """One copy gets the noise, the other its negative: as noise less its mean over both, of half the draws."""
+        """Add noise to one copy and its negative to the other; they sum to zero and need half the draws."""
         for start, first, second, size in runs:
             values = noise.narrow(dim, start, size)
             x.narrow(dim, first, size).add_(values, alpha=factor)
@@ -100,44 +100,42 @@ class ZeroSumNoise(TensorTransform):
         noise.sub_(
             self.channels.select(mean, dim).div_(broadcast_along(copies.clamp(min=1), dim, x))
         )
-        noise.masked_fill_(
-            broadcast_along(copies < 2, dim, x).bool(), 0.0
-        )  # fillers' is what memory held
+        # `select` leaves fillers unwritten, so their noise is uninitialized memory.
+        noise.masked_fill_(broadcast_along(copies < 2, dim, x).bool(), 0.0)
         x.add_(noise)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Nothing: the gradient is as it was."""
+        """Return the moment unchanged, as the gradient is."""
         return x
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """As they were."""
+        """Return the factors unchanged."""
         return factors
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Copies differ, and only their sum is known: the step that made them is told so."""
+        """Mark the copies as noisy, so that the step that made them compares only their sum."""
         reconstruction.noisy_dims.add(self.dim)
         if self.channels.max_copies > 2:
-            largest = float(
-                compute_matrix_std(reconstruction.x).max()
-            )  # no less than without the noise
+            # The noise can only have raised it.
+            largest = float(compute_matrix_std(reconstruction.x).max())
             cap = self.std if self.snr_db is None else largest * 10 ** (-self.snr_db / 20)
             reconstruction.absolute_tolerance += (
                 NOISE_ROUNDINGS * reconstruction.unit_roundoff * min(largest, cap)
             )
 
     def adds_noise_along(self, dim: int) -> bool:
-        """Along its own."""
+        """Return whether this is the noise's dimension."""
         return dim == self.dim
 
 
 @dataclass(frozen=True)
 class TieBreakingNoise(TensorTransform):
-    """Noise on all copies but the first of each member: copies of a router's row stop tying. Not lossless.
+    """Noise on all copies of a router row but the first, so that their scores no longer tie. Not lossless.
 
     Args:
-        channels: The axis of the members, along dimension 0.
+        channels: Map of the experts, along dimension 0.
         std: Standard deviation.
-        key: (operator index, new tensor name).
+        rng_key: (operator index, new tensor name).
     """
 
     channels: ChannelMap
@@ -151,15 +149,15 @@ class TieBreakingNoise(TensorTransform):
         return x.add_(noise)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Nothing."""
+        """Return the moment unchanged."""
         return x
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """As they were."""
+        """Return the factors unchanged."""
         return factors
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Copies but the first must be as near to it as the noise allows; they are not known any better."""
+        """Check that further copies are as near to the first as the noise allows, and mark them as unknown."""
         further = ~self.channels.is_first_copy.to(reconstruction.x.device)
         first = self.channels.select_first_copies_in_source_order(reconstruction.x, 0)
         distance = reconstruction.x - self.channels.select(first, 0)
@@ -173,5 +171,5 @@ class TieBreakingNoise(TensorTransform):
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """All copies but the first."""
+        """Return the mask with all copies but the first added."""
         return mask | broadcast_along(~self.channels.is_first_copy, 0, mask)

@@ -1,11 +1,12 @@
-"""Follow a grown tensor back through its chain, and check what every step of the chain guarantees.
+"""Undo the transforms of a grown tensor one by one, and check what each of them guarantees.
 
-Nothing is drawn: copies must equal each other or, where noise was added, sum to their source; what was filled must
-hold what it was filled with. What random numbers alone decide is free, within the range that they are drawn from.
+No random number is drawn again: copies must equal each other or, where noise was added, sum to their source;
+fillers must hold what they were filled with. Entries that depend on random numbers alone are only checked to
+be in the range of the distribution.
 
-Tolerances are bounds on rounding: a step that rounds an entry moves it by at most half of the stored precision's
-`eps` times its magnitude, and a sum of entries is off by the sum of these. Where no step has rounded, the
-comparison is exact.
+Tolerances are bounds on rounding: a step that rounds an entry moves it by at most half of the stored
+precision's `eps` times its magnitude, and a sum of entries is off by the sum of these. Where no step has
+rounded, the comparison is exact.
 """
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ from torch import Tensor
 from growlm.growth.channel_map import ChannelMap, broadcast_along
 
 MAX_NORMAL_DEVIATIONS = 10.0
-"""Standard deviations within which drawn numbers lie: the table of quantiles ends at 4.3, and of 10**22 normal
-numbers one is beyond 10."""
+"""The number of standard deviations within which random numbers lie: the table of quantiles ends at 4.3, and
+of 10**22 normal numbers one is beyond 10."""
 SHARE_ROUNDINGS = 3
-"""A share is rounded to the tensor's precision, multiplied by, and divided by again here."""
+"""The number of roundings by a share: it is rounded to the tensor's precision, multiplied by, and divided by
+again here."""
 NOISE_ROUNDINGS = 8
-"""For each copy, when numbers of mean zero are made of more than two: a sum, a quotient, and differences."""
+"""The number of roundings per copy when zero-mean numbers are made for more than two copies: a sum, a
+quotient, and differences."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that a step guarantees and the tensor does not hold.
+    """A violation of something that a transform guarantees.
 
     Args:
-        what: What is wrong, to follow the tensor's name.
-        difference: How far the worst entry is off.
-        allowed: How far rounding may move that entry.
+        message: What is wrong, to follow the tensor's name.
+        difference: Difference of the worst entry.
+        tolerance: How far rounding may move that entry.
     """
 
     message: str
@@ -53,13 +56,15 @@ class Fault:
 
 @dataclass
 class Reconstruction:
-    """A grown tensor, and what it must have been made of, step by step, the last step first.
+    """A grown tensor whose transforms are undone, the last one first, with the faults found on the way.
 
     Args:
-        x: The tensor, in at least fp32; never written to.
-        stored_as: The precision that it was grown in.
-        make: Makes the tensor that a step was given, out of the steps before it; with random numbers, or none.
-        session: What the tensors of one model tell each other: which hidden units were drawn anew.
+        x: Tensor, in at least fp32; never written to.
+        growth_dtype: Precision that it was grown in.
+        rebuild: Function that makes the input of a transform from the transforms before it; with random
+            numbers or without.
+        shared_state: Information shared between the tensors of one model: which hidden units were
+            reinitialized.
     """
 
     x: Tensor
@@ -68,32 +73,32 @@ class Reconstruction:
     shared_state: dict[Any, Tensor]
     faults: list[Fault] = field(default_factory=list)
     earlier_transforms: Sequence[Any] = ()
-    """The steps before the one that is undone."""
+    """The transforms before the one being undone."""
     summed_magnitudes: Tensor | None = None
     """The magnitudes that were added up in each entry; those of `x` if None."""
     num_roundings: float = 0
     """How often an entry was rounded; each time by at most half an `eps` of its size."""
     absolute_tolerance: float = 0.0
-    """What rounding may have changed beyond that: numbers below the precision's range, and noise."""
+    """The rounding error beyond that: of numbers below the precision's normal range, and of noise."""
     noisy_dims: set[int] = field(default_factory=set)
     """Dimensions whose copies differ by noise."""
     is_summed: bool = False
     """Whether shares or copies have been added up."""
     has_unknown_entries: bool = False
-    """Whether entries that can be anything have been replaced by NaN, which no comparison sees. Others cannot be
-    NaN: the tensor's own entries have been found finite."""
+    """Whether entries that can be anything were replaced by NaN, which comparisons ignore. No other entries
+    are NaN: the tensor's own entries were found to be finite."""
     is_done: bool = False
-    """Whether nothing of what was before the last step that was undone is left in the tensor."""
+    """Whether the tensor holds nothing from before the transform that was undone last."""
     is_random: bool = False
-    """Whether all of what that step has made is random."""
+    """Whether everything that transform made is random."""
 
     @property
     def unit_roundoff(self) -> float:
-        """What one rounding moves an entry by, relative to its size."""
+        """The largest relative change of an entry by one rounding."""
         return torch.finfo(self.growth_dtype).eps / 2
 
     def add_roundings(self, count: float) -> None:
-        """Note that every entry has been rounded so often."""
+        """Record that every entry was rounded `count` times."""
         self.num_roundings += count
         self.absolute_tolerance += count * self.smallest_subnormal
 
@@ -104,38 +109,39 @@ class Reconstruction:
         return info.smallest_normal * info.eps
 
     def rebuild_input(self, *, with_random: bool = False) -> Tensor:
-        """Make what the step that is undone was given, as far as it does not depend on chance.
+        """Rebuild the input of the transform being undone, as far as it does not depend on random numbers.
 
         Args:
-            drawn: With random numbers where there are any, other ones than those of the growth.
+            with_random: Whether to draw random numbers where there are any; they differ from those of the
+                growth.
         """
         return self.rebuild(self.earlier_transforms, with_random)
 
     def add_fault(self, message: str) -> None:
-        """Note a fault that is no difference of numbers."""
+        """Record a fault that is not a difference of numbers."""
         self.faults.append(Fault(message))
 
     def magnitudes(self, part: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """What rounding is relative to, in a part of the tensor or in all of it."""
+        """Return the magnitudes that rounding is relative to, for a part of the tensor or all of it."""
         return (
             part(self.x).abs() if self.summed_magnitudes is None else part(self.summed_magnitudes)
         )
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Make another tensor of this one, its sizes alike."""
+        """Apply a function to the tensor and to its magnitudes."""
         self.x = function(self.x)
         self.summed_magnitudes = (
             None if self.summed_magnitudes is None else function(self.summed_magnitudes)
         )
 
     def add_mean_roundings(self, dim: int, roundings: float) -> None:
-        """Note that some entries are means over a dimension, which are rounded in other ways for every copy."""
+        """Record that some entries are means over a dimension, which are rounded differently for every copy."""
         sizes = self.magnitudes()
         self.summed_magnitudes = sizes + sizes.mean(dim=dim, keepdim=True)
         self.add_roundings(roundings)
 
     def divide(self, factors: float | Tensor) -> None:
-        """Undo a multiplication by a number, or by one for each entry of a dimension."""
+        """Undo a multiplication by a number, or by one number for each entry of a dimension."""
         self.apply(lambda x: x / factors)
         values = factors.unique().tolist() if isinstance(factors, Tensor) else [factors]
         self.absolute_tolerance = (self.absolute_tolerance + self.smallest_subnormal) / min(
@@ -151,13 +157,13 @@ class Reconstruction:
         message: str,
         roundings: float = 0,
     ) -> None:
-        """Check that a difference is no more than rounding.
+        """Check that a difference is no larger than rounding.
 
         Args:
-            difference: Of entries of `x`; overwritten.
-            sizes: The magnitudes that were added up in it.
-            what: What is wrong, if it is more.
-            roundings: Further ones than those of `x`.
+            difference: Difference of entries of `x`; overwritten.
+            sizes: Magnitudes that were added up in it.
+            message: What is wrong if it is larger.
+            roundings: Number of roundings in addition to those of `x`.
         """
         difference.abs_()
         if self.has_unknown_entries:
@@ -169,18 +175,18 @@ class Reconstruction:
         excess = difference.sub_(allowed)
         if self.has_unknown_entries:
             excess.nan_to_num_(nan=0.0, posinf=math.inf)
-        # Written so that a NaN, of infinite entries, is a fault.
+        # "not <=" instead of ">", so that a NaN, from infinite entries, is a fault.
         if excess.numel() and not excess.max() <= 0:
             worst = int(excess.nan_to_num_(nan=math.inf).argmax())
             bound = float(allowed.flatten()[worst] if isinstance(allowed, Tensor) else allowed)
             self.faults.append(Fault(message, float(excess.flatten()[worst]) + bound, bound))
 
     def require_equal(self, other: Tensor, message: str) -> None:
-        """Check that the tensor is another one, up to rounding.
+        """Check that the tensor equals another one, up to rounding.
 
         Args:
-            other: In the same precision.
-            what: What is wrong, if it is not.
+            other: Other tensor, in the same precision.
+            message: What is wrong if it does not.
         """
         if not self.has_unknown_entries and torch.equal(self.x, other):
             return
@@ -189,13 +195,14 @@ class Reconstruction:
     def require_in_normal_range(
         self, x: Tensor, std: Tensor | float, message: str, like: Tensor | None = None
     ) -> None:
-        """Check that entries can have been drawn with a mean of zero and this standard deviation.
+        """Check that entries can come from a normal distribution with mean zero and this standard deviation.
 
         Args:
-            x: The entries.
-            std: The deviation, or one for each member of a stack.
-            what: What is wrong, if they cannot.
-            like: The entries that the deviation is of; it has been rounded, most where these have a large mean.
+            x: Entries to check.
+            std: Standard deviation, or one for each member of a stack.
+            message: What is wrong if they cannot.
+            like: Entries from which the standard deviation was computed; its rounding error is largest where
+                these have a large mean.
         """
         rounding = (
             0.0 if like is None else torch.finfo(self.growth_dtype).eps ** 0.5 * _largest(like)
@@ -208,12 +215,12 @@ class Reconstruction:
             self.faults.append(Fault(message, _largest(x), float(torch.as_tensor(within).max())))
 
     def merge_copies(self, channels: ChannelMap, dim: int, factors: Tensor | None) -> None:
-        """Check that copies are equal, but for their factors, and keep the first of each.
+        """Check that copies are equal up to their factors, and keep the first of each.
 
         Args:
-            channels: The dimension's map.
-            dim: The dimension.
-            factors: (new size,), what each copy was multiplied by; None for nothing.
+            channels: Map of the dimension.
+            dim: Dimension.
+            factors: (new size,), the factor of each copy; None for no factors.
         """
         copies, sizes = self.x, self.summed_magnitudes
         self.apply(lambda x: channels.select_first_copies_in_source_order(x, dim))
@@ -251,7 +258,7 @@ class Reconstruction:
                 return first_size + sizes.narrow(dim, *run) * ratio
 
             self.require_close(first - copy, magnitudes, "copies differ", rounded)
-            if self.has_unknown_entries:  # another copy may be known where the first is not
+            if self.has_unknown_entries:  # a further copy may be known where the first is not
                 unknown = first.isnan()
                 first.copy_(torch.where(unknown, copy, first))
                 if sizes is not None and first_size is not None:
@@ -262,13 +269,13 @@ class Reconstruction:
             self.divide(broadcast_along(own, dim, self.x))
 
     def sum_copies(self, channels: ChannelMap, dim: int, factors: Tensor | None) -> None:
-        """Add up copies that differ by noise, which cancels in the sum; arguments as `merge_copies`."""
+        """Sum copies that differ by noise, which cancels in the sum; the arguments are those of `merge_copies`."""
         old, most = self.x, channels.max_copies
         self.x = channels.sum_copies(old, dim)
         self.summed_magnitudes = channels.sum_copies(
             old if self.summed_magnitudes is None else self.summed_magnitudes, dim, magnitudes=True
         )
-        # Of each copy: the product with its share, the noise that is added, the sum of both here.
+        # For each copy: the product with its share, the added noise, and the sum here.
         self.add_roundings(SHARE_ROUNDINGS + most)
         self.absolute_tolerance *= most
         self.is_summed = True
@@ -280,8 +287,8 @@ class Reconstruction:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity."""
-    # A sum is not finite if an entry is not, and takes a tenth of the time.
+    """Return whether a tensor holds neither NaN nor infinity."""
+    # If the sum is finite, all entries are, and the sum takes a tenth of the time.
     return math.isfinite(float(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))) or bool(
         torch.isfinite(x).all()
     )
@@ -292,20 +299,20 @@ def _largest(x: Tensor) -> float:
 
 
 def other_dims(x: Tensor, kept: Iterable[int]) -> list[int]:
-    """The dimensions of a tensor that are none of these."""
+    """Return the dimensions of a tensor that are not in `kept`."""
     return [dim for dim in range(x.ndim) if dim not in set(kept)]
 
 
 def is_followed_by_noise(later: Sequence[Any], dim: int) -> bool:
-    """Whether noise is added to the copies along a dimension that have just been made.
+    """Return whether noise is added to the copies along a dimension that have just been made.
 
     Args:
-        later: The steps after the one that makes them.
-        dim: The dimension.
+        later: Transforms after the one that makes the copies.
+        dim: Dimension.
     """
-    for step in later:
-        if step.adds_noise_along(dim):
+    for transform in later:
+        if transform.adds_noise_along(dim):
             return True
-        if step.selects_along(dim):
+        if transform.selects_along(dim):
             return False
     return False

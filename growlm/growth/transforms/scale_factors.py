@@ -1,4 +1,4 @@
-"""What a growth did to each entry of a tensor, and to that entry's gradient: one vector per dimension.
+"""Track what a growth did to each entry of a tensor and to its gradient, as one vector per dimension.
 
 Every factor is a product over dimensions, so a few vectors describe a tensor of any size.
 """
@@ -17,32 +17,32 @@ from growlm.growth.channel_map import ChannelMap
 
 @dataclass(frozen=True, eq=False)
 class DimFactors:
-    """The factors along one dimension, vectors of its size."""
+    """The factors along one dimension, as vectors of its size."""
 
     weight: Tensor
-    """fp64: what entries were multiplied with (a)."""
+    """fp64: factor of the entries (a)."""
     gradient: Tensor
-    """fp64: what their gradients were multiplied with (b)."""
+    """fp64: factor of their gradients (b)."""
     norm_share: Tensor
-    """fp64: one over the number of copies, the part of a copy in the ungrown model's gradient norm."""
+    """fp64: one over the number of copies, the part of a copy in the old model's gradient norm."""
     original: Tensor
-    """bool: kept, or the first copy of its source."""
+    """bool: whether the entry was kept, or is the first copy of its source."""
 
     @staticmethod
     def ones(size: int) -> DimFactors:
-        """Nothing happened."""
+        """Return the factors of a dimension that was not changed."""
         one = torch.ones(size, dtype=torch.float64)
         return DimFactors(one, one, one, torch.ones(size, dtype=torch.bool))
 
     def select(
         self, channels: ChannelMap, *, weight_shares: bool = False, gradient_shares: bool = False
     ) -> DimFactors:
-        """Those of the grown dimension; a filler has factors of one and is not original.
+        """Return the factors of the grown dimension; a filler has factors of one and is not original.
 
         Args:
-            channels: The dimension's growth.
-            weight_shares: Copies were multiplied with their shares.
-            gradient_shares: Their gradients were.
+            channels: Map of the dimension.
+            weight_shares: Whether copies were multiplied by their shares.
+            gradient_shares: Whether the gradients of copies were multiplied by their shares.
         """
 
         def take(vector: Tensor, by: Tensor | None = None) -> Tensor:
@@ -58,37 +58,37 @@ class DimFactors:
         )
 
     def scale(self, factor: float) -> DimFactors:
-        """After all entries were multiplied by `factor` where what follows undoes it."""
+        """Return the factors after all entries were multiplied by `factor` and a later step undoes it."""
         return DimFactors(
             self.weight * factor, self.gradient / factor, self.norm_share, self.original
         )
 
 
 ScaleFactors = tuple[DimFactors, ...]
-"""Of a tensor: one per dimension."""
+"""The factors of a tensor, one per dimension."""
 
 
 def unit_factors(shape: Sequence[int]) -> ScaleFactors:
-    """Of a tensor that nothing happened to."""
+    """Return the factors of a tensor that was not changed."""
     return tuple(DimFactors.ones(size) for size in shape)
 
 
 def replace_dim_factors(factors: ScaleFactors, dim: int, new: DimFactors) -> ScaleFactors:
-    """With other factors along one dimension."""
+    """Return the factors with those of one dimension replaced."""
     return (*factors[:dim], new, *factors[dim + 1 :])
 
 
 def mark_all_original(factors: ScaleFactors) -> ScaleFactors:
-    """What the next boundary starts from: all that is there now is original."""
+    """Return the factors with all entries marked as original, as the next boundary needs them."""
     return tuple(
         DimFactors(f.weight, f.gradient, f.norm_share, torch.ones_like(f.original)) for f in factors
     )
 
 
 def outer_product(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The outer product of one vector per dimension of `like`, in its precision and on its device.
+    """Return the outer product of one vector per dimension of `like`, in its precision and on its device.
 
-    If it is sharded: this process's rows of the product, a plain tensor.
+    If `like` is sharded, the result is this process's rows of the product, as a plain tensor.
     """
     out = torch.ones((), dtype=like.dtype, device=like.device)
     rows = get_local_rows(like)
@@ -102,7 +102,7 @@ def outer_product(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def common_value(vectors: Sequence[Tensor]) -> float | None:
-    """The value of all entries of the outer product, if they have one value."""
+    """Return the value of all entries of the outer product, or None if they differ."""
     value = 1.0
     for vector in vectors:
         if bool((vector != vector[0]).any()):
@@ -112,8 +112,8 @@ def common_value(vectors: Sequence[Tensor]) -> float | None:
 
 
 def original_mask(factors: ScaleFactors, like: Tensor) -> Tensor:
-    """Which entries of `like` belong to the original block: original along every dimension. 1.0 or 0.0.
+    """Return 1.0 for the entries of `like` that are original along every dimension, and 0.0 for the others.
 
-    As `product`.
+    Sharded tensors are treated as in `outer_product`.
     """
     return outer_product([f.original for f in factors], like)

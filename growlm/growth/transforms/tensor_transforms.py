@@ -1,11 +1,12 @@
-"""What growth does to a tensor: copy, split, fill, scale.
+"""The basic tensor transforms of growth: copy, split, fill, scale, reinitialize.
 
-Noise is in `noise.py`, what only experts need in `upcycle_pieces.py`.
+Noise is in `noise.py`; transforms that only experts need are in `upcycle_transforms.py`.
 
-Each piece knows what it does to a weight and what that does to the weight's gradient, so the optimizer's
-moments follow from the same chain: `moment(x, power)` maps a running mean of gradient**power. The rule behind
-every gradient factor: if an entry was multiplied by a and its output is read with a share s, its gradient is
-multiplied by s / a (LEMON, Wang et al. 2023, arXiv 2310.07999; Staged Training, Shen et al. 2022, 2203.06211).
+Each transform defines what it does to a weight and what that does to the weight's gradient, so the
+optimizer's moments follow from the same transforms: `transform_moment(x, power)` maps a running mean of
+gradient**power. The rule behind every gradient factor: if an entry was multiplied by a and its output is read
+with a share s, its gradient is multiplied by s / a (LEMON, Wang et al. 2023, arXiv 2310.07999; Staged
+Training, Shen et al. 2022, 2203.06211).
 """
 
 from __future__ import annotations
@@ -32,64 +33,65 @@ from growlm.growth.transforms.scale_factors import (
 
 
 class TensorTransform(Protocol):
-    """A step of the chain that makes a new tensor from an old one."""
+    """A step in making a new tensor from an old one."""
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """What the step does to a weight."""
+        """Return the transformed weight."""
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """What it does to a running mean of gradient**power."""
+        """Return the transformed running mean of gradient**power."""
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """The factors of each entry after it."""
+        """Return the factors of each entry after the transform."""
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Check what the step guarantees of what it makes, and turn that into what it was made of.
+        """Check what the transform guarantees of its output, and turn the output back into its input.
 
         Args:
-            found: What the step has made; changed.
+            reconstruction: Output of the transform; changed in place.
         """
 
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """Return which entries can hold other numbers than they do, as far as `undo` can know.
+        """Return which entries can hold other numbers without `verify_and_revert` finding a fault.
 
         Args:
-            mask: Likewise of what the step is given, bool.
-            later: The steps after it.
-            draws: Of the growth.
+            mask: The same mask for the input of the transform, bool.
+            later: Transforms after this one.
+            rng: Random state of the growth.
         """
         return mask
 
     def adds_noise_along(self, dim: int) -> bool:
-        """Whether it makes the copies along a dimension differ."""
+        """Return whether it makes the copies along a dimension differ."""
         return False
 
     def selects_along(self, dim: int) -> bool:
-        """Whether it makes copies along a dimension."""
+        """Return whether it makes copies along a dimension."""
         return False
 
 
 def select_in_one_pass(selections: Sequence[Selection], x: Tensor, power: int) -> Tensor:
-    """Select along the dimension of every piece, in a moment of `power`, or in the weight itself (0); one pass."""
+    """Apply selections along different dimensions in one pass, to a moment of `power` or to the weight (0)."""
     factors = {}
-    for piece in selections:
-        x = x.unsqueeze(piece.dim) if piece.inserts_dim else x
-        if exponent := piece.share_exponent(power):
-            factors[piece.dim] = piece.channels.shares**exponent
-    # The engine puts a Fill behind every selection that has fillers.
-    return select_along(x, {piece.dim: piece.channels for piece in selections}, factors)
+    for selection in selections:
+        x = x.unsqueeze(selection.dim) if selection.inserts_dim else x
+        if exponent := selection.share_exponent(power):
+            factors[selection.dim] = selection.channels.shares**exponent
+    # The growth map puts a Fill after every selection that has fillers.
+    return select_along(x, {selection.dim: selection.channels for selection in selections}, factors)
 
 
 @dataclass(frozen=True)
 class Selection(TensorTransform, ABC):
-    """New entry j along `dim` is old entry s(j), times a power of its share.
+    """A transform whose new entry j along `dim` is the old entry source[j], times a power of its share.
 
     Args:
         dim: Dimension.
-        channels: The map.
-        inserts: The old tensor lacks the dimension (a dense block's weight becoming a stack of experts).
+        channels: Map of the dimension.
+        inserts_dim: Whether the old tensor lacks the dimension (a dense block's weight becoming a stack of
+            experts).
     """
 
     dim: int
@@ -98,18 +100,18 @@ class Selection(TensorTransform, ABC):
 
     @abstractmethod
     def share_exponent(self, power: int) -> int:
-        """The power of the share: in a moment of `power`, or in the weight itself (0)."""
+        """Return the exponent of the share, for a moment of `power` or the weight (0)."""
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Select."""
+        """Select entries of the weight."""
         return select_in_one_pass([self], x, 0)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Select."""
+        """Select entries of the moment."""
         return select_in_one_pass([self], x, power)
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Copies must be equal, or sum to their source where they differ by noise."""
+        """Check that copies are equal, or sum to their source where they differ by noise, and merge them."""
         for mean in self._fused_means(reconstruction.earlier_transforms):
             roundings = count_mean_roundings(mean.channels.old_size, reconstruction.growth_dtype)
             reconstruction.add_mean_roundings(mean.dim, roundings)
@@ -126,7 +128,7 @@ class Selection(TensorTransform, ABC):
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """Free entries stay so, unless their copies must be equal."""
+        """Return the mask of free entries; entries whose copies must be equal are not free."""
         mask = mask.unsqueeze(self.dim) if self.inserts_dim else mask
         mask = mask.index_select(self.dim, self.channels.source.clamp(min=0))
         if is_followed_by_noise(later, self.dim):
@@ -134,11 +136,11 @@ class Selection(TensorTransform, ABC):
         return mask & broadcast_along(self.channels.copy_counts() < 2, self.dim, mask)
 
     def selects_along(self, dim: int) -> bool:
-        """Along its own."""
+        """Return whether this is the selection's dimension."""
         return dim == self.dim
 
     def _fused_means(self, earlier: Sequence[TensorTransform]) -> list[Fill]:
-        """Means along other dimensions that are taken after this selection, in one pass with it (`chain.py`)."""
+        """Return mean fills along other dimensions that are fused with this selection (`fused.py`)."""
         found = []
         for step in reversed(earlier):
             if isinstance(step, Fill):
@@ -149,18 +151,21 @@ class Selection(TensorTransform, ABC):
 
     @abstractmethod
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """As in `Piece`."""
+        """Return the factors of each entry after the transform."""
 
 
 class Copy(Selection):
-    """The weight is copied; each copy's gradient is its share of the source's."""
+    """A selection that copies the weight; each copy's gradient is its share of the source's."""
 
     def share_exponent(self, power: int) -> int:
-        """A moment's own."""
+        """Return the moment's own power."""
         return power
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """Gradients times share. None for an inserted dimension: which expert gets how much, tokens decide."""
+        """Multiply gradient factors by the shares.
+
+        An inserted dimension gets factors of one: how much each expert gets depends on the tokens.
+        """
         if self.inserts_dim:
             new = DimFactors.ones(self.channels.new_size)
             return (*factors[: self.dim], new, *factors[self.dim :])
@@ -169,28 +174,28 @@ class Copy(Selection):
 
 
 class Split(Selection):
-    """The weight is divided among the copies; they read equal inputs, so gradients are whole."""
+    """A selection that divides the weight among copies with equal inputs, so gradients are not divided."""
 
     def share_exponent(self, power: int) -> int:
-        """1 in the weight, none in moments."""
+        """Return 1 for the weight and 0 for moments."""
         return int(power == 0)
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """Weights times share."""
+        """Multiply weight factors by the shares."""
         new = factors[self.dim].select(self.channels, weight_shares=True)
         return replace_dim_factors(factors, self.dim, new)
 
 
 @dataclass(frozen=True)
 class Fill(TensorTransform):
-    """Filler entries along `dim` get values of their own.
+    """The transform that writes the filler entries along `dim`.
 
     Args:
         dim: Dimension.
-        channels: The map whose fillers are filled.
-        kind: `zero`; `mean` over the first copies; `random`, normal with the standard deviation of the matrix's
-            other entries.
-        key: (operator index, new tensor name), for `random`.
+        channels: Map whose fillers are filled.
+        kind: `zero`; `mean` over the first copies; `random`, normal with the standard deviation of the
+            matrix's other entries.
+        rng_key: (operator index, new tensor name), for `random`.
     """
 
     dim: int
@@ -199,7 +204,7 @@ class Fill(TensorTransform):
     rng_key: tuple[int, str] = (0, "")
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Fill."""
+        """Write the fillers of the weight."""
         if self.kind == "random":
             return self.fill_random(
                 x, compute_matrix_std(self.channels.select_first_copies(x, self.dim)), rng
@@ -207,19 +212,19 @@ class Fill(TensorTransform):
         return self._write_fillers(x, None if self.kind == "zero" else self._mean(x))
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Zero for the first moment, the mean of the other entries for the second.
+        """Write zero for the first moment, the mean of the other entries for the second.
 
-        PyTorch keeps one step count per tensor, so a second moment of zero in a tensor with a past gets no
-        bias correction and its first updates reach several times the learning rate.
+        PyTorch keeps one step count per tensor, so a second moment of zero in a tensor that was trained
+        before gets no bias correction, and its first updates would be several times the learning rate.
         """
         return self._write_fillers(x, None if power == 1 else self._mean(x))
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """Fillers have none already."""
+        """Return the factors unchanged: those of fillers are one already."""
         return factors
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Fillers must hold what they are filled with, or what can have been drawn."""
+        """Check that fillers hold what they were filled with, or are in range if they are random."""
         x, dim = reconstruction.x, self.dim
         runs = self.channels.filler_runs
         if self.kind == "random":
@@ -248,16 +253,16 @@ class Fill(TensorTransform):
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """Those that are drawn."""
+        """Return the mask with random fillers free and all other fillers not."""
         mask = mask.clone()
         for new, _, size in self.channels.filler_runs:
             mask.narrow(self.dim, new, size).fill_(self.kind == "random")
         return mask
 
     def fill_random(self, x: Tensor, std: Tensor, rng: GrowthRng) -> Tensor:
-        """Fill at random with a standard deviation, that of all or of each member of a stack."""
+        """Write random fillers; `std` is one standard deviation or one per member of a stack."""
         runs, stacked, dim = self.channels.filler_runs, x.ndim >= 3, self.dim - x.ndim
-        if len(runs) == 1:  # most often: then they can be written row by row
+        if len(runs) == 1:  # the usual case, which can be written row by row
             ((new, _, size),) = runs
             fill_normal(x.narrow(dim, new, size), std, rng, "filler", self.rng_key)
             return x
@@ -283,143 +288,145 @@ class Fill(TensorTransform):
 
 @dataclass(frozen=True)
 class NewTensor(TensorTransform):
-    """The whole tensor is new: normal with standard deviation `std`, 0 for zeros; the past is forgotten."""
+    """The transform that makes a new tensor without moments: normal with standard deviation `std` (0: zeros)."""
 
     shape: tuple[int, ...]
     std: float = 0.0
     rng_key: tuple[int, str] = (0, "")
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Fill."""
+        """Return the new weight."""
         if self.std == 0.0:
             return x.new_zeros(self.shape)
         return rng.normal(self.shape, "fresh", self.rng_key).mul_(self.std).to(x)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Zero."""
+        """Return zeros."""
         return x.new_zeros(self.shape)
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """None."""
+        """Return factors of one."""
         return unit_factors(self.shape)
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Zeros, or what can have been drawn; nothing of what was before remains."""
+        """Check that entries are zero or in range; the input of the transform cannot be recovered."""
         if self.std == 0.0:
             reconstruction.require_close(
                 reconstruction.x.clone(), reconstruction.magnitudes, "an entry is not zero"
             )
         else:
             reconstruction.require_in_normal_range(
-                reconstruction.x, self.std, "a drawn entry is out of range"
+                reconstruction.x, self.std, "a random entry is out of range"
             )
         reconstruction.is_done, reconstruction.is_random = True, self.std != 0.0
 
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """All, if they are drawn."""
+        """Return whether entries are random, for all of them."""
         return torch.full(self.shape, self.std != 0.0)
 
 
 @dataclass(frozen=True)
 class Reinitialize(TensorTransform):
-    """All entries drawn anew, normal with the standard deviation that those of the matrix have.
+    """The transform that replaces all entries by normal numbers with the matrix's own standard deviation.
 
     Args:
-        key: (operator index, new tensor name).
+        rng_key: (operator index, new tensor name).
     """
 
     rng_key: tuple[int, str]
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Draw."""
+        """Return a random weight."""
         out = torch.empty_like(x)
         fill_normal(out, compute_matrix_std(x), rng, "fresh", self.rng_key)
         return out
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """As it was: `Forget` comes after."""
+        """Return the moment unchanged: `ResetMoments` comes after."""
         return x
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """As they were, likewise."""
+        """Return the factors unchanged: `ResetMoments` comes after."""
         return factors
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """What can have been drawn; nothing of what was before remains."""
+        """Check that entries are in range; the input of the transform cannot be recovered."""
         like = reconstruction.rebuild_input(with_random=True)
         reconstruction.require_in_normal_range(
-            reconstruction.x, compute_matrix_std(like), "a drawn entry is out of range", like
+            reconstruction.x, compute_matrix_std(like), "a random entry is out of range", like
         )
         reconstruction.is_done = reconstruction.is_random = True
 
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """All."""
+        """Return a mask of all entries."""
         return torch.ones_like(mask)
 
 
 @dataclass(frozen=True)
 class ResetMoments(TensorTransform):
-    """The weight stays, its past does not: a second copy of a block is new to the optimizer."""
+    """The transform that keeps the weight and drops its moments, for blocks that are new to the optimizer."""
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Nothing."""
+        """Return the weight unchanged."""
         return x
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Zero."""
+        """Return zeros."""
         return torch.zeros_like(x)
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """None: what has no past trains as if it had always been so large."""
+        """Return factors of one: without moments, the entries train as if they had always had this size."""
         return unit_factors([len(factor.weight) for factor in factors])
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Nothing has happened."""
+        """Do nothing, because the weight was not changed."""
 
 
 @dataclass(frozen=True)
 class Scale(TensorTransform):
-    """All entries times `factor`, where what follows undoes it: gradients divided by it."""
+    """The transform that multiplies all entries, and divides gradients, by a factor that a later step undoes."""
 
     factor: float
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Multiply."""
+        """Multiply the weight by the factor."""
         return x * self.factor
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Divide."""
+        """Divide the moment by factor**power."""
         return x / self.factor**power
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """The factor, and one over it."""
+        """Multiply weight factors and divide gradient factors by the factor."""
         return replace_dim_factors(factors, 0, factors[0].scale(self.factor))
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Divide."""
+        """Divide by the factor."""
         reconstruction.divide(self.factor)
 
 
 def count_mean_roundings(size: int, dtype: torch.dtype) -> float:
-    """How often a mean over so many entries is rounded; torch sums half precision in fp32, and in pairs."""
+    """Return the number of roundings in a mean; torch sums half precision in fp32, and in pairs."""
     return 2 if dtype.itemsize < 4 else 8 + math.log2(size)
 
 
 def fill_normal(
     x: Tensor, std: Tensor, rng: GrowthRng, purpose: str, rng_key: tuple[int, str]
 ) -> None:
-    """Write normal numbers, row by row: memory comes at the first write, and slowly to threads that share rows.
+    """Fill a tensor with normal numbers row by row, so that no two threads write to the same row.
+
+    Memory is allocated at the first write, which is slow for threads that share rows.
 
     Args:
-        x: What is written.
-        std: As `matrix_std` gives it.
-        draws: Random entries.
-        purpose: What for.
-        key: (operator index, new tensor name).
+        x: Tensor to write.
+        std: Standard deviation, as `compute_matrix_std` returns it.
+        rng: Source of random entries.
+        purpose: Purpose of the numbers; part of the seed.
+        rng_key: (operator index, new tensor name).
     """
     stacked, last = x.ndim >= 3, x.ndim - 1
 
@@ -430,11 +437,14 @@ def fill_normal(
 
 
 def compute_matrix_std(x: Tensor) -> Tensor:
-    """Standard deviation of each matrix of a stack, shaped to multiply it; of all entries below 3 dimensions."""
+    """Return the standard deviation of each matrix of a stack, or of all entries below 3 dimensions.
+
+    The result is shaped to multiply the tensor.
+    """
     stacked = x.ndim >= 3
     dims = tuple(range(int(stacked), x.ndim))
     size = math.prod(x.shape[dim] for dim in dims)
-    if x.dtype is torch.float16:  # the square of a norm would overflow
+    if x.dtype is torch.float16:  # squared norms would overflow
         return compute_matrix_std(x.float()).to(x.dtype)
     # Not `Tensor.std`, which takes ten times as long.
     if size <= MAX_SUMMED_ENTRIES:
@@ -451,11 +461,12 @@ def compute_matrix_std(x: Tensor) -> Tensor:
 
 
 MAX_SUMMED_ENTRIES = 2**15
-"""More entries torch shares among its threads, and their sum depends on the number of these; in fp32 that of 44
-million is wrong by five percent. Row by row it is neither."""
+"""The number of entries up to which they are summed at once. Torch shares larger sums among its threads, so
+that the result depends on their number; in fp32 the sum of 44 million is wrong by five percent. Sums of rows
+avoid both."""
 
 
 def _sum_of_rows(x: Tensor) -> Tensor:
-    """(..., rows, 1) to (..., 1, 1)."""
+    """Sum over the rows, (..., rows, 1) to (..., 1, 1)."""
     parts = [part.sum(dim=-2, keepdim=True) for part in x.split(MAX_SUMMED_ENTRIES, dim=-2)]
     return sum(parts[1:], start=parts[0])

@@ -1,4 +1,4 @@
-"""Pieces that only upcycling needs: cutting a block into finer experts, re-drawing some of their units."""
+"""Transforms for upcycling only: split a block into finer experts, and reinitialize some of their units."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from growlm.growth.transforms.scale_factors import DimFactors, ScaleFactors
 from growlm.growth.transforms.tensor_transforms import Copy, Fill, Selection, TensorTransform
 
 MAX_EARLIER_ROUNDINGS = 40
-"""Of an entry by the steps before units are drawn anew, at most; a unit drawn anew differs by far more."""
+"""The largest number of roundings of an entry before units are reinitialized; a reinitialized unit differs by
+far more."""
 
 
 @dataclass(frozen=True)
 class SplitIntoExperts(TensorTransform):
-    """The hidden units of a dense block, cut into equal shards that become experts.
+    """The transform that splits the hidden units of a dense block into equal shards, which become experts.
 
     Args:
-        dim: The hidden dimension of the dense weight.
-        channels: Which shard each expert copies.
+        dim: Hidden dimension of the dense weight.
+        channels: Map from experts to shards.
     """
 
     dim: int
     channels: ChannelMap
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Cut and copy; the experts come first."""
+        """Split and copy the weight; the experts come first."""
         return self.channels.select(self._split_segments(x), 0)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """Cut and copy, times share**power, as if every expert got the same part of the tokens."""
+        """Split and copy the moment, times share**power, as if every expert got the same part of the tokens."""
         share = float(self.channels.shares[0])
         return self.channels.select(self._split_segments(x), 0).mul_(share**power)
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """Those of the hidden units, mean over the shards."""
+        """Return the factors of the hidden units, averaged over the shards."""
         shards = self.channels.old_size
         old = factors[self.dim]
         weight, gradient, norm_share = (
@@ -51,34 +52,36 @@ class SplitIntoExperts(TensorTransform):
         return (experts, *factors[: self.dim], units, *factors[self.dim + 1 :])
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Experts of one shard must be equal; the shards are joined."""
+        """Check that experts of one shard are equal, and join the shards."""
         reconstruction.merge_copies(self.channels, 0, None)
         reconstruction.apply(lambda x: x.movedim(0, self.dim).flatten(self.dim, self.dim + 1))
 
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """Free entries stay so, unless several experts must be equal."""
+        """Return the mask of free entries; entries that several experts share are not free."""
         mask = self.channels.select(self._split_segments(mask), 0)
         return mask & broadcast_along(self.channels.copy_counts() < 2, 0, mask)
 
     def _split_segments(self, x: Tensor) -> Tensor:
-        # Made contiguous: copying what is scattered, once for every expert, takes much longer.
+        # Contiguous, because copying scattered memory once for every expert takes much longer.
         return x.unflatten(self.dim, (self.channels.old_size, -1)).movedim(self.dim, 0).contiguous()
 
 
 @dataclass(frozen=True)
 class ReinitializeUnits(TensorTransform):
-    """Some hidden units of each expert start anew: Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261).
+    """The transform that reinitializes some hidden units of each expert.
 
-    New values are normal with the mean and standard deviation of the values they replace (section 3.2 there).
+    This is Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261). New values are normal, with the mean and
+    standard deviation of the values they replace (section 3.2 there).
 
     Args:
-        dim: The hidden dimension of the stack.
-        fraction: Of the units.
-        shards: Which shard of the block each expert copies: experts of one shard are equal still.
-        block: (operator index, block): chooses the units, which are the same in all tensors of an expert.
-        key: (operator index, new tensor name): draws the values.
+        dim: Hidden dimension of the stack.
+        fraction: Fraction of the units.
+        segments: Map from experts to shards of the block: experts of one shard are still equal.
+        unit_rng_key: (operator index, block): chooses the units, which are the same in all tensors of an
+            expert.
+        rng_key: (operator index, new tensor name): draws the values.
     """
 
     dim: int
@@ -88,7 +91,7 @@ class ReinitializeUnits(TensorTransform):
     rng_key: tuple[int, str]
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
-        """Re-draw."""
+        """Reinitialize the chosen units."""
         count = round(self.fraction * x.shape[self.dim])
         if not count:
             return x
@@ -98,7 +101,7 @@ class ReinitializeUnits(TensorTransform):
 
         def put(part: Tensor, numbers: Tensor, member: int) -> None:
             numbers.mul_(stds[member]).add_(means[member])
-            if dim == -1:  # `index_copy_` takes twice as long here
+            if dim == -1:  # `index_copy_` would take twice as long
                 part.scatter_(-1, units[member].expand_as(numbers), numbers)
             else:
                 part.index_copy_(dim, units[member], numbers)
@@ -107,20 +110,20 @@ class ReinitializeUnits(TensorTransform):
         return x
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
-        """As it was: the second moment of a re-drawn unit is a better guess than none."""
+        """Return the moment unchanged: the second moment of a reinitialized unit is a better guess than none."""
         return x
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """As they were."""
+        """Return the factors unchanged."""
         return factors
 
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
-        """Units that were drawn anew can be anything; there must not be more of them, in all tensors the same."""
+        """Check that only the reinitialized units changed, the same in all tensors; mark them as unknown."""
         count = round(self.fraction * reconstruction.x.shape[self.dim])
         if not count:
             return
         units = reconstruction.shared_state.get(self.unit_rng_key)
-        # A matrix of constant units does not tell which of them were drawn.
+        # A matrix of constant units does not show which of them were reinitialized.
         if units is None or bool((units.sum(dim=1) < count).any()):
             units = self._find_reinitialized(reconstruction, count, units)
         reconstruction.shared_state[self.unit_rng_key] = units
@@ -128,7 +131,7 @@ class ReinitializeUnits(TensorTransform):
         kept = reconstruction.x.masked_fill(drawn, 0.0)
         largest = max(float(x.abs().max()) for x in (kept, reconstruction.rebuild_input()))
         reconstruction.require_in_normal_range(
-            reconstruction.x - kept, largest, "a drawn entry is out of range"
+            reconstruction.x - kept, largest, "a random entry is out of range"
         )
         reconstruction.x = reconstruction.x.masked_fill(drawn, torch.nan)
         reconstruction.has_unknown_entries = True
@@ -136,7 +139,7 @@ class ReinitializeUnits(TensorTransform):
     def unconstrained_entries(
         self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
     ) -> Tensor:
-        """The units that were drawn."""
+        """Return the mask with the reinitialized units added."""
         count = round(self.fraction * mask.shape[self.dim])
         drawn = torch.zeros(len(mask), mask.shape[self.dim], dtype=torch.bool)
         for member in range(len(mask)):
@@ -144,7 +147,7 @@ class ReinitializeUnits(TensorTransform):
         return mask | self._expand_unit_mask(drawn, mask)
 
     def _expand_unit_mask(self, units: Tensor, x: Tensor) -> Tensor:
-        """(experts, units), shaped to mask x."""
+        """Return the mask (experts, units), shaped to mask x."""
         shape = [1] * x.ndim
         shape[0], shape[self.dim] = units.shape
         return units.view(shape)
@@ -152,15 +155,16 @@ class ReinitializeUnits(TensorTransform):
     def _find_reinitialized(
         self, reconstruction: Reconstruction, count: int, before: Tensor | None
     ) -> Tensor:
-        """(experts, units), which were drawn anew: all but those that are what they were made of.
+        """Return the mask (experts, units) of reinitialized units: those that differ from what they were made of.
 
-        That is what the steps before make of the source; noise that they add must be summed over the copies, which
-        cannot be done along the units. Where chance decides it, it is what several experts of a shard agree in.
+        What they were made of is rebuilt from the source. Noise added on the way must be summed over the
+        copies, which cannot be done along the units. If it depends on random numbers, units that several
+        experts of a shard agree in count as kept.
 
         Args:
-            found: The stack.
-            count: Of an expert's drawn units.
-            before: Those that another tensor of the experts has shown.
+            reconstruction: Reconstruction of the stack.
+            count: Number of reinitialized units per expert.
+            before: Mask found from another tensor of the experts.
         """
         expected, magnitudes = reconstruction.rebuild_input(), reconstruction.magnitudes()
         rest = other_dims(expected, (0, self.dim))
@@ -173,8 +177,8 @@ class ReinitializeUnits(TensorTransform):
                 difference = channels.sum_copies(difference, dim + 1)
                 sizes = channels.sum_copies(sizes, dim + 1)
         is_exact = all(
-            isinstance(step, Copy | SplitIntoExperts | Fill)
-            for step in reconstruction.earlier_transforms
+            isinstance(transform, Copy | SplitIntoExperts | Fill)
+            for transform in reconstruction.earlier_transforms
         )
         relative = reconstruction.unit_roundoff * (
             reconstruction.num_roundings + (0 if is_exact else MAX_EARLIER_ROUNDINGS)
@@ -187,12 +191,12 @@ class ReinitializeUnits(TensorTransform):
         more = int((known & drawn).sum(dim=1).max()) - count
         if more > 0:
             reconstruction.add_fault(
-                f"{more} hidden units differ from their source, beside {count} drawn anew"
+                f"{more} hidden units differ from their source, besides {count} reinitialized ones"
             )
         return drawn
 
     def _find_equal_units(self, reconstruction: Reconstruction, magnitudes: Tensor) -> Tensor:
-        """(experts, units), which are the same in several experts of a shard."""
+        """Return the mask (experts, units) of units that are the same in several experts of a shard."""
         x, shards = reconstruction.x, self.segments.source.tolist()
         alike = torch.zeros(len(x), x.shape[self.dim], dtype=torch.bool, device=x.device)
         rest = other_dims(x[0], [self.dim - 1])
@@ -211,10 +215,10 @@ class ReinitializeUnits(TensorTransform):
         return alike
 
     def _unit_mean_and_std(self, x: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-        """(experts,): mean and standard deviation of the entries of each expert's units, (experts, units)."""
+        """Return mean and standard deviation (experts,) of the entries of the given units (experts, units)."""
         shards = self.segments.source.tolist()
         others = [dim for dim in range(x.ndim - 1) if dim != self.dim - 1]
-        sums, squares = [], []  # of every unit of a shard
+        sums, squares = [], []  # per shard, one number for every unit
         for expert in (x[shards.index(shard)] for shard in range(self.segments.old_size)):
             norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
             sums.append(expert.sum(dim=others) if others else expert)
@@ -232,7 +236,7 @@ class ReinitializeUnits(TensorTransform):
 
 
 def compose_selections(transforms: Sequence[TensorTransform]) -> dict[int, ChannelMap]:
-    """By dimension, what all selections of a chain make of it together."""
+    """Return the composition of all selections along each dimension."""
     found: dict[int, ChannelMap] = {}
     for step in transforms:
         if isinstance(step, Selection) and not step.inserts_dim:

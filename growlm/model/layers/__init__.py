@@ -1,1 +1,1 @@
-"""The layers of the transformer: attention, feed-forward, mixture of experts."""
+"""The transformer's layers: attention, feed-forward, mixture of experts, rotary positions."""

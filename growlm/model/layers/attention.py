@@ -15,7 +15,7 @@ from growlm.model.layers.rotary import apply_rotary
 
 
 class Attention(nn.Module):
-    """Query head h reads key/value head `h // (n_heads / n_kv_heads)`."""
+    """Self-attention in which query head h reads key/value head `h // (n_heads / n_kv_heads)`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Attention(nn.Module):
         """Attend within each sequence.
 
         Args:
-            x: Normalised residual stream, (B, T, D).
-            cos: From `rotary_tables` or a cache's `extend`, see `rotate`.
-            sin: Likewise.
-            cache: If given, the tokens follow those that it remembers, and it remembers them too.
+            x: Normalized residual stream, (B, T, D).
+            cos: Cosines from `rotary_tables` or a cache's `extend`; see `apply_rotary`.
+            sin: Sines, likewise.
+            cache: Cache of the tokens before these, if any; it stores these tokens, too.
 
         Returns:
-            What to add to the residual stream, (B, T, D).
+            The update of the residual stream, (B, T, D).
         """
         query = apply_rotary(self._split_heads(self.query(x)), cos, sin)  # (B, H, T, C)
         key = apply_rotary(self._split_heads(self.key(x)), cos, sin)  # (B, K, T, C)

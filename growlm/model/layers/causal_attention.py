@@ -1,6 +1,6 @@
-"""Softmax attention within a sequence, each position to itself and those before it.
+"""Causal softmax attention: each position attends to itself and to those before it.
 
-Shapes: B batch, T time, H query heads, K key/value heads, G = H/K query heads of one key/value head, C channels.
+Shapes: B batch, T time, H query heads, K key/value heads, G = H/K query heads per key/value head, C channels.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_MATMUL_ATTENTION_LENGTH = 512
-"""Tokens up to which, in bf16 on a CPU, two plain products beat torch's fused kernel (three times at 256; equal at
-1,024, where it also needs less memory)."""
+"""Sequence length up to which, in bf16 on a CPU, two plain products beat torch's fused kernel.
+
+They are three times as fast at 256 tokens and equally fast at 1,024, where the kernel also needs less memory."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query · key / √C) · value, of the positions up to each query's own.
+    """Compute softmax(query · key / √C) · value over the positions up to each query's own.
 
     Args:
         query: (B, H, T, C).
@@ -25,7 +26,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         value: (B, K, T, C).
 
     Returns:
-        (B, H, T, C).
+        The attention output, (B, H, T, C).
     """
     length = query.shape[2]
     half = query.dtype == torch.bfloat16
@@ -37,7 +38,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class _MatmulAttention(torch.autograd.Function):
-    """All scores at once, in the dtype of the query; their softmax is kept for the backward pass."""
+    """Attention with all scores at once, in the query's dtype; the softmax is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

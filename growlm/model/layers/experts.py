@@ -1,8 +1,8 @@
 """Mixture of experts: a router and a stack of feed-forward experts.
 
 Tokens are sorted by expert so that every expert multiplies one contiguous slice (`grouped_mm`), then put
-back. Both go to rows that are all different, and so does their backward pass: that of advanced indexing adds
-atomically and would make two runs differ.
+back. Both steps index distinct rows, forward and backward, because the backward pass of advanced indexing adds
+atomically and would make runs differ.
 
 Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residual, F hidden channels.
 """
@@ -25,9 +25,10 @@ from growlm.model.layers.routing import Routing, RoutingLog, route
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
 CPU_MAX_ROW_MULTIPLE = 64
-"""See `Experts._slots`."""
+"""Largest multiple that an expert's rows are padded to; see `Experts._assign_rows`."""
 CPU_LOOP_MAX_TOKENS = 32
-"""Up to so many, on a CPU and without gradients, the loop over the chosen experts beats sorting (by a tenth)."""
+"""Number of tokens up to which, on a CPU and without gradients, a loop over the chosen experts beats sorting (by a
+tenth)."""
 
 
 class _ScatterRows(torch.autograd.Function):
@@ -54,22 +55,31 @@ class _GatherRows(torch.autograd.Function):
 
 
 def scatter_rows(x: Tensor, row_indices: Tensor, num_rows: int) -> Tensor:
-    """Row i of x at row `slots[i]` of a tensor of `size` rows, zeros elsewhere; deterministic backward."""
+    """Put row i of x at row `row_indices[i]` of a tensor of `num_rows` rows, zeros elsewhere.
+
+    The backward pass is deterministic.
+    """
     return _ScatterRows.apply(x, row_indices, num_rows)
 
 
 def gather_rows(x: Tensor, row_indices: Tensor) -> Tensor:
-    """Rows `slots` of x, all different; deterministic backward."""
+    """Return the rows `row_indices` of x, which must be distinct.
+
+    The backward pass is deterministic.
+    """
     return _GatherRows.apply(x, row_indices)
 
 
 def count_padded_rows(slots: Tensor, ends: Tensor) -> int:
-    """How many rows hold all slots; only a CPU, where padding makes it differ from their number, is asked."""
+    """Return the number of rows, padding included.
+
+    Only a CPU pads, so only there is `ends` read; reading it on another device would synchronize.
+    """
     return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
 
 
 class Experts(nn.Module):
-    """E feed-forward blocks of equal shape, stored stacked along the first dimension."""
+    """E feed-forward blocks of equal shape, stacked along the first dimension of each parameter."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,12 +115,12 @@ class Experts(nn.Module):
     down_bias: nn.Parameter | None
 
     def prepare_for_compile(self) -> None:
-        """Keep `torch.compile` (2.13) from products in fp32: it refuses what the function itself can do."""
-        # Not at import: it loads the compiler, a second of every command.
+        """Exclude fp32 grouped products from `torch.compile` (2.13), which rejects them although eager works."""
+        # Not at import time: it loads the compiler, which would add a second to every command.
         self._fp32_grouped_mm = torch.compiler.disable(F.grouped_mm)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        """Send x (N, D) through the chosen experts and sum their outputs by gate, (N, D)."""
+        """Send x (N, D) through the chosen experts; return the gate-weighted sum of outputs, (N, D)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not self._can_use_grouped_mm(x) or _is_small_cpu_batch(x):
@@ -133,27 +143,28 @@ class Experts(nn.Module):
         out = gather_rows(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
         return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
 
-    def _assign_rows(self, assigned: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Where each assignment's row goes, (M,), and where each expert's rows end, (E,).
+    def _assign_rows(self, expert_indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the row of each assignment, (M,), and the end of each expert's rows, (E,).
 
-        In half precision on a CPU every expert's rows are padded, to a multiple of up to `CPU_ROWS`: its library
-        makes and keeps a kernel for every number of rows that it meets, which would be new ones at every step.
+        In half precision on a CPU every expert's rows are padded, to a multiple of up to
+        `CPU_MAX_ROW_MULTIPLE`. The CPU library builds and keeps a kernel for every number of rows that it meets,
+        and without padding most steps would bring new numbers.
         """
-        counts = F.one_hot(assigned, self.num_experts).sum(dim=0)
-        padded = assigned.device.type == "cpu" and dtype.itemsize < 4
+        counts = F.one_hot(expert_indices, self.num_experts).sum(dim=0)
+        use_padding = expert_indices.device.type == "cpu" and dtype.itemsize < 4
         multiple = 1
-        while padded and multiple < min(
-            CPU_MAX_ROW_MULTIPLE, len(assigned) // (4 * self.num_experts)
+        while use_padding and multiple < min(
+            CPU_MAX_ROW_MULTIPLE, len(expert_indices) // (4 * self.num_experts)
         ):
             multiple *= 2
-        room = (counts + (multiple - 1)) // multiple * multiple
-        ends = room.cumsum(0)
-        shift = (ends - room) - (counts.cumsum(0) - counts)  # rows of padding before each expert
-        in_order = assigned.argsort(stable=True).argsort()
-        return in_order + shift[assigned], ends.to(torch.int32)
+        padded_counts = (counts + (multiple - 1)) // multiple * multiple
+        ends = padded_counts.cumsum(0)
+        padding_before = (ends - padded_counts) - (counts.cumsum(0) - counts)
+        rank_in_sorted = expert_indices.argsort(stable=True).argsort()
+        return rank_in_sorted + padding_before[expert_indices], ends.to(torch.int32)
 
     def _row_owner_one_hot(self, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
-        """(rows, E), whose row it is; None without biases."""
+        """Return each row's expert as a one-hot matrix, (rows, E); None without biases."""
         if self.up_bias is None:
             return None
         rows = torch.arange(size, device=ends.device)
@@ -161,11 +172,14 @@ class Experts(nn.Module):
         return F.one_hot(owner, self.num_experts).to(dtype)
 
     def forward_loop(self, x: Tensor, routing: Routing) -> Tensor:
-        """The same, expert by expert: the reference, and the path for few tokens, fp64 and unaligned widths."""
-        assigned = routing.selected_experts.flatten()
-        order = assigned.argsort(stable=True)  # by expert
+        """Compute the same as `forward`, expert by expert.
+
+        This is the reference, and the path for few tokens, fp64 and unaligned widths.
+        """
+        expert_indices = routing.selected_experts.flatten()
+        order = expert_indices.argsort(stable=True)  # by expert
         rows = order // routing.selected_experts.shape[1]
-        counts = assigned.bincount(minlength=self.num_experts).tolist()
+        counts = expert_indices.bincount(minlength=self.num_experts).tolist()
         parts = x.index_select(0, rows).split(counts)
         results = [self._run_expert(expert, part) for expert, part in enumerate(parts) if len(part)]
         gates = routing.gates.flatten().index_select(0, order).to(x.dtype)
@@ -173,7 +187,7 @@ class Experts(nn.Module):
         return torch.zeros_like(x).index_add(0, rows, weighted)
 
     def _run_expert(self, expert: int, x: Tensor) -> Tensor:
-        """What one expert makes of x (N, D)."""
+        """Return the output of one expert for x (N, D)."""
 
         def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             cast = None if bias is None else bias[expert].to(x.dtype)
@@ -191,12 +205,12 @@ class Experts(nn.Module):
         ends: Tensor,
         one_hot: Tensor | None,
     ) -> Tensor:
-        special = None if rows.dtype is torch.bfloat16 else self._fp32_grouped_mm
-        product = special or F.grouped_mm
+        fp32_product = None if rows.dtype is torch.bfloat16 else self._fp32_grouped_mm
+        product = fp32_product or F.grouped_mm
         out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
         if bias is None or one_hot is None:
             return out
-        # A product with the one-hot assignment picks each row's bias, and its backward is a product too.
+        # A product with the one-hot matrix selects each row's bias, and its backward pass is a product, too.
         return torch.addmm(out, one_hot, bias.to(rows.dtype))
 
     def _can_use_grouped_mm(self, x: Tensor) -> bool:
@@ -211,7 +225,7 @@ def _is_small_cpu_batch(x: Tensor) -> bool:
 
 
 class MixtureOfExperts(nn.Module):
-    """The sparse counterpart of `FeedForward`."""
+    """The sparse counterpart of `FeedForward`: a router and the experts it chooses from."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -228,14 +242,19 @@ class MixtureOfExperts(nn.Module):
     selection_bias: Tensor | None
 
     def forward(self, x: Tensor, routings: RoutingLog | None = None) -> Tensor:
-        """Normalised residual stream (B, T, D) -> what to add to it (B, T, D).
+        """Return the update of the residual stream.
 
         Args:
-            x: The stream.
-            routings: If given, is told this layer's routing.
+            x: Normalized residual stream, (B, T, D).
+            routings: Log that this layer's routing is appended to, if given.
+
+        Returns:
+            The update, (B, T, D).
         """
         tokens = x.flatten(0, 1)
-        with torch.autocast(x.device.type, enabled=False):  # a bf16 router chooses other experts
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # a bf16 router would choose other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
         routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
         if routings is not None:

@@ -10,12 +10,12 @@ from growlm.model.layers.labeled_layers import labeled_linear
 
 
 def apply_activation(up: Tensor, gate: Tensor | None) -> Tensor:
-    """GELU of `up`, or SwiGLU (Shazeer 2020, arXiv 2002.05202) where there is a gate."""
+    """Return GELU of `up`, or SwiGLU (Shazeer 2020, arXiv 2002.05202) if there is a gate."""
     return F.gelu(up) if gate is None else F.silu(gate) * up
 
 
 class FeedForward(nn.Module):
-    """Residual -> hidden -> residual, the same for every token."""
+    """The feed-forward block: residual -> hidden -> residual, applied to every token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -28,5 +28,5 @@ class FeedForward(nn.Module):
         self.down = labeled_linear(config, read="hidden", write="residual", bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised residual stream (B, T, D) -> what to add to it (B, T, D)."""
+        """Return the update of the residual stream, (B, T, D), for the normalized stream x (B, T, D)."""
         return self.down(apply_activation(self.up(x), None if self.gate is None else self.gate(x)))

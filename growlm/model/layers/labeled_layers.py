@@ -1,4 +1,4 @@
-"""Labelled linear layers and norms."""
+"""Linear layers and norms whose parameters carry axis labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from growlm.model.config import ModelConfig
 
 
 def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
-    """A linear layer from the axis `read` to the axis `write`."""
+    """Create a linear layer from the axis `read` to the axis `write`."""
     sizes = config.axis_sizes()
     layer = nn.Linear(sizes[read], sizes[write], bias=bias)
     label(layer, weight=Label((writes(write), reads(read))))
@@ -19,11 +19,11 @@ def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) ->
 
 
 def labeled_norm(config: ModelConfig, *, feeds_tied_head: bool = False) -> nn.Module:
-    """The config's norm over the residual stream.
+    """Create the config's norm over the residual stream.
 
     Args:
-        config: The model.
-        read_undivided: See `Label`.
+        config: Config of the model.
+        feeds_tied_head: See `Label`.
     """
     gain = Label((Dim(Role.GAIN, "residual"),), feeds_tied_head=feeds_tied_head)
     if config.norm == "rmsnorm":

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021, arXiv 2104.09864).
+"""Rotary position embedding (RoPE; Su et al. 2021, arXiv 2104.09864).
 
 Shapes: B batch, T time, C channels of a head.
 """
@@ -14,10 +14,10 @@ from growlm.model.config import ModelConfig
 
 
 def rotary_tables(length: int, config: ModelConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles of positions 0 to `length`, each (length, C/2).
+    """Compute cosines and sines of the rotary angles of positions 0 to `length`, each (length, C/2).
 
-    Computed at every forward pass in at least fp32: a table kept as a buffer would be one more tensor for
-    growth, sharding and checkpoints to carry, and saves microseconds.
+    They are computed at every forward pass in at least fp32: a buffer would be one more tensor for growth,
+    sharding and checkpoints to handle, and would save only microseconds.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     exponents = (
@@ -33,14 +33,14 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (B, heads, T, C).
-        cos: (T, C/2), or (B, 1, T, C/2) where sequences are at positions of their own.
-        sin: Likewise.
+        cos: (T, C/2), or (B, 1, T, C/2) if sequences have positions of their own.
+        sin: Of the same shape as `cos`.
     """
     return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """In half of the passes over memory that autograd would need, and to the same bits."""
+    """The rotation, bit-identical to autograd's version with half the passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _ApplyRotary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         batch, heads, length, channels = grads[0].shape
-        # Laid out as the projection before it has it, which would copy it otherwise.
+        # The memory layout of the projection's output; its backward pass would copy any other.
         out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
         return _rotate_into(grads[0], cos, -sin, out), None, None
 

@@ -1,4 +1,4 @@
-"""What a router decided for a batch, and what follows from it: gates, losses, health.
+"""The decisions of a router for a batch, with the gates, losses and health measures that follow from them.
 
 Shapes: N tokens (batch × time), E experts, K chosen experts per token.
 """
@@ -15,46 +15,49 @@ from growlm.model.keyed_rng import keyed_generator
 
 @dataclass(frozen=True)
 class Routing:
-    """One router's decisions."""
+    """One router's decisions for a batch of tokens."""
 
     logits: Tensor
-    """(N, E), at least fp32."""
+    """Router logits, (N, E), at least fp32."""
     selected_experts: Tensor
-    """(N, K) expert indices, best first."""
+    """Expert indices, (N, K), best first."""
     gates: Tensor
-    """(N, K), summing to one over K."""
+    """Gates, (N, K), summing to one over K."""
     scores: Tensor
-    """(N, E), what the choice was made by: the logits plus the selection bias, if there is one."""
+    """Selection scores, (N, E): the logits plus the selection bias, if there is one."""
 
     @property
     def num_experts(self) -> int:
-        """E."""
+        """Number of experts, E."""
         return self.logits.shape[-1]
 
     def expert_load(self) -> Tensor:
-        """Share of all assignments that went to each expert, (E,); sums to one; no gradient."""
+        """Return the share of all assignments that went to each expert, (E,); no gradient."""
         counts = torch.bincount(self.selected_experts.flatten(), minlength=self.num_experts)
         return counts.to(self.logits.dtype) / self.selected_experts.numel()
 
     def balance_loss(self, expert_load: Tensor | None = None) -> Tensor:
-        """E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
+        """Return E · Σ f_i · P_i over the micro-batch: f the load, P the mean gate probability; 1 when balanced.
 
         Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
 
         Args:
-            load: Of the whole micro-batch, (E,), where these are a part of its tokens; the mean of the parts'
-                losses is then the whole one's.
+            expert_load: Load of the whole micro-batch, (E,), if this routing covers only a part of its tokens. The
+                mean of the parts' losses then equals the loss of the whole.
         """
         mean_probability = self.logits.softmax(dim=-1).mean(dim=0)
         expert_load = self.expert_load() if expert_load is None else expert_load
         return self.num_experts * (expert_load * mean_probability).sum()
 
     def z_loss(self) -> Tensor:
-        """Mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
+        """Return the mean squared log-partition (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
         return self.logits.logsumexp(dim=-1).square().mean()
 
     def selection_margin(self) -> Tensor:
-        """Score distance between the last chosen and the best expert left out, (N,); inf if none is."""
+        """Return the score gap between the last chosen and the best rejected expert, (N,).
+
+        It is inf if no expert is rejected.
+        """
         top_k = self.selected_experts.shape[-1]
         if top_k == self.num_experts:
             return torch.full_like(self.scores[:, 0], torch.inf)
@@ -62,7 +65,10 @@ class Routing:
         return best[:, -2] - best[:, -1]
 
     def is_tied(self) -> Tensor:
-        """Whether equal scores decided what a token got: two of the chosen, or the last and the next, (N,)."""
+        """Return whether equal scores affected a token's routing, (N,).
+
+        That is so if two chosen experts tie, or the last chosen ties with the next.
+        """
         best = self.scores.topk(
             min(self.selected_experts.shape[-1] + 1, self.num_experts), dim=-1
         ).values
@@ -70,16 +76,16 @@ class Routing:
 
 
 class RoutingLog:
-    """What a forward pass's routers decided, first layer first.
+    """The routings of one forward pass, first layer first.
 
-    No list: FSDP2 looks into the lists that a block is given, and hands it others where gradients pass.
+    Not a list, because FSDP2 looks into the lists that a block is given and passes on copies where gradients flow.
     """
 
     def __init__(self) -> None:
         self.routings: list[Routing] = []
 
     def append(self, routing: Routing) -> None:
-        """Take one more."""
+        """Append one layer's routing."""
         self.routings.append(routing)
 
 
@@ -90,16 +96,16 @@ def route(
     selection_bias: Tensor | None = None,
     sequence_length: int | None = None,
 ) -> Routing:
-    """Softmax, choose the top K, renormalise their gates to sum to one.
+    """Choose the top K experts and renormalize their softmax probabilities to sum to one.
 
     Args:
         logits: (N, E), at least fp32.
         top_k: K.
-        break_ties: Order experts of equal logits pseudo-randomly, position by position. Only the choice sees it,
-            and it is the same at every call.
-        selection_bias: (E,), added to the logits. Only the choice sees it.
-        length: Of the sequences that the tokens are of: ties are broken alike in all of them, so that it does not
-            matter which sequences are in a batch. N if not given.
+        break_ties: Whether experts with equal logits are ordered pseudo-randomly, position by position. It
+            affects the selection only, and is the same at every call.
+        selection_bias: (E,), added to the logits for selection only.
+        sequence_length: Length of the sequences that the tokens belong to; N if not given. Ties are broken alike
+            in all sequences, so that the result does not depend on which sequences are in a batch.
     """
     scores = logits.detach()
     if selection_bias is not None:
@@ -110,24 +116,24 @@ def route(
         order = torch.rand(shape, generator=keyed_generator("router ties"))
         ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
     chosen = ordered.topk(top_k, dim=-1).indices
-    # The softmax over the chosen logits is the renormalised top-k of the full softmax.
+    # The softmax over the chosen logits equals the renormalized top-k of the full softmax.
     return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1), scores)
 
 
 @dataclass(frozen=True)
 class RouterHealth:
-    """Measures of all routers over a batch."""
+    """Health measures of all routers over a batch."""
 
     dead_experts: int
-    """Experts, over all layers, that got no token."""
+    """Number of experts, over all layers, that got no token."""
     load_entropy: float
-    """Entropy of the load over its maximum ln E, mean over layers; 1 is even."""
+    """Entropy of the load divided by its maximum ln E, mean over layers; 1 is even."""
     max_load: float
-    """Largest load of any expert times E; 1 is even."""
+    """Largest load of any expert, times E; 1 is even."""
 
 
 def compute_router_health(loads: Tensor) -> RouterHealth:
-    """Health measures from the loads of all layers, (layers, E)."""
+    """Compute health measures from the loads of all layers, (layers, E)."""
     loads = loads.float()
     num_experts = loads.shape[-1]
     entropy = torch.special.entr(loads).sum(dim=-1) / torch.log(torch.tensor(float(num_experts)))

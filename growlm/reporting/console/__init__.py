@@ -1,1 +1,1 @@
-"""What a person sees on the console: banners, tables, progress bars."""
+"""Show banners, tables and progress bars on the console."""

@@ -1,4 +1,4 @@
-"""Checks as a table."""
+"""Print the results of growth checks as a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECK_TITLES = {
 
 
 def print_checks(console: Console, checks: Mapping[str, CheckReport]) -> None:
-    """A line for each: name, status, what decided."""
+    """Print a line per check: name, status and summary."""
     table = Table.grid(padding=(0, 2))
     for name, check in checks.items():
         table.add_row(f"  {CHECK_TITLES[name]}", STATUS_LABELS[check.status], Text(check.summary))

@@ -1,4 +1,4 @@
-"""What a person sees: banners, boundaries, progress, and the summary at the end."""
+"""Report a run on the console: banners, boundaries, progress and the final summary."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from growlm.reporting.records import (
 
 
 def format_millions(count: int) -> str:
-    """1234567 -> '1.23 M'."""
+    """Format a count in millions: 1234567 -> '1.23 M'."""
     return f"{count / 1e6:,.2f} M"
 
 
 class ConsoleReporter(RunListener):
-    """Prints events; on a terminal with a progress bar, elsewhere with plain lines.
+    """Listener that prints events, with progress bars on a terminal and plain lines elsewhere.
 
     Args:
-        console: Where to.
+        console: Console to print to; None for standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -45,94 +45,93 @@ class ConsoleReporter(RunListener):
         self._pending_row: HistoryRow | None = None
 
     def show_plan(self, forecast: Mapping[str, Any]) -> None:
-        """The planner's table, which the time left is then told by."""
+        """Print the planner's table, and estimate the remaining time from it from now on."""
         print_plan(self.console, forecast)
         self.progress_display.set_plan(forecast["phases"])
 
     def task_progress(self, task: str, done: int, total: int | None, note: str = "") -> None:
-        """Move the bar; without a terminal, a line when a task begins, and now and then what is noted of it."""
+        """Update the bar; without a terminal, print a line when a task starts and its notes at intervals."""
         self.progress_display.show_task(task, done, total, note)
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """What was grown from what, and the checks."""
+        """Print what was grown, and the checks."""
         self.progress_display.stop()
-        say = self.console.print
-        say()
+        emit = self.console.print
+        emit()
         self.console.rule(
             f"[bold]{escape(f'{boundary.from_phase} → {boundary.to_phase}')}: growing", align="left"
         )
         for line in boundary.growth:
-            say(f"  {line}", markup=False)
+            emit(f"  {line}", markup=False)
         if boundary.noise:
             noise = boundary.noise
-            say(
+            emit(
                 f"  Noise on {noise['matrices']} matrices, σ {noise['sigma_min']:.1e} to "
                 f"{noise['sigma_max']:.1e}, capped on {noise['capped']}"
             )
-        say(f"  Optimizer state: {_format_optimizer_state(boundary)}", markup=False)
+        emit(f"  Optimizer state: {_format_optimizer_state(boundary)}", markup=False)
         print_checks(self.console, boundary.report.checks)
         report = boundary.report
-        say(
+        emit(
             f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, "
             f"jump [bold]{report.jump:+.1e}[/] ({boundary.seconds:.1f} s)"
         )
 
     def phase_started(self, start: PhaseStart) -> None:
-        """The banner."""
+        """Print the banner of the phase."""
         self.progress_display.stop()
-        say, parameters = self.console.print, start.parameters
-        say()
+        emit, parameters = self.console.print, start.parameters
+        emit()
         self.console.rule(
             f"[bold]Phase {start.index + 1} of {start.num_phases}: {escape(start.name)}",
             align="left",
         )
         trained = f"Steps {start.steps:,}  |  LR {start.lr:g}" if start.steps else "Not trained"
-        say(f"  {trained}  |  Device {start.device}  |  {start.precision}")
-        say(f"  Total parameters     {format_millions(parameters.total):>12}")
-        say(
-            f"  Active per token     {format_millions(parameters.active):>12}  {_format_active_experts(parameters)}"
-        )
+        emit(f"  {trained}  |  Device {start.device}  |  {start.precision}")
+        emit(f"  Total parameters     {format_millions(parameters.total):>12}")
+        active, experts = format_millions(parameters.active), _format_active_experts(parameters)
+        emit(f"  Active per token     {active:>12}  {experts}")
         if parameters.num_experts:
             idle = f"({parameters.idle_experts} experts idle)"
-            say(f"  Inactive parameters  {format_millions(parameters.inactive):>12}  {idle}")
-            say(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
+            emit(f"  Inactive parameters  {format_millions(parameters.inactive):>12}  {idle}")
+            emit(f"  Efficiency           {parameters.efficiency:>12.1%}  active per forward pass")
 
     def run_resumed(self, phase: str, step: int, steps: int) -> None:
-        """A line."""
+        """Print where the run resumes."""
         name = f"[bold]{escape(phase)}[/]"
-        where = f"with {name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
-        self.console.print(f"Going on {where}")
+        where = f"{name} after step {step:,} of {steps:,}" if step < steps else f"after {name}"
+        self.console.print(f"Resuming {where}")
 
     def phases_reused(self, reused: ReusedPhases) -> None:
-        """A line."""
+        """Print which phases are reused, and from which run."""
         self.progress_display.stop()
         names = ", ".join(reused.phases)
         text = f"reused from {reused.run}: {names} ({format_duration(reused.seconds)} saved)"
         self.console.print(text, markup=False, soft_wrap=True)
 
     def message_logged(self, text: str) -> None:
-        """A line."""
+        """Print the message."""
         self.progress_display.stop()
         self.console.print(text, markup=False, soft_wrap=True)
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
-        """Move the bars."""
+        """Update the bars."""
         self.progress_display.show_step(phase, step, steps, loss)
         if self._pending_row is not None:
             self.progress_display.show_row(self._pending_row, steps)
             self._pending_row = None
 
     def row_logged(self, row: HistoryRow) -> None:
-        """A line now and then, where there are no bars; told with its step."""
+        """Keep the row, to be printed with its step if there are no bars and a line is due."""
         self._pending_row = row
 
     def validation_finished(self, row: HistoryRow) -> None:
-        """A line."""
+        """Print the validation loss."""
         where = f"{escape(row['phase'])} step {row['step']:>5}"
         self.progress_display.print_line(f"  {where}  validation loss {row['val_loss']:.4f}")
 
     def phase_finished(self, summary: PhaseSummary) -> None:
-        """The sample."""
+        """Print time, throughput, peak memory and the router check."""
         self.progress_display.stop()
         speed = summary.tokens_per_second
         self.console.print(
@@ -144,12 +143,12 @@ class ConsoleReporter(RunListener):
             print_checks(self.console, {"router_lock": summary.router_check})
 
     def warning_logged(self, row: HistoryRow, text: str) -> None:
-        """A line."""
+        """Print the warning."""
         where = escape(f"{row['phase']} step {row['step']}: {text}")
         self.progress_display.print_line(f"  [bold yellow]warning[/] {where}")
 
     def run_finished(self, summary: RunSummary) -> None:
-        """The boundary summary."""
+        """Print the boundary summary and the samples."""
         self.progress_display.stop()
         self.console.print()
         self.console.rule("[bold]Boundary summary", align="left")
@@ -180,7 +179,7 @@ class ConsoleReporter(RunListener):
         self._print_samples(summary)
 
     def close(self, failed: bool) -> None:
-        """Leave the terminal in order."""
+        """Remove the bars from the terminal."""
         self.progress_display.stop()
 
     def _print_samples(self, summary: RunSummary) -> None:

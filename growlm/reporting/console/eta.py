@@ -1,4 +1,4 @@
-"""How far a plan has come, and how long it may still take."""
+"""Estimate the progress and the remaining time of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MIN_STEPS_FOR_PACE = 3
-"""Of a phase, before its own pace is believed: the first steps are slow."""
+"""Steps of a phase before its own pace is used: the first steps are slow."""
 
 
 class EtaEstimator:
-    """Weighs steps by the planner's seconds and corrects these by what has been seen.
+    """Remaining-time estimator: the planner's step times, corrected by the measured pace.
 
     Args:
-        phases: As in plan.json, with `seconds`.
-        now: The clock, in seconds.
+        phases: Phases as in plan.json, with `seconds`.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(
@@ -27,20 +27,20 @@ class EtaEstimator:
         total = 0.0
         for phase in phases:
             seconds = phase["seconds"]
-            around = seconds["growth"] + seconds["validation"]
+            overhead = seconds["growth"] + seconds["validation"]
             self._step_seconds[phase["name"]] = seconds["step"]
-            self._phase_start_seconds[phase["name"]] = total + around
-            total += around + seconds["step"] * phase["steps"]
+            self._phase_start_seconds[phase["name"]] = total + overhead
+            total += overhead + seconds["step"] * phase["steps"]
         self.planned_seconds = total
         self.planned_seconds_done = 0.0
-        """In the planner's seconds."""
+        """Finished part of the plan, in the planner's seconds."""
         self._phase = ""
         self._steps_seen = 0
         self._run_mark: tuple[float, float] | None = None
         self._phase_mark = (0.0, 0.0)
 
     def step_finished(self, phase: str, step: int) -> None:
-        """After each step."""
+        """Record that a step of a phase has finished."""
         self.planned_seconds_done = (
             self._phase_start_seconds[phase] + step * self._step_seconds[phase]
         )
@@ -52,12 +52,12 @@ class EtaEstimator:
 
     @property
     def fraction_done(self) -> float:
-        """Of the plan that is done, 0 to 1."""
+        """Finished fraction of the plan, 0 to 1."""
         return self.planned_seconds_done / self.planned_seconds if self.planned_seconds else 1.0
 
     @property
     def seconds_remaining(self) -> float:
-        """At the pace of this phase, or while that is unknown of the run so far, or the planner's."""
+        """Remaining seconds at the pace of this phase or, until that is known, of the run or the planner."""
         mark = self._phase_mark if self._steps_seen > MIN_STEPS_FOR_PACE else self._run_mark
         pace = 1.0
         if mark is not None and self.planned_seconds_done > mark[1]:

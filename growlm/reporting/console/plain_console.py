@@ -1,4 +1,4 @@
-"""The console that commands print to; imports nothing heavy."""
+"""Create the consoles that commands print to, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from rich.segment import Segment
 from growlm.runtime.escaping import escape_unprintable
 
 NON_TERMINAL_WIDTH = 100
-"""Columns where there is no terminal to ask."""
+"""Console width in columns if the output is not a terminal."""
 
 
 def make_stdout_console(quiet: bool = False) -> Console:
-    """Standard output: a terminal as wide as it is, anything else 100 columns; or nothing at all."""
+    """Return a console on standard output; `quiet` suppresses all output.
+
+    It is as wide as the terminal, or `NON_TERMINAL_WIDTH` columns elsewhere.
+    """
     return _make_console(stderr=False, quiet=quiet)
 
 
 def make_stderr_console() -> Console:
-    """Standard error, for commands whose standard output is the result."""
+    """Return a console on standard error, for commands whose standard output is the result."""
     return _make_console(stderr=True)
 
 
@@ -33,16 +36,16 @@ def _make_console(stderr: bool, quiet: bool = False) -> Console:
 
 
 class _ControlCharacterEscaper(RenderHook):
-    """Show control characters in whatever is printed as escapes: names and messages may come from a file."""
+    """Render hook that escapes control characters, since names and messages may come from untrusted files."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Wrap what is about to be printed."""
+        """Wrap the renderables that are about to be printed."""
         return [_Escaped(renderable) for renderable in renderables]
 
 
 @dataclass(frozen=True)
 class _Escaped:
-    """Something to print, without control characters of its own; the console's own ones stay."""
+    """Renderable whose own control characters are escaped; those of the console are kept."""
 
     renderable: ConsoleRenderable
 

@@ -1,4 +1,4 @@
-"""The planner's table."""
+"""Print the planner's forecasts as tables."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rich.table import Table
 
 MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
 
-TIME_COLUMNS = ("messages", "waiting", "step")
+TIME_COLUMNS = ("comm", "waiting", "step")
 
 
 def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
-    """Parameters, work, time and memory of every phase.
+    """Print parameters, compute, time and memory of every phase.
 
     Args:
-        console: Where to.
-        table: `Forecast.to_json`, with times.
+        console: Console to print to.
+        forecast: Result of `Forecast.to_json`, with times.
     """
     phases = forecast["phases"]
-    work = _make_table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "in all"))
+    work = _make_table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "total"))
     memory = _make_table("memory", [name.replace("_peak", "") for name in MEMORY_COLUMNS])
     for phase in phases:
         seconds = phase["seconds"]
@@ -43,32 +43,32 @@ def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
     console.print(work)
     console.print()
     console.print(memory)
-    console.print(f"The run may take {decimal(forecast['memory_limit'])} of memory")
+    console.print(f"Memory limit of the run: {decimal(forecast['memory_limit'])}")
 
 
 def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str, Any]]) -> None:
-    """What each device has and sends in every phase, for each number of devices and each strategy.
+    """Print memory and communication per device and phase, for each number of devices and each strategy.
 
     Args:
-        console: Where to.
-        tables: Of `Forecast.to_json`, with times.
+        console: Console to print to.
+        forecasts: Results of `Forecast.to_json`, with times.
     """
     table = _make_table(
-        "phase", ("devices", "strategy", "held", "peak", "growth", "sent", *TIME_COLUMNS)
+        "phase", ("devices", "strategy", "states", "peak", "growth", "sent", *TIME_COLUMNS)
     )
     for index, first in enumerate(forecasts[0]["phases"]):
         for number, forecast in enumerate(forecasts):
             phase = forecast["phases"][index]
             if forecast["strategy"] == "expert" and not phase["model"]["num_experts"]:
-                continue  # there are none
+                continue  # a dense phase has no experts to distribute
             memory, seconds = phase["memory"], phase["seconds"]
-            held = memory["weights"] + memory["gradients"] + memory["optimizer"]
+            states = memory["weights"] + memory["gradients"] + memory["optimizer"]
             peak = decimal(memory["peak"])
             table.add_row(
                 "" if number else first["name"],
                 f"{forecast['devices']:,}",
                 "" if forecast["devices"] == 1 else forecast["strategy"],
-                decimal(held),
+                decimal(states),
                 peak if phase["fits"] else f"[bold red]{peak} ![/]",
                 decimal(memory["growth_peak"]),
                 decimal(sum(phase["sent"].values())),
@@ -77,8 +77,9 @@ def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str,
     console.print(table)
     limit = decimal(forecasts[0]["memory_limit"])
     console.print(
-        "On each device: held between passes, the most at once, while growing, sent in a step; how long messages "
-        f"take, how long it waits for them. Each may take {limit} of memory; ! where it would take more"
+        "Per device. states: weights, gradients and optimizer state; peak: most memory at once; growth: most "
+        "memory while growing; sent: bytes per step; comm: communication time per step; waiting: the part "
+        f"of it that computation does not hide. Memory limit: {limit} per device; ! marks phases that exceed it"
     )
 
 
@@ -91,7 +92,7 @@ def _make_table(first: str, others: Sequence[str]) -> Table:
 
 
 def format_duration(seconds: float) -> str:
-    """Two figures, in the unit that suits: `85 ms`, `4.2 s`, `3 min 20 s`, `7 h 05 min`."""
+    """Format a duration in a suitable unit: `85 ms`, `4.2 s`, `3 min 20 s`, `7 h 05 min`."""
     if seconds < 0.995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:

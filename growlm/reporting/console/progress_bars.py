@@ -1,4 +1,4 @@
-"""Bars for what takes long: moving on a terminal, a line at every quarter elsewhere."""
+"""Show progress bars for long tasks: moving on a terminal, a line at every quarter elsewhere."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.progress import (
 
 
 class CountProgressBar:
-    """Use as a context; call `update`.
+    """Progress bar for counted items; use as a context manager and call `update`.
 
     Args:
-        console: Where to.
-        task: What is being done.
-        unit: What is counted.
-        patience: Seconds without lines: what is over by then needs none.
+        console: Console to print to.
+        task: Description of the task.
+        unit: Name of the counted items.
+        quiet_seconds: Seconds before the first line is printed without a terminal; short tasks print none.
     """
 
     def __init__(self, console: Console, task: str, unit: str, quiet_seconds: float = 5.0) -> None:
@@ -63,22 +63,22 @@ class CountProgressBar:
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total`."""
+        """Show that `done` of `total` items are finished."""
         self.total = total
         self._bar.update(self._id, completed=done, total=total)
         quarter = 4 * done // total
-        tells = not self.console.is_terminal and time.monotonic() >= self._quiet_until
-        if tells and quarter > self._quarter:
+        should_print = not self.console.is_terminal and time.monotonic() >= self._quiet_until
+        if should_print and quarter > self._quarter:
             self.console.print(f"  {self.task}: {self._format_progress(done, total)}")
         self._quarter = quarter
 
 
 class ByteProgressBar(CountProgressBar):
-    """The same for bytes.
+    """Progress bar for a number of bytes.
 
     Args:
-        console: Where to.
-        task: What is being done.
+        console: Console to print to.
+        task: Description of the task.
     """
 
     def __init__(self, console: Console, task: str) -> None:

@@ -1,4 +1,4 @@
-"""What moves while something takes long: bars on a terminal, now and then a plain line elsewhere."""
+"""Display the progress of a run: bars on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 class ProgressDisplay:
-    """A bar for what is being done, and above it one for the whole plan.
+    """Progress bar of the current task, with one for the whole plan above it.
 
     Args:
-        console: Where to.
+        console: Console to print to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -34,11 +34,18 @@ class ProgressDisplay:
         self._last_line = self._last_note = -LINE_INTERVAL_SECONDS
 
     def set_plan(self, phases: Sequence[Mapping[str, Any]]) -> None:
-        """The plan, as in plan.json."""
+        """Set the phases as in plan.json, from which the remaining time is estimated."""
         self._eta = EtaEstimator(phases)
 
     def show_task(self, name: str, done: int, total: int | None, note: str = "") -> None:
-        """Something beside training: `done` of `total` (None: unknown); a note is shown in their place."""
+        """Show progress of a task other than training.
+
+        Args:
+            name: Name of the task.
+            done: Units done so far.
+            total: Units in total; None if unknown.
+            note: Text to show in place of the numbers.
+        """
         now = time.monotonic()
         if self.console.is_terminal:
             self._show_bar(name, name, done, total, note)
@@ -51,7 +58,7 @@ class ProgressDisplay:
         self._task = name
 
     def show_step(self, phase: str, step: int, steps: int, loss: float | None) -> None:
-        """A step of training."""
+        """Show that a training step has finished."""
         if self._eta is not None:
             self._eta.step_finished(phase, step)
         if not self.console.is_terminal:
@@ -70,27 +77,27 @@ class ProgressDisplay:
         self._show_bar("phase", f"{phase}{shown}", step, steps)
 
     def show_row(self, row: HistoryRow, steps: int) -> None:
-        """A row of the history: a line where there are no bars, if it is the last of a phase or time for one."""
+        """Print a history row if there are no bars and it is the first or last of a phase, or a line is due."""
         now = time.monotonic()
-        is_end = row["step"] in (1, steps)
+        is_first_or_last = row["step"] in (1, steps)
         if self.console.is_terminal or not (
-            is_end or now - self._last_line >= LINE_INTERVAL_SECONDS
+            is_first_or_last or now - self._last_line >= LINE_INTERVAL_SECONDS
         ):
             return
         self._last_line = now
-        left = f"  {self._format_remaining()}" if self._eta else ""
+        remaining = f"  {self._format_remaining()}" if self._eta else ""
         self.console.print(
             f"  {row['phase']} step {row['step']:>5}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s{left}",
+            f"{row['tokens_per_second']:,.0f} tokens/s{remaining}",
             markup=False,
         )
 
     def print_line(self, line: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         (self._bars.console if self._bars else self.console).print(line)
 
     def stop(self) -> None:
-        """Leave the terminal in order."""
+        """Remove the bars from the terminal."""
         if self._bars is not None:
             self._bars.stop()
         self._bars, self._task, self._ids = None, "", {}

@@ -1,4 +1,4 @@
-"""Finished runs as tables on a console."""
+"""Print the results of runs as console tables."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ PHASE_COLUMNS = (
     "training loss",
     "validation loss",
 )
-"""Columns that a console has room for; the page has all."""
+"""Columns that fit on a console; the HTML page shows all."""
 RUN_COLUMNS = ("training loss", "validation loss", "largest jump", "FLOPs", "time")
 
 
 def print_report(console: Console, report: Report) -> None:
-    """A line per phase of one run; of several runs a line each, and what they took to the same loss."""
+    """Print a line per phase of one run, or a line per run and the savings at equal loss of several."""
     if report.is_one_run:
         (run,) = report.runs
         _print_columns(console, build_phase_table(run), PHASE_COLUMNS)
         return
     table = build_run_table(report.runs, report.parameter_keys)
-    dials = [column["title"] for column in table.columns[2 : 2 + len(report.parameter_keys)]]
-    # Where dials tell the runs apart, their names would only say it again.
+    parameters = [column["title"] for column in table.columns[2 : 2 + len(report.parameter_keys)]]
+    # The names of sweep jobs only repeat their parameters.
     names = [] if report.sweep is not None and report.parameter_keys else ["run"]
-    _print_columns(console, table, (*names, *dials, "status", *RUN_COLUMNS))
+    _print_columns(console, table, (*names, *parameters, "status", *RUN_COLUMNS))
     for run in report.runs:
         if run.message:
             console.print(f"{run.name}: {run.message}", markup=False)
     if report.sweep is not None and not any(run.baseline for run in report.runs):
-        return  # jobs that differ in a dial alone are no measure for each other
-    found = compute_savings(report.runs)
+        return  # without baselines, sweep jobs have no common reference to save against
+    savings = compute_savings(report.runs)
     console.print()
-    if isinstance(found, str):
-        console.print(f"Savings at equal loss: none, {found}.", markup=False)
+    if isinstance(savings, str):
+        console.print(f"Savings at equal loss: not available, {savings}.", markup=False)
         return
     console.print(
-        f"Until the loss was {found.target_loss:.4f} ({found.loss_description}):", markup=False
+        f"Cost to reach a loss of {savings.target_loss:.4f} ({savings.loss_description}):",
+        markup=False,
     )
-    taken = build_savings_table(found)
+    costs = build_savings_table(savings)
     _print_columns(
-        console, taken, [column["title"] for column in taken.columns[: 1 + len(COST_AXES)]]
+        console, costs, [column["title"] for column in costs.columns[: 1 + len(COST_AXES)]]
     )
-    saved = build_savings_by_reference_table(found)
+    saved = build_savings_by_reference_table(savings)
     if saved.rows:
         console.print()
         _print_columns(console, saved, [column["title"] for column in saved.columns])
@@ -66,11 +67,11 @@ def print_report(console: Console, report: Report) -> None:
 def _print_columns(
     console: Console, table: ReportTable, titles: tuple[str, ...] | list[str]
 ) -> None:
-    shown = [i for title in titles for i, c in enumerate(table.columns) if c["title"] == title]
+    indices = [i for title in titles for i, c in enumerate(table.columns) if c["title"] == title]
     printed = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for index in shown:
+    for index in indices:
         column = table.columns[index]
         printed.add_column(Text(column["title"]), justify="right" if column["numeric"] else "left")
     for row in table.rows:
-        printed.add_row(*(Text(row[index]["text"]) for index in shown))
+        printed.add_row(*(Text(row[index]["text"]) for index in indices))
     console.print(printed)

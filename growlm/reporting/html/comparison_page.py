@@ -1,4 +1,4 @@
-"""What the page of several runs shows, as data."""
+"""Build the data of the page that compares several runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.reporting.html import number_format as figures
+from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import (
     downsample,
     finite_or_none,
@@ -24,10 +24,10 @@ from growlm.reporting.reading.run_files import Run
 from growlm.reporting.reading.sweep_file import Sweep
 
 MAX_POINTS = 60_000
-"""Rows that are drawn of all runs together, about."""
+"""Approximate limit on the plotted rows of all runs together."""
 MAX_POINTS_PER_RUN = 1000
 MAX_CONFIG_CHARACTERS = 1_000_000
-"""Characters of configs, in all; the runs beyond it have theirs in their folders."""
+"""Total characters of configs on the page; the configs of further runs are left out."""
 
 
 def build_comparison_page(
@@ -37,17 +37,17 @@ def build_comparison_page(
     report_dir: Path,
     sweep: Sweep | None,
 ) -> dict[str, Any]:
-    """Everything the page needs, ready for JSON.
+    """Return everything the page needs, ready for JSON.
 
     Args:
-        runs: With their dials.
-        dials: In order.
-        title: Of the page.
-        beside: The folder it will be in.
-        sweep: That the runs are the jobs of; None for none.
+        runs: Runs with their `sweep_parameters`.
+        parameter_keys: Keys of the sweep parameters, in order.
+        title: Title of the page.
+        report_dir: Folder that the page is written to, for links to the runs' own reports.
+        sweep: Sweep whose jobs the runs are; None for runs that are not a sweep.
     """
-    found = compute_savings(runs)
-    rows = smoothing_radius(
+    savings = compute_savings(runs)
+    radius = smoothing_radius(
         min((len(run.history.rows) for run in runs if run.history.rows), default=0)
     )
     return {
@@ -56,19 +56,19 @@ def build_comparison_page(
         "subtitle": f"sweep of {len(runs)} jobs" if sweep else f"{len(runs)} runs side by side",
         "strip": _headline_figures(runs),
         "dials": [
-            {"key": dial, "name": name, "values": _parameter_values(runs, dial)}
-            for dial, name in shorten_keys(parameter_keys).items()
+            {"key": key, "name": name, "values": _parameter_values(runs, key)}
+            for key, name in shorten_keys(parameter_keys).items()
         ],
-        "smoothedOver": rows,
-        "runs": [_run_curves(run, rows, len(runs)) for run in runs],
+        "smoothedOver": radius,
+        "runs": [_run_curves(run, radius, len(runs)) for run in runs],
         "table": build_run_table(runs, parameter_keys, report_dir).to_json(),
-        "savings": found
-        if isinstance(found, str)
+        "savings": savings
+        if isinstance(savings, str)
         else {
-            "loss": figures.format_loss(found.target_loss),
-            "measuredAs": found.loss_description,
-            "references": list(found.references.values()),
-            "table": build_savings_table(found).to_json(),
+            "loss": number_format.format_loss(savings.target_loss),
+            "measuredAs": savings.loss_description,
+            "references": list(savings.references.values()),
+            "table": build_savings_table(savings).to_json(),
         },
         "messages": [
             {"where": run.name, "text": run.message} for run in runs if run.message is not None
@@ -89,27 +89,39 @@ def _headline_figures(runs: Sequence[Run]) -> list[dict[str, str]]:
     }
     sums = {axis: sum(cost for cost in costs if cost) for axis, costs in totals.items()}
     reused = sum(outcome.reused_seconds(run) for run in runs)
-    whose = f"all runs; {figures.format_seconds(reused)} more were reused" if reused else "all runs"
+    scope = (
+        f"all runs; {number_format.format_seconds(reused)} more were reused"
+        if reused
+        else "all runs"
+    )
     values = [
         ("runs", str(len(runs)), f"{len(finished)} finished"),
-        ("lowest validation loss", figures.format_loss(best[0]), best[1]),
-        ("largest |jump|", figures.format_jump(worst).lstrip("+-"), "of the loss, over all runs"),
-        ("compute", figures.format_scaled(sums["flops"], "FLOP"), "all runs"),
-        ("time", figures.format_seconds(sums["seconds"] - reused), f"{whose}, one after another"),
+        ("lowest validation loss", number_format.format_loss(best[0]), best[1]),
+        (
+            "largest |jump|",
+            number_format.format_jump(worst).lstrip("+-"),
+            "of the loss, over all runs",
+        ),
+        ("compute", number_format.format_scaled(sums["flops"], "FLOP"), "all runs"),
+        (
+            "time",
+            number_format.format_seconds(sums["seconds"] - reused),
+            f"{scope}, one after another",
+        ),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
 
 
 def _parameter_values(runs: Sequence[Run], key: str) -> list[dict[str, Any]]:
-    """The values of a dial in order: numbers by size, words as they come."""
-    shown = list(
+    """Return the values of a sweep parameter: numbers in ascending order, other values in order of appearance."""
+    values = list(
         dict.fromkeys(run.sweep_parameters[key] for run in runs if key in run.sweep_parameters)
     )
-    numbers = [_parse_number(text) for text in shown]
+    numbers = [_parse_number(text) for text in values]
     if all(value is not None for value in numbers):
-        pairs = sorted(zip(shown, numbers, strict=True), key=lambda pair: pair[1] or 0.0)
+        pairs = sorted(zip(values, numbers, strict=True), key=lambda pair: pair[1] or 0.0)
         return [{"text": text, "number": value} for text, value in pairs]
-    return [{"text": text, "number": None} for text in shown]
+    return [{"text": text, "number": None} for text in values]
 
 
 def _parse_number(text: str) -> float | None:
@@ -119,12 +131,12 @@ def _parse_number(text: str) -> float | None:
         return None
 
 
-def _run_curves(run: Run, smoothed_over: int, num_runs: int) -> dict[str, Any]:
+def _run_curves(run: Run, radius: int, num_runs: int) -> dict[str, Any]:
     rows = run.history.rows
     smoothed = smooth_losses(
-        [finite_or_none(row["loss"]) for row in rows], smoothed_over, find_phase_starts(rows)
+        [finite_or_none(row["loss"]) for row in rows], radius, find_phase_starts(rows)
     )
-    drawn = downsample(
+    plotted = downsample(
         smoothed, find_phase_starts(rows), min(MAX_POINTS_PER_RUN, MAX_POINTS // num_runs), 10
     )
     return {
@@ -133,8 +145,8 @@ def _run_curves(run: Run, smoothed_over: int, num_runs: int) -> dict[str, Any]:
         "dials": run.sweep_parameters,
         "baseline": run.baseline.get("kind"),
         "training": {
-            **counter_series(rows, drawn),
-            "loss": [round_significant(smoothed[index], 5) for index in drawn],
+            **counter_series(rows, plotted),
+            "loss": [round_significant(smoothed[index], 5) for index in plotted],
         },
         "validation": {
             **counter_series(run.history.validations),
@@ -159,17 +171,17 @@ def _run_curves(run: Run, smoothed_over: int, num_runs: int) -> dict[str, Any]:
 
 
 def _run_texts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Commands, last sample and config of each run, to choose from."""
-    texts, room = [], MAX_CONFIG_CHARACTERS
+    """Return the commands, the last sample and the config of each run."""
+    texts, characters_left = [], MAX_CONFIG_CHARACTERS
     for run in runs:
-        room -= len(run.config_text)
+        characters_left -= len(run.config_text)
         finished = run.history.finished_phases
         texts.append(
             {
                 "name": run.name,
                 "commands": build_run_commands(run) if run.config else [],
                 "sample": str(finished[-1].get("sample") or "") if finished else "",
-                "config": run.config_text if room >= 0 else "",
+                "config": run.config_text if characters_left >= 0 else "",
             }
         )
     return texts

@@ -1,4 +1,4 @@
-"""Long histories as curves: smoothed, and with fewer points that look the same."""
+"""Smooth and downsample loss curves for plotting."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ Loss = float | None
 
 MIN_SMOOTHING_RADIUS = 2
 ROWS_PER_RADIUS = 100
-"""A smoothed loss reaches as far to either side as the 100th part of the rows."""
+"""Number of rows in a history per row of smoothing radius: the radius is 1 % of the rows."""
 
 
 def finite_or_none(value: object) -> float | None:
-    """A number that can be drawn and added up; None for NaN, what is too large, and what is no number."""
+    """Return the value if it is a finite number that can be summed, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if -MAX_MAGNITUDE < value < MAX_MAGNITUDE else None
 
 
 def smoothing_radius(num_rows: int) -> int:
-    """Rows on either side that a smoothed loss is the mean of, beside its own."""
+    """Return the number of rows on either side over which a loss is averaged."""
     return max(MIN_SMOOTHING_RADIUS, num_rows // ROWS_PER_RADIUS)
 
 
 def smooth_losses(
     losses: Sequence[Loss], radius: int, phase_starts: Sequence[int] = (0,)
 ) -> list[Loss]:
-    """The mean of each loss and its neighbours in its phase; at its ends of fewer, as many on either side.
+    """Return a centered moving average of the losses within each phase.
 
-    Means of what came before alone would lag behind a falling loss, and means over a boundary show a step there:
-    its two rows are neighbours in time, their neighbourhoods are not.
+    Windows shrink symmetrically near the ends of a phase. A trailing average would lag behind a falling loss, and
+    an average across a boundary would blur the step there.
 
     Args:
-        losses: None where there is no finite one; these are left out of the means.
-        rows: On either side.
-        starts: Index of each phase's first row.
+        losses: Loss of each row; None where it is not finite, which the averages ignore.
+        radius: Rows on either side to average over.
+        phase_starts: Index of each phase's first row.
 
     Returns:
-        As many; None where the neighbourhood has no finite loss.
+        One smoothed loss per row; None where the window has no finite loss.
     """
     known = [loss or 0.0 for loss in losses]
     counts = [0, *accumulate(loss is not None for loss in losses)]
@@ -50,10 +50,10 @@ def smooth_losses(
     ends = [*phase_starts[1:], len(losses)]
     for begin, stop in zip(phase_starts, ends, strict=True):
         for index in range(begin, stop):
-            half = min(radius, index - begin, stop - 1 - index)
-            first, end = index - half, index + half + 1
+            window_radius = min(radius, index - begin, stop - 1 - index)
+            first, end = index - window_radius, index + window_radius + 1
             count = counts[end] - counts[first]
-            # Summed anew each time: a difference of running sums never recovers from one huge loss.
+            # Summed per window: a difference of running sums loses all precision after one huge loss.
             smoothed.append(sum(known[first:end]) / count if count else None)
     return smoothed
 
@@ -61,16 +61,16 @@ def smooth_losses(
 def downsample(
     losses: Sequence[Loss], phase_starts: Sequence[int], max_points: int, boundary_margin: int
 ) -> list[int]:
-    """Rows to draw: the lowest and highest of equal stretches, and everything near a phase's beginning.
+    """Select the rows to plot: the minimum and maximum of equal intervals, and all rows near phase starts.
 
     Args:
-        losses: Of all rows.
-        starts: Index of each phase's first row.
-        most: Rows to keep, about.
-        keep: Rows on either side of a beginning that are kept all.
+        losses: Loss of each row; None where it is not finite.
+        phase_starts: Index of each phase's first row.
+        max_points: Approximate number of rows to keep.
+        boundary_margin: Rows on either side of a phase start that are all kept.
 
     Returns:
-        Indices in order; with them the first and last row of each phase.
+        Indices in ascending order, including the first and last row of each phase.
     """
     if len(losses) <= max_points:
         return list(range(len(losses)))
@@ -81,22 +81,22 @@ def downsample(
             kept.update(
                 range(max(0, start - boundary_margin), min(len(losses), start + boundary_margin))
             )
-    stretch = max(2, math.ceil(2 * len(losses) / max_points))
-    for first in range(0, len(losses), stretch):
-        rows = range(first, min(first + stretch, len(losses)))
+    interval = max(2, math.ceil(2 * len(losses) / max_points))
+    for first in range(0, len(losses), interval):
+        rows = range(first, min(first + interval, len(losses)))
         known = [row for row in rows if losses[row] is not None]
         if not known:
             kept.add(first)
             continue
         kept.add(min(known, key=lambda row: losses[row] or 0.0))
         kept.add(max(known, key=lambda row: losses[row] or 0.0))
-        # A gap stays a gap.
+        # Rows without a finite loss are kept, so that gaps stay visible.
         kept.update(row for row in rows if losses[row] is None)
     return sorted(kept)
 
 
 def round_significant(value: float | None, digits: int = 6) -> float | None:
-    """A number with so many significant digits, which is shorter as JSON."""
+    """Round a number to `digits` significant digits, which keeps the JSON short."""
     if value is None or isinstance(value, int):
         return value
     rounded = float(f"{value:.{digits}g}")

@@ -1,4 +1,4 @@
-"""Tables for the page and for the console: what a cell says, and what it is sorted by."""
+"""Build the tables of runs, phases and savings for the page and the console."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from growlm.reporting.html import number_format as figures
+from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import finite_or_none
 from growlm.reporting.html.savings import COST_AXES, Savings
 from growlm.reporting.html.sweep_parameters import shorten_keys
@@ -17,14 +17,14 @@ from growlm.reporting.reading import outcome
 from growlm.reporting.reading.run_files import Run
 
 Cell = dict[str, Any]
-"""`text`; `sort`: a number, a text or None; `link` and `status` where it has one."""
+"""Table cell: `text`, `sort` (sort key: number, string or None), and optional `link`, `status` and `note`."""
 COST_FORMATTERS: dict[str, Callable[[float | None], str]] = {
-    "flops": lambda value: figures.format_scaled(value, "FLOP"),
-    "tokens": figures.format_scaled,
-    "seconds": figures.format_seconds,
+    "flops": lambda value: number_format.format_scaled(value, "FLOP"),
+    "tokens": number_format.format_scaled,
+    "seconds": number_format.format_seconds,
 }
 COST_NAMES = {"flops": "FLOPs", "tokens": "tokens", "seconds": "time"}
-"""Of costs."""
+"""Display names of the costs."""
 OUTCOME_COLUMNS = (
     "training loss",
     "validation loss",
@@ -38,42 +38,46 @@ OUTCOME_COLUMNS = (
 
 @dataclass
 class ReportTable:
-    """Columns and rows."""
+    """Table with columns and rows of cells."""
 
     columns: list[dict[str, Any]] = field(default_factory=list)
-    """`title`, `numeric`, and `help` where the title does not say it all."""
+    """`title`, `numeric` and `help` (a tooltip, may be empty) of each column."""
     rows: list[list[Cell]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For the page."""
+        """Return the table as JSON data for the page."""
         return {"columns": self.columns, "rows": self.rows}
 
 
 def number_cell(value: float | None, formatter: Callable[[float | None], str]) -> Cell:
-    """A cell that sorts by its value."""
+    """Return a cell that sorts by its value."""
     value = finite_or_none(value)
     return {"text": formatter(value), "sort": value}
 
 
 def text_cell(text: object) -> Cell:
-    """A cell that sorts by its number, if it is one, else by its text."""
-    shown = str(text)
+    """Return a cell that sorts by its number if the text is one, else by its text."""
+    string = str(text)
     try:
-        value = finite_or_none(float(shown))
+        value = finite_or_none(float(string))
     except ValueError:
         value = None
-    return {"text": shown, "sort": shown if value is None else value}
+    return {"text": string, "sort": string if value is None else value}
 
 
-def _make_columns(*titles: str, words: int = 1, **helps: str) -> list[dict[str, Any]]:
+def _make_columns(*titles: str, num_text: int = 1, **helps: str) -> list[dict[str, Any]]:
     return [
-        {"title": title, "numeric": index >= words, "help": helps.get(title.replace(" ", "_"), "")}
+        {
+            "title": title,
+            "numeric": index >= num_text,
+            "help": helps.get(title.replace(" ", "_"), ""),
+        }
         for index, title in enumerate(titles)
     ]
 
 
 def build_phase_table(run: Run) -> ReportTable:
-    """A row per phase."""
+    """Return a table with a row per phase of a run."""
     table = ReportTable(
         _make_columns(
             "phase",
@@ -96,7 +100,7 @@ def build_phase_table(run: Run) -> ReportTable:
     )
     for phase in outcome.collect_phase_metrics(run):
         planned, steps = phase.get("planned"), phase.get("steps")
-        part = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
+        out_of = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
         losses = [
             (finite_or_none(phase.get(first)), finite_or_none(phase.get(last)))
             for first, last in (("first_loss", "final_loss"), ("initial_val_loss", "val_loss"))
@@ -104,19 +108,23 @@ def build_phase_table(run: Run) -> ReportTable:
         table.rows.append(
             [
                 text_cell(phase.get("name")),
-                number_cell(phase.get("total_parameters"), figures.format_scaled),
-                number_cell(phase.get("active_parameters"), figures.format_scaled),
-                {"text": figures.MISSING if steps is None else f"{steps:,}{part}", "sort": steps},
-                number_cell(phase.get("tokens"), figures.format_scaled),
+                number_cell(phase.get("total_parameters"), number_format.format_scaled),
+                number_cell(phase.get("active_parameters"), number_format.format_scaled),
+                {
+                    "text": number_format.MISSING if steps is None else f"{steps:,}{out_of}",
+                    "sort": steps,
+                },
+                number_cell(phase.get("tokens"), number_format.format_scaled),
                 number_cell(phase.get("flops"), COST_FORMATTERS["flops"]),
-                number_cell(phase.get("wall_time_s"), figures.format_seconds),
-                number_cell(phase.get("tokens_per_second"), figures.format_scaled),
+                number_cell(phase.get("wall_time_s"), number_format.format_seconds),
+                number_cell(phase.get("tokens_per_second"), number_format.format_scaled),
                 number_cell(
-                    phase.get("peak_memory_bytes"), lambda value: figures.format_scaled(value, "B")
+                    phase.get("peak_memory_bytes"),
+                    lambda value: number_format.format_scaled(value, "B"),
                 ),
                 *(
                     {
-                        "text": f"{figures.format_loss(first)} → {figures.format_loss(last)}",
+                        "text": f"{number_format.format_loss(first)} → {number_format.format_loss(last)}",
                         "sort": last,
                     }
                     for first, last in losses
@@ -129,19 +137,19 @@ def build_phase_table(run: Run) -> ReportTable:
 def build_run_table(
     runs: Sequence[Run], parameter_keys: Sequence[str], report_dir: Path | None = None
 ) -> ReportTable:
-    """A row per run.
+    """Return a table with a row per run.
 
     Args:
-        runs: With their dials.
-        dials: In order.
-        beside: Folder of the report, for links to the runs' own; None for none.
+        runs: Runs with their `sweep_parameters`.
+        parameter_keys: Keys of the sweep parameters, in order.
+        report_dir: Folder of the report, for links to the runs' own reports; None for no links.
     """
     names = shorten_keys(parameter_keys)
     boundaries = _boundary_names(runs)
     table = ReportTable(
-        _make_columns("run", "status", words=2)
-        + [{"title": names[dial], "numeric": True, "help": dial} for dial in parameter_keys]
-        + _make_columns(*OUTCOME_COLUMNS, words=0)
+        _make_columns("run", "status", num_text=2)
+        + [{"title": names[key], "numeric": True, "help": key} for key in parameter_keys]
+        + _make_columns(*OUTCOME_COLUMNS, num_text=0)
         + [
             {"title": f"jump {name}", "numeric": True, "help": "change of loss as the model grew"}
             for name in boundaries
@@ -158,27 +166,27 @@ def build_run_table(
                 text_cell(run.name) | _report_link(run, report_dir),
                 text_cell(run.status) | {"status": run.status, "note": run.message or ""},
                 *(
-                    text_cell(run.sweep_parameters.get(dial, figures.MISSING))
-                    for dial in parameter_keys
+                    text_cell(run.sweep_parameters.get(key, number_format.MISSING))
+                    for key in parameter_keys
                 ),
-                number_cell(outcome.final_loss(run), figures.format_loss),
-                number_cell(outcome.final_val_loss(run), figures.format_loss),
-                number_cell(outcome.largest_jump(run), figures.format_jump),
-                number_cell(outcome.total_cost(run, "seconds"), figures.format_seconds),
+                number_cell(outcome.final_loss(run), number_format.format_loss),
+                number_cell(outcome.final_val_loss(run), number_format.format_loss),
+                number_cell(outcome.largest_jump(run), number_format.format_jump),
+                number_cell(outcome.total_cost(run, "seconds"), number_format.format_seconds),
                 number_cell(outcome.total_cost(run, "flops"), COST_FORMATTERS["flops"]),
-                number_cell(outcome.total_cost(run, "tokens"), figures.format_scaled),
-                number_cell(parameters, figures.format_scaled),
-                *(number_cell(jumps.get(name), figures.format_jump) for name in boundaries),
+                number_cell(outcome.total_cost(run, "tokens"), number_format.format_scaled),
+                number_cell(parameters, number_format.format_scaled),
+                *(number_cell(jumps.get(name), number_format.format_jump) for name in boundaries),
             ]
         )
     return table
 
 
-def _boundary_names(runs: Sequence[Run], most: int = 6) -> list[str]:
+def _boundary_names(runs: Sequence[Run], max_names: int = 6) -> list[str]:
     names = list(
         dict.fromkeys(outcome.format_boundary_name(b) for run in runs for b in run.boundaries)
     )
-    return names if 1 < len(names) <= most else []
+    return names if 1 < len(names) <= max_names else []
 
 
 def _report_link(run: Run, report_dir: Path | None) -> dict[str, str]:
@@ -190,21 +198,23 @@ def _report_link(run: Run, report_dir: Path | None) -> dict[str, str]:
 
 
 def build_savings_by_reference_table(savings: Savings) -> ReportTable:
-    """A row for every run and reference: what the run saved."""
+    """Return a table with a row per run and reference: the costs that the run saved."""
     table = ReportTable(
         _make_columns(
-            "run", "against", *(f"{COST_NAMES[cost]} saved" for cost in COST_AXES), words=2
+            "run", "against", *(f"{COST_NAMES[cost]} saved" for cost in COST_AXES), num_text=2
         )
     )
     for one in savings.runs:
         for reference, saved in one.saved_fractions.items():
-            cells = [number_cell(saved.get(cost), figures.format_percent) for cost in COST_AXES]
+            cells = [
+                number_cell(saved.get(cost), number_format.format_percent) for cost in COST_AXES
+            ]
             table.rows.append([text_cell(one.run.name), text_cell(reference), *cells])
     return table
 
 
 def build_savings_table(savings: Savings) -> ReportTable:
-    """A row per run: what it took to the loss, and what it saved against each reference."""
+    """Return a table with a row per run: its costs to the target loss, and its savings against each reference."""
     table = ReportTable(_make_columns("run", *(COST_NAMES[cost] for cost in COST_AXES)))
     for reference in savings.references:
         table.columns += [
@@ -213,13 +223,15 @@ def build_savings_table(savings: Savings) -> ReportTable:
         ]
     for one in savings.runs:
         if one.costs is None:
-            why = "never reached it" if one.has_curve else "too few logged steps"
-            cells: list[Cell] = [{"text": why, "sort": None}]
-            cells += [{"text": figures.MISSING, "sort": None}] * (len(COST_AXES) - 1)
+            reason = "never reached it" if one.has_curve else "too few logged steps"
+            cells: list[Cell] = [{"text": reason, "sort": None}]
+            cells += [{"text": number_format.MISSING, "sort": None}] * (len(COST_AXES) - 1)
         else:
             cells = [number_cell(one.costs[cost], COST_FORMATTERS[cost]) for cost in COST_AXES]
         for reference in savings.references:
             saved = one.saved_fractions.get(reference, {})
-            cells += [number_cell(saved.get(cost), figures.format_percent) for cost in COST_AXES]
+            cells += [
+                number_cell(saved.get(cost), number_format.format_percent) for cost in COST_AXES
+            ]
         table.rows.append([text_cell(one.run.name), *cells])
     return table

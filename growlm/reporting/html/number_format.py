@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers for people to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
 def format_scaled(value: float | None, unit: str = "") -> str:
-    """1234567 -> '1.23 M'; None -> a dash."""
+    """Format a number with an SI prefix: 1234567 -> '1.23 M'; None -> a dash."""
     if value is None or not math.isfinite(value):
         return MISSING
     step = 0
@@ -20,19 +20,19 @@ def format_scaled(value: float | None, unit: str = "") -> str:
 
 
 def format_loss(value: float | None) -> str:
-    """Four decimals."""
+    """Format a loss with four decimals; None -> a dash."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def format_jump(value: float | None) -> str:
-    """A change of loss: its size matters, not its digits."""
+    """Format a change of the loss by its magnitude: 0.00012 -> '+1.2e-04'."""
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:+.1e}" if value else "0"
 
 
 def format_seconds(value: float | None) -> str:
-    """75 -> '1 min 15 s'."""
+    """Format a duration: 75 -> '1 min 15 s'."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value < 59.5:
@@ -47,7 +47,7 @@ def format_seconds(value: float | None) -> str:
 
 
 def format_percent(value: float | None) -> str:
-    """A share of one, with its sign."""
+    """Format a fraction as a percentage with its sign: 0.25 -> '+25 %'."""
     return (
         MISSING if value is None or not math.isfinite(value) else f"{round(100 * value) or 0:+d} %"
     )

@@ -1,4 +1,4 @@
-"""One HTML file out of data, the page's own parts, and the library that draws."""
+"""Render the HTML file from the page data, the assets and plotly.js."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SCRIPTS = (
     "comparison.js",
     "main.js",
 )
-"""In the order they are run."""
+"""Scripts in the order in which they are run."""
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 
 
 def render_page(data: dict[str, Any]) -> str:
-    """The page as text: self-contained, and in ASCII whatever the data hold."""
+    """Return the self-contained HTML page, in ASCII whatever the data contain."""
     parts: dict[str, Callable[[], str]] = {
         "title": lambda: html.escape(escape_unprintable(str(data["title"]))),
         "style": lambda: _read_asset("style.css"),
@@ -39,34 +39,36 @@ def render_page(data: dict[str, Any]) -> str:
         "plotly": compress_plotly,
         "script": lambda: "\n".join(_read_asset(name) for name in SCRIPTS),
     }
-    # In one pass, so that nothing inside a part is taken for a place.
-    page = PLACEHOLDER.sub(lambda place: parts[place[1]](), _read_asset("page.html"))
+    # In one pass, so that text inside a part is never taken for a placeholder.
+    page = PLACEHOLDER.sub(lambda match: parts[match[1]](), _read_asset("page.html"))
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def to_script_json(data: Any) -> str:
-    """JSON that no HTML parser takes for markup, inside a script element; control characters as escapes."""
+    """Return JSON that is safe inside a script element: markup and control characters are escaped."""
     text = json.dumps(escape_unprintable_data(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 @functools.cache
 def compress_plotly() -> str:
-    """plotly.js out of plotly's package, compressed, in base64."""
-    spec = find_spec("plotly")  # finds the package without loading it, which would take a second
+    """Return plotly.js from the plotly package, compressed and base64-encoded."""
+    spec = find_spec(
+        "plotly"
+    )  # locates the package without importing it, which would take a second
     assert spec is not None
     assert spec.submodule_search_locations
     library = Path(next(iter(spec.submodule_search_locations)), "package_data", "plotly.min.js")
     code = _strip_module_wrapper(library.read_text(encoding="utf-8"))
-    # A few Chinese month names would make the browser hold all of it in two bytes a letter.
-    letters = code.encode("ascii", "backslashreplace")
-    return base64.b64encode(gzip.compress(letters, 6, mtime=0)).decode()
+    # A few Chinese month names would make the browser store the whole script with two bytes per character.
+    ascii_code = code.encode("ascii", "backslashreplace")
+    return base64.b64encode(gzip.compress(ascii_code, 6, mtime=0)).decode()
 
 
 def _strip_module_wrapper(code: str) -> str:
-    """Without the function around it for module loaders, for which a browser parses everything once more.
+    """Remove the wrapper function for module loaders, which makes browsers parse the whole script twice.
 
-    It takes a third of the time to the first plot. Code of another shape is left as it is.
+    The second parse takes a third of the time to the first plot. Code of another form is returned unchanged.
     """
     header = re.match(r"/\*.*?\*/\n", code, re.DOTALL)
     start, end = code.find('"use strict";var Plotly='), code.rfind("window.Plotly = Plotly;")

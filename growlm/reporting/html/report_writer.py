@@ -1,4 +1,4 @@
-"""From folders to report.html."""
+"""Read the folders of runs and sweeps, and write report.html."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from growlm.storage.atomic_files import atomic_write_text
 
 @dataclass
 class Report:
-    """What a report is about."""
+    """Runs that a report shows."""
 
     runs: list[Run]
     parameter_keys: list[str]
+    """Keys of the settings that distinguish the runs, in order."""
     sweep: Sweep | None
-    """None for runs that are no sweep."""
+    """Sweep whose jobs the runs are; None for runs that are not a sweep."""
 
     @property
     def is_one_run(self) -> bool:
-        """Whether it is about one run, on its own."""
+        """Whether the report shows a single run that is not part of a sweep."""
         return self.sweep is None and len(self.runs) == 1
 
 
@@ -36,24 +37,27 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) 
 
     Args:
         run_dirs: Folders of runs; a sweep's folder stands for all its jobs. Runs may be unfinished.
-        out: The file; written whole or not at all.
-        title: Of the page; None for the run's or sweep's name.
+        out: HTML file to write; it is written atomically.
+        title: Title of the page; None for the name of the run or sweep.
 
     Raises:
-        UserError: If a folder is no run's or sweep's, or its files are none of ours.
+        UserError: If a folder is neither a run nor a sweep folder, or its files were not written by growlm.
         DiskError: If the file cannot be written.
     """
-    beside = out.absolute().parent
-    if is_sweep_folder(beside) and all(folder.absolute().parent == beside for folder in run_dirs):
-        run_dirs = [beside]  # its jobs: the sweep knows more of them than their folders do
+    parent = out.absolute().parent
+    if is_sweep_folder(parent) and all(folder.absolute().parent == parent for folder in run_dirs):
+        run_dirs = [parent]  # sweep.json knows more about the jobs than their own folders
     write_page(read_report(run_dirs), out, title)
 
 
 def read_report(run_dirs: Sequence[Path]) -> Report:
-    """Read all that the report is about.
+    """Read the runs that the report shows.
+
+    Args:
+        run_dirs: Folders of runs and sweeps.
 
     Raises:
-        UserError: If a folder is no run's or sweep's, or its files are none of ours.
+        UserError: If a folder is neither a run nor a sweep folder, or its files were not written by growlm.
     """
     if len(run_dirs) == 1 and is_sweep_folder(run_dirs[0]):
         sweep = read_sweep(run_dirs[0])
@@ -66,13 +70,19 @@ def read_report(run_dirs: Sequence[Path]) -> Report:
         known = {run.folder.resolve() for run in runs}
         runs += [run for run in found if run.config and run.folder.resolve() not in known]
     if not runs:
-        raise UserError("argument", run_dirs[0], "no run has begun there")
+        raise UserError("argument", run_dirs[0], "no run has started there")
     _disambiguate_names(runs)
     return Report(runs, find_sweep_parameters(runs) if len(runs) > 1 else [], None)
 
 
 def write_page(report: Report, out: Path, title: str | None = None) -> None:
-    """Write what `read_report` gave."""
+    """Write the HTML page of a report.
+
+    Args:
+        report: Report that `read_report` returned.
+        out: HTML file to write.
+        title: Title of the page; None for the name of the run or sweep.
+    """
     if report.is_one_run:
         (run,) = report.runs
         data = build_run_page(run, title or run.name)
@@ -85,7 +95,7 @@ def write_page(report: Report, out: Path, title: str | None = None) -> None:
 
 
 def _disambiguate_names(runs: Sequence[Run]) -> None:
-    """Runs of the same name get as much of their path as tells them apart."""
+    """Prefix runs of the same name with as much of their path as makes the names unique."""
     for depth in range(2, 6):
         names = [run.name for run in runs]
         for run in runs:

@@ -1,4 +1,4 @@
-"""How routers spread their tokens over experts, over time."""
+"""Compute the load of each expert over time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
 
 MAX_INTERVALS = 200
-"""Stretches of time that are drawn of a run, at most."""
+"""Largest number of time intervals plotted for a run."""
 MAX_VALUES = 150_000
-"""Figures in all: stretches x layers x experts."""
+"""Largest number of plotted values: intervals x layers x experts."""
 
 
 def build_router_load(run: Run) -> list[dict[str, Any]]:
-    """Each phase with experts, in stretches of time, and the mean loads of each.
+    """Return the mean expert loads of each phase with experts, in time intervals.
 
     Returns:
-        Of each phase `phase`, `experts`, `edges` of the stretches by axis, one more than stretches, and `loads` as
-        [layer][expert][stretch] in hundredths of an even share: 100 is as many tokens as the average expert has.
+        For each phase: `phase`, `experts`, `edges` of the intervals by axis (one more than intervals) and `loads`
+        as [layer][expert][interval] in percent of an even share: 100 is the load of the average expert.
     """
     phases: dict[str, list[HistoryLine]] = {}
     for row in run.history.rows:
@@ -33,16 +33,16 @@ def build_router_load(run: Run) -> list[dict[str, Any]]:
     largest = max(
         len(rows[0]["expert_loads"]) * len(rows[0]["expert_loads"][0]) for rows in phases.values()
     )
-    columns = max(8, min(MAX_INTERVALS, MAX_VALUES // largest))
+    max_intervals = max(8, min(MAX_INTERVALS, MAX_VALUES // largest))
     starts = _phase_start_rows(run.history.rows)
     return [
-        _phase_load(name, rows, max(2, columns * len(rows) // total), starts[name])
+        _phase_load(name, rows, max(2, max_intervals * len(rows) // total), starts[name])
         for name, rows in phases.items()
     ]
 
 
 def _phase_start_rows(rows: Sequence[HistoryLine]) -> dict[str, HistoryLine]:
-    """Of each phase, the row before its first: where its first stretch begins."""
+    """Return for each phase the row before its first, where its first interval starts."""
     starts: dict[str, HistoryLine] = {}
     before: HistoryLine = dict.fromkeys(COUNTER_FIELDS.values(), 0)
     for row in rows:
@@ -65,18 +65,18 @@ def _phase_load(
     shape = (len(rows[0]["expert_loads"]), len(rows[0]["expert_loads"][0]))
     rows = [row for row in rows if (len(row["expert_loads"]), len(row["expert_loads"][0])) == shape]
     num_intervals = min(num_intervals, len(rows))
-    cuts = [len(rows) * column // num_intervals for column in range(num_intervals + 1)]
-    stretches = [rows[first:end] for first, end in pairwise(cuts)]
+    cuts = [len(rows) * i // num_intervals for i in range(num_intervals + 1)]
+    intervals = [rows[first:end] for first, end in pairwise(cuts)]
     return {
         "phase": name,
         "experts": shape[1],
         "edges": {
-            axis: [round_significant(line[key], 7) for line in (start, *(s[-1] for s in stretches))]
+            axis: [round_significant(line[key], 7) for line in (start, *(s[-1] for s in intervals))]
             for axis, key in COUNTER_FIELDS.items()
         },
         "loads": [
             [
-                [_mean_load(s, layer, expert, shape[1]) for s in stretches]
+                [_mean_load(s, layer, expert, shape[1]) for s in intervals]
                 for expert in range(shape[1])
             ]
             for layer in range(shape[0])

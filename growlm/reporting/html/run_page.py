@@ -1,11 +1,11 @@
-"""What the page of one run shows, as data."""
+"""Build the data of the page of one run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from growlm.reporting.html import number_format as figures
+from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import (
     downsample,
     finite_or_none,
@@ -21,9 +21,9 @@ from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
 
 MAX_POINTS = 2000
-"""Rows of a long history that are drawn, about."""
+"""Approximate limit on the plotted rows of a history."""
 ZOOM_ROWS = 60
-"""Rows on either side of a boundary in its zoom."""
+"""Rows on either side of a boundary in its zoomed plot."""
 PLOTTED_FIELDS = ("lr", "grad_norm", "tokens_per_second", "mfu")
 CHECK_TITLES = {
     "rope": "RoPE integrity",
@@ -35,13 +35,13 @@ CHECK_TITLES = {
 
 
 def build_run_page(run: Run, title: str) -> dict[str, Any]:
-    """Everything the page needs, ready for JSON."""
+    """Return everything the page needs, ready for JSON."""
     rows = run.history.rows
     losses = [finite_or_none(row["loss"]) for row in rows]
-    smoothed_over = smoothing_radius(len(rows))
+    radius = smoothing_radius(len(rows))
     starts = find_phase_starts(rows)
-    smoothed = smooth_losses(losses, smoothed_over, starts)
-    drawn = downsample(losses, starts, MAX_POINTS, ZOOM_ROWS)
+    smoothed = smooth_losses(losses, radius, starts)
+    plotted = downsample(losses, starts, MAX_POINTS, ZOOM_ROWS)
     return {
         "kind": "run",
         "title": title,
@@ -49,12 +49,12 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
         "status": run.status,
         "notes": build_notes(run),
         "strip": _headline_figures(run),
-        "smoothedOver": smoothed_over,
+        "smoothedOver": radius,
         "rows": {
-            **counter_series(rows, drawn),
-            "loss": [round_significant(losses[index]) for index in drawn],
-            "smooth": [round_significant(smoothed[index]) for index in drawn],
-            **_plotted_series(rows, drawn),
+            **counter_series(rows, plotted),
+            "loss": [round_significant(losses[index]) for index in plotted],
+            "smooth": [round_significant(smoothed[index]) for index in plotted],
+            **_plotted_series(rows, plotted),
         },
         "validation": {
             **counter_series(run.history.validations),
@@ -78,14 +78,19 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
 
 
 def find_phase_starts(rows: Sequence[HistoryLine]) -> list[int]:
-    """Index of each phase's first row."""
+    """Return the index of each phase's first row."""
     return [i for i, row in enumerate(rows) if not i or row["phase"] != rows[i - 1]["phase"]]
 
 
 def counter_series(
     lines: Sequence[HistoryLine], drawn: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Step, tokens, FLOPs and seconds of some lines."""
+    """Return step, tokens, FLOPs and seconds of the selected lines.
+
+    Args:
+        lines: History lines.
+        drawn: Indices of the lines to use; None for all.
+    """
     chosen = lines if drawn is None else [lines[index] for index in drawn]
     return {
         axis: [round_significant(finite_or_none(line[key]), 7) for line in chosen]
@@ -94,41 +99,43 @@ def counter_series(
 
 
 def boundary_position(run: Run, boundary: dict[str, Any]) -> dict[str, Any] | None:
-    """Where a boundary is on each axis: at the last row of the phase before it."""
+    """Return the position of a boundary on each axis: the last row of the phase before it."""
     before = [row for row in run.history.rows if row["phase"] == boundary.get("from")]
     return {axis: before[-1][key] for axis, key in COUNTER_FIELDS.items()} if before else None
 
 
 def build_notes(run: Run) -> list[str]:
-    """What a reader should know before the figures."""
-    found = []
+    """Return the notes shown above the results: reuse, baseline, status, unreadable lines and NaN losses."""
+    notes = []
     reused = (run.summary or {}).get("reused")
     if isinstance(reused, dict):
         names = ", ".join(str(name) for name in reused.get("phases") or [])
-        saved = figures.format_seconds(finite_or_none(reused.get("seconds")))
-        found.append(f"Phases {names} reused from {reused.get('run')}, {saved} saved.")
+        saved = number_format.format_seconds(finite_or_none(reused.get("seconds")))
+        notes.append(f"Phases {names} reused from {reused.get('run')}, {saved} saved.")
     if run.baseline:
-        found.append(
+        notes.append(
             f"A baseline ({run.baseline.get('kind')}) of the plan {run.baseline.get('of')}, "
             f"with as many {run.baseline.get('equal')}."
         )
     if run.status != "finished":
-        found.append(
+        notes.append(
             f"This run is {run.status}: what it had written when this report was made is shown."
         )
     if run.message:
-        found.append(run.message)
+        notes.append(run.message)
     if run.history.num_unreadable:
         lines = "line" if run.history.num_unreadable == 1 else "lines"
-        found.append(f"{run.history.num_unreadable} {lines} of the history could not be read.")
-    if lost := sum(finite_or_none(row["loss"]) is None for row in run.history.rows):
-        found.append(f"The loss of {lost} logged steps is not finite; these are gaps in the plots.")
-    return found
+        notes.append(f"{run.history.num_unreadable} {lines} of the history could not be read.")
+    if num_not_finite := sum(finite_or_none(row["loss"]) is None for row in run.history.rows):
+        notes.append(
+            f"The loss of {num_not_finite} logged steps is not finite; these are gaps in the plots."
+        )
+    return notes
 
 
 def _describe_device(run: Run) -> str:
-    told = [(run.summary or {}).get(key) for key in ("device", "precision")]
-    known = ", ".join(str(word) for word in told if word)
+    values = [(run.summary or {}).get(key) for key in ("device", "precision")]
+    known = ", ".join(str(value) for value in values if value)
     return f"A growlm run on {known}" if known else "A growlm run"
 
 
@@ -136,31 +143,31 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
     phases = outcome.collect_phase_metrics(run)
     sizes = [phase.get("total_parameters") for phase in phases]
     grown = (
-        f"{figures.format_scaled(sizes[0])} → {figures.format_scaled(sizes[-1])}"
+        f"{number_format.format_scaled(sizes[0])} → {number_format.format_scaled(sizes[-1])}"
         if sizes
-        else figures.MISSING
+        else number_format.MISSING
     )
     values = [
         ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
         (
             "validation loss",
-            figures.format_loss(outcome.final_val_loss(run)),
+            number_format.format_loss(outcome.final_val_loss(run)),
             _format_bits_per_byte(run),
         ),
-        ("training loss", figures.format_loss(outcome.final_loss(run)), "the last"),
+        ("training loss", number_format.format_loss(outcome.final_loss(run)), "the last"),
         (
             "parameters",
-            grown if len(sizes) != 1 else figures.format_scaled(sizes[0]),
+            grown if len(sizes) != 1 else number_format.format_scaled(sizes[0]),
             "first → last",
         ),
         (
             "largest |jump|",
-            figures.format_jump(outcome.largest_jump(run)).lstrip("+-"),
+            number_format.format_jump(outcome.largest_jump(run)).lstrip("+-"),
             "of the loss",
         ),
-        ("tokens", figures.format_scaled(outcome.total_cost(run, "tokens")), ""),
-        ("compute", figures.format_scaled(outcome.total_cost(run, "flops"), "FLOP"), ""),
-        ("time", figures.format_seconds(outcome.total_cost(run, "seconds")), ""),
+        ("tokens", number_format.format_scaled(outcome.total_cost(run, "tokens")), ""),
+        ("compute", number_format.format_scaled(outcome.total_cost(run, "flops"), "FLOP"), ""),
+        ("time", number_format.format_seconds(outcome.total_cost(run, "seconds")), ""),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
 
@@ -170,9 +177,9 @@ def _format_bits_per_byte(run: Run) -> str:
     return "the last" if bits is None else f"the last; {bits:.4f} bits per byte"
 
 
-def _plotted_series(rows: Sequence[HistoryLine], drawn: Sequence[int]) -> dict[str, Any]:
+def _plotted_series(rows: Sequence[HistoryLine], plotted: Sequence[int]) -> dict[str, Any]:
     return {
-        key: [round_significant(finite_or_none(rows[index].get(key)), 4) for index in drawn]
+        key: [round_significant(finite_or_none(rows[index].get(key)), 4) for index in plotted]
         for key in PLOTTED_FIELDS
         if any(finite_or_none(row.get(key)) is not None for row in rows)
     }
@@ -185,8 +192,8 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         ("probe loss", _format_loss_pair(boundary.get("loss_before"), boundary.get("loss_after"))),
         ("logits moved by", _format_exponent(boundary.get("max_logit_difference"))),
         ("tolerance", _format_exponent(boundary.get("tolerance"))),
-        ("optimizer state", str(boundary.get("optimizer_state", figures.MISSING))),
-        ("took", figures.format_seconds(finite_or_none(boundary.get("seconds")))),
+        ("optimizer state", str(boundary.get("optimizer_state", number_format.MISSING))),
+        ("took", number_format.format_seconds(finite_or_none(boundary.get("seconds")))),
     ]
     if noise:
         sigmas = (
@@ -199,7 +206,7 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "grew": outcome.describe_growth(boundary, run.config),
         "lines": [str(line) for line in boundary.get("growth") or []],
         "at": boundary_position(run, boundary),
-        "jump": figures.format_jump(finite_or_none(boundary.get("jump"))),
+        "jump": number_format.format_jump(finite_or_none(boundary.get("jump"))),
         "passed": boundary.get("passed") is not False,
         "lossless": bool(boundary.get("lossless")),
         "facts": [{"label": label, "value": value} for label, value in facts],
@@ -210,7 +217,7 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_data(name: str, check: Any) -> dict[str, str]:
-    """From boundaries.json; the history knows only the status."""
+    """Return the data of a check, from boundaries.json or, with the status alone, from the history."""
     known = check if isinstance(check, dict) else {"status": check}
     return {
         "name": CHECK_TITLES.get(name, name),
@@ -220,10 +227,10 @@ def _check_data(name: str, check: Any) -> dict[str, str]:
 
 
 def _layer_differences(checks: dict[str, Any]) -> list[dict[str, Any]]:
-    """Check 4, layer by layer."""
+    """Return the differences per layer from the functional identity check (check 4)."""
     functional = checks.get("functional")
-    found = functional.get("figures", {}) if isinstance(functional, dict) else {}
-    layers = [layer for layer in found.get("layers") or [] if isinstance(layer, dict)]
+    measured = functional.get("figures", {}) if isinstance(functional, dict) else {}
+    layers = [layer for layer in measured.get("layers") or [] if isinstance(layer, dict)]
     return [
         {
             "layer": layer.get("layer"),
@@ -280,9 +287,9 @@ def _phase_samples(run: Run) -> list[dict[str, str]]:
 
 def _format_loss_pair(before: Any, after: Any) -> str:
     shown = [finite_or_none(value) for value in (before, after)]
-    return " → ".join(figures.MISSING if value is None else f"{value:.6f}" for value in shown)
+    return " → ".join(number_format.MISSING if value is None else f"{value:.6f}" for value in shown)
 
 
 def _format_exponent(value: Any) -> str:
     known = finite_or_none(value)
-    return figures.MISSING if known is None else f"{known:.1e}"
+    return number_format.MISSING if known is None else f"{known:.1e}"

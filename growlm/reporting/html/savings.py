@@ -1,7 +1,7 @@
-"""What runs took to the same loss.
+"""Compare what runs cost to reach the same loss.
 
-The loss is the highest of the finished runs' lowest, so that each of them reached it. It is the validation loss
-where every run was validated often, between two validations on a straight line; else the training loss, smoothed.
+The target loss is the highest of the finished runs' lowest losses, so that each of them reached it. The validation
+loss is used if every run was validated often enough, interpolated linearly; otherwise the smoothed training loss.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from growlm.reporting.reading.history_reader import COUNTER_FIELDS
 from growlm.reporting.reading.run_files import Run
 
 MIN_VALIDATIONS = 8
-"""Validations at so many different steps make a curve."""
+"""Validations at different steps that a validation curve needs."""
 COST_AXES = ("flops", "tokens", "seconds")
 SETTINGS_THAT_AFFECT_LOSS = ("data", "tokenizer", "sequence_length")
-"""Settings that must agree for losses to mean the same; `data.path` says only where a file was."""
+"""Settings that must agree for losses to be comparable, except `data.path`, which is only a location."""
 
 CurvePoint = tuple[float | None, dict[str, float]]
-"""A loss, and the counters where it was measured."""
+"""A loss and the costs up to where it was measured."""
 
 
 @dataclass
 class RunSavings:
-    """A run's costs until it reached the loss."""
+    """Costs of a run until it reached the target loss."""
 
     run: Run
     costs: dict[str, float] | None
-    """By `flops`, `tokens`, `seconds`; None if it never got there."""
+    """Costs by `flops`, `tokens` and `seconds`; None if the run never reached the loss."""
     has_curve: bool = True
-    """False where there are too few rows to smooth."""
+    """Whether the run has enough rows to smooth."""
     saved_fractions: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Reference -> cost -> the share of its cost that this run did not need; below 0 if it took more."""
+    """Fraction of the reference's cost that this run saved, by reference and cost; negative if it cost more."""
 
 
 @dataclass
 class Savings:
-    """The comparison at equal loss."""
+    """Comparison of runs at equal loss."""
 
     target_loss: float
     loss_description: str
-    """In a sentence: which loss, how smoothed."""
+    """Description of the loss: which one, and how it was smoothed."""
     runs: list[RunSavings]
     references: dict[str, str]
-    """Reference -> what it is, in words."""
+    """Description of each reference."""
 
 
 def compute_savings(runs: Sequence[Run]) -> Savings | str:
-    """Compare what was taken to the same loss.
+    """Compare the costs of runs to reach the same loss.
 
     Returns:
-        The comparison, or in words why there is none.
+        The comparison, or the reason why there is none.
     """
     with_rows = [run for run in runs if run.history.rows]
     if len(with_rows) < 2:
         return "needs at least two runs that have trained"
     if differing := _differing_settings(with_rows):
-        return f"the runs differ in {', '.join(differing)}, so their losses do not mean the same"
+        return f"the runs differ in {', '.join(differing)}, so their losses are not comparable"
     curves, measured_as = _loss_curves(with_rows)
     finished = [run for run in with_rows if run.summary is not None] or with_rows
-    # A run with too few rows to smooth takes no part.
+    # Runs with too few rows to smooth have no curve and do not set the target.
     lowest = [_lowest_loss(curves[id(run)]) for run in finished if curves[id(run)]]
     known = [loss for loss in lowest if loss is not None]
     if not known:
@@ -108,15 +108,15 @@ def _loss_curves(runs: Sequence[Run]) -> tuple[dict[int, list[CurvePoint]], str]
             for run in runs
         }
         return curves, "validation loss; between two validations, on a straight line"
-    rows = smoothing_radius(min(len(run.history.rows) for run in runs))
+    radius = smoothing_radius(min(len(run.history.rows) for run in runs))
     curves = {}
     for run in runs:
-        smoothed = smooth_losses([finite_or_none(row["loss"]) for row in run.history.rows], rows)
-        # At the ends, means of few rows would reach a loss by luck.
-        inside = range(rows, len(smoothed) - rows)
+        smoothed = smooth_losses([finite_or_none(row["loss"]) for row in run.history.rows], radius)
+        # Near the ends, windows have few rows, and noise alone could reach the target.
+        inside = range(radius, len(smoothed) - radius)
         curves[id(run)] = [(smoothed[i], _line_costs(run.history.rows[i])) for i in inside]
     return curves, (
-        f"training loss, the mean of a logged step and {rows} on either side "
+        f"training loss, the mean of a logged step and {radius} on either side "
         f"(validations at fewer than {MIN_VALIDATIONS} steps)"
     )
 
@@ -138,22 +138,26 @@ def _costs_to_reach(points: Sequence[CurvePoint], target: float) -> dict[str, fl
         if loss <= target:
             if before is None or before[0] is None or before[0] == loss:
                 return costs
-            part = (before[0] - target) / (before[0] - loss)
-            return {key: before[1][key] + part * (costs[key] - before[1][key]) for key in COST_AXES}
+            fraction = (before[0] - target) / (before[0] - loss)
+            return {
+                key: before[1][key] + fraction * (costs[key] - before[1][key]) for key in COST_AXES
+            }
         before = point
     return None
 
 
 def _references(reached: Sequence[RunSavings]) -> dict[str, RunSavings]:
-    """The cheapest baseline of each kind; without baselines, the run that took the most."""
-    there = [one for one in reached if one.costs is not None]
+    """Return the cheapest baseline of each kind; without baselines, the most expensive run."""
+    candidates = [one for one in reached if one.costs is not None]
     references: dict[str, RunSavings] = {}
-    several_plans = len({one.run.baseline.get("of") for one in there if one.run.baseline}) > 1
-    for one in sorted(there, key=lambda one: (one.costs or {})["flops"]):
+    several_plans = len({one.run.baseline.get("of") for one in candidates if one.run.baseline}) > 1
+    for one in sorted(candidates, key=lambda one: (one.costs or {})["flops"]):
         if one.run.baseline:
             references.setdefault(_baseline_label(one.run, several_plans), one)
-    if not references and there:
-        references["the most expensive"] = max(there, key=lambda one: (one.costs or {})["flops"])
+    if not references and candidates:
+        references["the most expensive"] = max(
+            candidates, key=lambda one: (one.costs or {})["flops"]
+        )
     return references
 
 
@@ -167,17 +171,17 @@ def _saved_fractions(
 ) -> dict[str, dict[str, float]]:
     if one is reference or one.costs is None or reference.costs is None:
         return {}
-    # A baseline is one of its own plan, and is compared with grown runs, not with other baselines.
+    # A baseline belongs to one plan, and only grown runs of that plan are compared with it.
     if reference.run.baseline and (
         one.run.baseline or reference.run.baseline.get("of") != one.run.plan_name
     ):
         return {}
-    shares = {
+    fractions = {
         key: 1 - one.costs[key] / reference.costs[key]
         for key in COST_AXES
         if reference.costs[key] > 0
     }
-    return {name: shares}
+    return {name: fractions}
 
 
 def _describe_reference(name: str, reference: RunSavings) -> str:

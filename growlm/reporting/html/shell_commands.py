@@ -1,4 +1,4 @@
-"""Commands that go on with a run and that repeat it."""
+"""Build the shell commands that resume or repeat a run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ ShellCommand = dict[str, str]
 
 
 def build_run_commands(run: Run) -> list[ShellCommand]:
-    """`title`, `command` and `note` of each."""
+    """Return the commands of a run, each with `title`, `command` and `note`."""
     folder = str(run.folder.absolute())
-    found = []
+    commands = []
     if run.can_resume:
-        found.append(
+        commands.append(
             {
-                "title": "Go on",
+                "title": "Resume",
                 "command": format_train_command(f"resume={folder}"),
-                "note": "from the newest state in the run's folder, to the bit",
+                "note": "from the newest state in the run's folder, bit-identical",
             }
         )
-    found.append(
+    commands.append(
         {
             "title": "Reproduce",
-            # The config replaces the plan and everything else; in a folder of its own, not beside the run.
+            # The saved config replaces the plan and all defaults; run_dir=null gives the run a new folder.
             "command": format_train_command(
                 "-cd", folder, "+experiment@_global_=../config", "~phase_plan", "run_dir=null"
             ),
@@ -33,18 +33,18 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
         }
     )
     if run.overrides:
-        found.append(
+        commands.append(
             {
                 "title": "The same from the shipped settings",
                 "command": format_train_command(*run.overrides),
                 "note": "the overrides of this job of the sweep",
             }
         )
-    return found
+    return commands
 
 
 def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:
-    """The one that began a sweep."""
+    """Return the command that repeats a sweep."""
     return {
         "title": "Sweep",
         "command": format_train_command("-m", *overrides),
@@ -53,5 +53,5 @@ def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:
 
 
 def format_train_command(*arguments: str) -> str:
-    """A line for a shell."""
+    """Return a `growlm.train` command line, quoted for a shell."""
     return shlex.join(["python", "-m", "growlm.train", *arguments])

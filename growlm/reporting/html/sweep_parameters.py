@@ -1,4 +1,4 @@
-"""What differs between runs that are shown side by side."""
+"""Find the settings in which the compared runs differ."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 from growlm.reporting.reading.run_files import Run
 
 EXCLUDED_KEYS = ("run_dir", "resume", "logger", "reuse", "baseline.of")
-"""Keys that change nothing in the run's figures."""
+"""Keys that do not affect the results of a run."""
 BASELINE_KIND_KEY = "baseline.kind"
 MAX_PARAMETERS = 8
-"""Dials that are shown of runs that are no sweep."""
+"""Largest number of differing settings shown for runs that are not a sweep."""
 
 
 def find_sweep_parameters(runs: Sequence[Run]) -> list[str]:
-    """Give every run its dials, where a sweep has not, and name them all in order.
+    """Set the sweep parameters of all runs that have none, and return all keys in order.
 
     Args:
-        runs: Their `dials` are filled in.
+        runs: Runs whose `sweep_parameters` are set in place if empty.
     """
     if not all(run.sweep_parameters for run in runs):
         configs = [flatten_settings(run.config) for run in runs]
-        told = _distinguishing_keys(configs)
+        keys = _distinguishing_keys(configs)
         for run, config in zip(runs, configs, strict=True):
             run.sweep_parameters = run.sweep_parameters or {
-                key: _format_value(config.get(key)) for key in told
+                key: _format_value(config.get(key)) for key in keys
             }
     return list(dict.fromkeys(key for run in runs for key in run.sweep_parameters))
 
 
 def flatten_settings(config: Any, path: str = "") -> dict[str, Any]:
-    """`{"a": {"b": [1]}}` -> `{"a.b.0": 1}`, without the keys that are left out."""
+    """Flatten nested settings, without excluded keys: `{"a": {"b": [1]}}` -> `{"a.b.0": 1}`."""
     if isinstance(config, dict):
         items = [(str(key), value) for key, value in config.items()]
     elif isinstance(config, list):
@@ -47,24 +47,24 @@ def flatten_settings(config: Any, path: str = "") -> dict[str, Any]:
 
 
 def _distinguishing_keys(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that differ, without those that only repeat what others say."""
+    """Return the keys that differ, without those whose values follow from another key."""
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: tuple(_format_value(config.get(key)) for config in configs) for key in keys}
-    # A phase's field often is a dial of the root, which is the better name.
+    # A phase's field often repeats a setting at the root, which is the better name.
     ordered = sorted(keys, key=lambda key: (key != BASELINE_KIND_KEY, key.startswith("phases.")))
     kinds = values.get(BASELINE_KIND_KEY, ())
-    told: dict[tuple[str, ...], str] = {}
+    key_by_values: dict[tuple[str, ...], str] = {}
     for key in ordered:
         if len(set(values[key])) < 2 or (
             key != BASELINE_KIND_KEY and _is_determined_by_kind(values[key], kinds)
         ):
             continue
-        told.setdefault(values[key], key)
-    return list(told.values())[:MAX_PARAMETERS]
+        key_by_values.setdefault(values[key], key)
+    return list(key_by_values.values())[:MAX_PARAMETERS]
 
 
 def _is_determined_by_kind(values: Sequence[str], kinds: Sequence[str]) -> bool:
-    """Whether the kind of baseline, where it differs, decides the value."""
+    """Return whether the kind of baseline determines the value."""
     return len(set(kinds)) > 1 and len(set(zip(kinds, values, strict=True))) == len(set(kinds))
 
 
@@ -73,9 +73,9 @@ def _format_value(value: Any) -> str:
 
 
 def shorten_keys(parameter_keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key; the whole key where two end alike, and of baselines."""
-    last = [dial.rpartition(".")[2] for dial in parameter_keys]
+    """Return the last part of each key; the whole key if two end alike or it is a baseline setting."""
+    last = [key.rpartition(".")[2] for key in parameter_keys]
     return {
-        dial: name if last.count(name) == 1 and not dial.startswith("baseline.") else dial
-        for dial, name in zip(parameter_keys, last, strict=True)
+        key: name if last.count(name) == 1 and not key.startswith("baseline.") else key
+        for key, name in zip(parameter_keys, last, strict=True)
     }

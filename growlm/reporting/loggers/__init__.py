@@ -1,1 +1,1 @@
-"""Metrics for Lightning loggers: W&B, TensorBoard and others."""
+"""Send the metrics of a run to Lightning loggers: W&B, TensorBoard and others."""

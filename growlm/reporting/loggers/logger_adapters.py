@@ -1,4 +1,4 @@
-"""Where metrics go: what every Lightning logger gets, and what some can show besides."""
+"""Adapt log entries to what each Lightning logger can show."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from growlm.reporting.loggers.metric_names import expert_load_metric_name
 
 @dataclass(frozen=True)
 class LogEntry:
-    """What is logged at once."""
+    """Metrics, expert loads and tables that are logged together."""
 
     index: int
-    """How many entries came before it in the run."""
+    """Number of earlier entries of the run."""
     step: int
-    """The run's global step; several entries may share one."""
+    """Global step of the run; several entries may share one."""
     progress: dict[str, float]
     metrics: dict[str, float]
     expert_loads: tuple[list[float], ...] = ()
-    """Share of the assignments that went to each expert, by layer."""
+    """Fraction of the assignments that went to each expert, per layer."""
     tables: tuple[LoggerTable, ...] = ()
 
 
 class MetricAdapter:
-    """Takes everything, and keeps nothing of it."""
+    """Base class of the adapters, which discards all entries."""
 
     def log(self, entry: LogEntry) -> None:
         """Log an entry."""
 
     def update_summary(self, metrics: dict[str, Any]) -> None:
-        """Figures of the run as a whole; later ones are added to earlier ones."""
+        """Add values to the summary of the run."""
 
     def close(self, failed: bool) -> None:
-        """The run is over."""
+        """End the logger's run."""
 
 
 class LightningLoggerAdapter(MetricAdapter):
-    """Numbers alone: what any logger of Lightning's takes."""
+    """Adapter for any Lightning logger, which logs numbers only.
+
+    Args:
+        logger: Logger that receives the metrics.
+    """
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
 
     def log(self, entry: LogEntry) -> None:
-        """Every number of the entry, loads included."""
+        """Log all numbers of the entry, including expert loads."""
         loads = {
             f"{expert_load_metric_name(layer)}/expert_{expert}": load
             for layer, shares in enumerate(entry.expert_loads)
@@ -61,14 +65,18 @@ class LightningLoggerAdapter(MetricAdapter):
 
 
 class TensorBoardAdapter(LightningLoggerAdapter):
-    """Numbers, and tables as text."""
+    """Adapter for TensorBoard, which logs numbers, and tables as text.
+
+    Args:
+        logger: Logger that receives the entries.
+    """
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         super().__init__(logger)
         self.writer = logger.experiment
 
     def log(self, entry: LogEntry) -> None:
-        """Every number and every table of the entry."""
+        """Log all numbers and tables of the entry."""
         super().log(entry)
         for table in entry.tables:
             self.writer.add_text(table.name, table.to_markdown(), entry.step)

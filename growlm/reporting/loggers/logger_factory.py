@@ -1,4 +1,4 @@
-"""The logger that the config asks for."""
+"""Create the Lightning logger that the config selects."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from growlm.runtime.errors import UserError
 def build_logger(
     config: RunConfig, run_dir: Path, run_id: str, first_step: int | None = None
 ) -> Logger | None:
-    """One of Lightning's loggers, writing into the run's folder; None for `none`.
+    """Return a Lightning logger that writes into the run's folder, or None for `none`.
 
     Args:
-        config: Of the run.
-        run_dir: Its folder.
-        run_id: W&B's name for it.
-        first_step: Of a resumed run: the step it goes on after. W&B goes on with the same run, TensorBoard hides
-            what it has of later steps, the CSV logger begins another folder.
+        config: Config of the run.
+        run_dir: Folder of the run.
+        run_id: W&B id of the run.
+        first_step: Last step before the resume, for a resumed run; otherwise None. W&B continues the same run,
+            TensorBoard hides its entries of later steps, and the CSV logger starts another folder.
     """
     settings = config.logger
     resumed = "" if first_step is None else f"_from_step_{first_step}"
@@ -40,13 +40,13 @@ def build_logger(
             group=settings.group,
             tags=list(dict.fromkeys([config.name, *settings.tags])),
             config=asdict(replace(config, resume=None)),
-            dir=str(run_dir),  # older releases take no path
+            dir=str(run_dir),  # older wandb releases do not accept a Path
             mode=_resolve_wandb_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
     if settings.name == "csv":
-        # Written row by row: of a run that is killed, all that it knew is there.
+        # Flushed after every row, so that a killed run loses nothing.
         return CSVLogger(run_dir, name="", version=f"csv{resumed}", flush_logs_every_n_steps=1)
     if settings.name == "tensorboard":
         purge_step = None if first_step is None else first_step + 1
@@ -55,16 +55,16 @@ def build_logger(
 
 
 def check_logger(settings: LoggerConfig) -> None:
-    """Find out beforehand what the logger will need.
+    """Check before the run that the logger can be used.
 
     Raises:
-        UserError: If W&B is to be online without a login.
+        UserError: If W&B is set to online mode and the user is not logged in.
     """
     if settings.name == "wandb" and settings.mode == "online" and not has_wandb_login():
         raise UserError(
             "logger.mode",
             "online",
-            "you are not logged in: `wandb login`, or use logger.mode=offline",
+            "you are not logged in to W&B; run `wandb login`, or use logger.mode=offline",
         )
 
 

@@ -1,4 +1,4 @@
-"""Tables of a run, for loggers that can show one."""
+"""Build the tables of a run for loggers that can show tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from growlm.reporting.records import BoundaryRecord
 
 @dataclass(frozen=True)
 class LoggerTable:
-    """Rows under column names."""
+    """Table with a name, column names and rows."""
 
     name: str
     columns: list[str]
     rows: list[list[Any]]
 
     def to_markdown(self) -> str:
-        """As Markdown, which TensorBoard shows as a table."""
+        """Return the table as Markdown, which TensorBoard renders."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join(
             f"| {' | '.join(_format_cell(value) for value in line)} |" for line in lines
@@ -27,7 +27,7 @@ class LoggerTable:
 
 
 def build_boundary_table(boundaries: Sequence[BoundaryRecord]) -> LoggerTable:
-    """A row for every growth so far, with its losses and the outcome of its checks."""
+    """Return a table with a row per growth so far: losses and results of its checks."""
     columns = ["from", "to", "growth", "loss_before", "loss_after", "jump", "passed", "checks"]
     rows = [
         [
@@ -46,7 +46,7 @@ def build_boundary_table(boundaries: Sequence[BoundaryRecord]) -> LoggerTable:
 
 
 def build_sample_table(samples: Sequence[tuple[str, str]]) -> LoggerTable:
-    """The text of every phase so far, given as (phase, text)."""
+    """Return a table of the samples so far, given as (phase, text)."""
     return LoggerTable(SAMPLE_TABLE, ["phase", "text"], [list(sample) for sample in samples])
 
 

@@ -1,4 +1,4 @@
-"""The events of a run as metrics: one logger run, one step axis over all phases."""
+"""Log the events of a run as metrics: one logger run, one step axis over all phases."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from growlm.reporting.records import (
 
 
 class MetricLogger(RunListener):
-    """Rows, validations, boundaries and ends of phases are an entry of the logger each.
+    """Listener that logs an entry for each history row, validation, boundary and end of a phase.
 
     Args:
-        logger: Any of Lightning's.
+        logger: Any Lightning logger.
     """
 
     def __init__(self, logger: Logger) -> None:
@@ -57,16 +57,16 @@ class MetricLogger(RunListener):
     def replay(
         self, lines: Iterable[HistoryRow], boundaries: Sequence[BoundaryRecord], should_log: bool
     ) -> None:
-        """Take up what a run has done so far, whichever logger it had then.
+        """Replay the history of a resumed run, whichever logger it used before.
 
         Args:
-            lines: Of its history, parsed.
-            boundaries: That it passed, one for each that the history tells of.
-            tell: Whether the logger is to hear all of it; if not, it has had it already.
+            lines: Parsed lines of the history.
+            boundaries: Records of the boundaries in the history, in order.
+            should_log: Whether to log the entries; False if the logger already has them.
         """
         records = iter(boundaries)
-        sink = self.adapter
-        self.adapter = sink if should_log else MetricAdapter()
+        adapter = self.adapter
+        self.adapter = adapter if should_log else MetricAdapter()
         for line in lines:
             match line.get("event"):
                 case None:
@@ -77,20 +77,20 @@ class MetricLogger(RunListener):
                     self.boundary_passed(next(records))
                 case "phase_finished":
                     self._phase_sampled(line["phase"], line["sample"])
-        self.adapter = sink
+        self.adapter = adapter
 
     def row_logged(self, row: HistoryRow) -> None:
-        """A step's metrics."""
+        """Log the metrics of a step."""
         self.last_row, self.training_loss = row, row["loss"]
         self._log(extract_row_metrics(row), loads=tuple(row.get("expert_loads", ())))
 
     def validation_finished(self, row: HistoryRow) -> None:
-        """The validation loss at its step."""
+        """Log the validation loss at its step."""
         self.last_row = row
         self._log(extract_row_metrics(row))
 
     def boundary_passed(self, boundary: BoundaryRecord) -> None:
-        """The growth, at the step where it happened, with the table so far: the run may fail on it."""
+        """Log the growth at its step, with the table so far: the run may stop if its checks failed."""
         self.last_row = self.last_row | {"phase_index": self.last_row["phase_index"] + 1}
         self.boundaries.append(boundary)
         table = build_boundary_table(self.boundaries)
@@ -98,18 +98,18 @@ class MetricLogger(RunListener):
         self.adapter.update_summary(_boundary_summary_metrics(boundary))
 
     def phases_reused(self, reused: ReusedPhases) -> None:
-        """Which, and from where."""
+        """Add the reused phases and their run to the summary."""
         self.adapter.update_summary(
             {f"reused/{key}": value for key, value in asdict(reused).items()}
         )
 
     def phase_finished(self, summary: PhaseSummary) -> None:
-        """The sample, and the phase's figures."""
+        """Log the sample, and add the results of the phase to the summary."""
         self._phase_sampled(summary.name, summary.sample)
         self.adapter.update_summary(_phase_summary_metrics(summary))
 
     def run_finished(self, summary: RunSummary) -> None:
-        """All figures once more: of a resumed run, the logger may not have had the first."""
+        """Add all results to the summary again: the logger of a resumed run may lack the earlier ones."""
         for phase in summary.phases:
             self.adapter.update_summary(_phase_summary_metrics(phase))
         for boundary in summary.boundaries:
@@ -136,9 +136,8 @@ class MetricLogger(RunListener):
 
 def _build_adapter(logger: Logger) -> MetricAdapter:
     if isinstance(logger, WandbLogger):
-        from growlm.reporting.loggers.wandb_adapter import (
-            WandbAdapter,  # wandb takes its time to import
-        )
+        # Imported here because wandb is slow to import.
+        from growlm.reporting.loggers.wandb_adapter import WandbAdapter
 
         return WandbAdapter(logger.experiment)
     if isinstance(logger, TensorBoardLogger):

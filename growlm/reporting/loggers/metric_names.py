@@ -1,19 +1,19 @@
-"""The names that dashboards rely on, and which field of a history row goes under which."""
+"""Define the metric names that dashboards rely on, and map history rows to them."""
 
 from __future__ import annotations
 
 from growlm.reporting.records import BoundaryRecord, HistoryRow
 
 STEP_METRIC = "trainer/global_step"
-"""W&B's default x axis; the other loggers have a step of their own."""
+"""Default x axis in W&B; the other loggers have their own step."""
 X_AXIS_METRICS = ("progress/tokens", "progress/flops", "progress/time_s")
-"""What else can be an x axis."""
+"""Metrics that can serve as another x axis."""
 LOSS_BY_PHASE_PREFIX = "loss_by_phase/"
-"""The training loss again, under the name of its phase: panels colour by name."""
+"""Prefix of the training loss per phase: panels assign colors by metric name."""
 GROWTH_ON_LOSS_CURVE_PREFIX = "growth/on_loss_curve/"
-"""A growth on the loss curve, under the two phases' names: a series of one point has no line to be drawn by."""
+"""Prefix of the points that mark a growth on the loss curve, followed by the names of the two phases."""
 EXPERT_LOAD_PREFIX = "moe/load/"
-"""Every expert's share, by layer."""
+"""Prefix of the expert loads, followed by the layer."""
 BOUNDARY_TABLE = "growth/boundaries"
 SAMPLE_TABLE = "samples"
 
@@ -23,7 +23,7 @@ PROGRESS_METRIC_NAMES = {
     "time_s": "progress/time_s",
     "phase_index": "phase/index",
 }
-"""Field of a history row -> metric, in whatever is logged."""
+"""Fields of a history row and their metrics, which every entry has."""
 ROW_METRIC_NAMES = {
     "loss": "train/loss",
     "val_loss": "val/loss",
@@ -41,16 +41,16 @@ ROW_METRIC_NAMES = {
     "router_distance": "moe/router_distance",
     "router_grad_norm": "moe/router_grad_norm",
 }
-"""Field of a history row -> metric, where the row has it."""
+"""Fields of a history row and their metrics, logged if the row has the field."""
 
 
 def extract_progress_metrics(row: HistoryRow) -> dict[str, float]:
-    """Where the run stood at a row."""
+    """Return the counters of a row: tokens, FLOPs, time and phase index."""
     return {name: row[field] for field, name in PROGRESS_METRIC_NAMES.items()}
 
 
 def extract_row_metrics(row: HistoryRow) -> dict[str, float]:
-    """What a row measured; loads apart, which every logger shows in its own way."""
+    """Return the metrics of a row, without expert loads, which each logger shows in its own way."""
     metrics = {name: row[field] for field, name in ROW_METRIC_NAMES.items() if field in row}
     if "loss" in row:
         metrics[LOSS_BY_PHASE_PREFIX + row["phase"]] = row["loss"]
@@ -60,11 +60,11 @@ def extract_row_metrics(row: HistoryRow) -> dict[str, float]:
 def extract_boundary_metrics(
     boundary: BoundaryRecord, training_loss: float | None
 ) -> dict[str, float]:
-    """What a growth did.
+    """Return the metrics of a growth.
 
     Args:
-        boundary: The growth.
-        training_loss: Of the last step before it; None if there was none.
+        boundary: Record of the growth.
+        training_loss: Training loss of the last step before it; None if there was none.
     """
     report = boundary.report
     metrics = {
@@ -81,5 +81,5 @@ def extract_boundary_metrics(
 
 
 def expert_load_metric_name(layer: int) -> str:
-    """The name of a layer's loads; two digits sort as numbers do."""
+    """Return the metric name of a layer's expert loads, with two digits so that names sort numerically."""
     return f"{EXPERT_LOAD_PREFIX}layer_{layer:02d}"

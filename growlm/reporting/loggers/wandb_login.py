@@ -1,4 +1,4 @@
-"""Whether W&B would let us in."""
+"""Detect a W&B login without importing wandb."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 
 def has_wandb_login() -> bool:
-    """Whether W&B finds a key without asking: in the environment, or in the netrc file `wandb login` writes."""
+    """Return whether W&B finds an API key in the environment or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname

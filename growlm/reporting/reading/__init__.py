@@ -1,1 +1,1 @@
-"""Read what finished and unfinished runs and sweeps left on disk."""
+"""Read the files of finished and unfinished runs and sweeps."""

@@ -1,4 +1,4 @@
-"""Reading training_history.jsonl, as far as it was written."""
+"""Read training_history.jsonl, including that of an unfinished or killed run."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from growlm.storage.typed_values import parse_as
 
 HistoryLine = dict[str, Any]
 COUNTER_FIELDS = {"step": "global_step", "tokens": "tokens", "flops": "flops", "seconds": "time_s"}
-"""Axis of the report -> field of a row."""
+"""Axes of the report and the counter fields of a history row that they show."""
 
 
 @dataclass
 class History:
-    """The lines of a history, by kind."""
+    """Lines of a training history, grouped by kind."""
 
     rows: list[HistoryLine] = field(default_factory=list)
-    """Of training steps: with a phase, all counters, and a loss, which may be NaN."""
+    """Training steps, each with a phase, all counters and a loss, which may be NaN."""
     validations: list[HistoryLine] = field(default_factory=list)
     warnings: list[HistoryLine] = field(default_factory=list)
     boundaries: list[HistoryLine] = field(default_factory=list)
     finished_phases: list[HistoryLine] = field(default_factory=list)
-    """Phases that finished, with their samples."""
+    """Finished phases, with their samples."""
     num_unreadable: int = 0
-    """Lines that are none that growlm writes: a run that was killed may leave half a line."""
+    """Number of lines that growlm did not write in full: a killed run may leave half a line."""
 
     def last_counters(self) -> HistoryLine:
-        """Counters at the end: of the last row or validation; zeros where there is none."""
+        """Return the counters of the last row or validation; zeros if there is none."""
         lines = [*self.rows[-1:], *self.validations[-1:]]
         start = dict.fromkeys(COUNTER_FIELDS.values(), 0)
         return max(lines, key=lambda line: (line["global_step"], line["time_s"]), default=start)
 
 
 def read_history(path: Path, key: str = "argument", root: Path | None = None) -> History:
-    """Read what is there.
+    """Read a training history; a missing file gives an empty history.
 
     Args:
-        path: Of the file; a missing one is an empty history.
-        key: What the user calls it, for messages.
-        root: The folder that a link must not lead out of; None for that of the file.
+        path: File to read.
+        key: Setting or argument that names the file, for error messages.
+        root: Folder that symbolic links must not leave; None for the folder of the file.
 
     Raises:
-        UserError: If it cannot be read, or is larger than what is read of a history.
+        UserError: If the file cannot be read or exceeds the size limit.
     """
     history = History()
     if lexists(path):
@@ -73,9 +73,6 @@ def _add_line(history: History, line: bytes) -> None:
             "phase_finished": (FinishedPhaseSchema, history.finished_phases),
         }.get(event, (Any, []))
         lines.append(parse_as(kind, record))
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-    ):  # no JSON, no mapping, or an event that is no text
+    except (ValueError, AttributeError, TypeError):
+        # The line is not JSON, not a mapping, or its event is not a string.
         history.num_unreadable += 1

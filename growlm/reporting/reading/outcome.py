@@ -1,4 +1,4 @@
-"""The figures of a run's phases, boundaries and end, whether it has finished or not."""
+"""Compute the results of finished and unfinished runs: metrics per phase, losses, jumps and costs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ OPERATOR_KEYS = ("upcycle", "multiply_experts", "widen", "deepen")
 
 
 def collect_phase_metrics(run: Run) -> list[dict[str, Any]]:
-    """Figures by phase: as in summary.json, or as far as plan and history know them."""
+    """Return metrics per phase, from summary.json or, for an unfinished run, from its plan and history."""
     if run.summary is not None:
-        done = [phase for phase in run.summary.get("phases", []) if isinstance(phase, dict)]
-        steps = [_planned_steps(run, phase.get("name")) for phase in done]
-        return [phase | {"planned": plan} for phase, plan in zip(done, steps, strict=True)]
-    begun = {line["phase"] for line in [*run.history.rows, *run.history.validations]}
+        phases = [phase for phase in run.summary.get("phases", []) if isinstance(phase, dict)]
+        steps = [_planned_steps(run, phase.get("name")) for phase in phases]
+        return [phase | {"planned": planned} for phase, planned in zip(phases, steps, strict=True)]
+    started = {line["phase"] for line in [*run.history.rows, *run.history.validations]}
     return [
-        _metrics_from_history(run, planned) for planned in run.plan if planned.get("name") in begun
+        _metrics_from_history(run, planned)
+        for planned in run.plan
+        if planned.get("name") in started
     ]
 
 
@@ -60,35 +62,35 @@ def _num_idle_experts(model: dict[str, Any]) -> int:
 
 
 def _counter_before_phase(run: Run, name: object, counter: str) -> int:
-    """Where a counter stood when a phase began."""
-    at = 0
+    """Return the value of a counter when a phase started."""
+    value = 0
     for row in run.history.rows:
         if row["phase"] == name:
             break
-        at = row[counter]
-    return at
+        value = row[counter]
+    return value
 
 
 def final_loss(run: Run) -> float | None:
-    """Training loss of the last row."""
+    """Return the training loss of the last row; None if there is none or it is not finite."""
     return finite_or_none(run.history.rows[-1]["loss"]) if run.history.rows else None
 
 
 def final_val_loss(run: Run) -> float | None:
-    """The last validation loss."""
+    """Return the last validation loss; None if there is none or it is not finite."""
     return (
         finite_or_none(run.history.validations[-1]["val_loss"]) if run.history.validations else None
     )
 
 
 def final_bits_per_byte(run: Run) -> float | None:
-    """The same in bits per byte of text; None where the run was made before it was recorded."""
+    """Return the last validation loss in bits per byte of text; None for older runs, which did not record it."""
     lines = run.history.validations
     return finite_or_none(lines[-1].get("val_bits_per_byte")) if lines else None
 
 
 def total_cost(run: Run, axis: str) -> float | None:
-    """What the run took: `tokens`, `flops`, `seconds` or `step`s."""
+    """Return the total cost of a run on an axis: `tokens`, `flops`, `seconds` or `step`."""
     summary = run.summary or {}
     key = "wall_time_s" if axis == "seconds" else axis
     if axis != "step" and finite_or_none(summary.get(key)) is not None:
@@ -102,33 +104,33 @@ def total_cost(run: Run, axis: str) -> float | None:
 
 
 def reused_seconds(run: Run) -> float:
-    """Of what it took, that another run has spent."""
+    """Return the seconds of training that were reused from another run."""
     reused = (run.summary or {}).get("reused")
     return (finite_or_none(reused.get("seconds")) or 0.0) if isinstance(reused, dict) else 0.0
 
 
 def largest_jump(run: Run) -> float | None:
-    """The boundary jump that is furthest from zero."""
+    """Return the boundary jump with the largest absolute value."""
     jumps = [finite_or_none(boundary.get("jump")) for boundary in run.boundaries]
     return max((jump for jump in jumps if jump is not None), key=abs, default=None)
 
 
 def format_boundary_name(boundary: dict[str, Any]) -> str:
-    """'dense → moe'."""
+    """Return the name of a boundary, such as 'dense → moe'."""
     return f"{boundary.get('from')} → {boundary.get('to')}"
 
 
 def describe_growth(boundary: dict[str, Any], config: dict[str, Any]) -> str:
-    """A few words: '8 experts', '×1.5 wider, 2 layers deeper'."""
+    """Describe a growth in a few words, such as '8 experts' or '×1.5 wider, +2 layers'."""
     operators: Sequence[Any] = boundary.get("operators") or _configured_operators(boundary, config)
-    words = [
+    descriptions = [
         _describe_operator(name, operator[name])
         for operator in operators
         if isinstance(operator, dict)
         for name in OPERATOR_KEYS
         if isinstance(operator.get(name), dict)
     ]
-    return ", ".join(words)
+    return ", ".join(descriptions)
 
 
 def _configured_operators(boundary: dict[str, Any], config: dict[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A run as its folder tells of it: finished, unfinished or failed."""
+"""Read the folder of a finished, unfinished or failed run."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass
 class Run:
-    """Everything a report shows of a run."""
+    """Contents of a run's folder that a report shows."""
 
     folder: Path
     name: str
-    """How the report calls it."""
+    """Name of the run in the report."""
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     plan: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] | None = None
-    """None until the run has finished."""
+    """Contents of summary.json; None until the run has finished."""
     boundaries: list[dict[str, Any]] = field(default_factory=list)
     history: History = field(default_factory=History)
     sweep_parameters: dict[str, str] = field(default_factory=dict)
-    """What makes it differ from the runs beside it."""
+    """Settings that distinguish this run from the others in a comparison, by key."""
     overrides: list[str] | None = None
-    """Of a sweep's job."""
+    """Overrides of a sweep job; None for a single run."""
     reported_status: str | None = None
-    """Of a sweep's job: what the sweep says."""
+    """Status of a sweep job according to sweep.json; None for a single run."""
     message: str | None = None
-    """Of a sweep's job: what went wrong."""
+    """Error message of a sweep job; None if there is none."""
 
     @property
     def status(self) -> str:
-        """One word."""
+        """Status in one word: `finished`, `failed`, `unfinished`, or the status that the sweep recorded."""
         if self.summary is not None:
             return "finished"
         if self.reported_status is not None and self.reported_status != "finished":
@@ -57,18 +57,18 @@ class Run:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """Its `baseline` settings; empty for a run that is none."""
+        """`baseline` settings of the config; empty for a run that is not a baseline."""
         settings = self.config.get("baseline") or {}
         return settings if settings.get("of") else {}
 
     @property
     def plan_name(self) -> str:
-        """Of its phase plan."""
+        """Name of the phase plan."""
         return str(self.config.get("name", "?"))
 
     @property
     def can_resume(self) -> bool:
-        """Whether `resume=` can go on with it."""
+        """Whether `resume=` can continue the run."""
         return self.summary is None and (self.folder / "resume" / "run.json").is_file()
 
 
@@ -76,18 +76,20 @@ def read_run(folder: Path, key: str = "argument", root: Path | None = None) -> R
     """Read a run's folder; only `config.yaml` must be there.
 
     Args:
-        folder: Of the run.
-        key: What the user calls it, for the message.
-        root: The folder that no link may lead out of; None for the run's.
+        folder: Folder of the run.
+        key: Setting or argument that names the folder, for error messages.
+        root: Folder that symbolic links must not leave; None for the run's folder.
 
     Raises:
-        UserError: If it is no run's folder, or one of its files is none of ours.
+        UserError: If `folder` is not a run folder, or one of its files was not written by growlm.
     """
     root = root or folder
     if not folder.is_dir():
         raise UserError(key, folder, "there is no such folder")
     if not lexists(folder / CONFIG_FILE):
-        raise UserError(key, folder, f"is no run's folder, which has {CONFIG_FILE}, nor a sweep's")
+        raise UserError(
+            key, folder, f"is neither a run folder (no {CONFIG_FILE}) nor a sweep folder"
+        )
     config, text = read_yaml(folder / CONFIG_FILE, key, root, RunConfigSchema)
 
     def read(name: str, kind: Any) -> Any:
@@ -99,9 +101,9 @@ def read_run(folder: Path, key: str = "argument", root: Path | None = None) -> R
     for index, boundary in enumerate(boundaries):
         functional = boundary.get("checks", {}).get("functional")
         if isinstance(functional, dict):
-            place = f"[{index}].checks.functional.figures"
+            location = f"[{index}].checks.functional.figures"
             with translate_content_errors(folder / "boundaries.json", key):
-                parse_as(FunctionalCheckSchema, functional.get("figures", {}), place)
+                parse_as(FunctionalCheckSchema, functional.get("figures", {}), location)
     return Run(
         folder=folder,
         name=folder.absolute().name,

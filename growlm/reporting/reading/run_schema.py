@@ -1,7 +1,7 @@
-"""What a run's files must hold for a report to show it, as far as it shows it; other keys stay unread.
+"""Define the fields of a run's files that a report reads; other keys are ignored.
 
-Nothing is required but what tells where a line belongs: files of earlier versions lack some keys, and those of a
-run that goes on are not whole.
+Only the fields that locate a line (phase and counters) are required: files of earlier versions lack some keys, and
+those of a running run are incomplete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from growlm.storage.typed_values import NonNegativeInt
 
 MAX_MAGNITUDE = 1e100
-"""Of a figure. Sums and products of such are still finite."""
+"""Largest magnitude of a number, small enough that sums and products of numbers stay finite."""
 
 
 def _check_magnitude(value: float) -> str | None:
@@ -23,11 +23,11 @@ def _check_magnitude(value: float) -> str | None:
 
 
 BoundedNumber = Annotated[float, _check_magnitude]
-"""A figure that must be there: not NaN, and not too large to be added up."""
+"""Number that is not NaN and does not exceed `MAX_MAGNITUDE`."""
 
 
 class BaselineSchema(TypedDict, total=False):
-    """Of a config."""
+    """`baseline` section of `config.yaml`."""
 
     of: str | None
     kind: str | None
@@ -35,13 +35,13 @@ class BaselineSchema(TypedDict, total=False):
 
 
 class PhaseConfigSchema(TypedDict, total=False):
-    """A phase of a config."""
+    """Phase of `config.yaml`."""
 
     grow: list[dict[str, dict[str, Any] | None]] | None
 
 
 class RunConfigSchema(TypedDict, total=False):
-    """The contents of `config.yaml`."""
+    """Contents of `config.yaml`."""
 
     name: str
     seed: int
@@ -50,14 +50,14 @@ class RunConfigSchema(TypedDict, total=False):
 
 
 class ModelSchema(TypedDict, total=False):
-    """A planned model."""
+    """Model of a phase of `plan.json`."""
 
     num_experts: int | None
     top_k: int | None
 
 
 class PlannedPhaseSchema(TypedDict):
-    """A phase of `plan.json`."""
+    """Phase of `plan.json`."""
 
     name: str
     total_parameters: NotRequired[float | None]
@@ -67,7 +67,7 @@ class PlannedPhaseSchema(TypedDict):
 
 
 class CheckSchema(TypedDict, total=False):
-    """A check of a boundary."""
+    """Result of a check at a boundary."""
 
     status: str
     summary: str | None
@@ -75,7 +75,7 @@ class CheckSchema(TypedDict, total=False):
 
 
 class LayerDifferenceSchema(TypedDict, total=False):
-    """A layer in the figures of the check of functional identity."""
+    """Differences of one layer in the functional identity check."""
 
     layer: int
     old_layer: int | None
@@ -84,13 +84,13 @@ class LayerDifferenceSchema(TypedDict, total=False):
 
 
 class FunctionalCheckSchema(TypedDict, total=False):
-    """The figures of that check."""
+    """Measurements of the functional identity check."""
 
     layers: list[LayerDifferenceSchema]
 
 
 class NoiseSchema(TypedDict, total=False):
-    """The noise of a growth."""
+    """Noise that a growth added."""
 
     matrices: int
     sigma_min: float | None
@@ -115,11 +115,11 @@ _BOUNDARY = {
     "seconds": float | None,
 }
 BoundarySchema = TypedDict("BoundarySchema", _BOUNDARY, total=False)  # type: ignore[misc]
-"""A boundary: whole in `boundaries.json`, in a history with the checks' outcomes only."""
+"""Boundary: complete in `boundaries.json`; in a history, `checks` has only the status of each check."""
 
 
 class TrainedPhaseSchema(TypedDict, total=False):
-    """A phase of `summary.json`."""
+    """Phase of `summary.json`."""
 
     name: str
     total_parameters: float | None
@@ -138,7 +138,7 @@ class TrainedPhaseSchema(TypedDict, total=False):
 
 
 class ReusedPhasesSchema(TypedDict, total=False):
-    """Of a summary: phases that another run has trained."""
+    """Phases of `summary.json` that another run has trained."""
 
     phases: list[str]
     run: str
@@ -146,7 +146,7 @@ class ReusedPhasesSchema(TypedDict, total=False):
 
 
 class SummarySchema(TypedDict, total=False):
-    """The contents of `summary.json`."""
+    """Contents of `summary.json`."""
 
     device: str | None
     precision: str | None
@@ -158,7 +158,7 @@ class SummarySchema(TypedDict, total=False):
 
 
 class CountersSchema(TypedDict):
-    """Where a line of a history stands."""
+    """Phase and counters of a history line."""
 
     phase: str
     step: NotRequired[NonNegativeInt | None]
@@ -169,19 +169,19 @@ class CountersSchema(TypedDict):
 
 
 class TrainingRowSchema(CountersSchema):
-    """A training step."""
+    """History line of a training step."""
 
     loss: float
 
 
 class ValidationRowSchema(CountersSchema):
-    """A validation."""
+    """History line of a validation."""
 
     val_loss: float
 
 
 class WarningSchema(TypedDict, total=False):
-    """Something that a run warned of."""
+    """History line of a warning."""
 
     phase: str
     step: int | None
@@ -189,7 +189,7 @@ class WarningSchema(TypedDict, total=False):
 
 
 class FinishedPhaseSchema(TypedDict, total=False):
-    """The end of a phase."""
+    """History line of the end of a phase."""
 
     phase: str
     sample: str | None

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as its sweep.json tells of them."""
+"""Read the runs of a sweep from its folder."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from growlm.storage.input_files import lexists
 
 @dataclass
 class Sweep:
-    """A sweep and its jobs."""
+    """Sweep with the runs of its jobs."""
 
     name: str
     command: list[str]
-    """The overrides it was started with."""
+    """Overrides that the sweep was started with."""
     parameter_keys: list[str]
     runs: list[Run]
-    """All jobs, also those that left no folder."""
+    """Runs of all jobs, including those without a folder."""
 
 
 def is_sweep_folder(folder: Path) -> bool:
-    """Whether it is a sweep's folder."""
+    """Return whether the folder has a sweep.json."""
     return lexists(folder / SWEEP_FILE)
 
 
 def read_sweep(folder: Path, key: str = "argument") -> Sweep:
     """Read a sweep's folder.
 
+    Args:
+        folder: Folder of the sweep.
+        key: Setting or argument that names the folder, for error messages.
+
     Raises:
-        UserError: If its file is none of ours, or no job has left anything.
+        UserError: If one of its files was not written by growlm, or the sweep has no jobs.
     """
     record = read_sweep_record(folder, key)
     if not record.jobs:
@@ -46,9 +50,11 @@ def read_sweep(folder: Path, key: str = "argument") -> Sweep:
 
 
 def _read_job(folder: Path, job: Job, key: str) -> Run:
-    place = folder / job.folder
-    there = lexists(place / CONFIG_FILE)
-    run = read_run(place, key, root=folder) if there else Run(folder=place, name=job.folder)
+    job_dir = folder / job.folder
+    has_config = lexists(job_dir / CONFIG_FILE)
+    run = (
+        read_run(job_dir, key, root=folder) if has_config else Run(folder=job_dir, name=job.folder)
+    )
     run.sweep_parameters = dict(job.dials)
     run.overrides = job.overrides
     run.reported_status = job.status

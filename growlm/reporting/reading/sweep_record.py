@@ -1,4 +1,4 @@
-"""What `sweep.json` holds: which jobs a sweep has, and how far each has come. Imports nothing heavy."""
+"""Define and read `sweep.json`, which lists the jobs of a sweep and their status, without importing torch."""
 
 from __future__ import annotations
 
@@ -22,63 +22,63 @@ def _check_status(value: str) -> str | None:
 
 
 def _check_folder_name(value: str) -> str | None:
-    # Folders of jobs are removed where a job begins anew.
-    return None if JOB_FOLDER_PATTERN.fullmatch(value) else "is no name of a job's folder"
+    # A restarted job removes its folder, so the name must not lead outside the sweep's folder.
+    return None if JOB_FOLDER_PATTERN.fullmatch(value) else "is not a valid job folder name"
 
 
 @dataclass
 class Job:
-    """A run of a sweep."""
+    """Job of a sweep: one run with its overrides and status."""
 
     number: int
     overrides: list[str]
     dials: dict[str, str]
-    """What this job sets in its own way, by key."""
+    """Values of the swept parameters, by key."""
     folder: Annotated[str, _check_folder_name]
-    """In the sweep's folder."""
+    """Name of the job's folder inside the sweep's folder."""
     status: Annotated[str, _check_status] = PENDING
     code: int | None = None
     message: str | None = None
-    """Why it failed."""
+    """Reason of a failure."""
 
 
 @dataclass
 class SweepRecord:
-    """The contents of sweep.json."""
+    """Contents of sweep.json."""
 
     name: str
-    """Of the plan."""
+    """Name of the phase plan."""
     command: list[str]
-    """The overrides, as they were given, without those for Hydra."""
+    """Overrides as the user gave them, without those for Hydra."""
     constants: list[str] = field(default_factory=list)
-    """Those that all jobs have, as Hydra writes them."""
+    """Overrides that all jobs share, as Hydra writes them."""
     config: str = ""
-    """Checksum of all jobs' configs."""
+    """Checksum of the configs of all jobs."""
     jobs: list[Job] = field(default_factory=list)
 
     @property
     def parameter_keys(self) -> list[str]:
-        """The keys in which jobs differ."""
+        """Keys of the swept parameters, in order."""
         return list(dict.fromkeys(key for job in self.jobs for key in job.dials))
 
     def matches(self, other: SweepRecord) -> bool:
-        """Whether both are made by the same command with the same configuration files."""
+        """Return whether both sweeps come from the same command with the same configuration files."""
         return (self.command, self.config) == (other.command, other.config)
 
 
 def read_sweep_record(folder: Path, key: str) -> SweepRecord:
-    """Read `sweep.json` of a folder.
+    """Read the `sweep.json` of a folder.
 
     Args:
-        folder: Of the sweep.
-        key: What the user calls it, for messages.
+        folder: Folder of the sweep.
+        key: Setting or argument that names the folder, for error messages.
 
     Raises:
-        UserError: If it cannot be read, or is no record of a sweep; with the place in it.
+        UserError: If the file cannot be read or is not a sweep record; the message says where it is wrong.
     """
     path = folder / SWEEP_FILE
     record = read_json(path, key, folder, dict[str, Any], max_bytes=MAX_INDEX_BYTES)
-    record.pop("dials", None)  # said again by the jobs
+    record.pop("dials", None)  # repeats the parameters of the jobs
     with translate_content_errors(path, key):
         sweep: SweepRecord = parse_as(SweepRecord, record)
     return sweep

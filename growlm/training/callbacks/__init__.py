@@ -1,1 +1,1 @@
-"""Lightning callbacks that grow, restore, record and save."""
+"""Lightning callbacks that grow the model, record progress, and save and restore state."""

@@ -1,4 +1,4 @@
-"""What is kept of a phase's model: artefacts, and a sample of its text."""
+"""Save a phase's checkpoints and sample text from its trained model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from growlm.training.phase_module import PhaseStage
 
 
 class PhaseCheckpointCallback(Callback):
-    """Writes the model before the first step and after the last, under the names the phase gives.
+    """Callback that saves a phase's checkpoints before the first step and after the last.
 
     Args:
-        phase: The phase.
-        folder: Of all artefacts.
-        record: What to write beside the config.
-        tokenizer_files: What goes into every artefact beside its weights.
-        seed: Of the run, and so of the growth.
-        keeps_optimizer: Whether `save_as` keeps the optimizer's state too.
-        tell: Called with an artefact's name before it is written.
-        world: The processes of the run; the first one writes.
+        phase: Phase that is trained.
+        folder: Folder of all checkpoints.
+        metadata: Metadata to save with the config.
+        tokenizer_files: Tokenizer files to copy into each checkpoint.
+        seed: Seed of the run, and so of the growth.
+        save_optimizer: Whether `save_as` also saves the optimizer state.
+        report_saving: Function called with a checkpoint's name before it is written.
+        dist_context: Process group of the run; rank 0 writes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PhaseCheckpointCallback(Callback):
         self.seed, self.save_optimizer = seed, save_optimizer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`save_initial_as`, unless the phase is under way."""
+        """Save the checkpoint that `save_initial_as` names, unless the phase was resumed."""
         assert isinstance(pl_module, PhaseStage)
         if pl_module.first_step:
             return
@@ -71,7 +71,7 @@ class PhaseCheckpointCallback(Callback):
         self._save(pl_module, self.phase.settings.save_initial_as, self.phase.first_step, record)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`save_as`."""
+        """Save the checkpoint that `save_as` names."""
         last_step = self.phase.first_step + self.phase.num_steps
         states = None
         if self.save_optimizer:
@@ -100,19 +100,19 @@ class PhaseCheckpointCallback(Callback):
             states,
             files,
             self.dist_context,
-            create_parents=False,  # if it was removed, the run stops
+            create_parents=False,  # if the run folder was removed, the run must stop
         )
 
 
 def remove_stale_checkpoints(
     folder: Path, phases: Sequence[PlannedPhase], unfinished: PlannedPhase | None = None
 ) -> None:
-    """Remove what a run wrote after the state that it goes on from: it will write it again.
+    """Remove checkpoints written after the state that a run resumes from, since they will be written again.
 
     Args:
-        folder: Of all artefacts.
-        phases: That have not begun.
-        unfinished: The one that has begun, if any.
+        folder: Folder of all checkpoints.
+        phases: Phases that have not begun.
+        unfinished: Phase that has begun but not finished, if any.
     """
     settings = [phase.settings for phase in phases]
     names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
@@ -123,12 +123,12 @@ def remove_stale_checkpoints(
 
 
 class SampleCallback(Callback):
-    """Lets the trained model continue the prompt.
+    """Callback that generates a text sample with the trained model at the end of a phase.
 
     Args:
-        settings: Prompt, length, temperature.
-        tokenizer: The run's.
-        seed: Of the draws.
+        settings: Prompt, length and temperature.
+        tokenizer: Tokenizer of the run.
+        seed: Seed of the sampling.
     """
 
     def __init__(self, settings: CallbacksConfig, tokenizer: Tokenizer, seed: int) -> None:
@@ -136,7 +136,7 @@ class SampleCallback(Callback):
         self.text = ""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, in the precision of the training."""
+        """Generate the sample, in the training precision."""
         assert isinstance(pl_module, PhaseStage)
         if not self.settings.sample_tokens:
             return

@@ -1,7 +1,7 @@
-"""Growing the model at the beginning of a phase.
+"""Grow the model at the beginning of a phase and check the growth.
 
-In `setup`, which Lightning calls before it configures, wraps or optimizes anything: every strategy then wraps the
-grown model, and nothing private of Lightning is needed.
+This happens in `setup`, which Lightning calls before it configures or wraps anything: every strategy then wraps
+the grown model, and no private Lightning API is needed.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from growlm.training.phase_state import PhaseState
 from growlm.verification.growth_check import detailed_growth_check
 
 CHECKSUM_CHUNK_WORDS = 2**20
-"""Words of a tensor that are summed at once; what is summed is twice as large, and made anew."""
+"""Words of a tensor that are summed at once, to bound the memory of the int64 copies."""
 
 
 class GrowthError(RunError):
-    """A growth that claims to be lossless was not, or another check failed."""
+    """Error raised when a lossless growth changed the model's output, or another boundary check failed."""
 
 
 class GrowthCallback(Callback):
-    """Takes the previous phase's hand-off, grows it, checks the growth, swaps the grown model in.
+    """Callback that grows the previous phase's model and optimizer state and checks the growth.
 
-    Order, so that memory is never asked for more than it needs: grow the weights; checks; free the old weights;
-    grow the moments, each old one freed once its last target is made.
+    The order keeps peak memory low: grow the weights; run the checks; free the old weights; grow the moments,
+    freeing each old one after its last use.
 
     Args:
-        hand_off: Of the previous phase; emptied.
-        phase: The phase to grow for.
-        probe: Frozen tokens for the checks, (sequences, time).
-        settings: Of the checks.
-        optimizer_settings: Of the optimizer.
-        seed: Of the run.
-        tell: Called with the boundary's record, also when a check failed.
-        world: The processes of the run. Each grows the model; the first one checks it. Where each holds a part of
-            it only, they do both together.
+        phase_state: State of the previous phase; it is emptied.
+        phase: Phase to grow for.
+        probe: Fixed tokens for the checks, (sequences, time).
+        settings: Settings of the checks.
+        optimizer_settings: Settings of the optimizer.
+        seed: Seed of the run.
+        report_boundary: Function called with the boundary's record, even if a check failed.
+        dist_context: Process group of the run. Every rank grows the model and rank 0 checks it; if the model is
+            sharded, all ranks do both together.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class GrowthCallback(Callback):
         self.seed, self.report_boundary, self.dist_context = seed, report_boundary, dist_context
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Grow.
+        """Grow the model and the optimizer state, and check the result.
 
         Raises:
-            GrowthError: If a check failed, or the processes grew different models.
+            GrowthError: If a check failed, or the ranks grew different models.
         """
         assert isinstance(pl_module, PhaseStage)
         start = time.perf_counter()
@@ -88,8 +88,8 @@ class GrowthCallback(Callback):
         assert self.phase_state.model is not None
         old_model: TransformerLM = self.phase_state.model
         growth_map = build_growth_map(old_model.config, self.phase.operators)
-        draws = GrowthRng(self.seed, boundary_index=self.phase.index)
-        model = apply_growth(old_model, growth_map, draws)
+        rng = GrowthRng(self.seed, boundary_index=self.phase.index)
+        model = apply_growth(old_model, growth_map, rng)
         check = partial(
             detailed_growth_check,
             old_model=old_model,
@@ -110,7 +110,7 @@ class GrowthCallback(Callback):
             growth=growth_map.description,
             operators=operators_to_dicts(self.phase.operators),
             report=report,
-            noise=summarize_noise(draws),
+            noise=summarize_noise(rng),
             optimizer_state=mode,
             inexact_because=explain_inexactness(growth_map) if mode == "exact" else [],
             seconds=time.perf_counter() - start,
@@ -141,14 +141,14 @@ class GrowthCallback(Callback):
 def check_replicas_match(
     dist_context: DistributedContext, tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Check that all processes have the same tensors, but for those that are divided among them.
+    """Check that all ranks hold the same tensors; sharded tensors are not compared.
 
     Args:
-        world: The processes.
-        tensors: By parameter, then by name.
+        dist_context: Process group of the run.
+        tensors: Tensors by parameter, then by name.
 
     Raises:
-        GrowthError: Naming the first that differs, in all of them.
+        GrowthError: On all ranks, naming the first tensor that differs.
     """
     if dist_context.world_size == 1:
         return
@@ -158,26 +158,28 @@ def check_replicas_match(
         for n, t in state.items()
         if not is_sharded(t)
     }
-    everyone = dist_context.all_gather(sums)
-    for rank, others in enumerate(everyone):
-        for name in everyone[0].keys() | others.keys():
-            if everyone[0].get(name) != others.get(name):
+    gathered = dist_context.all_gather(sums)
+    for rank, other in enumerate(gathered):
+        for name in gathered[0].keys() | other.keys():
+            if gathered[0].get(name) != other.get(name):
                 raise GrowthError(
-                    f"after growing, {name} of process {rank} is not that of process 0: they would train apart"
+                    f"after growing, {name} on rank {rank} differs from rank 0; the replicas would diverge"
                 )
 
 
 def compute_checksum(tensor: Tensor) -> int:
-    """Of a tensor's bits: the same on any device and with any number of threads."""
+    """Return a checksum of the tensor's bits, independent of device and number of threads."""
     words = tensor.detach().contiguous().flatten()
     words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8)
-    place = torch.arange(1, CHECKSUM_CHUNK_WORDS + 1, device=words.device)
-    sums = [(part.long() * place[: len(part)]).sum() for part in words.split(CHECKSUM_CHUNK_WORDS)]
-    return hash(tuple(int(part) for part in sums))
+    weights = torch.arange(1, CHECKSUM_CHUNK_WORDS + 1, device=words.device)
+    sums = [
+        (chunk.long() * weights[: len(chunk)]).sum() for chunk in words.split(CHECKSUM_CHUNK_WORDS)
+    ]
+    return hash(tuple(int(chunk_sum) for chunk_sum in sums))
 
 
 def derive_step_scaling(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
-    """How the steps of a plan's phase are scaled, from the plan alone, as the phase begins with it."""
+    """Derive the step scaling at the start of a phase from the plan alone."""
     phase = plan.phases[index]
     if index == 0 or phase.settings.optimizer_state not in ("exact", "asymmetric"):
         return StepScaling()
@@ -192,13 +194,13 @@ def build_step_scaling(
     previous_factors: Mapping[str, ScaleFactors],
     settings: OptimizerConfig,
 ) -> StepScaling:
-    """How a phase's steps are scaled.
+    """Build the step scaling of a phase.
 
     Args:
-        phase: The phase.
-        growth_map: Of the boundary before it.
-        factors: The lasting ones of the phase before.
-        settings: Of the optimizer.
+        phase: Phase whose steps are scaled.
+        growth_map: Growth map of the boundary before the phase.
+        previous_factors: Carried scale factors of the previous phase.
+        settings: Settings of the optimizer.
     """
     mode = phase.settings.optimizer_state
     if mode == "exact":
@@ -213,7 +215,7 @@ def build_step_scaling(
 
 
 def summarize_noise(rng: GrowthRng) -> dict[str, Any]:
-    """The levels of noise that a growth drew; empty if none."""
+    """Summarize the noise levels that a growth drew; empty if it drew none."""
     if not rng.noise_levels:
         return {}
     sigmas = [float(noise["sigma"]) for noise in rng.noise_levels.values()]

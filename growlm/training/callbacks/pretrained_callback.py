@@ -1,4 +1,4 @@
-"""The first phase's model, where it was trained before."""
+"""Load a pretrained model and its optimizer state for the first phase."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from growlm.training.phase_module import PhaseStage
 
 
 class PretrainedCallback(Callback):
-    """Puts in a trained model, and its optimizer's state where it has one; in place of `GrowthCallback`.
+    """Callback that loads a pretrained model and its optimizer state, in place of `GrowthCallback`.
 
     Args:
-        pretrained: The model's folder.
-        phase: The first phase.
+        pretrained: Folder of the pretrained model.
+        phase: First phase of the plan.
     """
 
     def __init__(self, pretrained: PretrainedFolder, phase: PlannedPhase) -> None:
         self.pretrained, self.phase = pretrained, phase
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read, tensor by tensor."""
+        """Load the model and its optimizer state, one tensor at a time."""
         assert isinstance(pl_module, PhaseStage)
         mesh = pl_module.mesh
         pl_module.model = self.pretrained.load_model(

@@ -1,4 +1,4 @@
-"""Counting what a phase does and telling it: rows, validations, steps."""
+"""Count the steps of a phase, validate, and log history rows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from growlm.verification.check_report import CheckReport
 
 
 class ProgressCallback(Callback):
-    """Makes the rows of the history. Only a step that makes one waits for the device.
+    """Callback that logs history rows and validation losses; only steps with a row wait for the device.
 
     Args:
-        phase: The phase.
-        log_every: Steps between rows; the first and the last always make one.
-        listener: Who is told.
-        tokens: Tokens of the run before this phase.
-        flops: Likewise.
-        run_start: `time.perf_counter()` at the beginning of the run.
-        peak_flops: What the device can reach; None if unknown.
-        validation_batches: Held-out batches, (batch, time + 1).
-        bits_per_nat: Bits per byte that a validation loss of 1 is.
-        validate_every: Steps between validations; 0 for only at the beginning and the end.
+        phase: Phase that is trained.
+        log_every: Steps between rows; the first and last steps always log one.
+        listener: Receiver of rows and events.
+        tokens_before: Tokens of the run before this phase.
+        flops_before: FLOPs of the run before this phase.
+        run_start: Value of `time.perf_counter()` at the start of the run.
+        peak_flops: Peak FLOP/s of all devices together; None if unknown.
+        validation_batches: Batches of the validation split, (batch, time + 1).
+        nats_to_bits_per_byte: Factor from validation loss to bits per byte.
+        validate_every: Steps between validations; 0 to validate only at the beginning and the end.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ProgressCallback(Callback):
         self._router_monitor: RouterMonitor | None = None
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Where the phase stands: JSON, and tensors."""
+        """Return the resume state: a JSON-serializable record, and tensors by name."""
         record = {
             "step": self.step,
             "validated_step": self._validated_step,
@@ -82,7 +82,7 @@ class ProgressCallback(Callback):
     def restore_state(
         self, stage: PhaseStage, record: dict[str, Any], tensors: dict[str, Tensor]
     ) -> None:
-        """Go on from what `state` gave, in place of validating what the phase begins with."""
+        """Restore what `get_state` returned; the initial validation is then skipped."""
         self.step, self._validated_step = record["step"], record["validated_step"]
         self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
         self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
@@ -94,7 +94,7 @@ class ProgressCallback(Callback):
             self._router_monitor.restore_state(record["routers"], tensors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate what the phase begins with, and start the clock."""
+        """Validate the initial model and start timing, unless the phase was resumed."""
         assert isinstance(pl_module, PhaseStage)
         if self.step:
             return
@@ -110,17 +110,17 @@ class ProgressCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After the last forward pass of a step: count it, and on some make a row."""
+        """Count the step after its last forward pass, and log a row if one is due."""
         if (batch_idx + 1) % self.phase.settings.accumulate:
             return
         assert isinstance(pl_module, PhaseStage)
         self.step += 1
-        figures = pl_module.pop_metrics()
-        logs = (
+        metrics = pl_module.pop_metrics()
+        should_log = (
             self.step == 1 or self.step == self.phase.num_steps or self.step % self.log_every == 0
         )
-        router_measures = self._measure_routers(figures, logs)
-        loss = float(figures.loss / figures.num_passes) if logs else None
+        router_measures = self._measure_routers(metrics, should_log)
+        loss = float(metrics.loss / metrics.num_passes) if should_log else None
         if loss is not None:
             now = time.perf_counter()
             elapsed = now - self._row_time
@@ -130,15 +130,15 @@ class ProgressCallback(Callback):
             rate = steps / elapsed
             row = self._counters() | {
                 "loss": loss,
-                # Not the optimizer's own: the scheduler has moved on to the next step already.
+                # The optimizer already holds the next step's rate.
                 "lr": self.phase.settings.lr * pl_module.lr_factor(self.step - 1),
                 "grad_norm": float(pl_module.gradient_norm),  # type: ignore[arg-type]
                 "tokens_per_second": rate * self.phase.tokens_per_step,
             }
             if self.peak_flops:
                 row["mfu"] = rate * self.phase.flops_per_step / self.peak_flops
-            if figures.expert_loads is not None:
-                row["aux_loss"] = float(figures.aux_loss / figures.num_passes)
+            if metrics.expert_loads is not None:
+                row["aux_loss"] = float(metrics.aux_loss / metrics.num_passes)
                 row |= router_measures
             self.first_loss = loss if self.step == 1 else self.first_loss
             self.final_loss = loss
@@ -150,19 +150,19 @@ class ProgressCallback(Callback):
             self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate what the phase ends with."""
+        """Validate the final model, if that was not just done."""
         if self._validated_step != self.step:
             self._validate(trainer, pl_module)
 
     def check_routers(self) -> CheckReport | None:
-        """Check 5 on the phase; None for a dense model."""
+        """Return the report of check 5 (router collapse) for the phase; None for a dense model."""
         return None if self._router_monitor is None else self._router_monitor.build_report()
 
-    def _measure_routers(self, figures: StepMetrics, logs: bool) -> HistoryRow:
+    def _measure_routers(self, metrics: StepMetrics, should_log: bool) -> HistoryRow:
         if self._router_monitor is None:
             return {}
-        self._router_monitor.accumulate(figures)
-        if not logs and self.step not in EARLY_CHECK_STEPS:
+        self._router_monitor.accumulate(metrics)
+        if not should_log and self.step not in EARLY_CHECK_STEPS:
             return {}
         measures, warnings = self._router_monitor.measure(self.step)
         for warning in warnings:
@@ -170,7 +170,7 @@ class ProgressCallback(Callback):
         return measures
 
     def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        # Not Lightning's validation loop: it cannot be had before the first step and after the last alike.
+        # Lightning's validation loop cannot run both before the first step and after the last.
         start = time.perf_counter()
         assert isinstance(pl_module, PhaseStage)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():

@@ -1,4 +1,4 @@
-"""Going on from a state, and writing states on the way."""
+"""Restore a phase from a resume state, and write resume states during training."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ WriteState = Callable[
     [TransformerLM, dict[str, ParameterState], dict[str, Any], dict[str, Tensor], dict[str, Any]],
     None,
 ]
-"""Takes the model, the optimizer's state, the record, other tensors, and what callbacks keep."""
+"""Function that writes a state: model, optimizer states, record, other tensors, callback states."""
 
 
 class RestoreStateCallback(Callback):
-    """Puts the model, the optimizer's state and all counters back; in place of `GrowthCallback`.
+    """Callback that restores the model, optimizer state and all counters, in place of `GrowthCallback`.
 
     Args:
-        state: Of a step in the middle of this phase.
-        scaling: As the phase began with.
-        progress: Of the same phase.
-        callbacks: The user's, by name.
+        state: Resume state of a step within this phase.
+        scaling: Step scaling with which the phase began.
+        progress: Progress callback of the same phase.
+        callbacks: User callbacks, by name.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RestoreStateCallback(Callback):
         self.progress, self.callbacks = progress, callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before anything is built from the model."""
+        """Restore the model and optimizer state, before Lightning wraps the model."""
         assert isinstance(pl_module, PhaseStage)
         record = self.state.record
         pl_module.model = self.state.load_model(pl_module.mesh)
@@ -67,14 +67,14 @@ class RestoreStateCallback(Callback):
             self.scaling.load_state_dict(record["scaling"])
         states = self.state.read_optimizer_states(pl_module.mesh)
         pl_module.resume_from(record["step"], self.scaling, states)
-        for name, kept in self.state.load_callbacks().items():
+        for name, callback_state in self.state.load_callbacks().items():
             if name not in self.callbacks:
-                allowed = f"has the state of the callback {name!r}, which the run does not have"
-                raise UserError(RESUME_SETTING, self.state.folder / CALLBACKS_FILE, allowed)
-            self.callbacks[name].load_state_dict(kept)
+                reason = f"holds the state of callback {name!r}, which this run does not have"
+                raise UserError(RESUME_SETTING, self.state.folder / CALLBACKS_FILE, reason)
+            self.callbacks[name].load_state_dict(callback_state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the progress callback's own, and after everything that might draw."""
+        """Restore progress and random states: before `ProgressCallback` runs, after all other random draws."""
         assert isinstance(pl_module, PhaseStage)
         with translate_restore_errors(self.state.folder / f"{PROGRESS_STEM}.safetensors"):
             tensors = self.state.load_tensors()
@@ -83,16 +83,16 @@ class RestoreStateCallback(Callback):
 
 
 class SaveStateCallback(Callback):
-    """Writes states when it is time, and stops the run when it is asked to. The last of a phase's callbacks.
+    """Callback that writes resume states and stops the run on request; must be the last one of a phase.
 
     Args:
-        phase: The phase.
-        settings: When it is time.
-        requests: Who asks.
-        progress: Counts the steps.
-        callbacks: The user's, by name.
-        write: Called with what is to be written.
-        world: The processes of the run, which write and stop together.
+        phase: Phase that is trained.
+        settings: Intervals between states.
+        stop_requests: Signals and time limit that may stop the run.
+        progress: Progress callback, which counts the steps.
+        callbacks: User callbacks, by name.
+        write_state: Function that writes a state.
+        dist_context: Process group of the run; all ranks write and stop together.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class SaveStateCallback(Callback):
         self._last_write_time = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, steps are finished before the run stops."""
+        """Start deferring stop requests to the end of a step."""
         self.stop_requests.install_handlers()
-        self.dist_context.barrier()  # a signal to all finds all before this line, or all after the next
+        self.dist_context.barrier()  # a signal then reaches all ranks before deferral starts, or all after
         self.stop_requests.is_deferring = True
         self._last_write_time = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After a whole step but the last, whose state is written with the phase's end.
+        """Write a state or stop after a complete step; the last step's state is written at the end of the phase.
 
         Raises:
             Interrupted: If the run was asked to stop.
@@ -128,8 +128,8 @@ class SaveStateCallback(Callback):
         step = self.progress.step
         if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.num_steps:
             return
-        code, is_time = self._agree_across_ranks(self.phase.first_step + step)
-        if code is not None or is_time:
+        code, is_due = self._agree_across_ranks(self.phase.first_step + step)
+        if code is not None or is_due:
             assert isinstance(pl_module, PhaseStage)
             self._write(trainer, pl_module)
             self._last_write_time = time.monotonic()
@@ -139,11 +139,11 @@ class SaveStateCallback(Callback):
             )
 
     def _agree_across_ranks(self, global_step: int) -> tuple[int | None, bool]:
-        """The exit code to stop with, and whether it is time for a state: if any process thinks so."""
+        """Return the exit code of a stop request and whether a state is due, as soon as one rank says so."""
         code = self.stop_requests.requested_exit_code
-        own = [-1 if code is None else code, self._is_write_due(global_step)]
-        asked, is_time = self.dist_context.all_reduce_max(own)
-        return (None if asked < 0 else int(asked)), bool(is_time)
+        local = [-1 if code is None else code, self._is_write_due(global_step)]
+        exit_code, is_due = self.dist_context.all_reduce_max(local)
+        return (None if exit_code < 0 else int(exit_code)), bool(is_due)
 
     def _is_write_due(self, global_step: int) -> bool:
         every, minutes = self.settings.every_steps, self.settings.every_minutes
@@ -162,12 +162,12 @@ class SaveStateCallback(Callback):
             "scaling": stage.scaling.state_dict(),
             "random": random,
         }
-        kept = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        callback_states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         with torch.no_grad():
             self.write_state(
                 stage.model,
                 get_optimizer_states(stage.model, trainer.optimizers[0]),
                 record,
                 tensors | random_tensors,
-                {name: state for name, state in kept.items() if state},
+                {name: state for name, state in callback_states.items() if state},
             )

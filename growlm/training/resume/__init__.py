@@ -1,1 +1,1 @@
-"""Find the state that a run continues from, and check that it fits."""
+"""Find the state that a run resumes from, and check that it matches the run."""

@@ -1,4 +1,4 @@
-"""What a run's state after a phase depends on, as one key: equal keys, equal states to the bit."""
+"""Compute phase cache keys: runs with equal keys have bit-identical states after a phase."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from growlm.training.resume.resume_from import is_source_path
 from growlm.training.run_folder import RunFingerprint
 
 SETTINGS_OUTSIDE_KEY = (
-    "baseline.",  # has made the phases
+    "baseline.",  # already resolved into the phases
     "checkpoint.every_",
-    "cluster.",  # what is reckoned with
+    "cluster.",  # only used for estimates
     "data.cache",
-    "data.path",  # the tokens themselves are in the key
-    "growth.",  # has gone into the phases
+    "data.path",  # the key contains the checksum of the tokens
+    "growth.",  # already resolved into the phases
     "logger.",
-    "model.",  # likewise
+    "model.",  # already resolved into the phases
     "name",
-    "phases.",  # those up to the state are in the key, resolved
+    "phases.",  # the key contains the resolved phases up to the state
     "resume",
     "reuse.",
     "run_dir",
-    "tokenizer.path",  # the tokens and the tokenizer's files are in the key
-    "schedule.",  # the rates themselves are in the key
-    "trainer.accelerator",  # which there is, and which precision, is in the key
+    "tokenizer.path",  # the key contains checksums of the tokens and the tokenizer's files
+    "schedule.",  # the key contains the learning rate factor of every step
+    "trainer.accelerator",  # the key contains the resolved accelerator and precision
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",
     "trainer.precision",
 )
-"""How settings begin that are not in a key as they stand."""
+"""Prefixes of settings that do not enter a key directly."""
 HASHED_LIBRARIES = ("torch", "lightning", "numpy")
 
 
@@ -54,18 +54,18 @@ def compute_phase_cache_keys(
     fingerprint: RunFingerprint,
     checkpoint_metadata: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """A key for the state after each phase but the last, in order.
+    """Return a cache key for the state after each phase but the last, in order.
 
-    A key covers all phases up to its own (models, operators, lengths, the rate of every step), every setting that
-    is not known to be without influence, the tokens, what artefacts carry, this code, the libraries and the
+    A key covers all phases up to its own (models, operators, lengths, the learning rate of every step), every
+    setting that may affect the result, the tokens, the checkpoint metadata, growlm's code, the libraries and the
     processor.
 
     Args:
-        config: The run.
-        plan: Made from it.
-        machine: Where it runs.
-        circumstances: The tokens' checksum.
-        carried: What else artefacts say and carry, with the files' checksums; plain JSON values.
+        config: Config of the run.
+        plan: Plan made from the config.
+        machine: Machine that the run uses.
+        fingerprint: Fingerprint of the run, with the checksum of the tokens.
+        checkpoint_metadata: Other metadata of the checkpoints, with checksums of their files; JSON-serializable.
     """
     settings = {
         key: value
@@ -105,7 +105,7 @@ def _phase_record(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[st
 
 
 def _code_digest() -> str:
-    """Of this package's source, but for the page that only shows."""
+    """Return a checksum of growlm's source code, without the HTML report, which only displays results."""
     package = Path(growlm.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -116,7 +116,7 @@ def _code_digest() -> str:
 
 
 CODE_DIGEST = _code_digest()
-"""As it was when this process began."""
+"""Checksum of growlm's source code when this process started."""
 
 
 def _to_json_bytes(value: Any) -> bytes:

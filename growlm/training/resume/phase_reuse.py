@@ -1,6 +1,6 @@
-"""Beginning after phases that another run has trained, and keeping one's own for others.
+"""Reuse phases that another run has trained, and cache this run's phases for others.
 
-What is reused goes into the run's own folder, and the run goes on from there as it would after a kill.
+Reused states are copied into the run's own folder, and the run resumes from them as it would after being killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER_SETTING = "reuse.folder"
 REUSED_FILE = "reused.json"
 CACHE_KEYS_FILE = "phase_keys.json"
 POLL_SECONDS = 0.3
-"""Seconds between looks at whether another process has finished."""
+"""Seconds between checks of whether another process has finished."""
 
 
 class CacheKeysRecord(TypedDict):
@@ -40,15 +40,15 @@ class CacheKeysRecord(TypedDict):
 
 
 class PhaseReuse:
-    """A run's dealings with the phases that are kept. Use as a context: its lock ends with it.
+    """A run's access to the phase cache; a context manager that releases its lock at the end.
 
     Args:
-        settings: Where they are kept.
-        keys: Of the states after each phase but the last; empty for a run that does without.
-        sizes: What keeping each of them takes, as far as the planner knows, in bytes.
-        plan: Of the run.
-        folder: Of the run.
-        listener: Is told.
+        settings: Settings of the cache.
+        cache_keys: Keys of the states after each phase but the last; empty for a run that does not use the cache.
+        state_sizes: Estimated bytes of each cache entry.
+        plan: Plan of the run.
+        folder: Folder of the run.
+        listener: Receiver of messages.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PhaseReuse:
             listener,
         )
         too_large = [i for i, _ in enumerate(cache_keys) if state_sizes[i] > self.cache.max_bytes]
-        if too_large:  # nobody should wait for what will not be kept
+        if too_large:  # no process should wait for a state that will not be cached
             self._report_too_large(too_large[0])
             del self.cache_keys[too_large[0] :]
         self._lock: BinaryIO | None = None
@@ -83,24 +83,26 @@ class PhaseReuse:
     def find_start_state(
         self, state: ResumeState | None, stop_requests: GracefulStop
     ) -> ResumeState | None:
-        """Where the run begins: after as many phases as are kept, or as will be by a process that is at it.
+        """Return the state to start from, after as many cached phases as possible.
+
+        While another process trains the next phase that is needed, wait for it.
 
         Args:
-            state: Of the run's own, if it has one; it is then gone on with.
-            requests: Who may stop the waiting.
+            state: The run's own state, if it has one; the run then resumes from it.
+            stop_requests: Signals and time limit that may end the waiting.
 
         Returns:
-            The state to go on from; None to begin with the first phase.
+            The state to start from; None to begin with the first phase.
 
         Raises:
-            UserError: If the folder cannot be used.
+            UserError: If the cache folder cannot be used.
             Interrupted: If the run was asked to stop.
         """
         if state is not None:
-            # What it has trained so far, it has under the keys that it began with.
-            begun = self._read_saved_keys()
+            # The phases trained so far are only valid under the keys that the run began with.
+            saved_keys = self._read_saved_keys()
             phase = self.plan.get_phase(state.record["phase"])
-            if begun[: phase.index + 1] != self.cache_keys[: phase.index + 1]:
+            if saved_keys[: phase.index + 1] != self.cache_keys[: phase.index + 1]:
                 self.cache_keys = []
             self._lock = self._try_lock(phase.index + (state.record["step"] == phase.num_steps))
             return state
@@ -112,19 +114,21 @@ class PhaseReuse:
             )
         try:
             while True:
-                done = self._wait_for_cached_phases(stop_requests)
-                if done == 0:
+                num_cached = self._wait_for_cached_phases(stop_requests)
+                if num_cached == 0:
                     return None
-                if (state := self._restore_from_cache(self.plan.phases[done - 1])) is not None:
+                if (
+                    state := self._restore_from_cache(self.plan.phases[num_cached - 1])
+                ) is not None:
                     return state
         except OSError as error:
             reason = error.strerror or error
-            allowed = f"cannot be used ({reason}); reuse.phases=never does without"
-            raise UserError(FOLDER_SETTING, self.cache.folder, allowed) from error
+            message = f"cannot be used ({reason}); to run without it, use reuse.phases=never"
+            raise UserError(FOLDER_SETTING, self.cache.folder, message) from error
 
     @property
     def reused_phases(self) -> ReusedPhases | None:
-        """What this run began after, now or before it was resumed."""
+        """The phases that this run reused when it began; None if it reused none."""
         path = self.folder.resume_dir / REUSED_FILE
         if not lexists(path):
             return None
@@ -132,10 +136,10 @@ class PhaseReuse:
         return found
 
     def store_phase(self, phase: PlannedPhase, history: Path) -> None:
-        """Keep a phase's state, which has just been written, and let those go on who wait for it."""
+        """Cache the state just written after a phase, and release the runs that wait for it."""
         if phase.index >= len(self.cache_keys):
             return
-        following = self._try_lock(phase.index + 1)  # before anybody who waits can
+        next_lock = self._try_lock(phase.index + 1)  # before a waiting process can take it
         key = self.cache_keys[phase.index]
         try:
             if not self.cache.has(key) and not self._add_to_cache(key, phase, history):
@@ -143,35 +147,35 @@ class PhaseReuse:
         except OSError as error:
             reason = error.strerror or error
             self.listener.message_logged(
-                f"warning: {phase.name} cannot be kept for reuse: {reason}"
+                f"warning: cannot cache phase {phase.name} for reuse: {reason}"
             )
         self._release_lock()
-        self._lock = following
+        self._lock = next_lock
 
-    def _wait_for_cached_phases(self, requests: GracefulStop) -> int:
-        """How many phases are kept, once nobody else trains the one after them."""
+    def _wait_for_cached_phases(self, stop_requests: GracefulStop) -> int:
+        """Return the number of cached phases, once no other process is training the next one."""
         while True:
-            kept = [i + 1 for i, key in enumerate(self.cache_keys) if self.cache.has(key)]
-            done = max(kept, default=0)
-            if done == len(self.cache_keys):
-                return done
+            cached = [i + 1 for i, key in enumerate(self.cache_keys) if self.cache.has(key)]
+            num_cached = max(cached, default=0)
+            if num_cached == len(self.cache_keys):
+                return num_cached
             try:
-                self._lock = self.cache.lock(self.cache_keys[done])
+                self._lock = self.cache.lock(self.cache_keys[num_cached])
             except LockedError as error:
-                name = self.plan.phases[done].name
+                name = self.plan.phases[num_cached].name
                 self.listener.task_progress(
-                    f"waiting for {name}, which {error.owner} trains", 0, None
+                    f"waiting for {name}, which {error.owner} is training", 0, None
                 )
-                if (code := requests.requested_exit_code) is not None:
+                if (code := stop_requests.requested_exit_code) is not None:
                     raise Interrupted(code, f"while waiting for {name}") from None
                 time.sleep(POLL_SECONDS)
                 continue
-            if not self.cache.has(self.cache_keys[done]):
-                return done
-            self._release_lock()  # it was finished between the two looks
+            if not self.cache.has(self.cache_keys[num_cached]):
+                return num_cached
+            self._release_lock()  # it was finished between the two checks
 
     def _restore_from_cache(self, last: PlannedPhase) -> ResumeState | None:
-        """Begin after a phase; None if its entry has gone or is damaged."""
+        """Copy the cached state after a phase into the run; return None if it is gone or damaged."""
         key = self.cache_keys[last.index]
         target = self.folder.state_folder(last, last.num_steps)
         checkpoints = self.folder.path / "checkpoints"
@@ -179,8 +183,8 @@ class PhaseReuse:
             origin = self.cache.restore(key, target, checkpoints, checkpoints / HISTORY_FILE)
             state = open_state(target)
             check_state_phase(state, self.plan)
-            told = state.record["run"]["history"]["sha256"]
-            if hash_file(checkpoints / HISTORY_FILE, FOLDER_SETTING) != told:
+            expected = state.record["run"]["history"]["sha256"]
+            if hash_file(checkpoints / HISTORY_FILE, FOLDER_SETTING) != expected:
                 raise UserError(
                     FOLDER_SETTING, self.cache.folder / key / HISTORY_FILE, "is damaged"
                 )
@@ -188,7 +192,7 @@ class PhaseReuse:
             self._release_lock()
             shutil.rmtree(target, ignore_errors=True)
             if isinstance(error, UserError):
-                self.listener.message_logged(f"warning: {error}; trained again")
+                self.listener.message_logged(f"warning: {error}; training again")
                 self.cache.remove_entry(key)
             elif self.cache.has(key):
                 raise
@@ -201,10 +205,12 @@ class PhaseReuse:
     def _add_to_cache(self, key: str, phase: PlannedPhase, history: Path) -> bool:
         settings = [p.settings for p in self.plan.phases[: phase.index + 1]]
         names = [name for s in settings for name in (s.save_initial_as, s.save_as)]
-        artefacts = [self.folder.path / "checkpoints" / name for name in names if name is not None]
+        checkpoints = [
+            self.folder.path / "checkpoints" / name for name in names if name is not None
+        ]
         state = self.folder.state_folder(phase, phase.num_steps)
         text = read_bytes(history, FOLDER_SETTING, self.folder.path, MAX_HISTORY_BYTES)
-        return self.cache.store(key, state, artefacts, text, self.folder.path)
+        return self.cache.store(key, state, checkpoints, text, self.folder.path)
 
     def _read_saved_keys(self) -> list[str]:
         path = self.folder.resume_dir / CACHE_KEYS_FILE
@@ -217,7 +223,7 @@ class PhaseReuse:
     def _report_too_large(self, index: int) -> None:
         name, limit = self.plan.phases[index].name, f"reuse.max_gb={self.cache.max_bytes / 1e9:g}"
         self.listener.message_logged(
-            f"the state after {name} is larger than {limit}, and not kept for reuse"
+            f"the state after {name} is larger than {limit} and is not cached for reuse"
         )
 
     def _try_lock(self, index: int) -> BinaryIO | None:
@@ -226,7 +232,7 @@ class PhaseReuse:
         try:
             return self.cache.lock(self.cache_keys[index])
         except (LockedError, OSError):
-            return None  # another process is at the same phase: both train it
+            return None  # another process trains the same phase: both train it
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -235,6 +241,6 @@ class PhaseReuse:
 
 
 def _format_path(path: Path) -> str:
-    """As short as it is unambiguous from here."""
+    """Return the path, relative to the current folder if it lies within."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

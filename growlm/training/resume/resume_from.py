@@ -1,4 +1,4 @@
-"""Which run `resume=` means, and whether it may go on with these settings."""
+"""Find the run that `resume=` refers to, and check that it can be resumed with these settings."""
 
 from __future__ import annotations
 
@@ -39,44 +39,44 @@ SETTINGS_CHANGEABLE_ON_RESUME = (
     "cluster.",
     "data.cache",
     "data.path",  # the text itself is compared
-    "model.path",  # likewise the weights
-    "tokenizer.path",  # likewise the tokens
+    "model.path",  # the weights themselves are compared
+    "tokenizer.path",  # the tokens themselves are compared
     "logger.",
     "resume",
     "reuse.",
     "run_dir",
-    "trainer.accelerator",  # see `check_circumstances`
-    "trainer.activation_checkpointing",  # the same numbers, computed again
-    "trainer.devices",  # these and the strategy change the order of sums
+    "trainer.accelerator",  # see `check_fingerprint`
+    "trainer.activation_checkpointing",  # recomputes the same numbers
+    "trainer.devices",  # device count and strategy only change the order of sums
     "trainer.keep_freed_memory",
     "trainer.max_time",
     "trainer.memory_gb",
     "trainer.on_nonfinite",
-    "trainer.precision",  # what it came to is compared
+    "trainer.precision",  # the resolved precision is compared
     "trainer.strategy",
     "trainer.timeout_minutes",
 )
-"""What may differ when a run goes on: how these keys begin. They change no weight and no row of the history, but
-for rounding where the devices are others."""
+"""Prefixes of settings that may differ in a resumed run. They change no weight and no history row, except by
+rounding if the devices differ."""
 DATA_SETTING_BY_SOURCE = {
     "embedded": "data.source",
     "text": "data.path",
     "huggingface": "data.name",
     "mixture": "data.sources",
 }
-"""What says which documents are read."""
+"""The setting that selects the documents, by data source."""
 
 
 def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """What `resume=RUN_DIR` on a command line asks for: the run's own settings, and the keys given beside it.
+    """Return the config that `resume=RUN_DIR` requests: the run's saved settings plus the given overrides.
 
     Args:
-        config: As Hydra composed it.
-        overrides: From the command line. With a choice of a group among them, as `phase_plan=four_stage`, the
-            composed config is meant as it stands.
+        config: Config composed by Hydra.
+        overrides: Overrides from the command line. If one chooses a config group, such as
+            `phase_plan=four_stage`, the composed config is returned unchanged.
 
     Raises:
-        UserError: If there is no such run.
+        UserError: If the run does not exist.
     """
     if config.resume in (None, AUTO):
         return config
@@ -94,10 +94,10 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
 
 
 def find_run_to_resume(config: RunConfig) -> Path | None:
-    """The folder of the run to go on with; None for a new one.
+    """Return the folder of the run to resume; None for a new run.
 
     Raises:
-        UserError: If it began with other settings.
+        UserError: If the run began with other settings.
     """
     if config.resume is None:
         return None
@@ -105,122 +105,124 @@ def find_run_to_resume(config: RunConfig) -> Path | None:
         return find_newest_unfinished_run(config)
     path = Path(config.resume).expanduser().absolute()
     if changed := "; ".join(diff_configs(load_saved_config(path), config)):
-        allowed = f"it began with other settings ({changed}); leave these, or begin a new run"
-        raise UserError("resume", config.resume, allowed)
+        reason = (
+            f"the run began with other settings ({changed}); "
+            "remove these overrides, or start a new run"
+        )
+        raise UserError("resume", config.resume, reason)
     return path
 
 
 def restore_accelerator(config: RunConfig) -> RunConfig:
-    """Let `trainer.accelerator=auto` be what it was when the run of `resume=RUN_DIR` began, where that is here.
+    """Resolve `trainer.accelerator=auto` to the accelerator that the resumed run began on, if it is available.
 
     Raises:
-        UserError: If there is no such run.
+        UserError: If the run does not exist.
     """
     if config.resume in (None, AUTO) or config.trainer.accelerator != AUTO:
         return config
-    begun = str(read_run_record(Path(config.resume).expanduser().absolute())["accelerator"])
-    if begun == "gpu" and resolve_accelerator(AUTO, "trainer.accelerator") != "gpu":
+    saved = str(read_run_record(Path(config.resume).expanduser().absolute())["accelerator"])
+    if saved == "gpu" and resolve_accelerator(AUTO, "trainer.accelerator") != "gpu":
         return config
-    return replace(config, trainer=replace(config.trainer, accelerator=begun))
+    return replace(config, trainer=replace(config.trainer, accelerator=saved))
 
 
 def restore_precision(config: RunConfig, saved: RunFingerprint) -> RunConfig:
-    """Let `trainer.precision=auto` be what it was when the run began, whatever it would be on this machine."""
+    """Resolve `trainer.precision=auto` to the precision that the run began with."""
     if config.trainer.precision != AUTO:
         return config
     return replace(config, trainer=replace(config.trainer, precision=saved.precision))
 
 
 def check_fingerprint(config: RunConfig, folder: RunFolder, current: RunFingerprint) -> None:
-    """Check that a run finds what it began with.
+    """Check that data, weights, precision and accelerator are those that a run began with.
 
     Raises:
-        UserError: If it reads other data, or would compute otherwise.
+        UserError: If one of them has changed.
     """
-    begun = folder.fingerprint
-    if current.data != begun.data:
+    saved = folder.fingerprint
+    if current.data != saved.data:
         data = config.data
         how = (
-            " (files that are streamed are told by name, size and time of change, and by the versions of the "
+            " (streamed files are compared by name, size and modification time, and by the versions of the "
             "libraries that read them)"
         )
-        allowed = f"holds other text than when the run began{how if data.streaming else ''}"
-        raise UserError(DATA_SETTING_BY_SOURCE[data.source], data.display_name, allowed)
-    if current.weights != begun.weights:
-        allowed = "holds other weights than when the run began"
-        raise UserError("model.path", config.model.path, allowed)
-    if current.precision != begun.precision:
-        allowed = (
-            f"the run began with {begun.precision}, and goes on with nothing else; leave it out"
+        reason = f"the text has changed since the run began{how if data.streaming else ''}"
+        raise UserError(DATA_SETTING_BY_SOURCE[data.source], data.display_name, reason)
+    if current.weights != saved.weights:
+        reason = "the weights have changed since the run began"
+        raise UserError("model.path", config.model.path, reason)
+    if current.precision != saved.precision:
+        reason = f"the run began with {saved.precision} and can only resume with it; remove this override"
+        raise UserError("trainer.precision", current.precision, reason)
+    if current.accelerator != saved.accelerator and config.trainer.accelerator == AUTO:
+        reason = (
+            f"the run began on a {saved.accelerator}; to resume without one, use "
+            f"trainer.accelerator={current.accelerator}: it will be slower, and equal to the "
+            "uninterrupted run up to rounding, not bit for bit"
         )
-        raise UserError("trainer.precision", current.precision, allowed)
-    if current.accelerator != begun.accelerator and config.trainer.accelerator == AUTO:
-        allowed = (
-            f"the run began on a {begun.accelerator}; trainer.accelerator={current.accelerator} goes on without one, "
-            "more slowly, and agrees with the uninterrupted run to rounding, not to the bit"
-        )
-        raise UserError("resume", folder.path, allowed)
+        raise UserError("resume", folder.path, reason)
 
 
 def describe_processor_change(saved: RunFingerprint, current: RunFingerprint) -> str | None:
-    """Return what a resume on another kind of processor promises; None on the same one, or on one not known."""
+    """Return a note if the run began on another kind of processor; None if not, or if that is unknown."""
     if saved.processor in (None, current.processor):
         return None
     return (
-        f"This run began on another kind of processor ({saved.processor}; here: {current.processor}). It continues "
-        "with the same data and settings, and agrees with the uninterrupted run to rounding, not to the bit."
+        f"This run began on another kind of processor ({saved.processor}; here: {current.processor}). It resumes "
+        "with the same data and settings, and will equal the uninterrupted run up to rounding, not bit for bit."
     )
 
 
 def describe_precision_cost(saved: RunFingerprint, current: RunFingerprint) -> str | None:
-    """Return what a precision costs that this processor only imitates; None where it multiplies it."""
+    """Return a note if the run's precision is slow on this processor, which has to emulate it; else None."""
     if saved.precision != "bf16-mixed" or has_native_bf16(current.accelerator):
         return None
     return (
-        "The run goes on with trainer.precision=bf16-mixed, as it began. This processor has no instructions for "
-        "products of bf16 and imitates them: with AVX512 as fast as fp32, without it tens of times slower."
+        "The run resumes with trainer.precision=bf16-mixed, as it began. This processor has no bf16 matrix "
+        "instructions and emulates them: with AVX512 as fast as fp32, without it tens of times slower."
     )
 
 
 def describe_possible_file_change(saved: RunFingerprint, current: RunFingerprint) -> str | None:
-    """Return a warning if streamed files may hold other text under the same sizes and times; else None."""
+    """Return a warning if streamed files may have changed despite the same sizes and times; else None."""
     before, after = saved.newest_inode_change, current.newest_inode_change
     if before is None or after is None or after <= before:
         return None
     return (
-        "warning: since the run began, a file that it streams was moved, copied, given another mode, or edited "
-        "and given its old time of change again. Names, sizes and times are the same; if the text is not, "
-        "begin a new run."
+        "warning: since the run began, a streamed file was moved, copied, given another mode, or edited with "
+        "its old modification time restored. Names, sizes and times are unchanged; if the text is not, start "
+        "a new run."
     )
 
 
 def load_saved_config(path: Path) -> RunConfig:
-    """The config that a run began with.
+    """Load the config that a run began with.
 
     Raises:
         UserError: If it is missing or damaged.
     """
     read_run_record(path)
     _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
-    try:  # again as OmegaConf reads it, to which 1e-3 is a number
+    try:  # parse again with OmegaConf, which reads 1e-3 as a number
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return to_valid_run_config(cast(DictConfig, merged))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        said = error.args[0] if isinstance(error, OmegaConfBaseException) else error
-        reason = summarize_error(Exception(said))
-        raise UserError("resume", path / CONFIG_FILE, f"is no config of a run: {reason}") from error
+        detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
+        reason = f"is not a valid run config: {summarize_error(Exception(detail))}"
+        raise UserError("resume", path / CONFIG_FILE, reason) from error
 
 
 def find_newest_unfinished_run(config: RunConfig) -> Path | None:
-    """For `resume=auto`: the newest run with these settings that has stopped before its end."""
+    """Return the newest unfinished run with these settings, for `resume=auto`; None if there is none."""
     if config.run_dir is not None:
-        wanted = Path(config.run_dir).expanduser().absolute()
-        candidates = [wanted, *wanted.parent.glob(f"{wanted.name}_*")]
+        run_dir = Path(config.run_dir).expanduser().absolute()
+        candidates = [run_dir, *run_dir.parent.glob(f"{run_dir.name}_*")]
     else:
         candidates = list(Path("outputs").glob("*/*"))
-    begun = [path for path in candidates if (path / "resume" / RUN_RECORD_FILE).is_file()]
+    runs = [path for path in candidates if (path / "resume" / RUN_RECORD_FILE).is_file()]
     for path in sorted(
-        begun, key=lambda p: (p / "resume" / RUN_RECORD_FILE).stat().st_mtime, reverse=True
+        runs, key=lambda p: (p / "resume" / RUN_RECORD_FILE).stat().st_mtime, reverse=True
     ):
         if (path / SUMMARY_FILE).exists():
             continue
@@ -235,12 +237,12 @@ def find_newest_unfinished_run(config: RunConfig) -> Path | None:
 
 
 def is_source_path(key: str) -> bool:
-    """Whether a setting says where the text of a mixture's source is; the text itself is compared."""
+    """Return whether a key is the path of a mixture's source, which may change as long as the text does not."""
     return key.startswith("data.sources.") and key.endswith(".path")
 
 
 def diff_configs(old: RunConfig, new: RunConfig) -> list[str]:
-    """The settings that differ and matter, as `key=old -> new`."""
+    """Return the settings that differ and may not, as `key=old -> new`."""
     before, after = dict(flatten_config(asdict(old))), dict(flatten_config(asdict(new)))
     keys = [
         key

@@ -1,4 +1,4 @@
-"""What the files of a state must hold for a run to go on from it, checked before anything is taken from them."""
+"""Define the schema of resume states, and open and check them before anything is restored."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Seconds = Annotated[float, at_least(0)]
 
 
 class HistoryPosition(TypedDict):
-    """How much of the history was written."""
+    """Length and checksum of the history written so far."""
 
     bytes: NonNegativeInt
     sha256: str
 
 
 class RunProgressRecord(TypedDict):
-    """What is known of the whole run."""
+    """Progress of the whole run."""
 
     global_step: NonNegativeInt
     seconds: Seconds
@@ -42,7 +42,7 @@ class RunProgressRecord(TypedDict):
 
 
 class RouterWatchRecord(TypedDict):
-    """What `RouterWatch` has seen and said."""
+    """State of a `RouterCollapseDetector`."""
 
     first: RouterSnapshot | None
     last: RouterSnapshot | None
@@ -50,14 +50,14 @@ class RouterWatchRecord(TypedDict):
 
 
 class RoutersRecord(TypedDict):
-    """What is known of the routers of a phase."""
+    """State of a phase's `RouterMonitor`."""
 
     watch: RouterWatchRecord
     passes: NonNegativeInt
 
 
 class PhaseProgressRecord(TypedDict):
-    """The counters of a phase."""
+    """State of a phase's `ProgressCallback`."""
 
     step: NonNegativeInt
     validated_step: int
@@ -72,7 +72,7 @@ class PhaseProgressRecord(TypedDict):
 
 
 class ChunkPositionRecord(TypedDict):
-    """Where a chunk of a streamed source begins."""
+    """Position at which a chunk of a streamed source begins."""
 
     epoch: NonNegativeInt
     chunk: NonNegativeInt
@@ -82,7 +82,7 @@ class ChunkPositionRecord(TypedDict):
 
 
 class StreamPositionRecord(TypedDict):
-    """Where streamed data are read on from."""
+    """Position from which streamed data are read after a resume."""
 
     sample: NonNegativeInt
     document: NonNegativeInt
@@ -91,7 +91,7 @@ class StreamPositionRecord(TypedDict):
 
 
 class RngStatesRecord(TypedDict):
-    """Those of Python and NumPy."""
+    """States of the random generators of Python and NumPy."""
 
     python: list[Any]
     numpy: dict[str, Any]
@@ -113,13 +113,13 @@ class StateRecord(TypedDict):
 def open_state(
     folder: Path, dist_context: DistributedContext | None = None, is_checked: bool = False
 ) -> ResumeState:
-    """Open a state of a run, as `RunState.open` does, and check its record.
+    """Open a resume state with `ResumeState.open`, and check its record.
 
     Returns:
-        The state; what its record says of phases and boundaries is built already.
+        The state, whose record holds phases and boundaries as objects.
 
     Raises:
-        UserError: If it is damaged, or its record is none that a run could go on from.
+        UserError: If it is damaged, or its record is invalid.
     """
     state = ResumeState.open(folder, dist_context, is_checked)
     with translate_content_errors(folder / STATE_FILE, RESUME_SETTING):
@@ -131,18 +131,19 @@ def open_state(
 
 
 def check_state_phase(state: ResumeState, plan: Plan) -> PlannedPhase:
-    """Return the phase that a state is of.
+    """Return the phase of the plan that a state belongs to.
 
     Raises:
-        UserError: If the plan has no such phase, or none of so many steps.
+        UserError: If the plan has no such phase, the phase is shorter, or the state is incomplete.
     """
     name, step = state.record["phase"], state.record["step"]
     phase = next((phase for phase in plan.phases if phase.name == name), None)
     path = state.folder / STATE_FILE
     if phase is None:
-        raise UserError(RESUME_SETTING, path, f"phase is {name!r}, which the plan does not have")
+        raise UserError(RESUME_SETTING, path, f"phase {name!r} is not in the plan")
     if step > phase.num_steps:
-        raise UserError(RESUME_SETTING, path, f"step is {step}, and {name} has {phase.num_steps}")
+        reason = f"step is {step}, but phase {name} has only {phase.num_steps} steps"
+        raise UserError(RESUME_SETTING, path, reason)
     needed = ("progress", "scaling", "random") if step < phase.num_steps else ()
     if missing := [key for key in needed if key not in state.record]:
         raise UserError(RESUME_SETTING, path, f"{missing[0]} is missing")
@@ -152,10 +153,10 @@ def check_state_phase(state: ResumeState, plan: Plan) -> PlannedPhase:
 
 
 def read_history_rows(history: Path, root: Path) -> Iterator[HistoryRow]:
-    """Read the lines of a run's history, whose checksum was compared.
+    """Yield the rows of a run's history, whose checksum has been compared.
 
     Raises:
-        UserError: If one is no JSON.
+        UserError: If a line is not valid JSON.
     """
     for number, line in enumerate(read_lines(history, RESUME_SETTING, root), start=1):
         with translate_content_errors(history, RESUME_SETTING):
@@ -167,10 +168,10 @@ def read_history_rows(history: Path, root: Path) -> Iterator[HistoryRow]:
 
 @contextmanager
 def translate_restore_errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a state's file is taken over into an error about the file.
+    """Turn exceptions raised while restoring from a state's file into a `UserError` that names the file.
 
     Raises:
-        UserError: For whatever a content that does not fit may raise.
+        UserError: In place of any exception that unsuitable contents may raise.
     """
     try:
         yield
@@ -189,10 +190,10 @@ def translate_restore_errors(path: Path) -> Iterator[None]:
 
 
 def _check_random_states(record: RngStatesRecord) -> None:
-    """Check them on generators of nobody's.
+    """Check random states by setting them on temporary generators.
 
     Raises:
-        ValueError: If they are none.
+        ValueError: If they are invalid.
     """
     try:
         version, words, gauss = record["python"]
@@ -201,4 +202,4 @@ def _check_random_states(record: RngStatesRecord) -> None:
         key = np.array(numpy["state"]["key"], dtype=np.uint32)
         np.random.RandomState().set_state({**numpy, "state": {**numpy["state"], "key": key}})
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"random holds no states of generators: {error}") from error
+        raise ValueError(f"random holds invalid generator states: {error}") from error

@@ -27,7 +27,7 @@ function comparisonPage(data) {
     redraw((box) => box.dataset.legend === "runs");
   }
 
-  const lossBox = overProgress(plot("loss-plot", "large", (colours, width) => comparisonPlot(data, chosen, look, colours, width)));
+  const lossBox = overProgress(plot("loss-plot", "large", (colors, width) => comparisonPlot(data, chosen, look, colors, width)));
   lossBox.dataset.legend = "runs";
   const controls = [
     axisChoice(),
@@ -39,7 +39,7 @@ function comparisonPage(data) {
   ];
   if (data.dials.length > 1) {
     const options = data.dials.map(({ name }, index) => [String(index), name]);
-    controls.push(choices("dial", "colour", options, "0", (index) => {
+    controls.push(choices("dial", "color", options, "0", (index) => {
       chosen.dial = Number(index);
       update();
     }));
@@ -56,7 +56,7 @@ function comparisonPage(data) {
     section("runs", "Runs", "Click a header to sort.", table("run-table", data.table)),
   ];
   if (data.dials.length) {
-    const box = plot("dial-plot", "medium", (colours) => dialPlot(data, chosen, look, colours));
+    const box = plot("dial-plot", "medium", (colors) => dialPlot(data, chosen, look, colors));
     box.dataset.legend = "runs";
     parts.push(section("dials", "Final loss by dial", "Validation loss at the end of each finished run.", box));
   }
@@ -73,16 +73,16 @@ function caption(data, run) {
   return words.length ? words.join(", ") : run.name;
 }
 
-// Colour tells the chosen dial; dashes tell baselines from grown runs, or else another dial.
+// Colors show the chosen sweep parameter; dashes separate baselines from grown runs, or show another parameter.
 function appearance(data, dialIndex, runIndex) {
   const run = data.runs[runIndex];
   const series = theme().series;
   const dial = data.dials[dialIndex];
-  const look = { colour: series[runIndex % series.length], dash: "solid", symbol: "circle" };
+  const look = { color: series[runIndex % series.length], dash: "solid", symbol: "circle" };
   if (dial) {
     const at = dial.values.findIndex(({ text }) => text === run.dials[dial.key]);
     const isOrdered = dial.values.every(({ number }) => number !== null);
-    look.colour = isOrdered ? ordered(at, dial.values.length) : series[Math.max(0, at) % series.length];
+    look.color = isOrdered ? ordered(at, dial.values.length) : series[Math.max(0, at) % series.length];
   }
   const kinds = baselineKinds(data);
   const other = otherDial(data, dialIndex);
@@ -99,20 +99,20 @@ const otherDial = (data, dialIndex) => data.dials.find((dial, index) => index !=
 
 function lookHint(data) {
   if (baselineKinds(data).length > 1) return "Solid lines are grown runs; dashed and dotted ones their baselines.";
-  return data.dials.length > 1 && otherDial(data, 0) ? "Colour tells one dial, the dashes another." : "";
+  return data.dials.length > 1 && otherDial(data, 0) ? "Color tells one dial, the dashes another." : "";
 }
 
-function swatch({ colour, dash }) {
+function swatch({ color, dash }) {
   const space = "http://www.w3.org/2000/svg";
   const picture = document.createElementNS(space, "svg");
   const line = document.createElementNS(space, "line");
   Object.entries({ width: 26, height: 10, "aria-hidden": "true" }).forEach(([key, value]) => picture.setAttribute(key, value));
-  Object.entries({ x1: 0, x2: 26, y1: 5, y2: 5, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": STROKES[dash] }).forEach(([key, value]) => line.setAttribute(key, value));
+  Object.entries({ x1: 0, x2: 26, y1: 5, y2: 5, stroke: color, "stroke-width": 2.5, "stroke-dasharray": STROKES[dash] }).forEach(([key, value]) => line.setAttribute(key, value));
   picture.append(line);
   return picture;
 }
 
-// Boundaries at the same place in every run that has them.
+// The mean position of each boundary; isShared if all runs that have it agree to within 1 % of the axis.
 function sharedBoundaries(data, axis, end) {
   const places = new Map();
   data.runs.forEach(({ boundaries }) => boundaries.filter(({ at }) => at).forEach(({ label, grew, at }) => {
@@ -135,16 +135,16 @@ function sharedBoundaryList(data) {
     element("li", {}, element("b", {}, String(index + 1)), `${label}${Number.isInteger(x) ? `, after step ${x.toLocaleString("en")}` : ""}`)));
 }
 
-function comparisonPlot(data, chosen, look, colours, width) {
+function comparisonPlot(data, chosen, look, colors, width) {
   const axis = shown.axis;
   const curves = data.runs.map((run) => run[chosen.kind]);
   const end = lastOf(...curves.map((curve) => curve[axis]));
   const all = sharedBoundaries(data, axis, end);
-  const marks = markLines(all.filter(({ isShared }) => isShared), end, width, colours);
+  const marks = markLines(all.filter(({ isShared }) => isShared), end, width, colors);
   const lines = data.runs.map((run, index) => ({
     x: curves[index][axis], y: curves[index].loss, name: plain(run.name), visible: !chosen.hidden.has(index),
     mode: chosen.kind === "training" ? "lines" : "lines+markers",
-    line: { color: look(index).colour, width: 1.8, dash: look(index).dash }, marker: { size: 6 },
+    line: { color: look(index).color, width: 1.8, dash: look(index).dash }, marker: { size: 6 },
     text: curves[index].loss.map(() => plain(caption(data, run))),
     hovertemplate: "%{text}<br>%{y:.4f}<extra></extra>",
   }));
@@ -153,25 +153,25 @@ function comparisonPlot(data, chosen, look, colours, width) {
     layout: {
       ...marks,
       margin: { l: 56, r: 14, t: marks.top, b: 44 },
-      xaxis: progress(colours, end),
-      yaxis: lossScale(colours, `${chosen.kind} loss`, curves.flatMap(({ loss }) => loss), boxHeight("loss-plot") - marks.top - 44),
+      xaxis: progress(colors, end),
+      yaxis: lossScale(colors, `${chosen.kind} loss`, curves.flatMap(({ loss }) => loss), boxHeight("loss-plot") - marks.top - 44),
       hovermode: "closest",
     },
   };
 }
 
-function dialPlot(data, chosen, look, colours) {
+function dialPlot(data, chosen, look, colors) {
   const dial = data.dials[chosen.dial];
   const points = data.runs.map((run, index) => ({ run, index })).filter(({ run, index }) => run.status === "finished" && run.final.validation !== null && !chosen.hidden.has(index));
   return {
     data: [{
       x: points.map(({ run }) => plain(run.dials[dial.key] ?? "-")), y: points.map(({ run }) => run.final.validation), mode: "markers",
-      marker: { size: 11, color: points.map(({ index }) => look(index).colour), symbol: points.map(({ index }) => look(index).symbol), line: { color: colours.surface, width: 1 } },
+      marker: { size: 11, color: points.map(({ index }) => look(index).color), symbol: points.map(({ index }) => look(index).symbol), line: { color: colors.surface, width: 1 } },
       text: points.map(({ run }) => plain(caption(data, run))), hovertemplate: "%{text}<br>%{y:.4f}<extra></extra>",
     }],
     layout: {
-      xaxis: scale(colours, { title: plain(dial.key), type: "category", categoryorder: "array", categoryarray: dial.values.map(({ text }) => plain(text)) }),
-      yaxis: scale(colours, { title: "validation loss" }),
+      xaxis: scale(colors, { title: plain(dial.key), type: "category", categoryorder: "array", categoryarray: dial.values.map(({ text }) => plain(text)) }),
+      yaxis: scale(colors, { title: "validation loss" }),
     },
   };
 }

@@ -1,4 +1,4 @@
-// Building the page. Text only ever becomes text: nothing here parses markup.
+// Build the elements of the page. Data are inserted as text nodes and never parsed as markup.
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

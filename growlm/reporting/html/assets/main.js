@@ -1,4 +1,4 @@
-// Words and tables at once, then the plots.
+// Show text and tables at once, then draw the plots.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const parts = data.kind === "run" ? runPage(data) : comparisonPage(data);

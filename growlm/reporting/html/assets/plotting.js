@@ -1,4 +1,4 @@
-// Plots: each is a box and a function that builds its traces and layout for the present theme and axis.
+// Plots: each is a box and a function that builds its traces and layout for the current theme and axis.
 
 const AXES = { step: "step", tokens: "tokens", flops: "FLOPs", seconds: "seconds" };
 const shown = { axis: "step", scale: "log" };
@@ -29,36 +29,36 @@ function redraw(only = () => true) {
   for (const entry of plots) if (entry.done && only(entry.box)) draw(entry);
 }
 
-function common(colours) {
+function common(colors) {
   return {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colours.muted },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colors.muted },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 56, r: 14, t: 12, b: 44 },
-    hoverlabel: { bgcolor: colours.surface, bordercolor: colours.boundary, font: { color: colours.text } },
+    hoverlabel: { bgcolor: colors.surface, bordercolor: colors.boundary, font: { color: colors.text } },
     showlegend: false,
   };
 }
 
-function scale(colours, settings = {}) {
+function scale(colors, settings = {}) {
   return {
-    gridcolor: colours.grid,
-    linecolor: colours.grid,
+    gridcolor: colors.grid,
+    linecolor: colors.grid,
     zeroline: false,
     automargin: true,
-    tickcolor: colours.grid,
+    tickcolor: colors.grid,
     ...settings,
-    title: { text: settings.title ?? "", font: { size: 12, color: colours.muted }, standoff: 8 },
+    title: { text: settings.title ?? "", font: { size: 12, color: colors.muted }, standoff: 8 },
   };
 }
 
-function progress(colours, end, start = 0) {
+function progress(colors, end, start = 0) {
   const title = AXES[shown.axis];
   const exponents = shown.axis === "tokens" || shown.axis === "flops" ? { tickformat: "~s" } : {};
-  return scale(colours, { title, ...exponents, range: [start, end + 0.01 * (end - start)] });
+  return scale(colors, { title, ...exponents, range: [start, end + 0.01 * (end - start)] });
 }
 
-// plotly takes some tags in texts for formatting; with this it shows them as they are.
+// Plotly interprets some HTML tags in text; escaping shows them literally.
 function plain(text) {
   return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
@@ -70,8 +70,8 @@ function textWidth(text) {
   return ruler.measureText(text).width;
 }
 
-// Vertical lines with labels above the plot, in as many rows as keep them apart; with little room, their numbers.
-function markLines(marks, end, width, colours) {
+// Vertical lines with labels above the plot, in as many rows as avoid overlaps; numbers if space is short.
+function markLines(marks, end, width, colors) {
   const room = width - 80;
   const isNarrow = width < 620 || marks.length > 8;
   const ends = [];
@@ -88,11 +88,11 @@ function markLines(marks, end, width, colours) {
     ends[row] = left + size;
     annotations.push({
       x, xanchor: isRight ? "right" : "left", yref: "paper", y: 1, yanchor: "bottom", yshift: 17 * row + 1,
-      text: plain(text), showarrow: false, font: { size: 12, color: colours.text }, borderpad: 2,
+      text: plain(text), showarrow: false, font: { size: 12, color: colors.text }, borderpad: 2,
     });
     shapes.push({
       type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1,
-      line: { color: colours.boundary, width: 1.2, dash: "dash" },
+      line: { color: colors.boundary, width: 1.2, dash: "dash" },
     });
   });
   return { shapes, annotations, top: 14 + 17 * ends.length };
@@ -117,7 +117,7 @@ async function unpackLibrary() {
 
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 
-// What is on the screen first, then the rest without holding up scrolling.
+// Draw the visible plots first, then the rest one at a time so that scrolling stays responsive.
 async function drawAll() {
   const isVisible = ({ box }) => box.getBoundingClientRect().top < innerHeight;
   for (const entry of plots.filter(isVisible)) draw(entry);

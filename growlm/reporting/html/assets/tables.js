@@ -1,4 +1,4 @@
-// Tables that sort by their headers.
+// Tables that are sorted by clicking a header.
 
 function table(id, { columns, rows }) {
   const body = element("tbody");
@@ -34,7 +34,7 @@ function tableCell(cell, isNumeric) {
   return element("td", { class: isNumeric ? "numeric" : null, title: cell.note || null }, content);
 }
 
-// What is missing comes last in either direction; numbers before words.
+// Missing values come last in either direction, and numbers before text.
 function compare(one, two, sign) {
   if (one === null || two === null) return (one === null) - (two === null);
   if (typeof one !== typeof two) return typeof one === "number" ? -1 : 1;

@@ -1,5 +1,5 @@
-// Colours of the plots; the page's own are in the style sheet. The series are Okabe and Ito's, told apart by
-// people with any colour vision.
+// Colors of the plots; those of the page are in style.css. The series colors are based on the Okabe-Ito palette,
+// which is distinguishable with color vision deficiencies.
 
 const THEMES = {
   light: {
@@ -34,12 +34,12 @@ function theme() {
 }
 
 function mix(from, to, part) {
-  const channel = (colour, at) => parseInt(colour.slice(at, at + 2), 16);
+  const channel = (color, at) => parseInt(color.slice(at, at + 2), 16);
   const mixed = [1, 3, 5].map((at) => Math.round(channel(from, at) * (1 - part) + channel(to, at) * part));
   return `#${mixed.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
 }
 
-// The colour of the `index`-th of `count` ordered values.
+// Return the color of the `index`-th of `count` ordered values.
 function ordered(index, count) {
   const stops = theme().ramp;
   const at = count > 1 ? (index / (count - 1)) * (stops.length - 1) : 0;

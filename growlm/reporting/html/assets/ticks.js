@@ -1,4 +1,4 @@
-// Ticks of a logarithmic axis that never crowd: as many as there is room for, all of them round numbers.
+// Ticks of a logarithmic axis: as many round numbers as fit without overlapping.
 
 const SMALLEST_GAP = 22; // pixels between labels
 const STEPS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].map((step) => Array.from({ length: Math.round(9 / step) }, (_, index) => 1 + index * step));
@@ -18,17 +18,17 @@ function logTicks([low, high], pixels) {
   return visible.map((at) => Number((10 ** at).toPrecision(4)));
 }
 
-function lossScale(colours, title, values, pixels) {
-  if (shown.scale !== "log") return scale(colours, { title });
+function lossScale(colors, title, values, pixels) {
+  if (shown.scale !== "log") return scale(colors, { title });
   const positive = values.filter((value) => value > 0);
-  if (!positive.length) return scale(colours, { title });
+  if (!positive.length) return scale(colors, { title });
   const [low, high] = [Math.log10(smallest(positive)), Math.log10(largest(positive))];
   const edge = 0.04 * (high - low) + 0.004;
   const range = [low - edge, high + edge];
-  return scale(colours, { title, type: "log", range, tickvals: logTicks(range, pixels), tickformat: "~g" });
+  return scale(colors, { title, type: "log", range, tickvals: logTicks(range, pixels), tickformat: "~g" });
 }
 
-// Zooming changes how many there is room for.
+// Recompute the ticks after zooming, which changes how many fit.
 function renewTicks(box) {
   const axis = box.layout.yaxis;
   if (axis.type !== "log") return;
