@@ -196,8 +196,8 @@ class TrainerConfig:
     """Recompute every block in the backward pass instead of storing its activations: a third more FLOPs, a
     fraction of the activation memory."""
     compile: bool = False
-    """Compile the blocks of every phase's model (`torch.compile`) at its first step, in seconds to minutes; needs a
-    C++ compiler on a CPU, or triton on a GPU. Validation, checks and samples run uncompiled."""
+    """Compile the blocks of every phase's model (`torch.compile`) at its first step, which takes seconds to
+    minutes; needs a C++ compiler on a CPU, or triton on a GPU. Validation, checks and samples run uncompiled."""
     on_nonfinite: str = field(default="stop", metadata=limits(choices=("stop", "skip")))
     """If the loss or a gradient is NaN or infinite: `stop` the run, which can be resumed from an earlier state, or
     `skip` the step, at most ten in a row; the history records each. Non-finite weights always stop the run."""

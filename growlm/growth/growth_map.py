@@ -196,12 +196,12 @@ class TensorMap:
     @property
     def resets_moments(self) -> bool:
         """Whether the optimizer starts this tensor at step 0, without any state of the source."""
-        return any(isinstance(transform, NewTensor | ResetMoments) for transform in self.transforms)
+        return any(transform.resets_moments for transform in self.transforms)
 
     @property
     def keeps_weight(self) -> bool:
         """Whether the new weight equals the source."""
-        return self.source is not None and all(isinstance(p, ResetMoments) for p in self.transforms)
+        return self.source is not None and all(step.keeps_weight for step in self.transforms)
 
     @property
     def keeps_moments(self) -> bool:
@@ -245,7 +245,7 @@ class GrowthMap:
         for name, step in later.tensors.items():
             if step.source is not None:
                 before = self.tensors[step.source]
-                is_new = any(isinstance(transform, NewTensor) for transform in step.transforms)
+                is_new = any(transform.replaces_source for transform in step.transforms)
                 transforms = step.transforms if is_new else before.transforms + step.transforms
                 step = TensorMap(before.source, step.shape, transforms)
             tensors[name] = step

@@ -31,15 +31,12 @@ from growlm.growth.eight_bit_moments import (
     scale_key,
 )
 from growlm.growth.growth_map import GrowthMap, TensorMap
-from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.scale_factors import (
     ScaleFactors,
     mark_all_original,
     original_mask,
     unit_factors,
 )
-from growlm.growth.transforms.tensor_transforms import Fill
-from growlm.growth.transforms.upcycle_transforms import ReinitializeUnits
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -282,14 +279,14 @@ def explain_inexactness(growth_map: GrowthMap) -> list[str]:
     """
     reasons = []
     transforms = [transform for t in growth_map.tensors.values() for transform in t.transforms]
-    if any(isinstance(transform, ZeroSumNoise | ReinitializeUnits) for transform in transforms):
+    if any(transform.makes_copies_differ for transform in transforms):
         reasons.append("noise makes copies differ")
     residual, experts = (growth_map.axes.get(axis) for axis in ("residual", "experts"))
     if residual is not None and not residual.has_equal_shares:
         reasons.append("columns that read the residual stream are split unevenly")
     if experts is not None and growth_map.old_config.router_z_weight:
         reasons.append("the router's z-loss sees more experts")
-    fills = {transform.kind for transform in transforms if isinstance(transform, Fill)}
+    fills = {fill.kind for transform in transforms if (fill := transform.fill) is not None}
     if growth_map.old_config.norm == "layernorm" and fills:
         reasons.append("filler channels of LayerNorm drift from the mean they hold")
     elif "random" in fills:

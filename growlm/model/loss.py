@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growlm.model.tracing import is_tracing
+
 CHUNK_BYTES = 256 * 2**20
 """Size of one chunk's logits. Larger chunks need fewer additions to the weight's gradient."""
 BLOCK_BYTES = 4 * 2**20
@@ -72,7 +74,7 @@ def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> T
     """Return the summed loss of logits (n, V) and replace the logits by its gradient."""
     rows = len(scores)
     if scores.device.type == "cpu":
-        rows = max(1, BLOCK_BYTES // (scores.shape[1] * exact.itemsize))
+        rows = max(1, _block_bytes() // (scores.shape[1] * exact.itemsize))
     loss = torch.zeros((), dtype=exact, device=scores.device)
     for block, target in zip(scores.split(rows), targets.unsqueeze(1).split(rows), strict=True):
         logarithms = torch.log_softmax(block, dim=-1, dtype=exact)
@@ -101,7 +103,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True):
             scores = chunk @ weight.T
             exact = torch.promote_types(dtype, torch.float32)
-            block_rows = BLOCK_BYTES // (len(weight) * exact.itemsize)
+            block_rows = _block_bytes() // (len(weight) * exact.itemsize)
             block_rows = max(1, block_rows) if scores.device.type == "cpu" else len(scores)
             for block_scores, block_targets in zip(
                 scores.split(block_rows), target.split(block_rows), strict=True
@@ -132,3 +134,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
+
+
+def _block_bytes() -> int:
+    # Tracing hundreds of blocks would take seconds.
+    return 8 * BLOCK_BYTES if is_tracing() else BLOCK_BYTES

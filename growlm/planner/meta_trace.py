@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,9 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from growlm.model import loss
 from growlm.model.config import ModelConfig
-from growlm.model.layers import experts
+from growlm.model.tracing import tracing
 from growlm.model.transformer import TransformerLM
 
 
@@ -103,15 +100,7 @@ def _trace_pass_cached(
             parameter.requires_grad_(True)
         counter = _WorkloadCounter({p.untyped_storage() for p in model.parameters()})
         tokens = torch.zeros(batch_size, sequence_length + 1, dtype=torch.long)
-        with (
-            counter,
-            # torch's fake grouped_mm supports half precision only, and the number of rows per expert is unknown.
-            mock.patch.object(F, "grouped_mm", lambda rows, weights, *, offs: rows @ weights[0]),
-            mock.patch.object(experts, "count_padded_rows", lambda slots, ends: len(slots)),
-            mock.patch.object(experts.Experts, "_can_use_grouped_mm", return_value=True),
-            # Fewer blocks of the loss: tracing hundreds would take seconds.
-            mock.patch.object(loss, "BLOCK_BYTES", 8 * loss.BLOCK_BYTES),
-        ):
+        with counter, tracing():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 mean = model.loss(tokens, [])
             activations, forward_peak = counter.held, counter.peak

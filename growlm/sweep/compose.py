@@ -6,13 +6,14 @@ import argparse
 import copy
 import hashlib
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from growlm.config.load import (
@@ -68,7 +69,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         constants = [o for o in run_overrides if not o.is_sweep_override()]
         sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
         is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
-        (jobs,) = BasicSweeper.split_arguments(run_overrides if is_basic else constants, None)
+        jobs = _expand_sweep(run_overrides if is_basic else constants)
         if len(jobs) > ANNOUNCE_MIN_JOBS:
             print(f"composing {len(jobs)} jobs ...")
         configs = [compose_job(job) for job in jobs]
@@ -77,7 +78,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     sweep = SweepRecord(
         name=str(configs[0].name),
         command=[str(o.input_line) for o in run_overrides],
-        constants=BasicSweeper.split_arguments(constants, None)[0][0],
+        constants=_expand_sweep(constants)[0],
         config=_hash_configs(configs),
     )
     if is_basic:
@@ -91,6 +92,24 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
+
+
+def _expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return the overrides of every job, in the order of Hydra's basic sweeper.
+
+    Raises:
+        HydraException: For an interval, which has no list of values.
+    """
+    choices = []
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices.append([f"{key}={override.get_value_element_as_str()}"])
+        elif override.is_discrete_sweep():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            raise HydraException(f"{override.input_line}: only lists of values can be swept")
+    return [list(job) for job in product(*choices)]
 
 
 def _hash_configs(configs: Sequence[DictConfig]) -> str:

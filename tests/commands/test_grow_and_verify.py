@@ -146,7 +146,7 @@ def test_half_precision_is_checked_with_its_own_rounding(run, tmp_path, noise):
         == 0
     )
     code, out, _ = run(verify_command, f"old={tmp_path / 'small'}", f"new={tmp_path / 'l'}")
-    assert "half precision" in out
+    assert "Half-precision weights" in out
     assert code == 0
     model, record = load_model(tmp_path / "l")
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_weights(chain):
     expected = old
     with GrowthRng(0) as draws:
         for piece in pieces:
-            expected = piece.weight(expected.clone(), draws)
+            expected = piece.transform_weight(expected.clone(), draws)
         found = apply_to_weight(pieces, old.clone(), draws)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
@@ -61,6 +61,6 @@ def test_moments(chain, power):
     old, pieces = chain
     expected = old
     for piece in pieces:
-        expected = piece.moment(expected.clone(), power)
+        expected = piece.transform_moment(expected.clone(), power)
     found = apply_to_moment(pieces, old.clone(), power)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)

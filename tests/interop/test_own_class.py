@@ -118,7 +118,7 @@ def test_what_the_model_does_not_do_is_refused(tmp_path):
     for name, value in unknown.items():
         with pytest.raises(ValueError, match=f"{name}=.* has no such argument"):
             theirs(tokens, **{name: value})
-    with pytest.raises(ValueError, match="cache_position: must be"):
+    with pytest.raises(ValueError, match="cache_position: must count"):
         theirs(tokens, cache_position=torch.arange(1, 7))
     for positions in (3 * torch.arange(6), torch.tensor([[0, 1, 2, 0, 1, 2]] * 2), torch.arange(5)):
         with pytest.raises(ValueError, match="position_ids"):
@@ -165,7 +165,7 @@ def test_a_cache_changes_nothing(tmp_path, padded):
     assert difference.max() <= 1e-12
     with pytest.raises(ValueError, match="65 tokens exceed max_seq_len=64"):
         theirs(tokens_for(theirs.config, batch=3, time=53), past_key_values=cache)
-    with pytest.raises(ValueError, match="tuple; must be a DynamicCache"):
+    with pytest.raises(ValueError, match="must be a DynamicCache, not a tuple"):
         theirs(tokens, past_key_values=((), ()))
 
 

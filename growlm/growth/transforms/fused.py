@@ -35,44 +35,47 @@ def _fuse(
     transforms: Sequence[TensorTransform], power: int
 ) -> Iterator[TensorTransform | _FusedSelections]:
     """Yield the transforms in order, with selections along different dimensions and later fills combined."""
-    group = _FusedSelections()
+    group = _FusedSelections(power)
     for transform in transforms:
-        if not group.accepts(transform, power):
-            if group.selections:
-                yield group
-                group = _FusedSelections()
-            if not group.accepts(transform, power):
-                yield transform
+        if transform.fuse_into(group):
+            continue
+        if group.selections:
+            yield group
+            group = _FusedSelections(power)
+            if transform.fuse_into(group):
                 continue
-        group.add(transform)
+        yield transform
     if group.selections:
         yield group
 
 
 @dataclass
 class _FusedSelections:
-    """Selections along different dimensions, and their fills, deferred until after the last selection."""
+    """Selections along different dimensions, and their fills, deferred until after the last selection.
 
+    Args:
+        power: Power of the moment that they are applied to; 0 for the weight.
+    """
+
+    power: int
     selections: list[Selection] = field(default_factory=list)
     fills: list[tuple[Fill, int]] = field(default_factory=list)
     """Each fill with the number of selections before it."""
 
-    def accepts(self, transform: TensorTransform, power: int) -> bool:
-        """Return whether a transform can be fused with the others, for a moment of `power` or the weight (0)."""
-        if isinstance(transform, Fill):
-            return bool(self.selections)
-        if not isinstance(transform, Selection) or transform.inserts_dim:
-            return False
-        dims = {other.dim for other in self.selections}
-        return transform.dim not in dims and all(
-            self._can_defer(fill, before, transform, power) for fill, before in self.fills
+    def add_selection(self, selection: Selection) -> bool:
+        """Add a selection, unless it needs a pass of its own."""
+        fits = all(selection.dim != other.dim for other in self.selections) and all(
+            self._can_defer(fill, before, selection) for fill, before in self.fills
         )
+        if fits:
+            self.selections.append(selection)
+        return fits
 
-    def add(self, transform: TensorTransform) -> None:
-        if isinstance(transform, Fill):
-            self.fills.append((transform, len(self.selections)))
-        elif isinstance(transform, Selection):
-            self.selections.append(transform)
+    def add_fill(self, fill: Fill) -> bool:
+        """Add a fill if there are selections to defer it behind."""
+        if self.selections:
+            self.fills.append((fill, len(self.selections)))
+        return bool(self.selections)
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Apply all transforms to a weight."""
@@ -93,7 +96,7 @@ class _FusedSelections:
             fill.transform_moment(new, power)
         return new
 
-    def _can_defer(self, fill: Fill, before: int, later: Selection, power: int) -> bool:
+    def _can_defer(self, fill: Fill, before: int, later: Selection) -> bool:
         """Return whether a fill gives the same result after a later selection, along another dimension.
 
         Zeros and means do. Random values do if that selection leaves them where they are, unscaled: their
@@ -103,7 +106,7 @@ class _FusedSelections:
         """
         if fill.kind != "random":
             return True
-        if power:
+        if self.power:
             return False
         own = self.selections[0]
         is_plain = before == 1 and own.dim == fill.dim and not own.share_exponent(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class ZeroSumNoise(TensorTransform):
     snr_db: float | None
     rng_key: tuple[int, str]
     repeated_rows: tuple[int, int] | None = None
+
+    makes_copies_differ: ClassVar[bool] = True
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Add the noise."""

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +32,43 @@ from growlm.growth.transforms.scale_factors import (
 )
 
 
+class FusionGroup(Protocol):
+    """Transforms that are applied together in one pass; see `fused.py`."""
+
+    def add_selection(self, selection: Selection) -> bool:
+        """Add a selection and return True, or return False if it must wait for the next pass."""
+
+    def add_fill(self, fill: Fill) -> bool:
+        """Add a fill and return True, or return False if it must be applied on its own."""
+
+
 class TensorTransform(Protocol):
     """A step in making a new tensor from an old one."""
+
+    replaces_source: ClassVar[bool] = False
+    """Whether the result holds nothing of the tensor that it is applied to."""
+    resets_moments: ClassVar[bool] = False
+    """Whether the optimizer starts at step 0, without the moments of the source."""
+    keeps_weight: ClassVar[bool] = False
+    """Whether the weight stays as it is."""
+    makes_copies_differ: ClassVar[bool] = False
+    """Whether copies of one source get different values."""
+    is_exact: ClassVar[bool] = False
+    """Whether entries are copied without rounding."""
+
+    @property
+    def plain_selection(self) -> Selection | None:
+        """This transform as a selection along an existing dimension; None if it is something else."""
+        return None
+
+    @property
+    def fill(self) -> Fill | None:
+        """This transform as a fill; None if it is something else."""
+        return None
+
+    def fuse_into(self, group: FusionGroup) -> bool:
+        """Add this transform to a group and return True; return False if it cannot be fused."""
+        return False
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Return the transformed weight."""
@@ -102,6 +137,15 @@ class Selection(TensorTransform, ABC):
     def share_exponent(self, power: int) -> int:
         """Return the exponent of the share, for a moment of `power` or the weight (0)."""
 
+    @property
+    def plain_selection(self) -> Selection | None:
+        """This selection, unless it inserts its dimension."""
+        return None if self.inserts_dim else self
+
+    def fuse_into(self, group: FusionGroup) -> bool:
+        """Add the selection to a group, unless it inserts its dimension."""
+        return not self.inserts_dim and group.add_selection(self)
+
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Select entries of the weight."""
         return select_in_one_pass([self], x, 0)
@@ -143,9 +187,9 @@ class Selection(TensorTransform, ABC):
         """Return mean fills along other dimensions that are fused with this selection (`fused.py`)."""
         found = []
         for step in reversed(earlier):
-            if isinstance(step, Fill):
-                found += [step] if step.kind == "mean" and step.dim != self.dim else []
-            elif not isinstance(step, Selection) or step.inserts_dim:
+            if (fill := step.fill) is not None:
+                found += [fill] if fill.kind == "mean" and fill.dim != self.dim else []
+            elif step.plain_selection is None:
                 break
         return found
 
@@ -156,6 +200,8 @@ class Selection(TensorTransform, ABC):
 
 class Copy(Selection):
     """A selection that copies the weight; each copy's gradient is its share of the source's."""
+
+    is_exact: ClassVar[bool] = True
 
     def share_exponent(self, power: int) -> int:
         """Return the moment's own power."""
@@ -202,6 +248,17 @@ class Fill(TensorTransform):
     channels: ChannelMap
     kind: str
     rng_key: tuple[int, str] = (0, "")
+
+    is_exact: ClassVar[bool] = True
+
+    @property
+    def fill(self) -> Fill | None:
+        """This transform."""
+        return self
+
+    def fuse_into(self, group: FusionGroup) -> bool:
+        """Add the fill to a group."""
+        return group.add_fill(self)
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Write the fillers of the weight."""
@@ -294,6 +351,9 @@ class NewTensor(TensorTransform):
     std: float = 0.0
     rng_key: tuple[int, str] = (0, "")
 
+    replaces_source: ClassVar[bool] = True
+    resets_moments: ClassVar[bool] = True
+
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Return the new weight."""
         if self.std == 0.0:
@@ -369,6 +429,9 @@ class Reinitialize(TensorTransform):
 @dataclass(frozen=True)
 class ResetMoments(TensorTransform):
     """The transform that keeps the weight and drops its moments, for blocks that are new to the optimizer."""
+
+    resets_moments: ClassVar[bool] = True
+    keeps_weight: ClassVar[bool] = True
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Return the weight unchanged."""

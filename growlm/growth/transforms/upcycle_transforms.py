@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from growlm.growth.channel_map import ChannelMap, broadcast_along
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.transforms.reconstruction import Reconstruction, other_dims
 from growlm.growth.transforms.scale_factors import DimFactors, ScaleFactors
-from growlm.growth.transforms.tensor_transforms import Copy, Fill, Selection, TensorTransform
+from growlm.growth.transforms.tensor_transforms import TensorTransform
 
 MAX_EARLIER_ROUNDINGS = 40
 """The largest number of roundings of an entry before units are reinitialized; a reinitialized unit differs by
@@ -30,6 +31,8 @@ class SplitIntoExperts(TensorTransform):
 
     dim: int
     channels: ChannelMap
+
+    is_exact: ClassVar[bool] = True
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Split and copy the weight; the experts come first."""
@@ -89,6 +92,8 @@ class ReinitializeUnits(TensorTransform):
     segments: ChannelMap
     unit_rng_key: tuple[int, int]
     rng_key: tuple[int, str]
+
+    makes_copies_differ: ClassVar[bool] = True
 
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Reinitialize the chosen units."""
@@ -176,10 +181,7 @@ class ReinitializeUnits(TensorTransform):
             if dim + 1 != self.dim:
                 difference = channels.sum_copies(difference, dim + 1)
                 sizes = channels.sum_copies(sizes, dim + 1)
-        is_exact = all(
-            isinstance(transform, Copy | SplitIntoExperts | Fill)
-            for transform in reconstruction.earlier_transforms
-        )
+        is_exact = all(transform.is_exact for transform in reconstruction.earlier_transforms)
         relative = reconstruction.unit_roundoff * (
             reconstruction.num_roundings + (0 if is_exact else MAX_EARLIER_ROUNDINGS)
         )
@@ -239,7 +241,7 @@ def compose_selections(transforms: Sequence[TensorTransform]) -> dict[int, Chann
     """Return the composition of all selections along each dimension."""
     found: dict[int, ChannelMap] = {}
     for step in transforms:
-        if isinstance(step, Selection) and not step.inserts_dim:
-            dim, channels = step.dim, step.channels
+        if (selection := step.plain_selection) is not None:
+            dim, channels = selection.dim, selection.channels
             found[dim] = found[dim].then(channels) if dim in found else channels
     return found

@@ -21,6 +21,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.layers.feed_forward import apply_activation
 from growlm.model.layers.labeled_layers import labeled_linear
 from growlm.model.layers.routing import Routing, RoutingLog, route
+from growlm.model.tracing import is_tracing
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_ALIGNMENT_BYTES = 16
@@ -75,7 +76,7 @@ def count_padded_rows(slots: Tensor, ends: Tensor) -> int:
 
     Only a CPU pads, so only there is `ends` read; reading it on another device would synchronize.
     """
-    return int(ends[-1]) if ends.device.type == "cpu" else len(slots)
+    return int(ends[-1]) if ends.device.type == "cpu" and not is_tracing() else len(slots)
 
 
 class Experts(nn.Module):
@@ -205,15 +206,21 @@ class Experts(nn.Module):
         ends: Tensor,
         one_hot: Tensor | None,
     ) -> Tensor:
-        fp32_product = None if rows.dtype is torch.bfloat16 else self._fp32_grouped_mm
-        product = fp32_product or F.grouped_mm
-        out = product(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+        out = self._grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), ends)
         if bias is None or one_hot is None:
             return out
         # A product with the one-hot matrix selects each row's bias, and its backward pass is a product, too.
         return torch.addmm(out, one_hot, bias.to(rows.dtype))
 
+    def _grouped_mm(self, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        if is_tracing():
+            return rows @ weights[0]
+        fp32_product = None if rows.dtype is torch.bfloat16 else self._fp32_grouped_mm
+        return (fp32_product or F.grouped_mm)(rows, weights, offs=ends)
+
     def _can_use_grouped_mm(self, x: Tensor) -> bool:
+        if is_tracing():
+            return True
         aligned = all(
             width * x.element_size() % GROUPED_ALIGNMENT_BYTES == 0 for width in self.up.shape[1:]
         )
