@@ -102,9 +102,9 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
         # All cores can work on one large tensor, and two of them at once would not fit into any cache.
         new |= map(make_tensor, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
         small = [name for name in rest if sizes[name] < LARGE_TENSOR_ENTRIES]
-        new |= rng.parallel_map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
+        new |= rng.threads.map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
-        rng.gather_noise_levels(mesh)
+        rng.noise_log.gather(mesh)
     grown.load_state_dict(new, assign=True)
     return grown.train(model.training)
 

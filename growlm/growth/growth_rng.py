@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from growlm.growth.noise_log import NoiseLog
+from growlm.growth.threads import GrowthThreads
 from growlm.model.keyed_rng import keyed_generator, keyed_normal, keyed_seed
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 DRAW_BLOCK_ENTRIES = 2**19
 """The number of entries drawn at once for large tensors; threads wait for each other at every block."""
@@ -31,21 +25,22 @@ ODD_INTEGER_STD = ((2.0**14 - 1) / 3) ** 0.5
 
 @dataclass
 class GrowthRng:
-    """The random state of one growth, a record of the noise that was drawn, and the threads that grow tensors.
+    """The random numbers of one growth.
 
     Every draw is seeded by (seed, boundary index, operator index, new tensor name) alone. Use it as a context
     manager, which stops the threads on exit.
+
+    Args:
+        seed: Seed of the run.
+        boundary_index: Number of the growth in its run; part of every seed.
+        noise_log: Record of the noise that is drawn.
+        threads: Threads that draw and that grow tensors.
     """
 
     seed: int
     boundary_index: int = 0
-    noise_levels: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
-    """By (operator index, tensor name): `sigma` (for a stack, the largest), and whether it was `capped`."""
-    _pool: ThreadPoolExecutor | None = field(default=None, repr=False, compare=False)
-
-    def parallel_map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Apply a function to every item on the threads, one thread per item; results keep the order."""
-        return list(self._get_pool().map(function, items))
+    noise_log: NoiseLog = field(default_factory=NoiseLog)
+    threads: GrowthThreads = field(default_factory=GrowthThreads, repr=False, compare=False)
 
     def normal(self, shape: tuple[int, ...], purpose: str, rng_key: tuple[int, str]) -> Tensor:
         """Return standard normal numbers in fp32; a stack of matrices gets one draw per matrix."""
@@ -105,40 +100,17 @@ class GrowthRng:
             )
             consume(part, numbers.view(shape).to(x), member)
 
-        if len(parts) == 1 or hasattr(_thread_buffers, "is_worker"):
-            for part in parts:
-                draw(*part)
+        if len(parts) == 1:
+            draw(*parts[0])
         else:
-            list(self._get_pool().map(draw, *zip(*parts, strict=True)))
-
-    def _get_pool(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_init_worker)
-        return self._pool
+            self.threads.map(lambda part: draw(*part), parts)
 
     def __enter__(self) -> GrowthRng:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the threads; they are started again when needed.
-
-        While they live, OpenMP counts more threads than cores and lets the threads that train sleep between
-        any two operations: a training step takes up to twice as long.
-        """
         vars(_thread_buffers).clear()  # this thread's own: it draws tensors of a single block
-        if self._pool is not None:
-            try:
-                self._pool.shutdown(cancel_futures=True)
-            finally:
-                self._pool = None
-                # The workers set it to 1 for themselves and for all threads that start after them.
-                torch.set_num_threads(torch.get_num_threads())
-
-    def gather_noise_levels(self, mesh: DeviceMesh) -> None:
-        """Share the recorded noise levels of all processes with each of them."""
-        gathered: list[Any] = [None] * mesh.size()
-        torch.distributed.all_gather_object(gathered, self.noise_levels, group=mesh.get_group())
-        self.noise_levels = {key: level for levels in gathered for key, level in levels.items()}
+        self.threads.close()
 
     def choice(self, size: int, count: int, *key: object) -> Tensor:
         """Return `count` different integers below `size`, in random order."""
@@ -187,13 +159,6 @@ def _split_into_blocks(x: Tensor, dim: int, count: int) -> Sequence[Tensor]:
 
 _thread_buffers = threading.local()
 """Buffers of each thread, reused for every block: new memory costs page faults."""
-
-
-def _init_worker() -> None:
-    # One core per worker: by default each of them would start OpenMP threads for all cores.
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    _thread_buffers.is_worker = True
 
 
 def _get_buffers(size: int) -> tuple[Tensor, Tensor]:

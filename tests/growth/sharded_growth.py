@@ -95,7 +95,7 @@ def grow_beside(family, mesh):
             apply_growth(model, growth_map, draw) for model, draw in zip(old, draws, strict=True)
         )
         assert_same(plain.state_dict(), sharded.state_dict())
-        assert draws[0].noise_levels == draws[1].noise_levels
+        assert draws[0].noise_log.levels == draws[1].noise_log.levels
         probe = random_tokens(plain.config, batch=2, time=12)
         reports = [
             detailed_growth_check(

@@ -105,21 +105,21 @@ def test_small_noise_has_the_standard_deviation_asked_for(copies):
 
     name = "blocks.1.feed_forward.up.weight"
 
-    assert draws.noise_levels[0, name] == {"sigma": pytest.approx(1e-4), "capped": False}
+    assert draws.noise_log.levels[0, name] == {"sigma": pytest.approx(1e-4), "capped": False}
     assert noise[name].std().item() == pytest.approx(expected_std(1e-4, copies), rel=0.02)
 
 
 def test_large_noise_is_capped_at_the_matrix_own_standard_deviation():
     plain, noise, _, draws = widened_twice(wide_model(), scale_factor=2, noise_std=5.0)
 
-    for _, name in draws.noise_levels:
+    for _, name in draws.noise_log.levels:
         own = plain[name].std(correction=0).item()
-        assert draws.noise_levels[0, name] == {
+        assert draws.noise_log.levels[0, name] == {
             "sigma": pytest.approx(own, rel=1e-6),
             "capped": True,
         }
         assert noise[name].std().item() == pytest.approx(expected_std(own, 2), rel=0.1)
-    assert (0, "blocks.0.attention.output.weight") in draws.noise_levels
+    assert (0, "blocks.0.attention.output.weight") in draws.noise_log.levels
 
 
 def test_every_expert_has_a_cap_of_its_own():
@@ -139,11 +139,11 @@ def test_every_expert_has_a_cap_of_its_own():
 def test_signal_to_noise_ratio(decibels, ratio):
     plain, noise, _, draws = widened_twice(wide_model(), scale_factor=2, noise_snr_db=decibels)
 
-    for (_, name), record in draws.noise_levels.items():
+    for (_, name), record in draws.noise_log.levels.items():
         sigma = ratio * plain[name].std(correction=0).item()
         assert record == {"sigma": pytest.approx(sigma, rel=1e-6), "capped": False}
         assert noise[name].std().item() == pytest.approx(expected_std(sigma, 2), rel=0.1)
-    assert (0, "blocks.0.attention.output.weight") in draws.noise_levels
+    assert (0, "blocks.0.attention.output.weight") in draws.noise_log.levels
 
 
 def test_zero_matrices_get_none():
@@ -154,7 +154,7 @@ def test_zero_matrices_get_none():
 
     _, noise, _, draws = widened_twice(model, scale_factor=2, noise_std=0.02)
 
-    assert draws.noise_levels[0, name] == {"sigma": 0.0, "capped": True}
+    assert draws.noise_log.levels[0, name] == {"sigma": 0.0, "capped": True}
     assert not noise[name].any()
 
 

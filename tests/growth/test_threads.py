@@ -54,7 +54,7 @@ def test_what_fails_in_a_thread_fails(threads):
         return item
 
     with GrowthRng(0) as draws, pytest.raises(ArithmeticError, match="no"):
-        draws.parallel_map(fail, range(4))
+        draws.threads.map(fail, range(4))
 
 
 @pytest.mark.parametrize("number", [1, 2])

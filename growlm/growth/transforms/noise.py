@@ -56,7 +56,7 @@ class ZeroSumNoise(TensorTransform):
         )
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
-        rng.noise_levels[self.rng_key] = {
+        rng.noise_log.levels[self.rng_key] = {
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }

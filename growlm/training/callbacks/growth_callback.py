@@ -216,12 +216,12 @@ def build_step_scaling(
 
 def summarize_noise(rng: GrowthRng) -> dict[str, Any]:
     """Summarize the noise levels that a growth drew; empty if it drew none."""
-    if not rng.noise_levels:
+    if not rng.noise_log.levels:
         return {}
-    sigmas = [float(noise["sigma"]) for noise in rng.noise_levels.values()]
+    sigmas = [float(noise["sigma"]) for noise in rng.noise_log.levels.values()]
     return {
         "matrices": len(sigmas),
         "sigma_min": min(sigmas),
         "sigma_max": max(sigmas),
-        "capped": sum(bool(noise["capped"]) for noise in rng.noise_levels.values()),
+        "capped": sum(bool(noise["capped"]) for noise in rng.noise_log.levels.values()),
     }

@@ -1,0 +1,25 @@
+"""A record of the noise that a growth has drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass
+class NoiseLog:
+    """The noise of every tensor that got some."""
+
+    levels: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
+    """By (operator index, tensor name): `sigma` (for a stack, the largest), and whether it was `capped`."""
+
+    def gather(self, mesh: DeviceMesh) -> None:
+        """Share what each process has recorded with all of them."""
+        gathered: list[Any] = [None] * mesh.size()
+        torch.distributed.all_gather_object(gathered, self.levels, group=mesh.get_group())
+        self.levels = {key: level for levels in gathered for key, level in levels.items()}
