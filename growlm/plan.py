@@ -32,7 +32,7 @@ Estimate memory, time and FLOPs of a plan without training, and check that it fi
 
 usage: python -m growlm.plan [overrides of growlm.train] [format=json] [calibrate=true] [devices=1,8,64]
 
-  overrides        settings of the run, as for growlm.train: phase_plan=four_stage phases.wide.batch_size=4 ...
+  overrides        settings of the run, as for growlm.train, such as phase_plan=three_stage
   format           table or json (default: table)
   calibrate        true: measure this machine's speed again, which takes some seconds; it is measured once and
                    cached otherwise (default: false)
@@ -44,7 +44,7 @@ usage: python -m growlm.plan [overrides of growlm.train] [format=json] [calibrat
 Exit code 0: the plan fits the memory of its devices; 2: it does not, and the message suggests changes.
 
 Example:
-  python -m growlm.plan phase_plan=four_stage cluster=dgx_h100 trainer.devices=8
+  python -m growlm.plan phase_plan=three_stage cluster=dgx_h100 trainer.devices=8
 """
 COMMAND_KEYS = {"format": ("table", "json"), "calibrate": ("false", "true")}
 """Choices of the command's own keys; the first of each is the default."""

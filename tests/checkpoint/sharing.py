@@ -81,7 +81,7 @@ def write_random(folder, dist_context, mesh):
             name: shared(t, mesh) if t.ndim and index % 5 else t
             for index, (name, t) in enumerate(tensors.items())
         }
-        with atomic_folder(folder / f"random-{dist_context.size}-{seed}", dist_context) as (
+        with atomic_folder(folder / f"random-{dist_context.world_size}-{seed}", dist_context) as (
             partial,
             digests,
         ):
@@ -104,7 +104,7 @@ def read_random(folder, dist_context, mesh):
             if tensor.ndim and name not in whole:
                 assert is_sharded(tensor)
                 own = expected[name][
-                    get_shard_rows(tensor.shape[0], dist_context.rank, dist_context.size)
+                    get_shard_rows(tensor.shape[0], dist_context.rank, dist_context.world_size)
                 ]
                 assert_same(tensor.to_local(), own)
             else:
@@ -114,12 +114,12 @@ def read_random(folder, dist_context, mesh):
 
 def write_shared_state(folder, dist_context, mesh):
     model, states = shared_model(mesh)
-    _write(folder / f"shared-{dist_context.size}", model, states, dist_context)
+    _write(folder / f"shared-{dist_context.world_size}", model, states, dist_context)
 
 
 def write_plain_state(folder, dist_context, mesh):
     """As under DDP: every process has everything."""
-    _write(folder / f"plain-{dist_context.size}", *trained_model(), dist_context)
+    _write(folder / f"plain-{dist_context.world_size}", *trained_model(), dist_context)
 
 
 def _write(run, model, states, dist_context):
@@ -136,7 +136,7 @@ def read_states(folder, dist_context, mesh):
     """Every state that is there, plain and shared."""
     model, states = trained_model()
     for path in sorted(folder.glob("*/000000003")):
-        state = ResumeState.open(path, dist_context, is_checked=not dist_context.is_first)
+        state = ResumeState.open(path, dist_context, is_checked=not dist_context.is_rank0)
         assert state.record == {"step": 3, "rank": 0}
         assert state.load_tensors()["x"].tolist() == [1.0, 1.0]
         assert state.load_callbacks() == {"a": {"n": 1}}
@@ -214,14 +214,14 @@ def memory(line):
 
 def limited(folder, dist_context, mesh):
     """The disk of the last process is full from now on."""
-    if dist_context.rank == dist_context.size - 1:
+    if dist_context.rank == dist_context.world_size - 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
 
 def limited_first(folder, dist_context, mesh):
     """The disk of the first process is full from now on."""
-    if dist_context.is_first:
+    if dist_context.is_rank0:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 

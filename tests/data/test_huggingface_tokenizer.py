@@ -101,10 +101,10 @@ def test_ids_are_those_of_transformers(pairs, text):
 
 def test_a_text_as_transformers_begins_it(pairs):
     for ours, theirs in pairs:
-        assert [*ours.begin_of_text, *ours.encode("Tom")] == theirs("Tom")["input_ids"]
-        assert ours.end_of_text == theirs.eos_token_id
+        assert [*ours.bos_token_ids, *ours.encode("Tom")] == theirs("Tom")["input_ids"]
+        assert ours.eos_token_id == theirs.eos_token_id
         assert ours.vocab_size == len(theirs)
-    assert [len(ours.begin_of_text) for ours, _ in pairs] == [0, 1, 0]
+    assert [len(ours.bos_token_ids) for ours, _ in pairs] == [0, 1, 0]
 
 
 @settings(deadline=None)
@@ -126,7 +126,7 @@ def test_lone_surrogates_encode_as_with_tiktoken(pairs, text):
 
 def test_special_tokens_in_a_text_are_text(pairs):
     for tokenizer, _ in pairs[:2]:  # a unigram model has them among its own pieces
-        assert tokenizer.end_of_text not in tokenizer.encode("a</s>b")
+        assert tokenizer.eos_token_id not in tokenizer.encode("a</s>b")
 
 
 def test_padding_and_truncation_of_the_file_are_not_ours(folders, tmp_path):

@@ -104,7 +104,7 @@ def test_long_and_short_documents_in_one_chunk(name, huggingface, stories, short
     tokenizer = huggingface if name == "huggingface" else TOKENIZERS[name]
     documents = ["short one", stories, "short two", stories[100:], ""]
     expected = [
-        [*tokenizer.begin_of_text, *tokenizer.encode(text), tokenizer.end_of_text]
+        [*tokenizer.bos_token_ids, *tokenizer.encode(text), tokenizer.eos_token_id]
         for text in documents
     ]
     short_pieces(10_000, 10_000)

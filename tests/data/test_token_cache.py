@@ -108,11 +108,11 @@ def test_files_are_known_by_what_they_hold(tmp_path):
 class Changing(TextFiles):
     """Its file is written to while it is read."""
 
-    def read(self, place=None):
+    def read(self, position=None):
         (path,) = (file.path for file in self.files)
         path.write_text(path.read_text().replace("document", "DOCUMENT"))
         os.utime(path, ns=(1, 1))
-        return super().read(place)
+        return super().read(position)
 
 
 def test_a_file_that_changes_while_it_is_tokenized_is_said_and_not_kept(tmp_path):
@@ -212,9 +212,9 @@ def test_a_text_that_was_edited_under_its_old_time_is_another_corpus(tmp_path, s
 @pytest.mark.parametrize("change", [Path.touch, lambda path: path.chmod(0o600), edit_in_place])
 def test_only_other_text_stops_the_tokenizing(change, tmp_path, settled):
     class Meddled(TextFiles):
-        def read(self, place=None):
+        def read(self, position=None):
             change(self.files[0].path)
-            return super().read(place)
+            return super().read(position)
 
     path = write(tmp_path / "x.txt", DOCUMENTS)
     if change is edit_in_place:
@@ -314,7 +314,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         "import resource, sys; from pathlib import Path; sys.path.insert(0, 'tests/data'); "
         "from made_corpora import *; from test_token_cache import *; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY)); "
-        "prepare_data(settings(Path(sys.argv[1])), tokenizer, ListSource(DOCUMENTS))"
+        "tokenize_source(settings(Path(sys.argv[1])), tokenizer, ListSource(DOCUMENTS))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "c")],
@@ -348,16 +348,16 @@ from made_corpora import *
 from test_token_cache import *
 
 class Slow(Counting):
-    def read(self, place=None):
+    def read(self, position=None):
         print("reading", flush=True)
         time.sleep(float(sys.argv[2]))
-        return super().read(place)
+        return super().read(position)
 
 class Heard(DataListener):
-    def noted(self, text):
+    def message_logged(self, text):
         print(text, flush=True)
 
-corpus = prepare_data(settings(Path(sys.argv[1])), tokenizer, Slow(DOCUMENTS), Heard())
+corpus = tokenize_source(settings(Path(sys.argv[1])), tokenizer, Slow(DOCUMENTS), Heard())
 print(corpus.digest, flush=True)
 """
 

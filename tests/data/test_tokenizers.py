@@ -65,7 +65,7 @@ def test_half_a_character_becomes_the_replacement_character():
 @pytest.mark.parametrize("tokenizer", [embedded, plain_bytes], ids=["embedded", "bytes"])
 def test_special_tokens_in_a_text_are_text(tokenizer):
     text = "a<|endoftext|>b"
-    assert tokenizer.end_of_text not in tokenizer.encode(text)
+    assert tokenizer.eos_token_id not in tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

@@ -26,7 +26,7 @@ def llama(tmp_path_factory):
 
 def one_by_one(documents, tokenizer):
     return [
-        [*tokenizer.begin_of_text, *tokenizer.encode(text), tokenizer.end_of_text]
+        [*tokenizer.bos_token_ids, *tokenizer.encode(text), tokenizer.eos_token_id]
         for text in documents
     ]
 
@@ -61,8 +61,8 @@ def test_real_text(llama):
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_tokens_take_two_bytes_where_the_vocabulary_allows(vocab_size, dtype):
     class Large:
-        begin_of_text = ()
-        end_of_text = vocab_size - 1
+        bos_token_ids = ()
+        eos_token_id = vocab_size - 1
 
         def encode_batch(self, texts):
             return [[vocab_size - 2] for _ in texts]
@@ -85,7 +85,7 @@ def test_several_threads_encode_and_few_documents_wait(monkeypatch):
     read, first = [], []
 
     class Slow:
-        begin_of_text, end_of_text, vocab_size = (), 1, 2
+        bos_token_ids, eos_token_id, vocab_size = (), 1, 2
 
         def encode_batch(self, texts):
             if len(first) < 3:
@@ -107,7 +107,7 @@ def test_several_threads_encode_and_few_documents_wait(monkeypatch):
 
 def test_an_error_in_a_thread_is_raised_here():
     class Broken:
-        begin_of_text, end_of_text, vocab_size = (), 1, 2
+        bos_token_ids, eos_token_id, vocab_size = (), 1, 2
 
         def encode_batch(self, texts):
             raise RuntimeError("no such merge")

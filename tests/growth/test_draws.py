@@ -29,7 +29,7 @@ def test_blocks_do_not_depend_on_the_threads_that_draw_them(monkeypatch, odd):
     monkeypatch.setattr(draws_module, "DRAW_BLOCK_ENTRIES", 12)
 
     one, two, five = (
-        drawn(torch.zeros(23, 4), 1, 4, threads=threads, stacked=False, odd=odd)
+        drawn(torch.zeros(23, 4), 1, 4, threads=threads, stacked=False, odd_integers=odd)
         for threads in (1, 2, 5)
     )
 
@@ -68,7 +68,7 @@ def test_no_block_is_larger_than_said_and_their_number_is_even(monkeypatch):
 
 
 def test_odd_numbers_are_all_as_likely():
-    numbers = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd=True)
+    numbers = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd_integers=True)
 
     levels, counts = numbers.unique(return_counts=True)
 
@@ -105,8 +105,8 @@ def test_normal_numbers_are_normal():
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_neighbours_and_blocks_are_independent(odd):
-    numbers = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd=odd)
-    others = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd=odd, key=(0, "down"))
+    numbers = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd_integers=odd)
+    others = drawn(torch.empty(1024, 1024), 1, 1024, stacked=False, odd_integers=odd, key=(0, "down"))
     flat = numbers.flatten()
 
     for first, second in (

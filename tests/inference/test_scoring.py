@@ -144,7 +144,7 @@ def test_bits_per_byte_worked_by_hand(name):
 class Prefixed:
     """The bytes with a token before every text, as Llama's tokenizer has it."""
 
-    name, vocab_size, end_of_text, begin_of_text = "prefixed", 300, 256, (299,)
+    name, vocab_size, eos_token_id, bos_token_ids = "prefixed", 300, 256, (299,)
 
     def __init__(self):
         self.inner = load_tokenizer("bytes")

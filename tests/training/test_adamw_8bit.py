@@ -296,16 +296,16 @@ def no_torchao(name):
 
 
 MISSING = {
-    "torchao": (("training.adamw_8bit.version", no_torchao), r"pip install 'growlm\[torchao\]'"),
+    "torchao": (("optim.adamw_8bit.version", no_torchao), r"pip install 'growlm\[torchao\]'"),
     "another torchao": (
-        ("training.adamw_8bit.version", lambda name: "0.12.0"),
+        ("optim.adamw_8bit.version", lambda name: "0.12.0"),
         "torchao 0.18.*, but 0.12.0 is installed",
     ),
     "headers": (
-        ("compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}),
+        ("runtime.compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}),
         "no Python.h in /nowhere",
     ),
-    "compiler": (None, "needs a C.. compiler on a CPU, and there is no no-such-compiler"),
+    "compiler": (None, "needs a C.. compiler on a CPU, but no-such-compiler was not found"),
 }
 
 

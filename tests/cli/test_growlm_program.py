@@ -1,0 +1,112 @@
+"""`growlm COMMAND`: subcommands, version, composed configs and tab completion, as a shell sees them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from growlm import __version__
+from growlm.cli.completion import list_completions
+from growlm.cli.main import COMMANDS
+
+
+def growlm(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "growlm", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def test_help_names_every_command():
+    shown = growlm("--help")
+    assert shown.returncode == 0
+    for name, text in COMMANDS.items():
+        assert f"  {name:<10}{text}" in shown.stdout
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+
+
+@pytest.mark.parametrize("command", [None, "train", "report", "grow"])
+def test_every_command_knows_its_version(command):
+    shown = growlm(*filter(None, [command]), "--version")
+    assert (shown.returncode, shown.stdout) == (0, f"growlm {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "verify"])
+def test_help_has_a_description_and_an_example(command):
+    shown = growlm(command, "--help")
+    assert shown.returncode == 0
+    assert f"growlm.{command}" in shown.stdout or f"growlm {command}" in shown.stdout
+    assert "xample" in shown.stdout or "resume=RUN_DIR" in shown.stdout
+
+
+def test_a_misspelt_command_is_refused_with_the_nearest():
+    shown = growlm("trian")
+    assert shown.returncode == 2
+    assert "command=trian" in shown.stderr
+    assert "train" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [(["plan", "--cfg", "job", "seed=3"], "seed: 3"), (["grow", "--cfg", "job", "out=x"], "out: x")],
+)
+def test_the_composed_config_is_printed(arguments, line):
+    shown = growlm(*arguments)
+    assert shown.returncode == 0, shown.stderr
+    assert line in shown.stdout.splitlines()
+
+
+def test_only_the_commands_own_config_can_be_printed():
+    shown = growlm("grow", "--cfg", "hydra")
+    assert shown.returncode == 2
+    assert "--cfg=hydra" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("growlm tr", ["train "]),
+        ("growlm completion ", ["bash ", "zsh "]),
+        ("growlm report ", ["out="]),
+        ("growlm train phase_plan=f", ["phase_plan=four_stage "]),
+        ("growlm train trainer.precis", ["trainer.precision="]),
+        ("growlm evaluate data=e", ["data=embedded "]),
+        ("growlm generate format=", ["format=json ", "format=text "]),
+        ("growlm plan calibrate=t", ["calibrate=true "]),
+        ("growlm grow --v", ["--version "]),
+        ("growlm nothing x", []),
+        ("growlm train 'x", []),
+    ],
+)
+def test_completion(line, expected):
+    assert list_completions(line, COMMANDS) == expected
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash: install it to run this test")
+def test_completion_in_bash(tmp_path):
+    program = tmp_path / "growlm"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m growlm "$@"\n')
+    program.chmod(0o755)
+    script = """
+    eval "$(growlm completion bash)"
+    COMP_LINE="growlm train phase_plan=th"; COMP_POINT=${#COMP_LINE}; COMP_WORDS=(growlm)
+    _growlm; printf '%s|' "${COMPREPLY[@]}"
+    """
+    shown = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert shown.stdout == "three_stage |three_stage_100 |"
