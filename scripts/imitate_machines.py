@@ -27,7 +27,7 @@ SUITE = (
     "tests/model",
     "tests/growth",
     "tests/verification",
-    "tests/training/test_exact_state.py",
+    "tests/optim/test_exact_state.py",
     "tests/training/test_resume.py",
 )
 DEFAULT_TESTS, ALL_TESTS = "not slow and not gpu and not machines", "not slow and not gpu"

@@ -4,7 +4,8 @@ import os
 
 import hypothesis
 import pytest
-from imitation import imitate_machine
+
+from tests.machines.imitation import imitate_machine
 
 imitate_machine()
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from on_devices import outcome, start
 from safetensors.torch import load_file
-from tiny_run import TINY_PLAN, rows
 
 from growlm import convert, evaluate, generate, report, verify
 from growlm import grow as grow_command
@@ -25,6 +23,8 @@ from growlm.config.schema import RunConfig
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
 from growlm.training.resume.resume_from import load_saved_config
+from tests.distributed.on_devices import outcome, start
+from tests.training.tiny_run import TINY_PLAN, rows
 
 FIXTURES = Path(__file__).with_name("fixtures") / "format_1"
 MADE = json.loads((FIXTURES / "made.json").read_text())

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from imitation import imitate_machine
-from tiny_models import build, tiny_config
 
 from growlm.checkpoint import save_model
 from growlm.checkpoint.checkpoint_folder import atomic_folder
@@ -20,6 +18,8 @@ from growlm.distributed.startup import init_distributed
 from growlm.huggingface.pretrained import open_pretrained
 from growlm.runtime.exit_codes import exit_process, run_and_get_exit_code
 from growlm.runtime.memory import release_memory
+from tests.machines.imitation import imitate_machine
+from tests.model.tiny_models import build, tiny_config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.uint8)
 LARGE = {

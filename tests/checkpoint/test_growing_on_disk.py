@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from grown_training import OPTIMIZERS, Training
-from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 
 from growlm.checkpoint import checkpoint_folder as artefact
 from growlm.checkpoint import load_model, read_optimizer_states, save_model
@@ -25,6 +23,8 @@ from growlm.growth import (
 )
 from growlm.optim.optimizer_factory import get_optimizer_states
 from growlm.runtime.errors import DiskError, UserError
+from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_config
+from tests.training.grown_training import OPTIMIZERS, Training
 
 SEQUENCES = {
     "widen and deepen": [Widen(scale_factor=1.5), Deepen(extra_layers=3, placement="interleave")],

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
@@ -18,6 +17,7 @@ from growlm.growth import Deepen
 from growlm.huggingface import to_huggingface
 from growlm.runtime.errors import UserError
 from growlm.storage.integrity import write_manifest
+from tests.model.tiny_models import build, tiny_config
 
 
 class Malicious:

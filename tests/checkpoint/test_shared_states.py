@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from on_devices import outcome, start
-from sharing import assert_same_tensors, random_tensors, trained_model
-from tiny_models import random_tokens
 
 from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
@@ -24,6 +21,9 @@ from growlm.growth import Deepen, grow
 from growlm.huggingface.pretrained import open_pretrained
 from growlm.runtime.errors import UserError
 from growlm.storage.integrity import hash_file, write_manifest
+from tests.checkpoint.sharing import assert_same_tensors, random_tensors, trained_model
+from tests.distributed.on_devices import outcome, start
+from tests.model.tiny_models import random_tokens
 
 SHARING = Path(__file__).with_name("sharing.py")
 FILES = (

@@ -56,7 +56,10 @@ def test_a_misspelt_command_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
-    [(["plan", "--cfg", "job", "seed=3"], "seed: 3"), (["grow", "--cfg", "job", "out=x"], "out: x")],
+    [
+        (["plan", "--cfg", "job", "seed=3"], "seed: 3"),
+        (["grow", "--cfg", "job", "out=x"], "out: x"),
+    ],
 )
 def test_the_composed_config_is_printed(arguments, line):
     shown = growlm(*arguments)

@@ -38,6 +38,8 @@ def test_a_closed_stream_is_no_error(arguments, redirection):
 
 
 def test_nobody_who_reads_ends_it_as_a_signal_would():
-    shown = run(["plan", "phase_plan=dense", "cluster=dgx_h100", "devices=1,2,4"], "| true; sleep 0")
+    shown = run(
+        ["plan", "phase_plan=dense", "cluster=dgx_h100", "devices=1,2,4"], "| true; sleep 0"
+    )
     assert "Traceback" not in shown.stderr
     assert "Broken pipe" not in shown.stderr

@@ -47,7 +47,9 @@ def bounded():
 @pytest.fixture
 def run(bounded, monkeypatch, capfd, tmp_path):
     """Run a command in this process, in the folder of the copied fixtures: exit code, and all that it prints."""
-    monkeypatch.setattr(prepare, "load_or_measure_calibration", lambda *_: Calibration(*[1e9] * 6, 1e-6))
+    monkeypatch.setattr(
+        prepare, "load_or_measure_calibration", lambda *_: Calibration(*[1e9] * 6, 1e-6)
+    )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def call(module, *arguments):

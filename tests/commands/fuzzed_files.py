@@ -8,11 +8,11 @@ import random
 import sys
 from pathlib import Path
 
-import hostile_cases as known
 import yaml
-from hostile_cases import FIXTURES, reseal
 
 from growlm.storage.integrity import dump_checksummed_json
+from tests.commands import hostile_cases as known
+from tests.commands.hostile_cases import FIXTURES, reseal
 
 DEEP = "[" * 100 + "]" * 100
 VALUES = (

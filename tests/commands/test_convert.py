@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from tiny_models import EXPERTS, assert_same_state, build, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from growlm import convert as convert_command
 from growlm.checkpoint import load_model, save_model
 from growlm.model import parameter_report
 from growlm.runtime.torchao_notices import suppress_torchao_notices
+from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_config
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from bounded_commands import bounded, run  # noqa: F401 - fixtures
-from hostile_cases import CASES, copy_fixtures
-from written_run import page_data
+
+from tests.commands.bounded_commands import bounded, run  # noqa: F401 - fixtures
+from tests.commands.hostile_cases import CASES, copy_fixtures
+from tests.reporting.written_run import page_data
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command[0]}: {case.name}")

@@ -1,9 +1,10 @@
 """Whatever a file holds, a command ends well or says in a line what is wrong with it."""
 
 import pytest
-from bounded_commands import bounded, run  # noqa: F401 - fixtures
-from fuzzed_files import change
-from hostile_cases import copy_fixtures
+
+from tests.commands.bounded_commands import bounded, run  # noqa: F401 - fixtures
+from tests.commands.fuzzed_files import change
+from tests.commands.hostile_cases import copy_fixtures
 
 UNPRINTABLE = ("\x1b", "\x9b", "\u202e")
 FEW, MANY = 60, 4000

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, tiny_config
 
 from growlm import convert as convert_command
 from growlm import evaluate as evaluate_command
@@ -19,6 +18,7 @@ from growlm.inference.generation import generate
 from growlm.inference.outputs import replace_control_characters
 from growlm.inference.sampling import Sampling
 from growlm.inference.text_stream import decode_continuation
+from tests.model.tiny_models import EXPERTS, build, tiny_config
 
 BYTES = load_tokenizer("bytes")
 CPU = ("device=cpu", "precision=32-true")

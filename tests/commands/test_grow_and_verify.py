@@ -9,12 +9,12 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, tiny_config
 
 from growlm import grow as grow_command
 from growlm import verify as verify_command
 from growlm.checkpoint import load_model, save_model
 from growlm.runtime.errors import UserError
+from tests.model.tiny_models import EXPERTS, build, tiny_config
 
 WIDEN = "grow=[{widen: {scale_factor: 2}}]"
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from stopping import slow
-from tiny_models import build, tiny_config
-from tiny_run import TINY, TINY_PLAN
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
@@ -21,6 +18,9 @@ from growlm.runtime.optional_packages import explain_missing_package
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import run_plan
 from growlm.training.requirements import check_requirements
+from tests.model.tiny_models import build, tiny_config
+from tests.training.stopping import slow
+from tests.training.tiny_run import TINY, TINY_PLAN
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 WITHOUT = """

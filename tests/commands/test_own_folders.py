@@ -10,20 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bounded_commands import bounded, run  # noqa: F401
-from hostile_cases import (
-    CHECKPOINT,
-    FIXTURES,
-    GENERATE,
-    HUGE,
-    copy_fixtures,
-    fifo,
-    link,
-    resealed,
-    set_value,
-    written,
-    zeros,
-)
 
 from growlm.data.corpus import open_corpus
 from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
@@ -40,6 +26,20 @@ from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
 from growlm.training import run_setup as prepare
 from growlm.training.resume.resume_from import load_saved_config
+from tests.commands.bounded_commands import bounded, run  # noqa: F401
+from tests.commands.hostile_cases import (
+    CHECKPOINT,
+    FIXTURES,
+    GENERATE,
+    HUGE,
+    copy_fixtures,
+    fifo,
+    link,
+    resealed,
+    set_value,
+    written,
+    zeros,
+)
 
 JOB = "sweep/0_noise_std=0.001"
 ENTRY = "phase_cache/55082a7573af8fa46f62eaef92bc8e5e"

@@ -9,8 +9,9 @@ import time
 
 import pytest
 import yaml
-from tiny_run import TINY
-from wandb_file import wandb_run
+
+from tests.commands.wandb_file import wandb_run
+from tests.training.tiny_run import TINY
 
 
 def train(folder, *arguments):

@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
-from on_devices import history
-from tiny_run import TINY
+
+from tests.distributed.on_devices import history
+from tests.training.tiny_run import TINY
 
 TRAIN = [sys.executable, "-m", "growlm.train", *TINY, "logger=none", "trainer.devices=2"]
 

@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from stopping import slow
-from tiny_models import build, tiny_config
 
 from growlm.checkpoint import load_model, save_model
 from growlm.runtime.errors import DiskError
 from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.locks import LockedError, lock_for_creation
+from tests.model.tiny_models import build, tiny_config
+from tests.training.stopping import slow
 
 COMMANDS = {
     "grow": ("checkpoint={model}", "out={out}", "grow=[{widen: {scale_factor: 4}}]"),

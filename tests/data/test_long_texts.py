@@ -7,7 +7,6 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_huggingface_tokenizer import MAKERS, write
 
 from growlm.data import embedded_documents, load_tokenizer
 from growlm.data.tokenization import long_texts
@@ -21,6 +20,7 @@ from growlm.data.tokenization.long_texts import (
 )
 from growlm.data.tokenization.parallel_tokenization import tokenize_chunk
 from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer, make_byte_pair_encoding
+from tests.data.test_huggingface_tokenizer import MAKERS, write
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 embedded = load_tokenizer("embedded")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_corpora import ListSource, mixed, shuffled, stream, through_json
 
 from growlm.data import PackedSamples
 from growlm.data import prefetch as chunks
 from growlm.runtime.errors import RunError, UserError
+from tests.data.made_corpora import ListSource, mixed, shuffled, stream, through_json
 
 corpora = st.lists(st.text("abc é", max_size=7), min_size=2, max_size=40)
 

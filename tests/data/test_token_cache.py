@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_corpora import ListSource, tokenizer, trained_on
-from test_text_files import write
 
 from growlm.config.schema import DataConfig
 from growlm.data import DataListener, TextFiles, open_run_data, tokenize_source
@@ -20,6 +18,8 @@ from growlm.runtime.errors import DiskError, UserError
 from growlm.storage import file_digests
 from growlm.storage.file_digests import FileDigestCache
 from growlm.storage.locks import acquire_lock
+from tests.data.made_corpora import ListSource, tokenizer, trained_on
+from tests.data.test_text_files import write
 
 ROOT = Path(__file__).parents[2]
 
@@ -311,8 +311,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     program = (
-        "import resource, sys; from pathlib import Path; sys.path.insert(0, 'tests/data'); "
-        "from made_corpora import *; from test_token_cache import *; "
+        "import resource, sys; from pathlib import Path; sys.path.insert(0, '.'); "
+        "from tests.data.made_corpora import *; from tests.data.test_token_cache import *; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY)); "
         "tokenize_source(settings(Path(sys.argv[1])), tokenizer, ListSource(DOCUMENTS))"
     )
@@ -343,9 +343,9 @@ SLOW_PROGRAM = """
 import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
-sys.path.insert(0, "tests/data")
-from made_corpora import *
-from test_token_cache import *
+sys.path.insert(0, ".")
+from tests.data.made_corpora import *
+from tests.data.test_token_cache import *
 
 class Slow(Counting):
     def read(self, position=None):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_huggingface_tokenizer import llama_like, write
 
 from growlm.data import embedded_documents, load_tokenizer
 from growlm.data.tokenization import parallel_tokenization as tokenizing
@@ -15,6 +14,7 @@ from growlm.data.tokenization.parallel_tokenization import (
     token_dtype,
     tokenize_documents,
 )
+from tests.data.test_huggingface_tokenizer import llama_like, write
 
 
 @pytest.fixture(scope="module")

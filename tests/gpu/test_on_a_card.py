@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from imitation import fill_new_memory
-from stopping import SignalAt, assert_same_run
-from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
-from tiny_run import tiny_config as run_config
-from tiny_run import tiny_run
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.model.loss import linear_cross_entropy
 from growlm.verification import detailed_growth_check
+from tests.machines.imitation import fill_new_memory
+from tests.model.tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
+from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.tiny_run import tiny_config as run_config
+from tests.training.tiny_run import tiny_run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,7 +1,8 @@
 """What lossless means: every logit of the grown model is the old one's, to the tolerance of the precision."""
 
 import torch
-from tiny_models import logits_of, max_difference, random_tokens
+
+from tests.model.tiny_models import logits_of, max_difference, random_tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 NEAR_TIE = 1e-4

@@ -5,8 +5,6 @@ import os
 from datetime import timedelta
 
 import torch
-from imitation import imitate_machine
-from tiny_models import FAMILIES, build, random_tokens, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
 from growlm.distributed.dtensors import get_full_tensor, get_local_tensor, is_sharded
@@ -23,6 +21,8 @@ from growlm.runtime.exit_codes import exit_process
 from growlm.training.nan_check import describe_nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
 from growlm.verification.router_lock import compute_expert_similarity
+from tests.machines.imitation import imitate_machine
+from tests.model.tiny_models import FAMILIES, build, random_tokens, tiny_config
 
 GROWTHS = (
     [Upcycle(num_experts=4, drop_fraction=0.5)],

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, tiny_config
 
 from growlm.growth import (
     Deepen,
@@ -15,6 +14,7 @@ from growlm.growth import (
 from growlm.growth.growth_map import axes_table_from_config
 from growlm.growth.transforms.scale_factors import original_mask
 from growlm.model import TransformerLM
+from tests.model.tiny_models import EXPERTS, tiny_config
 
 
 def ones_state(config):

@@ -45,7 +45,9 @@ def test_shares_of_all_copies_sum_to_one(channels):
 def test_copies_counts(channels):
     source = channels.source.tolist()
 
-    assert channels.copy_counts().tolist() == [0 if s == FILLER else source.count(s) for s in source]
+    assert channels.copy_counts().tolist() == [
+        0 if s == FILLER else source.count(s) for s in source
+    ]
     assert channels.has_fillers == (FILLER in source)
 
 

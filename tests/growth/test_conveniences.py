@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from losslessness import assert_lossless
-from tiny_models import assert_same_state, build, max_difference, tiny_config
 from torch import nn
 
 from growlm.growth import Deepen, Widen, grow, hyperclone_weight, scale_bilaterally
 from growlm.model.keyed_rng import keyed_normal
+from tests.growth.losslessness import assert_lossless
+from tests.model.tiny_models import assert_same_state, build, max_difference, tiny_config
 
 
 @pytest.mark.parametrize("scale_factor", [1.5, 2])

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
 from growlm.growth.growth_map import BlockOrigin
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 OUTPUTS = ("attention.output.", "feed_forward.down.", "feed_forward.experts.down")
 
@@ -93,7 +100,9 @@ def test_a_plain_copy_moves_the_logits_and_says_so(placement):
     grown = grow(model, [operator])
 
     assert not growth_map.lossless
-    assert growth_map.description == [f"Layer {place} from layer {source}, plain copy (not lossless)"]
+    assert growth_map.description == [
+        f"Layer {place} from layer {source}, plain copy (not lossless)"
+    ]
     assert max_difference(logits_of(grown, tokens), logits_of(model, tokens)) > 1e-3
     for name, tensor in grown.blocks[place].state_dict().items():
         assert torch.equal(tensor, model.blocks[source].state_dict()[name])

@@ -4,8 +4,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from imitation import fill_new_memory
-from tiny_models import build, tiny_config
 
 from growlm.growth import (
     Deepen,
@@ -16,6 +14,8 @@ from growlm.growth import (
     grow,
     grow_optimizer_state,
 )
+from tests.machines.imitation import fill_new_memory
+from tests.model.tiny_models import build, tiny_config
 
 GROWTHS = {
     "copies": [Widen(scale_factor=2)],

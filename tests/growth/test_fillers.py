@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_models import build, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Widen, grow
 from growlm.growth.growth_rng import normal_quantiles
+from tests.model.tiny_models import build, max_difference, random_tokens, tiny_config
 
 RATIO = 16 / 24  # the share of channels that are copies: one full copy of 16 in 24
 BLOCK = "blocks.1."

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Widen, build_growth_map, grow
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.optimizer_state import explain_inexactness
 from growlm.runtime.errors import UserError
 from growlm.verification import Status, detailed_growth_check
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 SHAPES = {
     "dense": {},

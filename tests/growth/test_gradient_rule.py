@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 import torch.nn.functional as F
-from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, GrowthRng, Upcycle, Widen, apply_growth, build_growth_map, grow
+from tests.model.tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 
 def gradients(model):

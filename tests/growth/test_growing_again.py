@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from losslessness import TOLERANCE, assert_lossless
-from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Widen, grow
+from tests.growth.losslessness import TOLERANCE, assert_lossless
+from tests.model.tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 MODEL = pytest.mark.parametrize(
     ("family", "tied", "moe"), list(product(FAMILIES, (True, False), (False, True)))

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from losslessness import assert_lossless
-from tiny_models import random_tokens
 
 from growlm.growth import Widen, grow
 from growlm.model import ModelConfig, TransformerLM
+from tests.growth.losslessness import assert_lossless
+from tests.model.tiny_models import random_tokens
 
 
 @pytest.mark.parametrize("scale_factor", [1.5, 2])

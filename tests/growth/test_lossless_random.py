@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from losslessness import before_near_ties
-from tiny_models import build, logits_of, max_difference, random_tokens
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
+from tests.growth.losslessness import before_near_ties
+from tests.model.tiny_models import build, logits_of, max_difference, random_tokens
 
 LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8, "num_experts": 30}
 

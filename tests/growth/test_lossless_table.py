@@ -5,10 +5,10 @@ from itertools import product
 
 import pytest
 import torch
-from losslessness import TOLERANCE, assert_lossless
-from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
+from tests.growth.losslessness import TOLERANCE, assert_lossless
+from tests.model.tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 MODELS = list(product(FAMILIES, (True, False), (False, True)))
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 from torch import nn
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
@@ -11,6 +10,7 @@ from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
 from growlm.model import TransformerLM
 from growlm.model.axes import Label, index, label, reads, writes
 from growlm.model.layers.labeled_layers import labeled_linear
+from tests.model.tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
 GROWTHS = {
     "widen x2": [Widen(scale_factor=2)],

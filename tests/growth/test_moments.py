@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow_optimizer_state
+from tests.model.tiny_models import build, random_tokens, tiny_config
 
 
 def trained_states(config):

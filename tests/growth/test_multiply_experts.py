@@ -4,11 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.runtime.errors import UserError
 from growlm.verification import Status, detailed_growth_check, infer_growth_from_configs
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 
 def check(old, new, operators):

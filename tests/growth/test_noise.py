@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import GrowthRng, Widen, apply_growth, build_growth_map
 from growlm.growth.channel_map import ChannelMap
@@ -10,6 +9,14 @@ from growlm.growth.transforms.fused import apply_to_weight
 from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.tensor_transforms import compute_matrix_std
 from growlm.model.axes import Role, axes_table
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 MODEL = pytest.mark.parametrize(
     ("family", "changes"),

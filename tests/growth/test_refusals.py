@@ -1,11 +1,11 @@
 """What cannot be grown is refused with the setting, its value and what would be allowed."""
 
 import pytest
-from tiny_models import EXPERTS, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
 from growlm.model import TransformerLM
 from growlm.runtime.errors import UserError
+from tests.model.tiny_models import EXPERTS, tiny_config
 
 
 def refusal_of(operator, **changes):

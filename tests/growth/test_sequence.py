@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny_models import assert_same_state, build, state_copy, tiny_config
 
 from growlm.growth import (
     Deepen,
@@ -20,6 +19,7 @@ from growlm.growth import (
 )
 from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
 from growlm.model import TransformerLM
+from tests.model.tiny_models import assert_same_state, build, state_copy, tiny_config
 
 SEQUENCES = {
     "upcycle, widen": [Upcycle(num_experts=4), Widen(scale_factor=1.5)],

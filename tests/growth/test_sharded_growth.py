@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from on_devices import outcome, start
-from sharded_growth import PROGRAM
+
+from tests.distributed.on_devices import outcome, start
+from tests.growth.sharded_growth import PROGRAM
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -5,11 +5,11 @@ from itertools import product
 
 import pytest
 import torch
-from tiny_models import build, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.transforms.tensor_transforms import compute_matrix_std
+from tests.model.tiny_models import build, tiny_config
 
 GROWTHS = {
     "copies": [Widen(scale_factor=1.5)],

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Widen, build_growth_map, grow
 from growlm.growth.channel_map import ChannelMap
 from growlm.verification import Status, detailed_growth_check
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 
 def test_shares_rise_with_the_copy_and_sum_to_one():

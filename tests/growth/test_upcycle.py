@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import build, random_tokens, tiny_config
 
 from growlm.growth import Upcycle, grow
+from tests.model.tiny_models import build, random_tokens, tiny_config
 
 
 def loads_of(model):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
 from growlm.growth import Upcycle, Widen, build_growth_map, grow
 from growlm.runtime.errors import UserError
 from growlm.verification import detailed_growth_check, infer_growth_from_configs
+from tests.model.tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
 
 @pytest.mark.parametrize("granularity", [2, 3, 4])

@@ -1,10 +1,10 @@
 """The config of a widened model."""
 
 import pytest
-from tiny_models import tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map
 from growlm.model import ModelConfig, parameter_report
+from tests.model.tiny_models import tiny_config
 
 
 def widened(operator, **changes):

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 from growlm.data import load_tokenizer
 from growlm.inference.evaluation_text import tokenize_for_evaluation
 from growlm.inference.scoring import bits_per_byte, iter_windows, score_tokens, sum_token_losses
 from growlm.model import TransformerLM
 from growlm.runtime.errors import UserError
+from tests.model.tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 
 @given(st.integers(0, 200), st.integers(1, 40), st.data())

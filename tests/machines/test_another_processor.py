@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import TINY, rows
+
+from tests.training.tiny_run import TINY, rows
 
 pytestmark = pytest.mark.machines
 
 STOP = """
 import sys
 from pathlib import Path
-from imitation import imitate_machine
-from stopping import SignalAt
-from tiny_run import tiny_config
+from tests.machines.imitation import imitate_machine
+from tests.training.stopping import SignalAt
+from tests.training.tiny_run import tiny_config
 from growlm.training import Interrupted, run_plan
 
 imitate_machine()

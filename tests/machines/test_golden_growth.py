@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from golden_growth import CASES, FILE, figures, grown, kind, weights_hash
+
+from tests.machines.golden_growth import CASES, FILE, figures, grown, kind, weights_hash
 
 EXPECTED = json.loads(FILE.read_text())
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from imitation import NAN_IN_NEW_MEMORY, fill_new_memory
-from on_devices import history, run_all
-from stopping import TIMES, assert_same_run
-from tiny_models import EXPERTS, assert_same_state, build, tiny_config
-from tiny_run import tiny_run
 
 from growlm.checkpoint import load_model, save_model
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.optim.adamw_8bit import get_unavailable_reason
+from tests.distributed.on_devices import history, run_all
+from tests.machines.imitation import NAN_IN_NEW_MEMORY, fill_new_memory
+from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_config
+from tests.training.stopping import TIMES, assert_same_run
+from tests.training.tiny_run import tiny_run
 
 
 def machines(*values):

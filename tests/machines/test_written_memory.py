@@ -4,15 +4,15 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from imitation import fill_new_memory
-from neighbors import WrittenNeighbors
-from tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.inference.generation import generate
 from growlm.model import loss as loss_module
 from growlm.model.loss import linear_cross_entropy, token_losses
 from growlm.verification import detailed_growth_check
+from tests.machines.imitation import fill_new_memory
+from tests.machines.neighbors import WrittenNeighbors
+from tests.model.tiny_models import EXPERTS, FAMILIES, build, random_tokens, tiny_config
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": None}
 SHAPES = {

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, tiny_config
 from torch import nn
 
 from growlm.model import TransformerLM
 from growlm.model.axes import Label, axes_table, label, reads, split_block_name, writes
+from tests.model.tiny_models import EXPERTS, tiny_config
 
 
 @pytest.mark.parametrize("family", ["default", "llama"])

@@ -5,7 +5,15 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
+
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
 
 TIME = 12
 SHAPES = {

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from tiny_models import tiny_config
 
 from growlm.model import TransformerLM
 from growlm.runtime.errors import UserError
+from tests.model.tiny_models import tiny_config
 
 BAD = [
     ("vocab_size", -1),

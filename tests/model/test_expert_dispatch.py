@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_config
 
 from growlm.model.keyed_rng import keyed_normal
 from growlm.model.layers.experts import CPU_MAX_ROW_MULTIPLE, MixtureOfExperts
 from growlm.model.layers.routing import RoutingLog, route
+from tests.model.tiny_models import FAMILIES, tiny_config
 
 TOKENS, WIDTH, HIDDEN, NUM_EXPERTS = 96, 32, 48, 8
 

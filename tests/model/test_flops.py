@@ -1,11 +1,11 @@
 """The closed formula of floating-point operations against PyTorch's own counter."""
 
 import pytest
-from tiny_models import random_tokens, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growlm.model import TransformerLM, parameter_report, training_flops_per_token
+from tests.model.tiny_models import random_tokens, tiny_config
 
 
 @pytest.mark.parametrize("family", ["default", "llama"])

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import EXPERTS, assert_same_state, tiny_config
 
 from growlm.model import TransformerLM
+from tests.model.tiny_models import EXPERTS, assert_same_state, tiny_config
 
 
 @pytest.mark.parametrize("experts", [{}, EXPERTS])

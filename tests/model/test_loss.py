@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import build, random_tokens, tiny_config
 
 from growlm.model import loss as loss_module
 from growlm.model.loss import linear_cross_entropy
+from tests.model.tiny_models import build, random_tokens, tiny_config
 
 
 @pytest.fixture(params=[1, 3, 1000], ids="{} rows a chunk".format)

@@ -1,9 +1,9 @@
 """The published sizes, to the last parameter."""
 
 import pytest
-from tiny_models import EXPERTS, tiny_config
 
 from growlm.model import ModelConfig, TransformerLM, parameter_report
+from tests.model.tiny_models import EXPERTS, tiny_config
 
 EIGHT_EXPERTS = {"num_experts": 8, "top_k": 2}
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, random_tokens, tiny_config
+
+from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 
 def losses_and_gradients(model, batch):

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from written_run import page_data, write_run
 
 from growlm.report import report
 from growlm.reporting.html import read_report, write_report
 from growlm.reporting.html.savings import compute_savings
 from growlm.reporting.html.sweep_parameters import find_sweep_parameters
 from growlm.runtime.errors import UserError
+from tests.reporting.written_run import page_data, write_run
 
 SCRATCH = {"kind": "scratch", "equal": "flops", "of": "quickstart"}
 

@@ -5,11 +5,11 @@ import json
 import statistics
 
 import pytest
-from browser import chromium
-from tiny_run import tiny_run
-from written_run import write_history, write_run
 
 from growlm.reporting.html import write_report
+from tests.reporting.browser import chromium
+from tests.reporting.written_run import write_history, write_run
+from tests.training.tiny_run import tiny_run
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 PLOTTED = "return document.getElementById('{}').data[0].x"

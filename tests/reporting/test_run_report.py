@@ -10,13 +10,13 @@ from dataclasses import asdict
 
 import pytest
 import yaml
-from written_run import page_data, write_history, write_run
 
 from growlm.reporting.html import write_report
 from growlm.reporting.html.page import ASSETS_DIR
 from growlm.reporting.reading.run_files import read_run
 from growlm.reporting.records import ReusedPhases
 from growlm.runtime.errors import UserError
+from tests.reporting.written_run import page_data, write_history, write_run
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; {{ data }} \u2028 猫"
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_said_once(tmp_path, arguments, words):
 
 @pytest.mark.slow
 def test_the_command_to_reproduce_trains_the_same(tmp_path):
-    from tiny_run import rows, tiny_run
+    from tests.training.tiny_run import rows, tiny_run
 
     first = tmp_path / "a run, 'quoted'"
     short = [f"phases.{name}.steps=1" for name in ("dense", "moe", "wide", "deep")]

@@ -16,8 +16,9 @@ import time
 from collections import Counter
 
 import pytest
-from stopping import assert_same_run
-from tiny_run import TINY
+
+from tests.training.stopping import assert_same_run
+from tests.training.tiny_run import TINY
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TINY, "logger=none", "checkpoint.every_steps=2", "optimizer=adamw")

@@ -3,9 +3,10 @@
 import time
 
 import pytest
-from on_devices import history, largest_difference
-from tiny_run import TINY, tiny_run
-from two_nodes import TwoNodes, can_make_nodes
+
+from tests.distributed.on_devices import history, largest_difference
+from tests.slow.two_nodes import TwoNodes, can_make_nodes
+from tests.training.tiny_run import TINY, tiny_run
 
 pytestmark = [
     pytest.mark.slow,

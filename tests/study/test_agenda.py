@@ -3,7 +3,8 @@
 import pytest
 from growth_study.agenda import losses_of, next_runs, source_rate, tuned_rate
 from growth_study.arms import AXES, GRID, TUNING_SEED
-from simulated_study import BEST_RATE, carried_out
+
+from tests.study.simulated_study import BEST_RATE, carried_out
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from growth_study.arms import AXES, SEEDS
 from growth_study.findings import Findings
 from growth_study.plots import draw_all
 from growth_study.tables import all_tables, fill_page, room
-from simulated_study import AHEAD, carried_out
+
+from tests.study.simulated_study import AHEAD, carried_out
 
 
 @pytest.fixture(scope="module")

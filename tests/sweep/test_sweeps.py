@@ -8,8 +8,9 @@ import sys
 import time
 
 import pytest
-from stopping import assert_same_run
-from tiny_run import TINY
+
+from tests.training.stopping import assert_same_run
+from tests.training.tiny_run import TINY
 
 NOISES = "growth.noise_std=1e-3,1e-2,2e-2"
 DIALS = ("0_noise_std=0.001", "1_noise_std=0.01", "2_noise_std=0.02")

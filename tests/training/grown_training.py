@@ -1,7 +1,6 @@
 """A training loop in double precision that grows the model on the way, as a run does at its boundaries."""
 
 import torch
-from tiny_models import random_tokens
 
 from growlm.config.schema import OptimizerConfig
 from growlm.growth import GrowthRng, apply_growth, build_growth_map, grow_optimizer_state
@@ -12,6 +11,7 @@ from growlm.optim.optimizer_factory import (
     restore_optimizer_states,
 )
 from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
+from tests.model.tiny_models import random_tokens
 
 LR = 1e-2
 OPTIMIZERS = {

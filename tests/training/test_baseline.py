@@ -6,8 +6,6 @@ from dataclasses import asdict, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stopping import SignalAt
-from tiny_run import TINY, rows, tiny_config
 
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
@@ -16,6 +14,8 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 from growlm.training import Interrupted, phase_runner, run_plan
 from growlm.training.baseline import apply_baseline
+from tests.training.stopping import SignalAt
+from tests.training.tiny_run import TINY, rows, tiny_config
 
 SPEED = calibration.Calibration(1e11, 4e10, 1e10, 2e9, 4e9, 1e8, 1e-5)
 
@@ -96,14 +96,18 @@ def test_a_baseline_runs_and_can_be_resumed(tmp_path):
 def test_seconds_are_those_that_the_run_began_with(tmp_path, monkeypatch):
     settings = ("baseline=continue", "baseline.equal=seconds", "reuse.phases=never")
     speeds = iter([SPEED, replace(SPEED, call=1e-3, half_flops=1e10)])
-    monkeypatch.setattr("growlm.training.baseline.load_or_measure_calibration", lambda *_: next(speeds))
+    monkeypatch.setattr(
+        "growlm.training.baseline.load_or_measure_calibration", lambda *_: next(speeds)
+    )
     config = tiny_config(tmp_path / "run", *settings)
     begun = apply_baseline(config, lambda: None)
     monkeypatch.setattr(phase_runner, "build_extra_callbacks", lambda _: {"stop": SignalAt(2)})
     with pytest.raises(Interrupted):
         run_plan(begun)
     monkeypatch.undo()
-    monkeypatch.setattr("growlm.training.baseline.load_or_measure_calibration", lambda *_: next(speeds))
+    monkeypatch.setattr(
+        "growlm.training.baseline.load_or_measure_calibration", lambda *_: next(speeds)
+    )
     resumed = apply_baseline(replace(config, resume=str(tmp_path / "run")), lambda: None)
     assert resumed.phases == begun.phases
     elsewhere = apply_baseline(config, lambda: None)

@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import asdict
 
 import pytest
-from tiny_run import tiny_config
 
 from growlm.config.phase_plan import make_plan
 from growlm.config.validation import check_config
@@ -17,6 +16,7 @@ from growlm.training.baseline import apply_baseline
 from growlm.training.requirements import check_requirements
 from growlm.training.run_setup import build_context, resolve_config
 from growlm.training.strategy import resolve_num_devices
+from tests.training.tiny_run import tiny_config
 
 ONCE = (
     build_context,

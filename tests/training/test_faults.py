@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from lightning.pytorch import Callback
-from stopping import SignalAt, assert_same_run, slow
-from tiny_run import TINY, events, tiny_config
 
 from growlm.checkpoint import load_model, read_optimizer_states
 from growlm.runtime.errors import DiskError, RunError, UserError
@@ -20,6 +18,8 @@ from growlm.training import Interrupted, run_plan
 from growlm.training.nan_check import NonFiniteError
 from growlm.training.resume.resume_from import resolve_resume_config
 from growlm.training.run_folder import create_run_folder, open_run_folder
+from tests.training.stopping import SignalAt, assert_same_run, slow
+from tests.training.tiny_run import TINY, events, tiny_config
 
 
 @pytest.fixture(scope="module")

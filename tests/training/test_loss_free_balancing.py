@@ -2,13 +2,20 @@
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, max_difference, random_tokens, tiny_config
-from tiny_run import rows, tiny_run
 
 from growlm.checkpoint import load_model
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.model import TransformerLM, parameter_report
 from growlm.model.layers.routing import route
+from tests.model.tiny_models import (
+    EXPERTS,
+    build,
+    logits_of,
+    max_difference,
+    random_tokens,
+    tiny_config,
+)
+from tests.training.tiny_run import rows, tiny_run
 
 BIASED = {**EXPERTS, "router_bias_step": 0.01}
 

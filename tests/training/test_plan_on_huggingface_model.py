@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from test_huggingface_tokenizer import byte_level, write
 from transformers import AutoTokenizer
 
 from growlm.checkpoint import load_model
@@ -15,6 +14,7 @@ from growlm.data import embedded_documents, load_tokenizer
 from growlm.huggingface import to_huggingface
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import run_plan
+from tests.data.test_huggingface_tokenizer import byte_level, write
 
 with suppress_torchao_notices():
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM

@@ -8,9 +8,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stopping import SignalAt, assert_same_run
-from test_huggingface_tokenizer import llama_like, write
-from tiny_run import config_from, tiny_config, tiny_run
 
 from growlm.checkpoint import load_model, read_optimizer_states
 from growlm.checkpoint.offline_growth import grow_checkpoint
@@ -18,6 +15,9 @@ from growlm.data import load_tokenizer
 from growlm.growth import Upcycle, Widen
 from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
+from tests.data.test_huggingface_tokenizer import llama_like, write
+from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.tiny_run import config_from, tiny_config, tiny_run
 
 DENSE_ONLY = ("~phases.moe", "~phases.wide", "~phases.deep")
 UNTRAINED = tuple(f"phases.{name}.steps=0" for name in ("dense", "moe", "wide", "deep"))

@@ -10,11 +10,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from stopping import SignalAt, assert_same_run, history
-from tiny_run import TINY, tiny_config
 
 from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
+from tests.training.stopping import SignalAt, assert_same_run, history
+from tests.training.tiny_run import TINY, tiny_config
 
 WORDS = [
     "the",

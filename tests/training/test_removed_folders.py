@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from stopping import assert_same_run
-from test_faults import AtStep
-from tiny_run import TINY, tiny_config
 
 from growlm.runtime.errors import UserError
 from growlm.storage.watched_folders import FolderRemovedError, WatchedFolders
 from growlm.training import run_plan
 from growlm.training.resume.phase_reuse import PhaseReuse
+from tests.training.stopping import assert_same_run
+from tests.training.test_faults import AtStep
+from tests.training.tiny_run import TINY, tiny_config
 
 LOGGERS = ("none", "csv", "tensorboard", "wandb")
 

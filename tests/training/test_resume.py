@@ -4,12 +4,12 @@ import shutil
 import signal
 
 import pytest
-from stopping import SignalAt, assert_same_run, slow
-from tiny_run import tiny_config
-from wandb_file import wandb_file, wandb_history, wandb_rows, wandb_table
-from wandb_server import sync
 
 from growlm.training import Interrupted, run_plan
+from tests.commands.wandb_file import wandb_file, wandb_history, wandb_rows, wandb_table
+from tests.reporting.wandb_server import sync
+from tests.training.stopping import SignalAt, assert_same_run, slow
+from tests.training.tiny_run import tiny_config
 
 
 def stopped_and_resumed(run_dir, overrides, *stops, number=signal.SIGTERM):

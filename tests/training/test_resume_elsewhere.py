@@ -1,8 +1,6 @@
 """A run that goes on where bf16 or the GPU is missing, or was missing when it began."""
 
 import pytest
-from stopping import SignalAt, assert_same_run
-from tiny_run import tiny_config
 
 from growlm.runtime import hardware
 from growlm.runtime.errors import UserError
@@ -10,6 +8,8 @@ from growlm.storage.integrity import dump_checksummed_json, read_checksummed_jso
 from growlm.training import Interrupted, run_plan
 from growlm.training.resume import resume_from as resuming
 from growlm.training.resume.resume_from import resolve_resume_config
+from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.tiny_run import tiny_config
 
 
 @pytest.fixture

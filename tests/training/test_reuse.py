@@ -13,9 +13,6 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Callback
-from stopping import SignalAt, assert_same_run
-from test_huggingface_tokenizer import byte_level, write
-from tiny_run import TINY, rows, tiny_config, tiny_run
 
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
@@ -26,6 +23,9 @@ from growlm.storage.lru_directory import get_folder_size
 from growlm.training import Interrupted, phase_runner, run_plan
 from growlm.training.resume.fingerprint import compute_phase_cache_keys
 from growlm.training.run_folder import RunFingerprint
+from tests.data.test_huggingface_tokenizer import byte_level, write
+from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.tiny_run import TINY, rows, tiny_config, tiny_run
 
 OTHER_NOISE = "growth.noise_std=3e-2"
 MACHINE = Machine("cpu", "32-true", 0)
@@ -267,7 +267,9 @@ def test_phases_of_other_instructions_are_not_reused(tmp_path, monkeypatch):
     """Nor those of the machine's own by a run under a limit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rates = calibration.Calibration(*[1e9] * 6, call=1e-5)
-    monkeypatch.setattr(calibration, "measure_calibration", lambda machine: rates)  # takes longer than all else
+    monkeypatch.setattr(
+        calibration, "measure_calibration", lambda machine: rates
+    )  # takes longer than all else
     overrides = (*sharing(tmp_path / "cache"), "trainer.precision=32-true")
     plain = tiny_run(tmp_path / "plain", *overrides)
     with monkeypatch.context() as limited:

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny_run import rows, tiny_config, tiny_run
 
 from growlm.config import load_config
 from growlm.data import PackedSamples
 from growlm.growth.transforms.tensor_transforms import Split
 from growlm.training import GrowthError, run_plan
 from growlm.training.phase_module import PhaseStage
+from tests.training.tiny_run import rows, tiny_config, tiny_run
 
 NO_WIDE_NOISE = ("growth.noise_std=0", "growth.scale_factor=2")
 

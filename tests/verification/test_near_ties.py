@@ -1,11 +1,11 @@
 """A choice that rounding may decide is excused; any other is not."""
 
 import torch
-from tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 from growlm.growth import Widen, grow
 from growlm.verification import ModelComparison, Status, check_router_scaling
 from growlm.verification.comparison import NEAR_TIE_MARGIN
+from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 
 def models_that_disagree(nudge):

@@ -3,10 +3,10 @@
 import math
 
 import torch
-from tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 from growlm.growth import Upcycle, grow
 from growlm.verification import quick_sanity_check, verify_functional_equivalence
+from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 
 def test_equivalence_has_the_largest_difference_of_each_sequence():

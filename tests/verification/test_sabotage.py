@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
 from growlm.model import TransformerLM
 from growlm.model.axes import Role, axes_table
 from growlm.verification import Status, detailed_growth_check
+from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
 
 DTYPES = [torch.float32, torch.float64]
 

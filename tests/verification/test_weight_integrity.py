@@ -7,7 +7,6 @@ from dataclasses import replace
 import attack_checks
 import pytest
 import torch
-from tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 from growlm.growth import Deepen, GrowthRng, MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.model import TransformerLM
@@ -22,6 +21,7 @@ from growlm.verification import (
     verify_functional_equivalence,
 )
 from growlm.verification.comparison import RoundingBounds, infer_growth_from_models
+from tests.model.tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
 HALF = [torch.bfloat16, torch.float16]
 

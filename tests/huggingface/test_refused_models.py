@@ -1,0 +1,347 @@
+"""What ours cannot be is refused by its key in config.json or by its tensor, and nothing is written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from growlm.checkpoint import load_model, save_model
+from growlm.huggingface import (
+    HuggingFaceTensors,
+    is_hf_folder,
+    read_hf_config,
+    to_growlm,
+    to_huggingface,
+)
+from growlm.huggingface.pretrained import open_pretrained
+from growlm.runtime.errors import UserError
+from tests.huggingface.hf_models import FIXED, make
+from tests.model.tiny_models import build, tiny_config
+
+MISSING = object()
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
+
+REFUSED = [
+    # family, key of config.json, value, what the message says after the key
+    (
+        "llama",
+        "model_type",
+        "qwen2",
+        r"=qwen2: must be one of llama, mistral, mixtral, gpt_neox, growlm",
+    ),
+    ("llama", "model_type", MISSING, r"=null: must be one of"),
+    ("llama", "architectures", ["LlamaModel"], r"=.*must be \[LlamaForCausalLM\]"),
+    (
+        "llama",
+        "auto_map",
+        {"AutoModelForCausalLM": "code.Class"},
+        r"=.*must be null: growlm does not run code",
+    ),
+    ("llama", "quantization_config", {"quant_method": "gptq"}, r"=.*must be null"),
+    ("llama", "hidden_act", "gelu", r"=gelu: must be silu or swish"),
+    ("llama", "hidden_act", None, r"=null: must be silu or swish"),
+    ("llama", "mlp_bias", True, r"=True: must be the same as attention_bias=False"),
+    ("llama", "attention_bias", True, r"mlp_bias=False: must be the same as attention_bias=True"),
+    ("llama", "rope_parameters", YARN, r"\.rope_type=yarn: must be default"),
+    (
+        "llama",
+        "rope_scaling",
+        {"type": "linear", "factor": 2.0},
+        r"\.rope_type=linear: must be default",
+    ),
+    ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, r"\.rope_type=dynamic: must be"),
+    ("llama", "rope_scaling", LLAMA3, r"\.rope_type=llama3: must be default"),
+    ("llama", "rope_parameters", {"full_attention": {}}, r"=.*one mapping for all layers"),
+    ("llama", "rope_parameters", 3, r"=3: must be null or"),
+    (
+        "llama",
+        "rope_parameters",
+        {"rope_theta": "many"},
+        r"rope_theta='many': must be of type float",
+    ),
+    ("llama", "head_dim", 7, r"=7: must be even"),
+    ("llama", "num_key_value_heads", 3, r"=3: must divide num_attention_heads=4"),
+    ("llama", "num_attention_heads", 0, r"=0: must be at least 1"),
+    ("llama", "hidden_size", MISSING, r"=null: must be given"),
+    ("llama", "hidden_size", "32", r"='32': must be of type int"),
+    ("llama", "vocab_size", 31.5, r"=31\.5: must be of type int"),
+    ("llama", "tie_word_embeddings", "no", r"='no': must be of type bool"),
+    ("llama", "rms_norm_eps", 0.0, r"=0\.0: must be greater than 0"),
+    ("llama", "num_hidden_layers", 4000, r"source=.*tensors, too few for the 4000 layers"),
+    ("llama", "logits_scaling", 8.0, r"=8\.0: must be null or 1"),
+    ("llama", "final_logit_softcapping", 30.0, r"=30\.0: must be null"),
+    ("llama", "layer_types", ["sliding_attention"] * 3, r"=.*must be null or full_attention"),
+    ("mistral", "sliding_window", 63, r"=63: must be null or at least max_position_embeddings=64"),
+    ("mistral", "sliding_window", "wide", r"=wide: must be null or at least"),
+    ("mixtral", "sliding_window", 8, r"=8: must be null or at least max_position_embeddings=64"),
+    ("mixtral", "num_local_experts", 4096, r"source=.*tensors, too few for the 3 layers"),
+    ("mixtral", "num_experts_per_tok", 1, r"=1: must be at least 2"),
+    ("mixtral", "num_experts_per_tok", 5, r"=5: must be at most num_local_experts=4"),
+    ("mixtral", "num_local_experts", 1, r"=1: must be at least 2"),
+    ("gpt_neox", "use_parallel_residual", True, r"=True: must be False"),
+    ("gpt_neox", "use_parallel_residual", MISSING, r"=True: must be False"),
+    ("gpt_neox", "attention_bias", False, r"=False: must be True"),
+    ("gpt_neox", "hidden_act", "gelu_new", r"=gelu_new: must be gelu or gelu_python"),
+    (
+        "gpt_neox",
+        "rope_parameters",
+        {"partial_rotary_factor": 0.25},
+        r"rotary_pct=0\.25: must be 1\.0",
+    ),
+    ("gpt_neox", "rope_parameters", MISSING, r"rotary_pct=0\.25: must be 1\.0"),
+    ("gpt_neox", "hidden_size", 33, r"=33: must be a multiple of num_attention_heads=4"),
+    (
+        "llama",
+        "growlm",
+        {"model": {"norm": "layernorm"}},
+        r"\.model\.norm=layernorm: there is no such field; known: router_",
+    ),
+    ("llama", "growlm", {"model": 7}, r"=.*must be a mapping"),
+    ("llama", "eos_token_id", "</s>", r"=</s>: must be null, a token id or a list of token ids"),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of each family; copied before it is changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    for family in FIXED:
+        make(family).save_pretrained(folder / family)
+    return folder
+
+
+def changed(saved, tmp_path, family, key, value):
+    shutil.copytree(saved / family, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    content = json.loads(path.read_text())
+    content.pop(key, None)
+    path.write_text(json.dumps(content if value is MISSING else content | {key: value}))
+    return tmp_path / "hf"
+
+
+def assert_refused(tmp_path, message):
+    with pytest.raises(UserError, match=message):
+        to_growlm(tmp_path / "hf", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "message"), REFUSED, ids=[f"{f} {k}" for f, k, _, _ in REFUSED]
+)
+def test_config(saved, tmp_path, family, key, value, message):
+    folder = changed(saved, tmp_path, family, key, value)
+    names_its_key = message if message[0].isalpha() else key + message
+    assert_refused(tmp_path, names_its_key)
+    assert is_hf_folder(folder) == (value is not MISSING or key != "model_type")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rms_norm_eps", 10**400, "rms_norm_eps is a number of 401 digits"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is NaN"),
+        ("rope_parameters", {"rope_theta": 10**400}, r"rope_parameters\.rope_theta is a number"),
+        (
+            "rope_parameters",
+            {"rope_theta": float("inf")},
+            r"rope_parameters\.rope_theta is Infinity",
+        ),
+    ],
+)
+def test_numbers_that_no_float_holds(saved, tmp_path, key, value, message):
+    folder = changed(saved, tmp_path, "llama", key, value)
+    assert_refused(tmp_path, rf"config\.json: {message}")
+    with pytest.raises(UserError, match=message):
+        open_pretrained(folder, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("llama", "architectures", MISSING),
+        ("llama", "attention_dropout", 0.5),
+        ("llama", "pretraining_tp", 2),
+        ("llama", "head_dim", None),
+        ("llama", "head_dim", MISSING),
+        ("llama", "num_key_value_heads", None),
+        ("llama", "num_key_value_heads", MISSING),
+        ("llama", "attention_bias", MISSING),
+        ("llama", "tie_word_embeddings", MISSING),
+        ("llama", "rope_scaling", None),
+        ("llama", "rope_scaling", {"type": "default"}),
+        ("llama", "layer_types", ["full_attention"] * 3),
+        ("llama", "logits_scaling", 1.0),
+        ("mistral", "sliding_window", 64),
+        ("mistral", "sliding_window", 10_000),
+        ("gpt_neox", "hidden_dropout", 0.5),
+    ],
+)
+def test_config_that_changes_nothing(saved, tmp_path, family, key, value):
+    folder = changed(saved, tmp_path, family, key, value)
+    assert read_hf_config(folder)[0] == read_hf_config(saved / family)[0]
+    assert HuggingFaceTensors(folder).names
+
+
+def test_a_record_says_nothing_of_what_is_in_the_folder(saved, tmp_path):
+    lies = {"format": "growlm/9", "model": {"d_model": 1}, "tokenizer": "gpt2", "phase": "moe"}
+    folder = changed(saved, tmp_path, "llama", "growlm", {"record": lies})
+    to_growlm(folder, tmp_path / "out")
+    model, record = load_model(tmp_path / "out")
+    assert model.config.d_model == 32
+    assert record.keys() == {"phase", "huggingface"}
+
+
+def test_positions_as_older_files_have_them(saved, tmp_path):
+    folder = changed(saved, tmp_path, "llama", "rope_parameters", MISSING)
+    assert read_hf_config(folder)[0].rope_theta == 10000.0
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 500000}))
+    assert read_hf_config(folder)[0].rope_theta == 500000.0
+    shutil.rmtree(folder)
+    folder = changed(saved, tmp_path, "gpt_neox", "rope_parameters", MISSING)
+    older = {"rotary_pct": 1.0, "rotary_emb_base": 25000}
+    path.write_text(json.dumps(json.loads(path.read_text()) | older))
+    assert read_hf_config(folder)[0].rope_theta == 25000.0
+    shutil.rmtree(folder)
+    folder = changed(saved, tmp_path, "mixtral", "rope_parameters", MISSING)
+    assert read_hf_config(folder)[0].rope_theta == 1e6
+
+
+def rewritten(saved, tmp_path, family, change):
+    """A copy whose tensors went through `change`."""
+    shutil.copytree(saved / family, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def put(name, make_tensor):
+    return lambda tensors: tensors.update({name: make_tensor(tensors)})
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+EXPERT = "model.layers.0.block_sparse_moe.experts.2.w1.weight"
+TENSORS = [
+    ("llama", drop(QUERY), f"{QUERY} is missing from the weights"),
+    ("llama", drop("lm_head.weight"), "lm_head.weight is missing from the weights"),
+    (
+        "llama",
+        put(QUERY, lambda t: torch.zeros(32, 31)),
+        rf"{QUERY} has shape \(32, 31\); .*\(32, 32\)",
+    ),
+    (
+        "llama",
+        put("model.layers.1.extra", lambda t: torch.zeros(3)),
+        r"have model\.layers\.1\.extra",
+    ),
+    ("llama", put(f"{QUERY[:-7]}.bias", lambda t: torch.zeros(32)), r"have .*q_proj\.bias"),
+    (
+        "llama",
+        put(QUERY, lambda t: torch.zeros(32, 32, dtype=torch.int8)),
+        "has type I8; supported",
+    ),
+    (
+        "llama",
+        put(QUERY, lambda t: t[QUERY].to(torch.uint8)),
+        rf"{QUERY} has dtype torch\.uint8; weights must be floating-point",
+    ),
+    ("mixtral", drop(EXPERT), f"{EXPERT} is missing from the weights"),
+    (
+        "mixtral",
+        put(EXPERT, lambda t: t[EXPERT].half()),
+        r"experts\.gate have different dtypes: torch\.float16",
+    ),
+    (
+        "gpt_neox",
+        put("gpt_neox.layers.0.attention.query_key_value.bias", lambda t: torch.zeros(97)),
+        r"query_key_value\.bias has shape \(97,\); .*\(96,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), TENSORS)
+def test_tensors(saved, tmp_path, family, change, message):
+    rewritten(saved, tmp_path, family, change)
+    assert_refused(tmp_path, message)
+
+
+def test_tables_of_old_files_say_nothing(saved, tmp_path):
+    def add(tensors):
+        for layer in range(3):
+            name = f"gpt_neox.layers.{layer}.attention"
+            tensors[f"{name}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+            tensors[f"{name}.masked_bias"] = torch.tensor(-1e9)
+            tensors[f"{name}.rotary_emb.inv_freq"] = torch.ones(4)
+
+    rewritten(saved, tmp_path, "gpt_neox", add)
+    plain = HuggingFaceTensors(saved / "gpt_neox")
+    assert HuggingFaceTensors(tmp_path / "hf").names == plain.names
+
+
+def test_a_head_beside_a_tied_embedding(tmp_path):
+    make("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "saved" / "llama")
+    embedding = "model.embed_tokens.weight"
+    copied = put("lm_head.weight", lambda tensors: tensors[embedding].clone())
+    rewritten(tmp_path / "saved", tmp_path, "llama", copied)
+    assert "head.weight" not in HuggingFaceTensors(tmp_path / "hf").names
+    shutil.rmtree(tmp_path / "hf")
+    other = put("lm_head.weight", lambda tensors: tensors[embedding] + 1)
+    rewritten(tmp_path / "saved", tmp_path, "llama", other)
+    with pytest.raises(
+        UserError, match=r"tie_word_embeddings is true, but lm_head\.weight differs from"
+    ):
+        HuggingFaceTensors(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt"]
+)
+def test_pickles(saved, tmp_path, name):
+    shutil.copytree(saved / "llama", tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / name)
+    assert_refused(tmp_path, rf"only in {name}, a pickle file, which can run code")
+
+
+def test_no_weights_and_damaged_weights(saved, tmp_path):
+    shutil.copytree(saved / "llama", tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert_refused(tmp_path, r"model\.safetensors: cannot be read")
+    path.unlink()
+    assert_refused(tmp_path, r"neither model\.safetensors nor")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"nothing", b"[" * 100_000])
+def test_no_readable_config(saved, tmp_path, content):
+    shutil.copytree(saved / "llama", tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_bytes(content)
+    assert not is_hf_folder(tmp_path / "hf")
+    assert_refused(tmp_path, r"source=.*config\.json")
+
+
+def test_the_wrong_way_round(saved, tmp_path):
+    save_model(build(tiny_config()), tmp_path / "ours", {})
+    assert not is_hf_folder(tmp_path / "ours")
+    with pytest.raises(UserError, match="is a growlm checkpoint"):
+        to_growlm(tmp_path / "ours", tmp_path / "out")
+    with pytest.raises(UserError, match="is already a Hugging Face model"):
+        to_huggingface(saved / "llama", tmp_path / "out")
+    with pytest.raises(UserError, match=r"out=.*already exists"):
+        to_growlm(saved / "llama", tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_checkpoint_whose_weights_are_not_its_own(tmp_path):
+    save_model(build(tiny_config()), tmp_path / "ours", {})
+    path = tmp_path / "ours" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError, match=r"source=.*model\.safetensors: is damaged"):
+        to_huggingface(tmp_path / "ours", tmp_path / "out")
