@@ -31,9 +31,10 @@ Train a language model and grow it while it trains, without losing what it has l
 
 {commands}
 
-growlm COMMAND --help        arguments and examples of a command
-growlm --version             print the version
-growlm completion {shells}  print a script for tab completion: eval "$(growlm completion bash)"
+growlm COMMAND --help       arguments and examples of a command
+growlm --version            print the version
+growlm completion {shells}  print a script for tab completion, to be run as
+                            eval "$(growlm completion bash)"
 
 python -m growlm.COMMAND does the same.
 """

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = (["report", "--help"], ["plan", "phase_plan=dense", "cluster=dgx_h100"])
+COMMANDS = (["report", "--help"], ["grow", "--cfg", "job"])
 
 
 def run(arguments, redirection):
@@ -37,9 +37,7 @@ def test_a_closed_stream_is_no_error(arguments, redirection):
     assert "Traceback" not in shown.stderr
 
 
-def test_nobody_who_reads_ends_it_as_a_signal_would():
-    shown = run(
-        ["plan", "phase_plan=dense", "cluster=dgx_h100", "devices=1,2,4"], "| true; sleep 0"
-    )
+def test_an_output_that_nobody_reads_ends_the_command_quietly():
+    shown = run(["report", "--help"], "| true")
     assert "Traceback" not in shown.stderr
-    assert "Broken pipe" not in shown.stderr
+    assert "roken pipe" not in shown.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import tokenizers
@@ -210,3 +211,46 @@ def test_a_folder_without_a_whole_tokenizer(folders, tmp_path, content, wanted):
 def test_no_path_at_all():
     with pytest.raises(UserError, match="needs a folder"):
         load_tokenizer("huggingface")
+
+
+def with_parts(folders, tmp_path, **parts):
+    """A folder whose tokenizer.json has another normalizer or decoder."""
+    folder = tmp_path / "changed"
+    shutil.copytree(folders["byte_level"], folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | parts))
+    return folder
+
+
+def replacements(kind, pattern, times):
+    step = {"type": "Replace", "pattern": pattern, "content": "a" * 100}
+    return {"type": "Sequence", kind: [step] * times}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", replacements("normalizers", {"String": "a"}, 6)),
+        ("decoder", replacements("decoders", {"Regex": "."}, 6)),
+        (
+            "normalizer",
+            {
+                "type": "Sequence",
+                "normalizers": [replacements("normalizers", {"String": "a"}, 1)] * 4,
+            },
+        ),
+    ],
+)
+def test_replacements_that_multiply_are_refused(folders, tmp_path, part, value):
+    folder = with_parts(folders, tmp_path, **{part: value})
+    with pytest.raises(UserError, match=rf"tokenizer\.json: its {part} makes up to .* characters"):
+        load_tokenizer("huggingface", str(folder))
+
+
+def test_a_panic_of_the_library_is_an_error_about_the_file(folders, tmp_path, capfd):
+    step = {"type": "Replace", "pattern": {"Regex": "(a+)+(a+)+(a+)+$"}, "content": "x"}
+    tokenizer = load_tokenizer("huggingface", str(with_parts(folders, tmp_path, normalizer=step)))
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match=r"tokenizer\.json: its tokenizer failed: .*Regex"):
+            encode("a" * 40 + "!")
+    capfd.readouterr()
