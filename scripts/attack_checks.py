@@ -1,10 +1,10 @@
-"""Attack the checks of a growth: corrupt grown tensors, and grow rightly what is hard to tell from wrong.
+"""Test the growth checks with corrupted tensors, and with correct growths that are hard to tell from wrong ones.
 
-    python scripts/attack_checks.py                     (2,000 of each; some minutes on one core)
+    python scripts/attack_checks.py                     (2,000 of each; a few minutes on one core)
     python scripts/attack_checks.py --corruptions 500 --growths 0 --json FILE
 
-A corruption must be found unless the growth map says that the entry is free (drawn at random), or the change is no
-larger than rounding. A right growth must not fail. Exit code 1 if either is violated.
+The checks must find every corruption, unless the growth map says that the entry is drawn at random or the change is
+no larger than rounding. They must pass every correct growth. The exit code is 1 if either fails.
 """
 
 from __future__ import annotations
@@ -40,59 +40,59 @@ FAMILIES: list[dict[str, Any]] = [
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 ROUNDING = 6
-"""A change of so many `eps` of the largest entry of a tensor, or less, is rounding."""
+"""Changes of up to this many `eps`, relative to the largest entry of the tensor, count as rounding."""
 CORRUPTIONS_PER_GROWTH = 20
 SEED, BOUNDARY = 5, 1
 
 
-def random_config(dice: random.Random) -> ModelConfig:
-    """A tiny model's shape."""
-    mixture = {"num_experts": 4, "top_k": 2, "router_bias_step": dice.choice([0.0, 0.01])}
+def random_config(rng: random.Random) -> ModelConfig:
+    """Return the config of a random tiny model."""
+    mixture = {"num_experts": 4, "top_k": 2, "router_bias_step": rng.choice([0.0, 0.01])}
     return ModelConfig(
-        vocab_size=23, d_model=16, n_layers=2, n_heads=4, n_kv_heads=dice.choice([1, 2, 4]),
-        head_dim=4, d_ff=24, max_seq_len=32, tie_embeddings=dice.random() < 0.5,
-        **dice.choice(FAMILIES), **(mixture if dice.random() < 0.4 else {}),
+        vocab_size=23, d_model=16, n_layers=2, n_heads=4, n_kv_heads=rng.choice([1, 2, 4]),
+        head_dim=4, d_ff=24, max_seq_len=32, tie_embeddings=rng.random() < 0.5,
+        **rng.choice(FAMILIES), **(mixture if rng.random() < 0.4 else {}),
     )  # fmt: skip
 
 
-def build(config: ModelConfig, dtype: torch.dtype, dice: random.Random) -> TransformerLM:
-    """A model of which no parameter is 0 or 1 by itself."""
-    model = TransformerLM(config, dice.randrange(1000))
-    std = dice.choice([0.002, 0.05])
+def build(config: ModelConfig, dtype: torch.dtype, rng: random.Random) -> TransformerLM:
+    """Build a model in which no parameter is exactly 0 or 1."""
+    model = TransformerLM(config, rng.randrange(1000))
+    std = rng.choice([0.002, 0.05])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.add_(keyed_normal(tuple(tensor.shape), "attack", name), alpha=std)
     return model.to(dtype).eval()
 
 
-def random_operator(dice: random.Random, noise: float | None = None) -> Operator:
-    """One of the operators, with any of its settings; it may not fit the model."""
-    noise_std = dice.choice([0.0, 1e-3, 1e-2, 0.1]) if noise is None else noise
-    kind = dice.choice(["widen", "widen", "fresh", "upcycle", "deepen", "experts"])
+def random_operator(rng: random.Random, noise: float | None = None) -> Operator:
+    """Return a random operator with random settings; it may not fit the model."""
+    noise_std = rng.choice([0.0, 1e-3, 1e-2, 0.1]) if noise is None else noise
+    kind = rng.choice(["widen", "widen", "fresh", "upcycle", "deepen", "experts"])
     if kind == "widen":
-        sizes: dict[str, Any] = dice.choice(
+        sizes: dict[str, Any] = rng.choice(
             [{"scale_factor": f} for f in (1.5, 2, 2, 3, 7)] + [{"d_ff": 40}, {"d_model": 40}]
         )
-        level = {"noise_snr_db": 10.0} if dice.random() < 0.2 else {"noise_std": noise_std}
-        filler, split = dice.choice(["random", "zeros"]), dice.choice(["equal", "equal", "1:2"])
+        level = {"noise_snr_db": 10.0} if rng.random() < 0.2 else {"noise_std": noise_std}
+        filler, split = rng.choice(["random", "zeros"]), rng.choice(["equal", "equal", "1:2"])
         return Widen(**sizes, **level, filler=filler, split=split)
     if kind == "fresh":
-        return Widen(scale_factor=dice.choice([1.5, 2, 3]), new_channels="fresh")
+        return Widen(scale_factor=rng.choice([1.5, 2, 3]), new_channels="fresh")
     if kind == "upcycle":
-        router = dice.choice(["normal", "normal", "zeros"])
-        finer = 1 if router == "zeros" else dice.choice([1, 1, 2])
-        dropped = dice.choice([0.0, 0.0, 0.5])
+        router = rng.choice(["normal", "normal", "zeros"])
+        finer = 1 if router == "zeros" else rng.choice([1, 1, 2])
+        dropped = rng.choice([0.0, 0.0, 0.5])
         return Upcycle(4, granularity=finer, router_init=router, drop_fraction=dropped)
     if kind == "deepen":
-        placement = dice.choice(["append", "stack", "interleave"])
-        init = dice.choice(["identity", "fresh", "copy"])
-        return Deepen(dice.choice([1, 2]), placement, init)
-    return MultiplyExperts(dice.choice([2, 3]), dice.choice([None, None, 2]), noise_std)
+        placement = rng.choice(["append", "stack", "interleave"])
+        init = rng.choice(["identity", "fresh", "copy"])
+        return Deepen(rng.choice([1, 2]), placement, init)
+    return MultiplyExperts(rng.choice([2, 3]), rng.choice([None, None, 2]), noise_std)
 
 
 @dataclass
 class Grown:
-    """A growth that was done."""
+    """A finished growth: both models and how the new one was made."""
 
     old: TransformerLM
     new: TransformerLM
@@ -104,20 +104,20 @@ class Grown:
         return f"{self.dtype}, {self.operators}, {self.old.config}"
 
 
-def random_operators(config: ModelConfig, dice: random.Random) -> list[Operator]:
-    """One to three that fit."""
+def random_operators(config: ModelConfig, rng: random.Random) -> list[Operator]:
+    """Return one to three random operators that fit the model."""
     while True:
-        operators = [random_operator(dice) for _ in range(dice.choice([1, 1, 2, 3]))]
+        operators = [random_operator(rng) for _ in range(rng.choice([1, 1, 2, 3]))]
         try:
             grown = build_growth_map(config, operators)
         except UserError:
             continue
-        if grown.new_config.d_model <= 200 and not _draws_undecidably(operators):
+        if grown.new_config.d_model <= 200 and not _redraws_twice(operators):
             return operators
 
 
-def _draws_undecidably(operators: list[Operator]) -> bool:
-    """Whether units are drawn anew twice in one growth: which of them are free is not known without the seed."""
+def _redraws_twice(operators: list[Operator]) -> bool:
+    """Return whether one growth draws units twice; which entries are random is then unknown without the seed."""
     drops = [i for i, o in enumerate(operators) if isinstance(o, Upcycle) and o.drop_fraction]
     return any(
         (isinstance(operator, Widen) and operator.new_channels == "fresh")
@@ -128,12 +128,12 @@ def _draws_undecidably(operators: list[Operator]) -> bool:
 
 @lru_cache(maxsize=2)
 def random_growth(index: int, dtypes: tuple[torch.dtype, ...]) -> Grown:
-    """The growth of this number."""
-    dice = random.Random(f"growth {index}")
+    """Return the random growth with this index."""
+    rng = random.Random(f"growth {index}")
     dtype = dtypes[index % len(dtypes)]
-    config = random_config(dice)
-    operators = random_operators(config, dice)
-    old = build(config, dtype, dice)
+    config = random_config(rng)
+    operators = random_operators(config, rng)
+    old = build(config, dtype, rng)
     growth_map = build_growth_map(config, operators)
     new = apply_growth(old, growth_map, GrowthRng(SEED, BOUNDARY))
     return Grown(old, new, growth_map, operators, dtype)
@@ -145,19 +145,19 @@ CORRUPTIONS = (
 )  # fmt: skip
 
 
-def corrupt(tensor: Tensor, kind: str, dice: random.Random) -> Tensor:
-    """A corrupted copy of a tensor."""
+def corrupt(tensor: Tensor, kind: str, rng: random.Random) -> Tensor:
+    """Return a corrupted copy of a tensor."""
     tensor = tensor.clone()
     flat = tensor.view(-1)
     rows = tensor.view(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.view(-1, 1)
     entry, row, other = (
-        dice.randrange(len(flat)),
-        dice.randrange(len(rows)),
-        dice.randrange(len(rows)),
+        rng.randrange(len(flat)),
+        rng.randrange(len(rows)),
+        rng.randrange(len(rows)),
     )
     spread = float(tensor.float().std()) or 1.0
     if kind == "entry off by a deviation":
-        flat[entry] += dice.choice([-1, 1]) * dice.uniform(0.2, 3.0) * spread
+        flat[entry] += rng.choice([-1, 1]) * rng.uniform(0.2, 3.0) * spread
     elif kind == "entry of another sign":
         flat[entry] *= -1
     elif kind == "entry zero":
@@ -169,7 +169,7 @@ def corrupt(tensor: Tensor, kind: str, dice: random.Random) -> Tensor:
     elif kind == "row zero":
         rows[row] = 0
     elif kind == "row scaled":
-        rows[row] *= dice.choice([0.5, 1.5, 2.0])
+        rows[row] *= rng.choice([0.5, 1.5, 2.0])
     elif kind == "rows swapped":
         rows[[row, other]] = rows[[other, row]]
     else:
@@ -182,23 +182,23 @@ OUTCOMES = ("found", "free", "noise", "rounding", "missed")
 
 @dataclass(frozen=True)
 class Attack:
-    """A corruption and what became of it."""
+    """A corruption and its outcome."""
 
     kind: str
     tensor: str
     outcome: str
-    """`found`; `free`: drawn at random; `noise`: it still cancels; `rounding`; or `missed`."""
+    """`found`; `free`: the entry is drawn at random; `noise`: the change still cancels; `rounding`; or `missed`."""
     growth: Grown
 
 
 def attack(index: int, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> Attack:
-    """Corrupt a tensor of a growth."""
+    """Corrupt a random tensor of a growth and run the check on it."""
     grown = random_growth(index // CORRUPTIONS_PER_GROWTH, dtypes)
-    dice = random.Random(f"corruption {index}")
+    rng = random.Random(f"corruption {index}")
     state = grown.new.state_dict()
-    name, kind = dice.choice(list(state)), dice.choice(CORRUPTIONS)
+    name, kind = rng.choice(list(state)), rng.choice(CORRUPTIONS)
     right = state[name].clone()
-    wrong = corrupt(right, kind, dice)
+    wrong = corrupt(right, kind, rng)
     state[name].copy_(wrong)
     try:
         report = check_weight_integrity(grown.old, grown.new, growth_map=grown.growth_map)
@@ -225,13 +225,15 @@ def _excuse(grown: Grown, name: str, right: Tensor, wrong: Tensor) -> str:
 
 
 def _without_noise(tensor_map: TensorMap, change: Tensor) -> Tensor:
-    """What a change leaves after it is summed over copies that differ by noise: noise may be any that cancels."""
-    for place, step in enumerate(tensor_map.transforms):
-        later = tensor_map.transforms[place + 1 :]
-        inserted = sum(getattr(piece, "inserts_dim", False) for piece in later)
+    """Return the change summed over copies that differ by noise, because any noise that cancels is valid."""
+    for index, transform in enumerate(tensor_map.transforms):
+        later = tensor_map.transforms[index + 1 :]
+        inserted = sum(getattr(after, "inserts_dim", False) for after in later)
         for dim in range(change.ndim):
-            if step.adds_noise_along(dim) and not any(piece.selects_along(dim) for piece in later):
-                channels = step.channels
+            if transform.adds_noise_along(dim) and not any(
+                    after.selects_along(dim) for after in later
+                ):
+                channels = transform.channels
                 fillers = change.index_select(
                     dim + inserted, channels.is_filler.nonzero().flatten()
                 )
@@ -252,21 +254,21 @@ HARD = (
 
 
 def right_growth(index: int) -> tuple[str, Grown, Any]:
-    """A right growth of a kind that is hard to tell from a wrong one, and its report."""
-    dice = random.Random(f"right {index}")
+    """Return a correct growth that is hard to tell from a wrong one, with its kind and its report."""
+    rng = random.Random(f"right {index}")
     kind, dtype = HARD[index % len(HARD)], DTYPES[index // len(HARD) % len(DTYPES)]
     while True:
-        config = random_config(dice)
+        config = random_config(rng)
         noise = 1.0 if "noise" in kind else None
-        operators = [random_operator(dice, noise) for _ in range(dice.choice([1, 1, 2]))]
+        operators = [random_operator(rng, noise) for _ in range(rng.choice([1, 1, 2]))]
         try:
             growth_map = build_growth_map(config, operators)
         except UserError:
             continue
         if growth_map.new_config.d_model <= 200:
             break
-    old = build(config, dtype, dice)
-    change_weights(old, kind, dice)
+    old = build(config, dtype, rng)
+    change_weights(old, kind, rng)
     new = apply_growth(old, growth_map, GrowthRng(SEED, BOUNDARY))
     probe = torch.randint(
         config.vocab_size, (2, 12), generator=keyed_generator("attack probe", index)
@@ -278,31 +280,31 @@ def right_growth(index: int) -> tuple[str, Grown, Any]:
 
 
 @torch.no_grad()
-def change_weights(model: TransformerLM, kind: str, dice: random.Random) -> None:
-    """Make the old model one of the kind."""
+def change_weights(model: TransformerLM, kind: str, rng: random.Random) -> None:
+    """Change the weights of the old model as the kind says."""
     factor = {"weights x0.01": 0.01, "weights x100": 100.0, "large weights, noise 1": 10.0}.get(
         kind
     )
     for name, tensor in model.state_dict().items():
         if factor is not None and tensor.ndim > 1:
             tensor *= factor
-        # Equal router rows with experts that differ cannot be multiplied without a loss.
+        # With equal router rows and different experts, multiplying experts is not lossless.
         can_be_constant = tensor.ndim > 1 and "router" not in name
-        if kind == "constant matrices" and can_be_constant and dice.random() < 0.5:
-            tensor.fill_(dice.choice([0.0, 0.02, -0.3]))
+        if kind == "constant matrices" and can_be_constant and rng.random() < 0.5:
+            tensor.fill_(rng.choice([0.0, 0.02, -0.3]))
         if kind == "ties" and "experts" in name:
-            tensor.copy_(tensor[:1].expand_as(tensor))  # experts alike, as after an upcycling
+            tensor.copy_(tensor[:1].expand_as(tensor))  # equal experts, as after upcycling
         if kind == "ties" and "router" in name:
             tensor[1::2] = tensor[::2]
 
 
 def attacks(count: int) -> Iterator[Attack]:
-    """So many corruptions."""
+    """Return the given number of corruptions."""
     return (attack(index) for index in range(count))
 
 
 def main() -> int:
-    """Attack, print, write; the exit code."""
+    """Run both tests, print the tables, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corruptions", type=int, default=2000)
     parser.add_argument("--growths", type=int, default=2000)
@@ -310,10 +312,12 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console()
     outcomes: Counter[tuple[str, str]] = Counter()
-    for made in attacks(arguments.corruptions):
-        outcomes[made.kind, made.outcome] += 1
-        if made.outcome == "missed":
-            console.print(f"missed: {made.kind} in {made.tensor} of {made.growth}", markup=False)
+    for result in attacks(arguments.corruptions):
+        outcomes[result.kind, result.outcome] += 1
+        if result.outcome == "missed":
+            console.print(
+                f"missed: {result.kind} in {result.tensor} of {result.growth}", markup=False
+            )
     failed: Counter[tuple[str, str]] = Counter()
     for index in range(arguments.growths):
         kind, grown, report = right_growth(index)

@@ -1,12 +1,12 @@
-"""Data: how fast text becomes tokens, how fast tokens become batches, and what the cache saves.
+"""Measure the speed of measure_tokenizing and of batching, and the time that the token cache saves.
 
     TIKTOKEN_CACHE_DIR=... python scripts/bench_data.py FILE...      (about two minutes on two cores)
-    python scripts/bench_data.py --json FILE                         without files: on embedded stories
+    python scripts/bench_data.py --json FILE                         (without files: the embedded stories)
 
-Tokenizing is shown beside tiktoken's own `encode_ordinary`, document by document in one process, and beside its
-`encode_ordinary_batch` with as many threads as cores; the three take turns, and the best of the rounds counts. CPU
-seconds over wall seconds say how many cores were busy. Batches are shown beside the rate at which the
-quickstart's dense model, by far the fastest, takes them on this machine.
+Tokenizing is compared with tiktoken's `encode_ordinary`, document by document in one process, and with its
+`encode_ordinary_batch` on as many threads as cores. The three run in turns, and the best round counts. CPU seconds
+over wall seconds are the number of busy cores. The batch rate is compared with the rate that the quickstart's dense
+model, by far the fastest, needs on this machine.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import detect_machine
 
 MEGABYTES = 16
-"""At least so much text: files are repeated up to it."""
+"""Least amount of text to tokenize; files are repeated until they reach it."""
 STORIES = 20_000
 BATCH, LENGTH, BATCHES = 32, 256, 300
 
 
-def best_of(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """The shortest wall time of each way, which take turns, and how many cores were busy in it."""
+def time_variants(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Run the variants in turns and return the shortest wall time of each, with the number of busy cores."""
     best: dict[str, tuple[float, float]] = {}
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            way()
+            variant()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             best[name] = min(best.get(name, (wall, cpu / wall)), (wall, cpu / wall))
     return best
 
 
-def documents_of(files: list[Path]) -> dict[str, list[str]]:
-    """Documents of each file by paragraph, and all of them in longer ones; repeated until it is enough."""
+def load_documents(files: list[Path]) -> dict[str, list[str]]:
+    """Split each file into paragraphs, and into longer documents of ten; repeat them up to `MEGABYTES`."""
     if not files:
         return {"embedded stories": list(embedded_documents(1, STORIES))}
     found = {}
@@ -77,21 +77,21 @@ def documents_of(files: list[Path]) -> dict[str, list[str]]:
     return found
 
 
-def tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[str, object]:
-    """Megabytes of text a second: growlm's pipeline, and tiktoken's own ways."""
-    ways: dict[str, Callable[[], object]] = {
+def measure_tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[str, object]:
+    """Measure the MB of text per second of growlm's pipeline and of tiktoken's own functions."""
+    variants: dict[str, Callable[[], object]] = {
         "growlm": lambda: sum(
             len(part.tokens) for part in tokenize_documents(documents, tokenizer)
         ),
     }
     if isinstance(tokenizer, TiktokenTokenizer):
         encoding = tokenizer.encoding
-        ways["plain"] = lambda: sum(len(encoding.encode_ordinary(text)) for text in documents)
-        ways["batch"] = lambda: encoding.encode_ordinary_batch(
+        variants["plain"] = lambda: sum(len(encoding.encode_ordinary(text)) for text in documents)
+        variants["batch"] = lambda: encoding.encode_ordinary_batch(
             documents, num_threads=os.cpu_count() or 1
         )
     size = sum(len(text.encode()) for text in documents)
-    best = best_of(ways, rounds)
+    best = time_variants(variants, rounds)
     speeds = {name: size / wall / 1e6 for name, (wall, _) in best.items()}
     return {
         "megabytes_per_second": speeds,
@@ -101,8 +101,8 @@ def tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[
     }
 
 
-def opened(settings: DataConfig, tokenizer: Tokenizer) -> RunData:
-    """As a run does."""
+def open_data(settings: DataConfig, tokenizer: Tokenizer) -> RunData:
+    """Open the data as a run does."""
     sources, counts = open_sources(settings, 0)
     return open_run_data(
         settings, tokenizer, sources, counts,
@@ -110,41 +110,41 @@ def opened(settings: DataConfig, tokenizer: Tokenizer) -> RunData:
     )  # fmt: skip
 
 
-def seconds_to_first_sample(settings: DataConfig, rounds: int) -> dict[str, float]:
-    """Of a run on the embedded stories: the first time, with the cache, and streamed."""
+def measure_first_sample(settings: DataConfig, rounds: int) -> dict[str, float]:
+    """Measure the time to the first sample of the embedded stories: without cache, with it, and streamed."""
     tokenizer = load_tokenizer("embedded")
 
-    def first() -> None:
+    def without_cache() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            opened(replace(settings, cache=folder), tokenizer).train[0]
+            open_data(replace(settings, cache=folder), tokenizer).train[0]
 
-    opened(settings, tokenizer)
-    ways = {
-        "first time": first,
-        "from the cache": lambda: opened(settings, tokenizer).train[0],
-        "streamed": lambda: opened(replace(settings, streaming=True), tokenizer).train[0],
+    open_data(settings, tokenizer)
+    variants = {
+        "first time": without_cache,
+        "from the cache": lambda: open_data(settings, tokenizer).train[0],
+        "streamed": lambda: open_data(replace(settings, streaming=True), tokenizer).train[0],
     }
-    return {name: wall for name, (wall, _) in best_of(ways, rounds).items()}
+    return {name: wall for name, (wall, _) in time_variants(variants, rounds).items()}
 
 
-def batches_per_second(settings: DataConfig, rounds: int) -> dict[str, float]:
-    """Of the loader that training uses, from disk and streamed."""
+def measure_batch_rates(settings: DataConfig, rounds: int) -> dict[str, float]:
+    """Measure the rate of the loader that training uses, from disk and streamed."""
     tokenizer = load_tokenizer("embedded")
 
     def read(streaming: bool) -> None:
-        data = opened(replace(settings, streaming=streaming), tokenizer)
+        data = open_data(replace(settings, streaming=streaming), tokenizer)
         module = PackedDataModule(
             data.train, data.validation,
             first_sample=0, num_batches=BATCHES, batch_size=BATCH, validation_sequences=8,
         )  # fmt: skip
         assert sum(1 for _ in module.train_dataloader()) == BATCHES
 
-    ways = {"from disk": lambda: read(False), "streamed": lambda: read(True)}
-    return {name: BATCHES / wall for name, (wall, _) in best_of(ways, rounds).items()}
+    variants = {"from disk": lambda: read(False), "streamed": lambda: read(True)}
+    return {name: BATCHES / wall for name, (wall, _) in time_variants(variants, rounds).items()}
 
 
-def wanted_batches_per_second() -> float:
-    """What the quickstart's first phase takes, by the planner."""
+def required_batches_per_second() -> float:
+    """Estimate the rate of batches that the first phase of the quickstart needs, with the planner."""
     config = load_config()
     machine = detect_machine(config.trainer)
     table = forecast_plan(config, make_plan(config, load_tokenizer("embedded").vocab_size), machine)
@@ -158,7 +158,7 @@ def wanted_batches_per_second() -> float:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure everything and print the results; write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--tokenizer", action="append", choices=("embedded", "gpt2", "bytes"))
@@ -173,28 +173,28 @@ def main() -> None:
         try:
             tokenizer = load_tokenizer(name)
         except UserError as error:
-            console.print(f"left out: {error}")
+            console.print(f"skipped: {error}")
             continue
-        for what, documents in documents_of(arguments.files).items():
-            found = tokenizing(documents, tokenizer, arguments.rounds)
+        for what, documents in load_documents(arguments.files).items():
+            found = measure_tokenizing(documents, tokenizer, arguments.rounds)
             results[f"{what}, {name}"] = found
             speeds, cores = found["megabytes_per_second"], found["cores"]
             shown = [
-                f"{speeds[way]:.1f} ({cores[way]:.1f})" for way in ("growlm", "plain", "batch")
+                f"{speeds[variant]:.1f} ({cores[variant]:.1f})" for variant in ("growlm", "plain", "batch")
             ]
             mean = round(found["bytes"] / found["documents"])
             table.add_row(what, str(mean), name, *shown)
     console.print(table)
     with tempfile.TemporaryDirectory() as folder:
         settings = DataConfig(cache=folder, documents=STORIES)
-        results["seconds_to_first_sample"] = ready = seconds_to_first_sample(settings, 2)
-        results["batches"] = made = batches_per_second(settings, arguments.rounds)
-    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in ready.items())
+        results["seconds_to_first_sample"] = first_sample = measure_first_sample(settings, 2)
+        results["batches"] = batch_rates = measure_batch_rates(settings, arguments.rounds)
+    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in first_sample.items())
     console.print(f"{STORIES:,} embedded stories until the first sample: {seconds}")
-    results["wanted"] = wanted = wanted_batches_per_second()
-    rates = ", ".join(f"{name} {value:,.0f}" for name, value in made.items())
+    results["wanted"] = required = required_batches_per_second()
+    rates = ", ".join(f"{name} {value:,.0f}" for name, value in batch_rates.items())
     console.print(
-        f"Batches of {BATCH} × {LENGTH} tokens a second: {rates}; the quickstart's dense model takes {wanted:,.1f}"
+        f"Batches of {BATCH} × {LENGTH} tokens a second: {rates}; the quickstart's dense model takes {required:,.1f}"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")

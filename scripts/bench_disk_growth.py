@@ -1,11 +1,12 @@
-"""Growing a checkpoint on disk: peak memory, and time beside a plain copy of a file of the result's size.
+"""Measure the peak memory and time of growing a checkpoint on disk, next to copying files of the result's size.
 
     python scripts/bench_disk_growth.py                  (371.6 M to 2.156 B parameters: 27 GB of disk, 7 minutes)
-    python scripts/bench_disk_growth.py --small          (the same at a hundredth of the size)
-    python scripts/bench_disk_growth.py --json FILE      (writes the figures too)
+    python scripts/bench_disk_growth.py --small          (a hundredth of that size)
+    python scripts/bench_disk_growth.py --json FILE      (also writes the figures)
     python scripts/bench_disk_growth.py --folder DIR     (where the checkpoints go; they are removed at the end)
 
-Also compares the result with the same growth in memory, and with `growlm.verify`, and kills a growth half way.
+The script also compares the result with the same growth in memory, checks it with `growlm.verify`, and kills a
+growth half way to see that no broken checkpoint is left.
 """
 
 from __future__ import annotations
@@ -43,13 +44,12 @@ SMALL = ModelConfig(
 
 
 def peak_bytes(command: list[str]) -> tuple[int, float]:
-    """Largest resident memory, and seconds, of a command that must succeed."""
+    """Run a command that must succeed; return its peak resident memory in bytes and its seconds."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     status, peak = Path(f"/proc/{process.pid}/status"), 0
-    while (
-        process.poll() is None
-    ):  # the process's own peak; what wait4 tells begins with the parent's memory
+    # /proc has the process's own peak; the one that wait4 reports starts at the parent's memory.
+    while process.poll() is None:
         try:
             lines = status.read_text().splitlines()
         except OSError:  # the process has ended, or there is no /proc (macOS): the peak stays 0
@@ -75,7 +75,7 @@ def copy_seconds(source: Path, target: Path) -> float:
 
 
 def killed_growth_leaves_nothing(small: Path, folder: Path) -> bool:
-    """Kill a growth when it has written about half, and see that nothing loads."""
+    """Kill a growth when it has written about half; return whether nothing that loads is left."""
     out = folder / "killed"
     command = [sys.executable, "-m", "growlm.grow", f"checkpoint={small}", f"out={out}", GROW]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -97,7 +97,7 @@ def killed_growth_leaves_nothing(small: Path, folder: Path) -> bool:
 
 
 def tampering_is_noticed(small: Path, large: Path) -> str:
-    """Change one router in the file itself; what `growlm.verify` says last, and its exit code."""
+    """Change one router in the file itself; return the exit code and the last line of `growlm.verify`."""
     name = "blocks.1.feed_forward.router.weight"
     (file,) = [f for f in large.glob("*.safetensors") if name in safe_open(f, "pt").keys()]  # noqa: SIM118
     with file.open("r+b") as opened:
@@ -113,7 +113,7 @@ def tampering_is_noticed(small: Path, large: Path) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure everything and print the figures; write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -134,15 +134,15 @@ def main() -> None:
 
 
 def measure(folder: Path, config: ModelConfig, rounds: int) -> dict[str, object]:
-    """All figures, by name."""
+    """Return all figures by name."""
     small, large = folder / "small", folder / "large"
     model = TransformerLM(config)
     save_model(model, small, {})
     baseline, _ = peak_bytes(["-c", "import growlm.grow"])
     command = ["-m", "growlm.grow", f"checkpoint={small}", f"out={large}", GROW]
     peak, growing, copying = 0, [], []
-    for round_ in range(rounds):
-        if round_:
+    for index in range(rounds):
+        if index:
             shutil.rmtree(large)
         used, seconds = peak_bytes(command)
         peak = max(peak, used)

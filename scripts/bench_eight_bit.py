@@ -1,9 +1,10 @@
-"""One update of `optimizer=adamw_8bit` beside AdamW's: the first, which compiles, and the others.
+"""Compare the update of `optimizer=adamw_8bit` with that of AdamW: the first, which compiles, and later ones.
 
-    python scripts/bench_eight_bit.py              (half a minute; the first time on a machine a minute)
+    python scripts/bench_eight_bit.py              (half a minute; a minute the first time on a machine)
     python scripts/bench_eight_bit.py --json FILE
 
-One tensor of 16.8 million entries, as a stack of eight experts. Both take turns; medians over the rounds.
+The parameter is one tensor of 16.8 million entries, like a stack of eight experts. Both optimizers run in turns; the
+figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ SHAPE = (8, 2048, 1024)
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Of one call."""
+def time_call(action: Callable[[], object]) -> float:
+    """Return the seconds that one call takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def with_gradient() -> nn.Parameter:
-    """A parameter that can be stepped."""
+def make_parameter() -> nn.Parameter:
+    """Return a parameter with a gradient."""
     parameter = nn.Parameter(torch.randn(SHAPE))
     parameter.grad = torch.randn(SHAPE) * 1e-3
     return parameter
 
 
 def main() -> None:
-    """Step, print, write."""
+    """Measure both optimizers and print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    parameters = {"adamw": with_gradient(), "adamw_8bit": with_gradient()}
+    parameters = {"adamw": make_parameter(), "adamw_8bit": make_parameter()}
     optimizers = {
         "adamw": torch.optim.AdamW([parameters["adamw"]], **SETTINGS, fused=True),
         "adamw_8bit": AdamW8bit([{"params": [parameters["adamw_8bit"]]}], **SETTINGS),
@@ -57,14 +58,14 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     for name, optimizer in optimizers.items():
         before = resident_memory_bytes()
-        first = seconds(optimizer.step)
-        held = resident_memory_bytes() - before
+        first = time_call(optimizer.step)
+        resident = resident_memory_bytes() - before
         state = sum(tensor.nbytes for tensor in optimizer.state[parameters[name]].values())
-        results[name] = {"first_seconds": first, "state_bytes": state, "other_bytes": held - state}
+        results[name] = {"first_seconds": first, "state_bytes": state, "other_bytes": resident - state}
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(arguments.rounds):
         for name, optimizer in optimizers.items():
-            times[name].append(seconds(optimizer.step))
+            times[name].append(time_call(optimizer.step))
     table = Table(
         "optimizer", "first update", "others, a parameter", "state, a parameter", "else held"
     )

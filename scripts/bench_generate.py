@@ -1,14 +1,15 @@
-"""New tokens per second: growlm.generate's engine, and Hugging Face transformers' `generate` of the same model.
+"""Compare the generation speed of growlm with that of Hugging Face transformers on the same model.
 
     python scripts/bench_generate.py                           (every case; about 12 minutes on two cores)
-    python scripts/bench_generate.py gpt_neox-1-bf16 mixtral-16-fp32      (some)
+    python scripts/bench_generate.py gpt_neox-1-bf16 mixtral-16-fp32      (these cases)
     python scripts/bench_generate.py --json FILE --rounds 7
 
-The same weights (`growlm.convert`), prompts and dtype, greedy, no end of text, every side in a process of its own,
-in turns; medians over the rounds. A turn continues `batch` prompts of 64 tokens by 64 new ones, reading them
-included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama (grouped-query attention) for
-the other, Mixtral for the mixture of experts, with each of its own experts implementations; the best counts.
-Equal tokens are counted up to where a text first differs: in bf16 a near tie sends it another way.
+Both sides use the same weights (`growlm.convert`), prompts and dtype; decoding is greedy and ignores the end of text.
+Each side runs in its own process, in turns; the figures are medians over the rounds. A turn continues `batch` prompts
+of 64 tokens by 64 new ones, prefill included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama
+(grouped-query attention) for the RMSNorm family, and Mixtral for mixtures of experts, with each of its experts
+implementations; the fastest counts. Equal tokens are counted up to the first difference in a text, because in bf16 a
+near tie changes all that follows.
 """
 
 from __future__ import annotations
@@ -53,95 +54,95 @@ LLAMA = replace(GPT_NEOX, norm="rmsnorm", feed_forward="swiglu", bias=False, n_k
 MIXTRAL = replace(LLAMA, n_kv_heads=8, num_experts=8)
 MODELS = {"gpt_neox": GPT_NEOX, "llama": LLAMA, "mixtral": MIXTRAL}
 MIXTRAL_EXPERTS = ("eager", "grouped_mm")
-"""Of its implementations. One more, `batched_mm`, copies the experts' weights for every token: it is tried with
-one prompt only, 16 would take 38 GB."""
+"""Experts implementations of transformers that are compared. `batched_mm` copies the experts' weights for every token,
+so it runs with one prompt only: 16 would take 38 GB."""
 AIM = 1.0
 
 
 @dataclass(frozen=True)
 class Side:
-    """What generates in one process."""
+    """Settings of one process that generates."""
 
     model: str
     batch: int
     bf16: bool
     library: str = "growlm"
     experts: str | None = None
-    """Mixtral's implementation."""
+    """Experts implementation of Mixtral in transformers."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return torch.bfloat16 if self.bf16 else torch.float32
 
 
-def sides_of(model: str, batch: int, bf16: bool) -> dict[str, Side]:
-    """Ours first, then theirs."""
-    ours = Side(model, batch, bf16)
-    sides = {"growlm": ours}
+def make_sides(model: str, batch: int, bf16: bool) -> dict[str, Side]:
+    """Return the sides of a case by name, growlm first."""
+    growlm_side = Side(model, batch, bf16)
+    sides = {"growlm": growlm_side}
     kinds: tuple[str | None, ...] = (None,)
     if model == "mixtral":
         kinds = MIXTRAL_EXPERTS + (("batched_mm",) if batch == 1 else ())
     for experts in kinds:
         name = f"transformers {experts}" if experts else "transformers"
-        sides[name] = replace(ours, library="transformers", experts=experts)
+        sides[name] = replace(growlm_side, library="transformers", experts=experts)
     return sides
 
 
 CASES = {
-    f"{model}-{batch}-{'bf16' if bf16 else 'fp32'}": sides_of(model, batch, bf16)
+    f"{model}-{batch}-{'bf16' if bf16 else 'fp32'}": make_sides(model, batch, bf16)
     for model in MODELS
     for batch in (1, 16)
     for bf16 in (False, True)
 }
 
 
-def one_turn(side: Side) -> Step:
-    """Continues the prompts; gives the new tokens, a list for each."""
+def make_step(side: Side) -> Step:
+    """Return a function that continues the prompts and returns the new tokens, a list for each prompt."""
     config = MODELS[side.model]
-    drawn = torch.randint(
+    prompts = torch.randint(
         config.vocab_size, (side.batch, PROMPT), generator=torch.Generator().manual_seed(0)
     )
     model = TransformerLM(config)
     if side.library == "growlm":
         model = cast_weights(model, side.dtype)
-        prompts = drawn.tolist()
+        prompt_lists = prompts.tolist()
 
         def step() -> list[list[int]]:
-            return [text.tokens for text in generate(model, prompts, NEW, Sampling(temperature=0))]
+            return [text.tokens for text in generate(model, prompt_lists, NEW, Sampling(temperature=0))]
 
         return step
-    their_model = theirs(model, side)
-    mask = torch.ones_like(drawn)
+    hf_model = to_transformers(model, side)
+    mask = torch.ones_like(prompts)
 
-    def their_step() -> list[list[int]]:
-        out = their_model.generate(
-            drawn, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+    def hf_step() -> list[list[int]]:
+        out = hf_model.generate(
+            prompts, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
         )
         return out[:, PROMPT:].tolist()
 
-    return their_step
+    return hf_step
 
 
 def agreement(sides: dict[str, Side]) -> float:
-    """Share of the new tokens, up to where a text first differs, that both libraries choose."""
-    ours, other = (one_turn(side)() for side in list(sides.values())[:2])
-    assert all(len(text) == NEW for text in ours + other)
+    """Return the share of new tokens, up to the first difference in each text, that both libraries choose."""
+    growlm_texts, hf_texts = (make_step(side)() for side in list(sides.values())[:2])
+    assert all(len(text) == NEW for text in growlm_texts + hf_texts)
     equal = sum(next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), NEW)
-                for x, y in zip(ours, other, strict=True))  # fmt: skip
-    return equal / (NEW * len(ours))
+                for x, y in zip(growlm_texts, hf_texts, strict=True))  # fmt: skip
+    return equal / (NEW * len(growlm_texts))
 
 
-def theirs(ours: TransformerLM, side: Side) -> nn.Module:
-    """The same model in transformers, by `growlm.convert`."""
+def to_transformers(model: TransformerLM, side: Side) -> nn.Module:
+    """Convert a model to transformers, as `growlm.convert` does."""
     with suppress_torchao_notices():
         from transformers import modeling_utils  # noqa: F401 - it imports torchao
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
-        save_model(ours, Path(folder) / "ours", {})
-        to_huggingface(Path(folder) / "ours", Path(folder) / "theirs")
+        save_model(model, Path(folder) / "growlm", {})
+        to_huggingface(Path(folder) / "growlm", Path(folder) / "transformers")
         return transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "theirs",
+            Path(folder) / "transformers",
             dtype=side.dtype,
             attn_implementation="sdpa",
             **({} if side.experts is None else {"experts_implementation": side.experts}),
@@ -149,7 +150,7 @@ def theirs(ours: TransformerLM, side: Side) -> nn.Module:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the cases and print a table for each; write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case")
     parser.add_argument("--rounds", type=int, default=5)
@@ -161,13 +162,13 @@ def main() -> None:
     for name in arguments.cases:
         sides = CASES[name]
         measured = take_turns(
-            {side: Steps(one_turn, (settings,), warmup=1) for side, settings in sides.items()},
+            {side: Steps(make_step, (settings,), warmup=1) for side, settings in sides.items()},
             arguments.rounds,
             arguments.turns,
         )
         rates = {side: sides[side].batch * NEW / m.median for side, m in measured.items()}
-        ours = rates["growlm"]
-        ratio = ours / max(rate for side, rate in rates.items() if side != "growlm")
+        growlm_rate = rates["growlm"]
+        ratio = growlm_rate / max(rate for side, rate in rates.items() if side != "growlm")
         equal = agreement(sides)
         results[name] = {
             "ratio": ratio,
@@ -181,7 +182,7 @@ def main() -> None:
         table = Table("side", "new tokens/s", "of ours", "peak memory", title=name, min_width=72)
         for side, rate in rates.items():
             memory = f"{measured[side].peak_memory / 1e9:.2f} GB"
-            table.add_row(side, f"{rate:,.1f}", f"{rate / ours:.2f}", memory)
+            table.add_row(side, f"{rate:,.1f}", f"{rate / growlm_rate:.2f}", memory)
         table.caption = (
             f"against the best of transformers: {ratio:.2f} (aim {AIM}); equal tokens: {equal:.0%}"
         )

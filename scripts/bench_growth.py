@@ -1,9 +1,9 @@
-"""How fast every operator writes a grown model, against a plain copy of the result.
+"""Measure how fast every operator writes a grown model, compared with copying the result.
 
     python scripts/bench_growth.py                 (about 3 minutes on two cores)
     python scripts/bench_growth.py --json FILE --rounds 7
 
-Both write to new memory, in turns within one process; medians over the rounds.
+Both write to new memory, in turns within one process; the figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[ModelConfig, Sequence[Operator]]] = {
     "widen x2, split 1:2, noise": (
         DENSE, [Widen(scale_factor=2.0, noise_std=1e-2, split="1:2")]
     ),
-    # One layer: with two, what the system takes for 3 GB of new memory is all that one sees.
+    # One layer: with two, the time the system takes to provide 3 GB of new memory would hide everything else.
     "widen a mixture x2, noise": (
         replace(MIXTURE, n_layers=1), [Widen(scale_factor=2.0, noise_std=1e-2)]
     ),
@@ -57,18 +57,18 @@ CASES: dict[str, tuple[ModelConfig, Sequence[Operator]]] = {
 }  # fmt: skip
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """Of one call; what it made is dropped afterwards."""
+def time_call(action: Callable[[], object]) -> float:
+    """Return the seconds that one call takes; its result is freed afterwards."""
     start = time.perf_counter()
-    made = action()
+    result = action()
     seconds = time.perf_counter() - start
-    del made
+    del result
     release_memory()
     return seconds
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure every growth and print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--json", type=Path)
@@ -89,9 +89,9 @@ def main() -> None:
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(arguments.rounds):
-            # By turns first: after a pause the system gives memory slowly, and the first one pays for it.
+            # The sides take turns to be first: after a pause the system provides memory slowly.
             for side in list(sides)[:: -1 if number % 2 else 1]:
-                seconds[side].append(seconds_of(sides[side]))
+                seconds[side].append(time_call(sides[side]))
         rates = {side: size / statistics.median(s) for side, s in seconds.items()}
         share = rates["growth"] / rates["copy"]
         results[name] = {"share": share, "bytes": size, "seconds": seconds}

@@ -1,11 +1,10 @@
-"""The planner against reality: peak memory and time of every phase of some plans, said before and seen after.
+"""Compare the planner's estimates of memory and time with measurements, for every phase of several plans.
 
     python scripts/bench_memory.py                         (about 12 minutes on two cores; up to 20 GB)
-    python scripts/bench_memory.py quickstart wide         (some)
+    python scripts/bench_memory.py quickstart wide         (these plans)
     python scripts/bench_memory.py --json FILE
 
-Every plan runs in a process of its own. Memory is what is resident above what the process holds when its first
-phase begins.
+Every plan runs in its own process. Memory is resident memory above that at the start of the first phase.
 """
 
 from __future__ import annotations
@@ -63,13 +62,13 @@ PLANS: dict[str, tuple[str, ...]] = {
 
 
 def run(connection: Connection, overrides: tuple[str, ...]) -> None:
-    """One plan: what was planned, and what came of it."""
+    """Run one plan and send the planned and the measured figures of its phases."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(*overrides, f"run_dir='{folder}/run'", "callbacks.sample_tokens=0")
         result = run_plan(config)
         planned = json.loads((result.run_dir / "plan.json").read_text())
     boundaries = {b.to_phase: b.seconds for b in result.summary.boundaries}
-    seen = [
+    measured = [
         {
             "memory": phase.peak_memory_bytes - result.summary.initial_memory_bytes,
             "training": phase.tokens / phase.tokens_per_second,
@@ -77,11 +76,11 @@ def run(connection: Connection, overrides: tuple[str, ...]) -> None:
         }
         for phase in result.summary.phases
     ]
-    connection.send([{"planned": p, "seen": s} for p, s in zip(planned, seen, strict=True)])
+    connection.send([{"planned": p, "seen": s} for p, s in zip(planned, measured, strict=True)])
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Run the plans and print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plans", nargs="*", default=list(PLANS), metavar="plan")
     parser.add_argument("--json", type=Path)
@@ -93,20 +92,21 @@ def main() -> None:
     )  # fmt: skip
     results: dict[str, Any] = {}
     for name in arguments.plans:
-        here, there = context.Pipe()
-        process = context.Process(target=run, args=(there, PLANS[name]))
+        receiver, sender = context.Pipe()
+        process = context.Process(target=run, args=(sender, PLANS[name]))
         process.start()
-        there.close()
-        results[name] = here.recv()
+        sender.close()
+        results[name] = receiver.recv()
         process.join()
         for phase in results[name]:
-            planned, seen = phase["planned"], phase["seen"]
+            planned, measured = phase["planned"], phase["seen"]
             memory, training = planned["memory"]["peak"], planned["seconds"]["training"]
             table.add_row(
                 name, planned["name"],
-                decimal(memory), decimal(seen["memory"]), f"{memory / seen['memory']:.2f}",
-                format_duration(training), format_duration(seen["training"]), f"{training / seen['training']:.2f}",
-                format_duration(planned["seconds"]["growth"]), format_duration(seen["growth"]),
+                decimal(memory), decimal(measured["memory"]), f"{memory / measured['memory']:.2f}",
+                format_duration(training), format_duration(measured["training"]),
+                f"{training / measured['training']:.2f}",
+                format_duration(planned["seconds"]["growth"]), format_duration(measured["growth"]),
             )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,12 +1,12 @@
-"""What reusing phases saves in a sweep, and that it changes nothing.
+"""Measure the time that reusing phases saves in a sweep, and check that the losses stay the same.
 
-    python scripts/bench_reuse.py                            (3 x 2 jobs of quickstart twice: 10 to 15 minutes)
-    python scripts/bench_reuse.py phases.dense.steps=20      (or any other overrides)
+    python scripts/bench_reuse.py                            (3 x 2 jobs of the quickstart, twice: 10 to 15 minutes)
+    python scripts/bench_reuse.py phases.dense.steps=20      (any overrides of growlm.train)
     python scripts/bench_reuse.py --json FILE
 
-Every job of the sweep is run with and without reuse, in turns, as the sweep's launcher runs them: one after
-another in one process. P is what the shared phases take, R the rest of a run; the bound is what the wall time with
-reuse may be, relative to that without: 1.1 (P + 6R) / 6(P + R).
+Every job of the sweep runs with and without reuse, in turns, one after another in one process as the sweep's launcher
+does it. P is the time of the shared phases, R that of the rest of a run. The wall time with reuse may be at most
+1.1 (P + 6R) / 6(P + R) of the time without.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from growlm.training import run_plan
 
 NOISES, SCALES = (1e-5, 1e-3, 2e-2), (1.5, 2)
 SHARED = ("dense", "moe")
-"""What neither dial changes."""
+"""Phases that neither sweep parameter changes."""
 
 
 def main() -> None:
-    """Run both sides in turns, compare, print."""
+    """Run both sides in turns and print the comparison; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of growlm.train")
+    parser.add_argument("overrides", nargs="*", help="overrides of growlm.train")
     arguments = parser.parse_args()
     console = Console()
     jobs = [
@@ -46,12 +46,12 @@ def main() -> None:
     shared = []
     table = Table("job".ljust(48), "with reuse", "without", "final losses")
     with tempfile.TemporaryDirectory() as folder:
-        for number, dials in enumerate(jobs):
-            # First one, then the other: neither side has the quieter machine.
+        for number, parameters in enumerate(jobs):
+            # The sides take turns to be first, so that neither has the quieter machine.
             for reuse in ("always", "never") if number % 2 else ("never", "always"):
-                console.print(f"job {number + 1} of {len(jobs)}, reuse.phases={reuse}: {dials}")
+                console.print(f"job {number + 1} of {len(jobs)}, reuse.phases={reuse}: {parameters}")
                 overrides = [
-                    *dials.split(),
+                    *parameters.split(),
                     f"reuse.phases={reuse}",
                     f"reuse.folder={folder}/phases",
                 ]
@@ -70,7 +70,7 @@ def main() -> None:
                     shared.append(sum(p.wall_time_s for p in summary.phases if p.name in SHARED))
             same = losses["always"][-1] == losses["never"][-1]
             table.add_row(
-                dials,
+                parameters,
                 f"{seconds['always'][-1]:.1f} s",
                 f"{seconds['never'][-1]:.1f} s",
                 "the same bits" if same else "DIFFERENT",

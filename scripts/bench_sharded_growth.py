@@ -1,10 +1,11 @@
-"""Memory and time of one growth, weights, checks and AdamW's moments, by one process and by several (FSDP2).
+"""Measure the memory and time of one growth in one process and in several (FSDP2).
 
     python scripts/bench_sharded_growth.py                (about 3 minutes on two cores, 6 GB)
     python scripts/bench_sharded_growth.py --processes 1 2 4 --json FILE
 
-Every process is a new one and grows once, in the order of a run's boundary. Peaks are of the most loaded process,
-above what it holds when everything is imported, and include the old model and its moments.
+The growth covers the weights, the checks and the AdamW moments, in the order of a boundary in a run. Every process is
+new and grows once. Peaks are those of the process with the highest one, above its memory after all imports; they
+include the old model and its moments.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ WIDEN = Widen(scale_factor=2.0, noise_std=1e-2)
 
 
 def grow_once(config: ModelConfig, dist_context: DistributedContext) -> dict[str, Any]:
-    """One growth by this process, alone or together with the others: peaks in bytes, seconds."""
+    """Grow once, alone or with the other processes; return peaks in bytes and seconds by step."""
     from growlm.config.schema import TrainerConfig
     from growlm.model.fsdp import create_sharded_model
 
-    KeepFreedMemory().setup(None, None, "fit")  # type: ignore[arg-type] # as a run has it
+    KeepFreedMemory().setup(None, None, "fit")  # type: ignore[arg-type] # as a run does
     mesh = build_device_mesh(dist_context, TrainerConfig(strategy="fsdp"), "cpu")
     dist_context.barrier()
     release_memory()
@@ -76,58 +77,58 @@ def grow_once(config: ModelConfig, dist_context: DistributedContext) -> dict[str
         }
         for name, parameter in old.named_parameters()
     }
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
 
-    def measured(what: str, action: Callable[[], Any]) -> Any:
+    def measure(step: str, action: Callable[[], Any]) -> Any:
         release_memory()
         dist_context.barrier()
         reset_peak_memory()
         start = time.perf_counter()
         result = action()
         dist_context.barrier()
-        found[what] = {
+        figures[step] = {
             "peak": peak_memory_bytes() - before,
             "seconds": time.perf_counter() - start,
         }
         return result
 
     growth_map = build_growth_map(config, [WIDEN])
-    new = measured("weights", lambda: apply_growth(old, growth_map, GrowthRng(0, 1)))
+    new = measure("weights", lambda: apply_growth(old, growth_map, GrowthRng(0, 1)))
     probe = torch.randint(config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
-    report = measured(
+    report = measure(
         "checks",
         lambda: detailed_growth_check(
             old_model=old, new_model=new, probe=probe, device="cpu", growth_map=growth_map
         ),
     )
     old = None
-    grown = measured("moments", lambda: grow_optimizer_state(growth_map, states, "carry"))
-    found["passed"] = bool(report)
-    found["held"] = resident_memory_bytes() - before
-    found["parameters"] = sum(p.numel() for p in new.parameters())
+    grown = measure("moments", lambda: grow_optimizer_state(growth_map, states, "carry"))
+    figures["passed"] = bool(report)
+    figures["held"] = resident_memory_bytes() - before
+    figures["parameters"] = sum(p.numel() for p in new.parameters())
     assert len(grown) == len(list(new.parameters()))
-    return found
+    return figures
 
 
-def child(case: str, out: Path) -> None:
-    """What each process does."""
-    with init_distributed("cpu", timedelta(minutes=10)) as world:
-        found = world.all_gather(grow_once(CASES[case], world))
-        if world.is_rank0:
-            out.write_text(json.dumps(found))
+def run_child(case: str, out: Path) -> None:
+    """Grow once in this process; rank 0 writes the figures of all processes."""
+    with init_distributed("cpu", timedelta(minutes=10)) as dist_context:
+        figures = dist_context.all_gather(grow_once(CASES[case], dist_context))
+        if dist_context.is_rank0:
+            out.write_text(json.dumps(figures))
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use; all of them where the system has no such limit."""
+    """Return the number of cores that this process may use, or all cores if the system has no such limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def run(case: str, processes: int) -> list[dict[str, Any]]:
-    """Start the processes; what each found."""
+    """Start the processes and return the figures of each."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
+        out = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes)] if processes > 1 else []
         command = command if processes > 1 else [sys.executable]
@@ -137,17 +138,17 @@ def run(case: str, processes: int) -> list[dict[str, Any]]:
             check=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
-        found: list[dict[str, Any]] = json.loads(out.read_text())
-        return found
+        figures: list[dict[str, Any]] = json.loads(out.read_text())
+        return figures
 
 
-def peak_of(found: list[dict[str, Any]]) -> int:
-    """Of the whole growth, in the process where it is the highest."""
-    return max(each[step]["peak"] for each in found for step in ("weights", "checks", "moments"))
+def highest_peak(figures: list[dict[str, Any]]) -> int:
+    """Return the highest peak of all steps and processes, in bytes."""
+    return max(each[step]["peak"] for each in figures for step in ("weights", "checks", "moments"))
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the cases and print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child[0], Path(arguments.child[1]))
+        run_child(arguments.child[0], Path(arguments.child[1]))
         return
     table = Table("widened ×2", "parameters", "processes", "peak: weights", "checks", "moments",
                   "of one process's", "seconds")  # fmt: skip
@@ -163,15 +164,15 @@ def main() -> None:
     for case in arguments.cases:
         results[case] = {}
         for processes in arguments.processes:
-            found = run(case, processes)
-            results[case][processes] = found
+            figures = run(case, processes)
+            results[case][processes] = figures
             one = results[case].get(1)
-            share = f"{peak_of(found) / peak_of(one):.2f}" if one else ""
+            share = f"{highest_peak(figures) / highest_peak(one):.2f}" if one else ""
             steps = ("weights", "checks", "moments")
-            peaks = [max(each[step]["peak"] for each in found) for step in steps]
-            seconds = [f"{found[0][step]['seconds']:.1f}" for step in steps]
+            peaks = [max(each[step]["peak"] for each in figures) for step in steps]
+            seconds = [f"{figures[0][step]['seconds']:.1f}" for step in steps]
             table.add_row(
-                case, f"{found[0]['parameters'] / 1e6:,.0f} M", str(processes),
+                case, f"{figures[0]['parameters'] / 1e6:,.0f} M", str(processes),
                 *(f"{peak / 1e9:.2f} GB" for peak in peaks),
                 share + (f" (aim {AIM})" if processes == 2 else ""), " + ".join(seconds),
             )  # fmt: skip

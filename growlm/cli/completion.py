@@ -58,7 +58,9 @@ def list_completions(line: str, commands: Collection[str]) -> list[str]:
     words = (f"{option} " for option in options) if word.startswith("-") else found
     # Values are offered only once the key's `=` has been typed.
     typed = word.partition("=")[0] + "=" if "=" in word else ""
-    return sorted({c for c in words if c.startswith(word) and _is_next_step(c, typed)})
+    return sorted(
+        {c for c in words if c.startswith(word) and c != word and _is_next_step(c, typed)}
+    )
 
 
 def _is_next_step(candidate: str, typed: str) -> bool:
