@@ -27,7 +27,7 @@ COMMANDS = {
 USAGE = """
 usage: growlm COMMAND [arguments]
 
-Train a language model and grow it while it trains, losing nothing it has learned.
+Train a language model and grow it as it trains, losing nothing it has learned.
 
 {commands}
 
