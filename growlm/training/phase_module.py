@@ -36,7 +36,7 @@ from growlm.training.nan_check import (
     describe_nonfinite_gradient,
     describe_nonfinite_weight,
 )
-from growlm.verification.router_lock import get_router_parameters
+from growlm.verification.router_collapse import get_router_parameters
 
 
 @dataclass

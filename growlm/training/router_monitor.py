@@ -16,7 +16,7 @@ from growlm.distributed.dtensors import (
 from growlm.model.layers.routing import compute_router_health
 from growlm.training.phase_module import PhaseStage, StepMetrics
 from growlm.verification.check_report import CheckReport
-from growlm.verification.router_lock import (
+from growlm.verification.router_collapse import (
     RouterCollapseDetector,
     RouterSnapshot,
     compute_expert_similarity,

@@ -8,7 +8,7 @@ from growlm.verification.functional import check_functional_identity_layerwise
 from growlm.verification.growth_check import detailed_growth_check
 from growlm.verification.rope import check_rope_integrity
 from growlm.verification.router import check_router_scaling
-from growlm.verification.router_lock import check_router_collapse
+from growlm.verification.router_collapse import check_router_collapse
 from growlm.verification.sanity import SanityReport, quick_sanity_check
 from growlm.verification.symmetry import check_symmetry_breaking
 from growlm.verification.weights import check_weight_integrity

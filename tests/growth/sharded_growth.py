@@ -20,7 +20,7 @@ from growlm.model.keyed_rng import keyed_normal
 from growlm.runtime.exit_codes import exit_process
 from growlm.training.nan_check import describe_nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
-from growlm.verification.router_lock import compute_expert_similarity
+from growlm.verification.router_collapse import compute_expert_similarity
 from tests.machines.imitation import imitate_machine
 from tests.model.tiny_models import FAMILIES, build, random_tokens, tiny_config
 

@@ -7,7 +7,7 @@ import torch
 
 from growlm.growth import MultiplyExperts, Upcycle, grow
 from growlm.verification import Status, check_router_collapse
-from growlm.verification.router_lock import (
+from growlm.verification.router_collapse import (
     RouterCollapseDetector,
     RouterSnapshot,
     compute_expert_similarity,

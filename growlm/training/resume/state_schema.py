@@ -19,7 +19,7 @@ from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import read_lines, translate_content_errors
 from growlm.storage.parsing import parse_json
 from growlm.storage.typed_values import NonNegativeInt, at_least, parse_as
-from growlm.verification.router_lock import RouterSnapshot
+from growlm.verification.router_collapse import RouterSnapshot
 
 Seconds = Annotated[float, at_least(0)]
 
