@@ -17,7 +17,7 @@ from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import compose_command_config, load_command_config
 from growlm.growth import operators_from_dicts
-from growlm.growth.api import Operator, build_growth_map
+from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator

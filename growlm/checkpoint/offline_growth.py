@@ -23,8 +23,8 @@ from growlm.checkpoint.optimizer_files import read_state_infos
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, write_tensors
 from growlm.checkpoint.sidecar_files import check_sidecar_files, copy_sidecar_files
 from growlm.checkpoint.weight_validation import check_tensor_shapes
-from growlm.growth.api import Operator, build_growth_map
 from growlm.growth.eight_bit_moments import scale_key
+from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.registry import operators_to_dicts

@@ -177,7 +177,7 @@ class ResumeState:
         )
 
     def load_model(self, mesh: DeviceMesh | None = None) -> TransformerLM:
-        """Load the model into memory.
+        """Return a new model with the state's weights.
 
         Args:
             mesh: Device mesh to shard the model over; None for the full model.

@@ -1,4 +1,4 @@
-"""Define the settings of all commands but `growlm.train`: names, types, defaults and limits.
+"""Define the settings of the commands grow, verify, generate, evaluate and convert: types, defaults and limits.
 
 Each command has a file `conf/COMMAND.yaml` and a dataclass here, as a run has in `schema.py`.
 """

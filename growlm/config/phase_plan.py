@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from growlm.config.schema import PhaseConfig, RunConfig
 from growlm.config.validation import apply_phase_operators
-from growlm.growth.api import Operator
+from growlm.growth.grow_model import Operator
 from growlm.model.config import ModelConfig
 from growlm.model.model_size import ParameterReport, parameter_report, training_flops_per_token
 from growlm.runtime.errors import UserError

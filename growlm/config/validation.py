@@ -16,7 +16,7 @@ from growlm.config.schema import (
     SourceConfig,
     TrainerConfig,
 )
-from growlm.growth.api import Operator
+from growlm.growth.grow_model import Operator
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
@@ -111,7 +111,7 @@ def apply_operators(
     """
     operators = []
     for index, spec in enumerate(specs):
-        key, operator = select_operator(spec, f"{path}.{index}")
+        key, operator = get_operator(spec, f"{path}.{index}")
         try:
             model = operator.change(model).config
             model.validate()
@@ -164,7 +164,7 @@ def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
             f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty"
         )
     for index, spec in enumerate(phase.grow):
-        select_operator(spec, f"{path}.grow.{index}")
+        get_operator(spec, f"{path}.grow.{index}")
 
 
 def _check_cluster(cluster: ClusterConfig, trainer: TrainerConfig) -> None:
@@ -261,8 +261,8 @@ def _check_checkpoint_name(path: str, name: str | None, taken: dict[str, str]) -
     taken[name] = path
 
 
-def select_operator(spec: OperatorConfig, path: str) -> tuple[str, Operator]:
-    """Return the key and the operator of an entry of a `grow` list.
+def get_operator(spec: OperatorConfig, path: str) -> tuple[str, Operator]:
+    """Return the key (`phases.wide.grow.0.widen`) and the operator that an entry of a `grow` list sets.
 
     Raises:
         UserError: If the entry does not have exactly one operator.

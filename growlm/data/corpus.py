@@ -39,7 +39,7 @@ TOKEN_DTYPES = ("uint16", "uint32")
 
 
 class SplitRecord(TypedDict):
-    """The entry of one split in `corpus.json`."""
+    """Numbers of documents, bytes of text and tokens of one split, as in `corpus.json`."""
 
     documents: NonNegativeInt
     bytes: NonNegativeInt

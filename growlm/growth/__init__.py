@@ -1,7 +1,7 @@
 """Growth operators and the growth map that applies them; imports torch, but not Lightning, Hydra or W&B."""
 
 from growlm.deprecation import renamed_attributes
-from growlm.growth.api import (
+from growlm.growth.grow_model import (
     Operator,
     apply_growth,
     build_growth_map,

@@ -145,7 +145,7 @@ class ChannelMap:
 
     @property
     def is_first_copy(self) -> Tensor:
-        """The mask (new size,) of channels that are the first copy of their source."""
+        """Mask (new size,): True for the first copy of each source, False for further copies and fillers."""
         first = ~self.is_filler
         first[self.duplicate_pairs[:, 1]] = False
         return first

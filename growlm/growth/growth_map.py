@@ -182,7 +182,7 @@ class TensorMap:
         return reconstruction
 
     def unconstrained_entries(self, old_shape: Sequence[int], rng: GrowthRng) -> Tensor:
-        """Return a mask of the entries of the grown tensor that may hold any number of their range.
+        """Return a mask of the entries that the weight check compares with a range only: those drawn at random.
 
         Args:
             old_shape: Shape of the source.

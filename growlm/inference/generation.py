@@ -50,7 +50,7 @@ def generate(
     num_token_ids: int | None = None,
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[Continuation]:
-    """Continue prompts, all in one batch.
+    """Continue prompts, given and returned as token ids, all in one batch.
 
     A continuation depends on its prompt, its seed and the settings but not on the other prompts, up to rounding
     differences between products of different sizes.

@@ -9,8 +9,8 @@ import torch
 
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import RunConfig
-from growlm.growth.api import LARGE_TENSOR_ENTRIES, build_growth_map
 from growlm.growth.eight_bit_moments import scale_key
+from growlm.growth.grow_model import LARGE_TENSOR_ENTRIES, build_growth_map
 from growlm.growth.optimizer_state import expected_state_shapes
 from growlm.model.config import ModelConfig
 from growlm.optim import adamw_8bit

@@ -39,7 +39,7 @@ class RunListener:
     def message_logged(self, text: str) -> None:
         """Handle a message for the user."""
 
-    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+    def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Handle a growth and its checks, which may have failed (see `boundary.report`)."""
 
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:

@@ -69,7 +69,7 @@ class RunHistoryWriter(RunListener):
         """Write an event line."""
         self._write({"event": "phase_started", "phase": start.name, "phase_index": start.index})
 
-    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+    def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Write an event line, and rewrite boundaries.json."""
         record = boundary.to_json()
         line = {key: value for key, value in record.items() if key not in ("checks", "operators")}

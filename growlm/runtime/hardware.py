@@ -132,7 +132,7 @@ def fingerprint_processor(machine: Machine) -> str:
 
 
 def describe_processor(machine: Machine) -> str:
-    """Return a short description of the processor: `AMD EPYC, AVX512 with avx512_bf16, 2 threads`."""
+    """Return a short description of a run's GPU or CPU: `AMD EPYC, AVX512 with avx512_bf16, 2 threads`."""
     if machine.accelerator == "gpu":
         return torch.cuda.get_device_name()
     features = torch.cpu.get_capabilities()

@@ -1,4 +1,4 @@
-"""Write small files atomically; imports nothing heavy, so that light commands can use it."""
+"""Write small text files atomically, and open files for appending; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def format_torchrun_command(
     devices_per_node: int | None,
     config_dir: str | None = None,
 ) -> str:
-    """Return the shell command that runs a plan on several devices.
+    """Return the `torchrun` command that runs `growlm.train` with these overrides on several devices.
 
     Args:
         overrides: Overrides of the run.

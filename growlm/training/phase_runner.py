@@ -408,7 +408,7 @@ class PhaseRunner:
 
     def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
-        self.listener.boundary_passed(record)
+        self.listener.boundary_finished(record)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor, is_sharded
-from growlm.growth.api import Operator, build_growth_map
+from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts

@@ -1,4 +1,4 @@
-"""Check whether two models compute the same function."""
+"""Compare a model's logits with those of the model grown from it, on a probe."""
 
 from __future__ import annotations
 

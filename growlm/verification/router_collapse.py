@@ -1,4 +1,4 @@
-"""Check 5, router collapse: routers learn, every expert is used, and experts diverge.
+"""Check 5, router collapse: routers get gradients and do not choose among ties, and every expert is used.
 
 A router whose rows are equal sends every token to the same experts and learns nothing; one that favors few
 experts starves the others. Both happen in training, so the check watches a phase and does not compare two

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from growlm.growth.api import Operator, build_growth_map, grow
+from growlm.growth.grow_model import Operator, build_growth_map, grow
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.upcycle import Upcycle

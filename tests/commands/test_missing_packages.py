@@ -185,7 +185,7 @@ sys.path.insert(0, {str(SCRIPTS)!r})
 from dataclasses import replace
 import bench_throughput as bench
 shape = dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=32)
-bench.theirs(bench.Side(replace(bench.DENSE, **shape)))
+bench.hf_model(bench.Side(replace(bench.DENSE, **shape)))
 assert "torchao" in sys.modules
 """
     done = python(code, folder=tmp_path)

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from growlm.distributed.dtensors import get_full_tensor, get_local_tensor, is_sharded
 from growlm.distributed.startup import init_distributed
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.grow_model import apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.optimizer_state import grow_optimizer_state
 from growlm.inference.generation import generate

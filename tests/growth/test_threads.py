@@ -36,7 +36,9 @@ def test_the_same_bits_with_any_threads_at_once_and_one_after_another(
     model = build(tiny_config("default", **SIZES), std=0.2)
     threads(1)
     expected = grow(model, operators).state_dict()
-    module = sys.modules["growlm.growth.api"]  # by its name in the package it is the function
+    module = sys.modules[
+        "growlm.growth.grow_model"
+    ]  # by its name in the package it is the function
     for large, number in product((1, module.LARGE_TENSOR_ENTRIES), (2, 5)):
         monkeypatch.setattr(module, "LARGE_TENSOR_ENTRIES", large)
         threads(number)

@@ -179,7 +179,7 @@ def test_untold_history_only_moves_the_position(recorded, tmp_path, seen):
     assert unheard.last_row == heard.last_row
     # What comes next is logged alike.
     for logger in (heard, unheard):
-        logger.boundary_passed(result.summary.boundaries[0])
+        logger.boundary_finished(result.summary.boundaries[0])
     assert unheard.adapter.logger.calls == heard.adapter.logger.calls[-1:]
 
 

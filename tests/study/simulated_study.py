@@ -2,7 +2,7 @@
 
 import math
 
-from growth_study.agenda import losses_of, next_runs
+from growth_study.agenda import collect_losses, next_runs
 from growth_study.arms import AXES, Arm
 
 BUDGET = 1e12
@@ -34,13 +34,13 @@ def record(run):
     }  # fmt: skip
 
 
-def carried_out(axes=AXES, at_once=2):
-    """The records of all runs, in the order in which they were begun."""
+def simulate_runs(axes=AXES, at_once=2):
+    """The records of all runs, in the order in which they start."""
     records = []
     while True:
         taken = []
         while len(taken) < at_once:
-            groups = next_runs(axes, losses_of(records), taken)
+            groups = next_runs(axes, collect_losses(records), taken)
             if not groups:
                 break
             taken.append(groups[0][0])

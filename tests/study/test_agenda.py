@@ -1,24 +1,24 @@
 """Which runs are done, in which order."""
 
 import pytest
-from growth_study.agenda import losses_of, next_runs, source_rate, tuned_rate
-from growth_study.arms import AXES, GRID, TUNING_SEED
+from growth_study.agenda import collect_losses, next_runs, source_rate, tuned_rate
+from growth_study.arms import AXES, RATE_GRID, TUNING_SEED
 
-from tests.study.simulated_study import BEST_RATE, carried_out
+from tests.study.simulated_study import BEST_RATE, simulate_runs
 
 
 @pytest.fixture(scope="module")
 def records():
-    return carried_out()
+    return simulate_runs()
 
 
 def test_nothing_is_done_twice_and_nothing_is_left(records):
     done = [(r["arm"], r["seed"], r["source_rate"], r["rate"], r["share"]) for r in records]
     assert len(done) == len(set(done))
-    assert next_runs(AXES, losses_of(records), []) == []
+    assert next_runs(AXES, collect_losses(records), []) == []
     for axis in AXES:
         for arm in axis.arms:
-            rate = tuned_rate(arm, losses_of(records))
+            rate = tuned_rate(arm, collect_losses(records))
             found = {
                 (r["seed"], r["share"]) for r in records if (r["arm"], r["rate"]) == (arm.key, rate)
             }
@@ -29,17 +29,17 @@ def test_nothing_is_done_twice_and_nothing_is_left(records):
 def test_the_grid_grows_until_its_best_is_inside(records, name):
     for axis in AXES:
         arm = axis.main_arm(name)
-        assert tuned_rate(arm, losses_of(records)) == BEST_RATE[name]
+        assert tuned_rate(arm, collect_losses(records)) == BEST_RATE[name]
         tried = {
             r["rate"]
             for r in records
             if (r["arm"], r["share"], r["seed"]) == (arm.key, 1.0, TUNING_SEED)
         }
-        assert {*GRID, BEST_RATE[name] / 2, BEST_RATE[name] * 2} <= tried
+        assert {*RATE_GRID, BEST_RATE[name] / 2, BEST_RATE[name] * 2} <= tried
 
 
 def test_changes_differ_from_the_plan_in_nothing_else(records):
-    losses = losses_of(records)
+    losses = collect_losses(records)
     for axis in AXES:
         for arm in axis.changes:
             assert tuned_rate(arm, losses) == BEST_RATE["grown"]
@@ -50,7 +50,7 @@ def test_changes_differ_from_the_plan_in_nothing_else(records):
 def test_rates_are_known_before_they_are_used(records):
     for number, record in enumerate(records):
         arm = next(arm for axis in AXES for arm in axis.arms if arm.key == record["arm"])
-        before = losses_of(records[:number])
+        before = collect_losses(records[:number])
         if arm.baseline == "none":
             assert record["source_rate"] == source_rate(arm, before)
         if record["seed"] != TUNING_SEED:
@@ -58,12 +58,12 @@ def test_rates_are_known_before_they_are_used(records):
 
 
 def test_what_diverged_is_no_best_rate():
-    records = carried_out(AXES[:1])
+    records = simulate_runs(AXES[:1])
     for record in records:
         if record["rate"] == BEST_RATE["continue"]:
             record["loss"] = None
     arm = AXES[0].main_arm("continue")
-    assert tuned_rate(arm, losses_of(records)) == BEST_RATE["continue"] / 2
+    assert tuned_rate(arm, collect_losses(records)) == BEST_RATE["continue"] / 2
 
 
 def test_what_has_begun_is_left_alone():
@@ -72,5 +72,5 @@ def test_what_has_begun_is_left_alone():
 
 
 def test_where_nothing_converges_it_gives_up():
-    records = [{**record, "loss": None} for record in carried_out(AXES[:1])]
-    assert next_runs(AXES[:1], losses_of(records), []) == []
+    records = [{**record, "loss": None} for record in simulate_runs(AXES[:1])]
+    assert next_runs(AXES[:1], collect_losses(records), []) == []

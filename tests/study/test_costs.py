@@ -3,7 +3,14 @@
 import math
 
 import pytest
-from growth_study.costs import BEYOND, Line, Read, measured_speeds, seconds_after, seconds_of
+from growth_study.costs import (
+    MAX_EXTRAPOLATION,
+    Line,
+    Reading,
+    compute_seconds,
+    compute_seconds_at,
+    measured_speeds,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +26,11 @@ def test_on_a_line_over_the_logarithm_it_is_exact(start, slope, costs, wanted):
     target = start - slope * math.log(wanted)
     found = line.cost_to(target)
     if wanted < min(costs) * (1 - 1e-6):
-        assert found == Read(float(min(costs)), "≤")
-    elif wanted > BEYOND * max(costs) * (1 + 1e-6):
+        assert found == Reading(float(min(costs)), "≤")
+    elif wanted > MAX_EXTRAPOLATION * max(costs) * (1 + 1e-6):
         assert found is None
         assert line.loss_at(wanted) is None
-    elif min(costs) * (1 + 1e-6) < wanted < BEYOND * max(costs) * (1 - 1e-6):
+    elif min(costs) * (1 + 1e-6) < wanted < MAX_EXTRAPOLATION * max(costs) * (1 - 1e-6):
         assert found.value == pytest.approx(wanted, rel=1e-6)
         assert line.loss_at(wanted).value == pytest.approx(target, abs=1e-6)
         if abs(wanted / max(costs) - 1) > 1e-6:
@@ -54,6 +61,12 @@ def test_seconds_are_of_the_models_and_not_of_the_moment():
     # What was trained once counts once, in however many records it is.
     speeds = measured_speeds([slow, slow, slow, RECORD, RECORD, fast, {"loss": None}])
     assert speeds == {(5, 5): 0.02, (9, 7): 0.06}
-    assert seconds_of(slow, speeds) == 2.0
-    assert seconds_of(RECORD, speeds) == 5.5
-    assert seconds_after(RECORD, speeds, [0, 500, 1000, 2500, 4000]) == [0.0, 1.0, 2.0, 4.0, 5.5]
+    assert compute_seconds(slow, speeds) == 2.0
+    assert compute_seconds(RECORD, speeds) == 5.5
+    assert compute_seconds_at(RECORD, speeds, [0, 500, 1000, 2500, 4000]) == [
+        0.0,
+        1.0,
+        2.0,
+        4.0,
+        5.5,
+    ]

@@ -6,14 +6,14 @@ import pytest
 from growth_study.arms import AXES, SEEDS
 from growth_study.findings import Findings
 from growth_study.plots import draw_all
-from growth_study.tables import all_tables, fill_page, room
+from growth_study.tables import all_tables, fill_page, make_placeholder
 
-from tests.study.simulated_study import AHEAD, carried_out
+from tests.study.simulated_study import AHEAD, simulate_runs
 
 
 @pytest.fixture(scope="module")
 def findings():
-    return Findings(carried_out())
+    return Findings(simulate_runs())
 
 
 def test_savings_are_what_was_built_in(findings):
@@ -38,7 +38,9 @@ def test_changes_are_beside_the_plan_with_the_same_seed(findings):
 
 def test_a_page_is_filled_where_it_has_room(findings, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{room('savings')}\n\nbetween {room('headline')} after")
+    page.write_text(
+        f"before\n\n{make_placeholder('savings')}\n\nbetween {make_placeholder('headline')} after"
+    )
     fill_page(page, all_tables(findings))
     once = page.read_text()
     assert "| Width ×2 | 25% | 0.69 ± 0.00 | 0.83 ± 0.00 | -0.0095 ± 0.0000 |" in once
@@ -56,7 +58,7 @@ def test_every_table_has_as_many_cells_in_each_row(findings):
 
 
 def test_unfinished_studies_have_tables_and_plots_too(tmp_path):
-    records = carried_out(AXES[:1])
+    records = simulate_runs(AXES[:1])
     for some in ([], records[:3], records):
         assert "headline" in all_tables(Findings(some))
         files = draw_all(Findings(some), tmp_path)

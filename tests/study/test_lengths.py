@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from growth_study.arms import AXES, SHARES
-from growth_study.lengths import DECAY, scaled, trained_for
+from growth_study.lengths import DECAY, scale_lengths, shorten_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ VOCABULARY = 1024
 
 
 def planned(axis, factor=1.0, grows_at=None):
-    config = scaled(load_config(*axis.overrides), factor, grows_at)
+    config = scale_lengths(load_config(*axis.overrides), factor, grows_at)
     return config, make_plan(config, VOCABULARY)
 
 
@@ -33,9 +33,9 @@ def flops(plan):
 def test_shorter_runs_are_longer_ones_until_they_decay(arm, shares, factor):
     config, plan = planned(arm[0], factor, arm[1].grows_at)
     dear = plan.phases[-1].flops_per_step
-    begun = []
+    phases_so_far = []
     for share in sorted(shares):
-        run = trained_for(config, plan, share, shares)
+        run = shorten_run(config, plan, share, shares)
         own = make_plan(run, VOCABULARY)
         assert abs(flops(own) - share * flops(plan)) <= dear
         *before, decay = own.phases
@@ -49,8 +49,8 @@ def test_shorter_runs_are_longer_ones_until_they_decay(arm, shares, factor):
             assert set(rates[run.schedule.warmup_steps if phase is before[0] else 0 :]) == {1.0}
         assert compute_lr_factor(run.schedule, own, decay, 1) < 1.0
         # What another run has trained is trained by this one too, under the same name.
-        assert [(p.name, p.settings) for p in before[: len(begun)]] == begun
-        begun = [(p.name, p.settings) for p in before]
+        assert [(p.name, p.settings) for p in before[: len(phases_so_far)]] == phases_so_far
+        phases_so_far = [(p.name, p.settings) for p in before]
 
 
 @pytest.mark.parametrize("grows_at", [0.1, 0.5, 0.8])
@@ -60,9 +60,9 @@ def test_the_growth_can_be_moved(grows_at):
     assert source.num_steps * source.flops_per_step == pytest.approx(
         grows_at * flops(plan), rel=0.01
     )
-    own = make_plan(trained_for(config, plan, 1.0, (1.0,)), VOCABULARY)
+    own = make_plan(shorten_run(config, plan, 1.0, (1.0,)), VOCABULARY)
     assert [phase.name for phase in own.phases] == ["source", "grown"]
-    schedule = trained_for(config, plan, 1.0, (1.0,)).schedule
+    schedule = shorten_run(config, plan, 1.0, (1.0,)).schedule
     last = own.phases[0].num_steps - 1
     assert compute_lr_factor(schedule, own, own.phases[0], last) == 1.0, "it grows on the plateau"
 
@@ -71,7 +71,7 @@ def test_a_cosine_is_not_cut():
     config, plan = planned(AXES[0])
     cosine = replace(config, schedule=replace(config.schedule, name="cosine"))
     assert [
-        p.name for p in make_plan(trained_for(cosine, plan, 1.0, (1.0,)), VOCABULARY).phases
+        p.name for p in make_plan(shorten_run(cosine, plan, 1.0, (1.0,)), VOCABULARY).phases
     ] == [
         "source",
         "grown",

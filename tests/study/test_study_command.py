@@ -113,11 +113,14 @@ def refused(monkeypatch, capsys, out, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--only", "hight"), "--only=hight: must be of: width x2, depth x2"),
-        (("--again", "depth x2/grown"), "--again=depth x2/grown: must be one that has finished"),
+        (("--only", "hight"), "--only=hight: must be one of width x2, depth x2"),
+        (
+            ("--again", "depth x2/grown"),
+            "--again=depth x2/grown: must be an arm with a finished run",
+        ),
         (("trainer.precison=32-true", "--only", "depth x2"), "did you mean precision?"),
-        (("seed=3",), "seed=3: is the study's own to set"),
-        (("phases.source.lr=1",), "phases.source.lr=1: is the study's own to set"),
+        (("seed=3",), "seed=3: is set by the study"),
+        (("phases.source.lr=1",), "phases.source.lr=1: is set by the study"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, monkeypatch, capsys, arguments, message):
@@ -140,9 +143,9 @@ def test_records_of_other_settings_are_refused(tmp_path, monkeypatch, capsys, ar
     record |= {"source_rate": 8e-3, "rate": 8e-3, "share": share}
     (tmp_path / "runs.jsonl").write_text(json.dumps(record) + "\n")
     message = refused(monkeypatch, capsys, tmp_path, *SMALL)
-    assert f"its run a ({arm}) is not what this code and conf/ make" in message
+    assert f"its run a ({arm}) does not match the present code and conf/" in message
 
 
 def test_two_at_once_are_refused(tmp_path, monkeypatch, capsys):
     with acquire_lock(tmp_path / ".lock"):
-        assert "is at it" in refused(monkeypatch, capsys, tmp_path, *SMALL)
+        assert "another process is using it" in refused(monkeypatch, capsys, tmp_path, *SMALL)

@@ -41,7 +41,7 @@ class DocumentReader(Iterator[str], ABC):
 
 
 class DocumentSource(ABC):
-    """A sequence of documents that can be read repeatedly.
+    """Documents in a fixed order, read with `read()` from the start or from a saved position.
 
     Attributes:
         key: Setting that describes the source, for error messages: `data` or `data.sources.NAME`.

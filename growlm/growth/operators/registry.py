@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from growlm.growth.api import Operator
+from growlm.growth.grow_model import Operator
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.upcycle import Upcycle

@@ -1,4 +1,4 @@
-"""Track what a growth did to each entry of a tensor and to its gradient, as one vector per dimension.
+"""Track the factors by which a growth multiplied a tensor's entries and gradients, one vector per dimension.
 
 Every factor is a product over dimensions, so a few vectors describe a tensor of any size.
 """

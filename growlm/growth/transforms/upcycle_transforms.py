@@ -44,7 +44,7 @@ class SplitIntoExperts(TensorTransform):
         return self.channels.select(self._split_segments(x), 0).mul_(share**power)
 
     def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
-        """Return the factors of the hidden units, averaged over the shards."""
+        """Return the factors with an expert dimension of ones; hidden units get the mean over the parts."""
         shards = self.channels.old_size
         old = factors[self.dim]
         weight, gradient, norm_share = (

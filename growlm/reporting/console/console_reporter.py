@@ -53,7 +53,7 @@ class ConsoleReporter(RunListener):
         """Update the bar; without a terminal, print a line when a task starts and its notes at intervals."""
         self.progress_display.show_task(task, done, total, note)
 
-    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+    def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Print what was grown, and the checks."""
         self.progress_display.stop()
         emit = self.console.print

@@ -21,7 +21,7 @@ from growlm.reporting.html.shell_commands import build_run_commands, build_sweep
 from growlm.reporting.html.sweep_parameters import shorten_keys
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.run_files import Run
-from growlm.reporting.reading.sweep_file import Sweep
+from growlm.reporting.reading.sweep_runs import Sweep
 
 MAX_POINTS = 60_000
 """Approximate limit on the plotted rows of all runs together."""

@@ -11,7 +11,7 @@ from growlm.reporting.html.page import render_page
 from growlm.reporting.html.run_page import build_run_page
 from growlm.reporting.html.sweep_parameters import find_sweep_parameters
 from growlm.reporting.reading.run_files import Run, read_run
-from growlm.reporting.reading.sweep_file import Sweep, is_sweep_folder, read_sweep
+from growlm.reporting.reading.sweep_runs import Sweep, is_sweep_folder, read_sweep
 from growlm.runtime.errors import UserError
 from growlm.storage.atomic_files import atomic_write_text
 

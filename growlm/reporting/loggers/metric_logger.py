@@ -74,7 +74,7 @@ class MetricLogger(RunListener):
                 case "validation":
                     self.validation_finished(line)
                 case "boundary":
-                    self.boundary_passed(next(records))
+                    self.boundary_finished(next(records))
                 case "phase_finished":
                     self._phase_sampled(line["phase"], line["sample"])
         self.adapter = adapter
@@ -89,7 +89,7 @@ class MetricLogger(RunListener):
         self.last_row = row
         self._log(extract_row_metrics(row))
 
-    def boundary_passed(self, boundary: BoundaryRecord) -> None:
+    def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Log the growth at its step, with the table so far: the run may stop if its checks failed."""
         self.last_row = self.last_row | {"phase_index": self.last_row["phase_index"] + 1}
         self.boundaries.append(boundary)

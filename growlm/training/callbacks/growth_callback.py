@@ -19,7 +19,7 @@ from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OptimizerConfig, VerificationConfig
 from growlm.distributed.dtensors import get_device_mesh, is_sharded
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.grow_model import apply_growth, build_growth_map
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.registry import operators_to_dicts

@@ -49,8 +49,8 @@ class RouterWatchRecord(TypedDict):
     said: list[str]
 
 
-class RoutersRecord(TypedDict):
-    """State of a phase's `RouterMonitor`."""
+class RouterMonitorRecord(TypedDict):
+    """The JSON part of a `RouterMonitor`'s state; its tensors are in `progress.safetensors`."""
 
     watch: RouterWatchRecord
     passes: NonNegativeInt
@@ -68,7 +68,7 @@ class PhaseProgressRecord(TypedDict):
     training_seconds: Seconds
     seconds_since_row: float
     row_step: NonNegativeInt
-    routers: NotRequired[RoutersRecord]
+    routers: NotRequired[RouterMonitorRecord]
 
 
 class ChunkPositionRecord(TypedDict):

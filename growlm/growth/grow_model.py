@@ -1,4 +1,4 @@
-"""Grow a model: build the growth map of a list of operators, and apply it."""
+"""Grow a model in memory by a list of operators; its optimizer's state is in `optimizer_state.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the runs of a sweep from its folder."""
+"""Read a sweep for a report: its `sweep.json` and the run of every job."""
 
 from __future__ import annotations
 
