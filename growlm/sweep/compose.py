@@ -100,16 +100,16 @@ def _expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
     Raises:
         HydraException: For an interval, which has no list of values.
     """
-    choices = []
+    choices: dict[str, list[str]] = {}  # of two overrides of a key, the last one counts
     for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices.append([f"{key}={override.get_value_element_as_str()}"])
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise HydraException(f"{override.input_line}: only lists of values can be swept")
-    return [list(job) for job in product(*choices)]
+    return [list(job) for job in product(*choices.values())]
 
 
 def _hash_configs(configs: Sequence[DictConfig]) -> str:

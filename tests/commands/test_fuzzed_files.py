@@ -7,7 +7,7 @@ from tests.commands.fuzzed_files import change
 from tests.commands.hostile_cases import copy_fixtures
 
 UNPRINTABLE = ("\x1b", "\x9b", "\u202e")
-FEW, MANY = 60, 4000
+FEW, MANY = 24, 4000
 
 
 def check(seed, call, folder):

@@ -30,7 +30,7 @@ BAD = [
     (["phases.moe.grow.0.upcycle.top_k=9"], "phases.moe.grow.0.upcycle.top_k=9", "num_experts=8"),
     (["phases.moe.grow.0.upcycle.top_k=1"], "phases.moe.grow.0.upcycle.top_k=1", "no gradient"),
     (["phases.moe.grow.0.upcycle.router_init=ones"], "router_init=ones", "normal, zeros"),
-    (["phases.deep.grow=[{upcycle: {}}]"], "phases.deep.grow.0.upcycle", "dense one"),
+    (["phases.deep.grow=[{upcycle: {}}]"], "phases.deep.grow.0.upcycle", "upcycle a dense model"),
     (["growth.scale_factor=1.3"], "growth.scale_factor=1.3", "n_heads=4 times 1.3"),
     (["growth.scale_factor=0.5"], "growth.scale_factor=0.5", "at least 1"),
     (["growth.scale_factor=1"], "growth.scale_factor=1.0", "nothing would grow"),

@@ -20,7 +20,7 @@ def factors(plan, **settings):
     return [
         compute_lr_factor(schedule, plan, phase, step)
         for phase in plan.phases
-        for step in range(phase.steps)
+        for step in range(phase.num_steps)
     ]
 
 

@@ -29,7 +29,7 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 from tests.model.tiny_models import EXPERTS, tiny_config
 
-FP32 = {"width": 4, "product_width": 4}
+FP32 = {"bytes_per_element": 4, "bytes_per_compute_element": 4}
 BY_HAND = ModelConfig(
     vocab_size=10, d_model=4, n_layers=2, n_heads=1, n_kv_heads=1, head_dim=4, d_ff=8
 )

@@ -21,7 +21,7 @@ def planned(axis, factor=1.0, grows_at=None):
 
 
 def flops(plan):
-    return sum(phase.steps * phase.flops_per_step for phase in plan.phases)
+    return sum(phase.num_steps * phase.flops_per_step for phase in plan.phases)
 
 
 @settings(deadline=None, max_examples=20)

@@ -21,7 +21,7 @@ SPEED = calibration.Calibration(1e11, 4e10, 1e10, 2e9, 4e9, 1e8, 1e-5)
 
 
 def price(plan, unit):
-    return sum(phase.steps * getattr(phase, f"{unit}_per_step") for phase in plan.phases)
+    return sum(phase.num_steps * getattr(phase, f"{unit}_per_step") for phase in plan.phases)
 
 
 @settings(deadline=None, max_examples=15)
