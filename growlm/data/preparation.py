@@ -1,4 +1,4 @@
-"""Open a run's data: from the data settings to training and validation samples."""
+"""Tokenize or stream a run's documents, and cut them into training and validation samples."""
 
 from __future__ import annotations
 

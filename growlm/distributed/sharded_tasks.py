@@ -23,7 +23,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class ShardedTask(Generic[K]):
-    """A tensor to be computed from a full source tensor.
+    """A task for `map_sharded`: a function of one gathered source tensor, whose result is sharded again.
 
     Args:
         key: Identifier of the result.

@@ -38,7 +38,7 @@ class Operator(Protocol):
     """The interface of every growth operator."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """Return what happens to a model of this config; raise UserError if the operator cannot be applied."""
+        """Return the growth of a model of this config; raise UserError if the operator cannot be applied."""
 
 
 def build_growth_map(

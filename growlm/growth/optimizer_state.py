@@ -297,7 +297,7 @@ def explain_inexactness(growth_map: GrowthMap) -> list[str]:
 
 
 def update_moments(state: ParameterState, update: Callable[[Tensor, int], object]) -> None:
-    """Change, in place, the moments of a state that are as large as the parameter.
+    """Apply a function in place to each moment as large as the parameter; 8-bit ones are quantized again.
 
     Args:
         state: State whose moments may be in 8 bits.

@@ -230,7 +230,7 @@ class PhaseStage(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients and keep their norm; Lightning itself refuses to clip with a fused AdamW."""
+        """Clip gradients, keep their norm, and skip the step (or raise) if the norm or the loss is not finite."""
         limit = self.optimizer_settings.gradient_clip or float("inf")
         gradients = [p.grad for p in self._router_parameters if p.grad is not None]
         self.router_gradient_norm = compute_gradient_norm(gradients) if gradients else None

@@ -39,7 +39,7 @@ def check_functional_identity_layerwise(
 
 
 def report_functional_identity(comparison: ModelComparison) -> CheckReport:
-    """Report the functional-identity check for models that have been compared already."""
+    """Decide whether a grown model computes the same as the old one, from a comparison made already."""
     layers = _drift_by_layer(comparison)
     choices = comparison.routing_changes
     embedding = float(

@@ -1,4 +1,4 @@
-"""Check 1, RoPE integrity: heads are copied whole, and every head still reads its key/value head.
+"""Check 1, RoPE integrity: head size and theta are kept, and query heads still read their key/value heads.
 
 Rotary positions mix the channels of one head, so changing the head size or cutting a head in two changes what
 every position means.

@@ -34,7 +34,7 @@ class Deepen:
     lossless."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """Return what happens to a model of this config.
+        """Return the growth of a model of this config: its new config, and the source of each new block.
 
         Raises:
             UserError: If a setting is out of bounds.

@@ -33,7 +33,7 @@ class MultiplyExperts:
     would leave the choice between copies to chance."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """Return what happens to a model of this config.
+        """Return the growth of a model of this config, and the config after it.
 
         Raises:
             UserError: If the model is dense, or a setting is out of bounds.

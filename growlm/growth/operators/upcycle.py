@@ -46,7 +46,7 @@ class Upcycle:
     only after long training."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """Return what happens to a model of this config.
+        """Return the growth of a model of this config, and the config after it.
 
         Raises:
             UserError: If the model has experts already, or a setting is out of bounds.

@@ -55,7 +55,7 @@ class Widen:
     unless noise or a split is set, which apply to copies only."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
-        """Return what happens to a model of this config.
+        """Return the growth of a model of this config, and the config after it.
 
         Raises:
             UserError: If a setting is out of bounds, nothing grows, something shrinks, or a size is not whole

@@ -234,7 +234,7 @@ class Split(Selection):
 
 @dataclass(frozen=True)
 class Fill(TensorTransform):
-    """The transform that writes the filler entries along `dim`.
+    """The transform that fills new entries along `dim` that copy no old ones: zeros, the mean, or random values.
 
     Args:
         dim: Dimension.

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE; Su et al. 2021, arXiv 2104.09864).
+"""Compute and apply rotary position embeddings (RoPE; Su et al. 2021, arXiv 2104.09864).
 
 Shapes: B batch, T time, C channels of a head.
 """

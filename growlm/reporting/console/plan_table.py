@@ -47,7 +47,7 @@ def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
 
 
 def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str, Any]]) -> None:
-    """Print memory and communication per device and phase, for each number of devices and each strategy.
+    """Print memory, communication and step time per device and phase, for each device count and strategy.
 
     Args:
         console: Console to print to.
