@@ -3,8 +3,8 @@
     python scripts/attack_checks.py                     (2,000 of each; a few minutes on one core)
     python scripts/attack_checks.py --corruptions 500 --growths 0 --json FILE
 
-The checks must find every corruption, unless the growth map says that the entry is drawn at random or the change is
-no larger than rounding. They must pass every correct growth. The exit code is 1 if either fails.
+The checks must find every corruption, unless the growth map says that the entry is drawn at random or the change
+is no larger than rounding. They must pass every correct growth. The exit code is 1 if either fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from growlm.growth import Deepen, GrowthRng, MultiplyExperts, Operator, Upcycle, Widen
-from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.grow_model import apply_growth, build_growth_map
 from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.keyed_rng import keyed_generator, keyed_normal
@@ -187,7 +187,7 @@ class Attack:
     kind: str
     tensor: str
     outcome: str
-    """`found`; `free`: the entry is drawn at random; `noise`: the change still cancels; `rounding`; or `missed`."""
+    """`found`; `free`: the entry is random; `noise`: the change still cancels; `rounding`; or `missed`."""
     growth: Grown
 
 
@@ -231,8 +231,8 @@ def _without_noise(tensor_map: TensorMap, change: Tensor) -> Tensor:
         inserted = sum(getattr(after, "inserts_dim", False) for after in later)
         for dim in range(change.ndim):
             if transform.adds_noise_along(dim) and not any(
-                    after.selects_along(dim) for after in later
-                ):
+                after.selects_along(dim) for after in later
+            ):
                 channels = transform.channels
                 fillers = change.index_select(
                     dim + inserted, channels.is_filler.nonzero().flatten()

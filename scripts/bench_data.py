@@ -1,12 +1,12 @@
-"""Measure the speed of measure_tokenizing and of batching, and the time that the token cache saves.
+"""Measure the speed of tokenizing and batching, and the time that the token cache saves.
 
     TIKTOKEN_CACHE_DIR=... python scripts/bench_data.py FILE...      (about two minutes on two cores)
     python scripts/bench_data.py --json FILE                         (without files: the embedded stories)
 
 Tokenizing is compared with tiktoken's `encode_ordinary`, document by document in one process, and with its
 `encode_ordinary_batch` on as many threads as cores. The three run in turns, and the best round counts. CPU seconds
-over wall seconds are the number of busy cores. The batch rate is compared with the rate that the quickstart's dense
-model, by far the fastest, needs on this machine.
+over wall seconds are the number of busy cores. The batch rate is compared with the rate that the quickstart's
+dense model, by far the fastest, needs on this machine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ STORIES = 20_000
 BATCH, LENGTH, BATCHES = 32, 256, 300
 
 
-def time_variants(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+def time_variants(
+    variants: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, tuple[float, float]]:
     """Run the variants in turns and return the shortest wall time of each, with the number of busy cores."""
     best: dict[str, tuple[float, float]] = {}
     for _ in range(rounds):
@@ -77,7 +79,9 @@ def load_documents(files: list[Path]) -> dict[str, list[str]]:
     return found
 
 
-def measure_tokenizing(documents: list[str], tokenizer: Tokenizer, rounds: int) -> dict[str, object]:
+def measure_tokenizing(
+    documents: list[str], tokenizer: Tokenizer, rounds: int
+) -> dict[str, object]:
     """Measure the MB of text per second of growlm's pipeline and of tiktoken's own functions."""
     variants: dict[str, Callable[[], object]] = {
         "growlm": lambda: sum(
@@ -180,7 +184,8 @@ def main() -> None:
             results[f"{what}, {name}"] = found
             speeds, cores = found["megabytes_per_second"], found["cores"]
             shown = [
-                f"{speeds[variant]:.1f} ({cores[variant]:.1f})" for variant in ("growlm", "plain", "batch")
+                f"{speeds[variant]:.1f} ({cores[variant]:.1f})"
+                for variant in ("growlm", "plain", "batch")
             ]
             mean = round(found["bytes"] / found["documents"])
             table.add_row(what, str(mean), name, *shown)
@@ -194,7 +199,8 @@ def main() -> None:
     results["wanted"] = required = required_batches_per_second()
     rates = ", ".join(f"{name} {value:,.0f}" for name, value in batch_rates.items())
     console.print(
-        f"Batches of {BATCH} × {LENGTH} tokens a second: {rates}; the quickstart's dense model takes {required:,.1f}"
+        f"Batches of {BATCH} × {LENGTH} tokens a second: {rates}; "
+        f"the quickstart's dense model takes {required:,.1f}"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -3,8 +3,8 @@
     python scripts/bench_eight_bit.py              (half a minute; a minute the first time on a machine)
     python scripts/bench_eight_bit.py --json FILE
 
-The parameter is one tensor of 16.8 million entries, like a stack of eight experts. Both optimizers run in turns; the
-figures are medians over the rounds.
+The parameter is one tensor of 16.8 million entries, like a stack of eight experts. Both optimizers run in turns;
+the figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def main() -> None:
         first = time_call(optimizer.step)
         resident = resident_memory_bytes() - before
         state = sum(tensor.nbytes for tensor in optimizer.state[parameters[name]].values())
-        results[name] = {"first_seconds": first, "state_bytes": state, "other_bytes": resident - state}
+        results[name] = {
+            "first_seconds": first,
+            "state_bytes": state,
+            "other_bytes": resident - state,
+        }
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(arguments.rounds):
         for name, optimizer in optimizers.items():

@@ -4,12 +4,12 @@
     python scripts/bench_generate.py gpt_neox-1-bf16 mixtral-16-fp32      (these cases)
     python scripts/bench_generate.py --json FILE --rounds 7
 
-Both sides use the same weights (`growlm.convert`), prompts and dtype; decoding is greedy and ignores the end of text.
-Each side runs in its own process, in turns; the figures are medians over the rounds. A turn continues `batch` prompts
-of 64 tokens by 64 new ones, prefill included. GPT-NeoX with sequential residual stands for the LayerNorm family, Llama
-(grouped-query attention) for the RMSNorm family, and Mixtral for mixtures of experts, with each of its experts
-implementations; the fastest counts. Equal tokens are counted up to the first difference in a text, because in bf16 a
-near tie changes all that follows.
+Both sides use the same weights (`growlm.convert`), prompts and dtype; decoding is greedy and ignores the end of
+text. Each side runs in its own process, in turns; the figures are medians over the rounds. A turn continues
+`batch` prompts of 64 tokens by 64 new ones, prefill included. GPT-NeoX with sequential residual stands for the
+LayerNorm family, Llama (grouped-query attention) for the RMSNorm family, and Mixtral for mixtures of experts, with
+each of its experts implementations; the fastest counts. Equal tokens are counted up to the first difference in a
+text, because in bf16 a near tie changes all that follows.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ LLAMA = replace(GPT_NEOX, norm="rmsnorm", feed_forward="swiglu", bias=False, n_k
 MIXTRAL = replace(LLAMA, n_kv_heads=8, num_experts=8)
 MODELS = {"gpt_neox": GPT_NEOX, "llama": LLAMA, "mixtral": MIXTRAL}
 MIXTRAL_EXPERTS = ("eager", "grouped_mm")
-"""Experts implementations of transformers that are compared. `batched_mm` copies the experts' weights for every token,
-so it runs with one prompt only: 16 would take 38 GB."""
+"""Experts implementations of transformers that are compared. `batched_mm` copies the experts' weights for every
+token, so it runs with one prompt only: 16 would take 38 GB."""
 AIM = 1.0
 
 
@@ -109,7 +109,9 @@ def make_step(side: Side) -> Step:
         prompt_lists = prompts.tolist()
 
         def step() -> list[list[int]]:
-            return [text.tokens for text in generate(model, prompt_lists, NEW, Sampling(temperature=0))]
+            return [
+                text.tokens for text in generate(model, prompt_lists, NEW, Sampling(temperature=0))
+            ]
 
         return step
     hf_model = to_transformers(model, side)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
-from growlm.growth.api import Operator, apply_growth, build_growth_map
+from growlm.growth.grow_model import Operator, apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.model import ModelConfig, TransformerLM
 from growlm.runtime.memory import release_memory

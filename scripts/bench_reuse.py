@@ -1,12 +1,12 @@
 """Measure the time that reusing phases saves in a sweep, and check that the losses stay the same.
 
-    python scripts/bench_reuse.py                            (3 x 2 jobs of the quickstart, twice: 10 to 15 minutes)
+    python scripts/bench_reuse.py                            (6 jobs of the quickstart, twice: 10 to 15 minutes)
     python scripts/bench_reuse.py phases.dense.steps=20      (any overrides of growlm.train)
     python scripts/bench_reuse.py --json FILE
 
-Every job of the sweep runs with and without reuse, in turns, one after another in one process as the sweep's launcher
-does it. P is the time of the shared phases, R that of the rest of a run. The wall time with reuse may be at most
-1.1 (P + 6R) / 6(P + R) of the time without.
+Every job of the sweep runs with and without reuse, in turns, one after another in one process as the sweep's
+launcher does it. P is the time of the shared phases, R that of the rest of a run. The wall time with reuse may be
+at most 1.1 (P + 6R) / 6(P + R) of the time without.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def main() -> None:
         for number, parameters in enumerate(jobs):
             # The sides take turns to be first, so that neither has the quieter machine.
             for reuse in ("always", "never") if number % 2 else ("never", "always"):
-                console.print(f"job {number + 1} of {len(jobs)}, reuse.phases={reuse}: {parameters}")
+                console.print(
+                    f"job {number + 1} of {len(jobs)}, reuse.phases={reuse}: {parameters}"
+                )
                 overrides = [
                     *parameters.split(),
                     f"reuse.phases={reuse}",

@@ -3,9 +3,9 @@
     python scripts/bench_sharded_growth.py                (about 3 minutes on two cores, 6 GB)
     python scripts/bench_sharded_growth.py --processes 1 2 4 --json FILE
 
-The growth covers the weights, the checks and the AdamW moments, in the order of a boundary in a run. Every process is
-new and grows once. Peaks are those of the process with the highest one, above its memory after all imports; they
-include the old model and its moments.
+The growth covers the weights, the checks and the AdamW moments, in the order of a boundary in a run. Every process
+is new and grows once. Peaks are those of the process with the highest one, above its memory after all imports;
+they include the old model and its moments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed
 from growlm.growth import Widen
-from growlm.growth.api import apply_growth, build_growth_map
+from growlm.growth.grow_model import apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.optimizer_state import grow_optimizer_state
 from growlm.model import ModelConfig, TransformerLM

@@ -1,9 +1,10 @@
-"""What Lightning, the progress callback, the history and the logger cost over a bare loop on the same model.
+"""Measure what Lightning, the callbacks, the history and the logger cost over a bare loop on the same model.
 
     python scripts/bench_stage.py                  (about 3 minutes on two cores)
     python scripts/bench_stage.py --json FILE
 
-Both sides take turns, each in a process of its own. The stage is `growlm.training.run_plan` itself, W&B offline.
+Both sides run in turns, each in its own process. The side "stage" calls `growlm.training.run_plan` with W&B
+offline.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ WARMUP = 20
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and the largest share of a step that the stage may add."""
+    """A model, and the largest share of a step that `run_plan` may add."""
 
     overrides: tuple[str, ...]
     aim: float
 
     def config(self) -> Any:
-        """The run's config: more steps than anybody waits for."""
+        """Return the config of a run with more steps than the benchmark will use."""
         return load_config(
             "phase_plan=dense", "phases.dense.steps=1000000", "phases.dense.tokens=null",
             "logger.mode=offline", *self.overrides,
@@ -61,8 +62,8 @@ CASES = {
 }  # fmt: skip
 
 
-def bare(overrides: tuple[str, ...]) -> Step:
-    """The loop one would write by hand."""
+def make_bare_step(overrides: tuple[str, ...]) -> Step:
+    """Return one step of a hand-written training loop."""
     config = Case(overrides, 0.0).config()
     keep_freed_memory()
     shape = config.model
@@ -86,33 +87,33 @@ def bare(overrides: tuple[str, ...]) -> Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """The side that runs a plan."""
+    """The side that runs a plan with `run_plan`."""
 
     overrides: tuple[str, ...]
 
     def __call__(self, turns: Turns) -> None:
-        """Play."""
+        """Train until there are no more turns."""
         with tempfile.TemporaryDirectory() as folder:
             config = Case((*self.overrides, f"run_dir='{folder}/run'"), 0.0).config()
             try:
-                run_plan(config, [_TakeTurns(turns)])
+                run_plan(config, [_TurnsCallback(turns)])
             except _Done:
                 return
 
 
-class _Done(Exception):  # noqa: N818 - no error
+class _Done(Exception):  # noqa: N818 - it is not an error
     pass
 
 
-class _TakeTurns(Callback):
-    """Measures from the beginning of a step to the beginning of a later one: all that lies between counts."""
+class _TurnsCallback(Callback):
+    """Callback that measures from the start of one step to the start of a later one, so that everything counts."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
         self.steps, self.left, self.start = 0, WARMUP, 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Report a turn that is over, and wait for the next."""
+        """Report the turn that has ended, and wait for the next."""
         if self.left == 0:
             if self.steps:
                 self.turns.report(time.perf_counter() - self.start)
@@ -124,7 +125,7 @@ class _TakeTurns(Callback):
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the cases and print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", type=Path)
@@ -134,14 +135,14 @@ def main() -> None:
     for name, case in CASES.items():
         measured = take_turns(
             {
-                "bare loop": Steps(bare, (case.overrides,), WARMUP),
+                "bare loop": Steps(make_bare_step, (case.overrides,), WARMUP),
                 "stage": Stage(case.overrides),
             },
             arguments.rounds,
             steps=15,
         )
         loop, stage = measured["bare loop"], measured["stage"]
-        # Round by round: the machine's own speed changes by more than what is measured.
+        # Compared round by round, because the speed of the machine changes by more than the measured cost.
         cost = (
             statistics.median(s / b for s, b in zip(stage.seconds, loop.seconds, strict=True)) - 1
         )

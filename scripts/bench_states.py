@@ -1,10 +1,11 @@
-"""What it costs that a run can be resumed: time spent in writing states, against the time of the whole run.
+"""Measure the share of a run's time that is spent writing resume states.
 
     python scripts/bench_states.py                                      (quickstart, about a minute on two cores)
-    python scripts/bench_states.py checkpoint.every_steps=20            (or any other overrides)
+    python scripts/bench_states.py checkpoint.every_steps=20            (any overrides of growlm.train)
     python scripts/bench_states.py --json FILE
 
-One run, in which every writing is timed, so that the share does not depend on how fast the machine is just now.
+There is one run, and every write in it is timed, so that the share does not depend on the momentary speed of the
+machine.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from growlm.training import run_plan
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the plan and print the share; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of growlm.train")
+    parser.add_argument("overrides", nargs="*", help="overrides of growlm.train")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("logger=none", *arguments.overrides, f"run_dir={folder}/run")

@@ -1,15 +1,16 @@
-"""Tokens per second of a bare training loop: our model, and Hugging Face transformers of the same shape.
+"""Compare the training speed of growlm's model with that of Hugging Face transformers at the same shape.
 
     python scripts/bench_throughput.py                         (every case; about 15 minutes on two cores)
-    python scripts/bench_throughput.py dense-bf16 moe-bf16     (some)
+    python scripts/bench_throughput.py dense-bf16 moe-bf16     (these cases)
     python scripts/bench_throughput.py --json FILE --rounds 7
 
-Same shape, batch, dtype and optimizer (AdamW, fused), every side in a process of its own, in turns; medians over
-the rounds. GPT-NeoX with sequential residual stands for the LayerNorm family, Mixtral for the mixture of experts,
-with each of its own experts implementations; the best counts.
+Each side is a bare training loop with the same shape, batch, dtype and optimizer (AdamW, fused), in its own
+process; the sides run in turns, and the figures are medians over the rounds. GPT-NeoX with sequential residual
+stands for the LayerNorm family, and Mixtral for mixtures of experts, with each of its experts implementations; the
+fastest counts.
 
-growlm trains with freed memory kept (`trainer.keep_freed_memory`), transformers leaves the allocator alone; every
-side is also shown the other way. Two cases compare growlm with itself: bf16 with fp32, and a mixture of experts
+growlm keeps freed memory (`trainer.keep_freed_memory`), and transformers leaves the allocator alone; every side is
+also measured the other way. Two cases compare growlm with itself: bf16 with fp32, and a mixture of experts
 with a dense model of equal active FLOPs.
 """
 
@@ -51,54 +52,55 @@ MIXTURE = replace(
     DENSE, norm="rmsnorm", feed_forward="swiglu", bias=False, tie_embeddings=False, num_experts=8
 )
 MIXTRAL_EXPERTS = ("eager", "grouped_mm")
-"""Not its `batched_mm`, which copies the experts' weights for every token: 34 GB here."""
+"""Experts implementations that are compared. `batched_mm` is left out: it copies the experts' weights for every
+token, 34 GB here."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is trained in one process."""
+    """Settings of one process that trains."""
 
     config: ModelConfig
     bf16: bool = True
     sequences: int = 8
     library: str = "growlm"
     experts: str | None = None
-    """Mixtral's implementation."""
-    keeps: bool = True
+    """Experts implementation of Mixtral in transformers."""
+    keeps_memory: bool = True
     """Whether freed memory is kept."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The first side's rate should be `aim` times the best of those it is held to."""
+    """Sides to compare; the first should reach `aim` times the best rate of those it is compared with."""
 
     sides: dict[str, Side]
     aim: float
     against: str
-    """Beginning of the names of those."""
+    """Prefix of the names of the sides that the first is compared with."""
 
 
 def against_transformers(config: ModelConfig, bf16: bool, aim: float) -> Case:
-    """Ours and theirs."""
-    ours = Side(config, bf16)
-    sides = {"growlm": ours}
-    if not config.is_moe:  # all sides of a mixture together would fill 24 GB
-        sides["growlm, memory not kept"] = replace(ours, keeps=False)
+    """Return the case that compares growlm with transformers."""
+    growlm_side = Side(config, bf16)
+    sides = {"growlm": growlm_side}
+    if not config.is_moe:  # all sides of a mixture together would need 24 GB
+        sides["growlm, memory not kept"] = replace(growlm_side, keeps_memory=False)
     for experts in MIXTRAL_EXPERTS if config.is_moe else (None,):
         name = f" {experts}" if experts else ""
-        theirs = replace(ours, library="transformers", experts=experts)
-        sides[f"transformers{name}"] = replace(theirs, keeps=False)
-        sides[f"with memory kept, transformers{name}"] = theirs
+        hf_side = replace(growlm_side, library="transformers", experts=experts)
+        sides[f"transformers{name}"] = replace(hf_side, keeps_memory=False)
+        sides[f"with memory kept, transformers{name}"] = hf_side
     return Case(sides, aim, "transformers")
 
 
 def against_fp32() -> Case:
-    """What half precision gains."""
+    """Return the case that compares bf16 with fp32."""
     return Case({"bf16": Side(DENSE), "fp32": Side(DENSE, bf16=False)}, 2.5, "fp32")
 
 
 def against_dense() -> Case:
-    """A mixture, and a dense model of as many FLOPs a token (but for the router's)."""
+    """Return the case that compares a mixture with a dense model of equal FLOPs per token, the router apart."""
     dense = replace(MIXTURE, num_experts=0, d_ff=MIXTURE.top_k * MIXTURE.d_ff)
     sides = {"mixture": Side(MIXTURE, sequences=16), "dense": Side(dense, sequences=16)}
     return Case(sides, 0.7, "dense")
@@ -115,12 +117,12 @@ CASES = {
 }
 
 
-def training_step(side: Side) -> Step:
-    """One optimizer step on random tokens."""
-    if side.keeps:
+def make_training_step(side: Side) -> Step:
+    """Return one optimizer step on random tokens."""
+    if side.keeps_memory:
         keep_freed_memory()
     torch.manual_seed(0)
-    model, loss_of = ours(side) if side.library == "growlm" else theirs(side)
+    model, loss_of = growlm_model(side) if side.library == "growlm" else hf_model(side)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     batch = torch.randint(side.config.vocab_size, (side.sequences, TIME + 1))
 
@@ -135,8 +137,8 @@ def training_step(side: Side) -> Step:
     return step
 
 
-def ours(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """Our model, and its loss."""
+def growlm_model(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Return growlm's model and its loss."""
     model = TransformerLM(side.config)
 
     def loss_of(batch: Tensor) -> Tensor:
@@ -149,8 +151,8 @@ def ours(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return model, loss_of
 
 
-def theirs(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The same shape in transformers."""
+def hf_model(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Return a transformers model of the same shape and its loss."""
     with suppress_torchao_notices():
         from transformers import modeling_utils  # noqa: F401 - it imports torchao
 
@@ -186,7 +188,7 @@ def theirs(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the cases and print a table for each; write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="case")
     parser.add_argument("--rounds", type=int, default=5)
@@ -198,7 +200,7 @@ def main() -> None:
     for name in arguments.cases:
         case = CASES[name]
         measured = take_turns(
-            {side: Steps(training_step, (settings,)) for side, settings in case.sides.items()},
+            {side: Steps(make_training_step, (settings,)) for side, settings in case.sides.items()},
             arguments.rounds,
             arguments.steps,
         )

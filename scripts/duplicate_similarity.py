@@ -1,9 +1,10 @@
-"""Do the copies that a widening makes grow apart? Their cosine similarity before and after 100 steps.
+"""Measure the cosine similarity of the duplicate channels that widening makes, before and after 100 steps.
 
-    python scripts/twin_similarity.py                    (about 4 minutes on two cores)
-    python scripts/twin_similarity.py outputs/twins.json
+    python scripts/duplicate_similarity.py                    (about 4 minutes on two cores)
+    python scripts/duplicate_similarity.py outputs/duplicates.json
 
-The quickstart's dense model, 100 steps, widened twofold, 100 steps more; one run per way of breaking symmetry.
+The quickstart's dense model trains for 100 steps, is widened twofold, and trains for 100 steps more. There is one
+run for each way of breaking the symmetry between copies.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ARMS: dict[str, tuple[Widen, str]] = {
 
 
 def run_arm(widen: Widen, mode: str, folder: Path) -> dict[str, float]:
-    """Train, widen, train; the twins' similarity, by axis and step, and the validation loss."""
+    """Train, widen and train; return the similarity of duplicates by axis and step, and the validation loss."""
     plan = ("phase_plan=dense", "logger=none", "callbacks.sample_tokens=0", f"run_dir='{folder}'")
     config = load_config(*plan)
     dense = replace(config.phases["dense"], steps=STEPS)
@@ -67,24 +68,24 @@ def run_arm(widen: Widen, mode: str, folder: Path) -> dict[str, float]:
 
 
 def similarity(model: TransformerLM, axis: str, axes: Mapping[str, ChannelMap]) -> float:
-    """Mean cosine between the rows of two twins, over the matrices that write the axis.
+    """Return the mean cosine similarity of duplicate rows over the matrices that write the axis.
 
-    Columns are summed over the copies they read: what the row makes of the old channels, noise cancelled.
+    Columns are summed over the copies that they read, so that noise that cancels does not count.
     """
     cosines = []
-    twins, residual = axes[axis].duplicate_pairs, axes["residual"]
+    duplicates, residual = axes[axis].duplicate_pairs, axes["residual"]
     table = axes_table(model)
     for name, weight in model.named_parameters():
         label = table[name].label
         if label.has(Role.READS, "residual") and label.has(Role.WRITES, axis):
             folded = residual.sum_copies(weight.detach(), dim=1)
-            pairs = folded[twins[:, 0]], folded[twins[:, 1]]
+            pairs = folded[duplicates[:, 0]], folded[duplicates[:, 1]]
             cosines.append(torch.cosine_similarity(*pairs, dim=1).mean())
     return float(torch.stack(cosines).mean())
 
 
 def main() -> None:
-    """Print the table; write JSON where a path is given."""
+    """Print the table; write it as JSON if a path is given."""
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (widen, mode)) in enumerate(ARMS.items()):
@@ -94,11 +95,11 @@ def main() -> None:
     )
     table.add_column("validation loss")
     for name, row in rows.items():
-        spans = [
+        changes = [
             f"{row[f'{axis} initial']:.4f} → {row[f'{axis} final']:.4f}"
             for axis in ("hidden", "query_heads")
         ]
-        table.add_row(name, *spans, f"{row['val_loss']:.4f}")
+        table.add_row(name, *changes, f"{row['val_loss']:.4f}")
     Console().print(table)
     if len(sys.argv) > 1:
         path = Path(sys.argv[1])

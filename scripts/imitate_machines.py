@@ -1,12 +1,13 @@
-"""Run the `machines` tests as if on other processors, and print a table.
+"""Run the tests as if on other processors, and print a table of the results.
 
     python scripts/imitate_machines.py                         all imitations, about 20 minutes on two cores
     python scripts/imitate_machines.py --only avx2 --only "two threads"
     python scripts/imitate_machines.py --list
 
-Each imitation is a process of its own with one thing changed: the instructions that oneDNN or torch's own kernels
-may use, the number of threads, or what new memory holds. Everywhere, models must be finite, growth lossless, its
-seeded output equal to the golden values, and a resumed run equal to the uninterrupted one to the bit.
+Each imitation runs in its own process with one thing changed: the instructions that oneDNN or torch's own kernels
+may use, the number of threads, or the contents of new memory. In all of them, models must be finite, growth must
+be lossless and its seeded output equal to the golden values, and a resumed run must equal the uninterrupted one
+bit for bit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SUITE = (
 )
 DEFAULT_TESTS, ALL_TESTS = "not slow and not gpu and not machines", "not slow and not gpu"
 THOROUGH = ("as it is",)
-"""Imitations in which the tests marked `machines` run too: whole runs, each with and without NaN in new memory."""
+"""Imitations that also run the tests marked `machines`: whole runs, each with and without NaN in new memory."""
 IMITATIONS: dict[str, dict[str, str]] = {
     "as it is": {},
     "oneDNN: AVX512_CORE_BF16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
@@ -47,13 +48,13 @@ COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 
 
 def run(imitation: str, paths: list[str]) -> tuple[bool, str, float]:
-    """Run the suite under an imitation: whether it passed, pytest's counts, and seconds."""
+    """Run the tests under an imitation; return whether they passed, pytest's counts, and the seconds."""
     imitated = {name for variables in IMITATIONS.values() for name in variables}
     environment = {k: v for k, v in os.environ.items() if k not in imitated}
     tests = ALL_TESTS if imitation in THOROUGH else DEFAULT_TESTS
     command = [sys.executable, "-m", "pytest", "-m", tests]
     start = time.perf_counter()
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, *paths],
         cwd=ROOT,
         env=environment | IMITATIONS[imitation],
@@ -62,32 +63,38 @@ def run(imitation: str, paths: list[str]) -> tuple[bool, str, float]:
         check=False,
     )
     seconds = time.perf_counter() - start
-    last = done.stdout.strip().rpartition("\n")[2]
+    last = completed.stdout.strip().rpartition("\n")[2]
     counts = ", ".join(f"{number} {word}" for number, word in COUNTS.findall(last))
-    if done.returncode:
-        print(done.stdout[-20_000:], done.stderr[-5_000:], sep="\n", file=sys.stderr)
-    return done.returncode == 0, counts or last, seconds
+    if completed.returncode:
+        print(completed.stdout[-20_000:], completed.stderr[-5_000:], sep="\n", file=sys.stderr)
+    return completed.returncode == 0, counts or last, seconds
 
 
 def main() -> int:
-    """Run what is asked for and print the table; 1 if anything failed."""
+    """Run the chosen imitations and print the table; return 1 if anything failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", action="append", default=[], metavar="WORD", help="part of a name"
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="run imitations whose name contains WORD; may be repeated",
     )
-    parser.add_argument("--list", action="store_true", help="name the imitations")
+    parser.add_argument("--list", action="store_true", help="list the imitations and exit")
     parser.add_argument(
-        "paths", nargs="*", default=list(SUITE), help="tests to run in place of the suite"
+        "paths", nargs="*", default=list(SUITE), help="tests to run instead of the default ones"
     )
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     chosen = [
-        name for name in IMITATIONS if not asked.only or any(word in name for word in asked.only)
+        name
+        for name in IMITATIONS
+        if not arguments.only or any(word in name for word in arguments.only)
     ]
-    if asked.list or not chosen:
+    if arguments.list or not chosen:
         print("\n".join(IMITATIONS))
-        return 0 if asked.list else 2
+        return 0 if arguments.list else 2
     features = torch.cpu.get_capabilities()
     bf16 = [name for name, has in features.items() if has and name.endswith("bf16")]
     print(
@@ -96,7 +103,7 @@ def main() -> int:
     print(f"{'imitation':26} {'seconds':>7}  result")
     all_passed = True
     for name in chosen:
-        passed, counts, seconds = run(name, asked.paths)
+        passed, counts, seconds = run(name, arguments.paths)
         all_passed &= passed
         print(f"{name:26} {seconds:7.0f}  {counts}", flush=True)
     return 0 if all_passed else 1

@@ -1,10 +1,11 @@
-"""How far each growth moves the function: largest difference of logits, in fp64 and fp32.
+"""Measure how much each growth changes the logits, in fp64 and fp32, and print a table.
 
     python scripts/lossless_table.py                    (half a minute on two cores)
     python scripts/lossless_table.py outputs/lossless.json
 
-Models of 128 channels and 4 layers, every parameter moved away from its initial value; both families, tied and
-untied; the worst of them is shown. Deepening by plain copies stands there for comparison: it is not lossless.
+The models have 128 channels and 4 layers, and every parameter is moved away from its initial value. The table
+shows the worst of both families, tied and untied. Deepening by plain copies is there for comparison: it is not
+lossless.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ GROWTHS: list[tuple[str, bool, list[Operator]]] = [
 ]
 
 
-def models(experts: bool, dtype: torch.dtype) -> Iterable[TransformerLM]:
-    """Both families, tied and untied."""
+def build_models(experts: bool, dtype: torch.dtype) -> Iterable[TransformerLM]:
+    """Yield models of both families, tied and untied."""
     for family in (DEFAULT, LLAMA):
         for tied in (True, False):
             config = replace(family, tie_embeddings=tied, num_experts=8 if experts else 0)
@@ -67,22 +68,22 @@ def models(experts: bool, dtype: torch.dtype) -> Iterable[TransformerLM]:
             yield model.to(dtype)
 
 
-def difference(operators: list[Operator], model: TransformerLM) -> tuple[float, float]:
-    """Largest difference of logits, and the change of loss, on a random probe."""
+def measure_change(operators: list[Operator], model: TransformerLM) -> tuple[float, float]:
+    """Return the largest difference of logits and the change of the loss on a random probe."""
     probe = torch.randint(1024, (4, 64), generator=keyed_generator("probe"))
     comparison = ModelComparison(model, grow(model, operators), probe)
     return comparison.max_logit_difference, comparison.new_trace.loss - comparison.old_trace.loss
 
 
 def main() -> None:
-    """Print the table; write JSON where a path is given."""
+    """Print the table; write it as JSON if a path is given."""
     rows = []
     for name, experts, operators in track(GROWTHS, description="growing"):
         row: dict[str, str | float] = {"growth": name}
         for label, dtype in (("fp64", torch.float64), ("fp32", torch.float32)):
-            seen = [difference(operators, model) for model in models(experts, dtype)]
-            row[label] = max(logits for logits, _ in seen)
-            row[f"{label}_loss"] = max(abs(loss) for _, loss in seen)
+            changes = [measure_change(operators, model) for model in build_models(experts, dtype)]
+            row[label] = max(logits for logits, _ in changes)
+            row[f"{label}_loss"] = max(abs(loss) for _, loss in changes)
         rows.append(row)
     table = Table("growth", "fp64 logits", "fp32 logits", "fp32 loss")
     for row in rows:

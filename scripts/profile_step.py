@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, and what each of growlm's own measures gives.
+"""Profile a training step, and measure what each of growlm's optimizations saves.
 
     python scripts/profile_step.py                         (every case; about 4 minutes on two cores)
     python scripts/profile_step.py dense-bf16 --rounds 9
 
-Cases are those of bench_throughput.py. The first table is the profiler's time by kind of operation, the second the
-step with each measure switched off, every variant in a process of its own, in turns.
+The cases are those of bench_throughput.py. The first table is the profiler's time by kind of operation. The second
+is the time of a step with each optimization switched off; every variant runs in its own process, in turns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from turns import Step, Steps, take_turns  # isort: skip - imports growlm before torch
 
 import torch
-from bench_throughput import CASES, Side, training_step
+from bench_throughput import CASES, Side, make_training_step
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -34,50 +34,50 @@ KINDS = {
     "norms": ("layer_norm", "rms_norm", "rsqrt", "native_layer_norm"),
     "optimizer, clipping": ("_fused_adamw_", "linalg_vector_norm", "mul_"),
 }
-MEASURES = ("memory", "attention", "loss", "rows")
+OPTIMIZATIONS = ("memory", "attention", "loss", "rows")
 PROFILED = 5
 
 
 @dataclass(frozen=True)
 class Without:
-    """A case's step, with one measure switched off."""
+    """The step of a case with one optimization switched off."""
 
     side: Side
-    measure: str | None = None
+    optimization: str | None = None
 
     def __call__(self) -> Step:
-        """Switch it off in this process, and make the step."""
+        """Switch the optimization off in this process, and return the step."""
         side = self.side
-        match self.measure:
-            case "memory":  # the system takes freed memory back
-                side = replace(side, keeps=False)
+        match self.optimization:
+            case "memory":  # freed memory goes back to the system
+                side = replace(side, keeps_memory=False)
             case "attention":  # torch's fused kernel for every length
                 causal_attention.MAX_MATMUL_ATTENTION_LENGTH = 0
-            case "loss":  # smaller chunks, each through the softmax at once, rows not aligned
+            case "loss":  # smaller chunks, the softmax of each in one piece, rows not aligned
                 loss.CHUNK_BYTES, loss.BLOCK_BYTES, loss.LOGITS_ROW_ALIGNMENT = 32 * 2**20, 2**40, 1
             case "rows":  # as many rows for each expert as it has tokens
                 experts.CPU_MAX_ROW_MULTIPLE = 1
-        return training_step(side)
+        return make_training_step(side)
 
 
-def shares(side: Side) -> dict[str, float]:
-    """Milliseconds of a step by kind of operation, as the profiler sees them."""
-    step = training_step(side)
+def profile_kinds(side: Side) -> dict[str, float]:
+    """Return the profiler's milliseconds per step for each kind of operation."""
+    step = make_training_step(side)
     for _ in range(6):
         step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(PROFILED):
             step()
-    found: dict[str, float] = defaultdict(float)
+    milliseconds: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         name = event.key.removeprefix("aten::")
         kind = next((k for k, names in KINDS.items() if name.startswith(names)), "other")
-        found[kind] += event.self_cpu_time_total / 1e3 / PROFILED
-    return found
+        milliseconds[kind] += event.self_cpu_time_total / 1e3 / PROFILED
+    return milliseconds
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the cases and print both tables; write them as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "cases", nargs="*", default=["dense-bf16", "dense-bf16-gpt2", "moe-bf16"], metavar="case"
@@ -87,30 +87,30 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     kinds = Table("ms a step", *[*KINDS, "other"])
-    measures = Table("case", "without", "ms a step", "times as long")
+    optimizations = Table("case", "without", "ms a step", "times as long")
     results = {}
     for name in arguments.cases:
         side = CASES[name].sides["growlm"]
         variants = {None: Without(side)} | {
             m: Without(side, m)
-            for m in MEASURES
+            for m in OPTIMIZATIONS
             if m != "rows" or (side.config.is_moe and side.bf16)
         }
         measured = take_turns(
             {str(m): Steps(variant) for m, variant in variants.items()}, arguments.rounds, 2
         )
         base = measured["None"].median
-        for measure, m in measured.items():
-            what = "nothing: as it is" if measure == "None" else measure
-            measures.add_row(name, what, f"{m.median * 1e3:,.0f}", f"{m.median / base:.2f}")
-        found = shares(side)
-        kinds.add_row(name, *(f"{found[kind]:,.0f}" for kind in [*KINDS, "other"]))
+        for optimization, m in measured.items():
+            what = "nothing: as it is" if optimization == "None" else optimization
+            optimizations.add_row(name, what, f"{m.median * 1e3:,.0f}", f"{m.median / base:.2f}")
+        milliseconds = profile_kinds(side)
+        kinds.add_row(name, *(f"{milliseconds[kind]:,.0f}" for kind in [*KINDS, "other"]))
         results[name] = {
-            "kinds": dict(found),
-            "without": {measure: m.to_json() for measure, m in measured.items()},
+            "kinds": dict(milliseconds),
+            "without": {variant: m.to_json() for variant, m in measured.items()},
         }
     console.print(kinds)
-    console.print(measures)
+    console.print(optimizations)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

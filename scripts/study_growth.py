@@ -1,13 +1,14 @@
-"""Does growth pay? Trains every arm of the study, keeps a line for each run, and makes the tables and plots.
+"""Train every arm of the growth study, record each finished run, and make the tables and plots.
 
-    python scripts/study_growth.py                          two to three hours on two cores; again goes on
+    python scripts/study_growth.py                          two to three hours on two cores; run it again to resume
     python scripts/study_growth.py --only "width x2"        one axis
-    python scripts/study_growth.py --tables                 of what has been trained so far
-    python scripts/study_growth.py --again "width x2/grown" runs one of its runs once more, and compares
+    python scripts/study_growth.py --tables                 tables and plots of the finished runs; trains nothing
+    python scripts/study_growth.py --again "width x2/grown" repeats a finished run and compares the losses
     python scripts/study_growth.py --scale 0.01 --out /tmp/try --work /tmp/try/work    everything, in minutes
     python scripts/study_growth.py --out DIR data=text data.path=FILE                  on other data
 
-What follows the options are overrides of growlm.train, for every arm. What is done and how: docs/growth_study.md.
+Arguments after the options are overrides of growlm.train for every arm. The method is described in
+docs/growth_study.md.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from re import fullmatch
 
-from growth_study.agenda import losses_of, next_runs
-from growth_study.arms import AXES, GRID, SEEDS, Axis
+from growth_study.agenda import collect_losses, next_runs
+from growth_study.arms import AXES, RATE_GRID, SEEDS, Axis
 from growth_study.findings import Findings
 from growth_study.record_file import Record, add_record, read_records
-from growth_study.runs import Run, Study, key_of
-from growth_study.tables import all_tables, fill_page, room
+from growth_study.runs import Run, Study, make_run_key
+from growth_study.tables import all_tables, fill_page, make_placeholder
 from growth_study.workers import Workers
 from rich.console import Console
 from rich.markdown import Markdown
@@ -41,7 +42,7 @@ from growlm.storage.locks import LockedError, acquire_lock
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "growth_pays"
 RECORDS = "runs.jsonl"
-SETTLED = (
+STUDY_KEYS = (
     "baseline",
     "data.cache",
     "resume",
@@ -50,13 +51,13 @@ SETTLED = (
     "schedule.decay_fraction",
     "seed",
 )
-"""Keys that every run of the study has from the study."""
+"""Settings that the study sets for every run."""
 
 
 def main() -> int:
-    """Train what is missing, then write tables and plots."""
+    """Train the missing runs, then write tables and plots."""
     arguments = _arguments()
-    require_package("matplotlib", "'growlm[docs]'")  # rather now than when all is trained
+    require_package("matplotlib", "'growlm[docs]'")  # fails now rather than after training
     axes = _axes(arguments.only)
     out = arguments.out
     _check_overrides(arguments.overrides)
@@ -67,12 +68,12 @@ def main() -> int:
     try:
         lock = acquire_lock(out / ".lock")
     except LockedError as error:
-        raise UserError("--out", out, f"{error.owner} is at it") from error
+        raise UserError("--out", out, f"another process is using it ({error.owner})") from error
     with lock:
-        with console.status("checking the runs that there are"):
-            records = _of_this_study(read_records(out / RECORDS), study, out)
+        with console.status("checking the recorded runs"):
+            records = _check_records(read_records(out / RECORDS), study, out)
         if arguments.again:
-            _again(arguments.again, study, records, console)
+            _repeat_run(arguments.again, study, records, console)
             return 0
         if not arguments.tables:
             _train(axes, study, out / RECORDS, records, arguments.jobs, console)
@@ -88,45 +89,48 @@ def _train(
     jobs: int,
     console: Console,
 ) -> None:
-    """Carry out all runs that are missing.
+    """Train all runs that are missing.
 
     Raises:
-        UserError: If the overrides cannot be; nothing has begun.
-        RunError: If some of them failed; all others have been carried out.
+        UserError: If the overrides are invalid; nothing has started.
+        RunError: If some runs failed; all others have been trained.
     """
     for axis in axes:
-        Run(axis.arms[0], SEEDS[0], GRID[0], GRID[0], 1.0).config(study)
+        Run(axis.arms[0], SEEDS[0], RATE_GRID[0], RATE_GRID[0], 1.0).config(study)
     failed: list[Run] = []
-    with Workers(jobs, study) as workers, console.status("beginning") as status:
+    with Workers(jobs, study) as workers, console.status("starting") as status:
         while True:
             while workers.has_room:
-                todo = next_runs(axes, losses_of(records), [*failed, *workers.running])
+                todo = next_runs(axes, collect_losses(records), [*failed, *workers.running])
                 if not todo:
                     break
-                workers.begin(todo[0])
+                workers.start(todo[0])
             if not workers.running:
                 break
             status.update(f"training: {'; '.join(run.title for run in workers.training)}")
-            for run, record in workers.next_done():
+            for run, record in workers.wait_for_runs():
                 if isinstance(record, BaseException):
                     failed.append(run)
                     console.print(f"failed: {run.title}: {record}", markup=False, soft_wrap=True)
                     continue
                 add_record(path, record)
                 records.append(record)
-                _tell(record, run, len(records), console)
+                _print_record(record, run, len(records), console)
     if failed:
-        raise RunError(f"{len(failed)} runs failed; what they said is below {study.work / 'runs'}")
+        raise RunError(f"{len(failed)} runs failed; their logs are in {study.work / 'runs'}")
 
 
 def _show(findings: Findings, out: Path, page: Path | None, console: Console) -> None:
-    """Write the tables into their page, or beside the records, and draw the plots."""
-    from growth_study.plots import draw_all  # takes a second, in every process that trains
+    """Write the tables into the page, or next to the records, and draw the plots."""
+    # Imported here because it takes a second, also in every worker process.
+    from growth_study.plots import draw_all
 
     tables = all_tables(findings)
     if page is None:
         page = out / "tables.md"
-        atomic_write_text(page, "".join(f"## {name}\n\n{room(name)}\n\n" for name in tables))
+        atomic_write_text(
+            page, "".join(f"## {name}\n\n{make_placeholder(name)}\n\n" for name in tables)
+        )
     fill_page(page, tables)
     for name in ("headline", "savings"):
         console.print(Markdown(tables[name]))
@@ -134,33 +138,35 @@ def _show(findings: Findings, out: Path, page: Path | None, console: Console) ->
     console.print(f"wrote {', '.join(str(file) for file in files)}", markup=False, soft_wrap=True)
 
 
-def _tell(record: Record, run: Run, number: int, console: Console) -> None:
+def _print_record(record: Record, run: Run, number: int, console: Console) -> None:
     loss = "diverged" if record["loss"] is None else f"{record['loss']:.4f}"
     console.print(f"{number:4d}  {loss}  {run.title}", highlight=False, soft_wrap=True)
 
 
-def _again(name: str, study: Study, records: Sequence[Record], console: Console) -> None:
-    """Run a finished run once more, with nothing kept from before.
+def _repeat_run(name: str, study: Study, records: Sequence[Record], console: Console) -> None:
+    """Repeat a finished run from scratch and compare the losses.
 
     Raises:
         UserError: If no such run has finished.
-        RunError: If its loss is another.
+        RunError: If the losses differ.
     """
     findings = Findings(records)
     arms = [arm for axis in AXES for arm in axis.arms]
     finished = {arm.key: runs for arm in arms if (runs := findings.of_arm(arm))}
     if name not in finished:
-        raise UserError("--again", name, f"must be one that has finished: {', '.join(finished)}")
+        raise UserError(
+            "--again", name, f"must be an arm with a finished run: {', '.join(finished)}"
+        )
     before = finished[name][-1]
-    run = Run.of(before)
+    run = Run.from_record(before)
     assert run is not None
     with (
         tempfile.TemporaryDirectory() as folder,
         Workers(1, replace(study, states=Path(folder))) as workers,
         console.status(f"training: {run.title}"),
     ):
-        workers.begin([run])
-        ((_, record),) = workers.next_done()
+        workers.start([run])
+        ((_, record),) = workers.wait_for_runs()
     if isinstance(record, BaseException):
         raise record
     is_same = record["loss"] == before["loss"]
@@ -168,43 +174,47 @@ def _again(name: str, study: Study, records: Sequence[Record], console: Console)
     found = f"{before['loss']!r}, again {record['loss']!r}: {verdict}"
     console.print(f"{run.title}: {found}", highlight=False, soft_wrap=True)
     if not is_same:
-        raise RunError(f"code {before['code']} gave the first, {record['code']} the second")
+        raise RunError(
+            f"the losses differ: first with code {before['code']}, again with {record['code']}"
+        )
 
 
-def _of_this_study(records: Sequence[Record], study: Study, path: Path) -> list[Record]:
-    """The records, all of runs that this study would make as they were made.
+def _check_records(records: Sequence[Record], study: Study, path: Path) -> list[Record]:
+    """Check that this study would make the same runs, and return their records.
 
     Raises:
-        UserError: If some were not.
+        UserError: If a record belongs to another study, or to other code or settings.
     """
     for record in records:
         if (tuple(record["overrides"]), record["scale"]) != (study.overrides, study.scale):
             before = " ".join([*record["overrides"], f"--scale {record['scale']:g}"])
             raise UserError("--out", path, f"has runs of another study: {before}")
-        run = Run.of(record)
-        if run is None or key_of(run.config(study), study) != record["key"]:
-            what = f"its run {record['key']} ({record['arm']}) is not what this code and conf/ make"
-            raise UserError("--out", path, f"{what}; move it away, or take out its line")
+        run = Run.from_record(record)
+        if run is None or make_run_key(run.config(study), study) != record["key"]:
+            what = f"its run {record['key']} ({record['arm']}) does not match the present code and conf/"
+            raise UserError(
+                "--out", path, f"{what}; move the folder away, or delete the run's line"
+            )
     return list(records)
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse what the study sets itself.
+    """Reject overrides of settings that the study sets itself.
 
     Raises:
-        UserError: Naming the first such key.
+        UserError: If there is one; it names the first.
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in SETTLED or fullmatch(r"phases\.\w+\.lr", key):
-            raise UserError(key, value, "is the study's own to set, for every run")
+        if key in STUDY_KEYS or fullmatch(r"phases\.\w+\.lr", key):
+            raise UserError(key, value, "is set by the study and cannot be overridden")
 
 
 def _axes(names: Sequence[str] | None) -> Sequence[Axis]:
     unknown = set(names or ()) - {axis.name for axis in AXES}
     if unknown:
         known = ", ".join(axis.name for axis in AXES)
-        raise UserError("--only", min(unknown), f"must be of: {known}")
+        raise UserError("--only", min(unknown), f"must be one of {known}")
     return [axis for axis in AXES if names is None or axis.name in names]
 
 
@@ -214,33 +224,41 @@ def _arguments() -> argparse.Namespace:
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", action="append", metavar="AXIS", help="this axis; may be repeated"
+        "--only", action="append", metavar="AXIS", help="study only this axis; may be repeated"
     )
-    parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--again", metavar="ARM", help="one of its runs once more, and compare")
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="for runs.jsonl, tables and plots"
+        "--tables", action="store_true", help="write tables and plots; train nothing"
     )
-    parser.add_argument("--page", type=Path, help="with places for the tables; else OUT/tables.md")
+    parser.add_argument("--again", metavar="ARM", help="repeat a finished run of ARM and compare")
     parser.add_argument(
-        "--work", type=Path, default=ROOT / "outputs" / "study", help="for the runs"
+        "--out", type=Path, default=RESULTS, help="folder for runs.jsonl, tables and plots"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
-    parser.add_argument("overrides", nargs="*", help="of growlm.train, for every arm")
+    parser.add_argument(
+        "--page", type=Path, help="page with markers for the tables (default: OUT/tables.md)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "outputs" / "study", help="folder for the runs"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="number of processes, one thread each"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of all lengths")
+    parser.add_argument("overrides", nargs="*", help="overrides of growlm.train for every arm")
     arguments = parser.parse_args()
     cores = os.cpu_count() or 1
     if not 1 <= arguments.jobs <= cores:
-        raise UserError("--jobs", arguments.jobs, f"must be 1 to {cores}, a core each")
+        raise UserError(
+            "--jobs", arguments.jobs, f"must be from 1 to {cores}: each process needs a core"
+        )
     if not arguments.scale > 0:
         raise UserError("--scale", arguments.scale, "must be above 0")
     return arguments
 
 
-def _end(*_: object) -> None:
+def _exit_on_sigterm(*_: object) -> None:
     raise SystemExit(143)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     sys.exit(run_and_get_exit_code(main))

@@ -3,9 +3,9 @@
     pip install tokenizers
     python scripts/train_tokenizer.py
 
-Cost: about 4 seconds. Writes growlm/data/embedded.tiktoken: 1023 lines of a token in base64
-and its rank (256 bytes, then the merges in the order learnt); id 1023 is the end of text. The same file
-each time. Run it again after any change to the stories; tests/data/test_tokenizers.py compares.
+This takes about 4 seconds and writes growlm/data/embedded.tiktoken: 1023 lines of a token in base64 and its rank
+(256 bytes, then the merges in the order learned); id 1023 is the end of text. The file is the same each time. Run
+the script again after any change to the stories; tests/data/test_tokenizers.py compares.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def train_ranks(documents: Iterable[str], num_ranks: int) -> dict[bytes, int]:
 
     Args:
         documents: Texts to learn from.
-        num_ranks: How many tokens, the 256 single bytes included.
+        num_ranks: Number of tokens, the 256 single bytes included.
 
     Returns:
-        Every token's rank, in tiktoken's sense: ids, and at the same time the priority of merging.
+        Rank of every token in the sense of tiktoken: its id and also its merge priority.
 
     Raises:
-        ValueError: If the documents are too uniform for that many tokens.
+        ValueError: If the documents are too uniform to learn that many tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -53,18 +53,18 @@ def train_ranks(documents: Iterable[str], num_ranks: int) -> dict[bytes, int]:
     tokenizer.train_from_iterator(documents, trainer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if len(vocabulary) != num_ranks:
-        raise ValueError(f"{len(vocabulary)} tokens learnt, {num_ranks} wanted")
-    byte_of = _byte_of_character()
+        raise ValueError(f"learned {len(vocabulary)} tokens, need {num_ranks}")
+    byte_of = _map_characters_to_bytes()
     tokens = [bytes(byte_of[character] for character in token) for token, _ in vocabulary]
-    # The library orders the single bytes by their stand-in characters; by value reads better.
+    # The library orders the single bytes by their stand-in characters; order by value is easier to read.
     return {token: rank for rank, token in enumerate(sorted(tokens[:256]) + tokens[256:])}
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The byte behind each of the characters that the library writes bytes as.
+def _map_characters_to_bytes() -> dict[str, int]:
+    """Return the byte that each of the library's stand-in characters represents.
 
-    A byte that is a printable Latin-1 character stands for itself; the others, in order, are written
-    as the characters from 256 on.
+    A byte that is a printable Latin-1 character stands for itself; the others, in order, are
+    represented by the characters from 256 on.
     """
     stand_ins = map(chr, itertools.count(256))
     printable = [chr(value).isprintable() and chr(value) != " " for value in range(256)]
@@ -72,7 +72,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def main() -> None:
-    """Train and write."""
+    """Train the tokenizer and write its file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)

@@ -1,6 +1,6 @@
-"""Taking turns: every side in a process of its own, one after another, round by round.
+"""Time several sides against each other, each in its own process, in turns.
 
-A process of its own gives every side its own allocator settings and peak memory; turns give all the same noise.
+Own processes give every side its own allocator settings and peak memory; turns expose all sides to the same noise.
 """
 
 from __future__ import annotations
@@ -23,52 +23,55 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Measured:
-    """One side, over all rounds."""
+    """Measurements of one side over all rounds."""
 
     seconds: list[float]
-    """Of one step, in each round."""
+    """Seconds of one step, in each round."""
     peak_memory: int
-    """Most resident bytes of the process, above what it had before it built anything."""
+    """Peak resident bytes of the process, above its memory before it built anything."""
 
     @property
     def median(self) -> float:
-        """Seconds of one step."""
+        """Median seconds of one step."""
         return statistics.median(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """For a benchmark's file."""
+        """Return the measurements as they are written to the file of a benchmark."""
         return asdict(self) | {"median": self.median}
 
 
 class Turns:
-    """A side's end of the table."""
+    """Connection of a side to the process that gives out the turns."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._ready = False
 
     def await_turn(self) -> int:
-        """Steps to take now; 0 at the end. The first call says that the side is ready."""
+        """Wait for a turn and return its number of steps, 0 at the end.
+
+        The first call reports that the side is ready.
+        """
         if not self._ready:
             self._ready = True
             self.connection.send(None)
         return self.connection.recv()
 
     def report(self, seconds: float) -> None:
-        """Seconds that the turn took."""
+        """Report the seconds that the turn took."""
         self.connection.send(seconds)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A side that repeats one step: what makes it, with which arguments, and how often it is tried before."""
+    """A side that repeats one step, with a function that makes it and a number of warm-up steps."""
 
     make: Callable[..., Step]
     arguments: tuple[Any, ...] = ()
     warmup: int = 4
 
     def __call__(self, turns: Turns) -> None:
-        """Play."""
+        """Repeat the step until there are no more turns."""
         step = self.make(*self.arguments)
         for _ in range(self.warmup):
             step()
@@ -85,10 +88,10 @@ def take_turns(
     """Time several sides against each other.
 
     Args:
-        sides: By name, what plays a side: calls `await_turn` and `report` in turn until it is told 0 steps. It is
-            pickled.
-        rounds: Turns of every side.
-        steps: Of a turn.
+        sides: By name, a picklable function that calls `await_turn` and `report` alternately until it receives 0
+            steps.
+        rounds: Number of turns of every side.
+        steps: Number of steps in a turn.
     """
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -98,12 +101,12 @@ def take_turns(
         task = progress.add_task("", total=len(sides) * (rounds + 1))
         for name, side in sides.items():
             progress.update(task, description=f"{name}: getting ready")
-            connections[name], other = context.Pipe()
-            process = context.Process(target=_play, args=(side, other), daemon=True)
+            connections[name], child_connection = context.Pipe()
+            process = context.Process(target=_run_side, args=(side, child_connection), daemon=True)
             process.start()
-            other.close()
+            child_connection.close()
             processes.append(process)
-            connections[name].recv()  # one after another: getting ready is work too
+            connections[name].recv()  # one after another, because getting ready takes time too
             progress.advance(task)
         for _ in range(rounds):
             for name, connection in connections.items():
@@ -119,7 +122,7 @@ def take_turns(
     return {name: Measured(seconds[name], peaks[name]) for name in sides}
 
 
-def _play(side: Callable[[Turns], None], connection: Connection) -> None:
+def _run_side(side: Callable[[Turns], None], connection: Connection) -> None:
     release_memory()
     reset_peak_memory()
     before = peak_memory_bytes()

@@ -1,12 +1,12 @@
-"""Makes the dashboard of docs/dashboard.md in W&B: a workspace in your project, beside those that are there.
+"""Create the dashboard of docs/dashboard.md in W&B, as a new workspace in your project.
 
     python scripts/wandb_dashboard.py outputs/2026-01-31/12-00-00_quickstart_0
     python scripts/wandb_dashboard.py --project growlm --entity my_team outputs/2026-01-31/*_sweep/*/
-    python scripts/wandb_dashboard.py --dry-run          (prints what it would save, and talks to nobody)
+    python scripts/wandb_dashboard.py --dry-run          (prints what it would save; connects to nothing)
 
-Takes seconds; needs `pip install -e '.[dashboard]'` and `wandb login`. W&B keeps colours by run and line, so it
-is the runs whose folders are given that get a colour for each phase, and growths as points. Every call saves a
-new workspace.
+This takes seconds and needs `pip install -e '.[dashboard]'` and `wandb login`. W&B stores colors by run and line,
+so only the runs whose folders are given get a color for each phase, and points for growths. Every call saves a new
+workspace.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ except ModuleNotFoundError:
     require_package("wandb_workspaces", "'growlm[dashboard]'")
     raise
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Of phases, in order: apart from each other also for the colour-blind."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colors of the phases, in order, which color-blind readers can tell apart too."""
 GROWTHS = f"{GROWTH_ON_LOSS_CURVE_PREFIX}.*"
 LOSS_AND_GROWTHS = f"^(train/loss|{GROWTHS})$"
 
@@ -53,13 +53,13 @@ class Lines:
 
     title: str
     y: str
-    """A metric, or if it begins with ^ a regular expression for several."""
+    """A metric or, if it begins with ^, a regular expression for several."""
     x: str = STEP_METRIC
 
 
 @dataclass(frozen=True)
 class LastTable:
-    """The newest table that was logged under a name; its name is its title."""
+    """A panel with the newest table that was logged under the name `title`."""
 
     title: str
 
@@ -68,8 +68,8 @@ Panel = Lines | LastTable
 
 SECTIONS: dict[str, list[Panel]] = {
     "Boundaries": [
-        Lines("Loss, a colour for each phase", f"^({LOSS_BY_PHASE_PREFIX}.*|{GROWTHS})$"),
-        Lines("Loss and growths, a colour for each run", LOSS_AND_GROWTHS),
+        Lines("Loss, a color for each phase", f"^({LOSS_BY_PHASE_PREFIX}.*|{GROWTHS})$"),
+        Lines("Loss and growths, a color for each run", LOSS_AND_GROWTHS),
         Lines("Validation loss", "val/loss"),
         Lines("Phase", "phase/index"),
         Lines("Jump at each growth", "growth/jump"),
@@ -88,7 +88,7 @@ SECTIONS: dict[str, list[Panel]] = {
         Lines("Dead experts", "moe/dead_experts"),
     ],
 }
-"""What docs/dashboard.md describes; W&B makes panels for all other keys by itself below these."""
+"""Panels that docs/dashboard.md describes; below them, W&B adds panels for all other keys."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class Run:
     phases: list[str]
 
     @staticmethod
-    def of(folder: Path) -> Run:
-        """The run whose folder that is.
+    def from_folder(folder: Path) -> Run:
+        """Read the W&B id and the phases of a run from its folder.
 
         Raises:
-            ValueError: If it is none, or was not logged to W&B.
+            ValueError: If the folder is not that of a run, or the run was not logged to W&B.
         """
         files = sorted(folder.glob("wandb/*run-*/run-*.wandb"))
         if not files or not (folder / "config.yaml").is_file():
@@ -114,15 +114,15 @@ class Run:
             phases = parse_as(kind, config.get("phases"), "phases")
         return Run(files[0].stem.removeprefix("run-"), list(phases))
 
-    def colours(self) -> dict[str, str]:
-        """A colour for each phase's line."""
+    def colors(self) -> dict[str, str]:
+        """Return the color of the line of each phase."""
         return {
-            f"{self.wandb_id}:{LOSS_BY_PHASE_PREFIX}{phase}": colour
-            for phase, colour in zip(self.phases, cycle(COLOURS), strict=False)
+            f"{self.wandb_id}:{LOSS_BY_PHASE_PREFIX}{phase}": color
+            for phase, color in zip(self.phases, cycle(COLORS), strict=False)
         }
 
     def marks(self) -> dict[str, str]:
-        """Points for the growths."""
+        """Return the marks that show growths as points."""
         return {
             f"{self.wandb_id}:{GROWTH_ON_LOSS_CURVE_PREFIX}{before}-{after}": "points"
             for before, after in pairwise(self.phases)
@@ -133,22 +133,27 @@ def main() -> int:
     """Save the workspace, or print it.
 
     Returns:
-        The exit code: 0 done, 2 if not logged in or a folder is not a run's, 1 if W&B did not take it.
+        The exit code: 0 on success, 1 if W&B rejected the workspace, 2 if not logged in or a folder is not that of
+        a run.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="of runs to colour by phase")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, help="folders of the runs to color by phase"
+    )
     parser.add_argument("--project", default="growlm", help="as in logger.project")
     parser.add_argument("--entity", help="as in logger.entity; else your default")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace as JSON")
     arguments = parser.parse_args()
     try:
-        runs = [Run.of(folder) for folder in arguments.folders]
+        runs = [Run.from_folder(folder) for folder in arguments.folders]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.dry_run:
-        made = workspace("nobody", arguments.project, runs)
-        print(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        dashboard = workspace("nobody", arguments.project, runs)
+        print(
+            dashboard._to_model().spec.model_dump_json(by_alias=True, exclude_none=True, indent=2)
+        )
         return 0
     if not has_wandb_login():
         print("Not logged in to W&B: `wandb login` first, or see --dry-run", file=sys.stderr)
@@ -157,13 +162,13 @@ def main() -> int:
         entity = arguments.entity or default_entity()
         workspace(entity, arguments.project, runs).save()  # prints its address
     except (Error, ValueError) as error:
-        print(f"W&B did not take the workspace: {error}", file=sys.stderr)
+        print(f"W&B rejected the workspace: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def workspace(entity: str, project: str, runs: Sequence[Run]) -> workspaces.Workspace:
-    """The panels as a workspace of W&B's."""
+    """Return the W&B workspace with all panels."""
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -180,7 +185,7 @@ def workspace(entity: str, project: str, runs: Sequence[Run]) -> workspaces.Work
 def as_panel(
     panel: Panel, runs: Sequence[Run]
 ) -> reports.LinePlot | reports.WeavePanelSummaryTable:
-    """A panel as W&B's library has it."""
+    """Return a panel as an object of W&B's library."""
     match panel:
         case LastTable(title):
             return reports.WeavePanelSummaryTable(table_name=title)
@@ -189,7 +194,7 @@ def as_panel(
                 title=title,
                 x=x,
                 metric_regex=y,
-                line_colors={key: colour for run in runs for key, colour in run.colours().items()},
+                line_colors={key: color for run in runs for key, color in run.colors().items()},
                 line_marks={key: mark for run in runs for key, mark in run.marks().items()},
             )
         case Lines(title, y, x):
@@ -197,7 +202,7 @@ def as_panel(
 
 
 def default_entity() -> str:
-    """Where W&B puts the runs of whoever is logged in."""
+    """Return the entity that W&B uses by default for the user who is logged in."""
     import wandb
 
     return wandb.Api().default_entity

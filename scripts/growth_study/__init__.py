@@ -1,3 +1,3 @@
-"""The growth study: which runs it is made of, running them, and what they say."""
+"""Define, train and evaluate the runs of the growth study."""
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait

@@ -1,22 +1,22 @@
-"""Which runs are to do, from those that are done: rates are tuned first, what takes the tuned rate comes after."""
+"""Choose the next runs of the study from the finished ones; learning rates are tuned before they are used."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from growth_study.arms import GRID, TUNING_SEED, Arm, Axis, axis_named
+from growth_study.arms import RATE_GRID, TUNING_SEED, Arm, Axis, get_axis
 from growth_study.record_file import Record
 from growth_study.runs import Run
 
 STEP = 2.0
-"""Between neighbouring rates of the grid."""
+"""Ratio of neighboring rates of the grid."""
 Losses = Mapping[tuple[str, int, float, float, float], float]
-"""Of the finished runs, by arm, seed, rate before the growth, rate, share."""
+"""Final losses of the finished runs, by arm, seed, rate before the growth, rate and share."""
 
 
-def losses_of(records: Iterable[Record]) -> dict[tuple[str, int, float, float, float], float]:
-    """By what the agenda asks for; a run that diverged lost everything."""
+def collect_losses(records: Iterable[Record]) -> dict[tuple[str, int, float, float, float], float]:
+    """Return the final losses by run; a run that diverged has an infinite loss."""
     return {
         (r["arm"], r["seed"], r["source_rate"], r["rate"], r["share"]): (
             math.inf if r["loss"] is None else r["loss"]
@@ -26,16 +26,16 @@ def losses_of(records: Iterable[Record]) -> dict[tuple[str, int, float, float, f
 
 
 def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> list[list[Run]]:
-    """The runs that can begin now, in groups; those of one group share phases and follow one another.
+    """Return the runs that can start now, in groups that share phases and run one after another.
 
     Args:
-        axes: To study.
-        losses: What has been found so far.
-        taken: Runs that have begun, or failed.
+        axes: Axes to study.
+        losses: Losses of the runs that have finished.
+        taken: Runs that have started or failed.
 
     Returns:
-        Those of the main axes come first, seed by seed, and before others those that need not wait for what is
-        being trained.
+        The groups, those of the main axes first, seed by seed. Groups that need not wait for a phase that is being
+        trained come before the others.
     """
     groups: list[list[Run]] = []
     seen = {_key(run) for run in taken}
@@ -45,27 +45,27 @@ def next_runs(axes: Sequence[Axis], losses: Losses, taken: Sequence[Run]) -> lis
             seen |= {_key(run) for run in todo}
             if todo:
                 groups.append(todo)
-    return sorted(groups, key=lambda group: (*_turn(group[0]), _would_wait(group[0], taken)))
+    return sorted(groups, key=lambda group: (*_priority(group[0]), _must_wait(group[0], taken)))
 
 
 def tuned_rate(arm: Arm, losses: Losses) -> float | None:
-    """The best rate for the arm, tuned with a seed of its own; None while that is not known."""
+    """Return the best rate for the arm, which is tuned with its own seed, or None if it is not known yet."""
     if not arm.is_tuned:
-        return tuned_rate(axis_named(arm.axis).main_arm("grown"), losses)
+        return tuned_rate(get_axis(arm.axis).main_arm("grown"), losses)
     known = tried_rates(arm, losses)
-    if any(rate not in known for rate in _to_try(known)):
+    if any(rate not in known for rate in _rates_to_try(known)):
         return None
     best = min(known, key=lambda rate: known[rate])
     return best if known[best] < math.inf else None
 
 
 def source_rate(arm: Arm, losses: Losses) -> float | None:
-    """The rate of the first model, as its own continuation has it."""
-    return tuned_rate(axis_named(arm.axis).main_arm("continue"), losses)
+    """Return the rate of the first model, which is the best one for its own continuation."""
+    return tuned_rate(get_axis(arm.axis).main_arm("continue"), losses)
 
 
 def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
-    """Rate -> loss after the whole budget, with the seed that rates are tuned with."""
+    """Return the loss after the whole budget by rate, for the seed that rates are tuned with."""
     before = source_rate(arm, losses) if arm.baseline == "none" else None
     return {
         rate: loss
@@ -75,14 +75,14 @@ def tried_rates(arm: Arm, losses: Losses) -> dict[float, float]:
     }
 
 
-def _to_try(known: Mapping[float, float]) -> list[float]:
-    """The first rates, and beyond them as long as the best is at an end."""
-    rates = sorted({*GRID, *known})
+def _rates_to_try(known: Mapping[float, float]) -> list[float]:
+    """Return the rates of the grid, extended as long as the best is the lowest or the highest."""
+    rates = sorted({*RATE_GRID, *known})
     if any(rate not in known for rate in rates):
         return rates
     best = min(rates, key=lambda rate: known[rate])
     if known[best] == math.inf:
-        return rates  # none is any good
+        return rates  # all of them diverge
     if best == rates[0]:
         return [best / STEP, *rates]
     return [*rates, best * STEP] if best == rates[-1] else rates
@@ -100,25 +100,27 @@ def _runs_of(arm: Arm, losses: Losses) -> list[list[Run]]:
     groups = []
     if arm.is_tuned:
         known = tried_rates(arm, losses)
-        groups = [[run(TUNING_SEED, rate, 1.0)] for rate in _to_try(known) if rate not in known]
+        groups = [
+            [run(TUNING_SEED, rate, 1.0)] for rate in _rates_to_try(known) if rate not in known
+        ]
     rate = tuned_rate(arm, losses)
     if rate is not None:
         groups += [[run(seed, rate, share) for share in arm.shares] for seed in arm.seeds]
     return groups
 
 
-def _turn(run: Run) -> tuple[bool, int]:
-    return (not axis_named(run.arm.axis).is_headline, run.seed)
+def _priority(run: Run) -> tuple[bool, int]:
+    return (not get_axis(run.arm.axis).is_headline, run.seed)
 
 
-def _would_wait(run: Run, taken: Sequence[Run]) -> bool:
-    """For the phases that another one is training."""
+def _must_wait(run: Run, taken: Sequence[Run]) -> bool:
+    """Return whether the run would wait for a phase that another run is training."""
 
-    def beginning(run: Run) -> tuple[object, ...]:
-        source = axis_named(run.arm.axis).source
+    def shared_start(run: Run) -> tuple[object, ...]:
+        source = get_axis(run.arm.axis).source
         return (source, run.arm.grows_at, run.seed, run.source_rate, run.arm.baseline)
 
-    return run.arm.baseline == "none" and beginning(run) in map(beginning, taken)
+    return run.arm.baseline == "none" and shared_start(run) in map(shared_start, taken)
 
 
 def _key(run: Run) -> tuple[str, int, float, float, float]:

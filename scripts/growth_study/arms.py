@@ -1,37 +1,38 @@
-"""What the study compares: every arm, as overrides of growlm.train."""
+"""Define what the study compares: axes, and their arms as overrides of growlm.train."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-GRID = (4e-3, 8e-3)
-"""Learning rates that every tuned arm begins with; from the better one on by factors of 2 until it gets worse."""
+RATE_GRID = (4e-3, 8e-3)
+"""Learning rates that every tuned arm tries first. From the better one it goes on by factors of 2 until the loss
+rises."""
 SHARES = (0.65, 0.8, 1.0)
-"""Of the budget: how long grown models train, each time with a decay of its own, to see when they reach a loss.
-Growth after half of the budget is before the shortest one's decay."""
+"""Shares of the budget that grown models train for, each with its own decay, to see when they reach a loss.
+Growth after half of the budget comes before the decay of the shortest run."""
 PLANNED_GROWTH = 0.25
 """Share of the budget before the (first) growth in the plans of conf/experiment."""
 TUNING_SEED = 0
-"""Rates are tuned with it, and nothing else is: the best of several is too good to be reported."""
+"""Seed that is used only to tune rates, because the best of several runs would be biased if reported."""
 SEEDS = (1, 2, 3)
-SCREENING = SEEDS[:1]
-"""For what is only looked at once: its figures have no spread."""
+SCREENING_SEEDS = SEEDS[:1]
+"""Seed of the arms that run only once; their figures have no spread."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in nothing but their seed, their learning rate and how long they train.
+    """Runs that differ only in their seed, their learning rate and their length.
 
     Args:
-        axis: What grows.
-        name: What is done about it: `grown`, `scratch` and `continue`, or a change to `grown`.
-        factor: Which factor the change turns; empty for those three.
-        overrides: Of growlm.train.
-        seeds: It is run with.
-        shares: Of the budget that it is trained for.
-        grows_at: Share of the budget before the growth, in place of the plan's.
-        own_rate: A change that looks for its own learning rate, as what is trained for several lengths does.
+        axis: Name of the axis that it belongs to.
+        name: `grown`, `scratch` or `continue`, or the name of a change to `grown`.
+        factor: Factor of the recipe that the change varies; empty for `grown`, `scratch` and `continue`.
+        overrides: Overrides of growlm.train.
+        seeds: Seeds that it runs with.
+        shares: Shares of the budget that it trains for.
+        grows_at: Share of the budget before the growth, instead of the plan's.
+        own_rate: Whether a change tunes its own learning rate, as arms that train for several lengths do.
     """
 
     axis: str
@@ -45,56 +46,56 @@ class Arm:
 
     @property
     def growth_share(self) -> float:
-        """Of the budget, before the growth."""
+        """Share of the budget before the growth."""
         return PLANNED_GROWTH if self.grows_at is None else self.grows_at
 
     @property
     def key(self) -> str:
-        """As it is called on the command line and in the records."""
+        """Name on the command line and in the records."""
         return f"{self.axis}/{self.name}"
 
     @property
     def is_grown(self) -> bool:
-        """Whether it is trained for several lengths, and so can be held against the baselines at equal loss."""
+        """Whether it trains for several lengths, so that it can be compared with the baselines at equal loss."""
         return self.baseline == "none" and len(self.shares) > 1
 
     @property
     def is_tuned(self) -> bool:
-        """Whether it looks for its own learning rate; a change to `grown` takes the rate of `grown`."""
+        """Whether its learning rate is tuned; a change to `grown` has the rate of `grown`."""
         return not self.factor or self.is_grown or self.own_rate
 
     @property
     def baseline(self) -> str:
-        """As the key of the same name has it."""
+        """Value of the setting `baseline`."""
         return self.name if self.name in ("scratch", "continue") else "none"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A way to grow: the plan, and the arms on it."""
+    """A way to grow: a plan and its arms."""
 
     name: str
     title: str
     overrides: tuple[str, ...]
     is_headline: bool
-    """Whether its three arms get three seeds."""
+    """Whether its three main arms run with three seeds."""
     source: str
-    """The axis whose `continue` arm is this one's too: the same first model, the same budget."""
+    """Name of the axis whose `continue` arm this axis shares; the first model and the budget are the same."""
     changes: tuple[Arm, ...] = ()
 
     def main_arm(self, name: str) -> Arm:
-        """`continue`, `scratch` or `grown`."""
+        """Return the arm `continue`, `scratch` or `grown`."""
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
     def grown_arms(self) -> list[Arm]:
-        """Those that are held against the baselines."""
+        """Arms that are compared with the baselines at equal loss."""
         return [arm for arm in self.arms if arm.is_grown]
 
     @property
     def arms(self) -> list[Arm]:
-        """All of them."""
-        seeds = SEEDS if self.is_headline else SCREENING
+        """All arms: the three main ones and the changes."""
+        seeds = SEEDS if self.is_headline else SCREENING_SEEDS
         main = [
             Arm(self.source, "continue", seeds=seeds),
             Arm(self.name, "scratch", seeds=seeds, shares=(0.5, 1.0)),
@@ -107,18 +108,20 @@ def _change(axis: str, factor: str, name: str, *overrides: str, **settings: Any)
     return Arm(axis, name, factor, overrides, **settings)
 
 
-def _recipe(axis: str, seeds: tuple[int, ...] = SCREENING) -> tuple[Arm, ...]:
+def _recipe(axis: str, seeds: tuple[int, ...] = SCREENING_SEEDS) -> tuple[Arm, ...]:
     return (
-        # The one change that is looked at as closely as the plan itself.
+        # The one change that trains for as many lengths as the plan itself.
         _change(axis, "when", "at 10%", grows_at=0.1, shares=SHARES),
         _change(axis, "when", "at 50%", grows_at=0.5, seeds=seeds),
-        _change(axis, "when", "at 80%", grows_at=0.8, seeds=SCREENING),
+        _change(axis, "when", "at 80%", grows_at=0.8, seeds=SCREENING_SEEDS),
         _change(axis, "state", "reset", "phases.grown.optimizer_state=reset", seeds=seeds),
         _change(axis, "schedule", "cosine per phase", "schedule=cosine"),
     )
 
 
-def _copies(name: str, *overrides: str, seeds: tuple[int, ...] = SCREENING, **settings: Any) -> Arm:
+def _copies(
+    name: str, *overrides: str, seeds: tuple[int, ...] = SCREENING_SEEDS, **settings: Any
+) -> Arm:
     overrides = tuple(f"phases.grown.grow.0.widen.{o}" for o in ("new_channels=copies", *overrides))
     return _change(
         "width x2", "new channels", f"copies, {name}", *overrides, seeds=seeds, **settings
@@ -140,7 +143,7 @@ AXES = (
             *_recipe("width x2", SEEDS),
             _change(
                 "width x2", "state", "asymmetric", "phases.grown.optimizer_state=asymmetric",
-                seeds=SCREENING,
+                seeds=SCREENING_SEEDS,
             ),
             _copies("noise 1e-2", "noise_std=1e-2", seeds=SEEDS, own_rate=True),
             _copies("noise 1e-5", "noise_std=1e-5"),
@@ -172,8 +175,8 @@ AXES = (
         (
             _new_blocks("path", "fresh", "append"),
             _new_blocks("path", "fresh", "interleave"),
-            _new_blocks("path", "identity", seeds=SCREENING),
-            _new_blocks("path", "copy", seeds=SCREENING),
+            _new_blocks("path", "identity", seeds=SCREENING_SEEDS),
+            _new_blocks("path", "copy", seeds=SCREENING_SEEDS),
         ),
     ),
     Axis(
@@ -187,11 +190,11 @@ AXES = (
 )  # fmt: skip
 
 
-def axis_named(name: str) -> Axis:
-    """By its name."""
+def get_axis(name: str) -> Axis:
+    """Return the axis with this name."""
     return next(axis for axis in AXES if axis.name == name)
 
 
-def arm_named(key: str) -> Arm | None:
-    """By its key; None if there is none."""
+def find_arm(key: str) -> Arm | None:
+    """Return the arm with this key, or None if there is none."""
     return next((arm for axis in AXES for arm in axis.arms if arm.key == key), None)

@@ -1,4 +1,4 @@
-"""What a run cost, and what it takes to reach a loss."""
+"""Compute the cost of runs, and the cost at which a loss is reached."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from statistics import linear_regression, median
 from growth_study.record_file import Record
 
 Speeds = Mapping[tuple[int, int], float]
-"""Seconds a token, by the model's parameters and active parameters."""
+"""Seconds per token, by the parameters and active parameters of the model."""
 Point = tuple[float, float]
-"""A cost and the loss after it."""
-BEYOND = 1.5
-"""How far beyond the longest run the line is drawn on, relative to it."""
+"""Cost of a run and its final loss."""
+MAX_EXTRAPOLATION = 1.5
+"""Largest extrapolation of the line, relative to the longest run."""
 
 
 @dataclass(frozen=True)
-class Read:
-    """A cost or a loss, read off a line."""
+class Reading:
+    """A cost or a loss that was read off a line."""
 
     value: float
     sign: str = ""
-    """`≤`: the shortest run was there already; `≈`: beyond the runs, on the line drawn on."""
+    """`≤` if the shortest run had already reached the loss; `≈` if the line was extrapolated."""
 
 
 def measured_speeds(records: Iterable[Record]) -> dict[tuple[int, int], float]:
-    """The median over all runs, for each model: no run is the slower for what the machine did meanwhile.
+    """Return the median seconds per token over all runs for each model.
 
-    Phases that several runs share were trained, and timed, once.
+    The median keeps other load on the machine from counting. Phases that several runs share were trained and timed
+    once, and count once.
     """
-    found = defaultdict(set)
+    measured = defaultdict(set)
     for record in records:
         for phase in record.get("phases", []):
             if phase["seconds"]:
                 model = (phase["parameters"], phase["active"])
-                found[model].add(phase["seconds"] / phase["tokens"])
-    return {model: median(values) for model, values in found.items()}
+                measured[model].add(phase["seconds"] / phase["tokens"])
+    return {model: median(values) for model, values in measured.items()}
 
 
-def seconds_of(record: Record, speeds: Speeds) -> float:
-    """Of a run: its steps, and its growths with their checks."""
+def compute_seconds(record: Record, speeds: Speeds) -> float:
+    """Return the seconds of a run: its steps, and its growths with their checks."""
     steps = sum(p["tokens"] * speeds[p["parameters"], p["active"]] for p in record["phases"])
     return steps + sum(boundary["seconds"] for boundary in record["boundaries"])
 
 
-def seconds_after(record: Record, speeds: Speeds, flops: Sequence[float]) -> list[float]:
-    """Into the run, where it has spent so many FLOPs."""
+def compute_seconds_at(record: Record, speeds: Speeds, flops: Sequence[float]) -> list[float]:
+    """Return the seconds after which the run has spent each number of FLOPs."""
     ends = [(0.0, 0.0)]
     growths = {boundary["to"]: boundary["seconds"] for boundary in record["boundaries"]}
     for phase in record["phases"]:
@@ -69,10 +70,10 @@ def _between(points: Sequence[Point], x: float) -> float:
 
 
 class Line:
-    """Final losses over the logarithm of the cost, as the straight line nearest to them.
+    """Least-squares line through final losses over the logarithm of the cost.
 
     Args:
-        points: Of runs of different lengths, at least two.
+        points: Points of runs of at least two different lengths.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
@@ -81,20 +82,20 @@ class Line:
         x = [math.log(cost) for cost in costs]
         self.slope, self.start = linear_regression(x, [loss for _, loss in points])
 
-    def cost_to(self, loss: float) -> Read | None:
-        """The cost at which a loss is reached; None where the line does not lead there."""
+    def cost_to(self, loss: float) -> Reading | None:
+        """Return the cost at which a loss is reached, or None if the line does not reach it."""
         if self.slope >= 0:
             return None
         power = (loss - self.start) / self.slope
         if power <= math.log(self.shortest):
-            return Read(self.shortest, "≤")
-        if power > math.log(BEYOND * self.longest):
+            return Reading(self.shortest, "≤")
+        if power > math.log(MAX_EXTRAPOLATION * self.longest):
             return None
-        return Read(math.exp(power), "≈" if power > math.log(self.longest) else "")
+        return Reading(math.exp(power), "≈" if power > math.log(self.longest) else "")
 
-    def loss_at(self, cost: float) -> Read | None:
-        """The loss of a run of that cost; None where no run is near."""
-        if not self.shortest / BEYOND <= cost <= self.longest * BEYOND:
+    def loss_at(self, cost: float) -> Reading | None:
+        """Return the loss of a run of that cost, or None if the cost is too far from all runs."""
+        if not self.shortest / MAX_EXTRAPOLATION <= cost <= self.longest * MAX_EXTRAPOLATION:
             return None
         is_between = self.shortest <= cost <= self.longest
-        return Read(self.start + self.slope * math.log(cost), "" if is_between else "≈")
+        return Reading(self.start + self.slope * math.log(cost), "" if is_between else "≈")

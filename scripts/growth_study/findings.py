@@ -1,4 +1,4 @@
-"""What the finished runs say: every axis beside its baselines, every change beside the plan that it changes."""
+"""Compare the finished runs: every axis with its baselines, and every change with the plan that it changes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from growth_study.agenda import Losses, losses_of, source_rate, tried_rates, tuned_rate
+from growth_study.agenda import Losses, collect_losses, source_rate, tried_rates, tuned_rate
 from growth_study.arms import AXES, Arm, Axis
-from growth_study.costs import Line, Point, Read, Speeds, measured_speeds, seconds_of
+from growth_study.costs import Line, Point, Reading, Speeds, compute_seconds, measured_speeds
 from growth_study.record_file import Record
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds, and the deviation between them."""
+    """Values for several seeds, with their mean and standard deviation."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return mean(self.values)
 
-    def less(self, other: Spread) -> Spread:
-        """The differences, seed by seed."""
+    def minus(self, other: Spread) -> Spread:
+        """Return the differences to the other values, seed by seed."""
         return Spread(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def text(self, form: str) -> str:
-        """`0.6543 ± 0.0012`; the deviation only where there are several seeds."""
+        """Return the values as `0.6543 ± 0.0012`, without the deviation if there is only one seed."""
         shown = format(self.mean, form)
         if len(self.values) < 2:
             return shown
@@ -37,49 +37,49 @@ class Spread:
 
 @dataclass(frozen=True)
 class AxisFindings:
-    """A grown model beside the baselines of its axis; only seeds with all three."""
+    """Comparison of a grown model with the baselines of its axis, over the seeds that have all three."""
 
     axis: Axis
     arm: Arm
-    """The grown one."""
+    """Arm of the grown model."""
     losses: dict[str, Spread]
-    """Of `continue`, `scratch`, `grown`, for the whole budget."""
+    """Final losses of `continue`, `scratch` and `grown` after the whole budget."""
     differences: dict[str, Spread]
-    """Of the final loss, grown less `scratch`, and less `continue`."""
-    late: list[Read | None]
-    """Grown less scratch after the seconds that scratch took; a seed each."""
-    flops: list[Read | None]
-    """That the grown model needs for the loss of scratch, relative to what scratch took."""
-    seconds: list[Read | None]
-    """Likewise seconds."""
+    """Final loss of `grown` minus that of `scratch`, and minus that of `continue`."""
+    late: list[Reading | None]
+    """Loss of `grown` minus that of `scratch` after as many seconds as `scratch` took, for each seed."""
+    flops: list[Reading | None]
+    """FLOPs that `grown` needs to reach the loss of `scratch`, relative to those of `scratch`, for each seed."""
+    seconds: list[Reading | None]
+    """Seconds that `grown` needs to reach the loss of `scratch`, relative to those of `scratch`, for each seed."""
 
 
 @dataclass(frozen=True)
 class ChangeFindings:
-    """A change beside the plan that it changes."""
+    """Comparison of a change with the plan that it changes."""
 
     arm: Arm
     loss: Spread
     difference: Spread
-    """Of the final loss, to the plan's with the same seed."""
+    """Final loss minus that of the plan with the same seed."""
     jumps: list[float]
-    """Of the loss on the probe, wherever the model grew."""
+    """Changes of the loss on the probe at each growth."""
 
 
 class Findings:
-    """All of it.
+    """Everything that the study has found so far.
 
     Args:
-        records: Of finished runs.
+        records: Records of the finished runs.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        self.losses: Losses = losses_of(records)
+        self.losses: Losses = collect_losses(records)
         self.speeds: Speeds = measured_speeds(records)
 
     def of_arm(self, arm: Arm) -> list[Record]:
-        """Its runs with the tuned rates."""
+        """Return the records of the arm's runs with the tuned rates."""
         rate = tuned_rate(arm, self.losses)
         before = source_rate(arm, self.losses) if arm.baseline == "none" else rate
         wanted = (arm.key, before, rate)
@@ -93,13 +93,13 @@ class Findings:
         ]
 
     def axes(self) -> list[AxisFindings]:
-        """Those whose runs have finished."""
+        """Return the comparisons of the axes whose runs have finished."""
         arms = [(axis, arm) for axis in AXES for arm in axis.grown_arms]
         found = [self._axis(axis, arm) for axis, arm in arms]
         return [axis for axis in found if axis is not None]
 
     def changes(self, axis: Axis) -> list[ChangeFindings]:
-        """Those that have finished."""
+        """Return the comparisons of the changes that have finished."""
         plan = {r["seed"]: r for r in self.of_arm(axis.main_arm("grown")) if r["share"] == 1.0}
         found = []
         for arm in axis.changes:
@@ -108,21 +108,21 @@ class Findings:
                 losses = Spread(tuple(r["loss"] for r in runs))
                 plans = Spread(tuple(plan[r["seed"]]["loss"] for r in runs))
                 jumps = [boundary["jump"] for boundary in runs[0]["boundaries"]]
-                found.append(ChangeFindings(arm, losses, losses.less(plans), jumps))
+                found.append(ChangeFindings(arm, losses, losses.minus(plans), jumps))
         return found
 
     def tuning(self, axis: Axis) -> dict[str, dict[float, float]]:
-        """What each arm that is tuned lost with each rate."""
+        """Return the losses by rate of each tuned arm."""
         return {arm.name: tried_rates(arm, self.losses) for arm in axis.arms if arm.is_tuned}
 
     def points(self, arm: Arm, cost: str, seed: int) -> list[Point]:
-        """(cost, loss) of the arm's runs, by `flops` or `seconds`."""
+        """Return (cost, loss) of the arm's runs with a seed; the cost is `flops` or `seconds`."""
         runs = [r for r in self.of_arm(arm) if r["seed"] == seed]
         return sorted((self.cost(r, cost), r["loss"]) for r in runs)
 
     def cost(self, record: Record, cost: str) -> float:
-        """Of a whole run."""
-        return record["flops"] if cost == "flops" else seconds_of(record, self.speeds)
+        """Return the cost of a whole run in `flops` or `seconds`."""
+        return record["flops"] if cost == "flops" else compute_seconds(record, self.speeds)
 
     def _axis(self, axis: Axis, arm: Arm) -> AxisFindings | None:
         arms = {name: axis.main_arm(name) for name in ("continue", "scratch")} | {"grown": arm}
@@ -139,22 +139,22 @@ class Findings:
         if not seeds:
             return None
         losses = {n: Spread(tuple(runs[s]["loss"] for s in seeds)) for n, runs in whole.items()}
-        ratios: dict[str, list[Read | None]] = {"flops": [], "seconds": []}
-        late: list[Read | None] = []
+        ratios: dict[str, list[Reading | None]] = {"flops": [], "seconds": []}
+        late: list[Reading | None] = []
         for seed in seeds:
             scratch = whole["scratch"][seed]
             for cost, found in ratios.items():
                 price = self.cost(scratch, cost)
                 line = Line(self.points(arm, cost, seed))
                 reached = line.cost_to(scratch["loss"])
-                found.append(reached and Read(reached.value / price, reached.sign))
+                found.append(reached and Reading(reached.value / price, reached.sign))
             then = line.loss_at(price)
-            late.append(then and Read(then.value - scratch["loss"], then.sign))
+            late.append(then and Reading(then.value - scratch["loss"], then.sign))
         return AxisFindings(
             axis,
             arm,
             losses,
-            {name: losses["grown"].less(losses[name]) for name in ("scratch", "continue")},
+            {name: losses["grown"].minus(losses[name]) for name in ("scratch", "continue")},
             late,
             ratios["flops"],
             ratios["seconds"],

@@ -1,4 +1,4 @@
-"""How long the runs of an arm are: in shares of the plan's FLOPs, each with its decay at the end."""
+"""Set the lengths of runs as shares of the plan's FLOPs, each with its own decay at the end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from growlm.config.phase_plan import Plan
 from growlm.config.schema import PhaseConfig, RunConfig
 
 DECAY = 0.2
-"""Of a run's FLOPs, at its end. (`schedule.decay_fraction` is of steps, which cost more after a growth.)"""
+"""Share of a run's FLOPs that the decay takes. (`schedule.decay_fraction` counts steps, which cost more after a
+growth.)"""
 
 
-def scaled(config: RunConfig, factor: float, grows_at: float | None = None) -> RunConfig:
-    """The plan with every phase's FLOPs and the warm-up times a factor, and, if asked for, the growth moved.
+def scale_lengths(config: RunConfig, factor: float, grows_at: float | None = None) -> RunConfig:
+    """Scale the FLOPs of every phase and the warm-up, and move the growth if asked to.
 
     Args:
-        config: Whose phases have their lengths in FLOPs; there are several where the growth is moved.
-        factor: 1 for the plan's own.
-        grows_at: Share of the FLOPs that the first phase gets; the others share the rest as before.
+        config: Config whose phases have their lengths in FLOPs; it needs several phases if the growth is moved.
+        factor: Factor of all lengths; 1 leaves them unchanged.
+        grows_at: Share of the FLOPs for the first phase; the other phases keep their proportions.
     """
     flops = [(settings.flops or 0.0) * factor for settings in config.phases.values()]
     if grows_at is not None:
@@ -34,17 +35,17 @@ def scaled(config: RunConfig, factor: float, grows_at: float | None = None) -> R
     )
 
 
-def trained_for(config: RunConfig, plan: Plan, share: float, shares: Sequence[float]) -> RunConfig:
-    """The run that ends, decay included, after a share of the plan's FLOPs.
+def shorten_run(config: RunConfig, plan: Plan, share: float, shares: Sequence[float]) -> RunConfig:
+    """Return the config of a run that ends, decay included, after a share of the plan's FLOPs.
 
-    The last phase is cut where the shorter runs of the same arm begin to decay, so that what they share is
-    trained once (`reuse.phases`).
+    The last phase is cut where the shorter runs of the same arm start to decay, so that the shared part is trained
+    once (`reuse.phases`).
 
     Args:
-        config: The arm's run.
-        plan: Made from it.
-        share: Of the FLOPs, at least those before the last phase.
-        shares: All that the arm is run for. With a cosine there can be only one.
+        config: Config of the arm's longest run.
+        plan: Plan made from the config.
+        share: Share of the FLOPs, at least that of the phases before the last one.
+        shares: All shares that the arm trains for. With a cosine schedule there can be only one.
     """
     last = plan.phases[-1]
     total = sum(phase.num_steps * phase.flops_per_step for phase in plan.phases)
@@ -60,14 +61,14 @@ def trained_for(config: RunConfig, plan: Plan, share: float, shares: Sequence[fl
         phase.name: replace(phase.settings, steps=phase.num_steps, flops=None)
         for phase in plan.phases
     }
-    phases |= _cut(last.name, phases.pop(last.name), cuts)
+    phases |= _split_phase(last.name, phases.pop(last.name), cuts)
     steps = sum(settings.steps or 0 for settings in phases.values())
     schedule = replace(config.schedule, decay_fraction=decays[share] / steps)
     return replace(config, phases=phases, schedule=schedule)
 
 
-def _cut(name: str, settings: PhaseConfig, cuts: Sequence[int]) -> dict[str, PhaseConfig]:
-    """A phase as several in a row; only the first one grows."""
+def _split_phase(name: str, settings: PhaseConfig, cuts: Sequence[int]) -> dict[str, PhaseConfig]:
+    """Cut a phase into consecutive phases, of which only the first grows."""
     parts: dict[str, PhaseConfig] = {}
     for start, end in pairwise(cuts):
         if end == start:

@@ -1,4 +1,4 @@
-"""The study's pictures."""
+"""Draw the plots of the study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from growth_study.arms import AXES, SEEDS, Arm, Axis
-from growth_study.costs import seconds_after
+from growth_study.costs import compute_seconds_at
 from growth_study.findings import Findings
 from growth_study.record_file import Record
 
@@ -30,10 +30,10 @@ UNITS = {
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Path]:
-    """Write them; only what has finished is drawn.
+    """Draw the plots of everything that has finished.
 
     Returns:
-        The files.
+        The files that were written.
     """
     axes = list({found.axis.name: found.axis for found in findings.axes()}.values())
     if not axes:
@@ -64,71 +64,71 @@ def _draw_losses(findings: Findings, axes: Sequence[Axis], cost: str, path: Path
 
 
 def _draw_axis(findings: Findings, axis: Axis, cost: str, panel: Axes) -> None:
-    arms = [(axis.main_arm(name), *look) for name, look in BASELINES.items()]
-    for arm, colour in zip(axis.grown_arms, GROWN, strict=False):
-        arms.append((arm, colour, f"grown after {arm.growth_share:.0%}"))
+    arms = [(axis.main_arm(name), *style) for name, style in BASELINES.items()]
+    for arm, color in zip(axis.grown_arms, GROWN, strict=False):
+        arms.append((arm, color, f"grown after {arm.growth_share:.0%}"))
     ends: list[float] = []
-    for arm, colour, title in arms:
-        ends += _draw_arm(findings, arm, colour, title, cost, panel)
-    room = max(ends) - min(ends)
-    panel.set_ylim(min(ends) - 0.1 * room, max(ends) + 1.5 * room)
+    for arm, color, title in arms:
+        ends += _draw_arm(findings, arm, color, title, cost, panel)
+    span = max(ends) - min(ends)
+    panel.set_ylim(min(ends) - 0.1 * span, max(ends) + 1.5 * span)
     panel.set(title=axis.title, xlabel=UNITS[cost][1], ylabel="validation loss")
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_arm(
-    findings: Findings, arm: Arm, colour: str, title: str, cost: str, panel: Axes
+    findings: Findings, arm: Arm, color: str, title: str, cost: str, panel: Axes
 ) -> list[float]:
-    """Final losses by length, their mean as a line; beneath, the training loss of the first seed's longest run."""
+    """Draw the final losses by length with their mean, and the training loss of the first seed's longest run."""
     unit, _ = UNITS[cost]
     runs = findings.of_arm(arm)
     shares = sorted({run["share"] for run in runs})
-    at = [[run for run in runs if run["share"] == share] for share in shares]
-    costs = [mean(findings.cost(run, cost) for run in group) / unit for group in at]
-    losses = [mean(run["loss"] for run in group) for group in at]
+    groups = [[run for run in runs if run["share"] == share] for share in shares]
+    costs = [mean(findings.cost(run, cost) for run in group) / unit for group in groups]
+    losses = [mean(run["loss"] for run in group) for group in groups]
     if not runs:
         return []
-    panel.plot(costs, losses, "o-", color=colour, markersize=4, label=title)
+    panel.plot(costs, losses, "o-", color=color, markersize=4, label=title)
     each = [findings.cost(run, cost) / unit for run in runs]
-    panel.plot(each, [run["loss"] for run in runs], ".", color=colour, markersize=3, alpha=0.5)
-    for run in (run for run in at[-1] if run["seed"] == SEEDS[0]):
+    panel.plot(each, [run["loss"] for run in runs], ".", color=color, markersize=3, alpha=0.5)
+    for run in (run for run in groups[-1] if run["seed"] == SEEDS[0]):
         flops, y = zip(*run["curve"], strict=True)
-        x = flops if cost == "flops" else seconds_after(run, findings.speeds, flops)
-        panel.plot([value / unit for value in x], y, color=colour, linewidth=0.8, alpha=0.4)
-        _mark_growths(findings, run, cost, colour, panel)
+        x = flops if cost == "flops" else compute_seconds_at(run, findings.speeds, flops)
+        panel.plot([value / unit for value in x], y, color=color, linewidth=0.8, alpha=0.4)
+        _mark_growths(findings, run, cost, color, panel)
     return losses
 
 
-def _mark_growths(findings: Findings, run: Record, cost: str, colour: str, panel: Axes) -> None:
+def _mark_growths(findings: Findings, run: Record, cost: str, color: str, panel: Axes) -> None:
     unit, _ = UNITS[cost]
     spent = 0.0
     growths = {boundary["to"] for boundary in run["boundaries"]}
     for phase in run["phases"]:
         if phase["name"] in growths:
-            x = spent if cost == "flops" else seconds_after(run, findings.speeds, [spent])[0]
-            panel.axvline(x / unit, color=colour, linestyle=":", linewidth=0.8)
+            x = spent if cost == "flops" else compute_seconds_at(run, findings.speeds, [spent])[0]
+            panel.axvline(x / unit, color=color, linestyle=":", linewidth=0.8)
         spent += phase["flops"]
 
 
 def _draw_changes(findings: Findings, axes: Sequence[Axis], path: Path) -> None:
     rows = [(axis, change) for axis in axes for change in findings.changes(axis)]
     figure, panel = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 1.2))
-    for place, (_, change) in enumerate(rows):
+    for row, (_, change) in enumerate(rows):
         values = change.difference.values
-        colour = UNCLEAR
+        color = UNCLEAR
         if len(values) > 1 and min(values) > 0:
-            colour = GROWN[0]
+            color = GROWN[0]
         elif len(values) > 1 and max(values) < 0:
-            colour = BETTER
-        panel.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6)
-        panel.plot([mean(values)], [place], "|", color=colour, markersize=13, markeredgewidth=2)
+            color = BETTER
+        panel.plot(values, [row] * len(values), "o", color=color, markersize=4, alpha=0.6)
+        panel.plot([mean(values)], [row], "|", color=color, markersize=13, markeredgewidth=2)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(
         range(len(rows)), [f"{axis.title}: {change.arm.name}" for axis, change in rows]
     )
     panel.invert_yaxis()
     panel.set_xlabel(
-        "final loss, less that of the plan as it is\n"
+        "final loss, minus that of the plan as it is\n"
         "a dot a seed, a bar their mean; green: better with every seed,\n"
         "red: worse with every seed, grey: neither, or one seed only"
     )

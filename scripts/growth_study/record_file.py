@@ -1,4 +1,4 @@
-"""runs.jsonl: a line for each run that has finished, added as soon as it has."""
+"""Read and append to runs.jsonl, which has a line for each finished run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """All lines; half a line at the end, of a process that was killed, is cut off.
+    """Read all records; an incomplete last line, left by a killed process, is cut off.
 
     Raises:
-        UserError: If another line is no record.
+        UserError: If another line is not a record.
     """
     if not lexists(path):
         return []
@@ -32,13 +32,13 @@ def read_records(path: Path) -> list[Record]:
             record = parse_json(line.decode(), allow_nan=True)
             record["key"]
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError("--out", path, f"line {number} is no record of a run") from error
+            raise UserError("--out", path, f"line {number} is not a record of a run") from error
         records.append(record)
     return records
 
 
 def add_record(path: Path, record: Record) -> None:
-    """Write a line, for good."""
+    """Append a record and flush it to disk."""
     with path.open("ab") as file:
         file.write((json.dumps(record) + "\n").encode())
         file.flush()

@@ -1,4 +1,4 @@
-"""One run of the study: its config, and the record of it."""
+"""Make the config of a run of the study, train it, and return its record."""
 
 from __future__ import annotations
 
@@ -28,60 +28,60 @@ from growlm.training import run_plan
 from growlm.training.baseline import apply_baseline
 from growlm.training.nan_check import NonFiniteError
 from growlm.training.resume.fingerprint import CODE_DIGEST
-from growth_study.arms import Arm, arm_named, axis_named
-from growth_study.lengths import scaled, trained_for
+from growth_study.arms import Arm, find_arm, get_axis
+from growth_study.lengths import scale_lengths, shorten_run
 from growth_study.record_file import Record
 
 CURVE = 40
-"""Points of a record's curve at most."""
+"""Largest number of points in the curve of a record."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs have in common."""
+    """Settings that all runs of a study share."""
 
     overrides: tuple[str, ...]
-    """Of growlm.train, besides the arms' own."""
+    """Overrides of growlm.train besides those of the arms."""
     scale: float
-    """Of all lengths."""
+    """Factor of all lengths."""
     work: Path
-    """Where runs leave their files while they train."""
+    """Folder for the files of runs while they train."""
     states: Path
-    """Where the states are that they share."""
+    """Folder of the phases that runs share (`reuse.folder`)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with one seed, one learning rate and one length."""
+    """One run of an arm: a seed, a learning rate and a length."""
 
     arm: Arm
     seed: int
     source_rate: float
     rate: float
-    """After the first growth; of a baseline, all the way."""
+    """Learning rate after the first growth, or that of the whole run for a baseline."""
     share: float
 
     @staticmethod
-    def of(record: Record) -> Run | None:
-        """The run that a record is of; None if no arm is trained like that."""
-        arm = arm_named(record["arm"])
+    def from_record(record: Record) -> Run | None:
+        """Return the run that a record belongs to, or None if the study has no such run."""
+        arm = find_arm(record["arm"])
         if arm is None or record["share"] not in arm.shares:
             return None
         return Run(arm, *(record[name] for name in ("seed", "source_rate", "rate", "share")))
 
     @property
     def title(self) -> str:
-        """In a line."""
+        """Description of the run in one line."""
         return f"{self.arm.key}, seed {self.seed}, rate {self.rate:g}, {self.share:.0%}"
 
     def config(self, study: Study) -> RunConfig:
-        """The config; nothing is written.
+        """Return the config of the run without writing anything.
 
         Raises:
-            UserError: If an override of the study's cannot be.
+            UserError: If an override of the study is invalid.
         """
-        config = _composed(
-            *axis_named(self.arm.axis).overrides, *self.arm.overrides,
+        config = _load_cached_config(
+            *get_axis(self.arm.axis).overrides, *self.arm.overrides,
             f"baseline={self.arm.baseline}", *study.overrides,
         )  # fmt: skip
         config = replace(
@@ -93,19 +93,19 @@ class Run:
         first, *others = config.phases
         rates = {first: self.source_rate} | dict.fromkeys(others, self.rate)
         phases = {name: replace(s, lr=rates[name]) for name, s in config.phases.items()}
-        config = scaled(replace(config, phases=phases), study.scale, self.arm.grows_at)
+        config = scale_lengths(replace(config, phases=phases), study.scale, self.arm.grows_at)
         config = apply_baseline(config, lambda: None)
         vocabulary = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
-        return trained_for(config, make_plan(config, vocabulary), self.share, self.arm.shares)
+        return shorten_run(config, make_plan(config, vocabulary), self.share, self.arm.shares)
 
 
 @lru_cache
-def _composed(*overrides: str) -> RunConfig:
+def _load_cached_config(*overrides: str) -> RunConfig:
     return load_config(*overrides)
 
 
-def key_of(config: RunConfig, study: Study) -> str:
-    """Names what a config trains: everything that is not as the schema has it, places apart; and the study."""
+def make_run_key(config: RunConfig, study: Study) -> str:
+    """Return a key of what a config trains: a hash of all settings that are not defaults, paths apart."""
     defaults = dict(flatten_config(asdict(RunConfig())))
     settings = {
         name: value
@@ -120,22 +120,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def carry_out(run: Run, study: Study) -> Record:
-    """Train, or go on training; what the run prints goes to a file beside its folder.
+def train_run(run: Run, study: Study) -> Record:
+    """Train or resume a run and return its record; the run prints to a log file next to its folder.
+
+    A loss that is not finite is a result, not an error.
 
     Raises:
-        RunError: If it cannot be done; it says why. A loss that is not finite is a result.
+        RunError: If the run fails; the message says why.
         Interrupted: If this process was asked to stop.
     """
     try:
-        return _carried_out(run, study)
+        return _train_and_record(run, study)
     except (UserError, RunError) as error:
-        raise RunError(str(error)) from None  # which can be sent to another process
+        raise RunError(str(error)) from None  # RunError can be pickled
 
 
-def _carried_out(run: Run, study: Study) -> Record:
+def _train_and_record(run: Run, study: Study) -> Record:
     config = run.config(study)
-    key = key_of(config, study)
+    key = make_run_key(config, study)
     folder = study.work / "runs" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     record = {
@@ -159,26 +161,26 @@ def _carried_out(run: Run, study: Study) -> Record:
         contextlib.redirect_stderr(log),
     ):
         try:
-            record |= _findings(_trained(config, folder), folder)
+            record |= _summarize(_train_or_resume(config, folder), folder)
         except NonFiniteError as error:
             record |= {"loss": None, "diverged": str(error)}
     shutil.rmtree(folder)
     return record
 
 
-def _trained(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """The summary of the run; one that was stopped goes on, or begins anew where it cannot."""
+def _train_or_resume(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train or resume the run and return its summary; a run that cannot be resumed starts again."""
     config = replace(config, run_dir=str(folder))
     if (folder / "resume" / "run.json").is_file() and not (folder / "summary.json").is_file():
         try:
             return run_plan(replace(config, resume=str(folder))).summary.to_json()
         except UserError as error:
-            print(f"begins anew: {error}")
+            print(f"Cannot resume; starting again: {error}")
     shutil.rmtree(folder, ignore_errors=True)
     return run_plan(config).summary.to_json()
 
 
-def _findings(summary: dict[str, Any], folder: Path) -> Record:
+def _summarize(summary: dict[str, Any], folder: Path) -> Record:
     history = read_history(folder / "checkpoints" / "training_history.jsonl")
     last = summary["phases"][-1]
     return {
@@ -193,7 +195,7 @@ def _findings(summary: dict[str, Any], folder: Path) -> Record:
             for boundary in summary["boundaries"]
             if boundary["growth"]
         ],
-        "curve": thinned([(row["flops"], row["loss"]) for row in history.rows]),
+        "curve": downsample_curve([(row["flops"], row["loss"]) for row in history.rows]),
     }
 
 
@@ -210,17 +212,17 @@ def _phase(summary: dict[str, Any], history: History) -> dict[str, Any]:
         "steps": summary["steps"],
         "tokens": summary["tokens"],
         "flops": summary["flops"],
-        # The median over the rows: what else the machine did meanwhile does not count.
+        # The median over the rows, so that other load on the machine does not count.
         "seconds": summary["tokens"] / median(rates) if rates else 0.0,
         "val_loss": summary["val_loss"],
         "initial_val_loss": summary["initial_val_loss"],
     }
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Means over as many points in a row as leave at most `CURVE`; what is not finite stays out."""
-    each = max(1, math.ceil(len(points) / CURVE))
-    groups = [points[i : i + each] for i in range(0, len(points), each)]
+def downsample_curve(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Average consecutive points so that at most `CURVE` are left; losses that are not finite are left out."""
+    group_size = max(1, math.ceil(len(points) / CURVE))
+    groups = [points[i : i + group_size] for i in range(0, len(points), group_size)]
     means = []
     for group in groups:
         losses = [loss for _, loss in group if math.isfinite(loss)]

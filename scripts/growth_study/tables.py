@@ -1,4 +1,4 @@
-"""The study's tables, in Markdown, put where a page has room for them."""
+"""Make the tables of the study in Markdown, and write them between the markers of a page."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 
 from growlm.storage.atomic_files import atomic_write_text
 from growth_study.arms import AXES
-from growth_study.costs import Read
+from growth_study.costs import Reading
 from growth_study.findings import AxisFindings, ChangeFindings, Findings, Spread
 
-PLACE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACEHOLDER = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def room(name: str) -> str:
-    """A place for a table."""
+def make_placeholder(name: str) -> str:
+    """Return the markers between which `fill_page` writes a table."""
     return f"<!-- table: {name} -->\n<!-- end -->"
 
 
 def fill_page(page: Path, tables: Mapping[str, str]) -> None:
-    """Write every table anew between `<!-- table: NAME -->` and `<!-- end -->`."""
-    filled = PLACE.sub(lambda m: f"{m[1]}\n{tables.get(m[2], '')}\n{m[3]}", page.read_text())
+    """Replace the text between `<!-- table: NAME -->` and `<!-- end -->` with the table of that name."""
+    filled = PLACEHOLDER.sub(lambda m: f"{m[1]}\n{tables.get(m[2], '')}\n{m[3]}", page.read_text())
     atomic_write_text(page, filled)
 
 
 def all_tables(findings: Findings) -> dict[str, str]:
-    """By name; of what has been trained."""
+    """Return the tables of everything that has been trained, by name."""
     tables = {
         "headline": _headline(findings.axes()),
         "savings": _savings(findings.axes()),
@@ -78,7 +78,7 @@ def _savings(axes: Sequence[AxisFindings]) -> str:
     return _table(["", "grown after", "FLOPs", "seconds", "− scratch, in its seconds"], rows)
 
 
-def _read(reads: Sequence[Read | None], form: str) -> str:
+def _read(reads: Sequence[Reading | None], form: str) -> str:
     known = [read for read in reads if read is not None]
     if len(known) < len(reads):
         return "not reached"
