@@ -1,6 +1,6 @@
 """Forward to `growlm.runtime.errors`, the new name of this module; removed in growlm 0.3."""
 
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 
 __getattr__ = renamed_attributes(
     __name__,

@@ -85,7 +85,7 @@ def killed_growth_leaves_nothing(small: Path, folder: Path) -> bool:
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    left = [path for path in folder.iterdir() if "killed" in path.name]
+    left = [path for path in folder.iterdir() if "killed" in path.name and path.is_dir()]
     loads = []
     for path in left:
         try:

@@ -1,7 +1,7 @@
 """Save and load growlm checkpoints: safetensors files and plain JSON, nothing that can run code."""
 
 from growlm.checkpoint.checkpoint_folder import load_model, read_optimizer_states, save_model
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 
 __all__ = ["load_model", "read_optimizer_states", "save_model"]
 

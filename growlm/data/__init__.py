@@ -19,7 +19,7 @@ from growlm.data.streaming import StreamedSamples
 from growlm.data.synthetic.stories import generate_story
 from growlm.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from growlm.data.validation_split import ValidationSplit
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 
 if TYPE_CHECKING:
     from growlm.data.data_module import PackedDataModule

@@ -1,6 +1,5 @@
 """Growth operators and the growth map that applies them; imports torch, but not Lightning, Hydra or W&B."""
 
-from growlm.deprecation import renamed_attributes
 from growlm.growth.grow_model import (
     Operator,
     apply_growth,
@@ -17,6 +16,7 @@ from growlm.growth.operators.registry import operators_from_dicts, operators_to_
 from growlm.growth.operators.upcycle import Upcycle
 from growlm.growth.operators.widen import Widen
 from growlm.growth.optimizer_state import grow_optimizer_state
+from growlm.runtime.deprecation import renamed_attributes
 
 __all__ = [
     "Deepen",

@@ -1,6 +1,6 @@
 """The old name of `growlm.huggingface`; it works until growlm 0.3."""
 
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 
 __getattr__ = renamed_attributes(
     __name__,

@@ -1,6 +1,6 @@
 """Deprecated names of `growlm.inference.generation`, kept until growlm 0.3."""
 
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 
 __getattr__ = renamed_attributes(
     __name__,

@@ -1,6 +1,6 @@
 """Checks of whether a growth lost anything; they return reports and print nothing."""
 
-from growlm.deprecation import renamed_attributes
+from growlm.runtime.deprecation import renamed_attributes
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 from growlm.verification.comparison import ModelComparison, infer_growth_from_configs
 from growlm.verification.equivalence import EquivalenceReport, verify_functional_equivalence
