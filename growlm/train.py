@@ -51,14 +51,17 @@ def train() -> int:
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         return run_sweep(sys.argv[1:])
     code = 0
+    failure: Exception | None = None
 
     @hydra.main(
         version_base="1.3", config_path=str(get_config_folder()), config_name=ROOT_CONFIG_NAME
     )
     def job(composed: DictConfig) -> None:
-        nonlocal code
-        # Errors are handled inside the job: Hydra adds lines of its own to any that leave it.
-        code = run_command(lambda: run_job(composed, arguments))
+        nonlocal code, failure
+        try:
+            code = run_job(composed, arguments)
+        except Exception as error:  # Hydra prints lines of its own about any that leave the job
+            failure = error
 
     try:
         job()
@@ -67,6 +70,8 @@ def train() -> int:
     except OSError as error:  # Hydra creates the run folder before the job starts
         reason = f"cannot be created: {error.strerror}"
         raise UserError("hydra.run.dir", error.filename, reason) from error
+    if failure is not None:
+        raise failure
     return code
 
 

@@ -143,7 +143,7 @@ def train(*arguments, folder):
 
 
 @pytest.mark.parametrize("name", ["stopped", "stopped_fsdp"])
-def test_a_stopped_run_goes_on(name, fixture, tmp_path):
+def test_a_stopped_run_of_an_earlier_format_resumes(name, fixture, tmp_path):
     run_dir = fixture(name)
     train(f"resume={run_dir}", "trainer.strategy=auto", folder=tmp_path)
     assert_finished(run_dir)

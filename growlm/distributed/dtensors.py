@@ -58,27 +58,6 @@ def get_shard_rows(num_rows: int, rank: int, num_shards: int) -> slice:
     return slice(min(num_rows, rank * chunk), min(num_rows, (rank + 1) * chunk))
 
 
-def from_local_like(local_tensor: Tensor, like: Tensor) -> Tensor:
-    """Build a tensor that is sharded like another one from this process's shard.
-
-    Args:
-        local_tensor: The rows `get_local_rows(like)` of the result, with all other dimensions.
-        like: Tensor with the shape and placement of the result; if it is not sharded, `local_tensor` is returned.
-    """
-    if not is_sharded(like):
-        return local_tensor
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local_tensor,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
-
-
 def get_device_mesh(model: nn.Module) -> DeviceMesh | None:
     """Return the device mesh over which a model's parameters are sharded; None if they are not."""
     parameter = next(model.parameters(), None)

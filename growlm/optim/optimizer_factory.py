@@ -1,4 +1,8 @@
-"""Build the optimizer of a phase, and read, restore and check its state by parameter name."""
+"""Build the optimizer of a phase, and read, restore and check its state by parameter name.
+
+`torch.distributed.checkpoint.state_dict` takes a whole state at once; here states are read and filled one tensor
+at a time, also those in 8 bits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Measure memory (limit, current, peak) and control when freed memory returns to the system."""
+"""Measure memory (limit, current, peak) and control when freed memory returns to the system.
+
+`/proc` is read directly: psutil knows neither a process's peak nor how to reset it.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_wrong_settings(run, ours, tmp_path, arguments, message):
     assert os.listdir(tmp_path) == [ours.name]
 
 
-def test_help(monkeypatch, capsys):
+def test_help_of_convert(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with pytest.raises(SystemExit, match="0"):
         convert_command.main()

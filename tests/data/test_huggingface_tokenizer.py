@@ -110,7 +110,7 @@ def test_a_text_as_transformers_begins_it(pairs):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(min_value=0, max_value=2**40)))
-def test_any_ids_decode(pairs, ids):
+def test_any_ids_of_a_folder_decode(pairs, ids):
     for tokenizer, _ in pairs:
         beyond = sum(i >= tokenizer.vocab_size for i in ids)
         assert tokenizer.decode(ids).count("\N{REPLACEMENT CHARACTER}") >= beyond
@@ -125,7 +125,7 @@ def test_lone_surrogates_encode_as_with_tiktoken(pairs, text):
     )
 
 
-def test_special_tokens_in_a_text_are_text(pairs):
+def test_special_tokens_of_a_folder_are_text_in_a_text(pairs):
     for tokenizer, _ in pairs[:2]:  # a unigram model has them among its own pieces
         assert tokenizer.eos_token_id not in tokenizer.encode("a</s>b")
 

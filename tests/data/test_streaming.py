@@ -153,7 +153,7 @@ def test_a_source_without_text_is_refused():
         samples[0]
 
 
-def test_global_random_states_are_left_alone():
+def test_a_stream_leaves_global_random_states_alone():
     samples = stream([numbered(100), numbered(9)], [1, 2], 8, 8, 0, 5)
     before = torch.get_rng_state(), random.getstate()
     for i in range(100):

@@ -71,7 +71,7 @@ def test_gradients_are_finite_with_nan_in_new_memory(family, shape):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_a_run(precision, tmp_path):
+def test_a_run_on_a_card(precision, tmp_path):
     result = tiny_run(tmp_path / "run", *ON_CARD, f"trainer.precision={precision}")
     assert [phase.name for phase in result.summary.phases] == ["dense", "moe", "wide", "deep"]
 

@@ -42,7 +42,7 @@ def nan_in_new_memory():
 
 @pytest.mark.parametrize("family", ["default", "llama"])
 @pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
-def test_weights(family, operators):
+def test_every_entry_of_a_weight_is_written(family, operators):
     model = build(tiny_config(family), std=0.2)
     with nan_in_new_memory():
         grown = grow(model, operators)
@@ -51,7 +51,7 @@ def test_weights(family, operators):
 
 @pytest.mark.parametrize("family", ["default", "llama"])
 @pytest.mark.parametrize("operators", GROWTHS.values(), ids=GROWTHS)
-def test_moments(family, operators):
+def test_every_entry_of_a_moment_is_written(family, operators):
     model = build(tiny_config(family), std=0.2)
     states = {
         name: {"step": torch.tensor(3.0), "exp_avg": p.clone(), "exp_avg_sq": p.square()}

@@ -41,7 +41,7 @@ def assert_moments_follow(model, operators):
 @pytest.mark.parametrize(
     ("family", "tied", "experts"), list(product(FAMILIES, (True, False), ({}, EXPERTS)))
 )
-def test_widen(family, tied, experts, n_kv_heads, scale_factor):
+def test_gradients_after_widen(family, tied, experts, n_kv_heads, scale_factor):
     config = tiny_config(family, tie_embeddings=tied, n_kv_heads=n_kv_heads, **experts)
 
     assert_moments_follow(build(config, std=0.2), [Widen(scale_factor=scale_factor, noise_std=0.0)])
@@ -58,7 +58,7 @@ def test_widen(family, tied, experts, n_kv_heads, scale_factor):
     ],
     ids=["residual", "heads, uneven", "hidden, uneven"],
 )
-def test_widen_one_axis(family, tied, widen):
+def test_gradients_after_widening_one_axis(family, tied, widen):
     assert_moments_follow(build(tiny_config(family, tie_embeddings=tied), std=0.2), [widen])
 
 

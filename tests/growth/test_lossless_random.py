@@ -118,11 +118,11 @@ def check_lossless(config, operators, seed, std):
 
     scale = max(1.0, expected.abs().max().item())
     assert max_difference(logits_of(grown, tokens), expected) <= 1e-10 * scale
-    check_single_precision(model.float(), operators, seed, tokens)
     table = build_growth_map(config, operators)
     assert table.lossless
     assert table.new_config == grown.config
     assert all(parameter.dtype == torch.float64 for parameter in grown.parameters())
+    check_single_precision(model.float(), operators, seed, tokens)
 
 
 def check_single_precision(model, operators, seed, tokens):
@@ -133,9 +133,11 @@ def check_single_precision(model, operators, seed, tokens):
 
     actual = logits_of(grow(model, operators, seed=seed), tokens)
 
+    hypothesis.assume(
+        clear.any()
+    )  # with near ties from the first token on, there is nothing to compare
     scale = max(1.0, expected.abs().max().item())
-    differences = (actual - expected).abs()[clear]
-    assert differences.numel() == 0 or differences.max().item() <= 2e-5 * scale
+    assert (actual - expected).abs()[clear].max().item() <= 2e-5 * scale
 
 
 @hypothesis.settings(max_examples=40)

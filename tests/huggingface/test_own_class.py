@@ -53,7 +53,7 @@ def test_loaded_by_the_auto_class(tmp_path, config, dtype):
 
 
 @pytest.mark.parametrize("config", WITHOUT_A_CLASS.values(), ids=WITHOUT_A_CLASS)
-def test_and_back_as_it_was(tmp_path, config):
+def test_own_class_and_back_as_it_was(tmp_path, config):
     model = exported(tmp_path, config)
     to_growlm(tmp_path / "hf", tmp_path / "back")
     again, record = load_model(tmp_path / "back")

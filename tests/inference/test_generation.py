@@ -202,7 +202,7 @@ def test_a_longer_sample_begins_with_the_shorter(model):
     assert sample(model, 30, seeds=2).tokens[:8] == sample(model, 8, seeds=2).tokens
 
 
-def test_global_random_state_is_untouched(model):
+def test_generation_leaves_the_global_random_state_alone(model):
     before = torch.get_rng_state()
     sample(model)
     assert torch.equal(torch.get_rng_state(), before)

@@ -129,7 +129,7 @@ def test_what_is_saved_is_what_was_printed(run_dir):
     ("arguments", "said"),
     [([], "wandb login"), (["nowhere"], "nowhere is not the folder of a run")],
 )
-def test_what_is_wrong_is_said_once(arguments, said):
+def test_what_is_wrong_with_the_dashboard_is_said_once(arguments, said):
     done = call(*arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
