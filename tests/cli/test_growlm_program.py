@@ -113,3 +113,17 @@ def test_completion_in_bash(tmp_path):
         check=True,
     )
     assert shown.stdout == "three_stage |three_stage_100 |"
+
+
+def test_the_old_program_works_and_names_the_new_one():
+    code = "from growlm.cli.main import deprecated_train_main; deprecated_train_main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (shown.returncode, shown.stdout) == (0, f"growlm {__version__}\n")
+    assert shown.stderr == "warning: growlm-train is now `growlm train`\n"
