@@ -27,6 +27,7 @@ SUITE = (
     "tests/machines",
     "tests/model",
     "tests/growth",
+    "tests/inference",
     "tests/verification",
     "tests/optim/test_exact_state.py",
     "tests/training/test_resume.py",
