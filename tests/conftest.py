@@ -14,7 +14,17 @@ hypothesis.settings.register_profile("growlm", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("growlm")
 
 
-LONG = ("training", "commands", "sweep", "interop")
+LONG = (
+    "commands",
+    "distributed",
+    "huggingface",
+    "optim",
+    "planner",
+    "reporting",
+    "runtime",
+    "sweep",
+    "training",
+)
 """Folders whose files take long: begun last, one would be waited for by all processes but its own."""
 
 
@@ -24,5 +34,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """The machine's speed is measured once for all tests, also those that start processes."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """The machine's speed is measured once for all tests, also those of other workers and in processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    (folder / "cache").mkdir(exist_ok=True)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")

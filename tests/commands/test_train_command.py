@@ -53,7 +53,7 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, 
 
 def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
     short = [o.replace("steps=4", "steps=2") for o in TINY]
-    dials = ["growth.noise_std=1e-5,1e-3,2e-2", "growth.scale_factor=1.5,2"]
+    dials = ["growth.noise_std=1e-5,2e-2", "growth.scale_factor=1.5,2"]
     done = train(tmp_path, "-m", *short, *dials)
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
@@ -61,16 +61,14 @@ def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
     assert [folder.name for folder in folders] == [
         "0_noise_std=1e-05_scale_factor=1.5",
         "1_noise_std=1e-05_scale_factor=2",
-        "2_noise_std=0.001_scale_factor=1.5",
-        "3_noise_std=0.001_scale_factor=2",
-        "4_noise_std=0.02_scale_factor=1.5",
-        "5_noise_std=0.02_scale_factor=2",
+        "2_noise_std=0.02_scale_factor=1.5",
+        "3_noise_std=0.02_scale_factor=2",
     ]
     runs = [wandb_run(folder) for folder in folders]
-    assert len({run.run_id for run in runs}) == 6
+    assert len({run.run_id for run in runs}) == 4
     assert {run.run_group for run in runs} == {sweep.name}
     assert [run.display_name for run in runs] == [folder.name for folder in folders]
-    settings = [(noise, scale) for noise in (1e-5, 1e-3, 2e-2) for scale in (1.5, 2)]
+    settings = [(noise, scale) for noise in (1e-5, 2e-2) for scale in (1.5, 2)]
     for folder, run, (noise, scale) in zip(folders, runs, settings, strict=True):
         sent = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert (sent["growth"]["noise_std"], sent["growth"]["scale_factor"]) == (noise, scale)

@@ -17,6 +17,7 @@ from tests.distributed.on_devices import (
 from tests.training.tiny_run import tiny_config
 
 EVERY_STEP = ["callbacks.log_every=1", "trainer.validation_sequences=6"]
+SHORT = [f"phases.{phase}.steps=2" for phase in ("dense", "moe", "wide", "deep")]
 DENSE = [*EVERY_STEP, "~phases.moe"]
 LLAMA = [
     "model.norm=rmsnorm",
@@ -69,7 +70,7 @@ def assert_equal_until_a_choice_changes(one, other, tolerance):
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
     [
-        ([*EVERY_STEP, "trainer.precision=64-true"], 1e-7),
+        ([*EVERY_STEP, *SHORT, "trainer.precision=64-true"], 1e-7),
         pytest.param([*DENSE, "trainer.precision=32-true"], 1e-5, marks=pytest.mark.slow),
     ],
     ids=["four phases, fp64", "dense, fp32"],

@@ -23,7 +23,7 @@ def losses(run_dir):
     return [row["loss"] for row in rows(run_dir)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_runs_are_bitwise_equal(tmp_path, threads):
     overrides = ("trainer.precision=bf16-mixed", "phases.moe.grow.0.upcycle.top_k=4")
     before = torch.get_num_threads()
