@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from growlm.checkpoint.checkpoint_folder import load_model
+from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM, load_model
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import compose_command_config, load_command_config
@@ -27,7 +27,7 @@ from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.storage.input_files import lexists
-from growlm.storage.integrity import MANIFEST, check_manifest
+from growlm.storage.integrity import MANIFEST, check_manifest, read_manifest
 from growlm.verification import check_router_collapse, detailed_growth_check
 from growlm.verification.check_report import Status
 from growlm.verification.comparison import half_precision_tolerance, infer_growth_from_models
@@ -94,7 +94,7 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     """Check a grown checkpoint against the old one, and return the exit code."""
     for key, folder in (("old", old), ("new", new)):
         if lexists(Path(folder) / MANIFEST):
-            check_manifest(Path(folder), key)
+            check_manifest(Path(folder), key, _files_beside_weights(Path(folder), key))
     old_model, old_record = load_model(Path(old), "old")
     new_model, record = load_model(Path(new), "new")
     console = make_stdout_console()
@@ -133,6 +133,15 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     return int(bool(failed))
 
 
+def _files_beside_weights(folder: Path, key: str) -> list[str]:
+    """Return the manifest's files but for the weights, whose checksums are compared when they are loaded."""
+    return [
+        name
+        for name in read_manifest(folder, key)
+        if not (name.startswith(WEIGHTS_STEM) and name.endswith(".safetensors"))
+    ]
+
+
 def _resolve_growth_map(
     old: TransformerLM,
     new: TransformerLM,
@@ -159,9 +168,8 @@ def _grow_config(
     The operators come from a file: what they make may be too large for the memory, and there may be too many.
     """
     limits = target.axis_sizes() | {"blocks": target.n_layers}
-    limits["hidden"] *= max(
-        1, target.num_experts
-    )  # an upcycling may split blocks into smaller experts
+    # An upcycling may split blocks into smaller experts.
+    limits["hidden"] *= max(1, target.num_experts)
     for operator in operators:
         config = operator.change(config).config
         sizes = config.axis_sizes() | {"blocks": config.n_layers}

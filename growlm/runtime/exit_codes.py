@@ -87,6 +87,7 @@ def check_platform() -> None:
 
 def run_main_and_exit(main: Callable[[], object]) -> NoReturn:
     """Run a command's `main`, then end the process with its exit code."""
+    _open_missing_streams()
     try:
         main()
     except SystemExit as ended:

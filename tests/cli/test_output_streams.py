@@ -7,6 +7,7 @@ import sys
 import pytest
 
 COMMANDS = (["report", "--help"], ["grow", "--cfg", "job"])
+PROGRAM = ["--help"]
 
 
 def run(arguments, redirection):
@@ -30,7 +31,7 @@ def test_a_full_output_is_one_line(arguments):
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-"])
-@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [*COMMANDS, PROGRAM], ids=lambda arguments: arguments[0])
 def test_a_closed_stream_is_no_error(arguments, redirection):
     shown = run(arguments, redirection)
     assert shown.returncode == 0
