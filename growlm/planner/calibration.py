@@ -38,7 +38,9 @@ BANDWIDTH_BOUND_MODEL = ModelConfig(
     num_experts=8,
 )  # fmt: skip
 """Model whose step time is dominated by memory traffic and small matrix products."""
-NUM_ROUNDS = 11
+MAX_ROUNDS, MIN_ROUNDS, MAX_TIMED_SECONDS = 11, 3, 3.0
+"""Every action is timed this often at most, and this often at least where that takes longer than the seconds."""
+MAX_MEMORY_PROBE_BYTES = 2**31
 METHOD_VERSION = 2
 """Version of the measuring method, part of the cache key, so that older results are not reused."""
 Action = Callable[[], object]
@@ -147,7 +149,10 @@ def _time_interleaved(machine: Machine, actions: Mapping[str, Action]) -> dict[s
     of others, so all must be measured under the same conditions.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(1 + NUM_ROUNDS):
+    begin = time.perf_counter()
+    for done in range(1 + MAX_ROUNDS):
+        if done > MIN_ROUNDS and time.perf_counter() - begin > MAX_TIMED_SECONDS:
+            break
         for name, action in actions.items():
             start = time.perf_counter()
             action()
@@ -174,7 +179,7 @@ def _adamw_action(machine: Machine, entries: int) -> Action:
 def _measure_memory_rates(machine: Machine) -> tuple[float, float]:
     # Large, and written once per rate: memory used a moment ago is several times as fast as new memory.
     free = free_memory_bytes(machine.accelerator) or machine.memory_bytes
-    size = max(2**26, min(2**32, free // 6))
+    size = max(2**26, min(MAX_MEMORY_PROBE_BYTES, free // 6))
 
     def rate() -> float:
         start = time.perf_counter()

@@ -178,6 +178,7 @@ def test_what_is_no_package_is_missing(monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_a_benchmark_says_nothing_of_torchao(tmp_path):
     pytest.importorskip("torchao")
     code = f"""

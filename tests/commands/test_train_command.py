@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.commands.wandb_file import wandb_run
+from tests.training.stopping import slow
 from tests.training.tiny_run import TINY
 
 
@@ -35,7 +36,9 @@ def train(folder, *arguments):
         (["phases.dense.steps=ten"], "phases.dense.steps"),
         (["growth.scale_factor=1.3"], "growth.scale_factor=1.3"),
         (["phases.moe.grow.0.upcycle.top_k=9"], "phases.moe.grow.0.upcycle.top_k=9"),
-        (["phases.dense.batch_size=0"], "phases.dense.batch_size=0"),
+        pytest.param(
+            ["phases.dense.batch_size=0"], "phases.dense.batch_size=0", marks=pytest.mark.slow
+        ),
         (["data=text", "data.path=no, such: 'file'.txt"], "data.path=no, such: 'file'.txt"),
         (["-m", "growth.scale_factor=1.3,1.4"], "growth.scale_factor=1.4"),
         (["-m", "growth.noise=1,2"], "growth.noise"),
@@ -112,7 +115,9 @@ def test_clean_up_leaves_folders_that_were_there(tmp_path):
     assert [path.name for path in (tmp_path / "u").rglob("*")] == ["v"]
 
 
-@pytest.mark.parametrize("setting", ["run_dir=a_file/run", "run_dir=/", "hydra.run.dir=a_file/run"])
+@pytest.mark.parametrize(
+    "setting", ["run_dir=a_file/run", *slow("run_dir=/"), "hydra.run.dir=a_file/run"]
+)
 def test_a_run_folder_that_cannot_be_made(tmp_path, setting):
     (tmp_path / "a_file").touch()
     done = train(tmp_path, *TINY, "logger=none", setting)

@@ -130,6 +130,7 @@ def test_the_last_of_two_overrides_counts_as_it_does_for_hydra(runs, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_another_order_of_dials_is_another_sweep(runs, monkeypatch, tmp_path):
     dials = ["seed=1,2", "growth.noise_std=1e-3,1e-2"]
     runs.ending = lambda config: RunError("broke")

@@ -13,7 +13,7 @@ import pytest
 
 from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
-from tests.training.stopping import SignalAt, assert_same_run, history
+from tests.training.stopping import SignalAt, assert_same_run, history, slow
 from tests.training.tiny_run import TINY, tiny_config
 
 WORDS = [
@@ -76,9 +76,9 @@ def whole(files, tmp_path_factory):
     ("name", "overrides"),
     [
         ("x.jsonl.gz", ()),
-        ("x.parquet", ()),
+        pytest.param("x.parquet", (), marks=pytest.mark.slow),
         ("x.txt", ("data.streaming=true",)),
-        ("x.jsonl.gz", ("data.streaming=true",)),
+        pytest.param("x.jsonl.gz", ("data.streaming=true",), marks=pytest.mark.slow),
     ],
 )
 def test_the_same_documents_are_the_same_run(name, overrides, files, whole, tmp_path):
@@ -86,7 +86,7 @@ def test_the_same_documents_are_the_same_run(name, overrides, files, whole, tmp_
     assert_same_run(whole, run_plan(config).run_dir)
 
 
-@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("streaming", ["true", *slow("false")])
 def test_a_dataset_of_the_same_documents_is_the_same_run(
     streaming, files, whole, tmp_path, monkeypatch
 ):

@@ -12,7 +12,7 @@ from growlm.runtime.errors import UserError
 from growlm.storage.watched_folders import FolderRemovedError, WatchedFolders
 from growlm.training import run_plan
 from growlm.training.resume.phase_reuse import PhaseReuse
-from tests.training.stopping import assert_same_run
+from tests.training.stopping import assert_same_run, slow
 from tests.training.test_faults import AtStep
 from tests.training.tiny_run import TINY, tiny_config
 
@@ -27,7 +27,7 @@ def whole(tmp_path_factory):
     return run_plan(tiny_config(tmp_path_factory.mktemp("whole") / "run")).run_dir
 
 
-@pytest.mark.parametrize("step", [1, 6, 16])
+@pytest.mark.parametrize("step", [6, *slow(1, 16)])
 @pytest.mark.parametrize("name", ["", "resume", "checkpoints"])
 def test_a_run_whose_folder_is_removed_stops(name, step, tmp_path, capsys):
     run_dir = tmp_path / "run"

@@ -24,7 +24,7 @@ from growlm.training import Interrupted, phase_runner, run_plan
 from growlm.training.resume.fingerprint import compute_phase_cache_keys
 from growlm.training.run_folder import RunFingerprint
 from tests.data.test_huggingface_tokenizer import byte_level, write
-from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import TINY, rows, tiny_config, tiny_run
 
 OTHER_NOISE = "growth.noise_std=3e-2"
@@ -103,7 +103,9 @@ def test_a_run_that_reused_is_stopped_and_goes_on(tmp_path, cache, plain, monkey
     assert reused(third.run_dir)["phases"] == ["dense", "moe", "wide"]
 
 
-@pytest.mark.parametrize(("changed", "kept"), [("stop", 0), ("skip", 3)])
+@pytest.mark.parametrize(
+    ("changed", "kept"), [pytest.param("stop", 0, marks=pytest.mark.slow), ("skip", 3)]
+)
 def test_what_was_begun_under_other_keys_is_not_kept(tmp_path, monkeypatch, changed, kept):
     """What may change when a run goes on may still matter to others, as skipped steps do."""
     folder = tmp_path / "cache"
@@ -125,7 +127,7 @@ def test_a_users_callback_misses_nothing(tmp_path, cache):
 
 
 @pytest.mark.parametrize(
-    "victim", ["state/model.safetensors", "training_history.jsonl", "origin.json"]
+    "victim", ["state/model.safetensors", *slow("training_history.jsonl", "origin.json")]
 )
 def test_a_damaged_entry_is_trained_again(tmp_path, cache, plain, victim, capsys):
     for path in cache.glob(f"*/{victim}"):
