@@ -13,9 +13,16 @@ from tests.growth.sharded_growth import PROGRAM
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_sharded_growth_is_growth(processes):
-    ended = outcome(start([PROGRAM], processes), timeout=120)
+@pytest.mark.parametrize(
+    ("processes", "families"),
+    [
+        (2, ["default"]),
+        pytest.param(2, ["llama"], marks=pytest.mark.slow),
+        pytest.param(3, ["default", "llama"], marks=pytest.mark.slow),
+    ],
+)
+def test_sharded_growth_is_growth(processes, families):
+    ended = outcome(start([PROGRAM, *families], processes), timeout=120)
     assert [code for code, _, _ in ended] == [0] * processes, [errors for *_, errors in ended]
 
 

@@ -147,6 +147,7 @@ def test_disk_full(step, place, whole, tmp_path):
     assert_same_run(whole, run_dir)
 
 
+@pytest.mark.slow
 def test_disk_full_as_a_process(tmp_path):
     run_dir = tmp_path / "run"
     done = subprocess.run(
