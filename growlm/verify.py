@@ -19,7 +19,7 @@ from growlm.config.load import compose_command_config, load_command_config
 from growlm.growth import operators_from_dicts
 from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.config import ModelConfig
+from growlm.model.config import ModelConfig, get_field
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.transformer import TransformerLM
 from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
@@ -36,9 +36,9 @@ from growlm.verification.weights import coarsest_dtype, stored_dtypes
 
 UNCHANGED_BY_GROWTH = (
     "max_seq_len",
-    "router_balance_weight",
-    "router_bias_step",
-    "router_z_weight",
+    "routing.balance_weight",
+    "routing.bias_step",
+    "routing.z_weight",
 )
 """Settings of a model that change no weight and none of what the probe measures."""
 
@@ -182,8 +182,8 @@ def _describe_config_changes(
     old: TransformerLM, new: TransformerLM, old_record: dict[str, Any], record: dict[str, Any]
 ) -> list[str]:
     """Describe settings that differ between the checkpoints although no growth changes them."""
-    names = UNCHANGED_BY_GROWTH + (("router_tie_breaking",) if old.config.is_moe else ())
-    pairs = {name: (getattr(old.config, name), getattr(new.config, name)) for name in names}
+    names = UNCHANGED_BY_GROWTH + (("routing.tie_breaking",) if old.config.is_moe else ())
+    pairs = {name: (get_field(old.config, name), get_field(new.config, name)) for name in names}
     pairs["tokenizer"] = (old_record.get("tokenizer"), record.get("tokenizer"))
     return [
         f"{name} is {after} in new and {before} in old; no growth changes it"

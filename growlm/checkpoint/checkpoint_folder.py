@@ -30,15 +30,17 @@ from growlm.checkpoint.weight_validation import build_meta_model
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
 from growlm.model.config import ModelConfig
+from growlm.model.former_fields import translate_former_fields
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import DiskError, UserError
-from growlm.runtime.field_limits import check_field_types
 from growlm.storage.input_files import lexists, read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, write_manifest
 from growlm.storage.locks import lock_for_creation
 from growlm.storage.typed_values import parse_as
 
-CHECKPOINT_FORMAT = "growlm/1"
+CHECKPOINT_FORMAT = "growlm/2"
+"""Format that is written; its models have parts. Those of `growlm/1` were flat."""
+READABLE_FORMATS = ("growlm/1", CHECKPOINT_FORMAT)
 CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "model"
 OPTIMIZER_STEM = "optimizer"
@@ -209,11 +211,12 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
     if lexists(folder / MANIFEST):
         check_manifest(folder, key, [CONFIG_NAME])
     record = read_json(path, key, folder, CheckpointRecord)
-    if record.pop("format", None) != CHECKPOINT_FORMAT:
-        raise UserError(key, folder, f"{CONFIG_NAME} is not in format {CHECKPOINT_FORMAT}")
+    if record.pop("format", None) not in READABLE_FORMATS:
+        known = " or ".join(READABLE_FORMATS)
+        raise UserError(key, folder, f"{CONFIG_NAME} is not in format {known}")
     try:
-        config = parse_as(ModelConfig, record.pop("model", None), "model")
-        check_field_types(config)
+        content = parse_as(dict[str, Any], record.pop("model", None), "model")
+        config = parse_as(ModelConfig, translate_former_fields(content), "model")
         config.validate()
     except ValueError as error:
         raise UserError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,9 +15,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.schema import RunConfig
 from growlm.config.starting_model import fill_from_checkpoint
 from growlm.config.validation import check_config
+from growlm.model.config import get_field_type
+from growlm.model.former_fields import translate_former_fields
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
 
@@ -38,20 +42,50 @@ def get_config_folder() -> Path:
     raise FileNotFoundError(f"no {ROOT_CONFIG_NAME}.yaml in {' or '.join(map(str, candidates))}")
 
 
+@dataclass
+class _ComposedConfig(RunConfig):
+    """The schema while Hydra composes: files may hold the flat model of growlm 0.1; `to_run_config` checks it."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
+
+
+def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
+    """Return the node of a run's config, or of its schema, in which all fields can be set."""
+    node: DictConfig = OmegaConf.structured(config)
+    _make_writable(node.model)
+    return node
+
+
+def _make_writable(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, False)  # OmegaConf takes frozen dataclasses for read-only nodes
+    for name in node:
+        if isinstance(node[name], DictConfig):
+            _make_writable(node[name])
+
+
 def register_schema() -> None:
     """Register the schema with Hydra, so that wrong keys and types are reported where they are written."""
-    schema = OmegaConf.structured(RunConfig)
-    for name in schema.model:
-        if name != "path":  # set by the group's files, or by the folder of model=pretrained
-            schema.model[name] = MISSING
+    model = make_config_node(RunConfig).model
+    _clear_model(model)
+    schema = OmegaConf.structured(_ComposedConfig)
+    schema.model = OmegaConf.to_container(model)
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
+
+
+def _clear_model(node: DictConfig) -> None:
+    """Mark all fields as missing: the group's files set them, or the folder of model=pretrained."""
+    for name in node:
+        if isinstance(node[name], DictConfig):
+            _clear_model(node[name])
+        elif name != "path":
+            node[name] = MISSING
 
 
 def compose_run_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the config of a run from command-line overrides, without validation."""
     register_schema()
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
-        return compose(ROOT_CONFIG_NAME, overrides=list(overrides))
+        return compose(ROOT_CONFIG_NAME, overrides=translate_former_overrides(overrides))
 
 
 def load_config(*overrides: str) -> RunConfig:
@@ -110,10 +144,10 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         UserError: If a key is unknown or missing, or a value has the wrong type.
     """
     reject_unknown_keys(composed)
-    composed = composed.copy()
     try:
-        fill_from_checkpoint(composed.model)
-        config = OmegaConf.to_object(composed)
+        node = _to_typed_node(composed)
+        fill_from_checkpoint(node.model)
+        config = OmegaConf.to_object(node)
     except MissingMandatoryValue as error:
         reason = "is not set; set it in the plan's file or on the command line"
         raise UserError(str(error.full_key), "???", reason) from error
@@ -121,6 +155,15 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise translate_hydra_error(error) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+def _to_typed_node(composed: DictConfig) -> DictConfig:
+    content: Any = OmegaConf.to_container(composed)
+    content["model"] = translate_former_fields(content["model"])
+    content.pop("hydra", None)
+    node = make_config_node(RunConfig)
+    _clear_model(node.model)
+    return cast(DictConfig, OmegaConf.merge(node, content))
 
 
 def to_valid_run_config(composed: DictConfig) -> RunConfig:
@@ -198,8 +241,8 @@ def translate_hydra_error(error: Exception) -> UserError:
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        known = [str(key) for key in getattr(cause.object_type, "__dataclass_fields__", {})]
-        last = cause.full_key.rpartition(".")[2]
+        parent, _, last = cause.full_key.rpartition(".")
+        known = _list_known_keys(cause.object_type, parent)
         message = str(cause.msg or cause).splitlines()[0]
         if "is not a subclass of" in message:  # raised for entries of a typed mapping
             reason = "there is no such entry; add a new one in a file of its group (--config-dir)"
@@ -219,6 +262,13 @@ def translate_hydra_error(error: Exception) -> UserError:
         return UserError("hydra/launcher", launcher, reason)
     one_line = " ".join(str(error).split())
     return _TranslatedError(one_line.partition(" Config search path")[0])
+
+
+def _list_known_keys(schema: Any, path: str) -> list[str]:
+    if path.partition(".")[0] == "model":  # a plain mapping while Hydra composes
+        with suppress(KeyError):
+            schema = get_field_type(RunConfig, path)
+    return [str(key) for key in getattr(schema, "__dataclass_fields__", {})]
 
 
 class _TranslatedError(UserError):

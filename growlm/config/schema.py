@@ -6,7 +6,7 @@ config into a `RunConfig`; all other code uses these dataclasses.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -20,7 +20,7 @@ from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import limits
 
 
-@dataclass
+@dataclass(frozen=True)
 class InitialModelConfig(ModelConfig):
     """Group `model`: the first phase's model, new or pretrained."""
 
@@ -29,8 +29,7 @@ class InitialModelConfig(ModelConfig):
 
     def to_model_config(self, vocab_size: int) -> ModelConfig:
         """Convert to a `ModelConfig`, with `vocab_size` where the config says 0."""
-        fields = asdict(self)
-        del fields["path"]
+        fields = {name: value for name, value in vars(self).items() if name != "path"}
         return ModelConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 
 

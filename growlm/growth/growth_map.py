@@ -8,7 +8,7 @@ optimizer moments, files and the verification all use that map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -462,10 +462,10 @@ def _new_tensor_transforms(
 
 def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
     """Return the axes table of the model that a config describes, without allocating; callers share it."""
-    return _cached_axes_table(astuple(config), model_class)  # type: ignore[arg-type] # a class is hashable
+    return _cached_axes_table(config, model_class)  # type: ignore[arg-type] # a class is hashable
 
 
 @lru_cache(maxsize=64)
-def _cached_axes_table(shape: tuple[Any, ...], model_class: type[torch.nn.Module]) -> AxesTable:
+def _cached_axes_table(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
     with torch.device("meta"):
-        return axes_table(model_class(ModelConfig(*shape)))
+        return axes_table(model_class(config))

@@ -284,10 +284,10 @@ def explain_inexactness(growth_map: GrowthMap) -> list[str]:
     residual, experts = (growth_map.axes.get(axis) for axis in ("residual", "experts"))
     if residual is not None and not residual.has_equal_shares:
         reasons.append("columns that read the residual stream are split unevenly")
-    if experts is not None and growth_map.old_config.router_z_weight:
+    if experts is not None and growth_map.old_config.routing.z_weight:
         reasons.append("the router's z-loss sees more experts")
     fills = {fill.kind for transform in transforms if (fill := transform.fill) is not None}
-    if growth_map.old_config.norm == "layernorm" and fills:
+    if growth_map.old_config.norm.kind == "layernorm" and fills:
         reasons.append("filler channels of LayerNorm drift from the mean they hold")
     elif "random" in fills:
         reasons.append("random columns read the filler channels")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growlm.huggingface.mapping_rules import MappingRule
-from growlm.model.config import ModelConfig
+from growlm.model.config import field_paths
+from growlm.model.config_parts import RoutingConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Architecture:
         class_name: transformers class of the causal language model.
         fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
         field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
+        value_names: For a key whose values growlm names otherwise: growlm's value of each.
         key_defaults: Values that transformers uses where a key is absent.
         required_values: Values of other keys under which growlm computes the same; the first one is written.
         tensor_layouts: Mapping rules of the tensors. The first layout is written; any of them can be read.
@@ -48,6 +50,7 @@ class Architecture:
     required_values: Mapping[str, tuple[Any, ...]]
     tensor_layouts: tuple[tuple[MappingRule, ...], ...]
     ignored_tensors: tuple[str, ...] = ()
+    value_names: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
 
@@ -60,9 +63,15 @@ class Architecture:
     def unmapped_fields(self) -> list[str]:
         """Fields without a key that affect training only, or nothing at all."""
         known = {*self.field_to_key, *self.fixed_fields}
-        router = [name for name in ModelConfig.__dataclass_fields__ if name.startswith("router_")]
-        return [name for name in (*router, "top_k") if name not in known]
+        routing = [] if "routing" in known else field_paths(RoutingConfig(), "routing.")
+        return [name for name in (*routing, "top_k") if name not in known]
+
+    def get_key(self, name: str) -> str:
+        """Return the config key of a field, for messages."""
+        if name == "rope.theta" and self.rotary is not None:
+            return self.rotary.theta_key
+        return self.field_to_key.get(name, name).split()[0]
 
     def replace_field_names(self, text: str) -> str:
         """Return a message with growlm's field names replaced by the architecture's keys."""
-        return re.sub(r"\w+", lambda word: self.field_to_key.get(word[0], word[0]), text)
+        return re.sub(r"[\w.]+", lambda word: self.field_to_key.get(word[0], word[0]), text)

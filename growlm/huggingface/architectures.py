@@ -31,7 +31,7 @@ _SIZE_KEYS = {
 _GQA_AND_NORM_KEYS = {
     "n_kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
-    "norm_eps": "rms_norm_eps",
+    "norm.eps": "rms_norm_eps",
 }
 
 _LLAMA_RULES = (
@@ -103,7 +103,8 @@ _FUSED_EXPERT_RULES = (
     ),
 )
 
-_RMS_SWIGLU = {"norm": "rmsnorm", "feed_forward": "swiglu"}
+_RMS_SWIGLU = {"norm.kind": "rmsnorm", "norm.bias": False, "feed_forward.kind": "swiglu"}
+_NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 _SILU = {"hidden_act": ("silu", "swish")}
 _ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
@@ -111,7 +112,9 @@ LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
     fixed_fields=_RMS_SWIGLU | {"num_experts": 0},
-    field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS | {"bias": "attention_bias mlp_bias"},
+    field_to_key=_SIZE_KEYS
+    | _GQA_AND_NORM_KEYS
+    | {"attention.bias": "attention_bias", "feed_forward.bias": "mlp_bias"},
     key_defaults={
         "max_position_embeddings": 2048,
         "num_key_value_heads": None,
@@ -123,6 +126,7 @@ LLAMA = Architecture(
         "hidden_act": "silu",
     },
     required_values=_SILU,
+    value_names={"attention_bias": {False: "none", True: "all"}},
     tensor_layouts=(_LLAMA_RULES,),
     ignored_tensors=_ROTARY_BUFFERS,
     requires_divisible_heads=True,
@@ -131,7 +135,7 @@ LLAMA = Architecture(
 MISTRAL = Architecture(
     model_type="mistral",
     class_name="MistralForCausalLM",
-    fixed_fields=_RMS_SWIGLU | {"num_experts": 0, "bias": False},
+    fixed_fields=_RMS_SWIGLU | _NO_BIAS | {"num_experts": 0},
     field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS,
     key_defaults={
         "max_position_embeddings": 131072,
@@ -150,13 +154,13 @@ MISTRAL = Architecture(
 MIXTRAL = Architecture(
     model_type="mixtral",
     class_name="MixtralForCausalLM",
-    fixed_fields=_RMS_SWIGLU | {"bias": False},
+    fixed_fields=_RMS_SWIGLU | _NO_BIAS,
     field_to_key=_SIZE_KEYS
     | _GQA_AND_NORM_KEYS
     | {
         "num_experts": "num_local_experts",
         "top_k": "num_experts_per_tok",
-        "router_balance_weight": "router_aux_loss_coef",
+        "routing.balance_weight": "router_aux_loss_coef",
     },
     key_defaults={
         "max_position_embeddings": 131072,
@@ -216,8 +220,15 @@ def _gpt_neox_rules(head: str) -> tuple[MappingRule, ...]:
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
-    fixed_fields={"norm": "layernorm", "feed_forward": "gelu", "bias": True, "num_experts": 0},
-    field_to_key=_SIZE_KEYS | {"norm_eps": "layer_norm_eps"},
+    fixed_fields={
+        "norm.kind": "layernorm",
+        "norm.bias": True,
+        "feed_forward.kind": "gelu",
+        "feed_forward.bias": True,
+        "attention.bias": "all",
+        "num_experts": 0,
+    },
+    field_to_key=_SIZE_KEYS | {"norm.eps": "layer_norm_eps"},
     key_defaults={
         "max_position_embeddings": 2048,
         "layer_norm_eps": 1e-5,
@@ -249,20 +260,7 @@ GROWLM = Architecture(
         "num_experts": "num_local_experts",
         "top_k": "num_experts_per_tok",
     }
-    | {
-        name: name
-        for name in (
-            "norm",
-            "feed_forward",
-            "bias",
-            "norm_eps",
-            "rope_theta",
-            "router_balance_weight",
-            "router_z_weight",
-            "router_bias_step",
-            "router_tie_breaking",
-        )
-    },
+    | {name: name for name in ModelConfig.part_types()},
     key_defaults={},
     required_values={},
     tensor_layouts=((identity_rule("{name}", "model.{name}"),),),

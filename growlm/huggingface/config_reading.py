@@ -5,25 +5,24 @@ Any key that the table does not cover, and that would change what the model comp
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from growlm.checkpoint.checkpoint_folder import CHECKPOINT_FORMAT
+from growlm.checkpoint.checkpoint_folder import READABLE_FORMATS
 from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, find_tokenizer_files
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_keys import CONFIG_NAME, ConfigReader
-from growlm.model.config import ModelConfig
+from growlm.model.config import ModelConfig, get_field_type, nest_fields, replace_fields
+from growlm.model.former_fields import RENAMED_FIELDS, translate_former_fields
 from growlm.runtime.errors import UserError
-from growlm.runtime.field_limits import check_field_types
 from growlm.storage.input_files import lexists, read_json
+from growlm.storage.typed_values import parse_as
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 EXTRAS_KEY = "growlm"
 """Key for growlm's own data: `ModelConfig` fields that the architecture has no key for, and the record."""
-
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "logit_scale": (None, 1, 1.0),
@@ -55,7 +54,7 @@ def is_hf_folder(folder: Path) -> bool:
     return (
         isinstance(content, dict)
         and "model_type" in content
-        and content.get("format") != CHECKPOINT_FORMAT
+        and content.get("format") not in READABLE_FORMATS
     )
 
 
@@ -112,31 +111,36 @@ def parse_model_config(
     Raises:
         UserError: If a key has a value that growlm's model does not support.
     """
+    if architecture is GROWLM:
+        content = translate_former_fields(content)
     keys = ConfigReader(folder, content, architecture.key_defaults)
     for name, allowed in (NEUTRAL_VALUES | dict(architecture.required_values)).items():
         keys.check_allowed(name, allowed)
     fields = dict(architecture.fixed_fields) | {
-        name: keys.get_agreed(hf_keys.split())
+        name: keys.get_agreed(hf_keys.split(), architecture.value_names)
         for name, hf_keys in architecture.field_to_key.items()
     }
     if architecture.rotary is not None:
-        fields["rope_theta"] = _read_rope_theta(architecture, keys)
+        fields["rope.theta"] = _read_rope_theta(architecture, keys)
     _derive_heads(fields, keys)
     fields |= _read_extras(architecture, fields, keys)
-    for name, declared in get_type_hints(ModelConfig).items():
-        if declared is float and type(fields.get(name)) is int:
-            fields[name] = float(fields[name])
-    config = ModelConfig(**fields)
+    for name, value in fields.items():
+        try:
+            fields[name] = parse_as(get_field_type(ModelConfig, name), value, "")
+        except ValueError as error:
+            hf_key = architecture.get_key(name)
+            reason = str(error).removeprefix("its content ").partition(", but is ")[0]
+            keys.raise_error(hf_key, repr(value), reason)
+    config = ModelConfig(**nest_fields(fields))
     try:
-        check_field_types(config)
         config.validate()
     except UserError as error:
-        hf_key = architecture.field_to_key.get(error.key, error.key).split()[0]
+        hf_key = architecture.get_key(error.key)
         keys.raise_error(hf_key, error.value, architecture.replace_field_names(error.reason))
     _check_sliding_window(keys, config)
     if architecture.balance_loss_scales_with_top_k:
-        weight = config.router_balance_weight * config.top_k
-        return dataclasses.replace(config, router_balance_weight=weight)
+        weight = config.routing.balance_weight * config.top_k
+        return replace_fields(config, {"routing.balance_weight": weight})
     return config
 
 
@@ -148,18 +152,19 @@ def _read_extras(
     if not isinstance(model, dict):
         keys.raise_error(EXTRAS_KEY, extras, "its model entry must be a mapping of fields")
     known = architecture.unmapped_fields
+    model = {RENAMED_FIELDS.get(name, name): value for name, value in model.items()}
     for name in model:
         if name not in known:
             reason = f"there is no such field; known: {', '.join(known)}"
             keys.raise_error(f"{EXTRAS_KEY}.model.{name}", model[name], reason)
-    return dict(model)
+    return model
 
 
 def _read_config_json(folder: Path, key: str) -> dict[str, Any]:
     if not lexists(folder / CONFIG_NAME):
         raise UserError(key, folder, f"has no readable {CONFIG_NAME}")
     content: dict[str, Any] = read_json(folder / CONFIG_NAME, key, folder, dict[str, Any])
-    if content.get("format") == CHECKPOINT_FORMAT:
+    if content.get("format") in READABLE_FORMATS:
         raise UserError(key, folder, "is a growlm checkpoint, not a Hugging Face model")
     return content
 

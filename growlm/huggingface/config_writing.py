@@ -11,7 +11,7 @@ import torch
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
-from growlm.model.config import ModelConfig
+from growlm.model.config import ModelConfig, get_field, replace_fields
 from growlm.runtime.errors import UserError
 
 _DEFAULTS = ModelConfig()
@@ -45,19 +45,22 @@ def build_hf_config(
     if "sliding_window" in architecture.key_defaults:
         content["sliding_window"] = None
     for name, hf_keys in architecture.field_to_key.items():
-        content |= dict.fromkeys(hf_keys.split(), getattr(config, name))
+        content |= dict.fromkeys(hf_keys.split(), _to_json_value(get_field(config, name)))
+    for key, names in architecture.value_names.items():
+        found = [value for value, name in names.items() if name == content[key]]
+        content[key] = found[0] if found else None  # None cannot be read back
     if architecture.balance_loss_scales_with_top_k:
-        content["router_aux_loss_coef"] = config.router_balance_weight / config.top_k
+        content["router_aux_loss_coef"] = config.routing.balance_weight / config.top_k
     if (rotary := architecture.rotary) is not None:
-        parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-        content[rotary.theta_key] = config.rope_theta
+        parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope.theta}
+        content[rotary.theta_key] = config.rope.theta
         if rotary.default_fraction != 1.0:
             parameters["partial_rotary_factor"] = content[rotary.fraction_key] = 1.0
         content["rope_parameters"] = parameters
     extras = {
-        name: getattr(config, name)
+        name: get_field(config, name)
         for name in architecture.unmapped_fields
-        if getattr(config, name) != getattr(_DEFAULTS, name)
+        if get_field(config, name) != get_field(_DEFAULTS, name)
     }
     if extras or record:
         content[EXTRAS_KEY] = {"model": extras, "record": dict(record)}
@@ -74,5 +77,10 @@ def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     except UserError:
         return False
     # The weight of the balancing loss may be off by rounding, as it is divided by top_k and multiplied again.
-    parsed = dataclasses.replace(parsed, router_balance_weight=config.router_balance_weight)
-    return parsed == config
+    return parsed == replace_fields(
+        config, {"routing.balance_weight": parsed.routing.balance_weight}
+    )
+
+
+def _to_json_value(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

@@ -141,9 +141,9 @@ def to_huggingface(
     files = TensorFiles(source, WEIGHTS_STEM, SOURCE_SETTING)
     check_tensor_shapes(files, get_state_dict_shapes(config), SOURCE_SETTING)
     chosen = GROWLM if architecture == GROWLM.model_type else choose_architecture(config, record)
-    if chosen is not GROWLM and config.is_moe and config.router_tie_breaking:
+    if chosen is not GROWLM and config.is_moe and config.routing.tie_breaking:
         reason = f"{chosen.class_name} has no such setting; use architecture=growlm"
-        raise UserError("router_tie_breaking", "true", reason)
+        raise UserError("routing.tie_breaking", "true", reason)
     tensors = map_to_huggingface(files, config, chosen, dtype)
     name = record.get("tokenizer")
     token_ids = _export_token_ids(source, config, record)

@@ -6,7 +6,7 @@ An exported folder has two files that import these classes, so that with growlm 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import parse_model_config
 from growlm.model.config import ModelConfig
+from growlm.model.former_fields import translate_former_fields
 from growlm.model.layers.rotary import rotary_tables
 from growlm.model.transformer import TransformerLM
 
@@ -36,7 +37,9 @@ class GrowLMConfig(PretrainedConfig):
 
     def __init__(self, **values: Any) -> None:
         config = ModelConfig()
-        defaults = {key: getattr(config, name) for name, key in GROWLM.field_to_key.items()}
+        fields = asdict(config)
+        defaults = {key: fields[name] for name, key in GROWLM.field_to_key.items()}
+        values = translate_former_fields(values)
         super().__init__(**(defaults | {"use_cache": True} | values))
 
     def to_model_config(self) -> ModelConfig:

@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache, reduce
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_type_hints
 
+from growlm.model.config_parts import (
+    AttentionConfig,
+    FeedForwardConfig,
+    NormConfig,
+    RopeConfig,
+    RoutingConfig,
+)
+from growlm.model.former_fields import (
+    ATTRIBUTES_MOVED,
+    is_former_field,
+    translate_former_fields,
+)
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
 
+ConfigT = TypeVar("ConfigT")
 
-@dataclass
-class ModelConfig:
-    """The architecture of a decoder-only transformer.
+if TYPE_CHECKING:
+    DerivedInt = int
+else:
+    DerivedInt = int | None
+"""A size that may be left out, or None, where a config is made, and is a number afterwards."""
+_DERIVED: Any = None
 
-    Growth returns a new config (`dataclasses.replace`) and never edits one.
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt": {},
+    "llama": {
+        "tie_embeddings": False,
+        "attention": {"bias": "none"},
+        "norm": {"kind": "rmsnorm"},
+        "feed_forward": {"kind": "swiglu", "bias": False},
+    },
+}
+"""What each preset of `ModelConfig.preset` changes of the defaults."""
+
+
+class _ConfigType(type):
+    """The type of `ModelConfig` and its subclasses: a call takes parts as mappings, too, and former fields."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        if any(is_former_field(name, value) for name, value in fields.items()):
+            fields = translate_former_fields(fields)
+        kinds = cls.part_types()  # type: ignore[attr-defined]
+        for name, value in fields.items():
+            if name in kinds and isinstance(value, Mapping):
+                fields[name] = kinds[name](**value)
+        return super().__call__(*args, **fields)
+
+
+@dataclass(frozen=True)
+class ModelConfig(metaclass=_ConfigType):
+    """The architecture of a decoder-only transformer: sizes, which growth changes, and parts, which it keeps.
+
+    A config is immutable and hashable: make changed copies with `dataclasses.replace`. Two equal
+    configs make models that compute the same function of the same weights. A subclass may add fields; it must be a
+    frozen dataclass, too.
+
+    A part may be given as a mapping of its fields. The flat fields of growlm 0.1 (`norm="rmsnorm"`,
+    `rope_theta=...`, `bias=False`) are accepted, too; see `former_fields.py`.
     """
 
     vocab_size: int = field(default=50257, metadata=limits(minimum=0, maximum=2**22))
@@ -23,44 +78,73 @@ class ModelConfig:
     """Number of blocks."""
     n_heads: int = field(default=8, metadata=limits(minimum=1, maximum=4096))
     """Number of query heads."""
-    n_kv_heads: int = field(default=8, metadata=limits(minimum=1, maximum=4096))
-    """Number of key/value heads; each serves `n_heads / n_kv_heads` query heads."""
-    head_dim: int = field(default=64, metadata=limits(minimum=2, maximum=4096))
-    """Channels of one head. Even, because RoPE rotates pairs of channels; growth never changes it."""
+    n_kv_heads: DerivedInt = field(default=_DERIVED, metadata=limits(minimum=1, maximum=4096))
+    """Number of key/value heads; each serves `n_heads / n_kv_heads` query heads. None: `n_heads`."""
+    head_dim: DerivedInt = field(default=_DERIVED, metadata=limits(minimum=2, maximum=4096))
+    """Channels of one head. Even, because RoPE rotates pairs of channels; growth never changes it. None:
+    `d_model / n_heads`."""
     d_ff: int = field(default=2048, metadata=limits(minimum=1, maximum=2**19))
     """Hidden units of a feed-forward block, or of one expert."""
     max_seq_len: int = field(default=1024, metadata=limits(minimum=2, maximum=2**20))
     """Longest sequence the model can read, in tokens."""
-    norm: str = field(default="layernorm", metadata=limits(choices=("layernorm", "rmsnorm")))
-    """Normalization before each sub-block and before the head."""
-    feed_forward: str = field(default="gelu", metadata=limits(choices=("gelu", "swiglu")))
-    """Activation; `swiglu` adds a gate projection beside `up`."""
-    bias: bool = True
-    """Whether linear layers (except the router and the head) and LayerNorm have biases."""
     tie_embeddings: bool = True
     """Whether the head shares the embedding matrix."""
-    norm_eps: float = field(default=1e-5, metadata=limits(above=0.0, below=1.0))
-    """Constant added to the variance. Growth to a width that is not a multiple scales it (see
-    `growth/widen.py`)."""
-    rope_theta: float = field(default=10000.0, metadata=limits(above=1.0))
-    """Base of the rotary frequencies."""
     num_experts: int = field(default=0, metadata=limits(minimum=0, maximum=4096))
     """Experts per block; 0 for a dense model."""
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
     """Experts that each token uses; ignored in a dense model."""
-    router_balance_weight: float = field(default=1e-2, metadata=limits(minimum=0.0))
-    """Weight of the load-balancing loss (Fedus et al. 2021, arXiv 2101.03961, eq. 4) in the training loss."""
-    router_z_weight: float = field(default=0.0, metadata=limits(minimum=0.0))
-    """Weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5) in the training loss."""
-    router_bias_step: float = field(default=0.0, metadata=limits(minimum=0.0, maximum=1.0))
-    """Step of loss-free balancing (Wang et al. 2024, arXiv 2408.15664); 0 turns it off.
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    """Rotary position embeddings."""
+    norm: NormConfig = field(default_factory=NormConfig)
+    """Normalization."""
+    feed_forward: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    """Feed-forward blocks, dense or experts."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """Routers, their losses and their balance."""
 
-    After each step, every expert's selection bias moves by this much: up if the expert got fewer tokens than the
-    mean, down if more. The bias is added to the logits for selection only. On logits, 1e-2 has about the effect of
-    the paper's 1e-3 on probabilities. Use it instead of the balancing loss (set that weight to 0) or together with
-    it."""
-    router_tie_breaking: bool = False
-    """Whether equal router logits are ordered by a fixed pseudo-random order, for expert selection only."""
+    def __post_init__(self) -> None:
+        # What cannot be derived stays None, and `validate` says so.
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.head_dim is None and _divides(self.n_heads, self.d_model):
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for unknown names only: here, the flat fields of growlm 0.1.
+        path = ATTRIBUTES_MOVED.get(name)
+        if path is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        message = f"ModelConfig.{name} is now {path}; the old name will be removed in growlm 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return get_field(self, path)
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> Self:
+        """Return a config with the parts of a family of models.
+
+        Args:
+            name: Name of the preset; see `PRESETS`.
+            fields: Sizes, and parts or fields of parts (as mappings) that differ from the preset's.
+
+        Raises:
+            UserError: If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise UserError("preset", name, f"must be one of {', '.join(PRESETS)}")
+        fields = translate_former_fields(fields)
+        merged: dict[str, Any] = dict(PRESETS[name])
+        for key, value in fields.items():
+            both_parts = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if both_parts else value
+        return cls(**merged)
+
+    @classmethod
+    def part_types(cls) -> dict[str, type[Any]]:
+        """Return the class of each part, by the field's name."""
+        types = _field_types(cls).items()
+        return {name: kind for name, kind in types if isinstance(kind, type) and is_dataclass(kind)}
 
     @property
     def is_moe(self) -> bool:
@@ -89,6 +173,11 @@ class ModelConfig:
             UserError: If a field is invalid; it names the first such field.
         """
         check_limits(self)
+        if self.head_dim is None:
+            reason = (
+                f"must be given where n_heads={self.n_heads} does not divide d_model={self.d_model}"
+            )
+            raise UserError("head_dim", "null", reason)
         if self.head_dim % 2:
             raise UserError(
                 "head_dim", self.head_dim, "must be even: RoPE rotates pairs of channels"
@@ -116,3 +205,55 @@ def check_routing(num_experts: int, top_k: int) -> None:
             "must be at least 2: gates are renormalized to sum to one, so a single chosen expert always "
             "has gate 1 and the router gets no gradient",
         )
+
+
+def _divides(divisor: Any, number: Any) -> bool:
+    # Values that are read from files have not been checked yet.
+    return type(divisor) is int and type(number) is int and divisor > 0 and number % divisor == 0
+
+
+@cache
+def _field_types(config_class: type[Any]) -> dict[str, Any]:
+    return get_type_hints(config_class)
+
+
+def get_field(config: Any, path: str) -> Any:
+    """Return a field of a config, or of one of its parts: `d_model`, `norm.eps`."""
+    return reduce(getattr, path.split("."), config)
+
+
+def get_field_type(config_class: type[Any], path: str) -> Any:
+    """Return the declared type of a field of a config, or of one of its parts."""
+    return reduce(lambda kind, name: _field_types(kind)[name], path.split("."), config_class)  # type: ignore[arg-type]
+
+
+def replace_fields(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
+    """Return a config with changed fields, by their paths: `{"d_model": 64, "norm.eps": 1e-6}`."""
+    changes: dict[str, Any] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        part = changes.get(name, getattr(config, name))
+        changes[name] = replace_fields(part, {rest: value}) if rest else value
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def nest_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields by path as nested mappings: `{"norm.eps": 1e-6}` becomes `{"norm": {"eps": 1e-6}}`."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *parts, name = path.split(".")
+        place = nested
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[name] = value
+    return nested
+
+
+def field_paths(config: Any, prefix: str = "") -> list[str]:
+    """Return the paths of all fields of a config and of its parts, in order."""
+    paths: list[str] = []
+    for each in fields(config):
+        value = getattr(config, each.name)
+        nested = is_dataclass(value)
+        paths += field_paths(value, f"{prefix}{each.name}.") if nested else [prefix + each.name]
+    return paths

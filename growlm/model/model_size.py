@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -41,7 +41,7 @@ class ParameterReport:
 def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
     """Count the parameters of a model, or of the model that a config describes (without allocating it)."""
     if isinstance(model, ModelConfig):
-        return _cached_report(astuple(model))
+        return _cached_report(model)
     config = model.config
     total = active = multiplied = 0
     table = axes_table(model)
@@ -65,9 +65,9 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
 
 
 @lru_cache(maxsize=64)
-def _cached_report(shape: tuple[object, ...]) -> ParameterReport:
+def _cached_report(config: ModelConfig) -> ParameterReport:
     with torch.device("meta"):
-        return parameter_report(TransformerLM(ModelConfig(*shape)))  # type: ignore[arg-type]
+        return parameter_report(TransformerLM(config))
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> int:

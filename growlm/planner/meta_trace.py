@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -66,7 +66,7 @@ def trace_pass(
     """
     one, two = (
         _trace_pass_cached(
-            astuple(replace(config, n_layers=layers)),
+            replace(config, n_layers=layers),
             batch_size,
             sequence_length,
             bf16,
@@ -82,7 +82,7 @@ def trace_pass(
 
 @lru_cache(maxsize=256)
 def _trace_pass_cached(
-    shape: tuple[object, ...],
+    config: ModelConfig,
     batch_size: int,
     sequence_length: int,
     bf16: bool,
@@ -92,7 +92,7 @@ def _trace_pass_cached(
     dtype = torch.float64 if fp64 else torch.float32
     with FakeTensorMode():
         with torch.device("meta"):
-            model = TransformerLM(ModelConfig(*shape))  # type: ignore[arg-type]
+            model = TransformerLM(config)
         state = {name: torch.empty(t.shape, dtype=dtype) for name, t in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
         model.recompute_blocks = activation_checkpointing

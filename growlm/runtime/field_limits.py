@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 from growlm.runtime.errors import UserError
 
@@ -47,19 +47,6 @@ def check_limits(instance: Any, prefix: str = "") -> None:
             for item in value if isinstance(value, list) else [value]:
                 _check_value(path, item, *field.metadata["limits"])
         _check_nested(path, value)
-
-
-def check_field_types(instance: Any) -> None:
-    """Check that every field of a flat dataclass, read from a file, has its declared type.
-
-    Raises:
-        UserError: For the first field of another type.
-    """
-    for name, declared in get_type_hints(type(instance)).items():
-        value = getattr(instance, name)
-        fits = type(value) is declared or (declared is float and type(value) is int)
-        if not fits:
-            raise UserError(name, repr(value), f"must be of type {declared.__name__}")
 
 
 def _check_nested(path: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
@@ -49,7 +49,7 @@ def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConf
     return replace(
         config,
         name=f"{config.name}_{kind}",
-        model=InitialModelConfig(**asdict(phase.model_config), path=path),
+        model=InitialModelConfig(**vars(phase.model_config), path=path),
         phases={phase.name: settings},
         baseline=replace(config.baseline, of=config.name),
     )

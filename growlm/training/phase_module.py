@@ -276,10 +276,10 @@ class PhaseStage(LightningModule):
         config = self.phase.model_config
         pairs = zip(routings, loads, strict=True)
         balance = torch.stack([routing.balance_loss(load) for routing, load in pairs]).mean()
-        loss = config.router_balance_weight * balance
-        if config.router_z_weight:
+        loss = config.routing.balance_weight * balance
+        if config.routing.z_weight:
             z_loss = torch.stack([routing.z_loss() for routing in routings]).mean()
-            loss = loss + config.router_z_weight * z_loss
+            loss = loss + config.routing.z_weight * z_loss
         return loss
 
     def _accumulate_metrics(
@@ -298,7 +298,7 @@ class PhaseStage(LightningModule):
 
         Wang et al. 2024 (arXiv 2408.15664), algorithm 1.
         """
-        step = self.phase.model_config.router_bias_step
+        step = self.phase.model_config.routing.bias_step
         if not step or self.step_metrics is None or self.step_metrics.expert_loads is None:
             return
         mixtures = [m for m in self.model.modules() if isinstance(m, MixtureOfExperts)]

@@ -495,7 +495,7 @@ def _infer_growth(
     elif old.is_moe and new.num_experts >= 2 * old.num_experts:
         factor = new.num_experts // old.num_experts
         more = None if new.top_k == old.top_k * factor else new.top_k
-        noise_std = 0.0 if old.router_tie_breaking else MAX_NOISE_STD
+        noise_std = 0.0 if old.routing.tie_breaking else MAX_NOISE_STD
         operators.append(MultiplyExperts(factor, more, noise_std, MAX_NOISE_STD))
     d_ff = old.d_ff
     if operators:

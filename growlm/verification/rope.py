@@ -38,7 +38,7 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
     old, new = comparison.old_model.config, comparison.new_model.config
     figures = {
         "head_dim": [old.head_dim, new.head_dim],
-        "rope_theta": [old.rope_theta, new.rope_theta],
+        "rope_theta": [old.rope.theta, new.rope.theta],
         "d_model": [old.d_model, new.d_model],
         "n_heads": [old.n_heads, new.n_heads],
         "n_kv_heads": [old.n_kv_heads, new.n_kv_heads],
@@ -48,9 +48,9 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
         problems.append(
             f"head_dim changed from {old.head_dim} to {new.head_dim}: scale n_heads with the width instead"
         )
-    if old.rope_theta != new.rope_theta:
+    if old.rope.theta != new.rope.theta:
         problems.append(
-            f"rope_theta changed from {old.rope_theta:g} to {new.rope_theta:g}: a growth must keep it"
+            f"rope_theta changed from {old.rope.theta:g} to {new.rope.theta:g}: a growth must keep it"
         )
     mismatched = _count_mismatched_heads(comparison)
     if mismatched:

@@ -180,11 +180,11 @@ class RouterCollapseDetector:
         if state.load_entropy < MIN_LOAD_ENTROPY:
             problems["collapse"] = (
                 f"routing collapses onto few experts (load entropy {state.load_entropy:.2f} of 1); raise "
-                "model.router_balance_weight, or set model.router_bias_step"
+                "model.routing.balance_weight, or set model.routing.bias_step"
             )
         if state.step >= MIN_STEPS_FOR_DEAD_EXPERTS and state.dead_experts:
             problems["dead"] = (
-                f"{state.dead_experts} experts received no token recently; raise model.router_balance_weight, or "
-                "set model.router_bias_step"
+                f"{state.dead_experts} experts received no token recently; raise model.routing.balance_weight, or "
+                "set model.routing.bias_step"
             )
         return problems

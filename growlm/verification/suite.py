@@ -18,10 +18,9 @@ from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import GrowthReport, Status
 from growlm.verification.growth_check import detailed_growth_check
 
-GPT_CONFIG = ModelConfig(
-    vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=16, d_ff=256
-)
-LLAMA_CONFIG = replace(GPT_CONFIG, norm="rmsnorm", feed_forward="swiglu", bias=False, n_kv_heads=2)
+_SIZES = {"vocab_size": 512, "d_model": 64, "n_layers": 3, "n_heads": 4, "d_ff": 256}
+GPT_CONFIG = ModelConfig.preset("gpt", **_SIZES)
+LLAMA_CONFIG = ModelConfig.preset("llama", **_SIZES, n_kv_heads=2, tie_embeddings=True)
 NOISE_STDS = (0.0, 1e-5, 1e-3, 1e-2, 1e-1)
 
 

@@ -20,8 +20,8 @@ EVERY_STEP = ["callbacks.log_every=1", "trainer.validation_sequences=6"]
 SHORT = [f"phases.{phase}.steps=2" for phase in ("dense", "moe", "wide", "deep")]
 DENSE = [*EVERY_STEP, "~phases.moe"]
 LLAMA = [
-    "model.norm=rmsnorm",
-    "model.feed_forward=swiglu",
+    "model.norm.kind=rmsnorm",
+    "model.feed_forward.kind=swiglu",
     "model.bias=false",
     "model.n_kv_heads=1",
 ]
@@ -89,7 +89,7 @@ def test_accumulated_batches_and_uneven_validation(on_both):
         *EVERY_STEP,
         *accumulate,
         "trainer.validation_sequences=5",
-        "model.router_z_weight=1e-3",
+        "model.routing.z_weight=1e-3",
     ]
     runs = on_both({"run": [*settings, "trainer.precision=64-true"]})
     assert largest_difference(*runs["run"]) < 1e-7

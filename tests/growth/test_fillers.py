@@ -51,7 +51,7 @@ def test_gains_are_scaled_and_fillers_get_their_mean(family):
 
     assert max_difference(gain[:16], old[name] * math.sqrt(RATIO)) < 1e-15
     assert max_difference(gain[16:], old[name].mean() * math.sqrt(RATIO)) < 1e-15
-    assert grown.config.norm_eps == pytest.approx(1e-5 * RATIO, rel=1e-12)
+    assert grown.config.norm.eps == pytest.approx(1e-5 * RATIO, rel=1e-12)
 
 
 def test_shifts_of_fillers_are_zero():

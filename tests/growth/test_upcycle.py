@@ -36,7 +36,7 @@ def test_normal_router_has_the_spread_asked_for(router_std):
 
     weight = grown.blocks[0].feed_forward.router.weight
     assert weight.std().item() == pytest.approx(router_std, rel=0.05)
-    assert not grown.config.router_tie_breaking
+    assert not grown.config.routing.tie_breaking
 
 
 def test_zero_router_chooses_all_experts_alike_in_the_selection_only():

@@ -133,7 +133,7 @@ def test_a_selection_bias_at_work_has_no_place_in_mixtral(tmp_path):
 def test_broken_ties_have_no_place_in_mixtral(tmp_path):
     model = build(tiny_config("llama", **EXPERTS, router_tie_breaking=True), dtype=torch.float32)
     save_model(model, tmp_path / "ours", {})
-    with pytest.raises(UserError, match="router_tie_breaking=true: MixtralForCausalLM"):
+    with pytest.raises(UserError, match=r"routing\.tie_breaking=true: MixtralForCausalLM"):
         to_huggingface(tmp_path / "ours", tmp_path / "hf")
 
 
@@ -196,8 +196,8 @@ def test_every_model_of_ours_goes_out_and_comes_back(tmp_path_factory, config, s
         to_huggingface(folder / "ours", folder / "hf")
         to_growlm(folder / "hf", folder / "back")
     again, record = load_model(folder / "back")
-    assert again.config.router_balance_weight == pytest.approx(config.router_balance_weight)
-    weight = {"router_balance_weight": config.router_balance_weight}
+    assert again.config.routing.balance_weight == pytest.approx(config.routing.balance_weight)
+    weight = {"router_balance_weight": config.routing.balance_weight}
     assert dataclasses.replace(again.config, **weight) == config
     assert record["phase"] == "dense"
     assert_same_state(again.state_dict(), model.state_dict())

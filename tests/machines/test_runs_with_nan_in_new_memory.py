@@ -35,7 +35,7 @@ def machines(*values):
             ("recipe=copies", "growth.noise_std=0.02", "growth.scale_factor=1.5"),
             ("recipe=copies", "phases.deep.grow.0.deepen.init=copy"),
             ("phases.moe.grow.0.upcycle.drop_fraction=0.5",),
-            ("model.router_bias_step=0.01", "model.router_z_weight=0.01"),
+            ("model.routing.bias_step=0.01", "model.routing.z_weight=0.01"),
             ("trainer.activation_checkpointing=true", "phases.moe.accumulate=2"),
             ("checkpoint.save_optimizer=true", "trainer.validate_every=2"),
         ),

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def on(memory, precision="bf16-mixed"):
 def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
     """Extrapolated from one and two layers, against all five."""
     config = tiny_config(family, n_layers=5, d_model=64, d_ff=128, **shape)
-    whole = _trace_pass_cached(astuple(config), 2, 32, bf16, checkpointing)
+    whole = _trace_pass_cached(config, 2, 32, bf16, checkpointing)
     found = trace_pass(config, 2, 32, bf16, checkpointing)
     assert found.activations == whole.activations
     assert found.half_flops == whole.half_flops

@@ -57,7 +57,7 @@ def test_it_grows_with_the_experts(operators):
 
 
 def test_a_run_moves_it_against_the_load(tmp_path):
-    more = ("model.router_bias_step=0.05", "model.router_balance_weight=0", "phases.moe.steps=12")
+    more = ("model.routing.bias_step=0.05", "model.routing.balance_weight=0", "phases.moe.steps=12")
     run = tiny_run(tmp_path / "run", *more)
     model, _ = load_model(run.run_dir / "checkpoints" / "moe_model_final")
     for block in model.blocks:
@@ -70,13 +70,13 @@ def test_a_run_moves_it_against_the_load(tmp_path):
 def test_it_evens_the_load(tmp_path):
     """From a router that favours few experts, without any balancing loss."""
     skewed = (
-        "model.router_balance_weight=0",
+        "model.routing.balance_weight=0",
         "phases.moe.steps=60",
         "phases.moe.lr=1e-5",
         "phases.moe.grow.0.upcycle.router_std=1",
     )
     entropies = []
     for step in ("0", "0.1"):
-        run = tiny_run(tmp_path / step, *skewed, f"model.router_bias_step={step}")
+        run = tiny_run(tmp_path / step, *skewed, f"model.routing.bias_step={step}")
         entropies.append([r["load_entropy"] for r in rows(run.run_dir) if r["phase"] == "moe"][-1])
     assert entropies[1] > entropies[0] + 0.02

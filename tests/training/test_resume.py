@@ -56,7 +56,7 @@ def test_a_resume_of_a_resume(whole, tmp_path):
             "phases.wide.optimizer_state=exact",
             "phases.wide.accumulate=3",
             "trainer.precision=bf16-mixed",
-            "model.router_bias_step=0.01",
+            "model.routing.bias_step=0.01",
         ),
         *slow(
             ("phases.moe.optimizer_state=reset", "phases.wide.optimizer_state=reset"),
@@ -64,7 +64,7 @@ def test_a_resume_of_a_resume(whole, tmp_path):
             ("phases.moe.accumulate=3", "phases.moe.batch_size=2"),
             ("trainer.precision=bf16-mixed",),
             ("trainer.precision=32-true",),
-            ("model.router_bias_step=0.01", "model.router_balance_weight=0"),
+            ("model.routing.bias_step=0.01", "model.routing.balance_weight=0"),
             ("optimizer=sgd",),
             ("optimizer=muon", "phases.wide.optimizer_state=asymmetric"),
             ("optimizer=adafactor",),

@@ -17,7 +17,7 @@ from tests.training.tiny_run import events, rows, tiny_run
 
 ZEROS = ("phases.moe.grow.0.upcycle.router_init=zeros", "phases.moe.steps=24")
 UNBROKEN = (*ZEROS, "phases.moe.grow.0.upcycle.break_ties=false")
-NO_LOSS = "model.router_balance_weight=0"
+NO_LOSS = "model.routing.balance_weight=0"
 
 
 def locked_at(run, phase="moe"):

@@ -101,8 +101,8 @@ def test_a_record_of_a_huge_growth_is_not_followed(operators, old, tmp_path, cap
     ("change", "note"),
     [
         ({"model__max_seq_len": 8}, "max_seq_len is 8 in new"),
-        ({"model__router_balance_weight": 1e6}, "router_balance_weight is 1000000.0 in new"),
-        ({"model__router_z_weight": 5.0}, "router_z_weight is 5.0 in new"),
+        ({"model__router_balance_weight": 1e6}, "routing.balance_weight is 1000000.0 in new"),
+        ({"model__router_z_weight": 5.0}, "routing.z_weight is 5.0 in new"),
         ({"tokenizer": "gpt2"}, "tokenizer is gpt2 in new"),
     ],
 )

@@ -42,7 +42,7 @@ class MultiplyExperts:
         if not config.is_moe:
             reason = "the model has no experts to multiply; upcycle it first"
             raise UserError("factor", self.factor, reason)
-        if config.router_tie_breaking and self.noise_std:
+        if config.routing.tie_breaking and self.noise_std:
             reason = (
                 "must be 0: the router began at zeros and breaks ties at random, between copies too"
             )

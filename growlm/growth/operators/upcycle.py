@@ -76,7 +76,7 @@ class Upcycle:
                 num_experts=experts,
                 top_k=self.top_k * self.granularity,
                 d_ff=config.d_ff // self.granularity,
-                router_tie_breaking=zeros and self.break_ties,
+                routing=replace(config.routing, tie_breaking=zeros and self.break_ties),
             ),
             description=self._describe(),
             lossless=self.drop_fraction == 0,

@@ -73,7 +73,7 @@ class Widen:
             "residual": AxisGrowth(
                 residual,
                 # LayerNorm subtracts the mean, so a channel that holds the mean is exactly zero after the norm.
-                filler_write_init="mean" if config.norm == "layernorm" else "zero",
+                filler_write_init="mean" if config.norm.kind == "layernorm" else "zero",
                 filler_read_init="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
             ),
@@ -82,7 +82,7 @@ class Widen:
             "hidden": self._inner_axis_growth(ChannelMap.round_robin(config.d_ff, new.d_ff)),
         }
         return GrowthSpec(
-            config=replace(new, norm_eps=config.norm_eps * ratio),
+            config=replace(new, norm=replace(config.norm, eps=config.norm.eps * ratio)),
             description=self._describe(config, new),
             axes={
                 axis: g for axis, g in axes.items() if g.channels.new_size != g.channels.old_size

@@ -20,14 +20,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query = labeled_linear(config, read="residual", write="query_heads", bias=config.bias)
-        self.key = labeled_linear(
-            config, read="residual", write="key_value_heads", bias=config.bias
-        )
-        self.value = labeled_linear(
-            config, read="residual", write="key_value_heads", bias=config.bias
-        )
-        self.output = labeled_linear(config, read="query_heads", write="residual", bias=config.bias)
+        qkv_bias, output_bias = config.attention.bias != "none", config.attention.bias == "all"
+        self.query = labeled_linear(config, read="residual", write="query_heads", bias=qkv_bias)
+        self.key = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
+        self.value = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
+        self.output = labeled_linear(config, read="query_heads", write="residual", bias=output_bias)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None

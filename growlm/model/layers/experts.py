@@ -93,7 +93,7 @@ class Experts(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
             dims = (index("experts"), writes(write), reads(read))
             label(self, **{name: Label(dims, stacked_from=f"feed_forward.{name}.weight")})
-            if config.bias:
+            if config.feed_forward.bias:
                 self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[:2])))
                 bias = Label(dims[:2], stacked_from=f"feed_forward.{name}.bias")
                 label(self, **{f"{name}_bias": bias})
@@ -101,7 +101,7 @@ class Experts(nn.Module):
                 self.register_parameter(f"{name}_bias", None)
 
         stack("up", "hidden", "residual")
-        if config.feed_forward == "swiglu":
+        if config.feed_forward.kind == "swiglu":
             stack("gate", "hidden", "residual")
         else:
             self.register_parameter("gate", None)
@@ -237,10 +237,10 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.top_k = config.top_k
-        self.break_ties = config.router_tie_breaking
+        self.break_ties = config.routing.tie_breaking
         self.router = labeled_linear(config, read="residual", write="experts", bias=False)
         label(self.router, weight=Label((index("experts"), reads("residual"))))
-        bias = torch.zeros(config.num_experts) if config.router_bias_step else None
+        bias = torch.zeros(config.num_experts) if config.routing.bias_step else None
         self.register_buffer("selection_bias", bias)
         if bias is not None:
             label(self, selection_bias=Label((index("experts"),)))

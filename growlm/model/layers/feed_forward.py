@@ -19,13 +19,17 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = labeled_linear(config, read="residual", write="hidden", bias=config.bias)
+        self.up = labeled_linear(
+            config, read="residual", write="hidden", bias=config.feed_forward.bias
+        )
         self.gate = (
-            labeled_linear(config, read="residual", write="hidden", bias=config.bias)
-            if config.feed_forward == "swiglu"
+            labeled_linear(config, read="residual", write="hidden", bias=config.feed_forward.bias)
+            if config.feed_forward.kind == "swiglu"
             else None
         )
-        self.down = labeled_linear(config, read="hidden", write="residual", bias=config.bias)
+        self.down = labeled_linear(
+            config, read="hidden", write="residual", bias=config.feed_forward.bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the update of the residual stream, (B, T, D), for the normalized stream x (B, T, D)."""

@@ -26,11 +26,11 @@ def labeled_norm(config: ModelConfig, *, feeds_tied_head: bool = False) -> nn.Mo
         feeds_tied_head: See `Label`.
     """
     gain = Label((Dim(Role.GAIN, "residual"),), feeds_tied_head=feeds_tied_head)
-    if config.norm == "rmsnorm":
-        layer: nn.Module = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    if config.norm.kind == "rmsnorm":
+        layer: nn.Module = nn.RMSNorm(config.d_model, eps=config.norm.eps)
     else:
-        layer = nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
-        if config.bias:
+        layer = nn.LayerNorm(config.d_model, eps=config.norm.eps, bias=config.norm.bias)
+        if config.norm.bias:
             label(
                 layer, bias=Label((Dim(Role.SHIFT, "residual"),), feeds_tied_head=feeds_tied_head)
             )

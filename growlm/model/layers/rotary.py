@@ -24,7 +24,7 @@ def rotary_tables(length: int, config: ModelConfig, like: Tensor) -> tuple[Tenso
         torch.arange(0, config.head_dim, 2, device=like.device, dtype=dtype) / config.head_dim
     )
     positions = torch.arange(length, device=like.device, dtype=dtype)
-    angles = torch.outer(positions, config.rope_theta**-exponents)
+    angles = torch.outer(positions, config.rope.theta**-exponents)
     return angles.cos(), angles.sin()
 
 

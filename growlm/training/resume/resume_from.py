@@ -15,9 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from growlm.config.flatten import flatten_config
+from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.literal import escape_prompt_interpolations
-from growlm.config.load import get_config_folder, to_run_config, to_valid_run_config
+from growlm.config.load import (
+    get_config_folder,
+    make_config_node,
+    to_run_config,
+    to_valid_run_config,
+)
 from growlm.config.schema import RunConfig
+from growlm.model.former_fields import translate_former_fields
 from growlm.runtime.device import has_native_bf16, resolve_accelerator
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
@@ -80,13 +87,12 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
     """
     if config.resume in (None, AUTO):
         return config
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    overrides = translate_former_overrides(overrides)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
     if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
         return config
-    saved = OmegaConf.structured(
-        escape_prompt_interpolations(load_saved_config(Path(config.resume)))
-    )
+    saved = make_config_node(escape_prompt_interpolations(load_saved_config(Path(config.resume))))
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
             OmegaConf.update(saved, override.key_or_group, override.value(), force_add=False)
@@ -205,7 +211,10 @@ def load_saved_config(path: Path) -> RunConfig:
     read_run_record(path)
     _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
     try:  # parse again with OmegaConf, which reads 1e-3 as a number
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        content: Any = OmegaConf.to_container(OmegaConf.create(text))
+        if isinstance(model := content.get("model"), dict):
+            content["model"] = translate_former_fields(model)
+        merged = OmegaConf.merge(make_config_node(RunConfig), content)
         return to_valid_run_config(cast(DictConfig, merged))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
