@@ -8,20 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growlm.huggingface.mapping_rules import MappingRule
+from growlm.huggingface.rope_keys import RotaryKeys
 from growlm.model.config import field_paths
 from growlm.model.config_parts import RoutingConfig
-
-
-@dataclass(frozen=True)
-class RotaryKeys:
-    """Config keys of an architecture's rotary embedding, for configs without `rope_parameters`."""
-
-    theta_key: str = "rope_theta"
-    default_theta: float = 10000.0
-    """Base of the frequencies where the key is absent."""
-    fraction_key: str = "partial_rotary_factor"
-    default_fraction: float = 1.0
-    """Fraction of a head's channels that is rotated, where the key is absent."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +57,8 @@ class Architecture:
 
     def get_key(self, name: str) -> str:
         """Return the config key of a field, for messages."""
-        if name == "rope.theta" and self.rotary is not None:
-            return self.rotary.theta_key
-        return self.field_to_key.get(name, name).split()[0]
+        rope_key = None if self.rotary is None else self.rotary.get_key(name)
+        return rope_key or self.field_to_key.get(name, name).split()[0]
 
     def replace_field_names(self, text: str) -> str:
         """Return a message with growlm's field names replaced by the architecture's keys."""

@@ -3,13 +3,13 @@
 A table lists the keys of `config.json` that correspond to `ModelConfig` fields, the keys that must have a certain
 value, and the mapping rules of the tensors. Import and export use nothing else.
 
-Sources: the classes of transformers 5 (`models/{llama,mistral,mixtral,gpt_neox}`), and the layouts of the files
-that Meta, Mistral AI and EleutherAI published under these names.
+Sources: the classes of transformers 5 (`models/{llama,mistral,mixtral,qwen2,qwen3,gpt_neox}`), and the layouts of
+the files that Meta, Mistral AI, Alibaba and EleutherAI published under these names.
 """
 
 from __future__ import annotations
 
-from growlm.huggingface.architecture import Architecture, RotaryKeys
+from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.mapping_rules import (
     MappingRule,
     absent_rule,
@@ -17,6 +17,7 @@ from growlm.huggingface.mapping_rules import (
     identity_rule,
     stacked_rule,
 )
+from growlm.huggingface.rope_keys import RotaryKeys
 from growlm.model.config import ModelConfig
 
 _SIZE_KEYS = {
@@ -228,7 +229,8 @@ GPT_NEOX = Architecture(
         "attention.bias": "all",
         "num_experts": 0,
     },
-    field_to_key=_SIZE_KEYS | {"norm.eps": "layer_norm_eps"},
+    field_to_key=_SIZE_KEYS
+    | {"norm.eps": "layer_norm_eps", "norm.parallel_residual": "use_parallel_residual"},
     key_defaults={
         "max_position_embeddings": 2048,
         "layer_norm_eps": 1e-5,
@@ -239,14 +241,66 @@ GPT_NEOX = Architecture(
     },
     required_values={
         "hidden_act": ("gelu", "gelu_python"),
-        "use_parallel_residual": (False,),
         "attention_bias": (True,),
     },
     tensor_layouts=(_gpt_neox_rules("embed_out.weight"), _gpt_neox_rules("lm_head.weight")),
     ignored_tensors=(*_ROTARY_BUFFERS, r".*\.attention\.(masked_)?bias"),
     rotary=RotaryKeys(
-        theta_key="rotary_emb_base", fraction_key="rotary_pct", default_fraction=0.25
+        theta_key="rotary_emb_base",
+        fraction_key="rotary_pct",
+        default_fraction=0.25,
+        allows_fraction=True,
     ),
+)
+
+QWEN2 = Architecture(
+    model_type="qwen2",
+    class_name="Qwen2ForCausalLM",
+    fixed_fields=_RMS_SWIGLU
+    | {"attention.bias": "qkv", "feed_forward.bias": False, "num_experts": 0},
+    field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS,
+    key_defaults={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": None,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+    },
+    required_values=_SILU | {"use_sliding_window": (False,)},
+    tensor_layouts=(_LLAMA_RULES,),
+    ignored_tensors=_ROTARY_BUFFERS,
+)
+
+_QK_NORM_RULES = tuple(
+    identity_rule(
+        f"blocks.{{layer}}.attention.{ours}_norm.weight",
+        f"model.layers.{{layer}}.self_attn.{theirs}_norm.weight",
+    )
+    for ours, theirs in (("query", "q"), ("key", "k"))
+)
+
+QWEN3 = Architecture(
+    model_type="qwen3",
+    class_name="Qwen3ForCausalLM",
+    fixed_fields=_RMS_SWIGLU
+    | {"attention.qk_norm": "head", "feed_forward.bias": False, "num_experts": 0},
+    field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS | {"attention.bias": "attention_bias"},
+    value_names={"attention_bias": {False: "none", True: "all"}},
+    key_defaults={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+    },
+    required_values=_SILU | {"use_sliding_window": (False,)},
+    tensor_layouts=((*_LLAMA_RULES, *_QK_NORM_RULES),),
+    ignored_tensors=_ROTARY_BUFFERS,
 )
 
 GROWLM = Architecture(
@@ -268,7 +322,7 @@ GROWLM = Architecture(
 )
 """growlm's own architecture, for any model: transformers loads its class from growlm through `auto_map`."""
 
-ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GPT_NEOX, GROWLM)
+ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GPT_NEOX, GROWLM)
 """All architectures, in the order in which an export tries them."""
 
 assert set(GROWLM.field_to_key) == set(ModelConfig.__dataclass_fields__)

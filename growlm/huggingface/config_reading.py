@@ -14,6 +14,7 @@ from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, find_tok
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_keys import CONFIG_NAME, ConfigReader
+from growlm.huggingface.rope_keys import read_rope
 from growlm.model.config import ModelConfig, get_field_type, nest_fields, replace_fields
 from growlm.model.former_fields import RENAMED_FIELDS, translate_former_fields
 from growlm.runtime.errors import UserError
@@ -121,7 +122,7 @@ def parse_model_config(
         for name, hf_keys in architecture.field_to_key.items()
     }
     if architecture.rotary is not None:
-        fields["rope.theta"] = _read_rope_theta(architecture, keys)
+        fields |= read_rope(architecture.rotary, keys)
     _derive_heads(fields, keys)
     fields |= _read_extras(architecture, fields, keys)
     for name, value in fields.items():
@@ -185,30 +186,6 @@ def _find_architecture(keys: ConfigReader) -> Architecture:
     return architecture
 
 
-def _read_rope_theta(architecture: Architecture, keys: ConfigReader) -> float:
-    """Return the base of the rotary frequencies, as transformers 5 or earlier releases store it."""
-    rotary = architecture.rotary
-    assert rotary is not None
-    fraction: Any = keys.content.get(rotary.fraction_key, rotary.default_fraction)
-    theta: Any = keys.content.get(rotary.theta_key, rotary.default_theta)
-    for key in ("rope_scaling", "rope_parameters"):
-        parameters = keys.get(key)
-        if parameters is None:
-            continue
-        if not isinstance(parameters, dict) or dict in map(type, parameters.values()):
-            keys.raise_error(key, parameters, "must be null or one mapping for all layers")
-        kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind != "default":
-            reason = "must be default: growlm does not scale positions"
-            keys.raise_error(f"{key}.rope_type", kind, reason)
-        theta = parameters.get("rope_theta", theta)
-        fraction = parameters.get("partial_rotary_factor", fraction)
-    if fraction != 1.0:
-        reason = "must be 1.0: growlm rotates all channels of a head"
-        keys.raise_error(rotary.fraction_key, fraction, reason)
-    return theta
-
-
 def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
     """Fill in `n_kv_heads` and `head_dim` from the other sizes where they are not given."""
     heads, width = fields["n_heads"], fields["d_model"]
@@ -224,7 +201,7 @@ def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
 
 def _check_sliding_window(keys: ConfigReader, config: ModelConfig) -> None:
     """Reject windowed attention, except a window that no sequence is longer than."""
-    window = keys.get("sliding_window")
+    window = keys.get("sliding_window") if keys.get("use_sliding_window") is not False else None
     if window is not None and not (isinstance(window, int) and window >= config.max_seq_len):
         reason = (
             f"must be null or at least max_position_embeddings={config.max_seq_len}: "

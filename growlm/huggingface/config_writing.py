@@ -11,6 +11,7 @@ import torch
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
+from growlm.huggingface.rope_keys import write_rope
 from growlm.model.config import ModelConfig, get_field, replace_fields
 from growlm.runtime.errors import UserError
 
@@ -51,12 +52,8 @@ def build_hf_config(
         content[key] = found[0] if found else None  # None cannot be read back
     if architecture.balance_loss_scales_with_top_k:
         content["router_aux_loss_coef"] = config.routing.balance_weight / config.top_k
-    if (rotary := architecture.rotary) is not None:
-        parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope.theta}
-        content[rotary.theta_key] = config.rope.theta
-        if rotary.default_fraction != 1.0:
-            parameters["partial_rotary_factor"] = content[rotary.fraction_key] = 1.0
-        content["rope_parameters"] = parameters
+    if architecture.rotary is not None:
+        content |= write_rope(architecture.rotary, config)
     extras = {
         name: get_field(config, name)
         for name in architecture.unmapped_fields

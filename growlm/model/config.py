@@ -54,7 +54,7 @@ class _ConfigType(type):
         kinds = cls.part_types()  # type: ignore[attr-defined]
         for name, value in fields.items():
             if name in kinds and isinstance(value, Mapping):
-                fields[name] = kinds[name](**value)
+                fields[name] = _make_part(kinds[name], value)
         return super().__call__(*args, **fields)
 
 
@@ -110,6 +110,10 @@ class ModelConfig(metaclass=_ConfigType):
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.head_dim is None and _divides(self.n_heads, self.d_model):
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        attention = self.attention
+        eps = None if attention.qk_norm == "none" else attention.qk_norm_eps or self.norm.eps
+        if attention.qk_norm_eps != eps:
+            object.__setattr__(self, "attention", replace(attention, qk_norm_eps=eps))
 
     def __getattr__(self, name: str) -> Any:
         # Called for unknown names only: here, the flat fields of growlm 0.1.
@@ -151,6 +155,11 @@ class ModelConfig(metaclass=_ConfigType):
         """Whether the feed-forward blocks are mixtures of experts."""
         return self.num_experts > 0
 
+    @property
+    def rotary_dim(self) -> int:
+        """Number of channels of each head that are rotated."""
+        return int(self.head_dim * self.rope.fraction)
+
     def axis_sizes(self) -> dict[str, int]:
         """Return the number of channels of every axis that parameters write, read or are indexed by."""
         return {
@@ -158,6 +167,7 @@ class ModelConfig(metaclass=_ConfigType):
             "residual": self.d_model,
             "query_heads": self.n_heads * self.head_dim,
             "key_value_heads": self.n_kv_heads * self.head_dim,
+            "head_channels": self.head_dim,
             "hidden": self.d_ff,
             "experts": self.num_experts,
         }
@@ -178,10 +188,14 @@ class ModelConfig(metaclass=_ConfigType):
                 f"must be given where n_heads={self.n_heads} does not divide d_model={self.d_model}"
             )
             raise UserError("head_dim", "null", reason)
-        if self.head_dim % 2:
-            raise UserError(
-                "head_dim", self.head_dim, "must be even: RoPE rotates pairs of channels"
-            )
+        if self.rotary_dim % 2:
+            reason = f"must give an even number of rotated channels, not {self.rotary_dim}: RoPE rotates pairs"
+            name = "head_dim" if self.rope.fraction == 1 else "rope.fraction"
+            raise UserError(name, get_field(self, name), reason)
+        scaling = self.rope.scaling
+        if scaling.kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
+            reason = f"must be above low_freq_factor={scaling.low_freq_factor:g}"
+            raise UserError("rope.scaling.high_freq_factor", scaling.high_freq_factor, reason)
         if self.n_heads % self.n_kv_heads:
             raise UserError("n_kv_heads", self.n_kv_heads, f"must divide n_heads={self.n_heads}")
         if self.is_moe:
@@ -207,13 +221,24 @@ def check_routing(num_experts: int, top_k: int) -> None:
         )
 
 
+def _make_part(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Return a part, and the parts inside it, from mappings."""
+    types = _field_types(kind)  # type: ignore[arg-type]
+    nested = {
+        name: _make_part(types[name], value)
+        for name, value in values.items()
+        if isinstance(value, Mapping) and is_dataclass(types.get(name))
+    }
+    return kind(**{**values, **nested})
+
+
 def _divides(divisor: Any, number: Any) -> bool:
     # Values that are read from files have not been checked yet.
     return type(divisor) is int and type(number) is int and divisor > 0 and number % divisor == 0
 
 
 @cache
-def _field_types(config_class: type[Any]) -> dict[str, Any]:
+def _field_types(config_class: Any) -> dict[str, Any]:
     return get_type_hints(config_class)
 
 

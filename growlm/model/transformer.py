@@ -31,6 +31,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.parallel_residual = config.norm.parallel_residual
         self.attention_norm = labeled_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = labeled_norm(config)
@@ -45,8 +46,9 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream (B, T, D) after this block, given the one before it (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
-        normalized = self.feed_forward_norm(x)
+        update = self.attention(self.attention_norm(x), cos, sin, cache)
+        before, x = x, x + update
+        normalized = self.feed_forward_norm(before if self.parallel_residual else x)
         if isinstance(self.feed_forward, MixtureOfExperts):
             return x + self.feed_forward(normalized, routings)
         return x + self.feed_forward(normalized)

@@ -52,6 +52,8 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
         problems.append(
             f"rope_theta changed from {old.rope.theta:g} to {new.rope.theta:g}: a growth must keep it"
         )
+    elif old.rope != new.rope:
+        problems.append(f"rope changed from {old.rope} to {new.rope}: a growth must keep it")
     mismatched = _count_mismatched_heads(comparison)
     if mismatched:
         problems.append(

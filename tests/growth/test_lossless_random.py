@@ -10,6 +10,7 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
 from tests.growth.losslessness import before_near_ties
+from tests.model.drawn_parts import drawn_parts
 from tests.model.tiny_models import build, logits_of, max_difference, random_tokens
 
 LARGEST = {"d_model": 80, "n_heads": 24, "d_ff": 120, "n_layers": 8, "num_experts": 30}
@@ -20,21 +21,20 @@ def configs(draw):
     """Any family, grouping, width; dense or a mixture."""
     n_kv_heads = draw(st.integers(1, 3))
     num_experts = draw(st.sampled_from([0, 2, 3, 5]))
+    head_dim = draw(st.sampled_from([2, 4, 6]))
     return ModelConfig(
         vocab_size=draw(st.integers(3, 20)),
         d_model=draw(st.integers(4, 20)),
         n_layers=draw(st.integers(1, 3)),
         n_heads=n_kv_heads * draw(st.integers(1, 3)),
         n_kv_heads=n_kv_heads,
-        head_dim=draw(st.sampled_from([2, 4, 6])),
+        head_dim=head_dim,
         d_ff=draw(st.integers(1, 24)),
         max_seq_len=16,
-        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
-        feed_forward=draw(st.sampled_from(["gelu", "swiglu"])),
-        bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
         num_experts=num_experts,
         top_k=draw(st.integers(2, max(2, num_experts))),
+        **draw(drawn_parts(head_dim)),
     )
 
 

@@ -30,12 +30,16 @@ CONFIGS = {
     "mistral": transformers.MistralConfig,
     "mixtral": transformers.MixtralConfig,
     "gpt_neox": transformers.GPTNeoXConfig,
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
 }
 FIXED = {
     "llama": {},
     "mistral": {"sliding_window": None, "num_key_value_heads": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
     "gpt_neox": {"use_parallel_residual": False},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
 }
 SMALL_SHARDS = "20KB"
 

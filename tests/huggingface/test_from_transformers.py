@@ -25,6 +25,31 @@ from tests.huggingface.hf_models import (
 )
 
 GROUPED = {"num_key_value_heads": 2}
+LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "factor": 3.0,
+    "original_max_position_embeddings": 20,
+    "beta_fast": 8.0,
+    "beta_slow": 2.0,
+    "attention_factor": 1.1,
+    "truncate": False,
+}
+
+
+def scaled(kind, **numbers):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, **numbers}}
+
+
+def partly_rotated(fraction):
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": fraction}
+    return {"rope_parameters": parameters}
+
+
 VARIANTS = {
     "llama": ("llama", GROUPED),
     "llama, one key head": ("llama", {"num_key_value_heads": 1}),
@@ -39,7 +64,18 @@ VARIANTS = {
         "mixtral",
         {"tie_word_embeddings": True, "num_experts_per_tok": 3, **GROUPED},
     ),
+    "llama, as Llama 3.1": ("llama", {**scaled("llama3", **LLAMA_3_1), **GROUPED}),
+    "llama, linear": ("llama", scaled("linear", factor=2.5)),
+    "llama, yarn": ("llama", scaled("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "llama, yarn, all numbers": ("llama", scaled("yarn", **YARN)),
+    "llama, attention biases alone": ("llama", {"attention_bias": True, **GROUPED}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, as Qwen2.5 0.5B": ("qwen2", {"tie_word_embeddings": True, **rope("qwen2", 1e6)}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True, **rope("qwen3", 1e6)}),
+    "qwen3, wide heads, biases": ("qwen3", {"head_dim": 14, "attention_bias": True}),
     "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
+    "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
     "gpt_neox, tied": ("gpt_neox", {"tie_word_embeddings": True, "layer_norm_eps": 1e-3}),
 }
 everywhere = pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS)
@@ -133,6 +169,7 @@ def shapes(draw, family):
     }
     epsilon = draw(st.floats(1e-8, 1e-2))
     if family == "gpt_neox":
+        shape |= {"use_parallel_residual": draw(st.booleans())}
         return shape | {"hidden_size": width, "layer_norm_eps": epsilon}
     shape |= {"head_dim": head_dim, "rms_norm_eps": epsilon}
     shape["num_key_value_heads"] = draw(
@@ -141,7 +178,9 @@ def shapes(draw, family):
     if family == "llama":
         biased = draw(st.booleans())
         width = heads * draw(st.integers(1, 10))
-        shape |= {"attention_bias": biased, "mlp_bias": biased}
+        shape |= {"attention_bias": biased, "mlp_bias": draw(st.booleans())}
+    elif family == "qwen2":
+        shape |= {"hidden_size": width}
     else:
         width = draw(st.integers(1, 40))
     if family == "mixtral":
@@ -150,7 +189,7 @@ def shapes(draw, family):
         shape |= {"num_local_experts": experts, "num_experts_per_tok": chosen}
         # transformers 5.6 saves experts of one hidden unit without that dimension.
         assume(shape["intermediate_size"] > 1)
-    return shape | {"hidden_size": width}
+    return {"hidden_size": width} | shape
 
 
 @pytest.mark.parametrize("family", CONFIGS)

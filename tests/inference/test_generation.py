@@ -13,14 +13,14 @@ from growlm.inference.sampling import Sampling
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.kv_cache import KeyValueCache
 from growlm.runtime.errors import RunError
+from tests.model.drawn_parts import drawn_parts
 from tests.model.tiny_models import EXPERTS, build, logits_of, tiny_config
 
 GREEDY = Sampling(temperature=0)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
-shapes = st.fixed_dictionaries(
+sizes = st.fixed_dictionaries(
     {
-        "family": st.sampled_from(["default", "llama"]),
         "n_layers": st.integers(1, 2),
         "heads": st.sampled_from([(1, 1), (4, 4), (4, 2), (4, 1), (6, 3)]),
         "head_dim": st.sampled_from([2, 4, 8]),
@@ -28,6 +28,9 @@ shapes = st.fixed_dictionaries(
         "experts": st.sampled_from([{}, EXPERTS, {"num_experts": 3, "top_k": 3}]),
         "tie_embeddings": st.booleans(),
     }
+)
+shapes = sizes.flatmap(
+    lambda shape: drawn_parts(shape["head_dim"]).map(lambda parts: shape | parts)
 )
 prompt_lists = st.lists(
     st.lists(st.integers(0, 28), min_size=1, max_size=12), min_size=1, max_size=5
@@ -37,9 +40,7 @@ prompt_lists = st.lists(
 def model_of(shape, dtype=torch.float64):
     shape = dict(shape)
     n_heads, n_kv_heads = shape.pop("heads")
-    config = tiny_config(
-        shape.pop("family"), n_heads=n_heads, n_kv_heads=n_kv_heads, **shape.pop("experts"), **shape
-    )
+    config = tiny_config(n_heads=n_heads, n_kv_heads=n_kv_heads, **shape.pop("experts"), **shape)
     return build(config, std=0.3, dtype=dtype)
 
 

@@ -24,6 +24,8 @@ def tiny_config(family="default", **changes):
         "d_ff": 24,
         "max_seq_len": 64,
     }
+    if any(isinstance(value, dict) for value in changes.values()):  # parts, instead of the family's
+        return ModelConfig(**(fields | changes))
     return ModelConfig(**(fields | FAMILIES[family] | changes))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from growlm.model.config import ModelConfig
 from growlm.model.kv_cache import LayerCache
 from growlm.model.layers.causal_attention import causal_attention
-from growlm.model.layers.labeled_layers import labeled_linear
+from growlm.model.layers.labeled_layers import labeled_linear, labeled_qk_norm
 from growlm.model.layers.rotary import apply_rotary
 
 
@@ -24,6 +24,7 @@ class Attention(nn.Module):
         self.query = labeled_linear(config, read="residual", write="query_heads", bias=qkv_bias)
         self.key = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
         self.value = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
+        self.query_norm, self.key_norm = labeled_qk_norm(config), labeled_qk_norm(config)
         self.output = labeled_linear(config, read="query_heads", write="residual", bias=output_bias)
 
     def forward(
@@ -40,8 +41,11 @@ class Attention(nn.Module):
         Returns:
             The update of the residual stream, (B, T, D).
         """
-        query = apply_rotary(self._split_heads(self.query(x)), cos, sin)  # (B, H, T, C)
-        key = apply_rotary(self._split_heads(self.key(x)), cos, sin)  # (B, K, T, C)
+        query, key = self._split_heads(self.query(x)), self._split_heads(self.key(x))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = apply_rotary(query, cos, sin)  # (B, H, T, C)
+        key = apply_rotary(key, cos, sin)  # (B, K, T, C)
         value = self._split_heads(self.value(x))  # (B, K, T, C)
         attend = causal_attention if cache is None else cache.attend
         mixed = attend(query, key, value)

@@ -36,3 +36,12 @@ def labeled_norm(config: ModelConfig, *, feeds_tied_head: bool = False) -> nn.Mo
             )
     label(layer, weight=gain)
     return layer
+
+
+def labeled_qk_norm(config: ModelConfig) -> nn.Module | None:
+    """Create the norm of the channels of each query or key head; None if the config has none."""
+    if config.attention.qk_norm == "none":
+        return None
+    layer = nn.RMSNorm(config.head_dim, eps=config.attention.qk_norm_eps)
+    label(layer, weight=Label((Dim(Role.GAIN, "head_channels"),)))
+    return layer

@@ -1,6 +1,6 @@
 """Compute and apply rotary position embeddings (RoPE; Su et al. 2021, arXiv 2104.09864).
 
-Shapes: B batch, T time, C channels of a head.
+Shapes: B batch, T time, C channels of a head, R of them rotated.
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ import torch
 from torch import Tensor
 
 from growlm.model.config import ModelConfig
+from growlm.model.layers.rope_scaling import scale_frequencies
 
 
 def rotary_tables(length: int, config: ModelConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute cosines and sines of the rotary angles of positions 0 to `length`, each (length, C/2).
+    """Compute cosines and sines of the rotary angles of positions 0 to `length`, each (length, R/2).
 
     They are computed at every forward pass in at least fp32: a buffer would be one more tensor for growth,
     sharding and checkpoints to handle, and would save only microseconds.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    exponents = (
-        torch.arange(0, config.head_dim, 2, device=like.device, dtype=dtype) / config.head_dim
-    )
+    size, rope = config.rotary_dim, config.rope
+    exponents = torch.arange(0, size, 2, device=like.device, dtype=dtype) / size
+    frequencies, factor = scale_frequencies(rope.scaling, rope.theta**-exponents, rope.theta)
     positions = torch.arange(length, device=like.device, dtype=dtype)
-    angles = torch.outer(positions, config.rope.theta**-exponents)
-    return angles.cos(), angles.sin()
+    angles = torch.outer(positions, frequencies)
+    if factor == 1.0:
+        return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + C/2) of x.
+    """Rotate the channel pairs (i, i + R/2) of x; channels from R on are left as they are.
 
     Args:
         x: (B, heads, T, C).
-        cos: (T, C/2), or (B, 1, T, C/2) if sequences have positions of their own.
+        cos: (T, R/2), or (B, 1, T, R/2) if sequences have positions of their own.
         sin: Of the same shape as `cos`.
     """
     return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype))
@@ -57,7 +60,11 @@ class _ApplyRotary(torch.autograd.Function):
 
 
 def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    (first, second), (new_first, new_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    size = cos.shape[-1]
+    first, second, rest = x.tensor_split((size, 2 * size), dim=-1)
+    new_first, new_second, new_rest = out.tensor_split((size, 2 * size), dim=-1)
     torch.mul(first, cos, out=new_first).sub_(second * sin)
     torch.mul(second, cos, out=new_second).add_(first * sin)
+    if rest.shape[-1]:
+        new_rest.copy_(rest)
     return out

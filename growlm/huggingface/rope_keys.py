@@ -1,0 +1,133 @@
+"""Read and write the config keys of rotary embeddings, as transformers 5 and earlier releases store them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from growlm.huggingface.config_keys import ConfigReader
+from growlm.model.config import ModelConfig, get_field
+from growlm.model.config_parts import RopeScalingConfig
+
+PARAMETERS_KEY = "rope_parameters"
+FORMER_PARAMETERS_KEY = "rope_scaling"
+SCALING_KEYS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_seq_len": "original_max_position_embeddings",
+    },
+    "yarn": {
+        "factor": "factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "attention_factor": "attention_factor",
+        "original_max_seq_len": "original_max_position_embeddings",
+    },
+}
+"""The key of each field of `RopeScalingConfig` that a kind of scaling has."""
+OPTIONAL_KEYS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+"""Keys that are left out where they have transformers' default, which is growlm's, too."""
+_DEFAULTS = RopeScalingConfig()
+
+
+@dataclass(frozen=True)
+class RotaryKeys:
+    """Config keys of an architecture's rotary embedding, for configs without `rope_parameters`."""
+
+    theta_key: str = "rope_theta"
+    default_theta: float = 10000.0
+    """Base of the frequencies where the key is absent."""
+    fraction_key: str = "partial_rotary_factor"
+    default_fraction: float = 1.0
+    """Fraction of a head's channels that is rotated, where the key is absent."""
+    allows_fraction: bool = False
+    """Whether its class can rotate a part of a head's channels only."""
+
+    def get_key(self, name: str) -> str | None:
+        """Return the key of a field of the part `rope`, for messages; None for any other field."""
+        if name == "rope.theta":
+            return self.theta_key
+        if name == "rope.fraction":
+            return self.fraction_key
+        prefix = "rope.scaling."
+        if not name.startswith(prefix):
+            return None
+        known = {field: key for keys in SCALING_KEYS.values() for field, key in keys.items()}
+        field = name.removeprefix(prefix)
+        return f"{PARAMETERS_KEY}.{known.get(field, field)}"
+
+
+def read_rope(rotary: RotaryKeys, keys: ConfigReader) -> dict[str, Any]:
+    """Return the fields of the part `rope`, by path.
+
+    Raises:
+        UserError: If the embedding is one that growlm does not support.
+    """
+    fields = {
+        "rope.theta": keys.content.get(rotary.theta_key, rotary.default_theta),
+        "rope.fraction": keys.content.get(rotary.fraction_key, rotary.default_fraction),
+    }
+    for key in (FORMER_PARAMETERS_KEY, PARAMETERS_KEY):
+        parameters = keys.get(key)
+        if parameters is None:
+            continue
+        if not isinstance(parameters, dict) or dict in map(type, parameters.values()):
+            keys.raise_error(key, parameters, "must be null or one mapping for all layers")
+        fields["rope.theta"] = parameters.get("rope_theta", fields["rope.theta"])
+        fields["rope.fraction"] = parameters.get("partial_rotary_factor", fields["rope.fraction"])
+        fields |= _read_scaling(key, parameters, keys)
+    if not rotary.allows_fraction and fields["rope.fraction"] != 1.0:
+        reason = "must be 1.0: its class rotates all channels of a head"
+        keys.raise_error(rotary.fraction_key, fields["rope.fraction"], reason)
+    return fields
+
+
+def _read_scaling(key: str, parameters: Mapping[str, Any], keys: ConfigReader) -> dict[str, Any]:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return {}
+    if kind not in SCALING_KEYS:
+        known = ", ".join(SCALING_KEYS)
+        keys.raise_error(f"{key}.rope_type", kind, f"must be default or one of {known}")
+    values = {
+        field: parameters[name]
+        for field, name in SCALING_KEYS[kind].items()
+        if parameters.get(name) is not None
+    }
+    if "original_max_seq_len" in SCALING_KEYS[kind]:
+        values.setdefault("original_max_seq_len", keys.get("max_position_embeddings"))
+    scales = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    if kind == "yarn" and "attention_factor" not in values and all(scales):
+        values["attention_factor"] = _attention_factor(key, values.get("factor"), scales, keys)
+    return {"rope.scaling.kind": kind} | {f"rope.scaling.{n}": v for n, v in values.items()}
+
+
+def _attention_factor(key: str, factor: Any, scales: tuple[Any, Any], keys: ConfigReader) -> float:
+    """Return the factor of cosines and sines that DeepSeek's two scales stand for."""
+    if not all(type(value) in (int, float) for value in (factor, *scales)):
+        keys.raise_error(key, "...", "mscale, mscale_all_dim and factor must be numbers")
+    numerator, denominator = (
+        0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0 for scale in scales
+    )
+    return float(numerator / denominator)
+
+
+def write_rope(rotary: RotaryKeys, config: ModelConfig) -> dict[str, Any]:
+    """Return the keys of the config's rotary embedding."""
+    scaling = config.rope.scaling
+    kind = "default" if scaling.kind == "none" else scaling.kind
+    parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": config.rope.theta}
+    for field, name in SCALING_KEYS.get(kind, {}).items():
+        value = get_field(scaling, field)
+        if name not in OPTIONAL_KEYS or value != get_field(_DEFAULTS, field):
+            parameters[name] = value
+    content: dict[str, Any] = {rotary.theta_key: config.rope.theta}
+    if rotary.allows_fraction:
+        parameters["partial_rotary_factor"] = content[rotary.fraction_key] = config.rope.fraction
+    return content | {PARAMETERS_KEY: parameters}

@@ -1,0 +1,81 @@
+"""Models that transformers made: taken in, grown in every way, taken out, and loaded by transformers again."""
+
+import pytest
+import torch
+
+from growlm.checkpoint import load_model, save_model
+from growlm.growth import Deepen, Upcycle, Widen, grow
+from growlm.huggingface import to_growlm, to_huggingface
+from growlm.inference.generation import generate
+from growlm.inference.sampling import Sampling
+from tests.huggingface.hf_models import load, make, precision, rope, tokens_for
+
+PYTHIA = {
+    "use_parallel_residual": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}
+LLAMA_3_1 = {
+    "num_key_value_heads": 2,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+FAMILIES = {
+    "Llama 3.1": ("llama", LLAMA_3_1),
+    "Llama 3.2, tied": ("llama", LLAMA_3_1 | {"tie_word_embeddings": True}),
+    "Mistral 0.3": ("mistral", {"sliding_window": None}),
+    "Qwen2.5": ("qwen2", rope("qwen2", 1e6)),
+    "Qwen2.5, tied": ("qwen2", {"tie_word_embeddings": True}),
+    "Qwen3": ("qwen3", rope("qwen3", 1e6)),
+    "Qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
+    "Pythia": ("gpt_neox", PYTHIA),
+}
+GROWTHS = {
+    "upcycled": [Upcycle(num_experts=4)],
+    "x1.5": [Widen(scale_factor=1.5, noise_std=1e-3)],
+    "x2": [Widen(scale_factor=2, noise_std=1e-3)],
+    "deeper": [Deepen(extra_layers=1)],
+    "all": [
+        Upcycle(num_experts=4),
+        Widen(scale_factor=1.5, noise_std=1e-3),
+        Deepen(extra_layers=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+@pytest.mark.parametrize(("family", "changes"), FAMILIES.values(), ids=FAMILIES)
+def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, changes, growth):
+    original = make(family, **changes)
+    original.save_pretrained(tmp_path / "hf")
+    to_growlm(tmp_path / "hf", tmp_path / "ours")
+
+    grown = grow(load_model(tmp_path / "ours")[0], GROWTHS[growth])
+    save_model(grown, tmp_path / "grown", {})
+    done = to_huggingface(tmp_path / "grown", tmp_path / "out")
+
+    own_class = done.class_name == "GrowLMForCausalLM"
+    theirs = load(tmp_path / "out", **({"trust_remote_code": True} if own_class else {}))
+    tokens = tokens_for(original.config)
+    with torch.no_grad():
+        assert (theirs(tokens).logits - original(tokens).logits).abs().max() <= 2e-5
+    if growth in ("x2", "deeper"):  # their sizes change, and nothing else
+        assert not own_class
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES.values(), ids=FAMILIES)
+def test_cached_greedy_texts_are_equal(tmp_path, family, changes):
+    theirs = make(family, dtype=torch.float64, **changes)
+    theirs.save_pretrained(tmp_path / "hf")
+    to_growlm(tmp_path / "hf", tmp_path / "ours")
+    model = load_model(tmp_path / "ours")[0].eval()
+    prompt = tokens_for(theirs.config, batch=1, time=9)
+    with torch.no_grad(), precision(torch.float64):
+        expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    (found,) = generate(model, prompt.tolist(), 12, Sampling(temperature=0))
+    assert list(found.tokens) == expected[0, 9:].tolist()
