@@ -5,6 +5,7 @@ import math
 import pytest
 
 from growlm.model import TransformerLM
+from growlm.model.config import replace_fields
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import tiny_config
 
@@ -20,24 +21,24 @@ BAD = [
     ("head_dim", 5),
     ("d_ff", 0),
     ("max_seq_len", 1),
-    ("norm", "batchnorm"),
-    ("feed_forward", "relu"),
-    ("norm_eps", 0.0),
-    ("norm_eps", 1.0),
-    ("norm_eps", math.nan),
-    ("rope_theta", 1.0),
-    ("rope_theta", math.inf),
+    ("norm.kind", "batchnorm"),
+    ("feed_forward.kind", "relu"),
+    ("norm.eps", 0.0),
+    ("norm.eps", 1.0),
+    ("norm.eps", math.nan),
+    ("rope.theta", 1.0),
+    ("rope.theta", math.inf),
     ("num_experts", -1),
     ("num_experts", 1),
     ("top_k", 0),
-    ("router_balance_weight", -0.1),
-    ("router_z_weight", -0.1),
+    ("routing.balance_weight", -0.1),
+    ("routing.z_weight", -0.1),
 ]
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_bad_field_is_named(field, value):
-    config = tiny_config(**{field: value})
+    config = replace_fields(tiny_config(), {field: value})
 
     with pytest.raises(UserError) as refusal:
         config.validate()
@@ -55,7 +56,7 @@ def test_bad_top_k_is_refused_with_the_reason(top_k, reason):
 
 
 def test_a_model_cannot_be_built_from_a_bad_config():
-    with pytest.raises(UserError, match="head_dim=5: must be even"):
+    with pytest.raises(UserError, match="head_dim=5: must give an even number"):
         TransformerLM(tiny_config(head_dim=5))
 
 
