@@ -23,6 +23,7 @@ class Architecture:
         fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
         field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
         value_names: For a key whose values growlm names otherwise: growlm's value of each.
+        key_aliases: Other names under which transformers may store a key, and the name in this table.
         key_defaults: Values that transformers uses where a key is absent.
         required_values: Values of other keys under which growlm computes the same; the first one is written.
         tensor_layouts: Mapping rules of the tensors. The first layout is written; any of them can be read.
@@ -40,6 +41,7 @@ class Architecture:
     tensor_layouts: tuple[tuple[MappingRule, ...], ...]
     ignored_tensors: tuple[str, ...] = ()
     value_names: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    key_aliases: Mapping[str, str] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
 

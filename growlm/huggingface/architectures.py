@@ -3,8 +3,8 @@
 A table lists the keys of `config.json` that correspond to `ModelConfig` fields, the keys that must have a certain
 value, and the mapping rules of the tensors. Import and export use nothing else.
 
-Sources: the classes of transformers 5 (`models/{llama,mistral,mixtral,qwen2,qwen3,gpt_neox}`), and the layouts of
-the files that Meta, Mistral AI, Alibaba and EleutherAI published under these names.
+Sources: the classes of transformers 5 (`models/{llama,mistral,mixtral,qwen2,qwen3,qwen3_moe,gpt_neox}`), and the
+layouts of the files that Meta, Mistral AI, Alibaba and EleutherAI published under these names.
 """
 
 from __future__ import annotations
@@ -79,13 +79,15 @@ def _mixtral_rules(block: str, experts: tuple[MappingRule, ...]) -> tuple[Mappin
     return (*_LLAMA_RULES, router, _NO_SELECTION_BIAS, *experts)
 
 
-def _per_expert_rules(block: str) -> tuple[MappingRule, ...]:
-    """Return the rules of a layout with separate tensors per expert: gate, down and up are w1, w2 and w3."""
+def _per_expert_rules(
+    block: str, gate: str = "w1", down: str = "w2", up: str = "w3"
+) -> tuple[MappingRule, ...]:
+    """Return the rules of a layout with separate tensors per expert; the default names are Mixtral's."""
     expert = f"model.layers.{{layer}}.{block}.experts.{{expert}}"
     return (
-        stacked_rule("blocks.{layer}.feed_forward.experts.gate", f"{expert}.w1.weight"),
-        stacked_rule("blocks.{layer}.feed_forward.experts.down", f"{expert}.w2.weight"),
-        stacked_rule("blocks.{layer}.feed_forward.experts.up", f"{expert}.w3.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.gate", f"{expert}.{gate}.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.down", f"{expert}.{down}.weight"),
+        stacked_rule("blocks.{layer}.feed_forward.experts.up", f"{expert}.{up}.weight"),
     )
 
 
@@ -303,6 +305,53 @@ QWEN3 = Architecture(
     ignored_tensors=_ROTARY_BUFFERS,
 )
 
+_QWEN_EXPERTS = _per_expert_rules("mlp", "gate_proj", "down_proj", "up_proj")
+
+QWEN3_MOE = Architecture(
+    model_type="qwen3_moe",
+    class_name="Qwen3MoeForCausalLM",
+    fixed_fields=_RMS_SWIGLU | {"attention.qk_norm": "head", "feed_forward.bias": False},
+    field_to_key=_SIZE_KEYS
+    | _GQA_AND_NORM_KEYS
+    | {
+        "attention.bias": "attention_bias",
+        "d_ff": "moe_intermediate_size",
+        "num_experts": "num_experts",
+        "top_k": "num_experts_per_tok",
+        "routing.balance_weight": "router_aux_loss_coef",
+    },
+    key_aliases={"num_local_experts": "num_experts"},
+    value_names=QWEN3.value_names,
+    key_defaults={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "head_dim": None,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "router_aux_loss_coef": 0.001,
+    },
+    required_values=_SILU
+    | {
+        "use_sliding_window": (False,),
+        "norm_topk_prob": (True,),
+        "decoder_sparse_step": (1,),
+        "mlp_only_layers": ([], None),
+    },
+    tensor_layouts=(
+        (*_mixtral_rules("mlp", _QWEN_EXPERTS), *_QK_NORM_RULES),
+        (*_mixtral_rules("mlp", _FUSED_EXPERT_RULES), *_QK_NORM_RULES),
+    ),
+    ignored_tensors=_ROTARY_BUFFERS,
+)
+
 GROWLM = Architecture(
     model_type="growlm",
     class_name="GrowLMForCausalLM",
@@ -322,7 +371,7 @@ GROWLM = Architecture(
 )
 """growlm's own architecture, for any model: transformers loads its class from growlm through `auto_map`."""
 
-ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GPT_NEOX, GROWLM)
+ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GPT_NEOX, GROWLM)
 """All architectures, in the order in which an export tries them."""
 
 assert set(GROWLM.field_to_key) == set(ModelConfig.__dataclass_fields__)

@@ -114,6 +114,7 @@ def parse_model_config(
     """
     if architecture is GROWLM:
         content = translate_former_fields(content)
+    content = {architecture.key_aliases.get(key, key): value for key, value in content.items()}
     keys = ConfigReader(folder, content, architecture.key_defaults)
     for name, allowed in (NEUTRAL_VALUES | dict(architecture.required_values)).items():
         keys.check_allowed(name, allowed)

@@ -32,6 +32,7 @@ CONFIGS = {
     "gpt_neox": transformers.GPTNeoXConfig,
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
+    "qwen3_moe": transformers.Qwen3MoeConfig,
 }
 FIXED = {
     "llama": {},
@@ -40,6 +41,14 @@ FIXED = {
     "gpt_neox": {"use_parallel_residual": False},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "moe_intermediate_size": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
 }
 SMALL_SHARDS = "20KB"
 

@@ -73,6 +73,7 @@ VARIANTS = {
     "qwen2, as Qwen2.5 0.5B": ("qwen2", {"tie_word_embeddings": True, **rope("qwen2", 1e6)}),
     "qwen3": ("qwen3", {"tie_word_embeddings": True, **rope("qwen3", 1e6)}),
     "qwen3, wide heads, biases": ("qwen3", {"head_dim": 14, "attention_bias": True}),
+    "qwen3_moe": ("qwen3_moe", rope("qwen3_moe", 1e6)),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
     "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
@@ -96,6 +97,8 @@ def config_of(folder):
     found = config.to_dict()
     for name in ("transformers_version", "growlm", "sliding_window"):
         found.pop(name, None)
+    if "moe_intermediate_size" in found:  # all blocks are mixtures, and this width means nothing
+        found.pop("intermediate_size")
     found["head_dim"] = getattr(config, "head_dim", None) or 8
     return found
 
@@ -183,6 +186,10 @@ def shapes(draw, family):
         shape |= {"hidden_size": width}
     else:
         width = draw(st.integers(1, 40))
+    if family == "qwen3_moe":
+        experts = draw(st.integers(2, 5))
+        shape |= {"num_experts": experts, "num_experts_per_tok": draw(st.integers(2, experts))}
+        shape["moe_intermediate_size"] = draw(st.integers(2, 20))
     if family == "mixtral":
         experts = draw(st.integers(2, 5))
         chosen = draw(st.integers(2, experts))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from growlm.checkpoint import load_model, save_model
-from growlm.growth import Deepen, Upcycle, Widen, grow
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
@@ -33,6 +33,7 @@ FAMILIES = {
     "Qwen2.5, tied": ("qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("qwen3", rope("qwen3", 1e6)),
     "Qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
+    "Qwen3-MoE": ("qwen3_moe", rope("qwen3_moe", 1e6)),
     "Pythia": ("gpt_neox", PYTHIA),
 }
 GROWTHS = {
@@ -55,7 +56,13 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
     original.save_pretrained(tmp_path / "hf")
     to_growlm(tmp_path / "hf", tmp_path / "ours")
 
-    grown = grow(load_model(tmp_path / "ours")[0], GROWTHS[growth])
+    operators = GROWTHS[growth]
+    if family == "qwen3_moe":
+        operators = [
+            MultiplyExperts(noise_std=1e-3) if isinstance(operator, Upcycle) else operator
+            for operator in operators
+        ]
+    grown = grow(load_model(tmp_path / "ours")[0], operators)
     save_model(grown, tmp_path / "grown", {})
     done = to_huggingface(tmp_path / "grown", tmp_path / "out")
 
@@ -64,6 +71,8 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
     tokens = tokens_for(original.config)
     with torch.no_grad():
         assert (theirs(tokens).logits - original(tokens).logits).abs().max() <= 2e-5
+    if growth == "upcycled" and family == "qwen3":
+        assert done.class_name == "Qwen3MoeForCausalLM"
     if growth in ("x2", "deeper"):  # their sizes change, and nothing else
         assert not own_class
 
