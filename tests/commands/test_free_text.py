@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from growlm.cli.hydra_command import QUOTED_STRING, quote_free_text
 from growlm.config.command_schema import GenerateCommand
 from growlm.config.literal import escape_prompt_interpolations
-from growlm.config.load import load_command_config, load_config
+from growlm.config.load import load_command_config, load_config, make_config_node
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
 
@@ -92,5 +92,5 @@ def test_a_sample_prompt_arrives_unchanged_and_comes_back_from_a_runs_folder(tex
     config = load_config(quote_free_text(f"callbacks.sample_prompt={text}"))
     assert config.callbacks.sample_prompt == text
     written = OmegaConf.to_yaml(OmegaConf.structured(escape_prompt_interpolations(config)))
-    read = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(written))
+    read = OmegaConf.merge(make_config_node(RunConfig), OmegaConf.create(written))
     assert OmegaConf.to_object(read).callbacks.sample_prompt == text
