@@ -36,6 +36,13 @@ FAMILIES = {
     "Qwen3-MoE": ("qwen3_moe", rope("qwen3_moe", 1e6)),
     "Pythia": ("gpt_neox", PYTHIA),
 }
+each_family = pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if "tied" in name else [])
+        for name, case in FAMILIES.items()
+    ],
+)
 GROWTHS = {
     "upcycled": [Upcycle(num_experts=4)],
     "x1.5": [Widen(scale_factor=1.5, noise_std=1e-3)],
@@ -50,7 +57,7 @@ GROWTHS = {
 
 
 @pytest.mark.parametrize("growth", GROWTHS)
-@pytest.mark.parametrize(("family", "changes"), FAMILIES.values(), ids=FAMILIES)
+@each_family
 def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, changes, growth):
     original = make(family, **changes)
     original.save_pretrained(tmp_path / "hf")
@@ -77,7 +84,7 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
         assert not own_class
 
 
-@pytest.mark.parametrize(("family", "changes"), FAMILIES.values(), ids=FAMILIES)
+@each_family
 def test_cached_greedy_texts_are_equal(tmp_path, family, changes):
     theirs = make(family, dtype=torch.float64, **changes)
     theirs.save_pretrained(tmp_path / "hf")
