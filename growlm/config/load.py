@@ -19,7 +19,7 @@ from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.schema import RunConfig
 from growlm.config.starting_model import fill_from_checkpoint
 from growlm.config.validation import check_config
-from growlm.model.config import get_field_type
+from growlm.model.config import ModelConfig, get_field_type
 from growlm.model.former_fields import translate_former_fields
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
@@ -159,8 +159,13 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 def _to_typed_node(composed: DictConfig) -> DictConfig:
     content: Any = OmegaConf.to_container(composed)
-    content["model"] = translate_former_fields(content["model"])
     content.pop("hydra", None)
+    if isinstance(model := content.get("model"), dict):
+        content["model"] = model = translate_former_fields(model)
+        for name, part in ModelConfig.part_types().items():
+            if not isinstance(value := model.get(name, {}), dict):
+                known = ", ".join(f"model.{name}.{each}" for each in part.__dataclass_fields__)
+                raise UserError(f"model.{name}", value, f"is a part with fields; set {known}")
     node = make_config_node(RunConfig)
     _clear_model(node.model)
     return cast(DictConfig, OmegaConf.merge(node, content))

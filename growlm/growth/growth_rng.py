@@ -68,7 +68,7 @@ class GrowthRng:
 
         Drawing is the slowest part of a growth, so the bits come from SFC64 (C. Doty-Humphrey, PractRand),
         which takes half the time of torch's generator. Every block has its own seed, so that the numbers do
-        not depend on the number of threads. Inside `GrowthThreads.map` one thread draws all blocks.
+        not depend on the number of threads. Inside `GrowthThreads.map` one thread generates all blocks.
 
         Args:
             x: Tensor; blocks are parts of it, or of each member of a stack, split across another dimension.

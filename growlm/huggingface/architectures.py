@@ -109,6 +109,7 @@ _FUSED_EXPERT_RULES = (
 _RMS_SWIGLU = {"norm.kind": "rmsnorm", "norm.bias": False, "feed_forward.kind": "swiglu"}
 _NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 _SILU = {"hidden_act": ("silu", "swish")}
+_ATTENTION_BIAS = {"attention_bias": {False: "none", True: "all"}}
 _ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
 LLAMA = Architecture(
@@ -129,7 +130,7 @@ LLAMA = Architecture(
         "hidden_act": "silu",
     },
     required_values=_SILU,
-    value_names={"attention_bias": {False: "none", True: "all"}},
+    value_names=_ATTENTION_BIAS,
     tensor_layouts=(_LLAMA_RULES,),
     ignored_tensors=_ROTARY_BUFFERS,
     requires_divisible_heads=True,
@@ -255,22 +256,23 @@ GPT_NEOX = Architecture(
     ),
 )
 
+_QWEN_DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+}
+_QWEN_REQUIRED = _SILU | {"use_sliding_window": (False,)}
+
 QWEN2 = Architecture(
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
     fixed_fields=_RMS_SWIGLU
     | {"attention.bias": "qkv", "feed_forward.bias": False, "num_experts": 0},
     field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS,
-    key_defaults={
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "head_dim": None,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-    },
-    required_values=_SILU | {"use_sliding_window": (False,)},
+    key_defaults=_QWEN_DEFAULTS | {"num_key_value_heads": 32, "head_dim": None},
+    required_values=_QWEN_REQUIRED,
     tensor_layouts=(_LLAMA_RULES,),
     ignored_tensors=_ROTARY_BUFFERS,
 )
@@ -289,18 +291,10 @@ QWEN3 = Architecture(
     fixed_fields=_RMS_SWIGLU
     | {"attention.qk_norm": "head", "feed_forward.bias": False, "num_experts": 0},
     field_to_key=_SIZE_KEYS | _GQA_AND_NORM_KEYS | {"attention.bias": "attention_bias"},
-    value_names={"attention_bias": {False: "none", True: "all"}},
-    key_defaults={
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-    },
-    required_values=_SILU | {"use_sliding_window": (False,)},
+    value_names=_ATTENTION_BIAS,
+    key_defaults=_QWEN_DEFAULTS
+    | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False},
+    required_values=_QWEN_REQUIRED,
     tensor_layouts=((*_LLAMA_RULES, *_QK_NORM_RULES),),
     ignored_tensors=_ROTARY_BUFFERS,
 )
@@ -321,16 +315,12 @@ QWEN3_MOE = Architecture(
         "routing.balance_weight": "router_aux_loss_coef",
     },
     key_aliases={"num_local_experts": "num_experts"},
-    value_names=QWEN3.value_names,
-    key_defaults={
-        "max_position_embeddings": 32768,
+    value_names=_ATTENTION_BIAS,
+    key_defaults=_QWEN_DEFAULTS
+    | {
         "num_key_value_heads": 4,
         "head_dim": None,
-        "rms_norm_eps": 1e-6,
         "attention_bias": False,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
         "moe_intermediate_size": 768,
         "num_experts": 128,
         "num_experts_per_tok": 8,
@@ -338,9 +328,8 @@ QWEN3_MOE = Architecture(
         "decoder_sparse_step": 1,
         "router_aux_loss_coef": 0.001,
     },
-    required_values=_SILU
+    required_values=_QWEN_REQUIRED
     | {
-        "use_sliding_window": (False,),
         "norm_topk_prob": (True,),
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([], None),

@@ -115,6 +115,8 @@ def _attention_factor(key: str, factor: Any, scales: tuple[Any, Any], keys: Conf
     numerator, denominator = (
         0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0 for scale in scales
     )
+    if numerator <= 0 or denominator <= 0:
+        keys.raise_error(key, "...", "mscale and mscale_all_dim must give positive scales")
     return float(numerator / denominator)
 
 

@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feed_forward": {"kind": "swiglu", "bias": False},
     },
 }
-"""What each preset of `ModelConfig.preset` changes of the defaults."""
+"""Fields that each preset of `ModelConfig.preset` changes; the others keep their defaults."""
 
 
 class _ConfigType(type):
@@ -188,7 +188,7 @@ class ModelConfig(metaclass=_ConfigType):
                 f"must be given where n_heads={self.n_heads} does not divide d_model={self.d_model}"
             )
             raise UserError("head_dim", "null", reason)
-        if self.rotary_dim % 2:
+        if self.rotary_dim % 2 or not self.rotary_dim:
             reason = f"must give an even number of rotated channels, not {self.rotary_dim}: RoPE rotates pairs"
             name = "head_dim" if self.rope.fraction == 1 else "rope.fraction"
             raise UserError(name, get_field(self, name), reason)

@@ -46,6 +46,12 @@ REFUSED = [
     ("llama", "attention_bias", "yes", r"=yes: must be False or True"),
     ("llama", "rope_parameters", YARN | {"factor": "x"}, r"\.factor='x': must be a number"),
     ("llama", "rope_parameters", YARN | {"factor": 0.5}, r"\.factor=0\.5: must be at least 1"),
+    (
+        "llama",
+        "rope_parameters",
+        YARN | {"factor": 2.718281828459045, "mscale": 1.0, "mscale_all_dim": -10.0},
+        r"=.*must give positive scales",
+    ),
     ("llama", "rope_scaling", {"type": "longrope"}, r"\.rope_type=longrope: must be default or"),
     (
         "llama",
@@ -90,6 +96,7 @@ REFUSED = [
     ("gpt_neox", "use_parallel_residual", "yes", r"='yes': must be true or false"),
     ("gpt_neox", "attention_bias", False, r"=False: must be True"),
     ("gpt_neox", "hidden_act", "gelu_new", r"=gelu_new: must be gelu or gelu_python"),
+    ("gpt_neox", "rope_parameters", {"partial_rotary_factor": 0.1}, r"rotary_pct=0\.1: must give"),
     ("gpt_neox", "rope_parameters", {"partial_rotary_factor": 0.4}, r"rotary_pct=0\.4: must give"),
     ("gpt_neox", "hidden_size", 33, r"=33: must be a multiple of num_attention_heads=4"),
     (

@@ -114,6 +114,10 @@ def test_flat_fields_as_overrides():
     [
         ("model.norm.kid=3", r"model\.norm\.kid: there is no such key; did you mean kind"),
         ("model.d_modl=3", r"model\.d_modl: there is no such key; did you mean d_model"),
+        (
+            "model.rope=llama3",
+            r"model\.rope=llama3: is a part with fields; set model\.rope\.theta, ",
+        ),
         ("model.norm=batchnorm", r"model\.norm\.kind=batchnorm: must be one of"),
         ("model.rope.fraction=0.1", r"model\.rope\.fraction=0\.1: must give an even number"),
         ("model.rope.scaling.factor=0.5", r"model\.rope\.scaling\.factor=0\.5: must be at least 1"),

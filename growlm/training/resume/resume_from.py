@@ -24,7 +24,6 @@ from growlm.config.load import (
     to_valid_run_config,
 )
 from growlm.config.schema import RunConfig
-from growlm.model.former_fields import translate_former_fields
 from growlm.runtime.device import has_native_bf16, resolve_accelerator
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
@@ -211,11 +210,7 @@ def load_saved_config(path: Path) -> RunConfig:
     read_run_record(path)
     _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
     try:  # parse again with OmegaConf, which reads 1e-3 as a number
-        content: Any = OmegaConf.to_container(OmegaConf.create(text))
-        if isinstance(model := content.get("model"), dict):
-            content["model"] = translate_former_fields(model)
-        merged = OmegaConf.merge(make_config_node(RunConfig), content)
-        return to_valid_run_config(cast(DictConfig, merged))
+        return to_valid_run_config(cast(DictConfig, OmegaConf.create(text)))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
         reason = f"is not a valid run config: {summarize_error(Exception(detail))}"
