@@ -25,6 +25,7 @@ from growlm.growth.transforms.tensor_transforms import (
     Copy,
     Fill,
     NewTensor,
+    OffsetTransforms,
     Reinitialize,
     ResetMoments,
     Scale,
@@ -48,12 +49,15 @@ class AxisGrowth:
             rows.
         filler_read_init: Content of columns that read a filler: `random` or `zero`.
         gain_factor: Factor that multiplies the gain of norms over the axis.
+        embedding_factor: Factor that multiplies the token embeddings, where the model multiplies them by a factor
+            of its width; the norm before a tied head is divided by it.
     """
 
     channels: ChannelMap
     filler_write_init: str = "zero"
     filler_read_init: str = "random"
     gain_factor: float = 1.0
+    embedding_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -376,11 +380,14 @@ def _derive_tensor(
     for position, dim in dims:
         if dim.axis in spec.axes:
             transforms += _axis_transforms(position, dim, spec, row, key)
+    if row.label.offset and not all(isinstance(each, Copy | Fill) for each in transforms):
+        transforms = [OffsetTransforms(row.label.offset, tuple(transforms))]
     if origin is not None and origin.kind in ("identity", "fresh"):
-        adds_to_stream = row.label.has(Role.WRITES, "residual")
+        adds_to_stream = row.label.adds_to_stream
         if origin.kind == "fresh" and row.label.has(Role.READS) and not adds_to_stream:
             transforms.append(Reinitialize(key))
-        transforms.append(NewTensor(row.shape) if adds_to_stream else ResetMoments())
+        nothing = NewTensor(row.shape, value=-row.label.offset)
+        transforms.append(nothing if adds_to_stream else ResetMoments())
     return TensorMap(source, row.shape, tuple(transforms))
 
 
@@ -399,8 +406,13 @@ def _axis_transforms(
         transforms.append(
             Fill(position, channels, by_role.get(dim.role, growth.filler_write_init), rng_key)
         )
-    if dim.role is Role.GAIN and growth.gain_factor != 1.0:
-        transforms.append(Scale(growth.gain_factor))
+    factor = growth.gain_factor if dim.role is Role.GAIN else 1.0
+    if row.label.feeds_tied_head:
+        factor /= growth.embedding_factor
+    elif row.label.has(Role.INDEX, "vocabulary"):
+        factor *= growth.embedding_factor
+    if factor != 1.0:
+        transforms.append(Scale(factor))
     if spec.noise is not None and _takes_noise(dim, row.label):
         level, repeated = spec.noise, _repeated_rows(position, spec, row)
         transforms.append(

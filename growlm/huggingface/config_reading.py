@@ -5,6 +5,7 @@ Any key that the table does not cover, and that would change what the model comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from growlm.checkpoint.checkpoint_folder import READABLE_FORMATS
 from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, find_tokenizer_files
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_keys import CONFIG_NAME, ConfigReader
-from growlm.huggingface.rope_keys import read_rope
+from growlm.huggingface.keys.config_keys import CONFIG_NAME, ConfigReader
+from growlm.huggingface.keys.layer_keys import read_layers
+from growlm.huggingface.keys.rope_keys import read_rope
+from growlm.huggingface.unsupported_features import check_unsupported_keys, explain_model_type
 from growlm.model.config import ModelConfig, get_field_type, nest_fields, replace_fields
 from growlm.model.former_fields import RENAMED_FIELDS, translate_former_fields
 from growlm.runtime.errors import UserError
@@ -25,7 +28,6 @@ TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 EXTRAS_KEY = "growlm"
 """Key for growlm's own data: `ModelConfig` fields that the architecture has no key for, and the record."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,),
     "logit_scale": (None, 1, 1.0),
     "logits_scaling": (None, 1, 1.0),
     "embedding_multiplier": (None, 1, 1.0),
@@ -34,16 +36,12 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "query_pre_attn_scalar": (None,),
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
-    "clip_qkv": (None,),
     "use_qk_norm": (None, False),
     "qk_layernorm": (None, False),
-    "alibi": (None, False),
     "no_rope_layers": (None,),
-    "per_layer_config": (None,),
-    "is_encoder_decoder": (None, False),
-    "add_cross_attention": (None, False),
 }
-"""Keys of any architecture that change what the model computes, and the values at which they do not."""
+"""Keys of single architectures that change what the model computes, and the values at which they do not. Keys of
+features that growlm does not have at all are in `unsupported_features.py`."""
 
 
 def is_hf_folder(folder: Path) -> bool:
@@ -116,15 +114,21 @@ def parse_model_config(
         content = translate_former_fields(content)
     content = {architecture.key_aliases.get(key, key): value for key, value in content.items()}
     keys = ConfigReader(folder, content, architecture.key_defaults)
-    for name, allowed in (NEUTRAL_VALUES | dict(architecture.required_values)).items():
+    check_unsupported_keys(keys)
+    for name, allowed in NEUTRAL_VALUES.items():
+        if name not in architecture.keys:
+            keys.check_allowed(name, allowed)
+    for name, allowed in architecture.required_values.items():
         keys.check_allowed(name, allowed)
-    fields = dict(architecture.fixed_fields) | {
-        name: keys.get_agreed(hf_keys.split(), architecture.value_names)
-        for name, hf_keys in architecture.field_to_key.items()
-    }
+    fields = dict(architecture.fixed_fields)
+    for name, hf_keys in architecture.field_to_key.items():
+        value = keys.get_agreed(hf_keys.split(), architecture.value_names)
+        fields[name] = _convert(architecture, hf_keys, value, keys)
+    if architecture is not GROWLM:
+        fields |= read_layers(architecture.layers, keys)
     if architecture.rotary is not None:
-        fields |= read_rope(architecture.rotary, keys)
-    _derive_heads(fields, keys)
+        fields |= read_rope(architecture.rotary, keys, fields.get("attention.window") is not None)
+    _derive_sizes(fields, keys)
     fields |= _read_extras(architecture, fields, keys)
     for name, value in fields.items():
         try:
@@ -139,7 +143,6 @@ def parse_model_config(
     except UserError as error:
         hf_key = architecture.get_key(error.key)
         keys.raise_error(hf_key, error.value, architecture.replace_field_names(error.reason))
-    _check_sliding_window(keys, config)
     if architecture.balance_loss_scales_with_top_k:
         weight = config.routing.balance_weight * config.top_k
         return replace_fields(config, {"routing.balance_weight": weight})
@@ -149,16 +152,22 @@ def parse_model_config(
 def _read_extras(
     architecture: Architecture, fields: Mapping[str, Any], keys: ConfigReader
 ) -> dict[str, Any]:
-    extras = keys.content.get(EXTRAS_KEY)
-    model = extras.get("model", {}) if isinstance(extras, dict) else {}
-    if not isinstance(model, dict):
-        keys.raise_error(EXTRAS_KEY, extras, "its model entry must be a mapping of fields")
-    known = architecture.unmapped_fields
+    model = _get_own_fields(keys)
+    known = [*architecture.unmapped_fields, *architecture.own_fields]
     model = {RENAMED_FIELDS.get(name, name): value for name, value in model.items()}
     for name in model:
         if name not in known:
             reason = f"there is no such field; known: {', '.join(known)}"
             keys.raise_error(f"{EXTRAS_KEY}.model.{name}", model[name], reason)
+    return model
+
+
+def _get_own_fields(keys: ConfigReader) -> dict[str, Any]:
+    """Return the fields under growlm's own key."""
+    extras = keys.content.get(EXTRAS_KEY)
+    model = extras.get("model", {}) if isinstance(extras, dict) else {}
+    if not isinstance(model, dict):
+        keys.raise_error(EXTRAS_KEY, extras, "its model entry must be a mapping of fields")
     return model
 
 
@@ -175,21 +184,31 @@ def _find_architecture(keys: ConfigReader) -> Architecture:
     model_type = keys.get("model_type")
     matching = [each for each in ARCHITECTURES if each.model_type == model_type]
     if not matching:
-        known = ", ".join(each.model_type for each in ARCHITECTURES)
-        keys.raise_error("model_type", model_type, f"must be one of {known}")
-    (architecture,) = matching
+        keys.raise_error("model_type", model_type, explain_model_type(keys))
+    own = _get_own_fields(keys)
+    variants = [each for each in matching if each.own_fields]
+    found = [each for each in variants if all(own.get(k) == v for k, v in each.own_fields.items())]
+    (architecture,) = found or [each for each in matching if not each.own_fields]
     classes = keys.get("architectures")
     if classes is not None and classes != [architecture.class_name]:
         keys.raise_error("architectures", classes, f"must be [{architecture.class_name}]")
-    if architecture is not GROWLM and keys.get("auto_map") is not None:
-        reason = "must be null: growlm does not run code from a model folder"
-        keys.raise_error("auto_map", keys.get("auto_map"), reason)
     return architecture
 
 
-def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
-    """Fill in `n_kv_heads` and `head_dim` from the other sizes where they are not given."""
+def _convert(architecture: Architecture, key: str, value: Any, keys: ConfigReader) -> Any:
+    conversion = architecture.conversions.get(key)
+    if conversion is None or value is None:
+        return value
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        keys.raise_error(key, value, "must be a number above 0")
+    return conversion.read(value)
+
+
+def _derive_sizes(fields: dict[str, Any], keys: ConfigReader) -> None:
+    """Fill in sizes that are not given: heads from the other sizes, GPT-2's hidden units from its width."""
     heads, width = fields["n_heads"], fields["d_model"]
+    if fields.get("d_ff") is None and type(width) is int:
+        fields["d_ff"] = 4 * width
     if fields.get("n_kv_heads") is None:
         fields["n_kv_heads"] = heads
     if fields.get("head_dim") is None:
@@ -198,17 +217,3 @@ def _derive_heads(fields: dict[str, Any], keys: ConfigReader) -> None:
                 "hidden_size", width, f"must be a multiple of num_attention_heads={heads}"
             )
         fields["head_dim"] = width // heads
-
-
-def _check_sliding_window(keys: ConfigReader, config: ModelConfig) -> None:
-    """Reject windowed attention, except a window that no sequence is longer than."""
-    window = keys.get("sliding_window") if keys.get("use_sliding_window") is not False else None
-    if window is not None and not (isinstance(window, int) and window >= config.max_seq_len):
-        reason = (
-            f"must be null or at least max_position_embeddings={config.max_seq_len}: "
-            "growlm has no sliding-window attention"
-        )
-        keys.raise_error("sliding_window", window, reason)
-    kinds = keys.get("layer_types")
-    if kinds is not None and kinds != ["full_attention"] * config.n_layers:
-        keys.raise_error("layer_types", kinds, "must be null or full_attention in every layer")

@@ -11,7 +11,8 @@ import torch
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
-from growlm.huggingface.rope_keys import write_rope
+from growlm.huggingface.keys.layer_keys import write_layers
+from growlm.huggingface.keys.rope_keys import write_rope
 from growlm.model.config import ModelConfig, get_field, replace_fields
 from growlm.runtime.errors import UserError
 
@@ -43,10 +44,13 @@ def build_hf_config(
     }
     content |= {key: token_ids.get(key) for key in TOKEN_ID_KEYS}
     content |= {key: values[0] for key, values in architecture.required_values.items()}
-    if "sliding_window" in architecture.key_defaults:
-        content["sliding_window"] = None
     for name, hf_keys in architecture.field_to_key.items():
-        content |= dict.fromkeys(hf_keys.split(), _to_json_value(get_field(config, name)))
+        value = config.attention_scale if name == "attention.scale" else get_field(config, name)
+        if conversion := architecture.conversions.get(hf_keys):
+            value = conversion.to_key(value)
+        content |= dict.fromkeys(hf_keys.split(), _to_json_value(value))
+    if architecture.rotary is not None:
+        content |= write_layers(architecture.layers, config)
     for key, names in architecture.value_names.items():
         found = [value for value, name in names.items() if name == content[key]]
         content[key] = found[0] if found else None  # None cannot be read back
@@ -58,7 +62,7 @@ def build_hf_config(
         name: get_field(config, name)
         for name in architecture.unmapped_fields
         if get_field(config, name) != get_field(_DEFAULTS, name)
-    }
+    } | dict(architecture.own_fields)
     if extras or record:
         content[EXTRAS_KEY] = {"model": extras, "record": dict(record)}
     return content

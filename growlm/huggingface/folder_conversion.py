@@ -29,7 +29,6 @@ from growlm.checkpoint.weight_validation import check_tensor_shapes
 from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_keys import CONFIG_NAME
 from growlm.huggingface.config_reading import (
     TOKEN_ID_KEYS,
     detect_architecture,
@@ -37,6 +36,7 @@ from growlm.huggingface.config_reading import (
     read_hf_config,
 )
 from growlm.huggingface.config_writing import build_hf_config, can_represent
+from growlm.huggingface.keys.config_keys import CONFIG_NAME
 from growlm.huggingface.tensor_conversion import (
     HuggingFaceTensors,
     MappedTensors,

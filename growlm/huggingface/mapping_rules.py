@@ -14,11 +14,14 @@ from functools import cache
 
 from growlm.huggingface.tensor_mapping import (
     AbsentMapping,
+    ConcatenatedMapping,
     FusedMapping,
     IdentityMapping,
     Shape,
     StackedMapping,
     TensorMapping,
+    TransposedMapping,
+    ZeroMapping,
 )
 from growlm.model.config import ModelConfig
 
@@ -51,6 +54,28 @@ def fused_rule(
     return MappingRule(
         tuple(growlm_names), hf_name, FusedMapping(len(growlm_names), dim, groups_field)
     )
+
+
+def concatenated_rule(growlm_rows: Mapping[str, str], hf_name: str) -> MappingRule:
+    """Return a rule for several growlm tensors whose rows are one Hugging Face tensor.
+
+    Args:
+        growlm_rows: Growlm name of each, with the axis of its rows.
+        hf_name: Hugging Face name.
+    """
+    return MappingRule(
+        tuple(growlm_rows), hf_name, ConcatenatedMapping(tuple(growlm_rows.values()))
+    )
+
+
+def transposed_rule(rule: MappingRule) -> MappingRule:
+    """Return the rule for a Hugging Face tensor that is transposed, too."""
+    return MappingRule(rule.growlm_names, rule.hf_name, TransposedMapping(rule.mapping))
+
+
+def zero_rule(hf_name: str, *sizes: int | str) -> MappingRule:
+    """Return a rule for a Hugging Face tensor of each block that growlm does not have; see `ZeroMapping`."""
+    return MappingRule((), hf_name, ZeroMapping(sizes))
 
 
 def absent_rule(growlm_name: str, *shape_fields: str) -> MappingRule:
@@ -90,6 +115,11 @@ def resolve_rules(
         hf_names = tuple(rule.hf_name.format(**values, expert=n) for n in range(len(hf_shapes)))
         resolved.append(ResolvedRule(growlm_names, hf_names, hf_shapes, rule.mapping))
         done.update(growlm_names)
+    for rule in rules:
+        if not rule.growlm_names:
+            hf_names = tuple(rule.hf_name.format(layer=block) for block in range(config.n_layers))
+            hf_shapes = tuple(rule.mapping.hf_shapes(config, [])) * config.n_layers
+            resolved.append(ResolvedRule((), hf_names, hf_shapes, rule.mapping))
     return tuple(resolved)
 
 

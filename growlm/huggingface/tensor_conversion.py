@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -57,6 +56,7 @@ class HuggingFaceTensors(MappedTensors):
             for name, shape in zip(rule.hf_names, rule.hf_shapes, strict=True)
         }
         check_tensor_shapes(_FilteredTensors(files, ignored), expected, key)
+        _check_zeros(files, resolved)
         source = files if dtype is None else CastTensors(files, dtype)
         super().__init__(source, _derive_growlm_tensors(resolved, config, shapes))
         self.config = config
@@ -116,7 +116,7 @@ def _detect_layout(
     Raises:
         UserError: If the files have too few tensors for all blocks; raised before thousands of blocks are built.
     """
-    first = dataclasses.replace(config, n_layers=1)
+    first = config.with_blocks([0])
     shapes = get_state_dict_shapes(first)
     layouts = {rules: resolve_rules(rules, first, shapes) for rules in architecture.tensor_layouts}
     present = set(files.names)
@@ -126,7 +126,9 @@ def _detect_layout(
 
     best = max(layouts, key=num_known)
     block_rules = [
-        rule for rule in layouts[best] if split_block_name(rule.growlm_names[0])[0] is not None
+        rule
+        for rule in layouts[best]
+        if rule.growlm_names and split_block_name(rule.growlm_names[0])[0] is not None
     ]
     if len(present) < config.n_layers * sum(len(rule.hf_names) for rule in block_rules):
         reason = (
@@ -134,6 +136,19 @@ def _detect_layout(
         )
         raise UserError(files.key, files.folder, reason)
     return best
+
+
+def _check_zeros(files: TensorFiles, resolved: Sequence[ResolvedRule]) -> None:
+    """Check that tensors that growlm's model does not have are zero.
+
+    Raises:
+        UserError: If one is not.
+    """
+    for rule in resolved:
+        for name in rule.hf_names if not rule.growlm_names else ():
+            if bool(files.read(name).any()):
+                reason = f"{name} is not zero: its config.json says that it has no effect"
+                raise UserError(files.key, files.folder, reason)
 
 
 def _find_ignorable_tensors(
@@ -192,8 +207,11 @@ def _derive_growlm_tensors(
 def _derive_hf_tensors(
     resolved: Sequence[ResolvedRule], config: ModelConfig
 ) -> dict[str, DerivedTensor]:
+    any_name = resolved[0].growlm_names[:1]
     return {
-        name: DerivedTensor(rule.growlm_names, shape, partial(_make_hf_tensor, rule, config, index))
+        name: DerivedTensor(
+            rule.growlm_names or any_name, shape, partial(_make_hf_tensor, rule, config, index)
+        )
         for rule in resolved
         for index, (name, shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True))
     }

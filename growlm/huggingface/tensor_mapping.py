@@ -6,6 +6,9 @@
 | StackedMapping  | a separate tensor for each index of growlm's first dimension (experts)                    |
 | FusedMapping    | one tensor for several growlm tensors, concatenated along a dimension, group by group     |
 |                 | (attention heads)                                                                         |
+| ConcatenatedMapping | one tensor for several of different sizes, one after the other                        |
+| TransposedMapping | the matrix transposed                                                                   |
+| ZeroMapping     | a tensor of zeros that growlm does not have                                               |
 | AbsentMapping   | no such tensor: growlm's is all zeros                                                     |
 
 Tensors are passed as functions that read them, so that a mapping holds no more in memory than it needs.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -139,6 +143,98 @@ class FusedMapping:
 
     def _num_groups(self, config: ModelConfig) -> int:
         return 1 if self.groups_field is None else int(getattr(config, self.groups_field))
+
+
+@dataclass(frozen=True)
+class ConcatenatedMapping:
+    """Mapping of several growlm tensors, of different sizes, to one that concatenates their rows.
+
+    Args:
+        axes: Axis of each growlm tensor's rows.
+    """
+
+    axes: tuple[str, ...]
+
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the one shape, with the sum of the rows."""
+        return [(sum(shape[0] for shape in growlm_shapes), *growlm_shapes[0][1:])]
+
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Concatenate the growlm tensors."""
+        return torch.cat([source() for source in sources])
+
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Return the rows of one growlm tensor."""
+        sizes = config.axis_sizes()
+        return sources[0]().split([sizes[axis] for axis in self.axes])[index].contiguous()
+
+
+@dataclass(frozen=True)
+class TransposedMapping:
+    """Mapping of matrices that Hugging Face stores transposed; vectors stay as they are.
+
+    Args:
+        inner: Mapping before the transposition.
+    """
+
+    inner: TensorMapping
+
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the transposed shapes."""
+        return [shape[::-1] for shape in self.inner.hf_shapes(config, growlm_shapes)]
+
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Transpose the inner mapping's tensor."""
+        return _transpose(self.inner.make_hf_tensor(config, sources, index))
+
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Transpose the Hugging Face tensors, and apply the inner mapping."""
+        transposed = [partial(_read_transposed, source) for source in sources]
+        return self.inner.make_growlm_tensor(config, transposed, index).contiguous()
+
+
+def _transpose(x: Tensor) -> Tensor:
+    return x.T.contiguous() if x.ndim == 2 else x
+
+
+def _read_transposed(source: ReadTensor) -> Tensor:
+    return _transpose(source())
+
+
+@dataclass(frozen=True)
+class ZeroMapping:
+    """Mapping of a Hugging Face tensor that growlm does not have: it is all zeros.
+
+    Args:
+        sizes: Its shape: numbers, or `ModelConfig` fields that hold them.
+    """
+
+    sizes: tuple[int | str, ...]
+
+    def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the tensor's shape."""
+        sizes = (size if isinstance(size, int) else getattr(config, size) for size in self.sizes)
+        return [tuple(int(size) for size in sizes)]
+
+    def make_hf_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Return zeros in the precision of the given tensor."""
+        return sources[0]().new_zeros(self.hf_shapes(config, [])[0])
+
+    def make_growlm_tensor(
+        self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
+    ) -> Tensor:
+        """Raise an error: growlm has no such tensor."""
+        raise AssertionError("growlm has no such tensor")
 
 
 @dataclass(frozen=True)

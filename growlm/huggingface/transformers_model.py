@@ -19,7 +19,12 @@ from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import parse_model_config
 from growlm.model.config import ModelConfig
 from growlm.model.former_fields import translate_former_fields
-from growlm.model.layers.rotary import rotary_tables
+from growlm.model.layers.causal_attention import (
+    AttentionRule,
+    masked_attention,
+    visible_mask,
+)
+from growlm.model.layers.rotary import RotaryTables
 from growlm.model.transformer import TransformerLM
 
 CACHE_FIELD = (
@@ -124,7 +129,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             cache = DynamicCache()
         stream = self._stream(input_ids, attention_mask, cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = nn.functional.linear(stream[:, kept], self.model.head_weight)
+        logits = self.model.compute_logits(stream[:, kept], self.model.head_weight)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -164,16 +169,16 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         if length > model.config.max_seq_len:
             raise ValueError(f"{length} tokens exceed max_seq_len={model.config.max_seq_len}")
         slots = torch.arange(length, device=tokens.device)
-        visible = slots <= slots[past:, None]  # (T, S)
-        if mask is not None:  # a softmax over nothing is NaN, so padding attends to itself
-            itself = slots == slots[past:, None]
-            visible = visible & mask[:, None, None, :length].bool() | itself  # (B, 1, T, S)
-        x = model.embedding(tokens)
-        # Positions count from the first slot, padding included: attention depends on differences only.
-        cos, sin = (table[past:] for table in rotary_tables(length, model.config, x))
+        positions = slots[past:]
+        if mask is not None and model.position_embedding is not None:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:length]
+        x = model.embed(tokens, positions)
+        # Rotated positions count from the first slot, padding included: attention depends on differences only.
+        tables = RotaryTables.compute(length, model.config, x).map(lambda table: table[past:])
         for index, block in enumerate(model.blocks):
-            x = block(x, cos, sin, cache=_LayerCacheAdapter(cache, index, visible))
-        return model.final_norm(x)
+            cos, sin = tables.select(index)
+            x = block(x, cos, sin, cache=_LayerCacheAdapter(cache, index, slots[past:], mask))
+        return model.finish(x)
 
 
 class _LayerCacheAdapter:
@@ -182,20 +187,25 @@ class _LayerCacheAdapter:
     Args:
         cache: Cache of keys and values; None for none.
         index: Index of the layer.
-        visible: Mask of the slots that each token attends to, (T, S) or (B, 1, T, S).
+        slots: Slots of the new tokens, (T,).
+        mask: Mask of all slots, (B, S), 0 where a token is padding; None for no padding.
     """
 
-    def __init__(self, cache: DynamicCache | None, index: int, visible: Tensor) -> None:
-        self.cache, self.index, self.visible = cache, index, visible
+    def __init__(
+        self, cache: DynamicCache | None, index: int, slots: Tensor, mask: Tensor | None
+    ) -> None:
+        self.cache, self.index, self.slots, self.mask = cache, index, slots, mask
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         """Compute attention: (B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C)."""
         if self.cache is not None:
             key, value = self.cache.update(key, value, self.index)
-        is_grouped = query.shape[1] != key.shape[1]
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.visible, enable_gqa=is_grouped
-        )
+        all_slots = torch.arange(key.shape[2], device=key.device)
+        visible = visible_mask(self.slots, all_slots, rule.window)  # (T, S)
+        if self.mask is not None:  # a softmax over nothing is NaN, so padding attends to itself
+            seen = self.mask[:, None, None, : len(all_slots)].bool()
+            visible = visible & seen | (all_slots == self.slots[:, None])  # (B, 1, T, S)
+        return masked_attention(query, key, value, visible, rule)
 
 
 def _are_default_positions(

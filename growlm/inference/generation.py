@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from growlm.distributed.dtensors import get_full_tensor
@@ -120,8 +119,9 @@ class _DecodingBatch:
             [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
             device=self.device,
         )
-        slots = longest + max(self.max_lengths)
-        self.cache = KeyValueCache(model.config, slots, torch.tensor(padding, device=self.device))
+        self.num_slots = longest + max(self.max_lengths)
+        self.padding = torch.tensor(padding, device=self.device)
+        self.cache = self._make_cache()
         self.step = 0
         self.uniforms = (
             None if sampling.temperature == 0 else self._draw_uniforms(seeds, max(self.max_lengths))
@@ -152,8 +152,12 @@ class _DecodingBatch:
         continuation.finish_reason = FULL if self.is_truncated[prompt] else LENGTH
         return False
 
+    def _make_cache(self) -> KeyValueCache:
+        length = self.tokens.shape[1]
+        return KeyValueCache(self.model.config, self.num_slots, self.padding, length)
+
     def prefill(self) -> Tensor:
-        """Read the prompts; return the final hidden state of each one's last token, (B, D)."""
+        """Read all tokens; return the final hidden state of each row's last token, (B, D)."""
         length = max(1, PREFILL_CHUNK_TOKENS // len(self.prompts))
         for chunk in self.tokens.split(length, dim=1):
             hidden = self.model.decode_step(chunk, self.cache)
@@ -161,9 +165,13 @@ class _DecodingBatch:
 
     def decode_step(self, tokens: list[int]) -> Tensor:
         """Read one token per row; return its final hidden state, (B, D)."""
-        return self.model.decode_step(
-            torch.tensor(tokens, device=self.device).unsqueeze(1), self.cache
-        )
+        new = torch.tensor(tokens, device=self.device).unsqueeze(1)
+        if self.model.config.rope.scaling.kind == "longrope":
+            self.tokens = torch.cat((self.tokens, new), dim=1)
+        if self.cache.is_outdated_by(1):
+            self.cache = self._make_cache()
+            return self.prefill()
+        return self.model.decode_step(new, self.cache)
 
     def append_next_tokens(
         self,
@@ -200,7 +208,7 @@ class _DecodingBatch:
         return self._drop_finished(tokens) if self.unfinished else []
 
     def _sample(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden, self.head)
+        logits = self.model.compute_logits(hidden, self.head)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.seen_tokens is not None:
             logits = apply_repetition_penalty(
@@ -220,6 +228,7 @@ class _DecodingBatch:
         ]
         index = torch.tensor(kept_rows, device=self.device)
         self.cache.select_sequences(index)
+        self.tokens, self.padding = self.tokens[index], self.padding[index]
         self.prompt_indices = [self.prompt_indices[row] for row in kept_rows]
         self.uniforms = None if self.uniforms is None else self.uniforms[index]
         self.seen_tokens = None if self.seen_tokens is None else self.seen_tokens[index]

@@ -59,16 +59,33 @@ class Label:
             the block) that each expert replaces.
         feeds_tied_head: Whether this is the norm before a tied head. The matrix that reads it also writes the
             residual stream, so growth cannot divide that matrix's columns and scales the norm instead.
+        ends_update: Whether this is the last parameter of a sub-block, whose result is added to the residual
+            stream: at zero, the sub-block adds nothing. None: it is if it writes the residual stream.
+        offset: Constant that the model adds to the parameter wherever it uses it.
     """
 
     dims: tuple[Dim, ...]
     stacked_from: str | None = None
     feeds_tied_head: bool = False
+    ends_update: bool | None = None
+    offset: float = 0.0
 
     @property
     def is_router(self) -> bool:
         """Whether the parameter is a router: one row per member, and no channels are written."""
         return self.has(Role.INDEX) and self.has(Role.READS) and not self.has(Role.WRITES)
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether the parameter is a table whose rows are looked up: by token, or by position."""
+        return self.has(Role.INDEX, "vocabulary") or self.has(Role.INDEX, "positions")
+
+    @property
+    def adds_to_stream(self) -> bool:
+        """Whether the parameter's result is added to the residual stream; see `ends_update`."""
+        if self.ends_update is not None:
+            return self.ends_update
+        return self.has(Role.WRITES, "residual")
 
     def has(self, role: Role, axis: str | None = None) -> bool:
         """Return whether any dimension has this role (and this axis, if given)."""

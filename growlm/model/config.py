@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_type_hints
 
 from growlm.model.config_parts import (
     AttentionConfig,
+    EmbeddingConfig,
     FeedForwardConfig,
+    LayersConfig,
     NormConfig,
     RopeConfig,
     RoutingConfig,
@@ -32,6 +35,8 @@ else:
 """A size that may be left out, or None, where a config is made, and is a number afterwards."""
 _DERIVED: Any = None
 
+
+MAX_LAYERS = 4096
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt": {},
@@ -74,7 +79,7 @@ class ModelConfig(metaclass=_ConfigType):
     """Rows of the embedding. In a run's config, 0 means the size of the tokenizer's vocabulary."""
     d_model: int = field(default=512, metadata=limits(minimum=1, maximum=2**17))
     """Channels of the residual stream."""
-    n_layers: int = field(default=12, metadata=limits(minimum=1, maximum=4096))
+    n_layers: int = field(default=12, metadata=limits(minimum=1, maximum=MAX_LAYERS))
     """Number of blocks."""
     n_heads: int = field(default=8, metadata=limits(minimum=1, maximum=4096))
     """Number of query heads."""
@@ -93,6 +98,9 @@ class ModelConfig(metaclass=_ConfigType):
     """Experts per block; 0 for a dense model."""
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
     """Experts that each token uses; ignored in a dense model."""
+    shared_d_ff: int = field(default=0, metadata=limits(minimum=0, maximum=2**19))
+    """Hidden units of an expert that every token uses beside the chosen ones; 0 for none. Ignored in a dense
+    model."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Attention."""
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -103,6 +111,10 @@ class ModelConfig(metaclass=_ConfigType):
     """Feed-forward blocks, dense or experts."""
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     """Routers, their losses and their balance."""
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    """Embeddings and logits."""
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    """What differs between blocks."""
 
     def __post_init__(self) -> None:
         # What cannot be derived stays None, and `validate` says so.
@@ -112,8 +124,25 @@ class ModelConfig(metaclass=_ConfigType):
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         attention = self.attention
         eps = None if attention.qk_norm == "none" else attention.qk_norm_eps or self.norm.eps
-        if attention.qk_norm_eps != eps:
-            object.__setattr__(self, "attention", replace(attention, qk_norm_eps=eps))
+        is_usual = attention.scale is not None and attention.scale == self._usual_scale
+        scale = None if is_usual else attention.scale
+        if (attention.qk_norm_eps, attention.scale) != (eps, scale):
+            attention = replace(attention, qk_norm_eps=eps, scale=scale)
+            object.__setattr__(self, "attention", attention)
+        object.__setattr__(self, "layers", self._complete_layers())
+
+    def _complete_layers(self) -> LayersConfig:
+        """Return the lists of `layers` with one entry per block, and empty where all blocks are alike."""
+        alike = {"attention": "full" if self.attention.window is None else "window", "rotary": True}
+        complete: dict[str, Any] = {}
+        for name, usual in alike.items():
+            entries = getattr(self.layers, name)
+            if entries and type(self.n_layers) is int and 0 < self.n_layers <= MAX_LAYERS:
+                entries = (entries * -(-self.n_layers // len(entries)))[: self.n_layers]
+                if entries == (usual,) * self.n_layers:
+                    entries = ()
+            complete[name] = entries
+        return replace(self.layers, **complete)
 
     def __getattr__(self, name: str) -> Any:
         # Called for unknown names only: here, the flat fields of growlm 0.1.
@@ -155,6 +184,40 @@ class ModelConfig(metaclass=_ConfigType):
         """Whether the feed-forward blocks are mixtures of experts."""
         return self.num_experts > 0
 
+    def with_blocks(self, sources: Sequence[int]) -> Self:
+        """Return the config of a model made of some of the blocks, in the given order; a block may occur twice."""
+        layers, attention, rope = self.layers.select(sources), self.attention, self.rope
+        if layers.attention and "window" not in layers.attention:
+            layers = replace(layers, attention=())
+            attention, rope = replace(attention, window=None), replace(rope, window_theta=None)
+        return replace(self, n_layers=len(sources), layers=layers, attention=attention, rope=rope)
+
+    def block_window(self, block: int) -> int | None:
+        """Return the number of positions that the block attends to; None for all earlier ones."""
+        kinds = self.layers.attention
+        return None if kinds and kinds[block] == "full" else self.attention.window
+
+    def rotates(self, block: int) -> bool:
+        """Return whether the block rotates queries and keys."""
+        if self.embedding.positions == "learned":
+            return False
+        return not self.layers.rotary or self.layers.rotary[block]
+
+    @property
+    def _usual_scale(self) -> float | None:
+        return self.head_dim**-0.5 if type(self.head_dim) is int and self.head_dim > 0 else None
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of the attention scores."""
+        return self.attention.scale or self.head_dim**-0.5
+
+    @property
+    def embedding_factor(self) -> float:
+        """Factor of the token embeddings."""
+        width = math.sqrt(self.d_model) if self.embedding.scale_by_width else 1.0
+        return self.embedding.multiplier * width
+
     @property
     def rotary_dim(self) -> int:
         """Number of channels of each head that are rotated."""
@@ -170,6 +233,8 @@ class ModelConfig(metaclass=_ConfigType):
             "head_channels": self.head_dim,
             "hidden": self.d_ff,
             "experts": self.num_experts,
+            "shared_hidden": self.shared_d_ff,
+            "positions": self.max_seq_len if self.embedding.positions == "learned" else 0,
         }
 
     def axis_unit(self, axis: str) -> int:
@@ -196,14 +261,48 @@ class ModelConfig(metaclass=_ConfigType):
         if scaling.kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
             reason = f"must be above low_freq_factor={scaling.low_freq_factor:g}"
             raise UserError("rope.scaling.high_freq_factor", scaling.high_freq_factor, reason)
+        if scaling.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                if len(getattr(scaling, name)) != self.rotary_dim // 2:
+                    reason = f"must have {self.rotary_dim // 2} numbers, one per frequency"
+                    raise UserError(f"rope.scaling.{name}", len(getattr(scaling, name)), reason)
         if self.n_heads % self.n_kv_heads:
             raise UserError("n_kv_heads", self.n_kv_heads, f"must divide n_heads={self.n_heads}")
         if self.is_moe:
-            check_routing(self.num_experts, self.top_k)
+            check_routing(self.num_experts, self.top_k, self.routing.renormalize)
+            if self.routing.shared_gate and not self.shared_d_ff:
+                raise UserError("routing.shared_gate", True, "needs shared_d_ff, the expert's size")
+        self._check_norms()
+        self._check_layers()
+
+    def _check_norms(self) -> None:
+        if self.norm.kind == "rmsnorm":
+            return
+        reason = "needs norm.kind=rmsnorm"
+        if self.norm.placement != "pre":
+            raise UserError("norm.placement", self.norm.placement, reason)
+        if self.norm.gain_offset:
+            raise UserError("norm.gain_offset", self.norm.gain_offset, reason)
+
+    def _check_layers(self) -> None:
+        window, kinds = self.attention.window, self.layers.attention
+        if window is None and "window" in kinds:
+            raise UserError("layers.attention", "window", "needs attention.window, its length")
+        if window is not None and kinds and "window" not in kinds:
+            reason = "has no effect: no block has a window in layers.attention"
+            raise UserError("attention.window", window, reason)
+        if window is None and self.rope.window_theta is not None:
+            reason = "has no effect without attention.window"
+            raise UserError("rope.window_theta", self.rope.window_theta, reason)
 
 
-def check_routing(num_experts: int, top_k: int) -> None:
+def check_routing(num_experts: int, top_k: int, renormalize: bool = True) -> None:
     """Check that a router choosing `top_k` of `num_experts` can be trained.
+
+    Args:
+        num_experts: Number of experts.
+        top_k: Number of experts that each token uses.
+        renormalize: Whether their gates sum to one.
 
     Raises:
         UserError: If it cannot, with the reason.
@@ -212,7 +311,7 @@ def check_routing(num_experts: int, top_k: int) -> None:
         raise UserError("num_experts", num_experts, "must be at least 2")
     if top_k > num_experts:
         raise UserError("top_k", top_k, f"must be at most num_experts={num_experts}")
-    if top_k < 2:
+    if top_k < 2 and renormalize:
         raise UserError(
             "top_k",
             top_k,

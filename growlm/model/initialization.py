@@ -2,10 +2,10 @@
 
 | parameter                          | initial value                                             |
 |------------------------------------|-----------------------------------------------------------|
-| gain of a norm                     | 1                                                         |
+| gain of a norm                     | 1, less the label's offset                                |
 | shift of a norm, any bias          | 0                                                         |
 | matrix that writes the residual    | normal, 0.02 / sqrt(2 · layers) (Radford et al. 2019, 2.3) |
-| any other matrix, the embedding    | normal, 0.02                                              |
+| any other matrix, the embeddings   | normal, 0.02                                              |
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Ten
         seed: Seed of all initial values.
     """
     if row.label.has(Role.GAIN):
-        return torch.ones(row.shape)
+        return torch.full(row.shape, 1.0 - row.label.offset)
     if not is_matrix(row.label):
         return torch.zeros(row.shape)
     std = INIT_STD / math.sqrt(2 * n_layers) if is_residual_output(row.label) else INIT_STD
@@ -49,7 +49,7 @@ def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Ten
 
 def is_matrix(label: Label) -> bool:
     """Return whether a parameter is a matrix (it maps one axis to another, or looks up rows)."""
-    return label.has(Role.READS) or label.has(Role.INDEX, "vocabulary")
+    return label.has(Role.READS) or label.is_lookup
 
 
 def is_residual_output(label: Label) -> bool:

@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growlm.model.config import ModelConfig
-from growlm.model.layers.causal_attention import causal_attention
-from growlm.model.layers.rotary import rotary_tables
+from growlm.model.layers.causal_attention import (
+    PLAIN,
+    AttentionRule,
+    causal_attention,
+    masked_attention,
+    visible_mask,
+)
+from growlm.model.layers.rotary import RotaryTables
 
 
 class KeyValueCache:
@@ -25,24 +31,31 @@ class KeyValueCache:
         config: Config of the model.
         num_slots: Capacity of each sequence in tokens, padding included.
         left_padding: Number of padding slots before each sequence's first token, (B,).
+        sequence_length: Number of slots that will be in use soon, if known; see `is_outdated_by`.
 
     Attributes:
         layers: The caches of the attention layers.
         begin: First slot of the tokens being read.
         end: Slot after the last of them.
-        mask: Slots the tokens attend to, (B, 1, T, S) or (B, 1, 1, S); None for plain causal attention.
+        positions: Positions of the tokens being read in their own sequences, (T,) or (B, T).
     """
 
-    def __init__(self, config: ModelConfig, num_slots: int, left_padding: Tensor) -> None:
-        self.num_slots = num_slots
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_slots: int,
+        left_padding: Tensor,
+        sequence_length: int = 0,
+    ) -> None:
+        self.num_slots, self._sequence_length = num_slots, sequence_length
         self.begin = self.end = 0
-        self.mask: Tensor | None = None
+        self._masks: dict[int | None, Tensor | None] = {}
         self.layers = [LayerCache(self) for _ in range(config.n_layers)]
         self._config = config
         self._left_padding = left_padding if bool(left_padding.any()) else None
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._rotary: RotaryTables | None = None
 
-    def extend(self, num_new: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, num_new: int, like: Tensor) -> RotaryTables:
         """Make room for T more tokens, which the layers are about to read.
 
         Args:
@@ -50,31 +63,61 @@ class KeyValueCache:
             like: Tensor whose device and dtype the rotary tables get.
 
         Returns:
-            The rotary tables of the new tokens, (T, C/2) or (B, 1, T, C/2).
+            The rotary tables of the new tokens.
 
         Raises:
-            ValueError: If the cache is too small.
+            ValueError: If the cache is too small, or outdated.
         """
+        if self.is_outdated_by(num_new):
+            raise ValueError("the sequences' frequencies change: read all tokens again")
         if self.end + num_new > self.num_slots:
             raise ValueError(f"{self.end + num_new} tokens in a cache of {self.num_slots} slots")
         self.begin, self.end = self.end, self.end + num_new
         if self._rotary is None:
-            cos, sin = rotary_tables(self.num_slots, self._config, like)
-            self._rotary = cos.to(like.dtype), sin.to(like.dtype)
-        cos, sin = self._rotary
+            length = max(self.end, self._sequence_length)
+            tables = RotaryTables.compute(self.num_slots, self._config, like, length)
+            self._rotary = tables.map(lambda table: table.to(like.dtype))
         slots = torch.arange(self.begin, self.end, device=like.device)
-        self.mask = self._attention_mask(slots)
+        self._masks.clear()
         if self._left_padding is None:
-            return cos[self.begin : self.end], sin[self.begin : self.end]
-        positions = (slots - self._left_padding.unsqueeze(1)).clamp(min=0)  # (B, T)
-        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+            self.positions = slots
+            return self._rotary.map(lambda table: table[self.begin : self.end])
+        self.positions = (slots - self._left_padding.unsqueeze(1)).clamp(min=0)  # (B, T)
+        return self._rotary.map(lambda table: table[self.positions].unsqueeze(1))
 
-    def _attention_mask(self, slots: Tensor) -> Tensor | None:
-        """Return which slots the tokens in `slots` (T,) attend to, or None for plain causal attention."""
-        if self._left_padding is None and (self.begin == 0 or len(slots) == 1):
+    def is_outdated_by(self, num_new: int) -> bool:
+        """Return whether the keys that are stored were rotated otherwise than T more tokens require.
+
+        That is so where `longrope` sequences become longer than the original length: read all tokens again, into a
+        new cache.
+        """
+        is_long = self._config.rope.scaling.is_long
+        known = max(self.end, self._sequence_length)
+        return self.end > 0 and is_long(self.end + num_new) and not is_long(known)
+
+    def get_mask(self, window: int | None) -> Tensor | None:
+        """Return the slots that the tokens being read attend to.
+
+        Args:
+            window: Number of slots, its own included, that each token attends to; None for all before it.
+
+        Returns:
+            (B, 1, T, S) or (1, 1, T, S); None for plain causal attention of all tokens so far, or of one token to
+            all slots.
+        """
+        if window is not None and window >= self.end:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(window)
+        return self._masks[window]
+
+    def _make_mask(self, window: int | None) -> Tensor | None:
+        is_plain = self.begin == 0 or self.end - self.begin == 1
+        if self._left_padding is None and (self.begin == 0 if window is not None else is_plain):
             return None
-        all_slots = torch.arange(self.end, device=slots.device)
-        visible = all_slots <= slots.unsqueeze(1)  # (T, S)
+        all_slots = torch.arange(self.end, device=self.positions.device)
+        slots = all_slots[self.begin :]
+        visible = visible_mask(slots, all_slots, window)  # (T, S)
         if self._left_padding is None:
             return visible[None, None]
         not_padding = all_slots >= self._left_padding.unsqueeze(1)  # (B, S)
@@ -95,7 +138,12 @@ class KeyValueCache:
 
 
 def _attend_single_query(
-    query: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    end: int,
+    mask: Tensor | None,
+    scale: float | None,
 ) -> Tensor:
     """Attend with one query row per head, in two plain products.
 
@@ -108,10 +156,12 @@ def _attend_single_query(
         values: (B, K, slots, C), zero in unused slots.
         end: Number of slots in use, S.
         mask: (B, 1, 1, S) or None.
+        scale: Factor of the scores; None for 1 / sqrt(C).
     """
+    scale = query.shape[3] ** -0.5 if scale is None else scale
     if 2 * end < keys.shape[2]:
         keys, values = keys[:, :, :end], values[:, :, :end]
-    scores = torch.matmul(query * query.shape[3] ** -0.5, keys.mT)  # (B, K, 1, slots)
+    scores = torch.matmul(query * scale, keys.mT)  # (B, K, 1, slots)
     scores[..., end:] = float("-inf")
     if mask is not None:
         scores[..., :end].masked_fill_(~mask, float("-inf"))
@@ -126,13 +176,16 @@ class LayerCache:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule = PLAIN
+    ) -> Tensor:
         """Store the new keys and values, and attend to everything stored.
 
         Args:
             query: (B, H, T, C).
             key: (B, K, T, C).
             value: (B, K, T, C).
+            rule: Scale, bound and window of the scores.
 
         Returns:
             The attention output, (B, H, T, C).
@@ -144,20 +197,26 @@ class LayerCache:
             self._values = torch.zeros_like(self._keys)
         self._keys[:, :, cache.begin : cache.end] = key
         self._values[:, :, cache.begin : cache.end] = value
-        if cache.begin == 0 and cache.mask is None:
-            return causal_attention(query, key, value)
+        mask = cache.get_mask(rule.window)
+        if cache.begin == 0 and mask is None:
+            return causal_attention(query, key, value, rule)
         keys, values = self._keys[:, :, : cache.end], self._values[:, :, : cache.end]
+        if rule.softcap is not None:
+            return masked_attention(query, keys, values, mask, rule)
         groups = query.shape[1] // key.shape[1]
-        mask = cache.mask
         if mask is not None and groups > 1 and mask.shape[2] > 1:
             mask = mask.repeat(1, 1, groups, 1)
         # The query heads of a group become rows that share their keys, so the keys are read once.
         rows = query.reshape(len(query), key.shape[1], -1, key.shape[3])  # (B, K, G·T, C)
         half = query.dtype in (torch.bfloat16, torch.float16)
         if half and rows.device.type == "cpu" and rows.shape[2] == 1:
-            mixed = _attend_single_query(rows, self._keys, self._values, cache.end, mask)
+            mixed = _attend_single_query(
+                rows, self._keys, self._values, cache.end, mask, rule.scale
+            )
         else:
-            mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+            mixed = F.scaled_dot_product_attention(
+                rows, keys, values, attn_mask=mask, scale=rule.scale
+            )
         return mixed.reshape(query.shape)
 
     def select_sequences(self, indices: Tensor) -> None:

@@ -21,6 +21,11 @@ LOGITS_ROW_ALIGNMENT = 64
 """Multiple that each row of the logits is padded to: products are up to a third faster."""
 
 
+def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return softcap · tanh(logits / softcap), or the logits as they are if there is no bound (Gemma 2)."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Linear layer and cross-entropy, chunk by chunk.
 
@@ -29,7 +34,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        softcap: float | None,
     ) -> Tensor:
         num_tokens, vocabulary = len(hidden), len(weight)
         needs_hidden_grad, needs_weight_grad = ctx.needs_input_grad[:2]
@@ -48,7 +58,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = hidden_cast[start : start + chunk_rows]
             scores = padded[: len(chunk), :vocabulary]
             torch.mm(chunk, weight_cast.T, out=scores)
+            tanh = None if softcap is None else scores.div_(softcap).tanh_().clone()
+            if softcap is not None:
+                scores.mul_(softcap)
             loss += _loss_and_gradient(scores, targets[start : start + chunk_rows], loss.dtype)
+            if tanh is not None:
+                scores.mul_(1 - tanh.square_())
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk_rows] = scores @ weight_cast
             if needs_weight_grad:
@@ -64,10 +79,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / num_tokens
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         factor = grads[0] / ctx.num_tokens
         scaled = [None if g is None else g.mul_(factor.to(g.dtype)) for g in ctx.saved_tensors]
-        return scaled[0], scaled[1], None, None
+        return scaled[0], scaled[1], None, None, None
 
 
 def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
@@ -85,7 +100,9 @@ def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> T
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
     """Return the cross-entropy of each token, (N,), in at least fp32 and without a gradient.
 
     Products are in autocast's precision, as in `linear_cross_entropy`.
@@ -94,6 +111,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         hidden: (N, D).
         weight: (V, D).
         targets: Token ids, (N,).
+        softcap: Bound on the logits; see `cap_logits`.
     """
     dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -101,7 +119,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
         losses = []
         for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-            scores = chunk @ weight.T
+            scores = cap_logits(chunk @ weight.T, softcap)
             exact = torch.promote_types(dtype, torch.float32)
             block_rows = _block_bytes() // (len(weight) * exact.itemsize)
             block_rows = max(1, block_rows) if scores.device.type == "cpu" else len(scores)
@@ -119,7 +137,9 @@ def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
     """Return the mean cross-entropy of the logits `hidden @ weight.T`, in at least fp32.
 
     Products are in autocast's precision. The backward pass can run only once.
@@ -128,12 +148,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden: (N, D).
         weight: (V, D).
         targets: Token ids, (N,).
+        softcap: Bound on the logits; see `cap_logits`.
     """
     if not torch.is_grad_enabled():  # the autograd function would compute the gradients anyway
-        return token_losses(hidden, weight, targets).mean()
+        return token_losses(hidden, weight, targets, softcap).mean()
     dtype = _matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, softcap)
 
 
 def _block_bytes() -> int:

@@ -50,8 +50,8 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
         is_expert = row.label.stacked_from is not None
         used = size // config.num_experts * config.top_k if is_expert else size
         total, active = total + size, active + used
-        looked_up = row.label.has(Role.INDEX, "vocabulary") and not config.tie_embeddings
-        if is_matrix(row.label) and not looked_up:
+        is_tied_head = row.label.has(Role.INDEX, "vocabulary") and config.tie_embeddings
+        if is_matrix(row.label) and (is_tied_head or not row.label.is_lookup):
             multiplied += used
     idle = config.n_layers * (config.num_experts - config.top_k) if config.is_moe else 0
     return ParameterReport(

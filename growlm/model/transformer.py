@@ -5,7 +5,7 @@ Shapes: B batch, T time, D residual channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +20,31 @@ from growlm.model.layers.attention import Attention
 from growlm.model.layers.experts import Experts, MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
 from growlm.model.layers.labeled_layers import labeled_linear, labeled_norm
-from growlm.model.layers.rotary import rotary_tables
+from growlm.model.layers.rotary import RotaryTables
 from growlm.model.layers.routing import Routing, RoutingLog
-from growlm.model.loss import linear_cross_entropy, token_losses
+from growlm.model.loss import cap_logits, linear_cross_entropy, token_losses
 from growlm.runtime.errors import UserError
 
 
 class Block(nn.Module):
-    """A transformer block: pre-norm attention and feed-forward, each added to the residual stream."""
+    """A transformer block: attention and feed-forward, each added to the residual stream.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: Config of the model.
+        index: Index of the block.
+    """
+
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
-        self.parallel_residual = config.norm.parallel_residual
-        self.attention_norm = labeled_norm(config)
-        self.attention = Attention(config)
-        self.feed_forward_norm = labeled_norm(config)
+        norm = config.norm
+        self.parallel_residual, self.multiplier = norm.parallel_residual, norm.residual_multiplier
+        pre, post = norm.placement != "post", norm.placement != "pre"
+        self.attention_norm = labeled_norm(config) if pre else None
+        self.attention = Attention(config, index)
+        self.attention_post_norm = labeled_norm(config, ends_update=True) if post else None
+        self.feed_forward_norm = labeled_norm(config) if pre else None
         self.feed_forward = MixtureOfExperts(config) if config.is_moe else FeedForward(config)
+        self.feed_forward_post_norm = labeled_norm(config, ends_update=True) if post else None
 
     def forward(
         self,
@@ -46,12 +55,23 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream (B, T, D) after this block, given the one before it (B, T, D)."""
-        update = self.attention(self.attention_norm(x), cos, sin, cache)
-        before, x = x, x + update
-        normalized = self.feed_forward_norm(before if self.parallel_residual else x)
+        update = self.attention(_apply(self.attention_norm, x), cos, sin, cache)
+        before, x = x, self._add(x, update, self.attention_post_norm)
+        normalized = _apply(self.feed_forward_norm, before if self.parallel_residual else x)
         if isinstance(self.feed_forward, MixtureOfExperts):
-            return x + self.feed_forward(normalized, routings)
-        return x + self.feed_forward(normalized)
+            update = self.feed_forward(normalized, routings)
+        else:
+            update = self.feed_forward(normalized)
+        return self._add(x, update, self.feed_forward_post_norm)
+
+    def _add(self, x: Tensor, update: Tensor, post_norm: nn.Module | None) -> Tensor:
+        update = _apply(post_norm, update)
+        return x + (update if self.multiplier == 1 else update * self.multiplier)
+
+
+def _apply(norm: nn.Module | None, x: Tensor) -> Tensor:
+    normalized: Tensor = x if norm is None else norm(x)
+    return normalized
 
 
 class TransformerLM(nn.Module):
@@ -89,7 +109,11 @@ class TransformerLM(nn.Module):
     def _build(self, config: ModelConfig) -> None:
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         label(self.embedding, weight=Label((index("vocabulary"), writes("residual"))))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.position_embedding: nn.Embedding | None = None
+        if config.embedding.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
+            label(self.position_embedding, weight=Label((index("positions"), writes("residual"))))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
         self.head = (
             None
@@ -110,7 +134,11 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: If the sequence is too long.
         """
-        return F.linear(self._forward_hidden(tokens, routings), self.head_weight)
+        return self.compute_logits(self._forward_hidden(tokens, routings), self.head_weight)
+
+    def compute_logits(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
+        """Return the logits (..., V) of final hidden states (..., D), given `head_weight` or some rows of it."""
+        return cap_logits(F.linear(hidden, head_weight), self.config.embedding.logit_softcap)
 
     def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
         """Return the mean next-token cross-entropy, in at least fp32, without holding all logits at once.
@@ -120,7 +148,8 @@ class TransformerLM(nn.Module):
             routings: As for `forward`.
         """
         hidden = self._forward_hidden(batch[:, :-1], routings).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten())
+        softcap = self.config.embedding.logit_softcap
+        return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten(), softcap)
 
     @torch.no_grad()
     def token_losses(self, batch: Tensor, score_mask: Tensor | None = None) -> Tensor:
@@ -136,9 +165,13 @@ class TransformerLM(nn.Module):
             The losses of the tokens that count, row by row, (N,).
         """
         hidden, targets = self._forward_hidden(batch[:, :-1]), batch[:, 1:]
-        if score_mask is None:
-            return token_losses(hidden.flatten(0, 1), self.head_weight, targets.flatten())
-        return token_losses(hidden[score_mask], self.head_weight, targets[score_mask])
+        hidden, targets = (
+            (hidden.flatten(0, 1), targets.flatten())
+            if score_mask is None
+            else (hidden[score_mask], targets[score_mask])
+        )
+        softcap = self.config.embedding.logit_softcap
+        return token_losses(hidden, self.head_weight, targets, softcap)
 
     @property
     def head_weight(self) -> Tensor:
@@ -146,7 +179,7 @@ class TransformerLM(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def last_hidden_state(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """Return the normalized residual stream after the last block, (B, T, D); see `forward`."""
+        """Return the final hidden state, (B, T, D), which the head reads; see `forward`."""
         return self._forward_hidden(tokens, routings)
 
     def _forward_hidden(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
@@ -154,18 +187,40 @@ class TransformerLM(nn.Module):
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
-        x = self.embedding(tokens)
-        cos, sin = rotary_tables(length, self.config, x)
+        x = self.embed(tokens, torch.arange(length, device=tokens.device))
+        tables = RotaryTables.compute(length, self.config, x)
         trains = self.training and torch.is_grad_enabled()
         log = None if routings is None else RoutingLog()
-        for block in self._compiled_blocks() if trains and self.compile_blocks else self.blocks:
+        blocks: Iterable[Callable[..., Tensor]] = self.blocks
+        if trains and self.compile_blocks:
+            blocks = self._compiled_blocks()
+        for i, block in enumerate(blocks):
+            cos, sin = tables.select(i)
             if trains and self.recompute_blocks:
                 x = _run_checkpointed(block, x, cos, sin, log)
             else:
                 x = block(x, cos, sin, log)
         if routings is not None and log is not None:
             routings.extend(log.routings)
-        return self.final_norm(x)
+        return self.finish(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the residual stream before the first block, (B, T, D).
+
+        Args:
+            tokens: (B, T).
+            positions: Positions of the tokens in their sequences, (T,) or (B, T).
+        """
+        x: Tensor = self.embedding(tokens)
+        if (factor := self.config.embedding_factor) != 1:
+            x = x * factor
+        return x if self.position_embedding is None else x + self.position_embedding(positions)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the final hidden state, which the head reads, for the residual stream after the last block."""
+        x = self.final_norm(x)
+        factor = self.config.embedding.logit_multiplier
+        return x if factor == 1 else x * factor
 
     def decode_step(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """Read tokens that follow the cached ones, and return the final hidden state of the last.
@@ -175,16 +230,17 @@ class TransformerLM(nn.Module):
             cache: Cache of the tokens before these; it stores these tokens, too.
 
         Returns:
-            (B, D); the next token's logits are its product with `head_weight`.
+            (B, D); `compute_logits` gives the next token's logits.
 
         Raises:
             ValueError: If the cache is full.
         """
-        x = self.embedding(tokens)
-        cos, sin = cache.extend(tokens.shape[1], x)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        tables = cache.extend(tokens.shape[1], self.embedding.weight)
+        x = self.embed(tokens, cache.positions)
+        for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+            cos, sin = tables.select(i)
             x = block(x, cos, sin, None, layer)
-        return self.final_norm(x[:, -1])
+        return self.finish(x[:, -1])
 
     def _compiled_blocks(self) -> list[Callable[..., Tensor]]:
         if not self._compiled:

@@ -1,13 +1,14 @@
 """Measure the work and memory of a forward and backward pass on fake tensors, which have shapes but no data.
 
-Only models of one and two layers are traced, since every further layer adds the same.
+Only models of one and two layers are traced, since every further layer of a kind adds the same.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -64,20 +65,33 @@ def trace_pass(
         activation_checkpointing: Whether blocks are recomputed in the backward pass.
         fp64: Whether everything is in fp64.
     """
-    one, two = (
-        _trace_pass_cached(
-            replace(config, n_layers=layers),
+
+    def trace(blocks: list[int]) -> PassWorkload:
+        return _trace_pass_cached(
+            config.with_blocks(blocks),
             batch_size,
             sequence_length,
             bf16,
             activation_checkpointing,
             fp64,
         )
-        for layers in (1, 2)
+
+    one = trace([0])
+    values = {f.name: getattr(one, f.name) for f in fields(PassWorkload)}
+    kinds = Counter(
+        (config.block_window(block), config.rotates(block)) for block in range(config.n_layers)
     )
-    extra_layers = config.n_layers - 1
-    values = {f.name: (getattr(one, f.name), getattr(two, f.name)) for f in fields(PassWorkload)}
-    return PassWorkload(**{name: a + extra_layers * (b - a) for name, (a, b) in values.items()})
+    first_kind = (config.block_window(0), config.rotates(0))
+    for kind, count in kinds.items():
+        block = next(
+            i for i in range(config.n_layers) if (config.block_window(i), config.rotates(i)) == kind
+        )
+        two = trace([0, block])
+        for name in values:
+            values[name] += (count - (kind == first_kind)) * (
+                getattr(two, name) - getattr(one, name)
+            )
+    return PassWorkload(**values)
 
 
 @lru_cache(maxsize=256)

@@ -44,7 +44,7 @@ def check_limits(instance: Any, prefix: str = "") -> None:
         path = f"{prefix}.{field.name}" if prefix else field.name
         value = getattr(instance, field.name)
         if "limits" in field.metadata:
-            for item in value if isinstance(value, list) else [value]:
+            for item in value if isinstance(value, list | tuple) else [value]:
                 _check_value(path, item, *field.metadata["limits"])
         _check_nested(path, value)
 

@@ -74,9 +74,10 @@ def parse_as(expected_type: Any, value: Any, location: str = "") -> Any:
         return parse_as(arguments[0], value, location)
     if origin in (Union, UnionType):
         return _parse_union(arguments, value, location)
-    if origin is list:
-        items = _check_type(list, value, location)
-        return [parse_as(arguments[0], item, f"{location}[{i}]") for i, item in enumerate(items)]
+    if origin in (list, tuple):  # a tuple is of any length; files have lists
+        items = value if type(value) is origin else _check_type(list, value, location)
+        found = [parse_as(arguments[0], item, f"{location}[{i}]") for i, item in enumerate(items)]
+        return origin(found)
     if origin is dict:
         pairs = _check_type(dict, value, location).items()
         return {

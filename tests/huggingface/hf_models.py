@@ -1,5 +1,6 @@
 """Small models made by transformers, and what tests ask of them."""
 
+import json
 import logging
 from contextlib import contextmanager
 
@@ -33,7 +34,32 @@ CONFIGS = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "qwen3_moe": transformers.Qwen3MoeConfig,
+    "qwen2_moe": transformers.Qwen2MoeConfig,
+    "gemma": transformers.GemmaConfig,
+    "gemma2": transformers.Gemma2Config,
+    "gemma3_text": transformers.Gemma3TextConfig,
+    "phi3": transformers.Phi3Config,
+    "olmo2": transformers.Olmo2Config,
+    "olmo3": transformers.Olmo3Config,
+    "olmoe": transformers.OlmoeConfig,
+    "flex_olmo": transformers.FlexOlmoConfig,
+    "gpt2": transformers.GPT2Config,
+    "smollm3": transformers.SmolLM3Config,
+    "granite": transformers.GraniteConfig,
+    "granitemoe": transformers.GraniteMoeConfig,
 }
+"""The config class of each model type."""
+GROUPED = {"num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+WINDOW, FULL = "sliding_attention", "full_attention"
+MIXED = {"sliding_window": 7, "layer_types": [WINDOW, WINDOW, FULL]}
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+"""Granite's flags."""
 FIXED = {
     "llama": {},
     "mistral": {"sliding_window": None, "num_key_value_heads": 2},
@@ -49,14 +75,49 @@ FIXED = {
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
     },
+    "qwen2_moe": GROUPED
+    | EXPERTS
+    | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    "gemma": GROUPED | {"head_dim": 8},
+    "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 12},
+    "gemma3_text": GROUPED | MIXED | {"head_dim": 8, "query_pre_attn_scalar": 12},
+    "phi3": GROUPED,
+    "olmo2": GROUPED,
+    "olmo3": GROUPED | MIXED,
+    "olmoe": GROUPED | EXPERTS,
+    "flex_olmo": GROUPED | EXPERTS,
+    "gpt2": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+    "smollm3": GROUPED | {"no_rope_layer_interval": 2},
+    "granite": GROUPED | MULTIPLIERS,
+    "granitemoe": GROUPED | MULTIPLIERS | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+"""No special tokens: some classes' defaults lie beyond the small vocabulary."""
+ATTENTION = {"gemma2": "eager"}
+"""The implementation of attention of each family; no other bounds Gemma 2's scores."""
 SMALL_SHARDS = "20KB"
 
 
 def rope(family, theta=10000.0):
     """The keys of transformers 5 for plain rotary positions on whole heads."""
-    part = {"partial_rotary_factor": 1.0} if family == "gpt_neox" else {}
+    if family in (
+        "gpt2",
+        "gemma3_text",
+        "olmo3",
+    ):  # learned ones, or one set for each kind of block
+        return {}
+    part = {"partial_rotary_factor": 1.0} if family in ("gpt_neox", "phi3") else {}
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | part}
+
+
+def longrope(original):
+    """Scaling with a divisor for each of the four frequencies."""
+    factors = {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 2.0, 4.0, 9.0]}
+    return {
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+        | {"original_max_position_embeddings": original, "partial_rotary_factor": 1.0},
+        "original_max_position_embeddings": original,
+    }
 
 
 class Double(TorchFunctionMode):
@@ -82,8 +143,10 @@ def precision(dtype):
 
 def make(family, seed=0, dtype=torch.float32, **changes):
     """A model with every parameter away from its initial value."""
-    config = CONFIGS[family](**(SHAPE | rope(family) | FIXED[family] | changes), dtype=dtype)
-    config._attn_implementation, config._experts_implementation = "sdpa", "eager"
+    fields = SHAPE | NO_TOKENS | rope(family) | FIXED[family] | changes
+    config = CONFIGS[family](**fields, dtype=dtype)
+    config._attn_implementation = ATTENTION.get(family, "sdpa")
+    config._experts_implementation = "eager"
     torch.manual_seed(seed)
     with precision(dtype):
         model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
@@ -107,6 +170,7 @@ def load(folder, dtype="auto", **settings):
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     try:
+        settings.setdefault("attn_implementation", ATTENTION.get(_family_of(folder)))
         with precision(dtype):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, output_loading_info=True, dtype=dtype, **settings
@@ -117,6 +181,10 @@ def load(folder, dtype="auto", **settings):
     assert not any(info.values()), info
     model.config._experts_implementation = "eager"  # the others know no fp64
     return model.eval()
+
+
+def _family_of(folder):
+    return json.loads((folder / "config.json").read_text())["model_type"]
 
 
 def tokens_for(config, batch=2, time=24, seed=1):

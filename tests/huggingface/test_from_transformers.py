@@ -13,18 +13,22 @@ from growlm.checkpoint import load_model
 from growlm.huggingface import HuggingFaceTensors, read_hf_config, to_growlm, to_huggingface
 from tests.huggingface.hf_models import (
     CONFIGS,
+    FIXED,
+    FULL,
+    GROUPED,
     SMALL_SHARDS,
     TOLERANCES,
+    WINDOW,
     Double,
     assert_same_function,
     load,
+    longrope,
     make,
     ours,
     rope,
     tokens_for,
 )
 
-GROUPED = {"num_key_value_heads": 2}
 LLAMA_3_1 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -50,6 +54,13 @@ def partly_rotated(fraction):
     return {"rope_parameters": parameters}
 
 
+def per_kind(full, window_theta):
+    """Rotary positions of each kind of block."""
+    window = {"rope_type": "default", "rope_theta": window_theta}
+    return {"rope_parameters": {FULL: full, WINDOW: window}}
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
 VARIANTS = {
     "llama": ("llama", GROUPED),
     "llama, one key head": ("llama", {"num_key_value_heads": 1}),
@@ -58,6 +69,8 @@ VARIANTS = {
     "llama, wide heads": ("llama", {"head_dim": 14, **rope("llama", 5000.0), **GROUPED}),
     "mistral": ("mistral", {"rms_norm_eps": 1e-3, **GROUPED}),
     "mistral, idle window": ("mistral", {"sliding_window": 64, **GROUPED}),
+    "mistral, as v0.1": ("mistral", {"sliding_window": 7, **GROUPED}),
+    "mixtral, window": ("mixtral", {"sliding_window": 5, **GROUPED}),
     "mistral, odd width": ("mistral", {"hidden_size": 30, "head_dim": 8, **GROUPED}),
     "mixtral": ("mixtral", GROUPED),
     "mixtral, tied, top 3": (
@@ -74,6 +87,44 @@ VARIANTS = {
     "qwen3": ("qwen3", {"tie_word_embeddings": True, **rope("qwen3", 1e6)}),
     "qwen3, wide heads, biases": ("qwen3", {"head_dim": 14, "attention_bias": True}),
     "qwen3_moe": ("qwen3_moe", rope("qwen3_moe", 1e6)),
+    "qwen2, windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen2_moe": ("qwen2_moe", {}),
+    "qwen2_moe, gates that sum to one": ("qwen2_moe", {"norm_topk_prob": True}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma2, no bounds": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma2, bounds that bite": (
+        "gemma2",
+        {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.8},
+    ),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text, scaled": ("gemma3_text", per_kind(LINEAR, 500.0)),
+    "phi3": ("phi3", {}),
+    "phi3, window, partly rotated": (
+        "phi3",
+        {"sliding_window": 7, **partly_rotated(0.75)},
+    ),
+    "phi3, longrope, short": ("phi3", longrope(24)),
+    "phi3, longrope, long": ("phi3", longrope(20)),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {}),
+    "olmo3, scaled": (
+        "olmo3",
+        per_kind({"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, **YARN}, 500.0),
+    ),
+    "olmoe": ("olmoe", {}),
+    "flex_olmo": ("flex_olmo", {"norm_topk_prob": True}),
+    "gpt2": ("gpt2", {}),
+    "gpt2, relu": ("gpt2", {"activation_function": "relu", "n_inner": 40}),
+    "smollm3": ("smollm3", {}),
+    "granite": ("granite", {}),
+    "granitemoe": ("granitemoe", {}),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
     "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
@@ -91,14 +142,32 @@ def tensors_of(folder):
     return found
 
 
+UNCOMPARED = (
+    "transformers_version",
+    "growlm",
+    "sliding_window",  # null, or so long that it has no effect
+    "max_window_layers",  # only says what layer_types says, too
+    "rope_theta",  # repeats one of rope_parameters
+    "no_rope_layer_interval",  # no_rope_layers says it, too
+    "_sliding_window_pattern",  # likewise
+    "partial_rotary_factor",  # repeats one of rope_parameters
+    "use_bidirectional_attention",  # null or false
+    "hidden_activation",  # Gemma 1: not read
+    "n_inner",  # null or 4 · n_embd
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop"),
+)
+
+
 def config_of(folder):
     """What transformers makes of a folder's config.json, less what says nothing about the model."""
     config = CONFIGS[read_hf_config(folder)[1]["huggingface"]["model_type"]].from_pretrained(folder)
     found = config.to_dict()
-    for name in ("transformers_version", "growlm", "sliding_window"):
+    for name in UNCOMPARED:
         found.pop(name, None)
-    if "moe_intermediate_size" in found:  # all blocks are mixtures, and this width means nothing
-        found.pop("intermediate_size")
+    if "moe_intermediate_size" in found or "n_inner" in vars(config):
+        found.pop("intermediate_size", None)  # means nothing: all blocks are mixtures; not its key
+    if "long_factor" in (found.get("rope_parameters") or {}):
+        found["rope_parameters"].pop("factor", None)  # the ratio of the lengths, where it is absent
     found["head_dim"] = getattr(config, "head_dim", None) or 8
     return found
 
@@ -156,46 +225,56 @@ def test_there_and_back(tmp_path, family, changes, shards):
     assert_same_function(load_model(tmp_path / "ours")[0].eval(), load(tmp_path / "back"), 1e-5)
 
 
+ROOT_EPSILONS = {"gpt_neox": "layer_norm_eps", "gpt2": "layer_norm_epsilon"}
+FREE_WIDTH = ("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma")
+"""The families whose width need not be a multiple of the number of heads."""
+FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text")
+"""The families with a key for the size of heads."""
+
+
 @st.composite
 def shapes(draw, family):
-    heads = draw(st.integers(1, 4))
+    heads, layers = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     head_dim = 2 * draw(st.integers(1, 5))
     width = heads * head_dim
     shape = {
         "vocab_size": draw(st.integers(3, 40)),
-        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "intermediate_size": draw(st.integers(1, 20)),
         "max_position_embeddings": draw(st.integers(2, 30)),
         "tie_word_embeddings": draw(st.booleans()),
+        ROOT_EPSILONS.get(family, "rms_norm_eps"): draw(st.floats(1e-8, 1e-2)),
         **rope(family, draw(st.floats(2.0, 1e6))),
     }
-    epsilon = draw(st.floats(1e-8, 1e-2))
     if family == "gpt_neox":
-        shape |= {"use_parallel_residual": draw(st.booleans())}
-        return shape | {"hidden_size": width, "layer_norm_eps": epsilon}
-    shape |= {"head_dim": head_dim, "rms_norm_eps": epsilon}
+        return shape | {"hidden_size": width, "use_parallel_residual": draw(st.booleans())}
+    if family == "gpt2":
+        return shape | {"hidden_size": width, "n_inner": shape["intermediate_size"]}
+    if family in FREE_HEADS:
+        shape["head_dim"] = head_dim
+        width = (
+            draw(st.integers(1, 40)) if family in FREE_WIDTH else heads * draw(st.integers(1, 10))
+        )
     shape["num_key_value_heads"] = draw(
         st.sampled_from([n for n in (1, 2, 4, heads) if not heads % n])
     )
     if family == "llama":
-        biased = draw(st.booleans())
-        width = heads * draw(st.integers(1, 10))
-        shape |= {"attention_bias": biased, "mlp_bias": draw(st.booleans())}
-    elif family == "qwen2":
-        shape |= {"hidden_size": width}
-    else:
-        width = draw(st.integers(1, 40))
-    if family == "qwen3_moe":
+        shape |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    if "layer_types" in FIXED[family]:
+        shape["layer_types"] = draw(
+            st.lists(st.sampled_from([WINDOW, FULL]), min_size=layers, max_size=layers)
+        )
+    if family.startswith("gemma"):  # its class computes the square root of the width in fp32
+        width = draw(st.sampled_from([4, 16, 36])) * (1 if family == "gemma" else heads**2)
+    if "num_experts_per_tok" in FIXED[family]:
         experts = draw(st.integers(2, 5))
-        shape |= {"num_experts": experts, "num_experts_per_tok": draw(st.integers(2, experts))}
-        shape["moe_intermediate_size"] = draw(st.integers(2, 20))
-    if family == "mixtral":
-        experts = draw(st.integers(2, 5))
-        chosen = draw(st.integers(2, experts))
-        shape |= {"num_local_experts": experts, "num_experts_per_tok": chosen}
-        # transformers 5.6 saves experts of one hidden unit without that dimension.
-        assume(shape["intermediate_size"] > 1)
+        of_family = "num_experts" if "num_experts" in FIXED[family] else "num_local_experts"
+        shape |= {of_family: experts, "num_experts_per_tok": draw(st.integers(2, experts))}
+        if "moe_intermediate_size" in FIXED[family]:
+            shape["moe_intermediate_size"] = draw(st.integers(2, 20))
+        # transformers 5.6 saves experts without dimensions of size one.
+        assume(width > 1 and shape["intermediate_size"] > 1)
     return {"hidden_size": width} | shape
 
 

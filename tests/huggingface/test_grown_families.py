@@ -8,7 +8,8 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
-from tests.huggingface.hf_models import load, make, precision, rope, tokens_for
+from growlm.runtime.errors import UserError
+from tests.huggingface.hf_models import load, longrope, make, precision, rope, tokens_for
 
 PYTHIA = {
     "use_parallel_residual": True,
@@ -34,8 +35,35 @@ FAMILIES = {
     "Qwen3": ("qwen3", rope("qwen3", 1e6)),
     "Qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
     "Qwen3-MoE": ("qwen3_moe", rope("qwen3_moe", 1e6)),
+    "Qwen2-MoE": ("qwen2_moe", rope("qwen2_moe", 1e6)),
+    "Gemma": ("gemma", {}),
+    "Gemma 2": ("gemma2", {}),
+    "Gemma 3": ("gemma3_text", {}),
+    "Mistral 0.1": ("mistral", {"sliding_window": 7}),
+    "Phi-3": ("phi3", {"sliding_window": 7}),
+    "Phi-3, longrope": ("phi3", longrope(12)),
+    "Phi-4": ("phi3", {}),
+    "OLMo 2": ("olmo2", {}),
+    "OLMo 3": ("olmo3", {}),
+    "OLMoE": ("olmoe", {}),
     "Pythia": ("gpt_neox", PYTHIA),
+    "GPT-2": ("gpt2", {}),
+    "SmolLM3, tied": ("smollm3", {"tie_word_embeddings": True}),
+    "SmolLM3": ("smollm3", {"tie_word_embeddings": False}),
+    "Granite": ("granite", {}),
+    "Granite, tied": ("granite", {"tie_word_embeddings": True}),
+    "Granite-MoE": ("granitemoe", {}),
 }
+UPCYCLED = {
+    "llama": "MixtralForCausalLM",
+    "mistral": "MixtralForCausalLM",
+    "phi3": "MixtralForCausalLM",
+    "qwen2": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3MoeForCausalLM",
+    "olmo2": "FlexOlmoForCausalLM",
+    "granite": "GraniteMoeForCausalLM",
+}
+"""The class that an upcycled model of each type leaves in; growlm's own for the others."""
 each_family = pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -43,10 +71,11 @@ each_family = pytest.mark.parametrize(
         for name, case in FAMILIES.items()
     ],
 )
+WIDEN_TWICE = Widen(scale_factor=2, noise_std=1e-3)
 GROWTHS = {
     "upcycled": [Upcycle(num_experts=4)],
     "x1.5": [Widen(scale_factor=1.5, noise_std=1e-3)],
-    "x2": [Widen(scale_factor=2, noise_std=1e-3)],
+    "x2": [WIDEN_TWICE],
     "deeper": [Deepen(extra_layers=1)],
     "all": [
         Upcycle(num_experts=4),
@@ -63,14 +92,20 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
     original.save_pretrained(tmp_path / "hf")
     to_growlm(tmp_path / "hf", tmp_path / "ours")
 
+    model, record = load_model(tmp_path / "ours")
     operators = GROWTHS[growth]
-    if family == "qwen3_moe":
+    if model.config.is_moe:
         operators = [
             MultiplyExperts(noise_std=1e-3) if isinstance(operator, Upcycle) else operator
             for operator in operators
         ]
-    grown = grow(load_model(tmp_path / "ours")[0], operators)
-    save_model(grown, tmp_path / "grown", {})
+    if model.config.attention.qk_norm == "full":  # every head needs the same number of copies
+        widen = Widen(scale_factor=1.5)
+        with pytest.raises(UserError, match="set new_channels=copies and a whole scale_factor"):
+            grow(model, [widen])
+        operators = [WIDEN_TWICE if isinstance(each, Widen) else each for each in operators]
+    grown = grow(model, operators)
+    save_model(grown, tmp_path / "grown", record)
     done = to_huggingface(tmp_path / "grown", tmp_path / "out")
 
     own_class = done.class_name == "GrowLMForCausalLM"
@@ -78,8 +113,8 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
     tokens = tokens_for(original.config)
     with torch.no_grad():
         assert (theirs(tokens).logits - original(tokens).logits).abs().max() <= 2e-5
-    if growth == "upcycled" and family == "qwen3":
-        assert done.class_name == "Qwen3MoeForCausalLM"
+    if growth == "upcycled" and not model.config.is_moe:
+        assert done.class_name == UPCYCLED.get(family, "GrowLMForCausalLM")
     if growth in ("x2", "deeper"):  # their sizes change, and nothing else
         assert not own_class
 

@@ -122,8 +122,8 @@ def test_flat_fields_as_overrides():
         ("model.rope.fraction=0.1", r"model\.rope\.fraction=0\.1: must give an even number"),
         ("model.rope.scaling.factor=0.5", r"model\.rope\.scaling\.factor=0\.5: must be at least 1"),
         (
-            "model.attention.qk_norm=full",
-            r"model\.attention\.qk_norm=full: must be one of none, he",
+            "model.attention.qk_norm=all",
+            r"model\.attention\.qk_norm=all: must be one of none, head, full",
         ),
     ],
 )

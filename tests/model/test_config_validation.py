@@ -22,7 +22,7 @@ BAD = [
     ("d_ff", 0),
     ("max_seq_len", 1),
     ("norm.kind", "batchnorm"),
-    ("feed_forward.kind", "relu"),
+    ("feed_forward.kind", "swish"),
     ("norm.eps", 0.0),
     ("norm.eps", 1.0),
     ("norm.eps", math.nan),

@@ -1,13 +1,14 @@
 """Insert blocks derived from existing ones.
 
-`identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections are zero adds
-nothing to the residual stream, so the function is kept, and it trains through those projections from the
-first step. `copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which changes the function.
+`identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections (or, where a norm
+follows them, that norm's gains) are zero adds nothing to the residual stream, so the function is kept, and it
+trains through them from the first step. `copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which
+changes the function.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from growlm.growth.growth_map import BlockOrigin, GrowthSpec
 from growlm.model.config import ModelConfig
@@ -47,7 +48,7 @@ class Deepen:
             "copy": "plain copy (not lossless)",
         }[self.init]
         return GrowthSpec(
-            config=replace(config, n_layers=len(blocks)),
+            config=config.with_blocks([origin.source for origin in blocks]),
             description=[
                 f"Layer {i} from layer {origin.source}, {how}"
                 for i, origin in enumerate(blocks)

@@ -49,7 +49,7 @@ class MultiplyExperts:
             raise UserError("noise_std", self.noise_std, reason)
         num_experts = config.num_experts * self.factor
         top_k = config.top_k * self.factor if self.top_k is None else self.top_k
-        check_routing(num_experts, top_k)
+        check_routing(num_experts, top_k, config.routing.renormalize)
         lossless = top_k == config.top_k * self.factor
         return GrowthSpec(
             config=replace(config, num_experts=num_experts, top_k=top_k),

@@ -60,6 +60,9 @@ class Upcycle:
                 f"the model has {config.num_experts} experts already; upcycle a dense model, or use "
                 "multiply_experts",
             )
+        if not config.routing.renormalize:
+            reason = "must be true to upcycle: only gates that sum to one keep the function of equal experts"
+            raise UserError("routing.renormalize", False, reason)
         if config.d_ff % self.granularity:
             reason = f"must divide d_ff={config.d_ff}, the number of hidden units"
             raise UserError("granularity", self.granularity, reason)

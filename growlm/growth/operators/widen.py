@@ -76,11 +76,17 @@ class Widen:
                 filler_write_init="mean" if config.norm.kind == "layernorm" else "zero",
                 filler_read_init="zero" if self.filler == "zeros" else "random",
                 gain_factor=math.sqrt(ratio),
+                embedding_factor=config.embedding_factor / new.embedding_factor,
             ),
             "query_heads": self._inner_axis_growth(query_heads, config.head_dim),
             "key_value_heads": self._inner_axis_growth(kv_heads, config.head_dim),
             "hidden": self._inner_axis_growth(ChannelMap.round_robin(config.d_ff, new.d_ff)),
+            "shared_hidden": self._inner_axis_growth(
+                ChannelMap.round_robin(config.shared_d_ff, new.shared_d_ff)
+            ),
         }
+        if config.attention.qk_norm == "full":
+            self._check_equal_copies(axes["query_heads"].channels, axes["key_value_heads"].channels)
         return GrowthSpec(
             config=replace(new, norm=replace(config.norm, eps=config.norm.eps * ratio)),
             description=self._describe(config, new),
@@ -120,6 +126,20 @@ class Widen:
         channels = self._apply_split(channels).expand_units(unit_size)
         return AxisGrowth(channels, filler_write_init="random", filler_read_init="zero")
 
+    def _check_equal_copies(self, *heads: ChannelMap) -> None:
+        """Check that a norm over all heads keeps its value: every head must have as many copies as the others."""
+        if any(
+            len(channels.copy_counts().unique()) > 1 or channels.has_fillers for channels in heads
+        ):
+            fresh = self._makes_fresh_channels()
+            name, value = ("new_channels", self.new_channels) if fresh else self._heads_setting()
+            raise UserError(
+                name,
+                value,
+                "a norm over all heads (attention.qk_norm=full) keeps its value only if every head gets the same "
+                "number of copies: set new_channels=copies and a whole scale_factor",
+            )
+
     def _apply_split(self, channels: ChannelMap) -> ChannelMap:
         if self._makes_fresh_channels():
             return channels.without_copies()
@@ -128,14 +148,16 @@ class Widen:
         return ChannelMap.with_rising_shares(channels.old_size, channels.source)
 
     def _grown_config(self, config: ModelConfig) -> ModelConfig:
+        factor = self.scale_factor or 1.0
         d_ff = self.d_ff
         if d_ff is None and self.scale_factor is not None:
-            d_ff = math.ceil(config.d_ff * self.scale_factor / D_FF_MULTIPLE - 1e-6) * D_FF_MULTIPLE
+            d_ff = _scaled_hidden_units(config.d_ff, factor)
         new = replace(
             config,
             n_heads=self._scaled_size("n_heads", self.n_heads, config.n_heads),
             d_model=self._scaled_size("d_model", self.d_model, config.d_model),
             d_ff=config.d_ff if d_ff is None else d_ff,
+            shared_d_ff=_scaled_hidden_units(config.shared_d_ff, factor),
         )
         widths = ("d_model", "n_heads", "d_ff")
         for width in widths:
@@ -188,6 +210,12 @@ class Widen:
             noise = f"standard deviation {level.std:g}, capped at each matrix's own"
         split = "" if self.split == "equal" else f"; columns split {self.split}"
         return f"New channels are copies; zero-sum noise: {noise}{split}"
+
+
+def _scaled_hidden_units(size: int, factor: float) -> int:
+    if factor == 1:
+        return size
+    return math.ceil(size * factor / D_FF_MULTIPLE - 1e-6) * D_FF_MULTIPLE
 
 
 def map_heads(

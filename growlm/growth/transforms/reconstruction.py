@@ -150,6 +150,13 @@ class Reconstruction:
         if any(math.frexp(value)[0] != 0.5 for value in values):
             self.add_roundings(SHARE_ROUNDINGS)
 
+    def add_constant(self, constant: float) -> None:
+        """Undo a subtraction of a constant, which counts among the magnitudes from then on."""
+        sizes = self.magnitudes()
+        self.x = self.x + constant
+        self.summed_magnitudes = sizes + abs(constant)
+        self.add_roundings(2)
+
     def require_close(
         self,
         difference: Tensor,

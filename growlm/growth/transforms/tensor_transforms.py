@@ -345,11 +345,13 @@ class Fill(TensorTransform):
 
 @dataclass(frozen=True)
 class NewTensor(TensorTransform):
-    """The transform that makes a new tensor without moments: normal with standard deviation `std` (0: zeros)."""
+    """The transform that makes a new tensor without moments: normal with standard deviation `std`, or `value`."""
 
     shape: tuple[int, ...]
     std: float = 0.0
     rng_key: tuple[int, str] = (0, "")
+    value: float = 0.0
+    """Value of all entries if `std` is 0."""
 
     replaces_source: ClassVar[bool] = True
     resets_moments: ClassVar[bool] = True
@@ -357,7 +359,7 @@ class NewTensor(TensorTransform):
     def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
         """Return the new weight."""
         if self.std == 0.0:
-            return x.new_zeros(self.shape)
+            return x.new_full(self.shape, self.value)
         return rng.normal(self.shape, "fresh", self.rng_key).mul_(self.std).to(x)
 
     def transform_moment(self, x: Tensor, power: int) -> Tensor:
@@ -372,7 +374,9 @@ class NewTensor(TensorTransform):
         """Check that entries are zero or in range; the input of the transform cannot be recovered."""
         if self.std == 0.0:
             reconstruction.require_close(
-                reconstruction.x.clone(), reconstruction.magnitudes, "an entry is not zero"
+                reconstruction.x - self.value,
+                reconstruction.magnitudes,
+                f"an entry is not {self.value:g}" if self.value else "an entry is not zero",
             )
         else:
             reconstruction.require_in_normal_range(
@@ -470,6 +474,59 @@ class Scale(TensorTransform):
     def verify_and_revert(self, reconstruction: Reconstruction) -> None:
         """Divide by the factor."""
         reconstruction.divide(self.factor)
+
+
+@dataclass(frozen=True)
+class OffsetTransforms(TensorTransform):
+    """Transforms of a parameter that the model adds a constant to; they apply to the sum.
+
+    Args:
+        offset: Constant.
+        steps: Transforms, applied in order.
+    """
+
+    offset: float
+    steps: tuple[TensorTransform, ...]
+
+    def transform_weight(self, x: Tensor, rng: GrowthRng) -> Tensor:
+        """Transform the sum, in at least fp32: beside the constant, small weights would be rounded away."""
+        total = x.to(torch.promote_types(x.dtype, torch.float32)) + self.offset
+        for step in self.steps:
+            total = step.transform_weight(total, rng)
+        return (total - self.offset).to(x.dtype)
+
+    def transform_moment(self, x: Tensor, power: int) -> Tensor:
+        """Transform the moment; a constant does not change it."""
+        for step in self.steps:
+            x = step.transform_moment(x, power)
+        return x
+
+    def transform_factors(self, factors: ScaleFactors) -> ScaleFactors:
+        """Return the factors after all steps."""
+        for step in self.steps:
+            factors = step.transform_factors(factors)
+        return factors
+
+    def verify_and_revert(self, reconstruction: Reconstruction) -> None:
+        """Check and revert each step of the sum, the last one first."""
+        reconstruction.add_constant(self.offset)
+        earlier = reconstruction.earlier_transforms
+        for index in reversed(range(len(self.steps))):
+            reconstruction.earlier_transforms = (*earlier, *self.steps[:index])
+            self.steps[index].verify_and_revert(reconstruction)
+        reconstruction.add_constant(-self.offset)
+
+    def unconstrained_entries(
+        self, mask: Tensor, later: Sequence[TensorTransform], rng: GrowthRng
+    ) -> Tensor:
+        """Return the mask after all steps."""
+        for index, step in enumerate(self.steps):
+            mask = step.unconstrained_entries(mask, (*self.steps[index + 1 :], *later), rng)
+        return mask
+
+    def selects_along(self, dim: int) -> bool:
+        """Return whether any step makes copies along the dimension."""
+        return any(step.selects_along(dim) for step in self.steps)
 
 
 def count_mean_roundings(size: int, dtype: torch.dtype) -> float:

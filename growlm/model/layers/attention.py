@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions and grouped key/value heads.
+"""Causal self-attention with grouped key/value heads.
 
 Shapes: B batch, T time, H query heads, K key/value heads, C channels of a head, D residual channels.
 """
@@ -9,22 +9,31 @@ from torch import Tensor, nn
 
 from growlm.model.config import ModelConfig
 from growlm.model.kv_cache import LayerCache
-from growlm.model.layers.causal_attention import causal_attention
+from growlm.model.layers.causal_attention import AttentionRule, causal_attention
 from growlm.model.layers.labeled_layers import labeled_linear, labeled_qk_norm
 from growlm.model.layers.rotary import apply_rotary
 
 
 class Attention(nn.Module):
-    """Self-attention in which query head h reads key/value head `h // (n_heads / n_kv_heads)`."""
+    """Self-attention in which query head h reads key/value head `h // (n_heads / n_kv_heads)`.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: Config of the model.
+        block: Index of the block that it is part of.
+    """
+
+    def __init__(self, config: ModelConfig, block: int = 0) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        qkv_bias, output_bias = config.attention.bias != "none", config.attention.bias == "all"
+        self.head_dim, self.rotates = config.head_dim, config.rotates(block)
+        own = config.attention
+        self.rule = AttentionRule(own.scale, own.softcap, config.block_window(block))
+        self.norms_all_heads = own.qk_norm == "full"
+        qkv_bias, output_bias = own.bias != "none", own.bias == "all"
         self.query = labeled_linear(config, read="residual", write="query_heads", bias=qkv_bias)
         self.key = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
         self.value = labeled_linear(config, read="residual", write="key_value_heads", bias=qkv_bias)
-        self.query_norm, self.key_norm = labeled_qk_norm(config), labeled_qk_norm(config)
+        self.query_norm = labeled_qk_norm(config, "query_heads")
+        self.key_norm = labeled_qk_norm(config, "key_value_heads")
         self.output = labeled_linear(config, read="query_heads", write="residual", bias=output_bias)
 
     def forward(
@@ -41,15 +50,19 @@ class Attention(nn.Module):
         Returns:
             The update of the residual stream, (B, T, D).
         """
-        query, key = self._split_heads(self.query(x)), self._split_heads(self.key(x))
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query = apply_rotary(query, cos, sin)  # (B, H, T, C)
-        key = apply_rotary(key, cos, sin)  # (B, K, T, C)
+        query = self._split_and_norm(self.query(x), self.query_norm)  # (B, H, T, C)
+        key = self._split_and_norm(self.key(x), self.key_norm)  # (B, K, T, C)
+        if self.rotates:
+            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         value = self._split_heads(self.value(x))  # (B, K, T, C)
         attend = causal_attention if cache is None else cache.attend
-        mixed = attend(query, key, value)
+        mixed = attend(query, key, value, self.rule)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _split_and_norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return self._split_heads(x)
+        return self._split_heads(norm(x)) if self.norms_all_heads else norm(self._split_heads(x))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

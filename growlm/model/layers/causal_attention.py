@@ -1,10 +1,11 @@
-"""Causal softmax attention: each position attends to itself and to those before it.
+"""Causal softmax attention: each position attends to itself and to those before it, or to the last of them.
 
 Shapes: B batch, T time, H query heads, K key/value heads, G = H/K query heads per key/value head, C channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,38 +18,112 @@ MAX_MATMUL_ATTENTION_LENGTH = 512
 They are three times as fast at 256 tokens and equally fast at 1,024, where the kernel also needs less memory."""
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute softmax(query · key / √C) · value over the positions up to each query's own.
+@dataclass(frozen=True)
+class AttentionRule:
+    """What the scores of a block's attention become before the softmax, and which of them count."""
+
+    scale: float | None = None
+    """Factor of the scores; None for 1 / sqrt(C)."""
+    softcap: float | None = None
+    """Bound on the scores, softcap · tanh(score / softcap); None for no bound."""
+    window: int | None = None
+    """Number of positions, its own included, that each position attends to; None for all before it."""
+
+    def limit(self, scores: Tensor) -> Tensor:
+        """Return the scores within the bound."""
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+
+
+PLAIN = AttentionRule()
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule = PLAIN
+) -> Tensor:
+    """Compute softmax(query · key · scale) · value over the positions up to each query's own.
 
     Args:
         query: (B, H, T, C).
         key: (B, K, T, C); query head h reads head h // G.
         value: (B, K, T, C).
+        rule: Scale, bound and window of the scores.
 
     Returns:
         The attention output, (B, H, T, C).
     """
     length = query.shape[2]
+    window = None if rule.window is None or rule.window >= length else rule.window
     half = query.dtype == torch.bfloat16
-    if query.device.type == "cpu" and half and length <= MAX_MATMUL_ATTENTION_LENGTH:
-        with torch.autocast("cpu", enabled=False):
-            return _MatmulAttention.apply(query, key, value)
+    if rule.softcap is None:
+        if query.device.type == "cpu" and half and length <= MAX_MATMUL_ATTENTION_LENGTH:
+            with torch.autocast("cpu", enabled=False):
+                return _MatmulAttention.apply(query, key, value, rule.scale, window)
+        if window is None:
+            grouped = query.shape[1] != key.shape[1]
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=rule.scale, enable_gqa=grouped
+            )
+    positions = torch.arange(length, device=query.device)
+    return masked_attention(query, key, value, visible_mask(positions, positions, window), rule)
+
+
+def visible_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Return which keys each query attends to, (T, S), given their positions (T,) and (S,)."""
+    distance = queries.unsqueeze(1) - keys
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule
+) -> Tensor:
+    """Compute attention over the keys that a mask allows; the rule's window is not applied.
+
+    Args:
+        query: (B, H, T, C).
+        key: (B, K, S, C); query head h reads head h // G.
+        value: (B, K, S, C).
+        mask: Which keys each query attends to, (T, S) or (B, 1, T, S); None for all of them.
+        rule: Scale and bound of the scores.
+
+    Returns:
+        The attention output, (B, H, T, C).
+    """
     grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    if rule.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=grouped
+        )
+    # No fused kernel of torch bounds the scores.
+    scale = query.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+    groups = query.unflatten(1, (key.shape[1], -1))  # (B, K, G, T, C)
+    scores = rule.limit(torch.matmul(groups, key.unsqueeze(2).mT) * scale)  # (B, K, G, T, S)
+    if mask is not None:
+        allowed = mask if mask.ndim == 2 else mask.unsqueeze(1)
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value.unsqueeze(2)).flatten(1, 2)
 
 
 class _MatmulAttention(torch.autograd.Function):
     """Attention with all scores at once, in the query's dtype; the softmax is saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        window: int | None = None,
+    ) -> Tensor:
         batch, _, length, channels = query.shape
         stacks = batch * key.shape[1]
         rows = query.reshape(stacks, -1, channels)  # (B·K, G·T, C): a group shares its keys
         key, value = (x.reshape(stacks, length, channels) for x in (key, value))
-        scale = channels**-0.5
-        future = query.new_full((length, length), float("-inf")).triu(1)
-        mask = future.repeat(rows.shape[1] // length, 1).expand(stacks, -1, -1)
+        scale = channels**-0.5 if scale is None else scale
+        hidden = query.new_full((length, length), float("-inf")).triu(1)
+        if window is not None:
+            hidden += torch.full_like(hidden, float("-inf")).tril(-window)
+        mask = hidden.repeat(rows.shape[1] // length, 1).expand(stacks, -1, -1)
         scores = torch.baddbmm(mask, rows, key.mT, alpha=scale)
         weights = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(rows, key, value, weights)
@@ -56,7 +131,7 @@ class _MatmulAttention(torch.autograd.Function):
         return torch.bmm(weights, value).view(query.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         rows, key, value, weights = ctx.saved_tensors
         grad = grads[0].reshape(rows.shape)
         grad_weights = torch.bmm(grad, value.mT)
@@ -69,4 +144,6 @@ class _MatmulAttention(torch.autograd.Function):
             grad_query.view(ctx.shape),
             grad_key.unflatten(0, (batch, -1)),
             grad_value.unflatten(0, (batch, -1)),
+            None,
+            None,
         )

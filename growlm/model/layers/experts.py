@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from growlm.model.axes import Label, index, label, reads, writes
 from growlm.model.config import ModelConfig
-from growlm.model.layers.feed_forward import apply_activation
-from growlm.model.layers.labeled_layers import labeled_linear
+from growlm.model.layers.feed_forward import FeedForward, apply_activation
+from growlm.model.layers.labeled_layers import labeled_linear, output_ends_update
 from growlm.model.layers.routing import Routing, RoutingLog, route
 from growlm.model.tracing import is_tracing
 
@@ -85,6 +85,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
+        self.kind = config.feed_forward.kind
         self._fp32_grouped_mm: Callable[..., Tensor] | None = None
         sizes = config.axis_sizes()
 
@@ -92,16 +93,18 @@ class Experts(nn.Module):
             shape = (config.num_experts, sizes[write], sizes[read])
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
             dims = (index("experts"), writes(write), reads(read))
-            label(self, **{name: Label(dims, stacked_from=f"feed_forward.{name}.weight")})
+            ends_update = output_ends_update(config) if write == "residual" else None
+            weight = Label(dims, f"feed_forward.{name}.weight", ends_update=ends_update)
+            label(self, **{name: weight})
             if config.feed_forward.bias:
                 self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[:2])))
-                bias = Label(dims[:2], stacked_from=f"feed_forward.{name}.bias")
+                bias = Label(dims[:2], f"feed_forward.{name}.bias", ends_update=ends_update)
                 label(self, **{f"{name}_bias": bias})
             else:
                 self.register_parameter(f"{name}_bias", None)
 
         stack("up", "hidden", "residual")
-        if config.feed_forward.kind == "swiglu":
+        if config.feed_forward.is_gated:
             stack("gate", "hidden", "residual")
         else:
             self.register_parameter("gate", None)
@@ -139,7 +142,7 @@ class Experts(nn.Module):
             else self._grouped_linear(rows, self.gate, self.gate_bias, ends, one_hot)
         )
         out = self._grouped_linear(
-            apply_activation(up, gate), self.down, self.down_bias, ends, one_hot
+            apply_activation(self.kind, up, gate), self.down, self.down_bias, ends, one_hot
         )
         out = gather_rows(out, slots).unflatten(0, (num_tokens, top_k))  # (N, K, D)
         return (out * routing.gates.to(out.dtype).unsqueeze(-1)).sum(dim=1)
@@ -196,7 +199,7 @@ class Experts(nn.Module):
 
         up = project(x, self.up, self.up_bias)
         gate = None if self.gate is None else project(x, self.gate, self.gate_bias)
-        return project(apply_activation(up, gate), self.down, self.down_bias)
+        return project(apply_activation(self.kind, up, gate), self.down, self.down_bias)
 
     def _grouped_linear(
         self,
@@ -232,7 +235,7 @@ def _is_small_cpu_batch(x: Tensor) -> bool:
 
 
 class MixtureOfExperts(nn.Module):
-    """The sparse counterpart of `FeedForward`: a router and the experts it chooses from."""
+    """The sparse counterpart of `FeedForward`: a router, the experts it chooses from, and perhaps a shared one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -244,7 +247,13 @@ class MixtureOfExperts(nn.Module):
         self.register_buffer("selection_bias", bias)
         if bias is not None:
             label(self, selection_bias=Label((index("experts"),)))
+        self.renormalize = config.routing.renormalize
         self.experts = Experts(config)
+        self.shared = FeedForward(config, "shared_hidden") if config.shared_d_ff else None
+        self.shared_gate: nn.Linear | None = None
+        if self.shared is not None and config.routing.shared_gate:
+            self.shared_gate = nn.Linear(config.d_model, 1, bias=False)
+            label(self.shared_gate, weight=Label((index("shared_gate"), reads("residual"))))
 
     selection_bias: Tensor | None
 
@@ -263,7 +272,14 @@ class MixtureOfExperts(nn.Module):
             x.device.type, enabled=False
         ):  # a bf16 router would choose other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
-        routing = route(logits, self.top_k, self.break_ties, self.selection_bias, x.shape[-2])
+        bias, length = self.selection_bias, x.shape[-2]
+        routing = route(logits, self.top_k, self.break_ties, bias, length, self.renormalize)
         if routings is not None:
             routings.append(routing)
-        return self.experts(tokens, routing).unflatten(0, x.shape[:2])
+        update = self.experts(tokens, routing).unflatten(0, x.shape[:2])
+        return update if self.shared is None else update + self._run_shared_expert(self.shared, x)
+
+    def _run_shared_expert(self, shared: FeedForward, x: Tensor) -> Tensor:
+        if self.shared_gate is None:
+            return shared(x)
+        return torch.sigmoid(self.shared_gate(x)) * shared(x)

@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from growlm.model.axes import Dim, Label, Role, label, reads, writes
 from growlm.model.config import ModelConfig
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm whose gain is its weight plus a constant.
+
+    Args:
+        size: Number of channels.
+        eps: Constant added to the variance.
+        offset: Constant added to the weight.
+    """
+
+    def __init__(self, size: int, eps: float, offset: float) -> None:
+        super().__init__(size, eps=eps)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension."""
+        return F.rms_norm(x, self.normalized_shape, self.weight + self.offset, self.eps)
 
 
 def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
     """Create a linear layer from the axis `read` to the axis `write`."""
     sizes = config.axis_sizes()
     layer = nn.Linear(sizes[read], sizes[write], bias=bias)
-    label(layer, weight=Label((writes(write), reads(read))))
+    ends_update = output_ends_update(config) if write == "residual" else None
+    label(layer, weight=Label((writes(write), reads(read)), ends_update=ends_update))
     if bias:
-        label(layer, bias=Label((writes(write),)))
+        label(layer, bias=Label((writes(write),), ends_update=ends_update))
     return layer
 
 
-def labeled_norm(config: ModelConfig, *, feeds_tied_head: bool = False) -> nn.Module:
-    """Create the config's norm over the residual stream.
+def output_ends_update(config: ModelConfig) -> bool:
+    """Return whether an output projection is the last parameter of its sub-block: no norm follows it."""
+    return config.norm.placement == "pre"
+
+
+def labeled_norm(
+    config: ModelConfig, *, feeds_tied_head: bool = False, ends_update: bool | None = None
+) -> nn.Module:
+    """Create the config's norm over the residual stream, or over an update of it.
 
     Args:
         config: Config of the model.
         feeds_tied_head: See `Label`.
+        ends_update: See `Label`.
     """
-    gain = Label((Dim(Role.GAIN, "residual"),), feeds_tied_head=feeds_tied_head)
+    dims = (Dim(Role.GAIN, "residual"),)
     if config.norm.kind == "rmsnorm":
-        layer: nn.Module = nn.RMSNorm(config.d_model, eps=config.norm.eps)
+        layer = _make_rmsnorm(config, config.d_model, config.norm.eps)
     else:
         layer = nn.LayerNorm(config.d_model, eps=config.norm.eps, bias=config.norm.bias)
         if config.norm.bias:
             label(
                 layer, bias=Label((Dim(Role.SHIFT, "residual"),), feeds_tied_head=feeds_tied_head)
             )
-    label(layer, weight=gain)
+    offset = config.norm.gain_offset
+    label(layer, weight=Label(dims, None, feeds_tied_head, ends_update, offset))
     return layer
 
 
-def labeled_qk_norm(config: ModelConfig) -> nn.Module | None:
-    """Create the norm of the channels of each query or key head; None if the config has none."""
-    if config.attention.qk_norm == "none":
+def labeled_qk_norm(config: ModelConfig, heads_axis: str) -> nn.Module | None:
+    """Create the norm of the queries or keys; None if the config has none.
+
+    Args:
+        config: Config of the model.
+        heads_axis: Axis of all heads' channels, which `full` normalizes together.
+    """
+    kind, eps = config.attention.qk_norm, config.attention.qk_norm_eps
+    if kind == "none" or eps is None:
         return None
-    layer = nn.RMSNorm(config.head_dim, eps=config.attention.qk_norm_eps)
-    label(layer, weight=Label((Dim(Role.GAIN, "head_channels"),)))
+    axis = "head_channels" if kind == "head" else heads_axis
+    layer = _make_rmsnorm(config, config.axis_sizes()[axis], eps)
+    label(layer, weight=Label((Dim(Role.GAIN, axis),), offset=config.norm.gain_offset))
     return layer
+
+
+def _make_rmsnorm(config: ModelConfig, size: int, eps: float) -> nn.Module:
+    if config.norm.gain_offset:
+        return OffsetRMSNorm(size, eps, config.norm.gain_offset)
+    return nn.RMSNorm(size, eps=eps)

@@ -11,7 +11,7 @@ from growlm.model.config_parts import RopeScalingConfig
 
 
 def scale_frequencies(
-    scaling: RopeScalingConfig, frequencies: Tensor, theta: float
+    scaling: RopeScalingConfig, frequencies: Tensor, theta: float, length: int = 1
 ) -> tuple[Tensor, float]:
     """Return the scaled frequencies, and the factor of the cosines and sines.
 
@@ -19,6 +19,7 @@ def scale_frequencies(
         scaling: Kind of scaling, and its numbers.
         frequencies: Rotary frequencies in radians per position, highest first, (C/2,).
         theta: Base of the frequencies.
+        length: Length of the sequences.
     """
     if scaling.kind == "none":
         return frequencies, 1.0
@@ -26,7 +27,20 @@ def scale_frequencies(
         return frequencies / scaling.factor, 1.0
     if scaling.kind == "llama3":
         return _scale_as_llama3(scaling, frequencies), 1.0
+    if scaling.kind == "longrope":
+        divisors = scaling.long_factors if scaling.is_long(length) else scaling.short_factors
+        divided = frequencies / frequencies.new_tensor(divisors)
+        return divided, _longrope_factor(scaling)
     return _scale_as_yarn(scaling, frequencies, theta), yarn_attention_factor(scaling)
+
+
+def _longrope_factor(scaling: RopeScalingConfig) -> float:
+    """Return the factor of the cosines and sines: the given one, or that of LongRoPE (arXiv 2402.13753)."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_seq_len))
 
 
 def yarn_attention_factor(scaling: RopeScalingConfig) -> float:

@@ -5,6 +5,7 @@ Shapes: B batch, T time, C channels of a head, R of them rotated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,17 +14,81 @@ from torch import Tensor
 from growlm.model.config import ModelConfig
 from growlm.model.layers.rope_scaling import scale_frequencies
 
+Table = tuple[Tensor, Tensor]
+"""Cosines and sines of some positions, each (T, R/2), or (B, 1, T, R/2) where sequences have their own."""
 
-def rotary_tables(length: int, config: ModelConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+
+class RotaryTables:
+    """The cosines and sines that each block rotates queries and keys with.
+
+    Args:
+        config: Config of the model.
+        full: Table of the blocks that attend to all earlier positions.
+        window: Table of the blocks with a window.
+    """
+
+    def __init__(self, config: ModelConfig, full: Table, window: Table) -> None:
+        self._config, self._full, self._window = config, full, window
+
+    @staticmethod
+    def compute(
+        length: int, config: ModelConfig, like: Tensor, sequence_length: int | None = None
+    ) -> RotaryTables:
+        """Compute the tables of positions 0 to `length`.
+
+        Args:
+            length: Number of positions.
+            config: Config of the model.
+            like: Tensor on the device of the result; if it is in fp64, the result is, too.
+            sequence_length: Length of the sequences, which `longrope` depends on; `length` if not given.
+        """
+        full = rotary_tables(length, config, like, sequence_length)
+        if config.rope.window_theta is None:
+            return RotaryTables(config, full, full)
+        window = rotary_tables(length, config, like, with_window=True)
+        return RotaryTables(config, full, window)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RotaryTables:
+        """Return the tables with a function applied to each tensor."""
+        full = function(self._full[0]), function(self._full[1])
+        if self._window is self._full:
+            return RotaryTables(self._config, full, full)
+        window = function(self._window[0]), function(self._window[1])
+        return RotaryTables(self._config, full, window)
+
+    def select(self, block: int) -> Table:
+        """Return the table of a block."""
+        return self._full if self._config.block_window(block) is None else self._window
+
+
+def rotary_tables(
+    length: int,
+    config: ModelConfig,
+    like: Tensor,
+    sequence_length: int | None = None,
+    with_window: bool = False,
+) -> Table:
     """Compute cosines and sines of the rotary angles of positions 0 to `length`, each (length, R/2).
 
     They are computed at every forward pass in at least fp32: a buffer would be one more tensor for growth,
     sharding and checkpoints to handle, and would save only microseconds.
+
+    Args:
+        length: Number of positions.
+        config: Config of the model.
+        like: Tensor on the device of the result; if it is in fp64, the result is, too.
+        sequence_length: Length of the sequences; `length` if not given.
+        with_window: Whether for blocks with a window, if those have frequencies of their own.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     size, rope = config.rotary_dim, config.rope
     exponents = torch.arange(0, size, 2, device=like.device, dtype=dtype) / size
-    frequencies, factor = scale_frequencies(rope.scaling, rope.theta**-exponents, rope.theta)
+    if with_window and rope.window_theta is not None:
+        frequencies, factor = rope.window_theta**-exponents, 1.0
+    else:
+        frequencies, factor = scale_frequencies(
+            rope.scaling, rope.theta**-exponents, rope.theta, sequence_length or length
+        )
     positions = torch.arange(length, device=like.device, dtype=dtype)
     angles = torch.outer(positions, frequencies)
     if factor == 1.0:

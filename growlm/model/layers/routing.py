@@ -22,7 +22,7 @@ class Routing:
     selected_experts: Tensor
     """Expert indices, (N, K), best first."""
     gates: Tensor
-    """Gates, (N, K), summing to one over K."""
+    """Gates, (N, K); they sum to one over K if they are renormalized."""
     scores: Tensor
     """Selection scores, (N, E): the logits plus the selection bias, if there is one."""
 
@@ -95,8 +95,9 @@ def route(
     break_ties: bool,
     selection_bias: Tensor | None = None,
     sequence_length: int | None = None,
+    renormalize: bool = True,
 ) -> Routing:
-    """Choose the top K experts and renormalize their softmax probabilities to sum to one.
+    """Choose the top K experts, whose gates are their softmax probabilities.
 
     Args:
         logits: (N, E), at least fp32.
@@ -106,6 +107,7 @@ def route(
         selection_bias: (E,), added to the logits for selection only.
         sequence_length: Length of the sequences that the tokens belong to; N if not given. Ties are broken alike
             in all sequences, so that the result does not depend on which sequences are in a batch.
+        renormalize: Whether the gates of a token are divided by their sum.
     """
     scores = logits.detach()
     if selection_bias is not None:
@@ -116,6 +118,8 @@ def route(
         order = torch.rand(shape, generator=keyed_generator("router ties"))
         ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
     chosen = ordered.topk(top_k, dim=-1).indices
+    if not renormalize:
+        return Routing(logits, chosen, logits.softmax(dim=-1).gather(-1, chosen), scores)
     # The softmax over the chosen logits equals the renormalized top-k of the full softmax.
     return Routing(logits, chosen, logits.gather(-1, chosen).softmax(dim=-1), scores)
 

@@ -10,8 +10,14 @@ from growlm.runtime.errors import UserError
 from growlm.storage.typed_values import truncate_text
 
 CONFIG_NAME = "config.json"
-DERIVED_KEYS = ("num_key_value_heads", "head_dim")
-"""Keys that may be null: their values are then derived from other keys."""
+NULLABLE_KEYS = (
+    "num_key_value_heads",
+    "head_dim",
+    "n_inner",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+"""Keys that may be null: their values are then derived from other keys, or there is no such thing."""
 
 
 class ConfigReader:
@@ -56,7 +62,7 @@ class ConfigReader:
 
     def _get_required(self, name: str) -> Any:
         value = self.get(name)
-        if value is None and name not in DERIVED_KEYS:
+        if value is None and name not in NULLABLE_KEYS:
             value = self.defaults.get(name)
             if value is None:
                 self.raise_error(name, None, "must be given")

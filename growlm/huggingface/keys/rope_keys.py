@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from growlm.huggingface.config_keys import ConfigReader
+from growlm.huggingface.keys.config_keys import ConfigReader
+from growlm.huggingface.keys.layer_keys import FULL, WINDOW
 from growlm.model.config import ModelConfig, get_field
 from growlm.model.config_parts import RopeScalingConfig
 
@@ -29,6 +30,13 @@ SCALING_KEYS = {
         "attention_factor": "attention_factor",
         "original_max_seq_len": "original_max_position_embeddings",
     },
+    "longrope": {
+        "factor": "factor",
+        "attention_factor": "attention_factor",
+        "short_factors": "short_factor",
+        "long_factors": "long_factor",
+        "original_max_seq_len": "original_max_position_embeddings",
+    },
 }
 """The key of each field of `RopeScalingConfig` that a kind of scaling has."""
 OPTIONAL_KEYS = ("beta_fast", "beta_slow", "truncate", "attention_factor")
@@ -48,6 +56,18 @@ class RotaryKeys:
     """Fraction of a head's channels that is rotated, where the key is absent."""
     allows_fraction: bool = False
     """Whether its class can rotate a part of a head's channels only."""
+    window_theta_key: str | None = None
+    """For a class with a base of its own for blocks with a window: its key in older configs."""
+    default_window_theta: float | None = None
+    """Its value where the key is absent; None for that of the other blocks."""
+    is_nested: bool = False
+    """Whether blocks with a window have parameters of their own, which are never scaled."""
+    kinds: tuple[str, ...] = ("linear", "llama3", "yarn", "longrope")
+    """The kinds of scaling that its class has."""
+    kind_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Former names of kinds."""
+    original_length_key: str | None = None
+    """Key outside the parameters that holds the original length."""
 
     def get_key(self, name: str) -> str | None:
         """Return the key of a field of the part `rope`, for messages; None for any other field."""
@@ -58,13 +78,18 @@ class RotaryKeys:
         prefix = "rope.scaling."
         if not name.startswith(prefix):
             return None
-        known = {field: key for keys in SCALING_KEYS.values() for field, key in keys.items()}
-        field = name.removeprefix(prefix)
-        return f"{PARAMETERS_KEY}.{known.get(field, field)}"
+        known = {path: key for keys in SCALING_KEYS.values() for path, key in keys.items()}
+        path = name.removeprefix(prefix)
+        return f"{PARAMETERS_KEY}.{known.get(path, path)}"
 
 
-def read_rope(rotary: RotaryKeys, keys: ConfigReader) -> dict[str, Any]:
+def read_rope(rotary: RotaryKeys, keys: ConfigReader, has_windows: bool) -> dict[str, Any]:
     """Return the fields of the part `rope`, by path.
+
+    Args:
+        rotary: The architecture's keys.
+        keys: Reader of the config.
+        has_windows: Whether any block has a window.
 
     Raises:
         UserError: If the embedding is one that growlm does not support.
@@ -73,35 +98,59 @@ def read_rope(rotary: RotaryKeys, keys: ConfigReader) -> dict[str, Any]:
         "rope.theta": keys.content.get(rotary.theta_key, rotary.default_theta),
         "rope.fraction": keys.content.get(rotary.fraction_key, rotary.default_fraction),
     }
+    window_theta = rotary.default_window_theta
+    if rotary.window_theta_key is not None:
+        window_theta = keys.content.get(rotary.window_theta_key, window_theta)
     for key in (FORMER_PARAMETERS_KEY, PARAMETERS_KEY):
         parameters = keys.get(key)
         if parameters is None:
             continue
+        if rotary.is_nested and isinstance(parameters, dict) and FULL in parameters:
+            window = parameters.get(WINDOW, {})
+            if not isinstance(window, dict) or window.get("rope_type", "default") != "default":
+                keys.raise_error(f"{key}.{WINDOW}", window, "must have rope_type default")
+            window_theta = window.get("rope_theta", window_theta)
+            key, parameters = f"{key}.{FULL}", parameters[FULL]
         if not isinstance(parameters, dict) or dict in map(type, parameters.values()):
             keys.raise_error(key, parameters, "must be null or one mapping for all layers")
         fields["rope.theta"] = parameters.get("rope_theta", fields["rope.theta"])
         fields["rope.fraction"] = parameters.get("partial_rotary_factor", fields["rope.fraction"])
-        fields |= _read_scaling(key, parameters, keys)
+        fields |= _read_scaling(key, parameters, rotary, keys)
+    if has_windows and rotary.is_nested:
+        theta = fields["rope.theta"]
+        window_theta = theta if window_theta is None else window_theta
+        if window_theta != theta or "rope.scaling.kind" in fields:
+            fields["rope.window_theta"] = window_theta
     if not rotary.allows_fraction and fields["rope.fraction"] != 1.0:
         reason = "must be 1.0: its class rotates all channels of a head"
         keys.raise_error(rotary.fraction_key, fields["rope.fraction"], reason)
     return fields
 
 
-def _read_scaling(key: str, parameters: Mapping[str, Any], keys: ConfigReader) -> dict[str, Any]:
+def _read_scaling(
+    key: str, parameters: Mapping[str, Any], rotary: RotaryKeys, keys: ConfigReader
+) -> dict[str, Any]:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return {}
-    if kind not in SCALING_KEYS:
-        known = ", ".join(SCALING_KEYS)
+    kind = rotary.kind_aliases.get(kind, kind) if isinstance(kind, str) else kind
+    if kind not in rotary.kinds:
+        known = ", ".join(rotary.kinds)
         keys.raise_error(f"{key}.rope_type", kind, f"must be default or one of {known}")
     values = {
-        field: parameters[name]
-        for field, name in SCALING_KEYS[kind].items()
+        path: parameters[name]
+        for path, name in SCALING_KEYS[kind].items()
         if parameters.get(name) is not None
     }
     if "original_max_seq_len" in SCALING_KEYS[kind]:
+        given = rotary.original_length_key and keys.get(rotary.original_length_key)
+        if given is not None:
+            values["original_max_seq_len"] = given
         values.setdefault("original_max_seq_len", keys.get("max_position_embeddings"))
+    if kind == "longrope" and "factor" not in values:
+        lengths = keys.get("max_position_embeddings"), values["original_max_seq_len"]
+        if all(type(length) is int and length > 0 for length in lengths):
+            values["factor"] = max(1.0, lengths[0] / lengths[1])
     scales = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if kind == "yarn" and "attention_factor" not in values and all(scales):
         values["attention_factor"] = _attention_factor(key, values.get("factor"), scales, keys)
@@ -125,11 +174,19 @@ def write_rope(rotary: RotaryKeys, config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope.scaling
     kind = "default" if scaling.kind == "none" else scaling.kind
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": config.rope.theta}
-    for field, name in SCALING_KEYS.get(kind, {}).items():
-        value = get_field(scaling, field)
-        if name not in OPTIONAL_KEYS or value != get_field(_DEFAULTS, field):
-            parameters[name] = value
+    for path, name in SCALING_KEYS.get(kind, {}).items():
+        value = get_field(scaling, path)
+        if name not in OPTIONAL_KEYS or value != get_field(_DEFAULTS, path):
+            parameters[name] = list(value) if isinstance(value, tuple) else value
     content: dict[str, Any] = {rotary.theta_key: config.rope.theta}
+    if rotary.original_length_key is not None and "original_max_seq_len" in SCALING_KEYS.get(
+        kind, ()
+    ):
+        content[rotary.original_length_key] = scaling.original_max_seq_len
+    if rotary.is_nested:
+        theta = config.rope.window_theta or config.rope.theta
+        window = {"rope_type": "default", "rope_theta": theta}
+        return {PARAMETERS_KEY: {FULL: parameters, WINDOW: window}}
     if rotary.allows_fraction:
         parameters["partial_rotary_factor"] = content[rotary.fraction_key] = config.rope.fraction
     return content | {PARAMETERS_KEY: parameters}

@@ -1,0 +1,1 @@
+"""The descriptions of transformers architectures, one file per family of models."""

@@ -1,0 +1,82 @@
+"""Granite 3 and its mixtures."""
+
+from __future__ import annotations
+
+from growlm.huggingface.architecture import RECIPROCAL, Architecture
+from growlm.huggingface.families.shared_tables import (
+    ATTENTION_BIAS,
+    ATTENTION_RULES,
+    EXPERT_KEYS,
+    GROUPED_KEYS,
+    LLAMA_DEFAULTS,
+    LLAMA_RULES,
+    PRE_NORM_RULES,
+    RMS_SWIGLU,
+    ROTARY_BUFFERS,
+    SILU,
+    SIZE_KEYS,
+    fused_expert_rules,
+    router_rules,
+)
+
+_KEYS = (
+    SIZE_KEYS
+    | GROUPED_KEYS
+    | {
+        "norm.eps": "rms_norm_eps",
+        "norm.residual_multiplier": "residual_multiplier",
+        "attention.bias": "attention_bias",
+        "attention.scale": "attention_multiplier",
+        "embedding.multiplier": "embedding_multiplier",
+        "embedding.logit_multiplier": "logits_scaling",
+    }
+)
+_DEFAULTS = LLAMA_DEFAULTS | {
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+}
+_CONVERSIONS = {"logits_scaling": RECIPROCAL}
+
+GRANITE = Architecture(
+    model_type="granite",
+    class_name="GraniteForCausalLM",
+    fixed_fields=RMS_SWIGLU | {"num_experts": 0},
+    field_to_key=_KEYS | {"feed_forward.bias": "mlp_bias"},
+    key_defaults=_DEFAULTS,
+    required_values=SILU,
+    value_names=ATTENTION_BIAS,
+    conversions=_CONVERSIONS,
+    tensor_layouts=(LLAMA_RULES,),
+    ignored_tensors=ROTARY_BUFFERS,
+    requires_divisible_heads=True,
+)
+
+_MIXTURE_RULES = (*ATTENTION_RULES, *PRE_NORM_RULES)
+_BLOCK = "block_sparse_moe"
+
+GRANITE_MOE = Architecture(
+    model_type="granitemoe",
+    class_name="GraniteMoeForCausalLM",
+    fixed_fields=RMS_SWIGLU | {"feed_forward.bias": False},
+    field_to_key=_KEYS | EXPERT_KEYS | {"num_experts": "num_local_experts"},
+    key_defaults=_DEFAULTS
+    | {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
+    },
+    required_values=SILU,
+    value_names=ATTENTION_BIAS,
+    conversions=_CONVERSIONS,
+    tensor_layouts=(
+        (
+            *_MIXTURE_RULES,
+            *router_rules(f"{_BLOCK}.router.layer"),
+            *fused_expert_rules(f"{_BLOCK}.input_linear.weight", f"{_BLOCK}.output_linear.weight"),
+        ),
+    ),
+    ignored_tensors=ROTARY_BUFFERS,
+    requires_divisible_heads=True,
+)

@@ -1,0 +1,62 @@
+"""Phi-3, 3.5 and 4."""
+
+from __future__ import annotations
+
+from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.families.shared_tables import (
+    ATTENTION_RULES,
+    GATED_RULES,
+    GROUPED_KEYS,
+    LLAMA_DEFAULTS,
+    NO_BIAS,
+    PRE_NORM_RULES,
+    RMS_SWIGLU,
+    ROTARY_BUFFERS,
+    SILU,
+    SIZE_KEYS,
+)
+from growlm.huggingface.keys.layer_keys import LayerKeys
+from growlm.huggingface.keys.rope_keys import RotaryKeys
+from growlm.huggingface.mapping_rules import concatenated_rule
+
+_FUSED_RULES = (
+    concatenated_rule(
+        {
+            "blocks.{layer}.attention.query.weight": "query_heads",
+            "blocks.{layer}.attention.key.weight": "key_value_heads",
+            "blocks.{layer}.attention.value.weight": "key_value_heads",
+        },
+        "model.layers.{layer}.self_attn.qkv_proj.weight",
+    ),
+    concatenated_rule(
+        {
+            "blocks.{layer}.feed_forward.gate.weight": "hidden",
+            "blocks.{layer}.feed_forward.up.weight": "hidden",
+        },
+        "model.layers.{layer}.mlp.gate_up_proj.weight",
+    ),
+)
+
+PHI3 = Architecture(
+    model_type="phi3",
+    class_name="Phi3ForCausalLM",
+    fixed_fields=RMS_SWIGLU | NO_BIAS | {"num_experts": 0},
+    field_to_key=SIZE_KEYS | GROUPED_KEYS | {"norm.eps": "rms_norm_eps"},
+    key_defaults=LLAMA_DEFAULTS
+    | {
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    },
+    required_values=SILU,
+    tensor_layouts=((*_FUSED_RULES, *ATTENTION_RULES, *PRE_NORM_RULES, *GATED_RULES),),
+    ignored_tensors=ROTARY_BUFFERS,
+    layers=LayerKeys(writes_types=False),
+    rotary=RotaryKeys(
+        allows_fraction=True,
+        kinds=("longrope",),
+        kind_aliases={"su": "longrope", "yarn": "longrope"},  # its class reads both so
+        original_length_key="original_max_position_embeddings",
+    ),
+    requires_divisible_heads=True,
+)
