@@ -54,6 +54,7 @@ class KeyValueCache:
         self._config = config
         self._left_padding = left_padding if bool(left_padding.any()) else None
         self._rotary: RotaryTables | None = None
+        self._table_of_row: Tensor | None = None  # (B,), where rows have different tables
 
     def extend(self, num_new: int, like: Tensor) -> RotaryTables:
         """Make room for T more tokens, which the layers are about to read.
@@ -74,26 +75,46 @@ class KeyValueCache:
             raise ValueError(f"{self.end + num_new} tokens in a cache of {self.num_slots} slots")
         self.begin, self.end = self.end, self.end + num_new
         if self._rotary is None:
-            length = max(self.end, self._sequence_length)
-            tables = RotaryTables.compute(self.num_slots, self._config, like, length)
-            self._rotary = tables.map(lambda table: table.to(like.dtype))
+            self._rotary = self._make_tables(like).map(lambda table: table.to(like.dtype))
         slots = torch.arange(self.begin, self.end, device=like.device)
         self._masks.clear()
         if self._left_padding is None:
             self.positions = slots
             return self._rotary.map(lambda table: table[self.begin : self.end])
         self.positions = (slots - self._left_padding.unsqueeze(1)).clamp(min=0)  # (B, T)
-        return self._rotary.map(lambda table: table[self.positions].unsqueeze(1))
+        if self._table_of_row is None:
+            return self._rotary.map(lambda table: table[self.positions].unsqueeze(1))
+        rows = self._table_of_row.unsqueeze(1)
+        return self._rotary.map(lambda tables: tables[rows, self.positions].unsqueeze(1))
+
+    def _make_tables(self, like: Tensor) -> RotaryTables:
+        """Return the rotary tables of all slots; with two sets of them if rows have different ones."""
+        is_long = self._rows_are_long(self.end)
+        short, long = 1, self._config.rope.scaling.original_max_seq_len + 1
+
+        def compute(length: int) -> RotaryTables:
+            return RotaryTables.compute(self.num_slots, self._config, like, length)
+
+        if len({*is_long}) == 1:
+            return compute(long if is_long[0] else short)
+        self._table_of_row = torch.tensor(is_long, device=like.device).long()
+        return compute(short).stack(compute(long))
+
+    def _rows_are_long(self, end: int) -> list[bool]:
+        """Return whether each sequence is a long one for its rotary frequencies, up to slot `end`."""
+        scaling, end = self._config.rope.scaling, max(end, self._sequence_length)
+        padding = [0] if self._left_padding is None else self._left_padding.tolist()
+        return [scaling.is_long(end - pad) for pad in padding]
 
     def is_outdated_by(self, num_new: int) -> bool:
         """Return whether the keys that are stored were rotated otherwise than T more tokens require.
 
-        That is so where `longrope` sequences become longer than the original length: read all tokens again, into a
-        new cache.
+        That is so where a `longrope` sequence becomes longer than the original length: read all tokens again, into
+        a new cache.
         """
-        is_long = self._config.rope.scaling.is_long
-        known = max(self.end, self._sequence_length)
-        return self.end > 0 and is_long(self.end + num_new) and not is_long(known)
+        if self.end == 0 or self._config.rope.scaling.kind != "longrope":
+            return False
+        return self._rows_are_long(self.end + num_new) != self._rows_are_long(self.end)
 
     def get_mask(self, window: int | None) -> Tensor | None:
         """Return the slots that the tokens being read attend to.
@@ -133,6 +154,8 @@ class KeyValueCache:
         """
         if self._left_padding is not None:
             self._left_padding = self._left_padding[indices]
+        if self._table_of_row is not None:
+            self._table_of_row = self._table_of_row[indices]
         for layer in self.layers:
             layer.select_sequences(indices)
 

@@ -22,6 +22,12 @@ def configs(draw):
     n_kv_heads = draw(st.integers(1, 3))
     num_experts = draw(st.sampled_from([0, 2, 3, 5]))
     head_dim = draw(st.sampled_from([2, 4, 6]))
+    parts = draw(drawn_parts(head_dim, norms_all_heads=True))
+    shared_d_ff = 0
+    if num_experts:
+        shared_d_ff = draw(st.sampled_from([0, 5]))
+        shared_gate = bool(shared_d_ff) and draw(st.booleans())
+        parts["routing"] = {"renormalize": draw(st.booleans()), "shared_gate": shared_gate}
     return ModelConfig(
         vocab_size=draw(st.integers(3, 20)),
         d_model=draw(st.integers(4, 20)),
@@ -34,7 +40,8 @@ def configs(draw):
         tie_embeddings=draw(st.booleans()),
         num_experts=num_experts,
         top_k=draw(st.integers(2, max(2, num_experts))),
-        **draw(drawn_parts(head_dim)),
+        shared_d_ff=shared_d_ff,
+        **parts,
     )
 
 

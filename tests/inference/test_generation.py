@@ -79,14 +79,15 @@ def test_cached_logits_are_those_without_a_cache(shape, prompts, count, chunk, d
     padding = torch.tensor([longest - len(prompt) for prompt in prompts])
     texts = [prompt + uncached(model, prompt, count)[0] for prompt in prompts]
     rows = torch.tensor([[7] * int(pad) + t for pad, t in zip(padding, texts, strict=True)])
-    cache = KeyValueCache(model.config, rows.shape[1], padding)
+    cache = KeyValueCache(model.config, rows.shape[1], padding, rows.shape[1] - 1)
 
     with torch.no_grad():
         for part in rows[:, :longest].split(chunk, dim=1):
             stream = model.decode_step(part, cache)
-        found = [stream @ model.head_weight.T]
+        found = [model.compute_logits(stream, model.head_weight)]
         for step in range(longest, rows.shape[1] - 1):
-            found.append(model.decode_step(rows[:, step : step + 1], cache) @ model.head_weight.T)
+            stream = model.decode_step(rows[:, step : step + 1], cache)
+            found.append(model.compute_logits(stream, model.head_weight))
 
     found = torch.stack(found, dim=1)
     for row, text, prompt in zip(found, texts, prompts, strict=True):

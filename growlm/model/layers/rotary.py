@@ -56,6 +56,14 @@ class RotaryTables:
         window = function(self._window[0]), function(self._window[1])
         return RotaryTables(self._config, full, window)
 
+    def stack(self, other: RotaryTables) -> RotaryTables:
+        """Return tables whose tensors have those of both along a new first dimension."""
+        full, window = (
+            (torch.stack((own[0], others[0])), torch.stack((own[1], others[1])))
+            for own, others in ((self._full, other._full), (self._window, other._window))
+        )
+        return RotaryTables(self._config, full, window)
+
     def select(self, block: int) -> Table:
         """Return the table of a block."""
         return self._full if self._config.block_window(block) is None else self._window
