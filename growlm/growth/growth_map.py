@@ -386,7 +386,7 @@ def _derive_tensor(
         adds_to_stream = row.label.adds_to_stream
         if origin.kind == "fresh" and row.label.has(Role.READS) and not adds_to_stream:
             transforms.append(Reinitialize(key))
-        nothing = NewTensor(row.shape, value=-row.label.offset)
+        nothing = NewTensor(row.shape, value=0.0 - row.label.offset)  # not -0.0
         transforms.append(nothing if adds_to_stream else ResetMoments())
     return TensorMap(source, row.shape, tuple(transforms))
 

@@ -147,7 +147,7 @@ def check_single_precision(model, operators, seed, tokens):
     assert (actual - expected).abs()[clear].max().item() <= 2e-5 * scale
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=25)
 @given(growth=growths(), seed=st.integers(0, 2**32), std=st.sampled_from([0.05, 0.4]))
 def test_any_sequence_keeps_the_function(growth, seed, std):
     check_lossless(*growth, seed, std)

@@ -130,7 +130,38 @@ VARIANTS = {
     "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
     "gpt_neox, tied": ("gpt_neox", {"tie_word_embeddings": True, "layer_norm_eps": 1e-3}),
 }
-everywhere = pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS)
+SLOW = {
+    "llama, one key head",
+    "llama, tied",
+    "llama, wide heads",
+    "llama, linear",
+    "llama, yarn",
+    "llama, attention biases alone",
+    "mistral",
+    "mistral, odd width",
+    "mixtral, tied, top 3",
+    "mixtral, window",
+    "qwen2",
+    "qwen3, wide heads, biases",
+    "qwen2_moe, gates that sum to one",
+    "gemma2, no bounds",
+    "gemma3_text, scaled",
+    "phi3",
+    "phi3, longrope, long",
+    "olmo3",
+    "gpt2, relu",
+    "gpt_neox",
+    "gpt_neox, half rotated",
+    "gpt_neox, tied",
+}
+"""Variants whose parts others have, too."""
+everywhere = pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, case in VARIANTS.items()
+    ],
+)
 
 
 def tensors_of(folder):
@@ -209,7 +240,11 @@ def test_the_same_loss_and_gradients(tmp_path, family, changes):
 
 
 @everywhere
-@pytest.mark.parametrize("shards", [{}, {"max_shard_size": SMALL_SHARDS}], ids=["one", "shards"])
+@pytest.mark.parametrize(
+    "shards",
+    [{}, pytest.param({"max_shard_size": SMALL_SHARDS}, marks=pytest.mark.slow)],
+    ids=["one", "shards"],
+)
 def test_there_and_back(tmp_path, family, changes, shards):
     theirs = make(family, **changes)
     theirs.save_pretrained(tmp_path / "hf", **shards)
@@ -279,9 +314,21 @@ def shapes(draw, family):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(tmp_path_factory, family, data):
+    check_a_shape(tmp_path_factory, family, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CONFIGS)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_shape_more_cases(tmp_path_factory, family, data):
+    check_a_shape(tmp_path_factory, family, data)
+
+
+def check_a_shape(tmp_path_factory, family, data):
     folder = tmp_path_factory.mktemp("shape")
     theirs = make(family, dtype=torch.float64, **data.draw(shapes(family)))
     size = data.draw(st.sampled_from(["2KB", "1GB"]))

@@ -21,9 +21,9 @@ def machines(*values):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("trainer.precision=bf16-mixed",),
+        ("trainer.precision=32-true",),
         *machines(
-            ("trainer.precision=32-true",),
+            ("trainer.precision=bf16-mixed",),
             ("optimizer=sgd",),
             ("optimizer=adafactor",),
             ("optimizer=muon",),

@@ -188,7 +188,7 @@ MODELS = st.builds(
 
 
 @given(model=MODELS, devices=st.integers(1, 40), more=st.integers(1, 40))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_more_devices_hold_less(model, devices, more):
     phase = phase_of(model)
     held = {}
