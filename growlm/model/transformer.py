@@ -19,7 +19,7 @@ from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers.attention import Attention
 from growlm.model.layers.experts import Experts, MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
-from growlm.model.layers.labeled_layers import labeled_linear, labeled_norm
+from growlm.model.layers.labeled_layers import apply_norm, labeled_linear, labeled_norm
 from growlm.model.layers.rotary import RotaryTables
 from growlm.model.layers.routing import Routing, RoutingLog
 from growlm.model.loss import cap_logits, linear_cross_entropy, token_losses
@@ -65,7 +65,7 @@ class Block(nn.Module):
         return self._add(x, update, self.feed_forward_post_norm)
 
     def _add(self, x: Tensor, update: Tensor, post_norm: nn.Module | None) -> Tensor:
-        update = _apply(post_norm, update)
+        update = update if post_norm is None else apply_norm(post_norm, update)
         return x + (update if self.multiplier == 1 else update * self.multiplier)
 
 

@@ -77,7 +77,7 @@ class ForwardTrace:
     """The intermediate results of one model on the probe."""
 
     embeddings: Tensor
-    """The embeddings, (B, T, D)."""
+    """The residual stream before the first block, (B, T, D)."""
     streams: list[Tensor]
     """The residual stream after each block, (B, T, D)."""
     routings: list[Routing]
@@ -101,7 +101,7 @@ class ForwardTrace:
         routings: list[Routing] = []
         hooks = [
             *perturbations,
-            model.embedding.register_forward_hook(lambda _m, _i, out: embeddings.append(out)),
+            model.blocks[0].register_forward_pre_hook(lambda _m, args: embeddings.append(args[0])),
         ]
         hooks += [
             block.register_forward_hook(lambda _m, _i, out: streams.append(out))
@@ -242,6 +242,15 @@ class ModelComparison:
         """The faults of the grown tensors, according to the growth map."""
         old, new = self.old_model.state_dict(), self.new_model.state_dict()
         return find_weight_faults(old, new, self.growth_map, self._growth_dtypes)
+
+    @property
+    def embedding_tolerance(self) -> float:
+        """Bound on the difference of the embeddings: they are copies, unless they are scaled by the width."""
+        old, new = self.growth_map.old_config, self.growth_map.new_config
+        if old.embedding_factor == new.embedding_factor:
+            return 0.0
+        largest = float(self.old_trace.embeddings.abs().max())
+        return 4 * torch.finfo(self.growth_dtype).eps * largest
 
     @cached_property
     def is_finite(self) -> bool:

@@ -65,7 +65,8 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
     ]
     largest = float(comparison.old_trace.logits.abs().max())
-    same = worst <= comparison.tolerance and not drifted and embedding == 0.0
+    moved = not embedding <= comparison.embedding_tolerance
+    same = worst <= comparison.tolerance and not drifted and not moved
     if same and choices.compared_fraction < MIN_COMPARED_FRACTION:
         summary = (
             f"only {choices.compared_fraction:.0%} of the positions could be compared, because near ties between "
@@ -92,7 +93,7 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     if not comparison.growth_map.lossless:
         summary += "; expected, because this growth is not lossless"
         return CheckReport("functional", Status.FINDING, summary, figures)
-    if embedding:
+    if moved:
         summary += (
             f"; the embeddings already differ by {embedding:.1e}; likely cause: embedding columns that are "
             "not plain copies"

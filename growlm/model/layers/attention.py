@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from growlm.model.config import ModelConfig
 from growlm.model.kv_cache import LayerCache
 from growlm.model.layers.causal_attention import AttentionRule, causal_attention
-from growlm.model.layers.labeled_layers import labeled_linear, labeled_qk_norm
+from growlm.model.layers.labeled_layers import apply_norm, labeled_linear, labeled_qk_norm
 from growlm.model.layers.rotary import apply_rotary
 
 
@@ -62,7 +62,9 @@ class Attention(nn.Module):
     def _split_and_norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is None:
             return self._split_heads(x)
-        return self._split_heads(norm(x)) if self.norms_all_heads else norm(self._split_heads(x))
+        if self.norms_all_heads:
+            return self._split_heads(apply_norm(norm, x).to(x.dtype))
+        return apply_norm(norm, self._split_heads(x)).to(x.dtype)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

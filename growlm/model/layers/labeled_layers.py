@@ -27,6 +27,13 @@ class OffsetRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight + self.offset, self.eps)
 
 
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalize in the norm's own precision: under autocast, outputs of projections are in half precision."""
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    normalized: Tensor = norm(x.to(weight.dtype))
+    return normalized
+
+
 def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) -> nn.Linear:
     """Create a linear layer from the axis `read` to the axis `write`."""
     sizes = config.axis_sizes()
