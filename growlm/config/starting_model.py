@@ -50,9 +50,12 @@ def fill_from_checkpoint(model: DictConfig) -> None:
         if _is_missing(model, path):
             _set(model, path, value)
         elif path in fixed and (given := _get_given(model, path)) != value:
-            reason = (
-                f"the model in {model.path} has {value}; leave it unset, only growth can change it"
+            what = (
+                "it is a size of its weights"
+                if path == "max_seq_len"
+                else "only growth can change it"
             )
+            reason = f"the model in {model.path} has {value}; leave it unset, {what}"
             raise UserError(f"model.{path}", given, reason)
 
 

@@ -168,6 +168,11 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         length = past + tokens.shape[1]
         if length > model.config.max_seq_len:
             raise ValueError(f"{length} tokens exceed max_seq_len={model.config.max_seq_len}")
+        is_long = model.config.rope.scaling.is_long
+        if past and is_long(length) and not is_long(past):
+            longest = model.config.rope.scaling.original_max_seq_len
+            reason = "the cached keys have other frequencies; use use_cache=False"
+            raise ValueError(f"the text has become longer than {longest} tokens: {reason}")
         slots = torch.arange(length, device=tokens.device)
         positions = slots[past:]
         if mask is not None and model.position_embedding is not None:

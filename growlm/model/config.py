@@ -99,8 +99,7 @@ class ModelConfig(metaclass=_ConfigType):
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
     """Experts that each token uses; ignored in a dense model."""
     shared_d_ff: int = field(default=0, metadata=limits(minimum=0, maximum=2**19))
-    """Hidden units of an expert that every token uses beside the chosen ones; 0 for none. Ignored in a dense
-    model."""
+    """Hidden units of an expert that every token uses beside the chosen ones; 0 for none."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Attention."""
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -138,7 +137,8 @@ class ModelConfig(metaclass=_ConfigType):
         for name, usual in alike.items():
             entries = getattr(self.layers, name)
             if entries and type(self.n_layers) is int and 0 < self.n_layers <= MAX_LAYERS:
-                entries = (entries * -(-self.n_layers // len(entries)))[: self.n_layers]
+                if len(entries) < self.n_layers:
+                    entries = (entries * -(-self.n_layers // len(entries)))[: self.n_layers]
                 if entries == (usual,) * self.n_layers:
                     entries = ()
             complete[name] = entries
@@ -272,10 +272,15 @@ class ModelConfig(metaclass=_ConfigType):
             check_routing(self.num_experts, self.top_k, self.routing.renormalize)
             if self.routing.shared_gate and not self.shared_d_ff:
                 raise UserError("routing.shared_gate", True, "needs shared_d_ff, the expert's size")
+        elif self.shared_d_ff:
+            reason = "needs num_experts: only a mixture of experts has a shared one"
+            raise UserError("shared_d_ff", self.shared_d_ff, reason)
         self._check_norms()
         self._check_layers()
 
     def _check_norms(self) -> None:
+        if self.norm.gain_offset not in (0.0, 1.0):
+            raise UserError("norm.gain_offset", self.norm.gain_offset, "must be 0 or 1")
         if self.norm.kind == "rmsnorm":
             return
         reason = "needs norm.kind=rmsnorm"
@@ -285,6 +290,10 @@ class ModelConfig(metaclass=_ConfigType):
             raise UserError("norm.gain_offset", self.norm.gain_offset, reason)
 
     def _check_layers(self) -> None:
+        for name in ("attention", "rotary"):
+            if (length := len(getattr(self.layers, name))) > self.n_layers:
+                reason = f"must have at most n_layers={self.n_layers} entries"
+                raise UserError(f"layers.{name}", f"{length} entries", reason)
         window, kinds = self.attention.window, self.layers.attention
         if window is None and "window" in kinds:
             raise UserError("layers.attention", "window", "needs attention.window, its length")

@@ -214,7 +214,11 @@ class TransformerLM(nn.Module):
         x: Tensor = self.embedding(tokens)
         if (factor := self.config.embedding_factor) != 1:
             x = x * factor
-        return x if self.position_embedding is None else x + self.position_embedding(positions)
+        if self.position_embedding is None:
+            return x
+        # Sequences of a batch that are full go along until the others are, too.
+        last = self.config.max_seq_len - 1
+        return x + self.position_embedding(positions.clamp(max=last))
 
     def finish(self, x: Tensor) -> Tensor:
         """Return the final hidden state, which the head reads, for the residual stream after the last block."""

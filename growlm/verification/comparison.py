@@ -36,6 +36,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
+from growlm.runtime.errors import UserError
 from growlm.verification.weights import (
     GrowthDtype,
     WeightFaults,
@@ -470,7 +471,10 @@ def infer_growth_from_models(
         WIDEN_VARIANTS if is_wider else WIDEN_VARIANTS[:1],
         DEEPEN_VARIANTS if is_deeper else DEEPEN_VARIANTS[:1],
     ):
-        growth_map = _infer_growth(old.config, new.config, widen, deepen)
+        try:
+            growth_map = _infer_growth(old.config, new.config, widen, deepen)
+        except UserError:  # the model does not allow such a growth
+            continue
         found = find_weight_faults(
             old.state_dict(), new.state_dict(), growth_map, growth_dtype, first_only=True
         )
@@ -509,9 +513,12 @@ def _infer_growth(
     d_ff = old.d_ff
     if operators:
         d_ff = build_growth_map(old, operators).new_config.d_ff
-    if (new.d_model, new.n_heads, new.d_ff) != (old.d_model, old.n_heads, d_ff):
+    sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
+    before = {"d_model": old.d_model, "n_heads": old.n_heads, "d_ff": d_ff}
+    if new.shared_d_ff and old.shared_d_ff:
+        sizes["shared_d_ff"], before["shared_d_ff"] = new.shared_d_ff, old.shared_d_ff
+    if sizes != before:
         noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": MAX_NOISE_STD}
-        sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
         operators.append(Widen(**(sizes | noise | widen)))
     if new.n_layers != old.n_layers:
         operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))

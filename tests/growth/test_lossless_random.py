@@ -22,7 +22,8 @@ def configs(draw):
     n_kv_heads = draw(st.integers(1, 3))
     num_experts = draw(st.sampled_from([0, 2, 3, 5]))
     head_dim = draw(st.sampled_from([2, 4, 6]))
-    parts = draw(drawn_parts(head_dim, norms_all_heads=True))
+    n_layers = draw(st.integers(1, 3))
+    parts = draw(drawn_parts(head_dim, n_layers, norms_all_heads=True))
     shared_d_ff = 0
     if num_experts:
         shared_d_ff = draw(st.sampled_from([0, 5]))
@@ -31,7 +32,7 @@ def configs(draw):
     return ModelConfig(
         vocab_size=draw(st.integers(3, 20)),
         d_model=draw(st.integers(4, 20)),
-        n_layers=draw(st.integers(1, 3)),
+        n_layers=n_layers,
         n_heads=n_kv_heads * draw(st.integers(1, 3)),
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,

@@ -104,6 +104,7 @@ VARIANTS = {
         {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.8},
     ),
     "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text, bounded logits": ("gemma3_text", {"final_logit_softcapping": 0.8}),
     "gemma3_text, scaled": ("gemma3_text", per_kind(LINEAR, 500.0)),
     "phi3": ("phi3", {}),
     "phi3, window, partly rotated": (

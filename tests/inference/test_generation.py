@@ -30,7 +30,7 @@ sizes = st.fixed_dictionaries(
     }
 )
 shapes = sizes.flatmap(
-    lambda shape: drawn_parts(shape["head_dim"]).map(lambda parts: shape | parts)
+    lambda shape: drawn_parts(shape["head_dim"], shape["n_layers"]).map(lambda parts: shape | parts)
 )
 prompt_lists = st.lists(
     st.lists(st.integers(0, 28), min_size=1, max_size=12), min_size=1, max_size=5
@@ -343,3 +343,13 @@ def test_a_compiled_model_continues_as_it_does_without():
     model.train()
     model.loss(torch.randint(29, (2, 9))).backward()
     assert generate(model, [[3, 1, 4]], 12, GREEDY) == expected
+
+
+def test_a_full_row_with_learned_positions_does_not_end_the_others():
+    config = tiny_config(embedding={"positions": "learned"}, max_seq_len=16)
+    model = build(config, std=0.3, dtype=torch.float64)
+    prompts = [[1] * 10, [2, 3, 4], [5, 6, 7]]
+    together = generate(model, prompts, 20, GREEDY)
+    alone = [generate(model, [prompt], 20, GREEDY)[0] for prompt in prompts]
+    assert together == alone
+    assert [len(each.tokens) for each in together] == [6, 13, 13]

@@ -14,12 +14,13 @@ SCALINGS = (
 
 
 @st.composite
-def drawn_parts(draw, head_dim, norms_all_heads=False):
-    """The parts of a config of any family with heads of this size, as mappings.
+def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
+    """The parts of a config of any family, as mappings.
 
     Args:
         draw: Given by hypothesis.
         head_dim: Size of a head.
+        n_layers: Number of blocks.
         norms_all_heads: Whether a norm over all heads is among them, which only some growths keep.
     """
     fractions = [f for f in (1.0, 0.5, 0.25) if int(head_dim * f) % 2 == 0 and int(head_dim * f)]
@@ -57,7 +58,7 @@ def drawn_parts(draw, head_dim, norms_all_heads=False):
             "logit_multiplier": draw(numbers),
             "logit_softcap": draw(st.sampled_from([None, 2.0])),
         },
-        "layers": {"rotary": draw(st.sampled_from([[], [True, False]]))},
+        "layers": {"rotary": draw(st.sampled_from([[], [True, False][:n_layers]]))},
     }
     if kind == "rmsnorm":
         parts["norm"] |= {
@@ -66,5 +67,5 @@ def drawn_parts(draw, head_dim, norms_all_heads=False):
         }
     if window is not None:
         parts["rope"]["window_theta"] = draw(st.sampled_from([None, 30.0]))
-        parts["layers"]["attention"] = draw(st.sampled_from([[], ["window", "full"]]))
+        parts["layers"]["attention"] = draw(st.sampled_from([[], ["window", "full"][:n_layers]]))
     return parts

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from growlm.model import TransformerLM
+from growlm.model import ModelConfig, TransformerLM
 from growlm.model.config import replace_fields
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import tiny_config
@@ -64,3 +64,44 @@ def test_a_model_cannot_be_built_from_a_bad_config():
 def test_good_configs_pass(top_k):
     tiny_config("default").validate()
     tiny_config("llama", num_experts=4, top_k=top_k, n_kv_heads=1).validate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shared_d_ff": 8}, r"shared_d_ff=8: needs num_experts"),
+        (
+            {"num_experts": 4, "routing": {"shared_gate": True}},
+            r"routing\.shared_gate=True: needs shared_d_ff",
+        ),
+        ({"layers": {"attention": ["window"]}}, r"layers\.attention=window: needs attention\.wi"),
+        (
+            {"attention": {"window": 4}, "layers": {"attention": ["full"]}},
+            r"attention\.window=4: has no effect",
+        ),
+        (
+            {"attention": {"window": 4}, "layers": {"attention": ["full", "window"] * 7}},
+            r"layers\.attention=14 entries: must have at most n_layers=12",
+        ),
+        ({"norm": {"kind": "rmsnorm", "gain_offset": 0.5}}, r"gain_offset=0\.5: must be 0 or 1"),
+        ({"layers": {"attention": ["wide"]}}, r"layers\.attention=wide: must be one of full, win"),
+        ({"rope": {"window_theta": 10.0}}, r"rope\.window_theta=10\.0: has no effect without att"),
+        ({"norm": {"placement": "both"}}, r"norm\.placement=both: needs norm\.kind=rmsnorm"),
+        ({"norm": {"gain_offset": 1.0}}, r"norm\.gain_offset=1\.0: needs norm\.kind=rmsnorm"),
+        ({"rope": {"scaling": {"kind": "longrope"}}}, r"short_factors=0: must have 32 numbers"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other(fields, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**fields).validate()
+
+
+def test_a_shorter_list_is_a_pattern():
+    pattern = {"attention": ["window", "window", "full"], "rotary": [True, False]}
+    config = ModelConfig(n_layers=4, attention={"window": 3}, layers=pattern)
+    assert config.layers.attention == ("window", "window", "full", "window")
+    assert [config.block_window(block) for block in range(4)] == [3, 3, None, 3]
+    assert [config.rotates(block) for block in range(4)] == [True, False, True, False]
+    written = ModelConfig(n_layers=4, attention={"window": 3}, layers={"rotary": [True] * 4})
+    assert written == ModelConfig(n_layers=4, attention={"window": 3})
+    assert config.with_blocks([2]).attention.window is None

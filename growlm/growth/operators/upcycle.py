@@ -61,8 +61,14 @@ class Upcycle:
                 "multiply_experts",
             )
         if not config.routing.renormalize:
-            reason = "must be true to upcycle: only gates that sum to one keep the function of equal experts"
-            raise UserError("routing.renormalize", False, reason)
+            reason = (
+                "the model has routing.renormalize=false, and only gates that sum to one keep the function of "
+                "equal experts"
+            )
+            raise UserError("num_experts", self.num_experts, reason)
+        if config.routing.shared_gate:
+            reason = "the model has routing.shared_gate=true, and an upcycled mixture has no shared expert"
+            raise UserError("num_experts", self.num_experts, reason)
         if config.d_ff % self.granularity:
             reason = f"must divide d_ff={config.d_ff}, the number of hidden units"
             raise UserError("granularity", self.granularity, reason)

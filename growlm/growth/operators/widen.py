@@ -53,6 +53,8 @@ class Widen:
     """What new channels are: `copies` of existing ones, which noise makes diverge; or `fresh`: random heads
     and hidden units that nothing reads yet, and only fillers in the residual stream. `auto` means `fresh`,
     unless noise or a split is set, which apply to copies only."""
+    shared_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
+    """New number of hidden units of a mixture's shared expert, instead of the scaled one."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
         """Return the growth of a model of this config, and the config after it.
@@ -149,17 +151,16 @@ class Widen:
 
     def _grown_config(self, config: ModelConfig) -> ModelConfig:
         factor = self.scale_factor or 1.0
-        d_ff = self.d_ff
-        if d_ff is None and self.scale_factor is not None:
-            d_ff = _scaled_hidden_units(config.d_ff, factor)
+        if self.shared_d_ff is not None and not config.shared_d_ff:
+            raise UserError("shared_d_ff", self.shared_d_ff, "the model has no shared expert")
         new = replace(
             config,
             n_heads=self._scaled_size("n_heads", self.n_heads, config.n_heads),
             d_model=self._scaled_size("d_model", self.d_model, config.d_model),
-            d_ff=config.d_ff if d_ff is None else d_ff,
-            shared_d_ff=_scaled_hidden_units(config.shared_d_ff, factor),
+            d_ff=self.d_ff or _scaled_hidden_units(config.d_ff, factor),
+            shared_d_ff=self.shared_d_ff or _scaled_hidden_units(config.shared_d_ff, factor),
         )
-        widths = ("d_model", "n_heads", "d_ff")
+        widths = ("d_model", "n_heads", "d_ff", "shared_d_ff")
         for width in widths:
             if getattr(new, width) < getattr(config, width):
                 reason = f"must be at least {getattr(config, width)}, the model's present value"

@@ -38,7 +38,6 @@ _DEFAULTS = LLAMA_DEFAULTS | {
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
 _CAPPED_KEYS = {
     "attention.scale": "query_pre_attn_scalar",
-    "attention.softcap": "attn_logit_softcapping",
     "embedding.logit_softcap": "final_logit_softcapping",
 }
 _CAPPED_DEFAULTS = _DEFAULTS | {"num_key_value_heads": 4, "query_pre_attn_scalar": 256}
@@ -65,7 +64,7 @@ GEMMA2 = Architecture(
     model_type="gemma2",
     class_name="Gemma2ForCausalLM",
     fixed_fields=_FIXED | {"norm.placement": "both"},
-    field_to_key=_KEYS | _CAPPED_KEYS,
+    field_to_key=_KEYS | _CAPPED_KEYS | {"attention.softcap": "attn_logit_softcapping"},
     key_defaults=_CAPPED_DEFAULTS
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     required_values=_CAUSAL | {"hidden_activation": ("gelu_pytorch_tanh",)},
@@ -85,7 +84,6 @@ GEMMA3 = Architecture(
     key_defaults=_CAPPED_DEFAULTS
     | {
         "max_position_embeddings": 131072,
-        "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "sliding_window_pattern": 6,
     },
