@@ -78,19 +78,11 @@ def trace_pass(
 
     one = trace([0])
     values = {f.name: getattr(one, f.name) for f in fields(PassWorkload)}
-    kinds = Counter(
-        (config.block_window(block), config.rotates(block)) for block in range(config.n_layers)
-    )
-    first_kind = (config.block_window(0), config.rotates(0))
-    for kind, count in kinds.items():
-        block = next(
-            i for i in range(config.n_layers) if (config.block_window(i), config.rotates(i)) == kind
-        )
-        two = trace([0, block])
+    kinds = [(config.block_window(i), config.rotates(i)) for i in range(config.n_layers)]
+    for kind, count in Counter(kinds[1:]).items():
+        two = trace([0, kinds.index(kind)])
         for name in values:
-            values[name] += (count - (kind == first_kind)) * (
-                getattr(two, name) - getattr(one, name)
-            )
+            values[name] += count * (getattr(two, name) - getattr(one, name))
     return PassWorkload(**values)
 
 
