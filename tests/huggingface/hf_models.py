@@ -100,11 +100,9 @@ SMALL_SHARDS = "20KB"
 
 def rope(family, theta=10000.0):
     """The keys of transformers 5 for plain rotary positions on whole heads."""
-    if family in (
-        "gpt2",
-        "gemma3_text",
-        "olmo3",
-    ):  # learned ones, or one set for each kind of block
+    if family == "olmo3":  # the former key, for releases with one set for all blocks and for later ones
+        return {"rope_theta": 500000.0}
+    if family in ("gpt2", "gemma3_text"):  # learned positions, and two sets
         return {}
     part = {"partial_rotary_factor": 1.0} if family in ("gpt_neox", "phi3") else {}
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | part}

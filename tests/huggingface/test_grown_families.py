@@ -139,6 +139,10 @@ def test_cached_greedy_texts_are_equal(tmp_path, family, changes):
     model = load_model(tmp_path / "ours")[0].eval()
     prompt = tokens_for(theirs.config, batch=1, time=9)
     with torch.no_grad(), precision(torch.float64):
-        expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        # Early releases of 5 keep the cache when a text crosses longrope's original length.
+        settings = {"use_cache": "original_max_position_embeddings" not in changes}
+        expected = theirs.generate(
+            prompt, max_new_tokens=12, do_sample=False, pad_token_id=0, **settings
+        )
     (found,) = generate(model, prompt.tolist(), 12, Sampling(temperature=0))
     assert list(found.tokens) == expected[0, 9:].tolist()

@@ -185,6 +185,9 @@ def write_rope(rotary: RotaryKeys, config: ModelConfig) -> dict[str, Any]:
         content[rotary.original_length_key] = scaling.original_max_seq_len
     if rotary.is_nested:
         theta = config.rope.window_theta or config.rope.theta
+        defaults = (rotary.default_theta, rotary.default_window_theta or rotary.default_theta)
+        if kind == "default" and (config.rope.theta, theta) == defaults:
+            return content  # releases whose class has one set of parameters for all blocks read this, too
         window = {"rope_type": "default", "rope_theta": theta}
         return {PARAMETERS_KEY: {FULL: parameters, WINDOW: window}}
     if rotary.allows_fraction:
