@@ -100,7 +100,7 @@ SMALL_SHARDS = "20KB"
 
 def rope(family, theta=10000.0):
     """The keys of transformers 5 for plain rotary positions on whole heads."""
-    if family == "olmo3":  # the former key, for releases with one set for all blocks and for later ones
+    if family == "olmo3":  # in releases with one set of angles for all blocks and in later ones
         return {"rope_theta": 500000.0}
     if family in ("gpt2", "gemma3_text"):  # learned positions, and two sets
         return {}

@@ -159,7 +159,7 @@ SLOW = {
 }
 """Variants whose parts others have, too."""
 OLMO_3_ANGLES = inspect.signature(Olmo3RotaryEmbedding.compute_default_rope_parameters)
-MARKS = {name: pytest.mark.slow for name in SLOW} | {
+MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | {
     "olmo3, scaled": pytest.mark.skipif(
         "layer_type" not in OLMO_3_ANGLES.parameters,
         reason="OLMo 3's class has one set of angles in this release of transformers",
