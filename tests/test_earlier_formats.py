@@ -1,9 +1,7 @@
 """What an earlier version wrote still loads, resumes, converts and reports: `fixtures/format_1`."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,9 @@ from growlm.config.phase_plan import make_plan
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
 from growlm.training.resume.resume_from import load_saved_config
+from tests.commands.processes import run_command
 from tests.distributed.on_devices import outcome, start
+from tests.training.stopping import slow
 from tests.training.tiny_run import TINY_PLAN, rows
 
 FIXTURES = Path(__file__).with_name("fixtures") / "format_1"
@@ -130,21 +130,23 @@ def test_exports_load_in_transformers(name, tmp_path, monkeypatch):
     assert found.tolist() == pytest.approx(MADE["logits"][EXPORTS[name]], abs=1e-5)
 
 
-def train(*arguments, folder):
-    """Run the training command in a process of its own: exit code, output, errors."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "growlm.train", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def train(tmp_path, tmp_path_factory):
+    """Run the training command in a process of its own, and return what it printed."""
+
+    def run(*arguments):
+        streams = tmp_path_factory.mktemp("streams")
+        done = run_command("growlm.train", *arguments, folder=tmp_path, streams=streams)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
-@pytest.mark.parametrize("name", ["stopped", "stopped_fsdp"])
-def test_a_stopped_run_of_an_earlier_format_resumes(name, fixture, tmp_path):
+@pytest.mark.parametrize("name", ["stopped", *slow("stopped_fsdp")])
+def test_a_stopped_run_of_an_earlier_format_resumes(name, fixture, train):
     run_dir = fixture(name)
-    train(f"resume={run_dir}", "trainer.strategy=auto", folder=tmp_path)
+    train(f"resume={run_dir}", "trainer.strategy=auto")
     assert_finished(run_dir)
 
 

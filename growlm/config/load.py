@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -63,8 +64,12 @@ def _make_writable(node: DictConfig) -> None:
             _make_writable(node[name])
 
 
+@cache
 def register_schema() -> None:
-    """Register the schema with Hydra, so that wrong keys and types are reported where they are written."""
+    """Register the schema with Hydra, so that wrong keys and types are reported where they are written.
+
+    Once is enough: Hydra copies what is registered.
+    """
     model = make_config_node(RunConfig).model
     _clear_model(model)
     schema = OmegaConf.structured(_ComposedConfig)

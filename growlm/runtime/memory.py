@@ -180,8 +180,12 @@ def stop_keeping_freed_memory() -> None:
 def gc_frozen() -> Iterator[None]:
     """Limit garbage collection inside the block to objects created in it.
 
-    Scanning the objects of all libraries takes a third of a second, and a run calls `release_memory` often.
+    Scanning the objects of all libraries takes a third of a second, and a run calls `release_memory` often. Where
+    the caller has frozen objects, nothing is done, since `gc.unfreeze` would take theirs back, too.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:

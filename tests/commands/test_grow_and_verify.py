@@ -1,11 +1,8 @@
 """`growlm.grow` and `growlm.verify` as commands."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from growlm import grow as grow_command
 from growlm import verify as verify_command
 from growlm.checkpoint import load_model, save_model
 from growlm.runtime.errors import UserError
+from tests.commands.processes import CommandProcess
 from tests.model.tiny_models import EXPERTS, build, tiny_config
 
 WIDEN = "grow=[{widen: {scale_factor: 2}}]"
@@ -246,28 +244,25 @@ def test_help(run):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_half_way_it_leaves_nothing_that_loads(tmp_path, sent):
+def test_killed_half_way_it_leaves_nothing_that_loads(tmp_path, tmp_path_factory, sent):
     config = tiny_config(d_model=256, n_heads=16, n_kv_heads=16, head_dim=16, d_ff=2048, n_layers=6)
     save_model(build(config, dtype=torch.float32), tmp_path / "small", {})
     out = tmp_path / "large"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "growlm.grow", f"checkpoint={tmp_path / 'small'}", f"out={out}",
-         "grow=[{widen: {scale_factor: 4}}]"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A parent that ignores SIGINT, as a background job does, would hand that on.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert "writing" in process.stdout.readline()
+    arguments = [
+        f"checkpoint={tmp_path / 'small'}",
+        f"out={out}",
+        "grow=[{widen: {scale_factor: 4}}]",
+    ]
+    streams = tmp_path_factory.mktemp("streams")
+    process = CommandProcess("growlm.grow", arguments, tmp_path, streams)
+    while "writing" not in process.printed:
+        assert process.poll() is None
+        time.sleep(0.001)
     process.send_signal(sent)
-    process.wait(30)
-    process.stdout.close()
+    done = process.wait(30)
     assert not out.exists()
     expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[sent]
-    assert process.returncode == expected
+    assert done.returncode == expected
     assert sent == signal.SIGKILL or {p.name for p in tmp_path.iterdir()} == {"small"}
     for left in set(tmp_path.iterdir()) - {tmp_path / "small"}:
         with pytest.raises(UserError, match=r"no readable config\.json|there is no such folder"):

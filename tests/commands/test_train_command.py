@@ -1,32 +1,27 @@
 """The command as a real process: exit codes, one message, sweeps."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
 
+from tests.commands.processes import CommandProcess, run_command
 from tests.commands.wandb_file import wandb_run
 from tests.training.stopping import slow
 from tests.training.tiny_run import TINY
 
 
-def train(folder, *arguments):
-    command = [sys.executable, "-m", "growlm.train", *arguments]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in tests/conftest.py
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=one_thread,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def train(tmp_path, tmp_path_factory):
+    """Run the command in the test's own folder."""
+
+    def run(*arguments):
+        streams = tmp_path_factory.mktemp("streams")
+        return run_command("growlm.train", *arguments, folder=tmp_path, streams=streams)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -44,8 +39,8 @@ def train(folder, *arguments):
         (["-m", "growth.noise=1,2"], "growth.noise"),
     ],
 )
-def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, key):
-    done = train(tmp_path, *arguments)
+def test_what_is_wrong_is_said_once_and_nothing_is_written(train, tmp_path, arguments, key):
+    done = train(*arguments)
     assert done.returncode == 2
     assert key in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -54,10 +49,10 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path, arguments, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
+def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(train, tmp_path):
     short = [o.replace("steps=4", "steps=2") for o in TINY]
     dials = ["growth.noise_std=1e-5,2e-2", "growth.scale_factor=1.5,2"]
-    done = train(tmp_path, "-m", *short, *dials)
+    done = train("-m", *short, *dials)
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
     folders = sorted(path for path in sweep.iterdir() if path.is_dir())
@@ -84,15 +79,15 @@ def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(tmp_path):
     assert "WARNING" not in done.stderr
 
 
-def test_one_wrong_job_does_not_end_the_others(tmp_path):
+def test_one_wrong_job_does_not_end_the_others(train, tmp_path):
     short = [o.replace("steps=4", "steps=1") for o in TINY]
-    done = train(tmp_path, "-m", *short, "logger=none", "growth.scale_factor=1.3,1.5")
+    done = train("-m", *short, "logger=none", "growth.scale_factor=1.3,1.5")
     assert done.returncode == 2
     (sweep,) = tmp_path.glob("outputs/*/*_quickstart_sweep")
     assert [p.name for p in sweep.iterdir() if p.is_dir()] == ["1_scale_factor=1.5"]
 
 
-def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
+def test_a_failed_growth_exits_with_1_and_keeps_its_record(train, tmp_path):
     overrides = [
         *TINY,
         "logger=none",
@@ -100,7 +95,7 @@ def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
         "growth.scale_factor=2",
         "run_dir=here",
     ]
-    done = train(tmp_path, *overrides, "verification.require_symmetry_breaking=true")
+    done = train(*overrides, "verification.require_symmetry_breaking=true")
     assert done.returncode == 1
     assert "symmetry" in done.stderr
     assert "Traceback" not in done.stderr
@@ -108,9 +103,9 @@ def test_a_failed_growth_exits_with_1_and_keeps_its_record(tmp_path):
     assert boundaries[-1]["passed"] is False
 
 
-def test_clean_up_leaves_folders_that_were_there(tmp_path):
+def test_clean_up_leaves_folders_that_were_there(train, tmp_path):
     (tmp_path / "u" / "v").mkdir(parents=True)
-    done = train(tmp_path, "-m", "growth.scale_factor=1.3,1.4", "hydra.sweep.dir=u/v/s")
+    done = train("-m", "growth.scale_factor=1.3,1.4", "hydra.sweep.dir=u/v/s")
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "u").rglob("*")] == ["v"]
 
@@ -118,18 +113,18 @@ def test_clean_up_leaves_folders_that_were_there(tmp_path):
 @pytest.mark.parametrize(
     "setting", ["run_dir=a_file/run", *slow("run_dir=/"), "hydra.run.dir=a_file/run"]
 )
-def test_a_run_folder_that_cannot_be_made(tmp_path, setting):
+def test_a_run_folder_that_cannot_be_made(train, tmp_path, setting):
     (tmp_path / "a_file").touch()
-    done = train(tmp_path, *TINY, "logger=none", setting)
+    done = train(*TINY, "logger=none", setting)
     assert done.returncode == 2
     assert setting.partition("=")[0] in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
 
 
-def test_the_folder_that_hydra_makes_is_the_runs_and_its_brackets_no_markup(tmp_path):
+def test_the_folder_that_hydra_makes_is_the_runs_and_its_brackets_no_markup(train, tmp_path):
     short = [o.replace("steps=4", "steps=1") for o in TINY]
-    done = train(tmp_path, *short, "logger=none", "hydra.run.dir=a[/b]c[bold]")
+    done = train(*short, "logger=none", "hydra.run.dir=a[/b]c[bold]")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "a[").iterdir()] == ["b]c[bold]"]
     assert (tmp_path / "a[" / "b]c[bold]" / "summary.json").exists()
@@ -144,29 +139,21 @@ def test_the_folder_that_hydra_makes_is_the_runs_and_its_brackets_no_markup(tmp_
         (signal.SIGINT, 130, True),
     ],
 )
-def test_a_signal_ends_the_run_with_its_code(tmp_path, sent, code, sweep):
+def test_a_signal_ends_the_run_with_its_code(tmp_path, tmp_path_factory, sent, code, sweep):
     long = [o for o in TINY if "dense.steps" not in o]
     # Hydra wants -m before all overrides.
     arguments = ["-m", "seed=1,2"] if sweep else ["run_dir=here"]
-    command = [sys.executable, "-m", "growlm.train", *arguments, *long]
-    process = subprocess.Popen(
-        [*command, "phases.dense.steps=100000", "logger=none"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test runner in the background may have SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    arguments = [*arguments, *long, "phases.dense.steps=100000", "logger=none"]
+    streams = tmp_path_factory.mktemp("streams")
+    process = CommandProcess("growlm.train", arguments, tmp_path, streams)
     deadline = time.monotonic() + 120
     while not any("step" in f.read_text() for f in tmp_path.rglob("training_history.jsonl")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert "Traceback" not in errors
+    done = process.wait(60)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
     histories = list(tmp_path.rglob("training_history.jsonl"))
     assert len(histories) == 1  # in a sweep, the next job is not begun

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,6 +12,7 @@ from growlm.checkpoint import load_model, save_model
 from growlm.runtime.errors import DiskError
 from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.locks import LockedError, lock_for_creation
+from tests.commands.processes import CommandProcess
 from tests.model.tiny_models import build, tiny_config
 from tests.training.stopping import slow
 
@@ -24,18 +23,19 @@ COMMANDS = {
 }
 
 
-def start(name, model, out):
-    arguments = [
-        argument.replace("{model}", str(model)).replace("{out}", str(out))
-        for argument in COMMANDS[name]
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", f"growlm.{name}", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+@pytest.fixture
+def start(model, tmp_path, tmp_path_factory):
+    """Start a command that writes into the test's folder `out`."""
+
+    def run(name):
+        out, streams = str(tmp_path / "out"), tmp_path_factory.mktemp("streams")
+        arguments = [
+            argument.replace("{model}", str(model)).replace("{out}", out)
+            for argument in COMMANDS[name]
+        ]
+        return CommandProcess(f"growlm.{name}", arguments, tmp_path, streams)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +49,18 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["grow", *slow("convert", "generate")])
-def test_the_second_is_refused_and_the_first_is_whole(name, model, tmp_path):
+def test_the_second_is_refused_and_the_first_is_whole(name, start, tmp_path):
     out = tmp_path / "out"
-    first = start(name, model, out)
+    first = start(name)
     while not list(tmp_path.glob(".out*.partial")) and first.poll() is None:
         time.sleep(0.001)
     first.send_signal(signal.SIGSTOP)  # until the second has come and gone
-    second = start(name, model, out)
-    _, said = second.communicate(timeout=120)
+    second = start(name)
+    refused = second.wait(120)
     first.send_signal(signal.SIGCONT)
-    _, first_said = first.communicate(timeout=120)
-    assert (second.returncode, first.returncode) == (2, 0), (said, first_said)
+    done = first.wait(120)
+    assert (refused.returncode, done.returncode) == (2, 0), (refused, done)
+    said = refused.stderr
     assert said.startswith(f"error: out={out}: another process writes it (process {first.pid} on")
     assert said.count("\n") == 1
     assert os.listdir(tmp_path) == ["out"]
@@ -68,16 +69,15 @@ def test_the_second_is_refused_and_the_first_is_whole(name, model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["grow", *slow("convert", "generate")])
-def test_what_a_killed_command_leaves_is_no_obstacle(name, model, tmp_path):
+def test_what_a_killed_command_leaves_is_no_obstacle(name, start, tmp_path):
     out = tmp_path / "out"
-    first = start(name, model, out)
+    first = start(name)
     while not list(tmp_path.glob(".out*.partial")) and first.poll() is None:
         time.sleep(0.001)
-    first.kill()
-    first.communicate()
-    second = start(name, model, out)
-    _, said = second.communicate(timeout=120)
-    assert second.returncode == 0, said
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = start(name).wait(120)
+    assert done.returncode == 0, done.stderr
     assert out.exists()
     assert not list(tmp_path.glob(".out.lock"))
 

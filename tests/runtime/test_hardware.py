@@ -53,18 +53,37 @@ def test_the_limit_is_the_setting_or_what_is_free():
     assert limit == pytest.approx(free_memory_bytes("cpu"), rel=0.2)
 
 
-def test_cycles_made_within_a_run_are_released_and_older_objects_looked_at_again_after_it():
+def make_cycle():
     class Node:
         pass
 
-    def make_cycle():
-        node = Node()
-        node.self = node
-        return weakref.ref(node)
+    node = Node()
+    node.self = node
+    return weakref.ref(node)
 
+
+@pytest.fixture
+def nothing_frozen():
+    """Undo what tests/conftest.py froze, for one test."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+def test_what_the_caller_froze_stays_frozen():
     before = gc.get_freeze_count()
+    assert before
     with gc_frozen():
-        assert gc.get_freeze_count() > before
+        cycle = make_cycle()
+        release_memory()
+        assert cycle() is None
+    assert gc.get_freeze_count() == before
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_cycles_made_within_a_run_are_released_and_older_objects_looked_at_again_after_it():
+    with gc_frozen():
+        assert gc.get_freeze_count()
         cycle = make_cycle()
         release_memory()
         assert cycle() is None

@@ -1,9 +1,6 @@
 """What is removed under a run while it goes on: it stops in words and makes nothing anew, or it does without."""
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,6 +9,7 @@ from growlm.runtime.errors import UserError
 from growlm.storage.watched_folders import FolderRemovedError, WatchedFolders
 from growlm.training import run_plan
 from growlm.training.resume.phase_reuse import PhaseReuse
+from tests.commands.processes import CommandProcess
 from tests.training.stopping import assert_same_run, slow
 from tests.training.test_faults import AtStep
 from tests.training.tiny_run import TINY, tiny_config
@@ -78,22 +76,16 @@ def test_folders_whose_inodes_are_numbered_anew_are_the_same(tmp_path):
         folders.check()
 
 
-def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "growlm.train", *TINY, *OVERRIDES],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_as_a_command_it_is_a_line_and_exit_code_1(tmp_path, tmp_path_factory):
+    streams = tmp_path_factory.mktemp("streams")
+    process = CommandProcess("growlm.train", [*TINY, *OVERRIDES], tmp_path, streams)
     history = tmp_path / "run" / "checkpoints" / "training_history.jsonl"
     while process.poll() is None and not (history.exists() and '"step": 2' in history.read_text()):
         time.sleep(0.01)
     shutil.rmtree(tmp_path / "run")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1, said
-    (line,) = said.splitlines()
+    done = process.wait(120)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
     assert line.startswith(
         f"stopped: {tmp_path}/run was removed or moved while the run was writing to it"
     )
