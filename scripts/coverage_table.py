@@ -126,7 +126,9 @@ def describe_architecture(architecture: Architecture, notes: list[str]) -> list[
         notes: Reasons for refusals in the rows so far; new ones are appended.
     """
     config = build_small_config(architecture)
-    dense = replace(config, num_experts=0, shared_d_ff=0) if architecture is GROWLM else config
+    dense = config
+    if architecture is GROWLM:
+        dense = replace(config, num_experts=0, shared_d_ff=0, expert_d_ff=None)
     examples = VARIANT_EXAMPLES if architecture.own_fields else EXAMPLES
     goes_out = "yes" if can_represent(architecture, config) else "no"
     row = [f"`{architecture.class_name}`", examples[architecture.model_type], "yes", goes_out]

@@ -121,16 +121,30 @@ def run_key_value_command(
         received_codes.append(143)
         sys.exit(143)  # raises SystemExit, so that temporary files are removed
 
+    def handle_sigint(*_: object) -> None:
+        received_codes.append(130)
+        raise KeyboardInterrupt
+
     def interruptible_body() -> int:
         try:
             return body(quoted)
-        except Exception:
-            if received_codes:  # a library has replaced the SystemExit by its own exception
-                sys.exit(received_codes[0])
-            raise
+        except Exception as error:
+            if not received_codes:
+                raise
+            # A library has replaced the handler's exception by its own.
+            if received_codes[0] == 130:
+                raise KeyboardInterrupt from error
+            sys.exit(received_codes[0])
 
-    signal.signal(signal.SIGTERM, handle_sigterm)
-    return run_command(interruptible_body)
+    handlers: dict[signal.Signals, Callable[..., None]] = {signal.SIGTERM: handle_sigterm}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which nohup sets
+        handlers[signal.SIGINT] = handle_sigint
+    previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+    try:
+        return run_command(interruptible_body)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:

@@ -19,7 +19,7 @@ OVERRIDABLE_FIELDS = (
     "routing.tie_breaking",
 )
 """Fields that may differ from the folder's, because they change no weight."""
-ADDED_SIZES = ("shared_d_ff",)
+ADDED_SIZES = ("shared_d_ff", "expert_d_ff")
 """Sizes that configs of earlier versions do not have."""
 
 

@@ -33,6 +33,7 @@ GROWLM = Architecture(
         "num_experts": "num_local_experts",
         "top_k": "num_experts_per_tok",
         "shared_d_ff": "shared_d_ff",
+        "expert_d_ff": "expert_d_ff",
     }
     | {name: name for name in ModelConfig.part_types()},
     key_defaults={"shared_d_ff": 0, "embedding": {}, "layers": {}},

@@ -98,6 +98,8 @@ class ModelConfig(metaclass=_ConfigType):
     """Experts per block; 0 for a dense model."""
     top_k: int = field(default=2, metadata=limits(minimum=1, maximum=4096))
     """Experts that each token uses; ignored in a dense model."""
+    expert_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
+    """Hidden units of one expert, in a model that has dense blocks, too (`layers.mixture`); None for `d_ff`."""
     shared_d_ff: int = field(default=0, metadata=limits(minimum=0, maximum=2**19))
     """Hidden units of an expert that every token uses beside the chosen ones; 0 for none."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -129,10 +131,14 @@ class ModelConfig(metaclass=_ConfigType):
             attention = replace(attention, qk_norm_eps=eps, scale=scale)
             object.__setattr__(self, "attention", attention)
         object.__setattr__(self, "layers", self._complete_layers())
+        if self.expert_d_ff is not None and self.is_moe and not self.layers.mixture:
+            object.__setattr__(self, "d_ff", self.expert_d_ff)
+            object.__setattr__(self, "expert_d_ff", None)
 
     def _complete_layers(self) -> LayersConfig:
         """Return the lists of `layers` with one entry per block, and empty where all blocks are alike."""
-        alike = {"attention": "full" if self.attention.window is None else "window", "rotary": True}
+        window = "full" if self.attention.window is None else "window"
+        alike = {"attention": window, "rotary": True, "mixture": True}
         complete: dict[str, Any] = {}
         for name, usual in alike.items():
             entries = getattr(self.layers, name)
@@ -181,8 +187,17 @@ class ModelConfig(metaclass=_ConfigType):
 
     @property
     def is_moe(self) -> bool:
-        """Whether the feed-forward blocks are mixtures of experts."""
+        """Whether feed-forward blocks are mixtures of experts: all, or those that `layers.mixture` names."""
         return self.num_experts > 0
+
+    def is_mixture(self, block: int) -> bool:
+        """Return whether the feed-forward block of a block is a mixture of experts."""
+        return self.is_moe and (not self.layers.mixture or self.layers.mixture[block])
+
+    @property
+    def mixtures(self) -> list[int]:
+        """The blocks whose feed-forward blocks are mixtures of experts."""
+        return [block for block in range(self.n_layers) if self.is_mixture(block)]
 
     def with_blocks(self, sources: Sequence[int]) -> Self:
         """Return the config of a model made of some of the blocks, in the given order; a block may occur twice."""
@@ -190,7 +205,11 @@ class ModelConfig(metaclass=_ConfigType):
         if layers.attention and "window" not in layers.attention:
             layers = replace(layers, attention=())
             attention, rope = replace(attention, window=None), replace(rope, window_theta=None)
-        return replace(self, n_layers=len(sources), layers=layers, attention=attention, rope=rope)
+        part = replace(self, n_layers=len(sources), layers=layers, attention=attention, rope=rope)
+        if self.is_moe and not any(map(self.is_mixture, sources)):
+            layers = replace(layers, mixture=())
+            part = replace(part, num_experts=0, expert_d_ff=None, shared_d_ff=0, layers=layers)
+        return part
 
     def block_window(self, block: int) -> int | None:
         """Return the number of positions that the block attends to; None for all earlier ones."""
@@ -233,9 +252,15 @@ class ModelConfig(metaclass=_ConfigType):
             "head_channels": self.head_dim,
             "hidden": self.d_ff,
             "experts": self.num_experts,
+            "expert_hidden": self.expert_d_ff or 0,
             "shared_hidden": self.shared_d_ff,
             "positions": self.max_seq_len if self.embedding.positions == "learned" else 0,
         }
+
+    @property
+    def expert_axis(self) -> str:
+        """The axis of an expert's hidden units."""
+        return "hidden" if self.expert_d_ff is None else "expert_hidden"
 
     def axis_unit(self, axis: str) -> int:
         """Return how many channels of the axis form a unit: a head's channels, else 1."""
@@ -272,9 +297,11 @@ class ModelConfig(metaclass=_ConfigType):
             check_routing(self.num_experts, self.top_k, self.routing.renormalize)
             if self.routing.shared_gate and not self.shared_d_ff:
                 raise UserError("routing.shared_gate", True, "needs shared_d_ff, the expert's size")
-        elif self.shared_d_ff:
-            reason = "needs num_experts: only a mixture of experts has a shared one"
-            raise UserError("shared_d_ff", self.shared_d_ff, reason)
+        else:
+            for name in ("shared_d_ff", "expert_d_ff", "layers.mixture"):
+                if value := get_field(self, name):
+                    reason = "needs num_experts: without them all blocks are dense"
+                    raise UserError(name, value, reason)
         self._check_norms()
         self._check_layers()
 
@@ -290,13 +317,16 @@ class ModelConfig(metaclass=_ConfigType):
             raise UserError("norm.gain_offset", self.norm.gain_offset, reason)
 
     def _check_layers(self) -> None:
-        for name in ("attention", "rotary"):
+        for name in ("attention", "rotary", "mixture"):
             if (length := len(getattr(self.layers, name))) > self.n_layers:
                 reason = f"must have at most n_layers={self.n_layers} entries"
                 raise UserError(f"layers.{name}", f"{length} entries", reason)
         window, kinds = self.attention.window, self.layers.attention
         if window is None and "window" in kinds:
             raise UserError("layers.attention", "window", "needs attention.window, its length")
+        if self.layers.mixture and True not in self.layers.mixture:
+            reason = "has no effect: no block is a mixture in layers.mixture"
+            raise UserError("num_experts", self.num_experts, reason)
         if window is not None and kinds and "window" not in kinds:
             reason = "has no effect: no block has a window in layers.attention"
             raise UserError("attention.window", window, reason)

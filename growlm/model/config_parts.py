@@ -211,6 +211,8 @@ class LayersConfig:
     """Whether each block attends to all earlier positions, or to the `attention.window` last ones."""
     rotary: tuple[bool, ...] = ()
     """Whether each block rotates queries and keys; one that does not has no positions (NoPE, as in SmolLM3)."""
+    mixture: tuple[bool, ...] = ()
+    """With `num_experts`: whether each block is a mixture of experts, or dense with `d_ff` hidden units."""
 
     def __post_init__(self) -> None:
         _make_tuples(self)

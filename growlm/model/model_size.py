@@ -53,7 +53,7 @@ def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
         is_tied_head = row.label.has(Role.INDEX, "vocabulary") and config.tie_embeddings
         if is_matrix(row.label) and (is_tied_head or not row.label.is_lookup):
             multiplied += used
-    idle = config.n_layers * (config.num_experts - config.top_k) if config.is_moe else 0
+    idle = len(config.mixtures) * (config.num_experts - config.top_k)
     return ParameterReport(
         total=total,
         active=active,

@@ -43,7 +43,8 @@ class Block(nn.Module):
         self.attention = Attention(config, index)
         self.attention_post_norm = labeled_norm(config, ends_update=True) if post else None
         self.feed_forward_norm = labeled_norm(config) if pre else None
-        self.feed_forward = MixtureOfExperts(config) if config.is_moe else FeedForward(config)
+        is_mixture = config.is_mixture(index)
+        self.feed_forward = MixtureOfExperts(config) if is_mixture else FeedForward(config)
         self.feed_forward_post_norm = labeled_norm(config, ends_update=True) if post else None
 
     def forward(

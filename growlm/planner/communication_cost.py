@@ -177,7 +177,7 @@ def _fsdp_communication(layout: ShardingLayout, phase: PlannedPhase) -> StepComm
     It gathers all weights for the forward pass and again for the backward pass, in full precision.
     """
     whole, layers = layout.unsharded_sizes(phase.model_config), phase.model_config.n_layers
-    entries, devices = whole.root_elements + layers * whole.block_elements, layout.num_devices
+    entries, devices = whole.root_elements + whole.all_block_elements, layout.num_devices
     sent = (devices - 1) / devices * layout.bytes_per_element * entries
     return StepCommunication(
         forward=(
@@ -214,11 +214,12 @@ def _expert_parallel_communication(
     experts = layout.expert_bytes(model)
     # Tokens to the experts and back, their gradients likewise, and the forward pair again if it is recomputed.
     times = 6 if activation_checkpointing else 4
-    rows = tokens * model.top_k * model.d_model * layout.bytes_per_compute_element * model.n_layers
+    rows = tokens * model.top_k * model.d_model * layout.bytes_per_compute_element
+    layers = len(model.mixtures)
     all_to_all = Collective(
         "all_to_all",
-        bytes_sent=times * rows * (group - 1) / group,
-        num_calls=times * model.n_layers,
+        bytes_sent=times * layers * rows * (group - 1) / group,
+        num_calls=times * layers,
         num_devices=group,
     )
     last = [_all_reduce(held - experts, layout.num_devices)]

@@ -78,7 +78,10 @@ def trace_pass(
 
     one = trace([0])
     values = {f.name: getattr(one, f.name) for f in fields(PassWorkload)}
-    kinds = [(config.block_window(i), config.rotates(i)) for i in range(config.n_layers)]
+    kinds = [
+        (config.block_window(i), config.rotates(i), config.is_mixture(i))
+        for i in range(config.n_layers)
+    ]
     for kind, count in Counter(kinds[1:]).items():
         two = trace([0, kinds.index(kind)])
         for name in values:

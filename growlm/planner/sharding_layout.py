@@ -8,6 +8,7 @@ else. The formulas are in docs/planner.md.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from growlm.config.phase_plan import PlannedPhase
@@ -76,17 +77,18 @@ class ShardingLayout:
     def unsharded_sizes(self, model: ModelConfig) -> UnshardedSizes:
         """Return the sizes of the unsharded weights on one device during a pass; zero except under fsdp."""
         if not self.gathers_weights:
-            return UnshardedSizes(0, 0, 0)
-        root = block = largest = 0
+            return UnshardedSizes(0, 0, 0, 0)
+        root = largest = 0
+        blocks: Counter[int] = Counter()
         for name, shape in self.local_shapes(model).items():
             entries = self.num_devices * math.prod(shape)
             index, _ = split_block_name(name)
             if index is None:
                 root += entries
-            elif index == 0:  # all blocks of a model have equal sizes
-                block += entries
+            else:
+                blocks[index] += entries
             largest = max(largest, entries)
-        return UnshardedSizes(root, block, largest)
+        return UnshardedSizes(root, max(blocks.values()), blocks.total(), largest)
 
     def unsharded_pass_bytes(
         self, model: ModelConfig, unsharded_blocks: int = MAX_UNSHARDED_BLOCKS
@@ -119,7 +121,9 @@ class UnshardedSizes:
     root_elements: int
     """Elements outside the blocks: embedding, final norm, head."""
     block_elements: int
-    """Elements of one block."""
+    """Elements of the largest block."""
+    all_block_elements: int
+    """Elements of all blocks."""
     largest_tensor_elements: int
     """Elements of the largest tensor."""
 

@@ -272,7 +272,7 @@ class ModelComparison:
         for block, (plain, other) in enumerate(
             zip(self.new_trace.streams, perturbed.streams, strict=True)
         ):
-            if self.new_trace.routings:
+            if self.new_model.config.is_mixture(block):
                 one, two = next(mixtures)
                 excused = affected.view(-1, 1)
                 routers[block] = _largest(one.logits - two.logits, excused) * ROUNDING_SAFETY_FACTOR
@@ -349,9 +349,11 @@ class ModelComparison:
         """Yield (new block, old routing, new routing) for every router that both models have."""
         if not self.old_trace.routings or not self.new_trace.routings:
             return
+        old = dict(zip(self.old_model.config.mixtures, self.old_trace.routings, strict=True))
+        new = dict(zip(self.new_model.config.mixtures, self.new_trace.routings, strict=True))
         for block, origin in enumerate(self.growth_map.blocks):
-            if origin.kind == "kept":
-                yield block, self.old_trace.routings[origin.source], self.new_trace.routings[block]
+            if origin.kind == "kept" and block in new and origin.source in old:
+                yield block, old[origin.source], new[block]
 
     @cached_property
     def routing_changes(self) -> RoutingChanges:
@@ -515,8 +517,9 @@ def _infer_growth(
         d_ff = build_growth_map(old, operators).new_config.d_ff
     sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
     before = {"d_model": old.d_model, "n_heads": old.n_heads, "d_ff": d_ff}
-    if new.shared_d_ff and old.shared_d_ff:
-        sizes["shared_d_ff"], before["shared_d_ff"] = new.shared_d_ff, old.shared_d_ff
+    for name in ("shared_d_ff", "expert_d_ff"):
+        if getattr(new, name) and getattr(old, name):
+            sizes[name], before[name] = getattr(new, name), getattr(old, name)
     if sizes != before:
         noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": MAX_NOISE_STD}
         operators.append(Widen(**(sizes | noise | widen)))

@@ -59,7 +59,7 @@ def compute_expert_similarity(model: nn.Module) -> float:
     table = axes_table(model)
     for name, parameter in model.named_parameters():
         label = table[name].label
-        if label.stacked_from and label.has(Role.READS) and label.has(Role.WRITES, "hidden"):
+        if label.stacked_from and label.has(Role.READS, "residual"):
             flat = get_full_tensor(parameter).flatten(1).float()
             gram = flat @ flat.T
             norms = gram.diagonal().clamp(min=1e-30).sqrt()

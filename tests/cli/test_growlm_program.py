@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from growlm import __version__
 from growlm.cli.completion import list_completions
+from growlm.cli.hydra_command import run_key_value_command
 from growlm.cli.main import COMMANDS
 
 
@@ -127,3 +129,23 @@ def test_the_old_program_works_and_names_the_new_one():
     )
     assert (shown.returncode, shown.stdout) == (0, f"growlm {__version__}\n")
     assert shown.stderr == "warning: growlm-train is now `growlm train`\n"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_counts_where_a_library_replaces_its_exception(sent, code, monkeypatch, capsys):
+    def interrupted(arguments):
+        try:
+            signal.raise_signal(sent)
+        except BaseException:
+            raise ValueError("cannot read the size")  # noqa: B904 - as C code does, without a cause
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["growlm.grow"])
+    before = signal.getsignal(sent)
+    try:
+        found = run_key_value_command("", interrupted, compose=None)
+    except SystemExit as ended:
+        found = ended.code
+    assert found == code
+    assert "Traceback" not in capsys.readouterr().err
+    assert signal.getsignal(sent) is before

@@ -7,6 +7,7 @@ Importing torch and Lightning takes longer than most of what the tests ask of a 
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class CommandProcess:
 
 
 def _run(module, arguments, folder, environment, paths):
+    # A test runner in the background may have SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

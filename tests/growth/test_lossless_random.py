@@ -24,9 +24,13 @@ def configs(draw):
     head_dim = draw(st.sampled_from([2, 4, 6]))
     n_layers = draw(st.integers(1, 3))
     parts = draw(drawn_parts(head_dim, n_layers, norms_all_heads=True))
-    shared_d_ff = 0
+    shared_d_ff, expert_d_ff = 0, None
     if num_experts:
         shared_d_ff = draw(st.sampled_from([0, 5]))
+        expert_d_ff = draw(st.sampled_from([None, 7]))
+        parts["layers"]["mixture"] = draw(st.sampled_from([[], [False, True], [True, False]]))
+        if n_layers == 1:
+            parts["layers"]["mixture"] = []
         shared_gate = bool(shared_d_ff) and draw(st.booleans())
         parts["routing"] = {"renormalize": draw(st.booleans()), "shared_gate": shared_gate}
     return ModelConfig(
@@ -42,6 +46,7 @@ def configs(draw):
         num_experts=num_experts,
         top_k=draw(st.integers(2, max(2, num_experts))),
         shared_d_ff=shared_d_ff,
+        expert_d_ff=expert_d_ff,
         **parts,
     )
 

@@ -89,6 +89,8 @@ VARIANTS = {
     "qwen3": ("qwen3", {"tie_word_embeddings": True, **rope("qwen3", 1e6)}),
     "qwen3, wide heads, biases": ("qwen3", {"head_dim": 14, "attention_bias": True}),
     "qwen3_moe": ("qwen3_moe", rope("qwen3_moe", 1e6)),
+    "qwen3_moe, dense blocks": ("qwen3_moe", {"mlp_only_layers": [0]}),
+    "qwen2_moe, every second block": ("qwen2_moe", {"decoder_sparse_step": 2}),
     "qwen2, windows": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
@@ -207,6 +209,10 @@ def config_of(folder):
         found.pop(name, None)
     if "moe_intermediate_size" in found or "n_inner" in vars(config):
         found.pop("intermediate_size", None)  # means nothing: all blocks are mixtures; not its key
+    if "decoder_sparse_step" in found:  # the two keys together say which blocks are mixtures
+        period, dense = found.pop("decoder_sparse_step"), found.pop("mlp_only_layers")
+        blocks = range(config.num_hidden_layers)
+        found["mixtures"] = [i for i in blocks if i not in dense and (i + 1) % period == 0]
     if "long_factor" in (found.get("rope_parameters") or {}):
         found["rope_parameters"].pop("factor", None)  # the ratio of the lengths, where it is absent
     found["head_dim"] = getattr(config, "head_dim", None) or 8

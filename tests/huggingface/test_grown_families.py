@@ -35,6 +35,7 @@ FAMILIES = {
     "Qwen3": ("qwen3", rope("qwen3", 1e6)),
     "Qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
     "Qwen3-MoE": ("qwen3_moe", rope("qwen3_moe", 1e6)),
+    "Qwen3-MoE, dense blocks": ("qwen3_moe", {"mlp_only_layers": [0]}),
     "Qwen2-MoE": ("qwen2_moe", rope("qwen2_moe", 1e6)),
     "Gemma": ("gemma", {}),
     "Gemma 2": ("gemma2", {}),

@@ -70,6 +70,12 @@ def test_good_configs_pass(top_k):
     ("fields", "message"),
     [
         ({"shared_d_ff": 8}, r"shared_d_ff=8: needs num_experts"),
+        ({"expert_d_ff": 8}, r"expert_d_ff=8: needs num_experts"),
+        ({"layers": {"mixture": [False]}}, r"layers\.mixture=\(False, .*\): needs num_experts"),
+        (
+            {"num_experts": 4, "layers": {"mixture": [False]}},
+            r"num_experts=4: has no effect: no bl",
+        ),
         (
             {"num_experts": 4, "routing": {"shared_gate": True}},
             r"routing\.shared_gate=True: needs shared_d_ff",
@@ -94,6 +100,20 @@ def test_good_configs_pass(top_k):
 def test_parts_that_do_not_fit_each_other(fields, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(**fields).validate()
+
+
+def test_dense_blocks_among_mixtures():
+    some = {"mixture": [False, True]}
+    config = ModelConfig(n_layers=3, num_experts=4, d_ff=64, expert_d_ff=16, layers=some)
+    config.validate()
+    assert config.mixtures == [1]
+    sizes = config.axis_sizes()
+    assert (sizes["hidden"], sizes["expert_hidden"]) == (64, 16)
+    dense = config.with_blocks([0, 2])
+    assert dense == ModelConfig(n_layers=2, d_ff=64)
+    alike = ModelConfig(n_layers=1, num_experts=4, d_ff=16)
+    assert config.with_blocks([1]) == alike
+    assert alike == ModelConfig(n_layers=1, num_experts=4, d_ff=64, expert_d_ff=16)
 
 
 def test_a_shorter_list_is_a_pattern():

@@ -31,9 +31,12 @@ def on(memory, precision="bf16-mixed"):
     return Machine("cpu", precision, memory)
 
 
+MIXED = EXPERTS | {"expert_d_ff": 48, "layers": {"mixture": [False, True, True]}}
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("shape", [{}, EXPERTS, MIXED], ids=["dense", "experts", "mixed"])
 @pytest.mark.parametrize("family", ["default", "llama"])
 def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
     """Extrapolated from one and two layers, against all five."""

@@ -25,6 +25,11 @@ FAMILIES = {
         "shared_d_ff": 16,
         "routing": {"renormalize": False, "shared_gate": True},
     },
+    "dense blocks and mixtures": {
+        "num_experts": 4,
+        "expert_d_ff": 16,
+        "layers": {"mixture": [False, True]},
+    },
     "GPT-2": {"embedding": {"positions": "learned"}},
 }
 

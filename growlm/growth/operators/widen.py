@@ -55,6 +55,9 @@ class Widen:
     unless noise or a split is set, which apply to copies only."""
     shared_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
     """New number of hidden units of a mixture's shared expert, instead of the scaled one."""
+    expert_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
+    """New number of hidden units of each expert, instead of the scaled one, where the model has dense blocks of
+    another size (else `d_ff`)."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
         """Return the growth of a model of this config, and the config after it.
@@ -87,6 +90,9 @@ class Widen:
                 ChannelMap.round_robin(config.shared_d_ff, new.shared_d_ff)
             ),
         }
+        if config.expert_d_ff is not None and new.expert_d_ff is not None:
+            channels = ChannelMap.round_robin(config.expert_d_ff, new.expert_d_ff)
+            axes["expert_hidden"] = self._inner_axis_growth(channels)
         if config.attention.qk_norm == "full":
             self._check_equal_copies(axes["query_heads"].channels, axes["key_value_heads"].channels)
         return GrowthSpec(
@@ -153,6 +159,9 @@ class Widen:
         factor = self.scale_factor or 1.0
         if self.shared_d_ff is not None and not config.shared_d_ff:
             raise UserError("shared_d_ff", self.shared_d_ff, "the model has no shared expert")
+        if self.expert_d_ff is not None and not config.expert_d_ff:
+            reason = "the model's experts have no size of their own; set d_ff"
+            raise UserError("expert_d_ff", self.expert_d_ff, reason)
         new = replace(
             config,
             n_heads=self._scaled_size("n_heads", self.n_heads, config.n_heads),
@@ -160,7 +169,10 @@ class Widen:
             d_ff=self.d_ff or _scaled_hidden_units(config.d_ff, factor),
             shared_d_ff=self.shared_d_ff or _scaled_hidden_units(config.shared_d_ff, factor),
         )
-        widths = ("d_model", "n_heads", "d_ff", "shared_d_ff")
+        widths = ["d_model", "n_heads", "d_ff", "shared_d_ff"]
+        if config.expert_d_ff is not None:
+            expert_d_ff = self.expert_d_ff or _scaled_hidden_units(config.expert_d_ff, factor)
+            new, widths = replace(new, expert_d_ff=expert_d_ff), [*widths, "expert_d_ff"]
         for width in widths:
             if getattr(new, width) < getattr(config, width):
                 reason = f"must be at least {getattr(config, width)}, the model's present value"

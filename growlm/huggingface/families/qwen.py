@@ -10,6 +10,7 @@ from growlm.huggingface.families.shared_tables import (
     ATTENTION_BIAS,
     ATTENTION_RULES,
     EXPERT_KEYS,
+    GATED_RULES,
     GQA_AND_NORM_KEYS,
     LLAMA_DEFAULTS,
     LLAMA_RULES,
@@ -21,7 +22,7 @@ from growlm.huggingface.families.shared_tables import (
     SIZE_KEYS,
     mixture_layouts,
 )
-from growlm.huggingface.keys.layer_keys import LayerKeys
+from growlm.huggingface.keys.layer_keys import NO_WINDOWS, LayerKeys
 from growlm.huggingface.mapping_rules import identity_rule, zero_rule
 
 _DEFAULTS = LLAMA_DEFAULTS | {
@@ -71,12 +72,9 @@ _MIXTURE_DEFAULTS = _DEFAULTS | {
     "decoder_sparse_step": 1,
     "router_aux_loss_coef": 0.001,
 }
-_BLOCKS_ARE_ALIKE: dict[str, tuple[Any, ...]] = {
-    "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([], None),
-    "use_sliding_window": (False,),
-}
-_MIXTURE_RULES = (*ATTENTION_RULES, *PRE_NORM_RULES)
+_NO_WINDOWS: dict[str, tuple[Any, ...]] = {"use_sliding_window": (False,)}
+_MIXTURE_LAYERS = replace(NO_WINDOWS, dense_key="mlp_only_layers")
+_MIXTURE_RULES = (*ATTENTION_RULES, *PRE_NORM_RULES, *GATED_RULES)
 
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
@@ -92,9 +90,10 @@ QWEN3_MOE = Architecture(
         "num_experts": 128,
         "num_experts_per_tok": 8,
     },
-    required_values=SILU | _BLOCKS_ARE_ALIKE,
+    required_values=SILU | _NO_WINDOWS,
     tensor_layouts=mixture_layouts(*_MIXTURE_RULES, *QK_NORM_RULES),
     ignored_tensors=ROTARY_BUFFERS,
+    layers=_MIXTURE_LAYERS,
 )
 
 _SHARED_EXPERT = "mlp.shared_expert"
@@ -126,9 +125,10 @@ QWEN2_MOE = Architecture(
         "num_experts_per_tok": 4,
         "qkv_bias": True,
     },
-    required_values=SILU | _BLOCKS_ARE_ALIKE | {"qkv_bias": (True,)},
+    required_values=SILU | _NO_WINDOWS | {"qkv_bias": (True,)},
     tensor_layouts=mixture_layouts(*_MIXTURE_RULES, *_SHARED_RULES),
     ignored_tensors=ROTARY_BUFFERS,
+    layers=_MIXTURE_LAYERS,
 )
 
 _UNUSED_D_FF = 8

@@ -14,6 +14,7 @@ NULLABLE_KEYS = (
     "num_key_value_heads",
     "head_dim",
     "n_inner",
+    "expert_d_ff",
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )

@@ -29,6 +29,10 @@ class LayerKeys:
         needs_window: Whether its class needs a length even if no block has a window.
         rotary_key: Key of the list that says which blocks rotate; None where all do.
         rotary_period_key: Key of the period that replaces that list: all blocks but every n-th rotate.
+        dense_key: In a mixture of experts: key of the list of blocks that are dense; None where none can be.
+        mixture_period_key: Key of a period: of the other blocks, only every n-th is a mixture.
+        dense_size_key: Key of the dense blocks' hidden units.
+        expert_size_key: Key of an expert's hidden units.
     """
 
     types: tuple[str, ...] = (WINDOW,)
@@ -41,6 +45,10 @@ class LayerKeys:
     needs_window: bool = False
     rotary_key: str | None = None
     rotary_period_key: str = "no_rope_layer_interval"
+    dense_key: str | None = None
+    mixture_period_key: str = "decoder_sparse_step"
+    dense_size_key: str = "intermediate_size"
+    expert_size_key: str = "moe_intermediate_size"
 
     @property
     def has_windows(self) -> bool:
@@ -51,7 +59,8 @@ class LayerKeys:
     def names(self) -> set[str]:
         """The keys that are read here."""
         keys = (self.window_key, self.enabled_key, self.rotary_key, self.period_key, self.first_key)
-        return {TYPES_KEY, *(key for key in keys if key is not None)}
+        mixture = () if self.dense_key is None else (self.dense_key, self.mixture_period_key)
+        return {TYPES_KEY, *(key for key in keys if key is not None), *mixture}
 
 
 NO_WINDOWS = LayerKeys(types=(FULL,), writes_types=False)
@@ -88,6 +97,8 @@ def read_layers(layers: LayerKeys, keys: ConfigReader) -> dict[str, Any]:
         fields["layers.attention"] = [KINDS[each] for each in types]
     if layers.rotary_key is not None:
         fields["layers.rotary"] = _read_rotary(layers, keys, depth)
+    if layers.dense_key is not None:
+        fields |= _read_mixture(layers, layers.dense_key, keys, depth)
     return fields
 
 
@@ -139,6 +150,23 @@ def _read_rotary(layers: LayerKeys, keys: ConfigReader, depth: int) -> list[bool
     return [bool(flag) for flag in flags]
 
 
+def _read_mixture(
+    layers: LayerKeys, dense_key: str, keys: ConfigReader, depth: int
+) -> dict[str, Any]:
+    """Return which blocks are mixtures and the sizes of both kinds; nothing if all blocks are mixtures."""
+    period, dense = keys.get(layers.mixture_period_key), keys.get(dense_key) or []
+    if type(period) is not int or period < 1:
+        keys.raise_error(layers.mixture_period_key, period, "must be a number above 0")
+    if not isinstance(dense, list) or any(type(each) is not int for each in dense):
+        keys.raise_error(dense_key, dense, "must be null or a list of blocks")
+    mixture = [i not in dense and (i + 1) % period == 0 for i in range(depth)]
+    if all(mixture):
+        return {}
+    size, expert_size = keys.get(layers.dense_size_key), keys.get(layers.expert_size_key)
+    expert_d_ff = None if size == expert_size else expert_size
+    return {"layers.mixture": mixture, "d_ff": size, "expert_d_ff": expert_d_ff}
+
+
 def write_layers(layers: LayerKeys, config: ModelConfig) -> dict[str, Any]:
     """Return the keys of what differs between a config's blocks."""
     windows = [config.block_window(block) for block in range(config.n_layers)]
@@ -154,4 +182,10 @@ def write_layers(layers: LayerKeys, config: ModelConfig) -> dict[str, Any]:
         content[TYPES_KEY] = [FULL if window is None else WINDOW for window in windows]
     if layers.rotary_key is not None:
         content[layers.rotary_key] = [int(config.rotates(i)) for i in range(config.n_layers)]
+    if layers.dense_key is not None:
+        dense = [i for i in range(config.n_layers) if not config.is_mixture(i)]
+        content |= {layers.dense_key: dense, layers.mixture_period_key: 1}
+        if dense:
+            content[layers.dense_size_key] = config.d_ff
+            content[layers.expert_size_key] = config.expert_d_ff or config.d_ff
     return content

@@ -103,13 +103,14 @@ class Experts(nn.Module):
             else:
                 self.register_parameter(f"{name}_bias", None)
 
-        stack("up", "hidden", "residual")
+        hidden = config.expert_axis
+        stack("up", hidden, "residual")
         if config.feed_forward.is_gated:
-            stack("gate", "hidden", "residual")
+            stack("gate", hidden, "residual")
         else:
             self.register_parameter("gate", None)
             self.register_parameter("gate_bias", None)
-        stack("down", "residual", "hidden")
+        stack("down", "residual", hidden)
 
     up: nn.Parameter
     gate: nn.Parameter | None
