@@ -98,6 +98,9 @@ class RopeConfig:
     window_theta: float | None = field(default=None, metadata=limits(above=1.0))
     """Base of the frequencies in blocks with a window, where they are not scaled (Gemma 3, OLMo 3); None for
     those of the other blocks."""
+    interleaved: bool = False
+    """Whether the channels 2i and 2i + 1 of a head are rotated together (as in GLM-4), not i and i + n/2, where n
+    is the number of rotated channels."""
 
 
 @dataclass(frozen=True)

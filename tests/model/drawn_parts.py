@@ -39,7 +39,12 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "softcap": draw(st.sampled_from([None, 1.5])),
             "window": window,
         },
-        "rope": {"theta": 100.0, "fraction": fraction, "scaling": scaling},
+        "rope": {
+            "theta": 100.0,
+            "fraction": fraction,
+            "scaling": scaling,
+            "interleaved": draw(st.booleans()),
+        },
         "norm": {
             "kind": kind,
             "bias": draw(st.booleans()),

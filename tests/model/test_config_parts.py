@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import FrozenInstanceError, dataclass, replace
+from dataclasses import FrozenInstanceError, asdict, dataclass, replace
 
 import pytest
 import yaml
@@ -60,6 +60,12 @@ def test_the_default_parts_are_all_in_the_shipped_file():
     assert parse_as(ModelConfig, shipped | {"vocab_size": 50257}, "") == ModelConfig()
     listed = {*field_paths(parse_as(ModelConfig, shipped, ""))}
     assert listed == {*field_paths(ModelConfig())}
+
+
+def test_a_file_written_before_a_field_was_added():
+    content = asdict(ModelConfig())
+    assert content["rope"].pop("interleaved") is False
+    assert parse_as(ModelConfig, content, "") == ModelConfig()
 
 
 def test_paths():

@@ -5,6 +5,11 @@ import torch
 
 from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
 
+INTERLEAVED = {"rope": {"interleaved": True, "fraction": 0.5}}
+each_shape = pytest.mark.parametrize(
+    "shape", [{}, EXPERTS, INTERLEAVED], ids=["dense", "experts", "interleaved"]
+)
+
 
 def losses_and_gradients(model, batch):
     routings = []
@@ -14,7 +19,7 @@ def losses_and_gradients(model, batch):
     return loss, gradients, len(routings)
 
 
-@pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
+@each_shape
 @pytest.mark.parametrize("family", ["default", "llama"])
 def test_computing_again_changes_nothing(family, shape):
     model = build(tiny_config(family, **shape)).train()
@@ -46,7 +51,7 @@ def test_blocks_run_twice_in_training_only(monkeypatch):
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor"
 )  # dynamo's own
-@pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
+@each_shape
 def test_compiled_blocks_are_the_same_model(shape):
     model = build(tiny_config("llama", **shape)).train().float()
     batch = random_tokens(model.config)

@@ -25,6 +25,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, block: int = 0) -> None:
         super().__init__()
         self.head_dim, self.rotates = config.head_dim, config.rotates(block)
+        self.interleaved = config.rope.interleaved
         own = config.attention
         self.rule = AttentionRule(own.scale, own.softcap, config.block_window(block))
         self.norms_all_heads = own.qk_norm == "full"
@@ -53,7 +54,8 @@ class Attention(nn.Module):
         query = self._split_and_norm(self.query(x), self.query_norm)  # (B, H, T, C)
         key = self._split_and_norm(self.key(x), self.key_norm)  # (B, K, T, C)
         if self.rotates:
-            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+            query = apply_rotary(query, cos, sin, self.interleaved)
+            key = apply_rotary(key, cos, sin, self.interleaved)
         value = self._split_heads(self.value(x))  # (B, K, T, C)
         attend = causal_attention if cache is None else cache.attend
         mixed = attend(query, key, value, self.rule)

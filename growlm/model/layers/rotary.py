@@ -104,15 +104,17 @@ def rotary_tables(
     return angles.cos() * factor, angles.sin() * factor
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate the channel pairs (i, i + R/2) of x; channels from R on are left as they are.
 
     Args:
         x: (B, heads, T, C).
         cos: (T, R/2), or (B, 1, T, R/2) if sequences have positions of their own.
         sin: Of the same shape as `cos`.
+        interleaved: Whether to rotate the pairs (2i, 2i + 1) instead.
     """
-    return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    rotation = _ApplyInterleavedRotary if interleaved else _ApplyRotary
+    return rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
 class _ApplyRotary(torch.autograd.Function):
@@ -140,4 +142,30 @@ def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     torch.mul(second, cos, out=new_second).add_(first * sin)
     if rest.shape[-1]:
         new_rest.copy_(rest)
+    return out
+
+
+class _ApplyInterleavedRotary(torch.autograd.Function):
+    """The rotation of interleaved pairs, with as few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate_interleaved_into(x, cos, sin, x.new_empty(x.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        batch, heads, length, channels = grads[0].shape
+        out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
+        return _rotate_interleaved_into(grads[0], cos, -sin, out), None, None
+
+
+def _rotate_interleaved_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    size = 2 * cos.shape[-1]
+    first, second = x[..., 0:size:2], x[..., 1:size:2]
+    torch.mul(first, cos, out=out[..., 0:size:2]).sub_(second * sin)
+    torch.mul(second, cos, out=out[..., 1:size:2]).add_(first * sin)
+    if size < x.shape[-1]:
+        out[..., size:] = x[..., size:]
     return out
