@@ -60,6 +60,9 @@ EXAMPLES = {
     "smollm3": "SmolLM3",
     "granite": "Granite 3",
     "granitemoe": "Granite 3 MoE",
+    "glm": "GLM-4-9B",
+    "glm4": "GLM-4 0414",
+    "ernie4_5": "ERNIE 4.5 (dense)",
     "growlm": "any model of growlm's",
 }
 """Published models by model type."""

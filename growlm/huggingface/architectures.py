@@ -4,13 +4,15 @@ A table lists the keys of `config.json` that correspond to `ModelConfig` fields,
 value, and the mapping rules of the tensors. Import and export use nothing else. The tables are in `families/`.
 
 Sources: the classes of transformers 5 (`models/<model type>`), and the layouts of the files that Meta, Mistral AI,
-Hugging Face, Alibaba, Google, AI2, Microsoft, EleutherAI, OpenAI and IBM published under these names.
+Hugging Face, Alibaba, Google, AI2, Microsoft, EleutherAI, OpenAI, IBM, Z.ai and Baidu published under these names.
 """
 
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.families.ernie import ERNIE4_5
 from growlm.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
+from growlm.huggingface.families.glm import GLM, GLM4
 from growlm.huggingface.families.gpt2 import GPT2
 from growlm.huggingface.families.gpt_neox import GPT_NEOX
 from growlm.huggingface.families.granite import GRANITE, GRANITE_MOE
@@ -53,6 +55,8 @@ ARCHITECTURES = (
     GPT2,
     SMOLLM3,
     *(GRANITE, GRANITE_MOE),
+    *(GLM, GLM4),
+    ERNIE4_5,
     GROWLM,
 )
 """All architectures, in the order in which an export tries them."""

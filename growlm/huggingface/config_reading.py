@@ -122,7 +122,7 @@ def parse_model_config(
         keys.check_allowed(name, allowed)
     fields = dict(architecture.fixed_fields)
     for name, hf_keys in architecture.field_to_key.items():
-        value = keys.get_agreed(hf_keys.split(), architecture.value_names)
+        value = keys.get_agreed(hf_keys.split(), architecture.value_names.get(name))
         fields[name] = _convert(architecture, hf_keys, value, keys)
     if architecture is not GROWLM:
         fields |= read_layers(architecture.layers, keys)

@@ -48,12 +48,12 @@ def build_hf_config(
         value = config.attention_scale if name == "attention.scale" else get_field(config, name)
         if conversion := architecture.conversions.get(hf_keys):
             value = conversion.to_key(value)
+        if names := architecture.value_names.get(name):
+            found = [theirs for theirs, ours in names.items() if ours == value]
+            value = found[0] if found else None  # None cannot be read back
         content |= dict.fromkeys(hf_keys.split(), _to_json_value(value))
     if architecture.rotary is not None:
         content |= write_layers(architecture.layers, config)
-    for key, names in architecture.value_names.items():
-        found = [value for value, name in names.items() if name == content[key]]
-        content[key] = found[0] if found else None  # None cannot be read back
     if architecture.balance_loss_scales_with_top_k:
         content["router_aux_loss_coef"] = config.routing.balance_weight / config.top_k
     if architecture.rotary is not None:

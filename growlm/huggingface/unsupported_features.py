@@ -54,14 +54,6 @@ POSITIONS_AND_ATTENTION = (
     UnsupportedFeature(
         "ALiBi position biases", ("bloom", "mpt"), {"alibi": (None, False)}, verb="are"
     ),
-    UnsupportedFeature(
-        "rotary embeddings on interleaved pairs",
-        (
-            *("codegen", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "glm", "glm4"),
-            *("gptj", "helium", "llama4", "llama4_text"),
-        ),
-        verb="are",
-    ),
     UnsupportedFeature("sinusoidal positions", ("xglm",), verb="are"),
     UnsupportedFeature("learned positions with an offset", ("biogpt", "opt"), verb="are"),
     UnsupportedFeature(
@@ -97,6 +89,7 @@ FEED_FORWARD_AND_EMBEDDINGS = (
     UnsupportedFeature("biases of experts", ("gpt_oss",), verb="are"),
     UnsupportedFeature("sigmoid routing", ("dots1", "glm4_moe", "minimax_m2")),
     UnsupportedFeature("SparseMixer routing", ("phimoe",)),
+    UnsupportedFeature("a selection bias on the experts' probabilities", ("ernie4_5_moe",)),
     UnsupportedFeature(
         "a bias of the head",
         ("codegen", "gptj", "phi", "phimoe"),
@@ -166,8 +159,8 @@ UNSUPPORTED_FEATURES = (
     *OTHER_INPUTS_AND_WEIGHTS,
 )
 UNDESCRIBED_TYPES = (
-    *("arcee", "cwm", "exaone4", "gpt_bigcode", "granitemoeshared", "ministral", "nemotron"),
-    *("seed_oss", "stablelm", "starcoder2", "vaultgemma"),
+    *("arcee", "cwm", "exaone4", "gpt_bigcode", "granitemoeshared", "helium", "ministral"),
+    *("nemotron", "seed_oss", "stablelm", "starcoder2", "vaultgemma"),
 )
 """Types of models that growlm's model could compute, and that no table describes."""
 

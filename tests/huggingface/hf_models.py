@@ -47,6 +47,9 @@ CONFIGS = {
     "smollm3": transformers.SmolLM3Config,
     "granite": transformers.GraniteConfig,
     "granitemoe": transformers.GraniteMoeConfig,
+    "glm": transformers.GlmConfig,
+    "glm4": transformers.Glm4Config,
+    "ernie4_5": transformers.Ernie4_5Config,
 }
 """The config class of each model type."""
 GROUPED = {"num_key_value_heads": 2}
@@ -90,12 +93,17 @@ FIXED = {
     "smollm3": GROUPED | {"no_rope_layer_interval": 2},
     "granite": GROUPED | MULTIPLIERS,
     "granitemoe": GROUPED | MULTIPLIERS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "glm": GROUPED | {"head_dim": 8},
+    "glm4": GROUPED | {"head_dim": 8},
+    "ernie4_5": GROUPED | {"head_dim": 8},
 }
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """No special tokens: some classes' defaults lie beyond the small vocabulary."""
 ATTENTION = {"gemma2": "eager"}
 """The implementation of attention of each family; no other bounds Gemma 2's scores."""
 SMALL_SHARDS = "20KB"
+PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4")
+"""The families whose classes can rotate a part of each head."""
 
 
 def rope(family, theta=10000.0):
@@ -104,7 +112,7 @@ def rope(family, theta=10000.0):
         return {"rope_theta": 500000.0}
     if family in ("gpt2", "gemma3_text"):  # learned positions, and two sets
         return {}
-    part = {"partial_rotary_factor": 1.0} if family in ("gpt_neox", "phi3") else {}
+    part = {"partial_rotary_factor": 1.0} if family in PARTLY_ROTATED else {}
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | part}
 
 

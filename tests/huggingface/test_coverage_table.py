@@ -27,6 +27,7 @@ COMING_IN = {
     *("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"),
     *("Olmo2ForCausalLM", "Olmo3ForCausalLM", "OlmoeForCausalLM", "GPTNeoXForCausalLM"),
     *("GPT2LMHeadModel", "GraniteForCausalLM", "GraniteMoeForCausalLM"),
+    *("Glm4ForCausalLM", "Ernie4_5ForCausalLM"),
 }
 
 

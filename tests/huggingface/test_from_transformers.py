@@ -130,6 +130,17 @@ VARIANTS = {
     "smollm3": ("smollm3", {}),
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {}),
+    "glm, half rotated": ("glm", partly_rotated(0.5)),
+    "glm, no biases, tied": ("glm", {"attention_bias": False, "tie_word_embeddings": True}),
+    "glm4": ("glm4", partly_rotated(0.5)),
+    "glm4, wide heads, no biases": (
+        "glm4",
+        {"head_dim": 16, "attention_bias": False, **partly_rotated(0.75)},
+    ),
+    "glm4, scaled": ("glm4", scaled("yarn", partial_rotary_factor=0.5, **YARN)),
+    "ernie4_5": ("ernie4_5", {}),
+    "ernie4_5, biases, own head": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
+    "ernie4_5, as Llama 3.1": ("ernie4_5", scaled("llama3", **LLAMA_3_1)),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
     "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
@@ -155,6 +166,9 @@ SLOW = {
     "phi3, longrope, long",
     "olmo3",
     "gpt2, relu",
+    "glm, no biases, tied",
+    "glm4, scaled",
+    "ernie4_5, as Llama 3.1",
     "gpt_neox",
     "gpt_neox, half rotated",
     "gpt_neox, tied",
@@ -277,10 +291,16 @@ def test_there_and_back(tmp_path, family, changes, shards):
 
 
 ROOT_EPSILONS = {"gpt_neox": "layer_norm_eps", "gpt2": "layer_norm_epsilon"}
-FREE_WIDTH = ("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma")
+FREE_WIDTH = ("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma", "glm", "glm4", "ernie4_5")
 """The families whose width need not be a multiple of the number of heads."""
 FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text")
 """The families with a key for the size of heads."""
+BIAS_KEYS = {
+    "llama": ("attention_bias", "mlp_bias"),
+    "glm": ("attention_bias",),
+    "glm4": ("attention_bias",),
+    "ernie4_5": ("use_bias",),
+}
 
 
 @st.composite
@@ -310,8 +330,7 @@ def shapes(draw, family):
     shape["num_key_value_heads"] = draw(
         st.sampled_from([n for n in (1, 2, 4, heads) if not heads % n])
     )
-    if family == "llama":
-        shape |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    shape |= {key: draw(st.booleans()) for key in BIAS_KEYS.get(family, ())}
     if "layer_types" in FIXED[family]:
         shape["layer_types"] = draw(
             st.lists(st.sampled_from([WINDOW, FULL]), min_size=layers, max_size=layers)

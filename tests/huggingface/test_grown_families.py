@@ -15,6 +15,9 @@ PYTHIA = {
     "use_parallel_residual": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
 }
+HALF = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
 LLAMA_3_1 = {
     "num_key_value_heads": 2,
     "rope_parameters": {
@@ -54,6 +57,10 @@ FAMILIES = {
     "Granite": ("granite", {}),
     "Granite, tied": ("granite", {"tie_word_embeddings": True}),
     "Granite-MoE": ("granitemoe", {}),
+    "GLM-4": ("glm", HALF),
+    "GLM-4 0414": ("glm4", HALF),
+    "ERNIE 4.5, tied": ("ernie4_5", {"tie_word_embeddings": True}),
+    "ERNIE 4.5": ("ernie4_5", {"tie_word_embeddings": False, "use_bias": True}),
 }
 UPCYCLED = {
     "llama": "MixtralForCausalLM",

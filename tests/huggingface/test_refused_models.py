@@ -17,7 +17,7 @@ from growlm.huggingface import (
 )
 from growlm.huggingface.pretrained import open_pretrained
 from growlm.runtime.errors import UserError
-from tests.huggingface.hf_models import FIXED, make
+from tests.huggingface.hf_models import CONFIGS, FIXED, SHAPE, make
 from tests.model.tiny_models import build, tiny_config
 
 MISSING = object()
@@ -100,6 +100,10 @@ REFUSED = [
     ("smollm3", "no_rope_layers", [1, 2, 0], r"=.*must be null or a list of 3 ones and zeros"),
     ("granite", "logits_scaling", 0, r"=0: must be a number above 0"),
     ("granite", "residual_multiplier", "x", r"='x': must be a number"),
+    ("glm4", "attention_bias", 1, r"=1: must be False or True"),
+    ("glm4", "rope_parameters", {"partial_rotary_factor": 0.4}, r"tary_factor=0\.4: must give"),
+    ("ernie4_5", "use_bias", "yes", r"=yes: must be False or True"),
+    ("ernie4_5", "partial_rotary_factor", 0.5, r"=0\.5: must be 1\.0: its class rotates all"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, r"=True: must be False"),
     ("gpt2", "activation_function", "tanh", r"=tanh: must be gelu_new"),
     ("qwen2_moe", "mlp_only_layers", "0", r"=0: must be null or a list of blocks"),
@@ -232,6 +236,16 @@ def test_positions_as_older_files_have_them(saved, tmp_path):
     shutil.rmtree(folder)
     folder = changed(saved, tmp_path, "mixtral", "rope_parameters", MISSING)
     assert read_hf_config(folder)[0].rope.theta == 1e6
+
+
+@pytest.mark.parametrize("family", ["glm", "glm4", "ernie4_5"])
+def test_values_of_absent_keys_are_those_of_its_class(tmp_path, family):
+    class_of = CONFIGS[family]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | SHAPE))
+    found = read_hf_config(tmp_path)[0]
+    class_of(**SHAPE).save_pretrained(tmp_path)
+    assert found == read_hf_config(tmp_path)[0]
+    assert found.rope.interleaved
 
 
 def rewritten(saved, tmp_path, family, change):

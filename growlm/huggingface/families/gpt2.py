@@ -78,7 +78,7 @@ GPT2 = Architecture(
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
-    value_names={"activation_function": _ACTIVATIONS},
+    value_names={"feed_forward.kind": _ACTIVATIONS},
     tensor_layouts=(_rules("transformer."), _rules("")),
     ignored_tensors=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
     layers=NO_WINDOWS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
     ATTENTION_RULES,
+    FUSED_GATE_RULE,
     GATED_RULES,
     GROUPED_KEYS,
     LLAMA_DEFAULTS,
@@ -28,13 +29,7 @@ _FUSED_RULES = (
         },
         "model.layers.{layer}.self_attn.qkv_proj.weight",
     ),
-    concatenated_rule(
-        {
-            "blocks.{layer}.feed_forward.gate.weight": "hidden",
-            "blocks.{layer}.feed_forward.up.weight": "hidden",
-        },
-        "model.layers.{layer}.mlp.gate_up_proj.weight",
-    ),
+    FUSED_GATE_RULE,
 )
 
 PHI3 = Architecture(

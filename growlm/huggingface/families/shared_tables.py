@@ -7,6 +7,7 @@ from typing import Any
 from growlm.huggingface.mapping_rules import (
     MappingRule,
     absent_rule,
+    concatenated_rule,
     fused_rule,
     identity_rule,
     stacked_rule,
@@ -44,7 +45,7 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 RMS_SWIGLU = {"norm.kind": "rmsnorm", "norm.bias": False, "feed_forward.kind": "swiglu"}
 NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 SILU = {"hidden_act": ("silu", "swish")}
-ATTENTION_BIAS = {"attention_bias": {False: "none", True: "all"}}
+ATTENTION_BIAS = {"attention.bias": {False: "none", True: "all"}}
 ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
 
@@ -67,6 +68,14 @@ GATED_RULES = (
     _block_rule("feed_forward.up.{kind}", "mlp.up_proj.{kind}"),
     _block_rule("feed_forward.down.{kind}", "mlp.down_proj.{kind}"),
 )
+FUSED_GATE_RULE = concatenated_rule(
+    {
+        "blocks.{layer}.feed_forward.gate.weight": "hidden",
+        "blocks.{layer}.feed_forward.up.weight": "hidden",
+    },
+    "model.layers.{layer}.mlp.gate_up_proj.weight",
+)
+"""One tensor for gate and up; it must come before `GATED_RULES`."""
 PRE_NORM_RULES = (
     _block_rule("attention_norm.{kind}", "input_layernorm.{kind}"),
     _block_rule("feed_forward_norm.{kind}", "post_attention_layernorm.{kind}"),

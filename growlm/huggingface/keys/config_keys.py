@@ -39,14 +39,12 @@ class ConfigReader:
         """Return a key's value, or transformers' default where it is absent."""
         return self.content.get(name, self.defaults.get(name))
 
-    def get_agreed(
-        self, names: list[str], value_names: Mapping[str, Mapping[Any, Any]] | None = None
-    ) -> Any:
+    def get_agreed(self, names: list[str], value_names: Mapping[Any, Any] | None = None) -> Any:
         """Return the value that all the keys have in common.
 
         Args:
             names: Keys.
-            value_names: See `Architecture`.
+            value_names: growlm's value for each of theirs, where it differs.
 
         Raises:
             UserError: If their values differ, or one has none.
@@ -55,11 +53,10 @@ class ConfigReader:
         for name, value in zip(names, values, strict=True):
             if value != values[0]:
                 self.raise_error(name, value, f"must be the same as {names[0]}={values[0]}")
-        known = (value_names or {}).get(names[0])
-        if known is None:
+        if value_names is None:
             return values[0]
-        self.check_allowed(names[0], tuple(known))
-        return known[values[0]]
+        self.check_allowed(names[0], tuple(value_names))
+        return value_names[values[0]]
 
     def _get_required(self, name: str) -> Any:
         value = self.get(name)
