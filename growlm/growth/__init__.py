@@ -15,7 +15,7 @@ from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.registry import operators_from_dicts, operators_to_dicts
 from growlm.growth.operators.upcycle import Upcycle
 from growlm.growth.operators.widen import Widen
-from growlm.growth.optimizer_state import grow_optimizer_state
+from growlm.growth.optimizer_state import grow_optimizer_state, register_moment
 from growlm.runtime.deprecation import renamed_attributes
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "hyperclone_weight",
     "operators_from_dicts",
     "operators_to_dicts",
+    "register_moment",
     "scale_bilaterally",
 ]
 

@@ -1,10 +1,10 @@
-"""Grow a model in memory by a list of operators; its optimizer's state is in `optimizer_state.py`."""
+"""Grow a model in memory by a list of operators, and its optimizer with it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ from growlm.growth.growth_map import (
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.widen import Widen
+from growlm.growth.optimizer_growth import OptimizerT, grow_optimizer
 from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.tensor_transforms import Copy, Split, TensorTransform
 from growlm.model.axes import axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
+from growlm.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,16 +57,20 @@ def build_growth_map(
 
     Raises:
         UserError: If an operator cannot be applied.
-        ValueError: If the model has a parameter or buffer without an axis label.
+        ValueError: If a parameter or buffer has no axis label, or one that does not fit it or the config.
     """
     table = axes_table_from_config(config, model_class)
     growth_map = GrowthMap.identity(config, table)
     for position, operator in enumerate(operators):
         spec = operator.change(growth_map.new_config)
         new_table = axes_table_from_config(spec.config, model_class)
-        growth_map = growth_map.then(
-            derive_growth_map(growth_map.new_config, table, new_table, spec, position)
-        )
+        step = derive_growth_map(growth_map.new_config, table, new_table, spec, position)
+        if all(each.source == name and not each.transforms for name, each in step.tensors.items()):
+            reason = (
+                f"changes no parameter of {model_class.__name__}, which has nothing that it grows"
+            )
+            raise UserError("operators", type(operator).__name__, reason)
+        growth_map = growth_map.then(step)
         table = new_table
     return growth_map
 
@@ -105,8 +111,23 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
         new |= rng.threads.map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         rng.noise_log.gather(mesh)
+    _share_tied_parameters(grown, new)
     grown.load_state_dict(new, assign=True)
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in grown.named_parameters():
+        parameter.requires_grad_(trainable.get(growth_map.tensors[name].source or "", True))
     return grown.train(model.training)
+
+
+def _share_tied_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Replace tensors by one parameter wherever the model has one parameter under several names."""
+    first_names: dict[int, str] = {}
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        first = first_names.setdefault(id(parameter), name)
+        if first != name:
+            if not isinstance(tensors[first], nn.Parameter):
+                tensors[first] = nn.Parameter(tensors[first])
+            tensors[name] = tensors[first]
 
 
 def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
@@ -118,22 +139,53 @@ def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> li
     return sorted(changed, key=lambda name: -math.prod(growth_map.tensors[name].shape))
 
 
+@overload
 def grow(
     model: Model, operators: Sequence[Operator], seed: int = 0, boundary_index: int = 0
-) -> Model:
-    """Grow a model.
+) -> Model: ...
+
+
+@overload
+def grow(
+    model: Model,
+    operators: Sequence[Operator],
+    seed: int = 0,
+    boundary_index: int = 0,
+    *,
+    optimizer: OptimizerT,
+    optimizer_state: str | None = None,
+) -> tuple[Model, OptimizerT]: ...
+
+
+def grow(
+    model: Model,
+    operators: Sequence[Operator],
+    seed: int = 0,
+    boundary_index: int = 0,
+    *,
+    optimizer: OptimizerT | None = None,
+    optimizer_state: str | None = None,
+) -> Model | tuple[Model, OptimizerT]:
+    """Grow a model, and its optimizer if there is one.
 
     Args:
         model: Module with labeled axes that is built from its `config` (`TransformerLM` or a subclass).
         operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
         seed: Seed of noise, routers and filler columns.
         boundary_index: Index of this growth within a run; part of the seed.
+        optimizer: Optimizer of the model, of torch or of your own. It may leave out parameters, but must step no
+            others.
+        optimizer_state: What its grown copy starts with: `carry` (or None) grows every moment as its weight is,
+            `reset` starts anew, and `exact` also scales the steps so that the grown model trains as the old one
+            would have (where gradients are not clipped, and growth added no noise). See `optimizer_state.py`.
 
     Returns:
-        A new model. `model` and the global random state are left as they are.
+        A new model; with `optimizer`, that and a new optimizer of the same class, in the same groups with the same
+        settings. Build a schedule of the learning rate anew. `model`, `optimizer` and the global random state are
+        left as they are.
 
     Raises:
-        UserError: If an operator cannot be applied.
+        UserError: If an operator cannot be applied, or the optimizer cannot grow.
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
@@ -143,7 +195,13 @@ def grow(
         raise ValueError(
             f"{', '.join(sorted(mismatch))}: not what {type(model).__name__} builds from its config"
         )
-    return apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
+    grown = apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
+    if optimizer is not None:
+        mode = optimizer_state or "carry"
+        return grown, grow_optimizer(optimizer, model, grown, growth_map, mode)
+    if optimizer_state is not None:
+        raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
+    return grown
 
 
 def scale_bilaterally(

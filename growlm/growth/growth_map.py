@@ -33,7 +33,15 @@ from growlm.growth.transforms.tensor_transforms import (
     TensorTransform,
 )
 from growlm.growth.transforms.upcycle_transforms import ReinitializeUnits, SplitIntoExperts
-from growlm.model.axes import Dim, Label, LabeledShape, Role, axes_table, split_block_name
+from growlm.model.axes import (
+    Dim,
+    Label,
+    LabeledShape,
+    Role,
+    axes_table,
+    check_axis_sizes,
+    split_block_name,
+)
 from growlm.model.config import ModelConfig
 
 AxesTable = Mapping[str, LabeledShape]
@@ -480,4 +488,6 @@ def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Modul
 @lru_cache(maxsize=64)
 def _cached_axes_table(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
     with torch.device("meta"):
-        return axes_table(model_class(config))
+        table = axes_table(model_class(config))
+    check_axis_sizes(table, config.axis_sizes())
+    return table

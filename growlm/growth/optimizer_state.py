@@ -8,7 +8,7 @@
 | `asymmetric` | as `carry` for the original entries of each tensor; nothing for the new entries, whose    |
 |              | learning rate is warmed up again                                                          |
 
-`growlm/optim/step_scaling.py` implements the step scaling of `exact` and `asymmetric`.
+`growlm/growth/step_scaling.py` implements the step scaling of `exact` and `asymmetric`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OPTIMIZER_STATE_MODES = ("carry", "reset", "exact", "asymmetric")
 MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance": 2}
 """For each entry of an optimizer's state, the power of the gradient of which it is a running mean."""
+MOMENT_POWERS["max_exp_avg_sq"] = 2  # AMSGrad's: the largest exp_avg_sq so far
 FACTORED_ENTRIES = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
 
@@ -51,6 +52,22 @@ MOMENT_OF_SCALE_KEY = {scale_key(entry): entry for entry in MOMENT_POWERS}
 """The moment to which each name of scales belongs (`growlm/growth/eight_bit_moments.py`)."""
 
 ParameterState = dict[str, Tensor]
+
+
+def register_moment(entry: str, power: int) -> None:
+    """Say what an entry of an optimizer's state is, so that it can grow.
+
+    Args:
+        entry: Name of the entry; its tensors have the parameters' shapes.
+        power: Power of the gradient of which it is a running mean (or sum): 1 or 2.
+
+    Raises:
+        ValueError: If the power is another number, or the entry is known with another power.
+    """
+    if power not in (1, 2) or MOMENT_POWERS.get(entry, power) != power:
+        known = MOMENT_POWERS.get(entry, "1 or 2")
+        raise ValueError(f"power={power}: must be {known} for {entry!r}")
+    MOMENT_POWERS[entry] = power
 
 
 def grow_optimizer_state(
@@ -188,7 +205,7 @@ def grow_parameter_state(
     grown: ParameterState = {}
     for entry, value in state.items():
         if entry == "step":
-            grown[entry] = value.clone()
+            grown[entry] = value.clone() if isinstance(value, Tensor) else value
         elif entry in MOMENT_POWERS:
             grown |= _grow_moment(tensor_map, state, entry, original_factors)
         elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:

@@ -6,7 +6,9 @@ and sharding read the table that `axes_table` collects, so no other code depends
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -110,14 +112,16 @@ def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
     """Return every parameter and persistent buffer of `model`, by name, with its label.
 
     Raises:
-        ValueError: If one has no label, or a label with the wrong number of dimensions. Growth would have to
-            guess how to handle it, and a silent copy would lose what the model has learned.
+        ValueError: If one has no label, a label with the wrong number of dimensions, or two different ones under
+            two names. Growth would have to guess how to handle it, and a silent copy would lose what the model
+            has learned.
     """
     labels: dict[str, Label] = {}
     for prefix, module in model.named_modules():
         for name, declared in getattr(module, "axis_labels", {}).items():
             labels[f"{prefix}.{name}" if prefix else name] = declared
-    table = {}
+    table: dict[str, LabeledShape] = {}
+    names: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in labels:
             raise ValueError(f"{name} has no axis label: declare it with growlm.model.axes.label")
@@ -125,8 +129,36 @@ def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
             raise ValueError(
                 f"{name} has {tensor.ndim} dimensions, but its label has {len(labels[name].dims)}"
             )
+        other = names.setdefault(id(tensor), name)
+        if labels[other] != labels[name]:
+            raise ValueError(f"{other} and {name} are one parameter, but have two different labels")
         table[name] = LabeledShape(labels[name], tuple(tensor.shape))
     return table
+
+
+def check_axis_sizes(table: Mapping[str, LabeledShape], sizes: Mapping[str, int]) -> None:
+    """Check that every labeled dimension is as large as its axis.
+
+    Args:
+        table: Result of `axes_table`.
+        sizes: Number of channels of each axis, from the model's config. An index over anything else is allowed.
+
+    Raises:
+        ValueError: If an axis is unknown or has another size; names the parameter.
+    """
+    for name, row in table.items():
+        for dim, size in zip(row.label.dims, row.shape, strict=True):
+            if dim.axis not in sizes and dim.role is not Role.INDEX:
+                near = difflib.get_close_matches(dim.axis, sizes, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sizes)}"
+                raise ValueError(
+                    f"{name} is labeled with axis {dim.axis}, which the config does not have; {hint}"
+                )
+            if size != sizes.get(dim.axis, size):
+                expected = sizes[dim.axis]
+                raise ValueError(
+                    f"{name} has {size} channels on axis {dim.axis}, but the config has {expected}"
+                )
 
 
 def split_block_name(name: str) -> tuple[int | None, str]:

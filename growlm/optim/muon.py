@@ -35,6 +35,7 @@ class MuonAdamW(Optimizer):
         eps: float,
     ) -> None:
         super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
+        self._settings = (lr, momentum, betas, eps)
         # Each group has its own inner optimizer, which gets the group's learning rate at every step.
         self._muon = [
             (group, torch.optim.Muon(_views(group["params"]), lr=lr, momentum=momentum,
@@ -49,6 +50,10 @@ class MuonAdamW(Optimizer):
         ]
         for _, adamw in self._adamw:
             adamw.state = self.state
+
+    def with_groups(self, groups: Iterable[dict[str, Any]]) -> MuonAdamW:
+        """Return an optimizer with the same settings and other groups, and no state."""
+        return MuonAdamW(groups, *self._settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

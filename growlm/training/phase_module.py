@@ -17,6 +17,7 @@ from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
+from growlm.growth.step_scaling import StepScaling, compute_gradient_norm
 from growlm.inference.scoring import sum_token_losses
 from growlm.model.fsdp import create_sharded_model
 from growlm.model.layers.experts import MixtureOfExperts
@@ -29,7 +30,6 @@ from growlm.optim.optimizer_factory import (
     get_optimizer_states,
     restore_optimizer_states,
 )
-from growlm.optim.step_scaling import StepScaling, compute_gradient_norm
 from growlm.training.nan_check import (
     MAX_CONSECUTIVE_SKIPS,
     NonFiniteError,

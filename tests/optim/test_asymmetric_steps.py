@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from growlm.growth import Widen
-from growlm.optim.step_scaling import AsymmetricScaling
+from growlm.growth.step_scaling import AsymmetricScaling
 from tests.model.tiny_models import build, tiny_config
 from tests.training.grown_training import LR, OPTIMIZERS, Training
 

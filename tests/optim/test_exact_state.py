@@ -5,7 +5,7 @@ import torch
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_map
 from growlm.growth.optimizer_state import explain_inexactness
-from growlm.optim.step_scaling import ExactScaling
+from growlm.growth.step_scaling import ExactScaling
 from tests.model.tiny_models import (
     EXPERTS,
     build,
@@ -123,9 +123,9 @@ def test_with_another_part_left_out_it_does_not(left_out, monkeypatch):
         )
     if left_out == "gradients":
         # Adam does not care for the scale of a gradient but through eps, SGD does.
-        monkeypatch.setattr("growlm.optim.step_scaling.common_value", lambda vectors: 1.0)
+        monkeypatch.setattr("growlm.growth.step_scaling.common_value", lambda vectors: 1.0)
     if left_out == "clipping":
-        from growlm.optim.step_scaling import StepScaling
+        from growlm.growth.step_scaling import StepScaling
 
         monkeypatch.setattr(ExactScaling, "before_step", StepScaling.before_step)
     assert drift(tiny_config("llama"), {10: [widen]}, OPTIMIZERS["sgd"], clip) > 1e-6

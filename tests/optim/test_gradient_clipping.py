@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from growlm.optim.step_scaling import StepScaling
+from growlm.growth.step_scaling import StepScaling
 
 
 def layer_with_gradients(scale, seed):

@@ -4,13 +4,13 @@ import torch
 
 from growlm.config.schema import OptimizerConfig
 from growlm.growth import GrowthRng, apply_growth, build_growth_map, grow_optimizer_state
+from growlm.growth.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.optim.optimizer_factory import (
     build_optimizer,
     check_optimizer,
     get_optimizer_states,
     restore_optimizer_states,
 )
-from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from tests.model.tiny_models import random_tokens
 
 LR = 1e-2

@@ -24,9 +24,9 @@ from growlm.growth.growth_map import GrowthMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.registry import operators_to_dicts
 from growlm.growth.optimizer_state import explain_inexactness, grow_optimizer_state
+from growlm.growth.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.growth.transforms.scale_factors import ScaleFactors
 from growlm.model.transformer import TransformerLM
-from growlm.optim.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
 from growlm.reporting.records import BoundaryRecord
 from growlm.runtime.errors import RunError
 from growlm.runtime.memory import release_memory

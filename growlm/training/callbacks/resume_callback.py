@@ -21,9 +21,9 @@ from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import CheckpointConfig
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
+from growlm.growth.step_scaling import StepScaling
 from growlm.model.transformer import TransformerLM
 from growlm.optim.optimizer_factory import get_optimizer_states
-from growlm.optim.step_scaling import StepScaling
 from growlm.runtime.errors import UserError
 from growlm.runtime.rng_state import capture_rng_states, restore_rng_states
 from growlm.runtime.signals import GracefulStop, Interrupted

@@ -152,15 +152,18 @@ class ExactScaling(StepScaling):
     Args:
         factors: Scale factors by parameter name, accumulated since the first of the consecutive boundaries
             with this mode.
+        scales_rates: Whether the optimizer's groups multiply their learning rates by `lr_factor`. If not, all
+            updates are scaled one by one, which takes one more copy of what they change.
     """
 
-    def __init__(self, factors: Mapping[str, ScaleFactors]) -> None:
+    def __init__(self, factors: Mapping[str, ScaleFactors], scales_rates: bool = True) -> None:
         self.factors = self.carried_factors = factors
+        self._scales_rates = scales_rates
         self._updates = _EntrywiseUpdateScaling()
 
     def lr_factor(self, name: str) -> float:
         """Return a if all entries of the parameter share it, else 1: their updates are scaled one by one."""
-        return self._weight_factor(name) or 1.0
+        return (self._weight_factor(name) or 1.0) if self._scales_rates else 1.0
 
     def scale_state(self, states: Mapping[str, ParameterState]) -> None:
         """Turn moments of the gradient into those that the old model would have."""
@@ -203,11 +206,14 @@ class ExactScaling(StepScaling):
     def _weight_factor(self, name: str) -> float | None:
         return common_value([f.weight for f in self.factors[name]])
 
+    def _is_scaled_singly(self, weight_factor: float | None) -> bool:
+        return weight_factor is None or (not self._scales_rates and weight_factor != 1.0)
+
     def _record_nonuniform(self, trained: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
         scales = {
             parameter: partial(outer_product, [f.weight for f in self.factors[name]])
             for name, parameter in trained.items()
-            if self._weight_factor(name) is None
+            if self._is_scaled_singly(self._weight_factor(name))
         }
         # SGD adds weight decay to the gradient, so the decay would be scaled with the update.
         if isinstance(optimizer, SGD):

@@ -1,0 +1,32 @@
+"""Every file under examples/ runs, in at most 60 lines, and uses public names only."""
+
+import ast
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+PUBLIC = ("growlm.growth", "growlm.model", "growlm.training", "growlm.verification")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_it_is_short_and_uses_public_names(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module for node in imported if node.module.startswith("growlm")}
+    assert ours
+    assert ours <= set(PUBLIC)
+
+
+def test_a_plain_loop(capsys):
+    runpy.run_path(str(EXAMPLES[0].with_name("plain_loop.py")), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    grown = [line for line in lines if line.startswith("grown")]
+    assert len(grown) == 2
+    assert all(float(line.split()[-1]) < 1e-4 for line in grown)
+    losses = [float(line.split()[-1]) for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    before, after = losses[1], losses[2]  # the growth kept the loss, but for the batch
+    assert abs(after - before) < 0.5
