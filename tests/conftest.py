@@ -29,6 +29,11 @@ LONG = (
 """Folders whose files take long: begun last, one would be waited for by all processes but its own."""
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores, since many tests wait for processes of their own."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.parent.name not in LONG)
 

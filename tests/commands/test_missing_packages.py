@@ -149,7 +149,7 @@ assert "transformers" not in {name for name, module in sys.modules.items() if mo
 @pytest.mark.parametrize(
     ("script", "package", "extra"),
     [
-        ("bench_generate", "transformers", "huggingface"),
+        pytest.param("bench_generate", "transformers", "huggingface", marks=pytest.mark.slow),
         ("draw_growth", "matplotlib", "docs"),
         pytest.param("bench_throughput", "transformers", "huggingface", marks=pytest.mark.slow),
         pytest.param("study_growth", "matplotlib", "docs", marks=pytest.mark.slow),

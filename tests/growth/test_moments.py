@@ -193,9 +193,9 @@ def test_reset_forgets_everything():
 def test_unknown_entry_is_refused():
     config = tiny_config()
     states = trained_states(config)
-    states["embedding.weight"]["max_exp_avg_sq"] = torch.zeros(29, 16)
+    states["embedding.weight"]["own_mean"] = torch.zeros(29, 16)
 
-    with pytest.raises(ValueError, match=r"max_exp_avg_sq.*embedding\.weight"):
+    with pytest.raises(ValueError, match=r"own_mean.*embedding\.weight"):
         grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "carry")
 
 

@@ -8,7 +8,7 @@ from growlm.storage.integrity import dump_checksummed_json, read_checksummed_jso
 from growlm.training import Interrupted, run_plan
 from growlm.training.resume import resume_from as resuming
 from growlm.training.resume.resume_from import resolve_resume_config
-from tests.training.stopping import SignalAt, assert_same_run
+from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import tiny_config
 
 
@@ -34,7 +34,7 @@ def go_on(run_dir, *overrides):
     return run_plan(resolve_resume_config(config, [f"resume='{run_dir}'", *overrides]))
 
 
-@pytest.mark.parametrize("named", [(), ("trainer.precision=bf16-mixed",)])
+@pytest.mark.parametrize("named", [(), *slow(("trainer.precision=bf16-mixed",))])
 def test_a_run_in_bf16_goes_on_without_it(named, bf16, tmp_path, capsys):
     bf16(True)
     whole = run_plan(tiny_config(tmp_path / "whole"))
