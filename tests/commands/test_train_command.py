@@ -63,7 +63,7 @@ def test_a_sweep_leaves_a_folder_and_a_wandb_run_per_job(scales, train, tmp_path
     folders = sorted(path for path in sweep.iterdir() if path.is_dir())
     settings = [(noise, scale) for noise in (1e-5, 2e-2) for scale in scales]
     assert [folder.name for folder in folders] == [
-        f"{job}_noise_std={noise}_scale_factor={scale}"
+        f"{job}_noise_std={noise}" + (f"_scale_factor={scale}" if len(scales) > 1 else "")
         for job, (noise, scale) in enumerate(settings)
     ]
     runs = [wandb_run(folder) for folder in folders]
