@@ -189,7 +189,7 @@ def grow(
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
-    config: ModelConfig = model.config  # type: ignore[assignment]
+    config = _get_config(model)
     growth_map = build_growth_map(config, operators, type(model))
     if mismatch := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
         raise ValueError(
@@ -202,6 +202,18 @@ def grow(
     if optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
     return grown
+
+
+def _get_config(model: nn.Module) -> ModelConfig:
+    """Return the config of a model that is not wrapped in another module."""
+    wrapped = [name for name in ("_orig_mod", "module") if name in dict(model.named_children())]
+    if wrapped and ("_orig_mod" in wrapped or not hasattr(model, "config")):
+        reason = f"wraps the model; grow model.{wrapped[0]}, and wrap the result again"
+        raise UserError("model", type(model).__name__, reason)
+    if not hasattr(model, "config"):
+        raise UserError("model", type(model).__name__, "has no config that it is made from")
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    return config
 
 
 def scale_bilaterally(

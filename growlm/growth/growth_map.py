@@ -487,7 +487,11 @@ def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Modul
 
 @lru_cache(maxsize=64)
 def _cached_axes_table(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
-    with torch.device("meta"):
-        table = axes_table(model_class(config))
+    try:
+        with torch.device("meta"):
+            table = axes_table(model_class(config))
+    except TypeError as error:
+        name = model_class.__name__
+        raise ValueError(f"{name} cannot be made from its config alone: {error}") from error
     check_axis_sizes(table, config.axis_sizes())
     return table

@@ -185,3 +185,32 @@ def test_a_mistake_is_named(model_class, message):
 def test_an_operator_that_finds_nothing_is_refused():
     with pytest.raises(UserError, match="operators=Upcycle: changes no parameter of MeanLM"):
         grow(made(), [Upcycle(num_experts=4)])
+
+
+class NoConfig(nn.Module):
+    pass
+
+
+class Compiled(nn.Module):
+    """As `torch.compile` wraps a module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod, self.config = model, model.config
+
+
+class TwoArguments(MeanLM):
+    def __init__(self, config, depth):
+        super().__init__(config)
+
+
+def test_what_cannot_be_made_anew_is_refused():
+    model = made()
+    with pytest.raises(UserError, match=r"model=Compiled: wraps the model; grow model\._ori"):
+        grow(Compiled(model), [Widen(scale_factor=2)])
+    with pytest.raises(UserError, match=r"model=DataParallel: wraps the model; grow model\.module"):
+        grow(nn.DataParallel(model), [Widen(scale_factor=2)])
+    with pytest.raises(UserError, match="model=NoConfig: has no config that it is made from"):
+        grow(NoConfig(), [Widen(scale_factor=2)])
+    with pytest.raises(ValueError, match="TwoArguments cannot be made from its config alone"):
+        grow(TwoArguments(CONFIG, 1), [Widen(scale_factor=2)])
