@@ -7,8 +7,10 @@ import hypothesis
 import pytest
 
 from tests.machines.imitation import imitate_machine
+from tests.planner.stand_in_speed import use_stand_in_speed
 
 imitate_machine()
+use_stand_in_speed()
 
 # No deadline: the first example of a test pays for torch's own start.
 hypothesis.settings.register_profile("growlm", print_blob=True, deadline=None)
@@ -27,11 +29,6 @@ LONG = (
     "training",
 )
 """Folders whose files take long: begun last, one would be waited for by all processes but its own."""
-
-
-def pytest_xdist_auto_num_workers():
-    """One process more than there are cores, since many tests wait for processes of their own."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 def pytest_collection_modifyitems(items):

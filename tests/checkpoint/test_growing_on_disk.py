@@ -224,7 +224,7 @@ def test_moments_keep_the_precision_they_have(tmp_path, dtype):
     ("spoil", "message"),
     [
         (
-            lambda s: s["embedding.weight"].update(max_exp_avg_sq=torch.ones(29, 16)),
+            lambda s: s["embedding.weight"].update(own_mean=torch.ones(29, 16)),
             "of an unknown kind",
         ),
         (

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.planner.stand_in_speed import use_stand_in_speed
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["growlm.training", "growlm.train", "growlm.grow", "growlm.convert"])
 _STREAMS = ("stdin", "stdout", "stderr")
@@ -64,6 +66,7 @@ class CommandProcess:
 def _run(module, arguments, folder, environment, paths):
     # A test runner in the background may have SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    use_stand_in_speed()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

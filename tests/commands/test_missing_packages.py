@@ -109,7 +109,7 @@ def test_tensorboard(tmp_path):
     ("launcher", "said"),
     [
         ("joblib", "=joblib: needs hydra-joblib-launcher, which is not installed: pip install 'growlm[joblib]'"),
-        ("submitit_slurm", "pip install 'growlm[submitit]'"),
+        pytest.param("submitit_slurm", "pip install 'growlm[submitit]'", marks=pytest.mark.slow),
         ("nonesuch", "Could not find 'hydra/launcher/nonesuch'"),
     ],
 )  # fmt: skip

@@ -40,6 +40,7 @@ from tests.commands.hostile_cases import (
     written,
     zeros,
 )
+from tests.training.stopping import slow
 
 JOB = "sweep/0_noise_std=0.001"
 ENTRY = "phase_cache/55082a7573af8fa46f62eaef92bc8e5e"
@@ -51,20 +52,22 @@ SPEED = Calibration(*[1e9] * 6, 1e-6)
     "damage",
     [
         fifo(f"{ENTRY}/origin.json"),
-        zeros(f"{ENTRY}/origin.json"),
         written(f"{ENTRY}/origin.json", dump_checksummed_json({"x": 1})),
         written(f"{ENTRY}/origin.json", dump_checksummed_json({"run": []})),
         fifo(f"{ENTRY}/training_history.jsonl"),
-        zeros(f"{ENTRY}/training_history.jsonl"),
-        fifo(f"{ENTRY}/state/state.json"),
         link(f"{ENTRY}/artefacts/dense_model/config.json", "/etc/passwd"),
-        fifo(f"{ENTRY}/artefacts/dense_model/model.safetensors"),
         resealed(written(f"{ENTRY}/state/state.json", "{}"), f"{ENTRY}/state"),
         resealed(set_value(f"{ENTRY}/state/state.json", "phase", "x"), f"{ENTRY}/state"),
         resealed(set_value(f"{ENTRY}/state/state.json", "run", "history", []), f"{ENTRY}/state"),
         resealed(
             set_value(f"{ENTRY}/state/state.json", "run", "seconds", HUGE, raw=True),
             f"{ENTRY}/state",
+        ),
+        *slow(
+            zeros(f"{ENTRY}/origin.json"),
+            zeros(f"{ENTRY}/training_history.jsonl"),
+            fifo(f"{ENTRY}/state/state.json"),
+            fifo(f"{ENTRY}/artefacts/dense_model/model.safetensors"),
         ),
     ],
 )

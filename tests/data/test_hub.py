@@ -13,6 +13,7 @@ import pytest
 from growlm.data.sources import hub_access
 from growlm.data.sources.hub import HubDataset
 from growlm.runtime.errors import RunError, UserError
+from tests.training.stopping import slow
 
 DOCUMENTS = [f"document {i} \u00e9" for i in range(60)]
 
@@ -162,7 +163,7 @@ def unreachable(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [True, *slow(False)])
 @pytest.mark.usefixtures("unreachable")
 def test_an_unreachable_hub_is_one_message_soon(streaming, capfd):
     start = time.monotonic()

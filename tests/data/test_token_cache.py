@@ -20,6 +20,7 @@ from growlm.storage.file_digests import FileDigestCache
 from growlm.storage.locks import acquire_lock
 from tests.data.made_corpora import ListSource, tokenizer, trained_on
 from tests.data.test_text_files import write
+from tests.training.stopping import slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -475,7 +476,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.parametrize("window", [1, 1000])
+@pytest.mark.parametrize("window", [1, *slow(1000)])
 def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
     command = [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path), str(window)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

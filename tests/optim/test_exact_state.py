@@ -15,6 +15,7 @@ from tests.model.tiny_models import (
     tiny_config,
 )
 from tests.training.grown_training import LR, OPTIMIZERS, Training
+from tests.training.stopping import slow
 
 PLAIN = {"noise_std": 0.0}
 CLIPS = {"clipped": 0.3, "not clipped": float("inf")}
@@ -49,7 +50,7 @@ def drift(config, boundaries, settings=OPTIMIZERS["adamw"], clip=0.3, mode="exac
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("factor", [2, *slow(3)])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("family", ["default", "llama"])
 def test_30_steps_agree(family, shape, factor, tied, clip):

@@ -34,7 +34,13 @@ ALLOWED = [(name, mode) for name, modes in MODES.items() for mode in modes]
 REFUSED = [("adafactor", "exact"), ("adafactor", "asymmetric"), ("muon", "exact")]
 
 
-@pytest.mark.parametrize(("name", "mode"), ALLOWED)
+FAST = [("adamw", "exact"), ("sgd", "asymmetric"), ("adafactor", "carry"), ("muon", "carry")]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow]) for case in ALLOWED],
+)
 def test_a_run_of_four_phases(tmp_path, name, mode):
     later = [f"phases.{phase}.optimizer_state={mode}" for phase in ("moe", "wide", "deep")]
     run = tiny_run(tmp_path / "run", f"optimizer={name}", *later)

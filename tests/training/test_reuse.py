@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from lightning.pytorch import Callback
 
 from growlm.config import load_config
 from growlm.config.phase_plan import make_plan
-from growlm.planner import calibration
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 from growlm.storage.lru_directory import get_folder_size
@@ -169,10 +169,15 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         tiny_run(tmp_path / "run", *sharing(tmp_path / "file"))
 
 
-def keys(*overrides):
+@lru_cache
+def planned(*overrides):
     config = load_config(*TINY, *overrides)
+    return config, make_plan(config, 257)
+
+
+def keys(*overrides):
     circumstances = RunFingerprint("tokens", "cpu", "32-true")
-    return compute_phase_cache_keys(config, make_plan(config, 257), MACHINE, circumstances)
+    return compute_phase_cache_keys(*planned(*overrides), MACHINE, circumstances)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +273,6 @@ def test_a_key_leaves_out_what_changes_nothing(name, monkeypatch):
 def test_phases_of_other_instructions_are_not_reused(tmp_path, monkeypatch):
     """Nor those of the machine's own by a run under a limit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rates = calibration.Calibration(*[1e9] * 6, call=1e-5)
-    monkeypatch.setattr(
-        calibration, "measure_calibration", lambda machine: rates
-    )  # takes longer than all else
     overrides = (*sharing(tmp_path / "cache"), "trainer.precision=32-true")
     plain = tiny_run(tmp_path / "plain", *overrides)
     with monkeypatch.context() as limited:

@@ -13,6 +13,7 @@ from growlm.verification.router_collapse import (
     compute_expert_similarity,
 )
 from tests.model.tiny_models import EXPERTS, build, random_tokens, tiny_config
+from tests.training.stopping import slow
 from tests.training.tiny_run import events, rows, tiny_run
 
 ZEROS = ("phases.moe.grow.0.upcycle.router_init=zeros", "phases.moe.steps=24")
@@ -27,7 +28,7 @@ def locked_at(run, phase="moe"):
 
 
 @pytest.mark.parametrize("more", [(), (NO_LOSS,)], ids=["balancing loss", "none"])
-@pytest.mark.parametrize("log_every", [2, 1000])
+@pytest.mark.parametrize("log_every", [1000, *slow(2)])
 def test_a_constant_router_is_named_within_20_steps(tmp_path, more, log_every):
     run = tiny_run(tmp_path / "run", *UNBROKEN, f"callbacks.log_every={log_every}", *more)
     step, text = locked_at(run)
