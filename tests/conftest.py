@@ -43,7 +43,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """The machine's speed is measured once for all tests, also those of other workers and in processes."""
+    """A cache for all tests, also those of other workers and in processes, beside the user's own."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers

@@ -144,7 +144,8 @@ def run_key_value_command(
         return run_command(interruptible_body)
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not one of Python's
+                signal.signal(number, handler)
 
 
 def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from growlm.distributed.dtensors import get_device_mesh, get_local_tensor
 from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
@@ -21,7 +22,7 @@ from growlm.growth.growth_map import (
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.widen import Widen
-from growlm.growth.optimizer_growth import OptimizerT, grow_optimizer
+from growlm.growth.optimizer_growth import OptimizerT, check_optimizers, grow_optimizers
 from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.tensor_transforms import Copy, Split, TensorTransform
 from growlm.model.axes import axes_table
@@ -65,10 +66,10 @@ def build_growth_map(
         spec = operator.change(growth_map.new_config)
         new_table = axes_table_from_config(spec.config, model_class)
         step = derive_growth_map(growth_map.new_config, table, new_table, spec, position)
-        if all(each.source == name and not each.transforms for name, each in step.tensors.items()):
-            reason = (
-                f"changes no parameter of {model_class.__name__}, which has nothing that it grows"
-            )
+        grows = spec.axes or spec.blocks or spec.upcycle or spec.noise
+        kept = (each.source == name and not each.transforms for name, each in step.tensors.items())
+        if grows and all(kept):
+            reason = f"finds nothing to grow in {model_class.__name__}; label what it should, or leave it out"
             raise UserError("operators", type(operator).__name__, reason)
         growth_map = growth_map.then(step)
         table = new_table
@@ -111,7 +112,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
         new |= rng.threads.map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         rng.noise_log.gather(mesh)
-    _share_tied_parameters(grown, new)
+    _share_tied_parameters(grown, new, growth_map)
     grown.load_state_dict(new, assign=True)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in grown.named_parameters():
@@ -119,15 +120,23 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
     return grown.train(model.training)
 
 
-def _share_tied_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Replace tensors by one parameter wherever the model has one parameter under several names."""
+def _share_tied_parameters(
+    model: nn.Module, tensors: dict[str, Tensor], growth_map: GrowthMap
+) -> None:
+    """Replace tensors by one wherever the model has one parameter or buffer under several names."""
     first_names: dict[int, str] = {}
     for name, parameter in model.state_dict(keep_vars=True).items():
         first = first_names.setdefault(id(parameter), name)
-        if first != name:
-            if not isinstance(tensors[first], nn.Parameter):
-                tensors[first] = nn.Parameter(tensors[first])
-            tensors[name] = tensors[first]
+        if first == name:
+            continue
+        kinds = [[type(t) for t in growth_map.tensors[n].transforms] for n in (first, name)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{first} and {name} are one parameter, and the growth would part them"
+            )
+        if isinstance(parameter, nn.Parameter) and not isinstance(tensors[first], nn.Parameter):
+            tensors[first] = nn.Parameter(tensors[first])
+        tensors[name] = tensors[first]
 
 
 def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
@@ -157,15 +166,27 @@ def grow(
 ) -> tuple[Model, OptimizerT]: ...
 
 
+@overload
 def grow(
     model: Model,
     operators: Sequence[Operator],
     seed: int = 0,
     boundary_index: int = 0,
     *,
-    optimizer: OptimizerT | None = None,
+    optimizer: Sequence[Optimizer],
     optimizer_state: str | None = None,
-) -> Model | tuple[Model, OptimizerT]:
+) -> tuple[Model, list[Optimizer]]: ...
+
+
+def grow(
+    model: Model,
+    operators: Sequence[Operator],
+    seed: int = 0,
+    boundary_index: int = 0,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer_state: str | None = None,
+) -> Model | tuple[Model, Optimizer] | tuple[Model, list[Optimizer]]:
     """Grow a model, and its optimizer if there is one.
 
     Args:
@@ -173,16 +194,16 @@ def grow(
         operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
         seed: Seed of noise, routers and filler columns.
         boundary_index: Index of this growth within a run; part of the seed.
-        optimizer: Optimizer of the model, of torch or of your own. It may leave out parameters, but must step no
-            others.
-        optimizer_state: What its grown copy starts with: `carry` (or None) grows every moment as its weight is,
-            `reset` starts anew, and `exact` also scales the steps so that the grown model trains as the old one
-            would have (where gradients are not clipped, and growth added no noise). See `optimizer_state.py`.
+        optimizer: Optimizer of the model, or a list of several, of torch or of your own. They may leave out
+            parameters, but must step no others.
+        optimizer_state: Mode of the optimizer's growth (`optimizer_state.py`): `carry` (or None) grows each moment
+            as its weight is, `reset` starts anew, and `exact` also scales the steps so that the grown model trains
+            as the old one would have (if gradients are not clipped, and growth added no noise).
 
     Returns:
-        A new model; with `optimizer`, that and a new optimizer of the same class, in the same groups with the same
-        settings. Build a schedule of the learning rate anew. `model`, `optimizer` and the global random state are
-        left as they are.
+        A new model; with `optimizer`, that and a new optimizer (or a list) of the same class, in the same groups
+        with the same settings. Build a schedule of the learning rate anew. `model`, `optimizer` and the global
+        random state are left as they are.
 
     Raises:
         UserError: If an operator cannot be applied, or the optimizer cannot grow.
@@ -190,18 +211,23 @@ def grow(
             not build from its config.
     """
     config = _get_config(model)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    if optimizer is None and optimizer_state is not None:
+        raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
+    mode = optimizer_state or "carry"
+    check_optimizers(optimizers, model, mode)
     growth_map = build_growth_map(config, operators, type(model))
     if mismatch := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
         raise ValueError(
             f"{', '.join(sorted(mismatch))}: not what {type(model).__name__} builds from its config"
         )
     grown = apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
-    if optimizer is not None:
-        mode = optimizer_state or "carry"
-        return grown, grow_optimizer(optimizer, model, grown, growth_map, mode)
-    if optimizer_state is not None:
-        raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
-    return grown
+    if optimizer is None:
+        return grown
+    new_optimizers = grow_optimizers(optimizers, model, grown, growth_map, mode)
+    if isinstance(optimizer, Optimizer):
+        return grown, new_optimizers[0]
+    return grown, new_optimizers
 
 
 def _get_config(model: nn.Module) -> ModelConfig:
@@ -211,7 +237,8 @@ def _get_config(model: nn.Module) -> ModelConfig:
         reason = f"wraps the model; grow model.{wrapped[0]}, and wrap the result again"
         raise UserError("model", type(model).__name__, reason)
     if not hasattr(model, "config"):
-        raise UserError("model", type(model).__name__, "has no config that it is made from")
+        reason = "has no config; give it the one that its class makes it from"
+        raise UserError("model", type(model).__name__, reason)
     config: ModelConfig = model.config  # type: ignore[assignment]
     return config
 

@@ -1,21 +1,23 @@
-"""Make the optimizer of a grown model from that of the old one, for a training loop of one's own.
+"""Make the optimizers of a grown model from those of the old one, for a training loop of one's own.
 
-`optimizer_state.py` says what happens to its state, `step_scaling.py` to its steps.
+`optimizer_state.py` says what happens to their state, `step_scaling.py` to their steps.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
+from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.growth_map import GrowthMap
-from growlm.growth.optimizer_state import ParameterState, grow_optimizer_state
+from growlm.growth.optimizer_state import MOMENT_POWERS, ParameterState, grow_optimizer_state
 from growlm.growth.step_scaling import ExactScaling
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.runtime.errors import UserError
@@ -26,107 +28,166 @@ LOOP_MODES = ("carry", "reset", "exact")
 """The modes that need no schedule of a plan."""
 
 _SCALINGS: WeakKeyDictionary[Optimizer, ExactScaling] = WeakKeyDictionary()
-"""The scaling of each optimizer that `grow_optimizer` made with `exact`."""
+"""The scaling of each optimizer that `grow_optimizers` made with `exact`."""
 
 
-def grow_optimizer(
-    optimizer: OptimizerT,
+@dataclass(frozen=True)
+class _Place:
+    """The place of a parameter: number of the optimizer, number of its group, and position in that group."""
+
+    optimizer: int
+    group: int
+    position: float
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module, mode: str) -> None:
+    """Check that optimizers can grow with a model, before the model does.
+
+    Args:
+        optimizers: Optimizers of the model.
+        model: Model before the growth.
+        mode: One of `LOOP_MODES`.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    if mode not in LOOP_MODES:
+        raise UserError("optimizer_state", mode, f"must be one of {', '.join(LOOP_MODES)}")
+    _find_places(optimizers, model)
+    for optimizer in optimizers:
+        if mode == "exact":
+            _check_scalable(optimizer)
+        if mode != "reset":
+            _get_states(optimizer, model)
+        if not hasattr(optimizer, "with_groups"):
+            _copyable_attributes(optimizer)
+
+
+def grow_optimizers(
+    optimizers: Sequence[OptimizerT],
     old_model: nn.Module,
     new_model: nn.Module,
     growth_map: GrowthMap,
     mode: str = "carry",
-) -> OptimizerT:
-    """Return an optimizer of the same class for the grown model; the old one is left as it is.
+) -> list[OptimizerT]:
+    """Return optimizers of the same classes for the grown model; the old ones are left as they are.
 
     Each parameter is in the group of the one that it was made from, and a new one (a router) in that of its
-    neighbors in the block. All settings of the groups stay.
+    neighbors in the block. Settings of the groups stay, and learning rates that a schedule has changed are what
+    they were before it. Hooks of the old optimizers are not taken over.
 
     Args:
-        optimizer: Optimizer of the old model.
+        optimizers: Optimizers of the old model.
         old_model: Model before the growth.
         new_model: Model after the growth.
         growth_map: Map of the growth.
-        mode: `carry`, `reset` or `exact`. With `exact`, hooks of the new optimizer scale gradients and updates, so
-            `step` takes no closure.
+        mode: One of `LOOP_MODES`. With `exact`, hooks of the new optimizers scale gradients and updates, so `step`
+            takes no closure.
 
     Raises:
-        UserError: If the mode is unknown or does not fit the optimizer, it steps tensors of another model, or
-            there is no rule for growing its state.
+        UserError: If `check_optimizers` does, or a class cannot step a grown parameter.
     """
-    if mode not in LOOP_MODES:
-        raise UserError("optimizer_state", mode, f"must be one of {', '.join(LOOP_MODES)}")
-    if mode == "exact":
-        _check_scalable(optimizer)
-    old_groups = _find_groups(optimizer, old_model)
-    states = _get_states(optimizer, old_model)
+    check_optimizers(optimizers, old_model, mode)
+    parameters = dict(new_model.named_parameters())
+    places = _assign_places(new_model, growth_map, _find_places(optimizers, old_model))
+    grown = []
+    for number, optimizer in enumerate(optimizers):
+        groups = _build_groups(optimizer, number, parameters, places)
+        new = _copy_with_groups(optimizer, groups)
+        members = {id(p) for group in groups for p in group["params"]}
+        states = _grow_states(optimizer, old_model, growth_map, mode)
+        states = {
+            n: s for n, s in states.items() if n in parameters and id(parameters[n]) in members
+        }
+        if mode == "exact":
+            earlier = _SCALINGS.get(optimizer)
+            factors = growth_map.scale_factors({} if earlier is None else earlier.carried_factors)
+            scaling = ExactScaling(factors, scales_rates=False)
+            scaling.scale_state(states)
+            _scale_steps(new, new_model, scaling)
+        convert = getattr(new, "convert_state", dict)
+        for name, state in states.items():
+            new.state[parameters[name]] = convert(state)
+        grown.append(new)
+    return grown
+
+
+def _grow_states(
+    optimizer: Optimizer, model: nn.Module, growth_map: GrowthMap, mode: str
+) -> dict[str, ParameterState]:
+    if mode == "reset":
+        return {}
+    states = _get_states(optimizer, model)
     earlier = _SCALINGS.get(optimizer)
     if earlier is not None:
-        states = {name: _copy_state(state) for name, state in states.items()}
-        earlier.unscale_state(states)
+        states = _unscaled(states, earlier)
     try:
         with torch.no_grad():
-            grown_states = grow_optimizer_state(growth_map, states, mode)
+            return grow_optimizer_state(growth_map, states, mode)
     except ValueError as error:
-        reason = f"{error}; set optimizer_state=reset, or name its kind with register_moment"
-        raise UserError("optimizer", type(optimizer).__name__, reason) from error
-    parameters = dict(new_model.named_parameters())
-    new_groups = _assign_groups(new_model, growth_map, old_groups)
-    groups = [
-        {**group, "params": [p for name, p in parameters.items() if new_groups.get(name) == number]}
-        for number, group in enumerate(optimizer.param_groups)
-    ]
-    grown = _copy_with_groups(optimizer, groups)
-    for name, state in grown_states.items():
-        grown.state[parameters[name]] = state
-    if mode == "exact":
-        factors = growth_map.scale_factors({} if earlier is None else earlier.carried_factors)
-        scaling = ExactScaling(factors, scales_rates=False)
-        scaling.scale_state(grown_states)
-        _scale_steps(grown, new_model, scaling)
-    return grown
+        _refuse(optimizer, f"{error}; set optimizer_state=reset, or see register_moment", error)
 
 
 def _check_scalable(optimizer: Optimizer) -> None:
     """Check that the optimizer's update of an entry depends on that entry alone, in a way that can be scaled."""
-    kind = type(optimizer)
-    decays = any(group["weight_decay"] for group in optimizer.param_groups)
+    kind, groups = type(optimizer), optimizer.param_groups
+    decays = any(group["weight_decay"] for group in groups)
     if kind not in (AdamW, SGD) and not (kind is Adam and not decays):
         reason = "is for torch's AdamW, SGD, and Adam without weight decay, not for"
         raise UserError("optimizer_state", "exact", f"{reason} {kind.__name__}; use carry or reset")
+    if any(group["maximize"] for group in groups):
+        raise UserError("optimizer_state", "exact", "is for optimizers that minimize; use carry")
 
 
-def _find_groups(optimizer: Optimizer, model: nn.Module) -> dict[str, int]:
-    """Return the number of each parameter's group."""
+def _find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, _Place]:
+    """Return the place of each parameter that is stepped."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found: dict[str, int] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if parameter not in names:
-                reason = "steps a tensor that is not a parameter of the model"
-                raise UserError("optimizer", type(optimizer).__name__, reason)
-            found[names[parameter]] = number
+    found: dict[str, _Place] = {}
+    for number, optimizer in enumerate(optimizers):
+        for group, options in enumerate(optimizer.param_groups):
+            for position, parameter in enumerate(options["params"]):
+                if parameter not in names:
+                    _refuse(optimizer, "steps a tensor that is not a parameter of the model")
+                found[names[parameter]] = _Place(number, group, position)
     return found
 
 
 def _get_states(optimizer: Optimizer, model: nn.Module) -> dict[str, ParameterState]:
-    """Return the optimizer's own states, by parameter name."""
-    return {
-        name: {e: value for e, value in optimizer.state[parameter].items() if value is not None}
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
+    """Return the optimizer's own states, by parameter name, and check that they can grow."""
+    states: dict[str, ParameterState] = {}
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            state = {e: v for e, v in optimizer.state[parameter].items() if v is not None}
+            for entry, value in state.items():
+                has_shape = scale_key(entry) in state or value.shape == parameter.shape
+                if entry in MOMENT_POWERS and entry != "variance" and not has_shape:
+                    reason = f"its state {entry!r} of {name} does not have the parameter's shape"
+                    _refuse(optimizer, f"{reason}; set optimizer_state=reset")
+            states[name] = state
+    if isinstance(optimizer, RMSprop) and any(g["momentum"] for g in optimizer.param_groups):
+        reason = "its momentum is a mean of normalized gradients; set optimizer_state=reset"
+        _refuse(optimizer, reason)
+    return states
+
+
+def _unscaled(
+    states: Mapping[str, ParameterState], scaling: ExactScaling
+) -> dict[str, ParameterState]:
+    """Return copies of the states of an optimizer whose steps are scaled, as plain moments."""
+    copies = {
+        name: {e: v.clone() if isinstance(v, Tensor) else v for e, v in state.items()}
+        for name, state in states.items()
     }
+    scaling.unscale_state(copies)
+    return copies
 
 
-def _copy_state(state: ParameterState) -> ParameterState:
-    return {e: value.clone() if isinstance(value, Tensor) else value for e, value in state.items()}
-
-
-def _assign_groups(
-    model: nn.Module, growth_map: GrowthMap, groups: Mapping[str, int]
-) -> dict[str, int]:
-    """Return the group of each parameter that is stepped: its source's, or its neighbors'."""
+def _assign_places(
+    model: nn.Module, growth_map: GrowthMap, places: Mapping[str, _Place]
+) -> dict[str, _Place]:
+    """Return the place of each parameter that is stepped: its source's, or behind its neighbors'."""
     sources = {name: growth_map.tensors[name].source for name, _ in model.named_parameters()}
-    assigned = {name: groups[s] for name, s in sources.items() if s is not None and s in groups}
+    assigned = {n: places[s] for n, s in sources.items() if s is not None and s in places}
     table = axes_table(model)
     for name in [name for name, source in sources.items() if source is None]:
         block, _ = split_block_name(name)
@@ -134,32 +195,76 @@ def _assign_groups(
         reads = table[name].label.has(Role.READS)
         alike = [other for other in near if table[other].label.has(Role.READS) is reads]
         if neighbors := alike or near or list(assigned):
-            assigned[name] = assigned[neighbors[0]]
+            neighbor = assigned[neighbors[0]]
+            assigned[name] = _Place(neighbor.optimizer, neighbor.group, float("inf"))
     return assigned
+
+
+def _build_groups(
+    optimizer: Optimizer,
+    number: int,
+    parameters: Mapping[str, nn.Parameter],
+    places: Mapping[str, _Place],
+) -> list[dict[str, Any]]:
+    """Return the groups of the new optimizer, in the order of the old ones."""
+    groups = []
+    for index, old in enumerate(optimizer.param_groups):
+        group = {key: value for key, value in old.items() if key != "initial_lr"}
+        if (
+            "initial_lr" in old
+        ):  # a schedule's; a new schedule must not begin where the old one ended
+            group["lr"] = old["initial_lr"]
+        members = [n for n in parameters if n in places and places[n].optimizer == number]
+        names = sorted(
+            (name for name in members if places[name].group == index),
+            key=lambda name: places[name].position,
+        )
+        group["params"] = [parameters[name] for name in names]
+        if "param_names" in group:
+            group["param_names"] = names
+        stacks = [name for name in names if parameters[name].ndim != 2]
+        if isinstance(optimizer, Muon) and stacks:
+            reason = (
+                f"steps matrices only, and {stacks[0]} is none; use growlm.optim.muon.MuonAdamW"
+            )
+            _refuse(optimizer, reason)
+        groups.append(group)
+    return groups
 
 
 def _copy_with_groups(optimizer: OptimizerT, groups: list[dict[str, Any]]) -> OptimizerT:
     """Return an optimizer of the same class and settings with other groups, and no state and no hooks.
 
     A class whose objects hold parameters or optimizers outside their groups must have a method
-    `with_groups(groups)` that returns such a copy.
+    `with_groups(groups)` that returns such a copy. If it needs states in a form of its own, a method
+    `convert_state(state)` returns them.
     """
     if hasattr(optimizer, "with_groups"):
         made: OptimizerT = optimizer.with_groups(groups)
         return made
     copy = type(optimizer).__new__(type(optimizer))
-    set_by_schedules = {"step", "_opt_called"}
-    for key, value in vars(optimizer).items():
-        if key in set_by_schedules or key in ("param_groups", "state"):
-            continue
-        if _holds_parameters(value):
-            reason = f"holds parameters in {key}, which cannot be replaced; give its class a method with_groups"
-            raise UserError("optimizer", type(optimizer).__name__, reason)
+    for key, value in _copyable_attributes(optimizer).items():
         is_hooks = "hooks" in key and isinstance(value, dict)
         setattr(copy, key, type(value)() if is_hooks else value)
     copy.param_groups = groups
     copy.state = defaultdict(dict)
     return copy
+
+
+def _copyable_attributes(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the attributes that a copy for other parameters has, too."""
+    found = {}
+    for key, value in vars(optimizer).items():
+        # Schedules replace methods by some that know the old optimizer, and leave marks.
+        if key in ("param_groups", "state", "_opt_called") or callable(
+            getattr(type(optimizer), key, None)
+        ):
+            continue
+        if _holds_parameters(value):
+            reason = f"holds parameters in {key}, which cannot be replaced"
+            _refuse(optimizer, f"{reason}; give its class a method with_groups")
+        found[key] = value
+    return found
 
 
 def _holds_parameters(value: Any) -> bool:
@@ -171,15 +276,40 @@ def _holds_parameters(value: Any) -> bool:
 
 
 def _scale_steps(optimizer: Optimizer, model: nn.Module, scaling: ExactScaling) -> None:
-    """Let hooks of the optimizer scale its steps."""
+    """Let hooks of the optimizer scale its steps, and keep its scaled state from being taken for a plain one."""
+    find_model = ref(model)  # the optimizer must not keep the model alive
 
-    def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (*args, *kwargs.values())  # torch passes the optimizer itself, too
-        if any(value is not None and value is not optimizer for value in given):
-            reason = "step takes no closure: gradients are scaled before it"
+        if any(value is not None and value is not self for value in given):
+            raise UserError("optimizer_state", "exact", "works with step(), not with a closure")
+        if getattr(self, "grad_scale", None) is not None:
+            reason = "does not work with a GradScaler that unscales in the step; use bf16 or fp32"
             raise UserError("optimizer_state", "exact", reason)
-        scaling.before_step(model, optimizer, float("inf"))
+        trained = find_model()
+        if trained is not None:
+            scaling.before_step(trained, self, float("inf"))
+
+    def give_plain_moments(self: Optimizer, content: dict[str, Any]) -> dict[str, Any]:
+        trained = find_model()
+        if trained is None:
+            return content
+        names = {id(parameter): name for name, parameter in trained.named_parameters()}
+        order = [names[id(p)] for group in self.param_groups for p in group["params"]]
+        states = {order[index]: state for index, state in content["state"].items()}
+        plain = _unscaled(states, scaling)
+        return {**content, "state": {i: plain[order[i]] for i in content["state"]}}
+
+    def refuse_copy(*_: object) -> NoReturn:
+        reason = "an optimizer of this mode cannot be copied or pickled; use its state_dict()"
+        raise UserError("optimizer_state", "exact", reason)
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(lambda *_: scaling.after_step())
+    optimizer.register_state_dict_post_hook(give_plain_moments)
+    vars(optimizer)["__reduce_ex__"] = refuse_copy
     _SCALINGS[optimizer] = scaling
+
+
+def _refuse(optimizer: Optimizer, reason: str, cause: Exception | None = None) -> NoReturn:
+    raise UserError("optimizer", type(optimizer).__name__, reason) from cause

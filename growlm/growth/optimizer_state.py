@@ -146,7 +146,7 @@ def _grow_sharded_states(
         )
     targets_left = Counter((sources[name], entry) for name, entry in keys)
     for name in names:
-        grown[name] |= {e: v.clone() for e, v in states[sources[name]].items() if e == "step"}
+        grown[name] |= {e: _copy_step(v) for e, v in states[sources[name]].items() if e == "step"}
     for (name, entry), moment in map_sharded(map(make_task, keys), mesh):
         grown[name][entry] = moment
         targets_left[sources[name], entry] -= 1
@@ -205,7 +205,7 @@ def grow_parameter_state(
     grown: ParameterState = {}
     for entry, value in state.items():
         if entry == "step":
-            grown[entry] = value.clone() if isinstance(value, Tensor) else value
+            grown[entry] = _copy_step(value)
         elif entry in MOMENT_POWERS:
             grown |= _grow_moment(tensor_map, state, entry, original_factors)
         elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:
@@ -220,6 +220,10 @@ def grow_parameter_state(
         grown["row_var"] = variance.mean(dim=-1, keepdim=True)
         grown["col_var"] = variance.mean(dim=-2, keepdim=True)
     return grown
+
+
+def _copy_step(step: Tensor) -> Tensor:
+    return step.clone() if isinstance(step, Tensor) else step  # some optimizers count in Python
 
 
 def _grow_moment(

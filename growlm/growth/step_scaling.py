@@ -177,6 +177,8 @@ class ExactScaling(StepScaling):
     def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
         """Turn gradients into those of the old model, and clip them by the norm that the old model would have."""
         trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+        if not trained:
+            return torch.tensor(0.0)
         squares = []
         for name, parameter in trained:
             factors, gradient = self.factors[name], parameter.grad

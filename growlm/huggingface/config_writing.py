@@ -78,9 +78,10 @@ def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     except UserError:
         return False
     # The weight of the balancing loss may be off by rounding, as it is divided by top_k and multiplied again.
-    return parsed == replace_fields(
-        config, {"routing.balance_weight": parsed.routing.balance_weight}
-    )
+    same: dict[str, Any] = {"routing.balance_weight": parsed.routing.balance_weight}
+    if config.expert_d_ff == config.d_ff:
+        same["expert_d_ff"] = parsed.expert_d_ff
+    return parsed == replace_fields(config, same)
 
 
 def _to_json_value(value: Any) -> Any:

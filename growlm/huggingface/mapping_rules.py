@@ -117,8 +117,9 @@ def resolve_rules(
         done.update(growlm_names)
     for rule in rules:
         if not rule.growlm_names:
-            hf_names = tuple(rule.hf_name.format(layer=block) for block in range(config.n_layers))
-            hf_shapes = tuple(rule.mapping.hf_shapes(config, [])) * config.n_layers
+            blocks = config.mixtures if config.is_moe else range(config.n_layers)
+            hf_names = tuple(rule.hf_name.format(layer=block) for block in blocks)
+            hf_shapes = tuple(rule.mapping.hf_shapes(config, [])) * len(blocks)
             resolved.append(ResolvedRule((), hf_names, hf_shapes, rule.mapping))
     return tuple(resolved)
 

@@ -117,7 +117,7 @@ def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
             has learned.
     """
     labels: dict[str, Label] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in model.named_modules(remove_duplicate=False):
         for name, declared in getattr(module, "axis_labels", {}).items():
             labels[f"{prefix}.{name}" if prefix else name] = declared
     table: dict[str, LabeledShape] = {}

@@ -16,6 +16,7 @@ from growlm.growth.eight_bit_moments import (
     is_quantizable,
     scale_key,
 )
+from growlm.growth.optimizer_state import ParameterState, convert_moments
 from growlm.runtime.compilers import explain_missing_compiler
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 
@@ -74,6 +75,7 @@ class AdamW8bit(Optimizer):
         self._large: list[tuple[dict[str, Any], list[nn.Parameter], Optimizer]] = []
         self._small: list[tuple[dict[str, Any], Optimizer]] = []
         settings: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        self._settings = settings
         for group in self.param_groups:
             large = [p for p in group["params"] if is_quantizable(p.shape)]
             small = [p for p in group["params"] if not is_quantizable(p.shape)]
@@ -87,6 +89,14 @@ class AdamW8bit(Optimizer):
                 self._small.append((group, torch.optim.AdamW(small, **settings, fused=True)))
         for _, adamw in self._small:
             adamw.state = self.state
+
+    def with_groups(self, groups: Iterable[dict[str, Any]]) -> AdamW8bit:
+        """Return an optimizer with the same settings and other groups, and no state."""
+        return AdamW8bit(groups, **self._settings)
+
+    def convert_state(self, state: ParameterState) -> ParameterState:
+        """Return a parameter's state with its moments in 8 bits where this class has them so."""
+        return convert_moments(state, use_8bit=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

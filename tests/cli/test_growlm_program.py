@@ -7,11 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from growlm import __version__
+from growlm.checkpoint import load_model, save_model
 from growlm.cli.completion import list_completions
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.cli.main import COMMANDS
+from tests.model.tiny_models import build, tiny_config
+from tests.training.stopping import slow
 
 
 def growlm(*arguments, **options):
@@ -40,7 +44,7 @@ def test_every_command_knows_its_version(command):
     assert (shown.returncode, shown.stdout) == (0, f"growlm {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train", "verify"])
+@pytest.mark.parametrize("command", ["train", *slow("verify")])
 def test_help_has_a_description_and_an_example(command):
     shown = growlm(command, "--help")
     assert shown.returncode == 0
@@ -59,7 +63,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["plan", "--cfg", "job", "seed=3"], "seed: 3"),
+        pytest.param(["plan", "--cfg", "job", "seed=3"], "seed: 3", marks=pytest.mark.slow),
         (["grow", "--cfg", "job", "out=x"], "out: x"),
     ],
 )
@@ -147,6 +151,17 @@ def test_a_signal_counts_where_a_library_replaces_its_exception(sent, code, monk
         found = run_key_value_command("", interrupted, compose=None)
     except SystemExit as ended:
         found = ended.code
+    finally:
+        after = signal.signal(sent, usual)
     assert found == code
     assert "Traceback" not in capsys.readouterr().err
-    assert signal.signal(sent, usual) is before
+    assert after is before
+
+
+def test_a_checkpoint_is_grown_by_a_process_begun_for_it(tmp_path):
+    """Other tests fork their commands from a process that has imported more (`tests/commands/processes.py`)."""
+    save_model(build(tiny_config(), dtype=torch.float32), tmp_path / "small", {})
+    arguments = (f"checkpoint={tmp_path / 'small'}", f"out={tmp_path / 'large'}")
+    done = growlm("grow", *arguments, "grow=[{widen: {scale_factor: 2}}]")
+    assert done.returncode == 0, done.stderr
+    assert load_model(tmp_path / "large")[0].config.d_model == 32

@@ -1,7 +1,7 @@
 """Commands in processes of their own, forked from one that has imported what they need.
 
-Importing torch and Lightning takes longer than most of what the tests ask of a command.
-`tests/cli/test_growlm_program.py` starts every command as a user does.
+Importing torch and Lightning takes longer than most of what the tests ask of a command. What an import reads from
+the environment is that of the first test; `tests/cli/test_growlm_program.py` starts processes as a user does.
 """
 
 import multiprocessing
@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.machines.imitation import imitate_machine
 from tests.planner.stand_in_speed import use_stand_in_speed
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -29,14 +30,13 @@ class Finished:
 class CommandProcess:
     """`python -m module arguments`, running."""
 
-    def __init__(self, module, arguments, folder, streams, environment=None):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if environment is None else environment
+    def __init__(self, module, arguments, folder, streams):
         self._paths = [Path(streams) / name for name in _STREAMS]
         for path in self._paths:
             path.touch()
         arguments = [str(argument) for argument in arguments]
         self._process = _FORKS.Process(
-            target=_run, args=(module, arguments, str(folder), environment, self._paths)
+            target=_run, args=(module, arguments, str(folder), dict(os.environ), self._paths)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -66,6 +66,7 @@ class CommandProcess:
 def _run(module, arguments, folder, environment, paths):
     # A test runner in the background may have SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    imitate_machine()
     use_stand_in_speed()
     os.chdir(folder)
     os.environ.clear()

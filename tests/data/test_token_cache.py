@@ -382,6 +382,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
     assert not list((tmp_path / "c").glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_of_two_at_once_one_tokenizes_and_the_other_waits(tmp_path):
     first = slow_process(tmp_path / "c", 2)
     assert first.stdout.readline() == "reading\n"

@@ -1,10 +1,12 @@
 """`grow(model, operators, optimizer=...)`: a plain PyTorch loop goes on with the grown optimizer."""
 
 import copy
+import pickle
+import weakref
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from growlm.growth import Deepen, Upcycle, Widen, grow, register_moment
 from growlm.optim.optimizer_factory import check_optimizer
@@ -73,10 +75,45 @@ def test_any_optimizer_of_torch(make):
     assert type(new) is type(optimizer)
     check_optimizer(grown, new)
     train(grown, new, steps=2)
-    after = states_of(optimizer)  # the old pair is left as it is, and may go on
-    assert str(before) == str(after)
+    # The old pair is left as it is, and may go on.
+    torch.testing.assert_close(states_of(optimizer), before, rtol=0, atol=0)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     train(model, optimizer, steps=1)
+
+
+def test_several_optimizers():
+    """Muon for the matrices of the blocks, AdamW for the rest, and each new parameter in one of them."""
+    model = build(tiny_config(), std=0.2)
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    pair = [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(rest, lr=1e-2)]
+    model.loss(random_tokens(model.config, batch=4, time=9)).backward()
+    for each in pair:
+        each.step()
+    grown, new = grow(model, [Widen(scale_factor=2), Deepen()], optimizer=pair)
+    assert [type(each) for each in new] == [torch.optim.Muon, torch.optim.AdamW]
+    stepped = [id(p) for each in new for group in each.param_groups for p in group["params"]]
+    assert sorted(stepped) == sorted(id(p) for p in grown.parameters())
+    grown.loss(random_tokens(model.config, batch=4, time=9)).backward()
+    for each in new:
+        each.step()
+    with pytest.raises(UserError, match=r"optimizer=Muon: steps matrices only, and blocks\.0\."):
+        grow(model, [Upcycle(num_experts=4)], optimizer=pair)
+
+
+@pytest.mark.slow
+def test_8_bit_moments_stay_so():
+    adamw_8bit = pytest.importorskip("growlm.optim.adamw_8bit")
+    config = tiny_config(d_model=64, n_heads=8, head_dim=8, n_kv_heads=8, d_ff=128)
+    model = build(config, std=0.2, dtype=torch.float32)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+    optimizer = adamw_8bit.AdamW8bit(groups, 1e-2, (0.9, 0.95), 1e-8)
+    train(model, optimizer, 2)
+    grown, new = grow(model, [Widen(scale_factor=2)], optimizer=optimizer)
+    check_optimizer(grown, new)
+    assert "exp_avg_scale" in new.state[grown.blocks[0].feed_forward.up.weight]
+    train(grown, new, 2)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -121,16 +158,36 @@ def test_groups_and_what_is_frozen_stay():
 
 
 def test_a_schedule_is_built_anew():
+    """A chainable schedule starts from `lr`, which the old schedule has brought to zero."""
     model, optimizer = model_and_optimizer()
-    old_schedule = LambdaLR(optimizer, lambda step: 0.5)
-    train(model, optimizer, 1)
-    old_schedule.step()
+    old = CosineAnnealingLR(optimizer, 2)
+    for _ in range(2):
+        train(model, optimizer, 1)
+        old.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
     grown, new = grow(model, GROWTHS["widen"], optimizer=optimizer)
-    schedule = LambdaLR(new, lambda step: 1.0 / (step + 1))
-    train(grown, new, 1)
-    schedule.step()
-    assert schedule.get_last_lr() == [5e-3]
-    assert old_schedule.get_last_lr() == [5e-3]
+    schedule = CosineAnnealingLR(new, 2)
+    rates = []
+    for _ in range(2):
+        rates.append(new.param_groups[0]["lr"])
+        train(grown, new, 1)
+        schedule.step()
+    assert rates == pytest.approx([1e-2, 5e-3])
+    assert old.get_last_lr() == pytest.approx([0.0])
+
+
+def test_parameters_keep_their_order_and_names():
+    model = build(tiny_config(), std=0.2)
+    named = list(model.named_parameters())[::-1]
+    optimizer = torch.optim.AdamW(named, lr=1e-2)
+    grown, new = grow(model, GROWTHS["all"], optimizer=optimizer)
+    (group,) = new.param_groups
+    parameters = dict(grown.named_parameters())
+    assert [id(parameters[name]) for name in group["param_names"]] == [
+        id(p) for p in group["params"]
+    ]
+    kept = [name for name in group["param_names"] if name in dict(named)]
+    assert kept == [name for name, _ in named if name in parameters]
 
 
 class Signed(torch.optim.Optimizer):
@@ -185,9 +242,34 @@ def test_one_that_holds_parameters_outside_its_groups():
     assert set(new.slow) == set(grown.parameters())
 
 
+class Never:
+    def change(self, config):
+        raise AssertionError
+
+
+def test_with_exact_copies_are_refused_and_the_state_dict_is_plain():
+    model, optimizer = model_and_optimizer(steps=4)
+    grown, new = grow(model, EXACT, optimizer=optimizer, optimizer_state="exact")
+    _, plain = grow(model, EXACT, optimizer=optimizer)
+    found, expected = new.state_dict()["state"], plain.state_dict()["state"]
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(
+            UserError, match="optimizer_state=exact: an optimizer of this mode cann"
+        ):
+            copied(new)
+    new.step()  # without gradients
+    parameter = weakref.ref(grown.embedding.weight)
+    del grown, new
+    assert parameter() is None
+
+
 def test_what_is_refused():
     model, optimizer = model_and_optimizer()
     adafactor = MADE["adafactor"](model.parameters())
+    rmsprop = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    ascending = torch.optim.SGD(model.parameters(), maximize=True)
     other = torch.optim.SGD(build(tiny_config()).parameters(), lr=0.1)
     for match, arguments in (
         (
@@ -199,13 +281,20 @@ def test_what_is_refused():
             "optimizer_state=exact: is for torch's AdamW, SGD, .* not for Adafactor",
             {"optimizer": adafactor, "optimizer_state": "exact"},
         ),
+        ("optimizer=RMSprop: its momentum is a mean of normalized", {"optimizer": rmsprop}),
+        (
+            "optimizer_state=exact: is for optimizers that minimize",
+            {"optimizer": ascending, "optimizer_state": "exact"},
+        ),
         (
             "optimizer_state=asymmetric: must be one of carry, reset, exact",
             {"optimizer": optimizer, "optimizer_state": "asymmetric"},
         ),
     ):
         with pytest.raises(UserError, match=match):
-            grow(model, GROWTHS["widen"], **arguments)
+            grow(model, [Never()], **arguments)  # before anything grows
     _, new = grow(model, EXACT, optimizer=optimizer, optimizer_state="exact")
-    with pytest.raises(UserError, match="optimizer_state=exact: step takes no closure"):
+    with pytest.raises(
+        UserError, match=r"optimizer_state=exact: works with step\(\), not with a cl"
+    ):
         new.step(lambda: None)

@@ -131,6 +131,24 @@ def test_one_parameter_under_two_names_stays_one():
     assert_same_function(model, grown)
 
 
+class SharedBlocks(MeanLM):
+    """Both blocks are one."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = nn.ModuleList([self.blocks[0]] * config.n_layers)
+
+
+def test_blocks_that_share_parameters():
+    model = made(SharedBlocks)
+    optimizer = torch.optim.AdamW(model.parameters())
+    grown, _ = grow(model, [Widen(scale_factor=2)], optimizer=optimizer)
+    assert grown.blocks[0].into.weight is grown.blocks[1].into.weight
+    assert_same_function(model, grown)
+    with pytest.raises(ValueError, match="are one parameter, and the growth would part them"):
+        grow(model, [Deepen(extra_layers=1)])
+
+
 class Unlabeled(Mixer):
     def __init__(self, config):
         super().__init__(config)
@@ -183,7 +201,7 @@ def test_a_mistake_is_named(model_class, message):
 
 
 def test_an_operator_that_finds_nothing_is_refused():
-    with pytest.raises(UserError, match="operators=Upcycle: changes no parameter of MeanLM"):
+    with pytest.raises(UserError, match="operators=Upcycle: finds nothing to grow in MeanLM"):
         grow(made(), [Upcycle(num_experts=4)])
 
 
@@ -210,7 +228,7 @@ def test_what_cannot_be_made_anew_is_refused():
         grow(Compiled(model), [Widen(scale_factor=2)])
     with pytest.raises(UserError, match=r"model=DataParallel: wraps the model; grow model\.module"):
         grow(nn.DataParallel(model), [Widen(scale_factor=2)])
-    with pytest.raises(UserError, match="model=NoConfig: has no config that it is made from"):
+    with pytest.raises(UserError, match="model=NoConfig: has no config; give it"):
         grow(NoConfig(), [Widen(scale_factor=2)])
     with pytest.raises(ValueError, match="TwoArguments cannot be made from its config alone"):
         grow(TwoArguments(CONFIG, 1), [Widen(scale_factor=2)])

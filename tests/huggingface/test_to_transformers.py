@@ -20,6 +20,13 @@ from tests.model.tiny_models import assert_same_state, build, tiny_config
 
 LLAMA = {"n_kv_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}
+MIXED = {
+    "attention": {"bias": "qkv"},
+    "norm": {"kind": "rmsnorm"},
+    "feed_forward": {"kind": "swiglu", "bias": False},
+    "expert_d_ff": 8,
+    "layers": {"mixture": [False, True]},
+}
 CLASSES = {
     "LlamaForCausalLM": ("llama", LLAMA),
     "LlamaForCausalLM, tied": ("llama", {"tie_embeddings": True}),
@@ -28,6 +35,7 @@ CLASSES = {
     "MistralForCausalLM": ("llama", {"d_model": 18}),
     "MixtralForCausalLM": ("llama", LLAMA | EXPERTS),
     "MixtralForCausalLM, bias of zero": ("llama", EXPERTS | {"router_bias_step": 0.01}),
+    "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
 }

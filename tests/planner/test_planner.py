@@ -21,6 +21,7 @@ from growlm.planner.meta_trace import _trace_pass_cached, trace_pass
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
 from tests.model.tiny_models import EXPERTS, tiny_config
+from tests.training.stopping import slow
 from tests.training.tiny_run import tiny_config as run_config
 from tests.training.tiny_run import tiny_run
 
@@ -34,8 +35,8 @@ def on(memory, precision="bf16-mixed"):
 MIXED = EXPERTS | {"expert_d_ff": 48, "layers": {"mixture": [False, True, True]}}
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, *slow(False)])
+@pytest.mark.parametrize("bf16", [True, *slow(False)])
 @pytest.mark.parametrize("shape", [{}, EXPERTS, MIXED], ids=["dense", "experts", "mixed"])
 @pytest.mark.parametrize("family", ["default", "llama"])
 def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):

@@ -127,7 +127,10 @@ def test_what_is_saved_is_what_was_printed(run_dir):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "wandb login"), (["nowhere"], "nowhere is not the folder of a run")],
+    [
+        pytest.param([], "wandb login", marks=pytest.mark.slow),
+        (["nowhere"], "nowhere is not the folder of a run"),
+    ],
 )
 def test_what_is_wrong_with_the_dashboard_is_said_once(arguments, said):
     done = call(*arguments)

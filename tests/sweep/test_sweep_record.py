@@ -113,6 +113,7 @@ def test_a_job_that_another_process_is_at_is_left_alone(runs, monkeypatch, tmp_p
     assert "is running it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_last_of_two_overrides_counts_as_it_does_for_hydra(runs, monkeypatch, tmp_path):
     assert sweep(monkeypatch, "seed=1,2", "optimizer.eps=1e-9", "seed=3", "hydra.sweep.dir=a") == 0
     assert jobs(tmp_path / "a") == [("0", "finished", 0)]

@@ -1,8 +1,10 @@
 """A plan on a model of which only some blocks are mixtures: through growth, a stop, and out to Hugging Face."""
 
 import pytest
+import torch
 
 from growlm.checkpoint import load_model
+from growlm.huggingface import HuggingFaceTensors, to_huggingface
 from growlm.training import Interrupted, run_plan
 from tests.training.stopping import SignalAt, assert_same_run
 from tests.training.tiny_run import rows, tiny_config
@@ -28,3 +30,6 @@ def test_it_is_trained_grown_stopped_and_resumed(tmp_path):
     assert (model.config.d_ff, model.config.expert_d_ff) == (48, 40)
     loads = [row["expert_loads"] for row in rows(whole.run_dir) if "expert_loads" in row]
     assert {len(layers) for layers in loads} == {1, 2}
+    to_huggingface(whole.run_dir / "checkpoints" / "large_moe_final", tmp_path / "hf")
+    tensors = HuggingFaceTensors(tmp_path / "hf")
+    assert all(torch.equal(tensors.read(name), value) for name, value in model.state_dict().items())

@@ -207,7 +207,12 @@ class Widen:
         groups = f" on {new.n_kv_heads} key/value heads" if new.n_kv_heads != new.n_heads else ""
         return [
             f"Width {old.d_model} → {new.d_model}, heads {old.n_heads} → {new.n_heads}{groups}, "
-            f"hidden units {old.d_ff} → {new.d_ff}",
+            f"hidden units {old.d_ff} → {new.d_ff}"
+            + (
+                f" ({old.expert_d_ff} → {new.expert_d_ff} of each expert)"
+                if old.expert_d_ff
+                else ""
+            ),
             self._describe_new_channels(),
         ]
 

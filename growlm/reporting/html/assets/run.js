@@ -246,7 +246,7 @@ function routerSection({ router, rows, boundaries }) {
       heat(phase, phase.loads[layer].map((loads) => loads.map(share)), { colorscale: colors.load, zmin: 0, zmax: 2 }, "expert")),
     layout: heatLayout(colors, rows, boundaries, start(), "expert"),
   })));
-  const chooseLayer = picker("router-layer", "Every expert of layer", Array.from({ length: layers }, (_, index) => String(index)), (chosen) => {
+  const chooseLayer = picker("router-layer", "Every expert of mixture layer", Array.from({ length: layers }, (_, index) => String(index)), (chosen) => {
     layer = chosen;
     redraw((box) => box.id === "router-layer-plot");
   });
