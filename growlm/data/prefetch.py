@@ -108,21 +108,23 @@ def iter_chunks(
             source.read(position.place), validation_every, position.documents_read
         )
         num_trained = position.chunk * chunk_size
-        while True:
-            batch = concatenate_documents(
-                tokenize_documents(islice(documents, chunk_size), tokenizer), tokenizer
-            )
-            if len(batch.lengths) == 0:
-                break
-            yield Chunk(position, batch.tokens, np.cumsum(batch.lengths))
-            num_trained += len(batch.lengths)
-            position = replace(
-                position,
-                chunk=position.chunk + 1,
-                documents_read=documents.documents_read,
-                place=documents.reader.position(),
-            )
-        documents.reader.close()
+        try:
+            while True:
+                batch = concatenate_documents(
+                    tokenize_documents(islice(documents, chunk_size), tokenizer), tokenizer
+                )
+                if len(batch.lengths) == 0:
+                    break
+                yield Chunk(position, batch.tokens, np.cumsum(batch.lengths))
+                num_trained += len(batch.lengths)
+                position = replace(
+                    position,
+                    chunk=position.chunk + 1,
+                    documents_read=documents.documents_read,
+                    place=documents.reader.position(),
+                )
+        finally:  # also where nobody reads on
+            documents.reader.close()
         if num_trained == 0:
             raise UserError(source.key, source.name, "holds no text to train on")
         if position.epoch_documents not in (None, num_trained):

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from growlm.data import PackedSamples
 from growlm.data import prefetch as chunks
 from growlm.runtime.errors import RunError, UserError
-from tests.data.made_corpora import ListSource, mixed, shuffled, stream, through_json
+from tests.data.made_corpora import (
+    ListSource,
+    mixed,
+    shuffled,
+    stream,
+    through_json,
+    tokenizer,
+)
 
 corpora = st.lists(st.text("abc é", max_size=7), min_size=2, max_size=40)
 
@@ -160,3 +167,19 @@ def test_a_stream_leaves_global_random_states_alone():
         samples[i]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+
+
+def test_who_stops_reading_closes_the_source():
+    """At once, not at some garbage collection, which would find the file open."""
+    source, closed = ListSource(["a b c"] * 40), []
+
+    class Reader(type(source.read())):
+        def close(self):
+            closed.append(True)
+
+    source.read = lambda position=None: Reader(source, position or 0)
+    reading = chunks.iter_chunks(source, tokenizer, 4, 5, chunks.START_POSITION)
+    next(reading)
+    assert not closed
+    reading.close()
+    assert closed
