@@ -77,7 +77,7 @@ def grow_optimizers(
     they were before it. Hooks of the old optimizers are not taken over.
 
     Args:
-        optimizers: Optimizers of the old model.
+        optimizers: Optimizers of the old model, which `check_optimizers` has accepted.
         old_model: Model before the growth.
         new_model: Model after the growth.
         growth_map: Map of the growth.
@@ -85,24 +85,20 @@ def grow_optimizers(
             takes no closure.
 
     Raises:
-        UserError: If `check_optimizers` does, or a class cannot step a grown parameter.
+        UserError: If there is no rule for growing a state, or a class cannot step a grown parameter.
     """
-    check_optimizers(optimizers, old_model, mode)
     parameters = dict(new_model.named_parameters())
     places = _assign_places(new_model, growth_map, _find_places(optimizers, old_model))
     grown = []
     for number, optimizer in enumerate(optimizers):
-        groups = _build_groups(optimizer, number, parameters, places)
-        new = _copy_with_groups(optimizer, groups)
-        members = {id(p) for group in groups for p in group["params"]}
+        members = [n for n in parameters if n in places and places[n].optimizer == number]
+        new = _copy_with_groups(optimizer, _build_groups(optimizer, members, parameters, places))
         states = _grow_states(optimizer, old_model, growth_map, mode)
-        states = {
-            n: s for n, s in states.items() if n in parameters and id(parameters[n]) in members
-        }
+        states = {name: states[name] for name in members if name in states}
         if mode == "exact":
             earlier = _SCALINGS.get(optimizer)
             factors = growth_map.scale_factors({} if earlier is None else earlier.carried_factors)
-            scaling = ExactScaling(factors, scales_rates=False)
+            scaling = ExactScaling({name: factors[name] for name in members}, scales_rates=False)
             scaling.scale_state(states)
             _scale_steps(new, new_model, scaling)
         convert = getattr(new, "convert_state", dict)
@@ -202,7 +198,7 @@ def _assign_places(
 
 def _build_groups(
     optimizer: Optimizer,
-    number: int,
+    members: Sequence[str],
     parameters: Mapping[str, nn.Parameter],
     places: Mapping[str, _Place],
 ) -> list[dict[str, Any]]:
@@ -210,11 +206,8 @@ def _build_groups(
     groups = []
     for index, old in enumerate(optimizer.param_groups):
         group = {key: value for key, value in old.items() if key != "initial_lr"}
-        if (
-            "initial_lr" in old
-        ):  # a schedule's; a new schedule must not begin where the old one ended
-            group["lr"] = old["initial_lr"]
-        members = [n for n in parameters if n in places and places[n].optimizer == number]
+        # A schedule's; a new one must not begin where the old one ended.
+        group["lr"] = old.get("initial_lr", old["lr"])
         names = sorted(
             (name for name in members if places[name].group == index),
             key=lambda name: places[name].position,

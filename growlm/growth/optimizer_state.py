@@ -42,9 +42,14 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 OPTIMIZER_STATE_MODES = ("carry", "reset", "exact", "asymmetric")
-MOMENT_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "momentum_buffer": 1, "variance": 2}
+MOMENT_POWERS = {
+    "exp_avg": 1,
+    "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2,  # AMSGrad's: the largest exp_avg_sq so far
+    "momentum_buffer": 1,
+    "variance": 2,
+}
 """For each entry of an optimizer's state, the power of the gradient of which it is a running mean."""
-MOMENT_POWERS["max_exp_avg_sq"] = 2  # AMSGrad's: the largest exp_avg_sq so far
 FACTORED_ENTRIES = ("row_var", "col_var")
 """Adafactor's second moment: its means over columns and over rows."""
 

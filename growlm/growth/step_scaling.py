@@ -150,8 +150,8 @@ class ExactScaling(StepScaling):
     """Scaling with which the grown model trains as the old one would have.
 
     Args:
-        factors: Scale factors by parameter name, accumulated since the first of the consecutive boundaries
-            with this mode.
+        factors: Scale factors of the parameters that the optimizer steps, by name, accumulated since the first of
+            the consecutive boundaries with this mode.
         scales_rates: Whether the optimizer's groups multiply their learning rates by `lr_factor`. If not, all
             updates are scaled one by one, which takes one more copy of what they change.
     """
@@ -176,7 +176,11 @@ class ExactScaling(StepScaling):
     @torch.no_grad()
     def before_step(self, model: nn.Module, optimizer: Optimizer, max_norm: float) -> Tensor:
         """Turn gradients into those of the old model, and clip them by the norm that the old model would have."""
-        trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+        trained = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if p.grad is not None and name in self.factors
+        ]
         if not trained:
             return torch.tensor(0.0)
         squares = []

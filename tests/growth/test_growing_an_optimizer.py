@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from growlm.growth import Deepen, Upcycle, Widen, grow, register_moment
+from growlm.optim.adamw_8bit import AdamW8bit
 from growlm.optim.optimizer_factory import check_optimizer
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import build, max_difference, random_tokens, tiny_config
@@ -104,11 +105,11 @@ def test_several_optimizers():
 
 @pytest.mark.slow
 def test_8_bit_moments_stay_so():
-    adamw_8bit = pytest.importorskip("growlm.optim.adamw_8bit")
+    pytest.importorskip("torchao")
     config = tiny_config(d_model=64, n_heads=8, head_dim=8, n_kv_heads=8, d_ff=128)
     model = build(config, std=0.2, dtype=torch.float32)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
-    optimizer = adamw_8bit.AdamW8bit(groups, 1e-2, (0.9, 0.95), 1e-8)
+    optimizer = AdamW8bit(groups, 1e-2, (0.9, 0.95), 1e-8)
     train(model, optimizer, 2)
     grown, new = grow(model, [Widen(scale_factor=2)], optimizer=optimizer)
     check_optimizer(grown, new)
@@ -130,6 +131,32 @@ def test_exact_trains_as_the_old_model_would_have(name):
     tokens = random_tokens(model.config)
     with torch.no_grad():
         assert max_difference(model(tokens), ungrown.model(tokens)) <= 1e-8
+
+
+def test_exact_with_several_optimizers_scales_each_gradient_once():
+    def two(model):
+        blocks = list(model.blocks.parameters())
+        chosen = {id(p) for p in blocks}
+        rest = [p for p in model.parameters() if id(p) not in chosen]
+        return [torch.optim.SGD(each, lr=1e-2, momentum=0.9) for each in (blocks, rest)]
+
+    def steps(model, pair, start, count):
+        for step in range(start, start + count):
+            batch = random_tokens(model.config, batch=4, time=9, seed=100 + step)
+            model.loss(batch, []).backward()
+            for each in pair:
+                each.step()
+            model.zero_grad()
+
+    ungrown, model = (build(tiny_config(), std=0.2) for _ in range(2))
+    steps(ungrown, two(ungrown), 0, 12)
+    pair = two(model)
+    steps(model, pair, 0, 4)
+    model, pair = grow(model, EXACT, optimizer=pair, optimizer_state="exact")
+    steps(model, pair, 4, 8)
+    tokens = random_tokens(model.config)
+    with torch.no_grad():
+        assert max_difference(model(tokens), ungrown(tokens)) <= 1e-8
 
 
 def test_reset_starts_anew():
