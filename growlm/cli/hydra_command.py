@@ -115,37 +115,35 @@ def run_key_value_command(
                 UserError("argument", argument, "must be key=value; see --help")
             )
     quoted = [quote_free_text(argument) for argument in arguments]
-    received_codes: list[int] = []
+    received: list[int] = []
 
-    def handle_sigterm(*_: object) -> None:
-        received_codes.append(143)
-        sys.exit(143)  # raises SystemExit, so that temporary files are removed
-
-    def handle_sigint(*_: object) -> None:
-        received_codes.append(130)
-        raise KeyboardInterrupt
+    def handle(number: int, _: object) -> None:
+        received.append(number)
+        raise _interruption(number)
 
     def interruptible_body() -> int:
         try:
             return body(quoted)
         except Exception as error:
-            if not received_codes:
-                raise
-            # A library has replaced the handler's exception by its own.
-            if received_codes[0] == 130:
-                raise KeyboardInterrupt from error
-            sys.exit(received_codes[0])
+            if received:  # a library has replaced the handler's exception by its own
+                raise _interruption(received[0]) from error
+            raise
 
-    handlers: dict[signal.Signals, Callable[..., None]] = {signal.SIGTERM: handle_sigterm}
+    numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which nohup sets
-        handlers[signal.SIGINT] = handle_sigint
-    previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+        numbers.append(signal.SIGINT)
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         return run_command(interruptible_body)
     finally:
         for number, handler in previous.items():
             if handler is not None:  # None: not one of Python's
                 signal.signal(number, handler)
+
+
+def _interruption(number: int) -> BaseException:
+    """Return what a signal's handler raises, so that temporary files are removed on the way out."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:

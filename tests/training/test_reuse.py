@@ -170,14 +170,14 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 
 
 @lru_cache
-def planned(*overrides):
+def config_and_plan(*overrides):
     config = load_config(*TINY, *overrides)
     return config, make_plan(config, 257)
 
 
 def keys(*overrides):
     circumstances = RunFingerprint("tokens", "cpu", "32-true")
-    return compute_phase_cache_keys(*planned(*overrides), MACHINE, circumstances)
+    return compute_phase_cache_keys(*config_and_plan(*overrides), MACHINE, circumstances)
 
 
 @pytest.mark.parametrize(

@@ -113,31 +113,31 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False)
         sin: Of the same shape as `cos`.
         interleaved: Whether to rotate the pairs (2i, 2i + 1) instead.
     """
-    rotation = _ApplyInterleavedRotary if interleaved else _ApplyRotary
-    return rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype), interleaved)
 
 
 class _ApplyRotary(torch.autograd.Function):
     """The rotation, bit-identical to autograd's version with half the passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate_into(x, cos, sin, x.new_empty(x.shape))
+        ctx.interleaved = interleaved
+        return _rotate_into(x, cos, sin, x.new_empty(x.shape), interleaved)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         batch, heads, length, channels = grads[0].shape
         # The memory layout of the projection's output; its backward pass would copy any other.
         out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
-        return _rotate_into(grads[0], cos, -sin, out), None, None
+        return _rotate_into(grads[0], cos, -sin, out, ctx.interleaved), None, None, None
 
 
-def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, interleaved: bool) -> Tensor:
     size = cos.shape[-1]
-    first, second, rest = x.tensor_split((size, 2 * size), dim=-1)
-    new_first, new_second, new_rest = out.tensor_split((size, 2 * size), dim=-1)
+    first, second, rest = _split_pairs(x, size, interleaved)
+    new_first, new_second, new_rest = _split_pairs(out, size, interleaved)
     torch.mul(first, cos, out=new_first).sub_(second * sin)
     torch.mul(second, cos, out=new_second).add_(first * sin)
     if rest.shape[-1]:
@@ -145,27 +145,8 @@ def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class _ApplyInterleavedRotary(torch.autograd.Function):
-    """The rotation of interleaved pairs, with as few passes over memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate_interleaved_into(x, cos, sin, x.new_empty(x.shape))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        batch, heads, length, channels = grads[0].shape
-        out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
-        return _rotate_interleaved_into(grads[0], cos, -sin, out), None, None
-
-
-def _rotate_interleaved_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    size = 2 * cos.shape[-1]
-    first, second = x[..., 0:size:2], x[..., 1:size:2]
-    torch.mul(first, cos, out=out[..., 0:size:2]).sub_(second * sin)
-    torch.mul(second, cos, out=out[..., 1:size:2]).add_(first * sin)
-    if size < x.shape[-1]:
-        out[..., size:] = x[..., size:]
-    return out
+def _split_pairs(x: Tensor, size: int, interleaved: bool) -> tuple[Tensor, ...]:
+    """Return views of the first and second channels of `size` pairs, and of the channels that are not rotated."""
+    if not interleaved:
+        return x.tensor_split((size, 2 * size), dim=-1)
+    return x[..., 0 : 2 * size : 2], x[..., 1 : 2 * size : 2], x[..., 2 * size :]
