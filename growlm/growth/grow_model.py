@@ -69,7 +69,10 @@ def build_growth_map(
         grows = spec.axes or spec.blocks or spec.upcycle or spec.noise
         kept = (each.source == name and not each.transforms for name, each in step.tensors.items())
         if grows and all(kept):
-            reason = f"finds nothing to grow in {model_class.__name__}; label its parameters, or leave this operator out"
+            reason = (
+                f"finds nothing to grow in {model_class.__name__}; label its parameters, or leave "
+                "the operator out"
+            )
             raise UserError("operators", type(operator).__name__, reason)
         growth_map = growth_map.then(step)
         table = new_table
