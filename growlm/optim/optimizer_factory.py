@@ -1,8 +1,4 @@
-"""Build the optimizer of a phase, and read, restore and check its state by parameter name.
-
-`torch.distributed.checkpoint.state_dict` takes a whole state at once; here states are read and filled one tensor
-at a time, also those in 8 bits.
-"""
+"""Build the optimizer of a phase."""
 
 from __future__ import annotations
 
@@ -17,12 +13,7 @@ from torch.optim import Optimizer
 from growlm.config.schema import OptimizerConfig
 from growlm.growth.eight_bit_moments import is_quantizable, scale_key
 from growlm.growth.growth_map import axes_table_from_config
-from growlm.growth.optimizer_state import (
-    FACTORED_ENTRIES,
-    ParameterState,
-    convert_moments,
-    expected_state_shapes,
-)
+from growlm.growth.optimizer_state import FACTORED_ENTRIES
 from growlm.model.axes import Label, Role, axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
@@ -123,53 +114,3 @@ _BUILDERS = {
     "adafactor": _adafactor,
     "muon": _muon,
 }
-
-
-def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, ParameterState]:
-    """Return the optimizer's own state tensors by parameter name; parameters without state are absent."""
-    return {
-        name: {entry: value for entry, value in state.items() if value is not None}
-        for name, parameter in model.named_parameters()
-        if (state := optimizer.state.get(parameter))
-    }
-
-
-def restore_optimizer_states(
-    model: nn.Module, optimizer: Optimizer, states: dict[str, ParameterState]
-) -> None:
-    """Load `states` into the optimizer, which takes them over; moments are converted to its format.
-
-    Raises:
-        ValueError: If a state belongs to no parameter.
-    """
-    parameters = dict(model.named_parameters())
-    eight_bits = isinstance(optimizer, adamw_8bit.AdamW8bit)
-    for name, state in states.items():
-        if name not in parameters:
-            raise ValueError(f"optimizer state of {name}, which is not a parameter of the model")
-        optimizer.state[parameters[name]] = convert_moments(state, eight_bits)
-
-
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that every trainable parameter is in exactly one group and that all state has the right shape.
-
-    Raises:
-        ValueError: With the name of the first parameter for which this is not so.
-    """
-    groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    for identity, name in names.items():
-        if (count := groups.count(identity)) != 1:
-            raise ValueError(
-                f"{name} is in {count} groups of the optimizer, must be in exactly one"
-            )
-    if unknown := set(groups) - names.keys():
-        raise ValueError(
-            f"the optimizer steps {len(unknown)} tensors that are not parameters of the model"
-        )
-    for name, parameter in model.named_parameters():
-        state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
-        shapes = {entry: tuple(value.shape) for entry, value in state.items()}
-        expected = expected_state_shapes(shapes, tuple(parameter.shape))
-        if shapes != expected:
-            raise ValueError(f"optimizer state of {name} is {shapes}, must be {expected}")

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.optimizer_state import ParameterState
 from growlm.growth.step_scaling import StepScaling, compute_gradient_norm
 from growlm.inference.scoring import sum_token_losses
 from growlm.model.fsdp import create_sharded_model
@@ -24,12 +23,8 @@ from growlm.model.layers.experts import MixtureOfExperts
 from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
 from growlm.optim.lr_schedule import compute_lr_factor
-from growlm.optim.optimizer_factory import (
-    build_optimizer,
-    check_optimizer,
-    get_optimizer_states,
-    restore_optimizer_states,
-)
+from growlm.optim.optimizer_factory import build_optimizer
+from growlm.optim.optimizer_states import check_optimizer
 from growlm.training.nan_check import (
     MAX_CONSECUTIVE_SKIPS,
     NonFiniteError,
@@ -116,13 +111,12 @@ class PhaseStage(LightningModule):
         self.seed = seed
         self.trainer_settings, self.dist_context = trainer_settings, dist_context
         self.mesh = mesh
-        self.initial_optimizer_states: dict[str, ParameterState] = {}
-        self.scaling = StepScaling()
+        self.step_scaling = StepScaling()
+        """Scaling of gradients and updates after a growth; `GrowthCallback` sets it."""
         self.first_step = 0
         self.skip_reason: str | None = None
         """Why the last step was skipped; None if it was not."""
         self._num_consecutive_skips = 0
-        self._states_unscaled = False
         self._router_parameters: list[nn.Parameter] = []
         self.gradient_norm: Tensor | None = None
         self.router_gradient_norm: Tensor | None = None
@@ -138,18 +132,9 @@ class PhaseStage(LightningModule):
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
 
-    def resume_from(
-        self, step: int, scaling: StepScaling, optimizer_states: dict[str, ParameterState]
-    ) -> None:
-        """Start after `step` steps of the phase, with the step scaling and optimizer states of that time."""
-        self.first_step, self.scaling, self.initial_optimizer_states = (
-            step,
-            scaling,
-            optimizer_states,
-        )
-
     def on_fit_start(self) -> None:
-        """Collect the router parameters once, since every step needs them."""
+        """Check the optimizer, and collect the router parameters once, since every step needs them."""
+        check_optimizer(self.model, self.trainer.optimizers[0])
         self._router_parameters = get_router_parameters(self.model)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -180,18 +165,13 @@ class PhaseStage(LightningModule):
         return float(total / count)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and its schedule, restore the grown optimizer state, and check the result."""
+        """Build the optimizer and its schedule."""
         optimizer = build_optimizer(
             self.model,
             self.optimizer_settings,
             self.phase.settings.lr,
-            self.scaling.lr_factor,
+            self.step_scaling.lr_factor,
         )
-        if not self.first_step:
-            self.scaling.scale_state(self.initial_optimizer_states)
-        restore_optimizer_states(self.model, optimizer, self.initial_optimizer_states)
-        check_optimizer(self.model, optimizer)
-        self.initial_optimizer_states = {}
 
         def factor(steps_of_this_fit: int) -> float:
             return self.lr_factor(self.first_step + steps_of_this_fit)
@@ -216,7 +196,7 @@ class PhaseStage(LightningModule):
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.skip_reason is None:
-            self.scaling.after_step()
+            self.step_scaling.after_step()
             self._update_router_bias()
         # Not the module's zero_grad, which searches all submodules for parameters.
         optimizer.zero_grad(set_to_none=True)
@@ -234,7 +214,7 @@ class PhaseStage(LightningModule):
         limit = self.optimizer_settings.gradient_clip or float("inf")
         gradients = [p.grad for p in self._router_parameters if p.grad is not None]
         self.router_gradient_norm = compute_gradient_norm(gradients) if gradients else None
-        self.gradient_norm = self.scaling.before_step(self.model, optimizer, limit)
+        self.gradient_norm = self.step_scaling.before_step(self.model, optimizer, limit)
         self.skip_reason = None
         assert self.step_metrics is not None
         self.step_metrics = self.step_metrics.reduce_across_ranks(self.dist_context)
@@ -255,16 +235,8 @@ class PhaseStage(LightningModule):
         if not may_skip or self._num_consecutive_skips > MAX_CONSECUTIVE_SKIPS:
             raise NonFiniteError(f"phase {self.phase.name}, step {step}: {reason}")
         self.skip_reason = reason
-        self.scaling.skip_step()
+        self.step_scaling.skip_step()
         self.zero_grad(set_to_none=True)
-
-    def finalize_optimizer_states(self, optimizer: Optimizer) -> dict[str, ParameterState]:
-        """Return the optimizer state by parameter name, as unscaled moments; no step may follow."""
-        states = get_optimizer_states(self.model, optimizer)
-        if not self._states_unscaled:
-            self.scaling.unscale_state(states)
-            self._states_unscaled = True
-        return states
 
     def pop_metrics(self) -> StepMetrics:
         """Return the metrics of the last step and clear them."""

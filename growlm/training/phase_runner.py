@@ -41,12 +41,13 @@ from growlm.training.callbacks.checkpoint_callback import (
     SampleCallback,
     remove_stale_checkpoints,
 )
-from growlm.training.callbacks.growth_callback import GrowthCallback, derive_step_scaling
+from growlm.training.callbacks.growth_callback import GrowthCallback
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
 from growlm.training.phase_module import PhaseStage
 from growlm.training.phase_state import PhaseState
+from growlm.training.resume.derived_scaling import derive_step_scaling, get_betas
 from growlm.training.resume.phase_reuse import PhaseReuse
 from growlm.training.resume.state_schema import translate_restore_errors
 from growlm.training.run_context import RunContext
@@ -142,10 +143,11 @@ class PhaseRunner:
             return phase.index
         scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
         self.phase_state = PhaseState(
-            phase.name,
-            state.load_model(self.mesh),
-            state.read_optimizer_states(self.mesh),
-            scaling.carried_factors,
+            model=state.load_model(self.mesh),
+            optimizer_states=state.read_optimizer_states(self.mesh),
+            phase_name=phase.name,
+            index=phase.index,
+            scale_factors=scaling.carried_factors,
         )
         return phase.index + 1
 
@@ -193,12 +195,11 @@ class PhaseRunner:
                 f"phase {phase.name} ended after {progress.step} of {phase.num_steps} steps: a callback in "
                 "callbacks.extra stopped it, which would make the following phases wrong"
             )
-        factors = stage.scaling.carried_factors
-        states = stage.finalize_optimizer_states(trainer.optimizers[0])
-        self.phase_state = PhaseState(phase.name, stage.model, states, factors)
+        self.phase_state = PhaseState.from_trainer(trainer)
         self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": phase.num_steps}
+            states = self.phase_state.optimizer_states
             self._write_state(phase, phase_start, stage.model, states, record, {}, {})
             if self.history is not None:
                 self.phase_reuse.store_phase(phase, self.history.path)
@@ -216,16 +217,15 @@ class PhaseRunner:
         user_callbacks: dict[str, Callback],
     ) -> list[Callback]:
         """Return callbacks that set the phase's model: from a state, the previous phase or a pretrained folder."""
+        growth = self._growth_callback(phase)
+        callbacks: list[Callback] = [growth]
         if state is not None:
             scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
-            return [RestoreStateCallback(state, scaling, progress, user_callbacks)]
-        if self.phase_state is not None:
-            model_from: list[Callback] = [self._growth_callback(phase, self.phase_state)]
-        elif self.context.pretrained is not None:
-            model_from = [PretrainedCallback(self.context.pretrained, phase)]
-        else:
-            model_from = []
-        return [*model_from, _PhaseStartNotifier(self._describe_phase_start(phase), self.listener)]
+            restore = RestoreStateCallback(state, scaling, growth, progress, user_callbacks)
+            return [growth, restore]
+        if self.phase_state is None and self.context.pretrained is not None:
+            callbacks.append(PretrainedCallback(self.context.pretrained, phase, growth))
+        return [*callbacks, _PhaseStartNotifier(self._describe_phase_start(phase), self.listener)]
 
     def _write_state(
         self,
@@ -343,16 +343,24 @@ class PhaseRunner:
             parameters=phase.parameter_report,
         )
 
-    def _growth_callback(self, phase: PlannedPhase, phase_state: PhaseState) -> GrowthCallback:
+    def _growth_callback(self, phase: PlannedPhase) -> GrowthCallback:
+        checks, optimizer = self.config.verification, self.config.optimizer
+        previous = self.phase_state
         return GrowthCallback(
-            phase_state,
-            phase,
-            self.context.make_probe(),
-            self.config.verification,
-            self.config.optimizer,
-            self.config.seed,
-            self._report_boundary,
-            self.dist_context,
+            [] if previous is None else phase.operators,
+            previous=previous,
+            optimizer_state=phase.settings.optimizer_state,
+            probe=None if previous is None else self.context.make_probe(),
+            seed=self.config.seed,
+            tolerance=checks.tolerance,
+            require_symmetry_breaking=checks.require_symmetry_breaking,
+            rewarm_peak=optimizer.rewarm_peak,
+            rewarm_steps=optimizer.rewarm_steps,
+            betas=get_betas(optimizer),
+            phase_name=phase.name,
+            index=phase.index,
+            on_boundary=self._report_boundary,
+            dist_context=self.dist_context,
         )
 
     def _progress_callback(self, phase: PlannedPhase, data: PackedDataModule) -> ProgressCallback:

@@ -23,10 +23,11 @@ from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
 from growlm.growth.step_scaling import StepScaling
 from growlm.model.transformer import TransformerLM
-from growlm.optim.optimizer_factory import get_optimizer_states
+from growlm.optim.optimizer_states import get_optimizer_states
 from growlm.runtime.errors import UserError
 from growlm.runtime.rng_state import capture_rng_states, restore_rng_states
 from growlm.runtime.signals import GracefulStop, Interrupted
+from growlm.training.callbacks.growth_callback import GrowthCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.phase_module import PhaseStage
 from growlm.training.resume.state_schema import translate_restore_errors
@@ -39,11 +40,12 @@ WriteState = Callable[
 
 
 class RestoreStateCallback(Callback):
-    """Callback that restores the model, optimizer state and all counters, in place of `GrowthCallback`.
+    """Callback that restores the model, optimizer state and all counters, for a `GrowthCallback` without growth.
 
     Args:
         state: Resume state of a step within this phase.
         scaling: Step scaling with which the phase began.
+        growth: Callback of the phase, which gives the state to the optimizer.
         progress: Progress callback of the same phase.
         callbacks: User callbacks, by name.
     """
@@ -52,10 +54,11 @@ class RestoreStateCallback(Callback):
         self,
         state: ResumeState,
         scaling: StepScaling,
+        growth: GrowthCallback,
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
     ) -> None:
-        self.state, self.scaling = state, scaling
+        self.state, self.scaling, self.growth = state, scaling, growth
         self.progress, self.callbacks = progress, callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -65,8 +68,9 @@ class RestoreStateCallback(Callback):
         pl_module.model = self.state.load_model(pl_module.mesh)
         with translate_restore_errors(self.state.folder / STATE_FILE):
             self.scaling.load_state_dict(record["scaling"])
+        pl_module.first_step, pl_module.step_scaling = record["step"], self.scaling
         states = self.state.read_optimizer_states(pl_module.mesh)
-        pl_module.resume_from(record["step"], self.scaling, states)
+        self.growth.begin_with(states, self.scaling)
         for name, callback_state in self.state.load_callbacks().items():
             if name not in self.callbacks:
                 reason = f"holds the state of callback {name!r}, which this run does not have"
@@ -159,14 +163,14 @@ class SaveStateCallback(Callback):
             "phase": self.phase.name,
             "step": self.progress.step,
             "progress": progress,
-            "scaling": stage.scaling.state_dict(),
+            "scaling": stage.step_scaling.state_dict(),
             "random": random,
         }
         callback_states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         with torch.no_grad():
             self.write_state(
                 stage.model,
-                get_optimizer_states(stage.model, trainer.optimizers[0]),
+                get_optimizer_states(stage.model, trainer.optimizers),
                 record,
                 tensors | random_tensors,
                 {name: state for name, state in callback_states.items() if state},
