@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from growlm.verification.router_collapse import get_router_parameters
 
 @dataclass
 class StepMetrics:
-    """Metrics summed over the forward passes of the current step; read and cleared at its end.
+    """Metrics summed over the forward passes of a step.
 
     During the step, the losses cover this rank's part of the batch; after `reduce_across_ranks`, all of it.
     """
@@ -76,10 +76,12 @@ class StepMetrics:
 
 
 class PhaseStage(LightningModule):
-    """LightningModule that trains the model of one phase.
+    """LightningModule that trains the model of one phase, in a plan or with a Trainer of one's own.
 
     It has no model until `GrowthCallback.setup` sets a grown one or `configure_model` creates a new one, so two
-    models are in memory only while one grows into the other.
+    models are in memory only while one grows into the other. It logs `train/loss` (of each forward pass, on this
+    process) and `val/loss` (of all processes). `Trainer(gradient_clip_val=...)` has no effect: the optimizer's
+    settings say how gradients are clipped.
 
     Args:
         plan: The whole plan, which the learning rate schedule needs.
@@ -90,6 +92,7 @@ class PhaseStage(LightningModule):
         trainer_settings: Settings for compilation, activation checkpointing and NaN handling.
         dist_context: Process group of the run.
         mesh: Device mesh that shards the model (FSDP2); None if each process holds all of it.
+        log_to_logger: Whether the Trainer's logger gets the losses. A plan's rows have them already.
     """
 
     model: TransformerLM
@@ -100,17 +103,19 @@ class PhaseStage(LightningModule):
         phase: PlannedPhase,
         optimizer_settings: OptimizerConfig,
         schedule: ScheduleConfig,
-        seed: int,
-        trainer_settings: TrainerConfig,
-        dist_context: DistributedContext,
+        seed: int = 0,
+        trainer_settings: TrainerConfig | None = None,
+        dist_context: DistributedContext | None = None,
         mesh: DeviceMesh | None = None,
+        log_to_logger: bool = True,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
-        self.trainer_settings, self.dist_context = trainer_settings, dist_context
-        self.mesh = mesh
+        self.trainer_settings = trainer_settings or TrainerConfig()
+        self.dist_context = dist_context or DistributedContext()
+        self.mesh, self.log_to_logger = mesh, log_to_logger
         self.step_scaling = StepScaling()
         """Scaling of gradients and updates after a growth; `GrowthCallback` sets it."""
         self.first_step = 0
@@ -121,6 +126,17 @@ class PhaseStage(LightningModule):
         self.gradient_norm: Tensor | None = None
         self.router_gradient_norm: Tensor | None = None
         self.step_metrics: StepMetrics | None = None
+        """Metrics of the current step, or of the last one until the next begins."""
+        self._is_step_complete = False
+        self.validation_loss = float("nan")
+        """Mean language-model loss of the last validation, over the batches of all processes."""
+        self._validation_sums: Tensor | None = None
+
+    @property
+    def flops_per_batch(self) -> int:
+        """FLOPs of a training batch on this process, for Lightning's `ThroughputMonitor`."""
+        batches = self.phase.settings.accumulate * self.dist_context.world_size
+        return self.phase.flops_per_step // batches
 
     def configure_model(self) -> None:
         """Create a model with random weights, unless a grown or loaded one has been set."""
@@ -149,20 +165,32 @@ class PhaseStage(LightningModule):
             )
             aux_loss = self._router_loss(routings, loads)
         self._accumulate_metrics(loss, aux_loss, routings, loads)
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=self.log_to_logger)
         return loss + aux_loss
 
-    def compute_validation_loss(self, batches: Iterable[Tensor]) -> float:
-        """Return the mean language-model loss over the batches of all ranks, in eval mode.
+    def on_validation_epoch_start(self) -> None:
+        """Begin a validation."""
+        self._validation_sums = None
 
-        Args:
-            batches: This rank's batches of tokens, each (batch, time + 1).
-        """
-        self.model.eval()
-        total, count = self.dist_context.all_reduce_sum(
-            sum_token_losses(self.model, batches)
-        ).tolist()
-        self.model.train()
-        return float(total / count)
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Add the losses of tokens (batch, time + 1)."""
+        sums = sum_token_losses(self.model, [batch])
+        self._validation_sums = (
+            sums if self._validation_sums is None else self._validation_sums + sums
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the mean language-model loss over the batches of all processes."""
+        assert self._validation_sums is not None
+        total, count = self.dist_context.all_reduce_sum(self._validation_sums).tolist()
+        self.validation_loss = total / count
+        self.log(
+            "val/loss",
+            self.validation_loss,
+            prog_bar=True,
+            logger=self.log_to_logger,
+            sync_dist=True,
+        )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule."""
@@ -198,6 +226,7 @@ class PhaseStage(LightningModule):
         if self.skip_reason is None:
             self.step_scaling.after_step()
             self._update_router_bias()
+        self._is_step_complete = True
         # Not the module's zero_grad, which searches all submodules for parameters.
         optimizer.zero_grad(set_to_none=True)
 
@@ -229,7 +258,7 @@ class PhaseStage(LightningModule):
         weight = describe_nonfinite_weight(self.model)
         loss = float(self.step_metrics.loss / self.step_metrics.num_passes)
         reason = weight or describe_nonfinite_gradient(self.model) or f"the loss is {loss}"
-        step = self.first_step + self.trainer.global_step + 1
+        step = self.trainer.global_step + 1
         self._num_consecutive_skips += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
         if not may_skip or self._num_consecutive_skips > MAX_CONSECUTIVE_SKIPS:
@@ -237,12 +266,6 @@ class PhaseStage(LightningModule):
         self.skip_reason = reason
         self.step_scaling.skip_step()
         self.zero_grad(set_to_none=True)
-
-    def pop_metrics(self) -> StepMetrics:
-        """Return the metrics of the last step and clear them."""
-        metrics, self.step_metrics = self.step_metrics, None
-        assert metrics is not None
-        return metrics
 
     def _router_loss(self, routings: list[Routing], loads: Tensor) -> Tensor:
         config = self.phase.model_config
@@ -262,7 +285,9 @@ class PhaseStage(LightningModule):
             new.tied_fraction = torch.stack(
                 [r.is_tied().to(loss.dtype).mean() for r in routings]
             ).mean()
-        self.step_metrics = new if self.step_metrics is None else self.step_metrics + new
+        begins_step = self.step_metrics is None or self._is_step_complete
+        self.step_metrics = new if begins_step else self.step_metrics + new  # type: ignore[operator]
+        self._is_step_complete = False
 
     @torch.no_grad()
     def _update_router_bias(self) -> None:

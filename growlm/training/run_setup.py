@@ -24,6 +24,7 @@ from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import detect_machine
 from growlm.training.baseline import apply_baseline
+from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.resume.resume_from import restore_precision
 from growlm.training.run_context import RunContext, find_configured_tokenizer_files
 from growlm.training.run_folder import RunFolder
@@ -82,7 +83,9 @@ def build_context(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
     )
     check_logger(config.logger)
-    build_extra_callbacks(config)
+    extra = build_extra_callbacks(config)
+    named = {f"callbacks.extra.{name}": callback for name, callback in extra.items()}
+    check_callbacks(named, config, machine.accelerator)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
     check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
