@@ -9,12 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from growlm.config.phase_plan import make_plan
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.model import TransformerLM
 from growlm.optim.muon import MuonAdamW
 from growlm.runtime.errors import UserError
-from growlm.training import GrowthCallback, GrowthError, PhaseState
+from growlm.training import GrowthCallback, GrowthError, PhaseStage, PhaseState, fit_phases
 from tests.model.tiny_models import build, random_tokens, tiny_config
+from tests.training.tiny_run import tiny_config as plan_config
 
 PLAN = [[], [Upcycle(4)], [Widen(1.5, new_channels="fresh"), Deepen(extra_layers=1)]]
 STEPS = 3
@@ -328,3 +330,38 @@ def test_a_growth_that_loses_something_leaves_the_module_as_it_was(monkeypatch):
     assert module.net.lm is old
     assert not growth.boundary.report
     assert isinstance(old, TransformerLM)
+
+
+def test_fit_phases_is_the_loop(capsys):
+    module, again = Module(build(tiny_config())), Module(build(tiny_config()))
+    train_plan(module)
+    phases = [(STEPS, operators) for operators in PLAN]
+
+    def factory(max_steps, callbacks):
+        return make_trainer(callbacks, max_steps)
+
+    state = fit_phases(factory, again, loader(again.net.lm), phases, attribute="net.lm")
+    assert (state.phase_name, state.index) == ("phase 2", 2)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert capsys.readouterr().out.count("functional passed") == 2
+    with pytest.raises(UserError, match=r"phases=\[\]: has no phase"):
+        fit_phases(factory, again, loader(again.net.lm), [])
+    with pytest.raises(UserError, match=r"trainer_factory=.* must give the Trainer the callbacks"):
+        fit_phases(lambda **_: make_trainer([]), again, loader(again.net.lm), phases)
+
+
+def test_the_stage_of_a_plan_trains_alone(tmp_path):
+    """With a Trainer, a data module and Lightning's callbacks, as any LightningModule does."""
+    config = plan_config(tmp_path)
+    plan = make_plan(config, 257)
+    stage = PhaseStage(plan, plan.phases[0], config.optimizer, config.schedule)
+    batch = torch.randint(257, (4, 33), generator=torch.Generator().manual_seed(0))
+    data = DataLoader([batch] * 8, batch_size=None)
+    trainer = make_trainer(
+        [ModelCheckpoint(tmp_path, monitor="val/loss")], 8, enable_checkpointing=True
+    )
+    trainer.fit(stage, data, data)
+    assert trainer.callback_metrics["train/loss"] < 5.5
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(stage.validation_loss)
+    assert trainer.validate(stage, data, verbose=False)[0]["val/loss"] < 5.5
