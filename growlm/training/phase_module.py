@@ -165,12 +165,8 @@ class PhaseStage(LightningModule):
             )
             aux_loss = self._router_loss(routings, loads)
         self._accumulate_metrics(loss, aux_loss, routings, loads)
-        self.log("train/loss", loss.detach(), prog_bar=True, logger=self._has_logger)
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=self.log_to_logger)
         return loss + aux_loss
-
-    @property
-    def _has_logger(self) -> bool:
-        return self.log_to_logger and bool(self.trainer.loggers)
 
     def on_validation_epoch_start(self) -> None:
         """Begin a validation."""
@@ -192,7 +188,7 @@ class PhaseStage(LightningModule):
             "val/loss",
             self.validation_loss,
             prog_bar=True,
-            logger=self._has_logger,
+            logger=self.log_to_logger,
             sync_dist=True,
         )
 
