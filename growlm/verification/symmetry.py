@@ -16,7 +16,7 @@ from torch import Tensor
 
 from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.axes import Role, axes_table, split_block_name
+from growlm.model.axes import Role, axes_table
 from growlm.model.fsdp import without_backward_prefetch
 from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
@@ -181,11 +181,11 @@ def _axis_uses_by_block(model: TransformerLM, axis: str) -> dict[int | None, lis
         for dim, labeled in enumerate(row.label.dims)
         if labeled.axis == axis and name in parameters
     ]
-    runs_through = any(split_block_name(name)[0] is None for name, _, _ in found)
+    runs_through = any(row.block is None for _, row, _ in found)
     uses: dict[int | None, list[AxisUse]] = defaultdict(list)
     for name, row, dim in found:
         per_expert = not runs_through and axis != "experts" and row.label.has(Role.INDEX, "experts")
-        block = None if runs_through else split_block_name(name)[0]
+        block = None if runs_through else row.block
         uses[block].append((parameters[name], dim, per_expert))
     return uses
 
