@@ -253,6 +253,7 @@ def grow(
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
+    growth_config_of(model)  # what is wrapped is refused first
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if optimizer is None and optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
