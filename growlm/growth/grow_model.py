@@ -22,8 +22,10 @@ from growlm.growth.model_protocol import (
     axes_table_from_config,
     axes_table_with_config,
     build_with_config,
+    first_names,
     growth_axes_table,
     growth_config_of,
+    load_weights,
 )
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.widen import Widen
@@ -117,6 +119,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
     """
     mesh = get_device_mesh(model)
     grown = build_with_config(model, growth_map.new_config, with_values=True)
+    ties = resolve_ties(grown, growth_map)
     sharded_names: list[str] = []
     if mesh is not None:
         from growlm.model.fsdp import apply_fsdp  # loads torch.distributed
@@ -137,7 +140,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
 
     with torch.no_grad(), rng:
         new = dict(map_sharded(map(make_task, sharded_names), mesh))
-        rest = [name for name in growth_map.tensors if name not in new]
+        rest = [n for n in growth_map.tensors if n not in new and ties.get(n, n) == n]
         sizes = {name: math.prod(growth_map.tensors[name].shape) for name in rest}
         # All cores can work on one large tensor, and two of them at once would not fit into any cache.
         new |= map(make_tensor, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
@@ -145,8 +148,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
         new |= rng.threads.map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         rng.noise_log.gather(mesh)
-    _share_tied_parameters(grown, new, growth_map)
-    grown.load_state_dict(new, assign=True)
+    load_weights(grown, new)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(trainable.get(growth_map.tensors[name].source or "", True))
@@ -162,23 +164,20 @@ def _source_name(growth_map: GrowthMap, stack: str | None, name: str) -> str:
     return position.name_at(growth_map.blocks[position.index].source, position.name)
 
 
-def _share_tied_parameters(
-    model: nn.Module, tensors: dict[str, Tensor], growth_map: GrowthMap
-) -> None:
-    """Replace tensors by one wherever the model has one parameter or buffer under several names."""
-    first_names: dict[int, str] = {}
-    for name, parameter in model.state_dict(keep_vars=True).items():
-        first = first_names.setdefault(id(parameter), name)
-        if first == name:
-            continue
+def resolve_ties(grown: nn.Module, growth_map: GrowthMap) -> dict[str, str]:
+    """Return, for each tensor of the grown model, the name that it is made under: the first of its names.
+
+    Raises:
+        ValueError: If a growth would make different tensors of one that the model has under several names.
+    """
+    ties = first_names(grown)
+    for name, first in ties.items():
         kinds = [[type(t) for t in growth_map.tensors[n].transforms] for n in (first, name)]
         if kinds[0] != kinds[1]:
             raise ValueError(
                 f"{first} and {name} are one parameter, and the growth would part them"
             )
-        if isinstance(parameter, nn.Parameter) and not isinstance(tensors[first], nn.Parameter):
-            tensors[first] = nn.Parameter(tensors[first])
-        tensors[name] = tensors[first]
+    return ties
 
 
 def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:

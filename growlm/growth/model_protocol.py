@@ -194,6 +194,29 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return, for each name of the state dict, the first name of the same tensor."""
+    names: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    return {name: names.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model from the meta device its weights; one tensor under several names stays one.
+
+    Args:
+        model: Model on the meta device.
+        weights: Tensor for each name of its state dict. The model takes them over.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, first in first_names(model).items():
+        if name != first:
+            if first in parameters and not isinstance(weights[first], nn.Parameter):
+                weights[first] = nn.Parameter(weights[first])
+            weights[name] = weights[first]
+    model.load_state_dict(weights, assign=True)
+
+
 def adopt_unsaved_buffers(model: nn.Module, old: nn.Module, sources: Callable[[str], str]) -> None:
     """Give buffers that are not in the state dict the precision, the device and, if equal, the values of the old.
 
