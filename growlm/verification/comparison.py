@@ -127,6 +127,16 @@ class ForwardTrace:
         finally:
             for hook in hooks:
                 hook.remove()
+        if len(embeddings) != 1 or len(streams) != len(blocks):
+            reason = (
+                f"called its {len(blocks)} blocks {len(streams)} times in one run; the checks need a model that "
+                "calls each block once, as a module"
+            )
+            raise UserError("model", type(model).__name__, reason)
+        if routings and len(routings) != len(growth_config_of(model).mixtures):
+            expected = len(growth_config_of(model).mixtures)
+            reason = f"reported {len(routings)} routings; it has {expected} mixtures of experts"
+            raise UserError("model", type(model).__name__, reason)
         return ForwardTrace(embeddings[0], streams, routings, logits, loss)
 
     @property
