@@ -35,7 +35,7 @@ from growlm.checkpoint.safetensors_io import (
 from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.checkpoint.weight_validation import build_meta_model, check_tensor_shapes
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.model_protocol import load_weights
+from growlm.growth.model_protocol import first_names, load_weights
 from growlm.growth.optimizer_state import ParameterState
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
@@ -321,7 +321,15 @@ def load_model(
         files = TensorFiles(folder, WEIGHTS_STEM, key)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         check_tensor_shapes(files, shapes, key)
-        load_weights(model, {name: files.read(name) for name in files.names})
+        weights = {name: files.read(name) for name in files.names}
+        for name, first in first_names(model).items():
+            two = weights[name].nan_to_num(), weights[first].nan_to_num()
+            if name != first and not torch.equal(*two):
+                reason = (
+                    f"{first} and {name} are one tensor of the model, but differ in the weights"
+                )
+                raise UserError(key, folder, reason)
+        load_weights(model, weights)
         return model, record
     config, record = read_config(folder, key)
     return read_model(config, TensorFiles(folder, WEIGHTS_STEM, key)), record

@@ -57,16 +57,16 @@ def _plain_class(model: nn.Module) -> type[nn.Module]:
 
 
 def _encode_config(config: Any) -> dict[str, Any]:
+    is_restored = True  # by a method, or by the types of the fields
     if _has_dict_methods(type(config)):
         content = config.to_dict()
     elif dataclasses.is_dataclass(config) and not isinstance(config, type):
         content = dataclasses.asdict(config)
     else:
-        content = dict(vars(config))
-    is_typed = dataclasses.is_dataclass(config)
+        content, is_restored = dict(vars(config)), False
     for name, value in content.items():
         try:
-            is_kept = json.loads(json.dumps(value)) == value or is_typed
+            is_kept = json.loads(json.dumps(value)) == value or is_restored
         except (TypeError, ValueError):
             is_kept = False
         if not is_kept:

@@ -51,7 +51,8 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
         UserError: If the model is wrapped in another module, or has neither the methods nor a `ModelConfig`.
     """
     wrapped = [name for name in ("_orig_mod", "module") if name in dict(model.named_children())]
-    if wrapped and ("_orig_mod" in wrapped or not hasattr(model, "config")):
+    has_config = hasattr(model, "config") or isinstance(model, GrowableModel)
+    if wrapped and ("_orig_mod" in wrapped or not has_config):
         reason = f"wraps the model; grow model.{wrapped[0]}, and wrap the result again"
         raise UserError("model", type(model).__name__, reason)
     config = (

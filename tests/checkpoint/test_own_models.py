@@ -166,6 +166,14 @@ def test_weights_of_another_model(tmp_path):
         load_model(folder, trust=TRUST)
 
 
+def test_two_names_of_one_tensor_that_differ(tmp_path):
+    model = decoder(torch.float32, Tied)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    save_model(model, tmp_path / "own", {})
+    with pytest.raises(UserError, match=r"embed_tokens\.weight and lm_head\.weight are one tensor"):
+        load_model(tmp_path / "own", trust=TRUST)
+
+
 class WithTuple(DecoderConfig):
     def __init__(self, **settings):
         super().__init__(**settings)
