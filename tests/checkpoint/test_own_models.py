@@ -14,7 +14,7 @@ from growlm import verify as verify_command
 from growlm.checkpoint import load_model, read_optimizer_states, save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow, grow_optimizer_state
-from growlm.model import ModelConfig, TransformerLM
+from growlm.model import ModelConfig, TransformerLM, label_blocks
 from growlm.runtime.errors import UserError
 from tests.growth.own_decoder import Decoder, DecoderConfig, decoder, difference, train
 from tests.growth.test_own_decoder import Tied
@@ -164,6 +164,28 @@ def test_weights_of_another_model(tmp_path):
     folder = edited(tmp_path / "own", model=content | {"intermediate_size": 25})
     with pytest.raises(UserError, match=r"down_proj\.weight has shape \(16, 24\); the config says"):
         load_model(folder, trust=TRUST)
+
+
+class OneLayer(Decoder):
+    """All its layers are one."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        layers = [self.model.layers[0]] * config.num_hidden_layers
+        self.model.layers = label_blocks(torch.nn.ModuleList(layers))
+
+
+def test_layers_that_are_one_on_disk(tmp_path):
+    """Noise is drawn once for all their names."""
+    model = decoder(torch.float32, OneLayer)
+    operators = [Upcycle(num_experts=4), WIDEN]
+    save_model(model, tmp_path / "small", {})
+    grow_checkpoint(tmp_path / "small", tmp_path / "large", operators, trust=TRUST)
+    large, _ = load_model(tmp_path / "large", trust=TRUST)
+    assert large.model.layers[0] is large.model.layers[1]
+    assert_same_state(large.state_dict(), grow(model, operators).state_dict())
+    with pytest.raises(UserError, match="are one parameter, and the growth would part them"):
+        grow_checkpoint(tmp_path / "small", tmp_path / "deep", [Deepen()], trust=TRUST)
 
 
 def test_two_names_of_one_tensor_that_differ(tmp_path):
