@@ -374,16 +374,9 @@ def _derive_tensor(
         dims = dims[1:]
     elif spec.upcycle is not None and _can_be_new(row.label):
         return TensorMap(None, row.shape, _new_tensor_transforms(row, spec.upcycle, key))
-    elif spec.upcycle is not None:
-        dense = stacked_from and in_source_block(stacked_from)
-        reason = (
-            f"is labeled stacked_from={stacked_from!r}, and the old model has no {dense}"
-            if dense
-            else "has no source in the old model; a stack of experts needs the label stacked_from"
-        )
-        raise ValueError(f"{name} {reason}")
     else:
-        raise ValueError(f"{name} has no source, and this operator makes no new tensors")
+        dense = stacked_from and in_source_block(stacked_from)
+        raise ValueError(f"{name} {_explain_no_source(row, spec, dense)}")
 
     for place, dim in dims:
         if dim.axis in spec.axes:
@@ -398,6 +391,29 @@ def _derive_tensor(
         nothing = NewTensor(row.shape, value=0.0 - row.label.offset)  # not -0.0
         transforms.append(nothing if adds_to_stream else ResetMoments())
     return TensorMap(source, row.shape, tuple(transforms))
+
+
+def _explain_no_source(row: LabeledShape, spec: GrowthSpec, dense: str | None) -> str:
+    """Return why a new tensor cannot be made from the old model.
+
+    Args:
+        row: Label and place of the tensor.
+        spec: Effect of the operator.
+        dense: Name that the parameter it is stacked from would have; None if it is not labeled so.
+    """
+    if dense is not None and spec.upcycle is not None:
+        reason = (
+            f"is labeled stacked_from={row.label.stacked_from!r}, and the old model has no {dense}"
+        )
+    elif spec.upcycle is not None:
+        reason = "has no source in the old model; a stack of experts needs the label stacked_from"
+    else:
+        reason = "has no source, and this operator makes no new tensors"
+    if row.position is None and (spec.blocks or dense):
+        reason += (
+            "; if it is in a repeated block, mark the container of the blocks with label_blocks"
+        )
+    return reason
 
 
 def _can_be_new(label: Label) -> bool:

@@ -22,6 +22,7 @@ from growlm.model import (
     label_embedding,
     label_linear,
     label_norm,
+    parameter_report,
     reads,
     writes,
 )
@@ -480,6 +481,39 @@ class OnlyHalf(Decoder):
 def test_a_wrong_protocol_is_named(model_class, operator, message):
     with pytest.raises(ValueError, match=message):
         grow(decoder(model_class=model_class), [operator])
+
+
+class Unmarked(Decoder):
+    """Nothing says that its layers are the blocks."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.model.layers.holds_blocks
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (Deepen(), r"model\.layers\.2\.\S+ has no source, .* with label_blocks"),
+        (
+            Upcycle(num_experts=4),
+            r"layers\.0\.mlp\.gate_proj is labeled stacked_from=.*label_blocks",
+        ),
+    ],
+)
+def test_blocks_that_nobody_marked(operator, message):
+    model = decoder(model_class=Unmarked)
+    assert difference(model, grow(model, [WIDEN])) <= 1e-10
+    with pytest.raises(ValueError, match=message):
+        grow(model, [operator])
+
+
+def test_its_parameters_are_counted():
+    model = grow(decoder(), [Upcycle(num_experts=4)])
+    report = parameter_report(model)
+    assert report.total == sum(p.numel() for p in model.parameters())
+    assert report.inactive == 2 * (4 - 2) * 3 * 16 * 24
+    assert report.idle_experts == 4
 
 
 class ReadsNumbers(Decoder):
