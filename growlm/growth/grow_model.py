@@ -18,7 +18,7 @@ from growlm.growth.growth_map import GrowthMap, GrowthSpec, derive_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.model_protocol import (
     AxesTable,
-    adopt_unsaved_buffers,
+    adopt_unsaved_tensors,
     axes_table_from_config,
     axes_table_with_config,
     build_with_config,
@@ -152,7 +152,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(trainable.get(growth_map.tensors[name].source or "", True))
-    adopt_unsaved_buffers(grown, model, partial(_source_name, growth_map, find_block_stack(grown)))
+    adopt_unsaved_tensors(grown, model, partial(_source_name, growth_map, find_block_stack(grown)))
     return grown.train(model.training)
 
 

@@ -167,14 +167,18 @@ def build_on_meta(build: Callable[[], Model], with_values: bool = False) -> Mode
             model = build()
     except RuntimeError:  # it reads numbers of tensors that it makes
         return _build_without_weights(build)
-    return _build_without_weights(build) if with_values and _has_unsaved(model) else model
+    return _build_without_weights(build) if with_values and _find_unsaved(model) else model
 
 
-def _has_unsaved(model: nn.Module) -> bool:
+def _find_unsaved(model: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
+    """Return the tensors that the state dict does not hold, with their modules and attributes, by full name."""
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    found = [value for module in model.modules() for value in vars(module).values()]
-    found += model.buffers()
-    return any(isinstance(each, Tensor) and id(each) not in saved for each in found)
+    return {
+        f"{prefix}.{name}" if prefix else name: (module, name, value)
+        for prefix, module in model.named_modules()
+        for name, value in (*module._buffers.items(), *vars(module).items())
+        if isinstance(value, Tensor) and id(value) not in saved
+    }
 
 
 def _build_without_weights(build: Callable[[], Model]) -> Model:
@@ -218,8 +222,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights, assign=True)
 
 
-def adopt_unsaved_buffers(model: nn.Module, old: nn.Module, sources: Callable[[str], str]) -> None:
-    """Give buffers that are not in the state dict the precision, the device and, if equal, the values of the old.
+def adopt_unsaved_tensors(model: nn.Module, old: nn.Module, sources: Callable[[str], str]) -> None:
+    """Give tensors that the state dict does not hold the precision, device and, if they agree, values of the old.
 
     A table that a model computes when it is built (rotary frequencies, masks) may have been computed in another
     precision in the old model.
@@ -227,15 +231,14 @@ def adopt_unsaved_buffers(model: nn.Module, old: nn.Module, sources: Callable[[s
     Args:
         model: New model, built with values.
         old: Old model.
-        sources: Function from the name of a new buffer to that of the old one.
+        sources: Function from the name of something in the new model to that in the old one.
     """
-    saved, old_buffers = model.state_dict(keep_vars=True), dict(old.named_buffers())
-    for name, buffer in list(model.named_buffers()):
-        before = old_buffers.get(sources(name))
-        if name in saved or before is None:
+    before = _find_unsaved(old)
+    for name, (module, attribute, value) in _find_unsaved(model).items():
+        if sources(name) not in before:
             continue
-        new = buffer.to(before.device, before.dtype)
-        if new.shape == before.shape and torch.allclose(new, before, rtol=1e-3, equal_nan=True):
-            new = before.clone()
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, new)
+        old_value = before[sources(name)][2]
+        new = value.to(old_value.device, old_value.dtype)
+        if new.shape == old_value.shape and torch.allclose(new, old_value, 1e-3, equal_nan=True):
+            new = old_value.clone()
+        setattr(module, attribute, new)

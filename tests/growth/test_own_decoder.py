@@ -536,6 +536,8 @@ def test_a_constructor_that_reads_numbers():
     grown = grow(model, [WIDEN, Deepen()])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert len(grown.rates) == 3
+    model.offset = model.offset.bfloat16()
+    assert grow(model, [WIDEN]).offset.dtype is torch.bfloat16
     assert difference(model, grown) <= 1e-10
 
 
