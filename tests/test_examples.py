@@ -24,8 +24,20 @@ def test_it_is_short_and_uses_public_names(path):
     assert ours <= set(PUBLIC)
 
 
+def run(name):
+    runpy.run_path(str(EXAMPLES[0].with_name(f"{name}.py")), run_name="__main__")
+
+
+def test_a_model_of_ones_own(capsys):
+    run("own_model")
+    out = capsys.readouterr().out
+    assert "hidden_size=48" in out
+    assert "num_hidden_layers=4" in out
+    assert float(out.split()[-1]) < 1e-4
+
+
 def test_a_plain_loop(capsys):
-    runpy.run_path(str(EXAMPLES[0].with_name("plain_loop.py")), run_name="__main__")
+    run("plain_loop")
     lines = capsys.readouterr().out.splitlines()
     grown = [line for line in lines if line.startswith("grown")]
     assert len(grown) == 2
