@@ -35,7 +35,7 @@ CommandT = TypeVar("CommandT")
 
 SCHEMA_NAME = "run_schema"
 _LIST_INDEX = re.compile(r"\[(\d+)\]")
-_OVERRIDE_AT_FAULT = re.compile(r"Error merging override ([^=\s]+)=")
+_OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
 _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 ROOT_CONFIG_NAME = "train"
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
@@ -269,7 +269,8 @@ def translate_hydra_error(error: Exception) -> UserError:
         if (override := _OVERRIDE_AT_FAULT.match(str(error))) is not None:
             key = override[1].lstrip("+")
             # For a value that is a list or a mapping, OmegaConf names a key inside it.
-            full_key = full_key if full_key.startswith(key) else f"{key}: {full_key}"
+            if not (full_key.startswith(key) or key.startswith(full_key)):
+                full_key = key if key.endswith(f".{full_key}") else f"{key}: {full_key}"
         if "is not a subclass of" in message:
             if _GROW_ENTRY.search(full_key):
                 reason = "must be an operator with its settings, such as {widen: {scale_factor: 2}}"
