@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from growlm.growth.operators.registry import available_operators
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 PUBLIC = ("growlm.growth", "growlm.model", "growlm.training", "growlm.verification")
 
@@ -22,6 +24,14 @@ def test_it_is_short_and_uses_public_names(path):
     ours = {node.module for node in imported if node.module.startswith("growlm")}
     assert ours
     assert ours <= set(PUBLIC)
+
+
+def test_an_own_operator(capsys, own_registry):
+    runpy.run_path(str(EXAMPLES[0].with_name("own_operator.py")), run_name="__main__")
+    grown, difference = capsys.readouterr().out.splitlines()
+    assert grown == "grown from 4 to 6 blocks"
+    assert float(difference.split()[-1]) < 1e-5
+    assert available_operators()["repeat_blocks"].operator_class.__name__ == "RepeatBlocks"
 
 
 def test_a_plain_loop(capsys):

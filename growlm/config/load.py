@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,6 +17,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.operator_schema import (
+    ComposedConfig,
+    check_operator_names,
     explain_unknown_key,
     operator_entry_type,
     with_operator_types,
@@ -36,6 +37,7 @@ CommandT = TypeVar("CommandT")
 SCHEMA_NAME = "run_schema"
 _LIST_INDEX = re.compile(r"\[(\d+)\]")
 _OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
+_FILE_AT_FAULT = re.compile(r"In '([^']+)': ")
 _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 ROOT_CONFIG_NAME = "train"
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
@@ -50,13 +52,6 @@ def get_config_folder() -> Path:
         if (folder / f"{ROOT_CONFIG_NAME}.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no {ROOT_CONFIG_NAME}.yaml in {' or '.join(map(str, candidates))}")
-
-
-@dataclass
-class _ComposedConfig(RunConfig):
-    """The schema while Hydra composes: files may hold the flat model of growlm 0.1; `to_run_config` checks it."""
-
-    model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
 
 
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
@@ -88,7 +83,7 @@ def _register_schema(entry_type: Any) -> None:
     """Register the schema with operators of a type; once is enough, since Hydra copies what is registered."""
     model = make_config_node(RunConfig).model
     _clear_model(model)
-    schema = OmegaConf.structured(with_operator_types(_ComposedConfig))
+    schema = OmegaConf.structured(with_operator_types(ComposedConfig))
     schema.model = OmegaConf.to_container(model)
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
@@ -150,7 +145,7 @@ def load_command_config(
         reject_unknown_keys(composed)
         config = with_operators(OmegaConf.to_object(composed), schema)
     except MissingMandatoryValue as error:
-        raise UserError(str(error.full_key), "???", "must be given") from error
+        raise UserError(_with_dots(error.full_key), "???", "must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise translate_hydra_error(error) from error
     check_limits(config)
@@ -170,7 +165,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         return with_operators(OmegaConf.to_object(node), RunConfig)
     except MissingMandatoryValue as error:
         reason = "is not set; set it in the plan's file or on the command line"
-        raise UserError(str(error.full_key), "???", reason) from error
+        raise UserError(_with_dots(error.full_key), "???", reason) from error
     except OmegaConfBaseException as error:
         raise translate_hydra_error(error) from error
 
@@ -184,6 +179,7 @@ def _to_typed_node(composed: DictConfig) -> DictConfig:
             if not isinstance(value := model.get(name, {}), dict):
                 known = ", ".join(f"model.{name}.{each}" for each in part.__dataclass_fields__)
                 raise UserError(f"model.{name}", value, f"is a part with fields; set {known}")
+    check_operator_names(content)
     node = make_config_node(RunConfig)
     _clear_model(node.model)
     return cast(DictConfig, OmegaConf.merge(node, content))
@@ -210,7 +206,7 @@ def trace_interpolated_keys(composed: DictConfig) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if composed.resume not in (None, "auto"):
+        if OmegaConf.select(composed, "resume") not in (None, "auto"):
             raise
         raise trace_interpolation(error, composed) from error
 
@@ -260,12 +256,14 @@ def translate_hydra_error(error: Exception) -> UserError:
     """Translate a Hydra or OmegaConf error to one about a key, with the nearest key that exists."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         parent, _, last = cause.full_key.rpartition(".")
         known = _list_known_keys(cause.object_type, parent)
         message = str(cause.msg or cause).splitlines()[0]
-        full_key = _LIST_INDEX.sub(r".\1", cause.full_key)
+        full_key = _with_dots(cause.full_key)
+        if (file := _FILE_AT_FAULT.match(str(error))) is not None:
+            full_key = f"{file[1]}: {full_key}"
         if (override := _OVERRIDE_AT_FAULT.match(str(error))) is not None:
             key = override[1].lstrip("+")
             # For a value that is a list or a mapping, OmegaConf names a key inside it.
@@ -293,6 +291,11 @@ def translate_hydra_error(error: Exception) -> UserError:
         return UserError("hydra/launcher", launcher, reason)
     one_line = " ".join(str(error).split())
     return _TranslatedError(one_line.partition(" Config search path")[0])
+
+
+def _with_dots(full_key: Any) -> str:
+    """Return a key as overrides have it: `grow.0.widen`, where OmegaConf has `grow[0].widen`."""
+    return _LIST_INDEX.sub(r".\1", str(full_key))
 
 
 def _list_known_keys(schema: Any, path: str) -> list[str]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from types import GenericAlias
 from typing import Any, TypeVar
 
-from growlm.config.schema import OperatorEntry, PhaseConfig
+from growlm.config.command_schema import GrowCommand
+from growlm.config.schema import OperatorEntry, PhaseConfig, RunConfig
 from growlm.growth.operators.plain_fields import get_field_types
 from growlm.growth.operators.registry import (
     available_operators,
@@ -22,6 +25,18 @@ from growlm.growth.operators.registry import (
 from growlm.runtime.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+
+
+@dataclass
+class ComposedConfig(RunConfig):
+    """The schema while Hydra composes: files may hold the flat model of growlm 0.1; `to_run_config` checks it."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
+
+
+_SCHEMAS = (ComposedConfig, RunConfig, PhaseConfig, GrowCommand)
+_TYPED = "WithOperators"
+_SETTINGS = "_settings"
 
 
 def operator_entry_type() -> type[Any]:
@@ -34,50 +49,78 @@ def operator_entry_type() -> type[Any]:
 def _make_entry_type(operators: tuple[tuple[str, type[Any]], ...]) -> type[Any]:
     fields: list[Any] = []
     for name, operator_class in operators:
-        optional: Any = _make_settings_type(operator_class) | None
-        fields.append((name, optional, dataclasses.field(default=None)))
-    return dataclasses.make_dataclass(
-        "OperatorEntry", fields, namespace={"is_operator_entry": True}
-    )
+        optional: Any = _make_settings_type(name, operator_class) | None
+        fields.append((name, optional, field(default=None)))
+    return _make_type("OperatorEntry", fields)
 
 
-def _make_settings_type(operator_class: type[Any]) -> Any:
+def _make_settings_type(name: str, operator_class: type[Any]) -> Any:
     """Return a dataclass of an operator's settings, which OmegaConf may merge even if the operator is frozen."""
     hints = get_field_types(operator_class)
-    fields: list[Any] = [
-        (
-            field.name,
-            hints[field.name],
-            dataclasses.field(
-                default=field.default, default_factory=field.default_factory, kw_only=True
-            ),
-        )
-        for field in dataclasses.fields(operator_class)
-    ]
-    return dataclasses.make_dataclass(operator_class.__name__, fields)
+    return _make_type(
+        f"{name}{_SETTINGS}",
+        [
+            (
+                each.name,
+                hints[each.name],
+                field(default=each.default, default_factory=each.default_factory, kw_only=True),
+            )
+            for each in dataclasses.fields(operator_class)
+        ],
+    )
 
 
 def with_operator_types(schema: type[Any]) -> type[Any]:
     """Return a schema whose `grow` lists have typed entries; one without such lists is returned as it is."""
-    names = {field.name: field for field in dataclasses.fields(schema)}
-    changed: dict[str, Any] = {}
-    if "grow" in names:
-        changed["grow"] = list[operator_entry_type()]  # type: ignore[misc]
-    if "phases" in names:
-        changed["phases"] = dict[str, with_operator_types(PhaseConfig)]  # type: ignore[misc]
-    fields: list[Any] = [
-        (
-            name,
-            hint,
-            dataclasses.field(
-                default=names[name].default, default_factory=names[name].default_factory
-            ),
-        )
-        for name, hint in changed.items()
-    ]
-    return (
-        dataclasses.make_dataclass(schema.__name__, fields, bases=(schema,)) if fields else schema
-    )
+    if schema not in _SCHEMAS:
+        return schema
+    key: Any = (schema, operator_entry_type())
+    return _make_typed_schema(*key)
+
+
+@lru_cache(maxsize=len(_SCHEMAS))
+def _make_typed_schema(schema: Any, entry_type: Any) -> type[Any]:
+    name, hint = "grow", GenericAlias(list, (entry_type,))
+    if issubclass(schema, RunConfig):
+        name, hint = "phases", GenericAlias(dict, (str, with_operator_types(PhaseConfig)))
+    old = schema.__dataclass_fields__[name]
+    new = field(default=old.default, default_factory=old.default_factory)
+    return _make_type(f"{schema.__name__}{_TYPED}", [(name, hint, new)], (schema,))
+
+
+def _make_type(name: str, fields: Iterable[Any], bases: tuple[type[Any], ...] = ()) -> type[Any]:
+    """Make a dataclass that pickle finds in this module: Hydra's launchers send schemas to processes."""
+    made = dataclasses.make_dataclass(name, fields, bases=bases)
+    made.__module__ = __name__
+    globals()[name] = made
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """Make the types in a process that unpickles one of them."""
+    if name == "OperatorEntry" or name.endswith((_SETTINGS, _TYPED)):
+        for schema in _SCHEMAS:
+            with_operator_types(schema)
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_operator_names(content: dict[str, Any]) -> None:
+    """Check that the operators of a run's config are installed: OmegaConf's own error has no full key.
+
+    Raises:
+        UserError: For the first that is not.
+    """
+    known = available_operators()
+    phases = content.get("phases")
+    for phase_name, phase in phases.items() if isinstance(phases, dict) else ():
+        entries = phase.get("grow") if isinstance(phase, dict) else None
+        for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+            for name, settings in entry.items() if isinstance(entry, dict) else ():
+                if name not in known:
+                    key = f"phases.{phase_name}.grow.{index}.{name}"
+                    raise UserError(key, settings, explain_unknown_operator(str(name)))
 
 
 def with_operators(config: Any, schema: type[ConfigT], prefix: str = "") -> ConfigT:
@@ -91,7 +134,7 @@ def with_operators(config: Any, schema: type[ConfigT], prefix: str = "") -> Conf
     Raises:
         UserError: If an operator does not accept its settings; names the full key.
     """
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
     if "grow" in values:
         values["grow"] = [
             _read_entry(entry, f"{prefix}grow.{index}")
@@ -122,7 +165,7 @@ def _read_entry(entry: Any, path: str) -> OperatorEntry:
 
 def explain_unknown_key(schema: Any, key: str, known: Sequence[str]) -> str:
     """Return why a schema has no such key, with the nearest one that it has."""
-    if getattr(schema, "is_operator_entry", False):
+    if schema is operator_entry_type():
         return explain_unknown_operator(key)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -19,7 +19,8 @@ def summarize_operator(operator: Operator) -> str:
 
 def summarize_operator_dicts(data: Sequence[Any]) -> str:
     """Summarize operators as files hold them; where one cannot be made, its name stands for it."""
-    return ", ".join(_summarize_entry(entry) for entry in data if isinstance(entry, dict) and entry)
+    entries = (_summarize_entry(entry) for entry in data if isinstance(entry, dict))
+    return ", ".join(filter(None, entries))
 
 
 def _summarize_entry(entry: dict[str, Any]) -> str:
