@@ -65,15 +65,14 @@ def run_suite_cases() -> Iterator[SuiteCase]:
         name = f"standard deviation {noise:g}"
         yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=status)
     yield from _run_rope_cases(models)
-    yield from _run_installed_cases([*models.values(), *mixtures.values()])
+    with_experts = {f"{family}, 4 experts": mixture for family, mixture in mixtures.items()}
+    yield from _run_registered_cases(models | with_experts)
 
 
-def _run_installed_cases(models: Sequence[TransformerLM]) -> Iterator[SuiteCase]:
-    """Run the operators of other packages with their default settings, on each model that they suit."""
+def _run_registered_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
+    """Run every registered operator with its default settings, on each model that they suit."""
     for name, each in available_operators().items():
-        if each.operator_class.__module__.startswith("growlm."):
-            continue
-        for model in models:
+        for family, model in models.items():
             try:
                 operator = each.operator_class()
                 lossless = build_growth_map(model.config, [operator]).lossless
@@ -82,12 +81,9 @@ def _run_installed_cases(models: Sequence[TransformerLM]) -> Iterator[SuiteCase]
                 UserError,
             ):  # it has no default settings, or they do not suit the model
                 continue
-            norm = "LayerNorm" if model.config.norm.kind == "layernorm" else "RMSNorm"
-            case = f"{name}, {norm}, {'a mixture' if model.config.is_moe else 'dense'}"
             functional = Status.PASSED if lossless else Status.FINDING
-            yield _run_case(
-                "operators of installed packages", case, model, [operator], functional=functional
-            )
+            section = f"{name} by default"
+            yield _run_case(section, family, model, [operator], functional=functional)
 
 
 def _run_rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:

@@ -346,15 +346,17 @@ def test_growths_are_inferred_in_the_usual_order():
     assert [type(operator) for operator in first] == [Upcycle, Widen, Deepen]
 
 
-def test_the_suite_runs_operators_of_other_packages():
+def test_the_suite_runs_every_registered_operator():
     make_units()
     make_repeat()  # has no default settings
-    cases = [case for case in run_suite_cases() if case.section.startswith("operators of")]
-    assert [case.name for case in cases] == [
-        "units, LayerNorm, dense",
-        "units, RMSNorm, dense",
-        "units, LayerNorm, a mixture",
-        "units, RMSNorm, a mixture",
+    cases = [case for case in run_suite_cases() if case.section.endswith(" by default")]
+    names = ("upcycle", "multiply_experts", "deepen", "units")
+    assert list(dict.fromkeys(case.section for case in cases)) == [f"{n} by default" for n in names]
+    assert [case.name for case in cases if case.section.startswith("units")] == [
+        "LayerNorm",
+        "RMSNorm",
+        "LayerNorm, 4 experts",
+        "RMSNorm, 4 experts",
     ]
     assert all(cases)
 
