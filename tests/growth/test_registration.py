@@ -4,7 +4,8 @@ import importlib
 import json
 import pickle
 import sys
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -117,6 +118,22 @@ def test_the_registration_gives_name_words_and_settings():
     assert available_operators()["widen"].description.startswith("Add channels, heads")
     make_repeat()
     assert available_operators()["repeat"].description == ""
+
+
+def test_the_contract_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    for described in (GrowthSpec, AxisGrowth):
+        for each in fields(described):
+            assert f"| `{each.name}` |" in page, each.name
+    for method in (
+        "change(self, config)",
+        "summarize(self)",
+        "infer(cls, old, new)",
+        "smaller(self)",
+    ):
+        assert f"| `{method} -> " in page
+    axes = tiny_config().axis_sizes().keys() - {"vocabulary", "head_channels", "positions"}
+    assert all(f"`{axis}`" in page for axis in axes)
 
 
 def test_every_shipped_operator_has_a_description_and_words():
@@ -462,6 +479,22 @@ def test_a_checkpoint_of_an_operator_that_is_gone(tmp_path, monkeypatch, capsys)
     assert error.count("\n") == 1
 
 
-def test_an_unknown_setting_in_a_record():
-    with pytest.raises(UserError, match=r"widen\.scale=2: the operator has no such setting"):
-        operators_from_dicts([{"widen": {"scale": 2}}])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"widen": {"scale": 2}},
+            r"widen\.scale=2: the operator has no such setting; known: scale_",
+        ),
+        ({"widen": {"scale_factor": "2"}}, r"widen\.scale_factor=2: must be of type float | None"),
+        ({"widen": {"scale_factor": True}}, r"widen\.scale_factor=True: must be of type"),
+        ({"deepen": {"extra_layers": None}}, r"deepen\.extra_layers=None: must be of type int"),
+        ({"deepen": {"extra_layers": 5000}}, r"deepen\.extra_layers=5000: must be .*at most 4096"),
+        ({"units": {"weights": [1, "a"]}}, r"units\.weights=.*: must be of type list\[float\]"),
+    ],
+)
+def test_a_wrong_setting_in_a_record(entry, message):
+    make_units()
+    with pytest.raises(UserError, match=message):
+        operators_from_dicts([entry])
+    assert operators_from_dicts([{"widen": {"scale_factor": 2}}]) == [Widen(2)]

@@ -28,9 +28,8 @@ def check_field_types(operator_class: type[Any]) -> None:
             reason = "every field is a setting: an argument of the constructor, and an attribute"
             raise TypeError(f"{where}: {reason}")
         if not _is_plain_type(hint):
-            shown = getattr(hint, "__name__", hint) if isinstance(hint, type) else hint
             raise TypeError(
-                f"{where}: {shown} is not plain data; a setting is of {PLAIN_TYPES}. What has to be measured "
+                f"{where}: {format_type(hint)} is not plain data; a setting is of {PLAIN_TYPES}. What has to be measured "
                 "first is measured beforehand and stored as a list; for a choice, use str and limits(choices=...)"
             )
 
@@ -61,6 +60,20 @@ def check_field_values(operator: Any) -> None:
                 f"{type(operator).__qualname__}.{field.name}: {shown} is not plain data; a setting is of "
                 f"{PLAIN_TYPES}, and finite (tensor.tolist() makes a list)"
             )
+
+
+def format_type(hint: Any) -> str:
+    """Return a type as source code has it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a plain type; whole numbers are floats, too."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(has_type(value, each) for each in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(has_type(each, *get_args(hint)) for each in value)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def _is_plain_type(hint: Any) -> bool:

@@ -16,8 +16,15 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from growlm.growth.operators.plain_fields import check_field_types, check_field_values
+from growlm.growth.operators.plain_fields import (
+    check_field_types,
+    check_field_values,
+    format_type,
+    get_field_types,
+    has_type,
+)
 from growlm.runtime.errors import UserError
+from growlm.runtime.field_limits import check_limits
 
 if TYPE_CHECKING:
     from growlm.growth.grow_model import Operator
@@ -195,7 +202,7 @@ def operators_from_dicts(data: Sequence[dict[str, Any]]) -> list[Operator]:
 
     Raises:
         UnknownOperatorError: If an operator is not installed.
-        UserError: If an operator has no such setting.
+        UserError: If an operator has no such setting, or it is of another type or beyond its limits.
         TypeError: If the data is not of this form.
     """
     return [_from_dict(name, settings) for entry in data for name, settings in entry.items()]
@@ -203,10 +210,14 @@ def operators_from_dicts(data: Sequence[dict[str, Any]]) -> list[Operator]:
 
 def _from_dict(name: str, settings: dict[str, Any]) -> Operator:
     operator_class: Any = get_operator_class(name)
-    known = [field.name for field in dataclasses.fields(operator_class)]
+    known = get_field_types(operator_class)
     for key, value in settings.items():
         if key not in known:
             reason = f"the operator has no such setting; known: {', '.join(known)}"
             raise UserError(f"{name}.{key}", value, reason)
+        if not has_type(value, known[key]):
+            reason = f"must be of type {format_type(known[key])}"
+            raise UserError(f"{name}.{key}", value, reason)
     operator: Operator = operator_class(**settings)
+    check_limits(operator, name)
     return operator
