@@ -29,8 +29,8 @@ def check_field_types(operator_class: type[Any]) -> None:
             raise TypeError(f"{where}: {reason}")
         if not _is_plain_type(hint):
             raise TypeError(
-                f"{where}: {format_type(hint)} is not plain data; a setting is of {PLAIN_TYPES}. What has to be measured "
-                "first is measured beforehand and stored as a list; for a choice, use str and limits(choices=...)"
+                f"{where}: {format_type(hint)} is not plain data; a setting is of {PLAIN_TYPES}. What has "
+                "to be measured first is measured beforehand and stored as a list; for a choice, use str and limits(choices=...)"
             )
 
 
