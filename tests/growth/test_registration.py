@@ -167,6 +167,15 @@ def test_a_field_that_is_not_plain_is_named(hint, default):
     assert "loaded" not in available_operators()
 
 
+def test_a_field_that_is_no_setting_is_named():
+    with pytest.raises(TypeError, match=r"Loaded\.total: every field is a setting"):
+
+        @register_operator("loaded")
+        @dataclass
+        class Loaded(Change):
+            total: int = field(default=1, init=False)
+
+
 @pytest.mark.parametrize(
     "value", [torch.ones(2), np.float32(1), np.ones(2), float("nan"), [1, [torch.ones(())]], (1, 2)]
 )

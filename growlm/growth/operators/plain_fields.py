@@ -30,7 +30,7 @@ def check_field_types(operator_class: type[Any]) -> None:
         if not _is_plain_type(hint):
             raise TypeError(
                 f"{where}: {format_type(hint)} is not plain data; a setting is of {PLAIN_TYPES}. What has "
-                "to be measured first is measured beforehand and stored as a list; for a choice, use str and limits(choices=...)"
+                "to be measured is measured beforehand and stored as a list; a choice is a str with limits"
             )
 
 
