@@ -17,8 +17,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.operator_schema import (
+    MUST_BE_ENTRY,
     ComposedConfig,
-    check_operator_names,
+    check_grow_lists,
     explain_unknown_key,
     operator_entry_type,
     with_operator_types,
@@ -179,7 +180,7 @@ def _to_typed_node(composed: DictConfig) -> DictConfig:
             if not isinstance(value := model.get(name, {}), dict):
                 known = ", ".join(f"model.{name}.{each}" for each in part.__dataclass_fields__)
                 raise UserError(f"model.{name}", value, f"is a part with fields; set {known}")
-    check_operator_names(content)
+    check_grow_lists(content)
     node = make_config_node(RunConfig)
     _clear_model(node.model)
     return cast(DictConfig, OmegaConf.merge(node, content))
@@ -271,7 +272,7 @@ def translate_hydra_error(error: Exception) -> UserError:
                 full_key = key if key.endswith(f".{full_key}") else f"{key}: {full_key}"
         if "is not a subclass of" in message:
             if _GROW_ENTRY.search(full_key):
-                reason = "must be an operator with its settings, such as {widen: {scale_factor: 2}}"
+                reason = MUST_BE_ENTRY
             else:  # raised for entries of a typed mapping
                 reason = (
                     "there is no such entry; add a new one in a file of its group (--config-dir)"

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import GenericAlias
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from growlm.config.command_schema import GrowCommand
 from growlm.config.schema import OperatorEntry, PhaseConfig, RunConfig
@@ -25,6 +28,8 @@ from growlm.growth.operators.registry import (
 from growlm.runtime.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+
+MUST_BE_ENTRY = "must be an operator with its settings, such as {widen: {scale_factor: 2}}"
 
 
 @dataclass
@@ -106,21 +111,55 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def check_operator_names(content: dict[str, Any]) -> None:
-    """Check that the operators of a run's config are installed: OmegaConf's own error has no full key.
+def check_grow_lists(content: dict[str, Any]) -> None:
+    """Check names, settings and types in the `grow` lists of a run's config: OmegaConf's errors have no full key.
+
+    Args:
+        content: Config in plain mappings and lists; interpolations are checked once they are resolved.
 
     Raises:
-        UserError: For the first that is not.
+        UserError: For the first that is wrong.
     """
-    known = available_operators()
     phases = content.get("phases")
-    for phase_name, phase in phases.items() if isinstance(phases, dict) else ():
+    for name, phase in phases.items() if isinstance(phases, dict) else ():
         entries = phase.get("grow") if isinstance(phase, dict) else None
         for index, entry in enumerate(entries if isinstance(entries, list) else ()):
-            for name, settings in entry.items() if isinstance(entry, dict) else ():
-                if name not in known:
-                    key = f"phases.{phase_name}.grow.{index}.{name}"
-                    raise UserError(key, settings, explain_unknown_operator(str(name)))
+            _check_entry(f"phases.{name}.grow.{index}", entry)
+
+
+def _check_entry(path: str, entry: Any) -> None:
+    settings_types = get_type_hints(operator_entry_type())
+    if not isinstance(entry, dict):
+        _check_reference(path, entry)
+        return
+    for name, settings in entry.items():
+        key = f"{path}.{name}"
+        if name not in settings_types:
+            raise UserError(key, settings, explain_unknown_operator(str(name)))
+        if isinstance(settings, dict):
+            _check_settings(key, get_args(settings_types[name])[0], settings)
+        elif settings is not None:
+            _check_reference(key, settings)
+
+
+def _check_settings(path: str, settings_type: Any, settings: dict[str, Any]) -> None:
+    node: Any = OmegaConf.structured(settings_type)
+    known = list(settings_type.__dataclass_fields__)
+    for key, value in settings.items():
+        if key not in known:
+            reason = explain_unknown_key(settings_type, str(key), known)
+            raise UserError(f"{path}.{key}", value, reason)
+        try:
+            node[key] = value
+        except OmegaConfBaseException as error:
+            reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+            raise UserError(f"{path}.{key}", value, reason) from error
+
+
+def _check_reference(path: str, value: Any) -> None:
+    """Check that a value in the place of a mapping refers to one."""
+    if not (isinstance(value, str) and ("${" in value or value == "???")):
+        raise UserError(path, value, MUST_BE_ENTRY)
 
 
 def with_operators(config: Any, schema: type[ConfigT], prefix: str = "") -> ConfigT:

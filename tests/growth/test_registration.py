@@ -307,12 +307,23 @@ def test_the_schema_is_found_by_processes_that_hydra_starts():
     assert pickle.loads(data)[0].__name__ == schema.__name__
 
 
-def test_a_saved_config_of_an_operator_that_is_gone():
-    saved = {"phases": {"deep": {"grow": [{"gone": {"a": 1}}]}}}
-    with pytest.raises(
-        UserError, match=r"phases\.deep\.grow\.0\.gone=.*: there is no such operator"
-    ):
-        to_valid_run_config(OmegaConf.create(saved))
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"gone": {"a": 1}}, r"\.gone={'a': 1}: there is no such operator"),
+        ({"units": {"unit": 1}}, r"\.units\.unit=1: there is no such key; did you mean units\?"),
+        ({"units": {"units": "x"}}, r"\.units\.units=x: Value 'x' .* not be converted to Integer"),
+        ({"units": {"weights": [1, "x"]}}, r"\.units\.weights=.*'x'.* not be converted to Float"),
+        ({"units": 3}, r"\.units=3: must be an operator with its settings"),
+        ("units", r"=units: must be an operator with its settings"),
+        (None, r"=None: must be an operator with its settings"),
+    ],
+)
+def test_a_saved_config_with_a_wrong_entry(entry, message):
+    make_units()
+    good = [{"widen": None, "units": {"units": "${seed}"}}, {"units": None}]
+    with pytest.raises(UserError, match=r"phases\.deep\.grow\.2" + message):
+        to_valid_run_config(OmegaConf.create({"phases": {"deep": {"grow": [*good, entry]}}}))
 
 
 def test_smaller_growths_are_suggested():
