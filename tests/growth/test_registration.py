@@ -6,7 +6,7 @@ import pickle
 import sys
 from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -71,6 +71,8 @@ def make_units(name="units"):
 
         More about it.
         """
+
+        paper: ClassVar[str] = "of nobody"
 
         units: int | None = field(default=None, metadata=limits(minimum=1))
         weights: list[float] = field(default_factory=list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 PLAIN_TYPES = "int, float, bool, str, None or lists of these"
 _SCALARS = (bool, int, float, str)
@@ -37,10 +37,11 @@ def check_field_types(operator_class: type[Any]) -> None:
 def get_field_types(operator_class: type[Any]) -> dict[str, Any]:
     """Return the declared type of every field of a dataclass, by name."""
     hints = get_type_hints(operator_class)
+    declared = {name: hints[name] for name in operator_class.__dataclass_fields__}
     return {
-        name: hints[name]
-        for name, field in operator_class.__dataclass_fields__.items()
-        if field._field_type is not dataclasses._FIELD_CLASSVAR  # type: ignore[attr-defined]
+        name: hint
+        for name, hint in declared.items()
+        if hint is not ClassVar and get_origin(hint) is not ClassVar
     }
 
 
