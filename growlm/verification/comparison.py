@@ -552,7 +552,8 @@ def _infer_growth(
         noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": MAX_NOISE_STD}
         operators.append(Widen(**(sizes | noise | widen)))
     if new.n_layers != old.n_layers:
-        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
+        settings = {"init": "identity"} | deepen
+        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **settings))
     growth_map = build_growth_map(model, operators)
     # A changed head size is left for the RoPE check to report.
     if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():
