@@ -289,7 +289,7 @@ def translate_hydra_error(error: Exception) -> UserError:
     """Translate a Hydra or OmegaConf error to one about a key, with the nearest key that exists."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or cause.__context__  # Hydra's are not always raised from theirs
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         parent, _, last = cause.full_key.rpartition(".")
         known = _list_known_keys(cause.object_type, parent)

@@ -63,7 +63,9 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             try:
                 return compose(config_name, overrides=overrides, return_hydra_config=True)
             except HydraException as error:
-                raise explain_composition_error(overrides, config_name) or error from error
+                if explained := explain_composition_error(overrides, config_name):
+                    raise explained from error
+                raise
 
         constants = [o for o in run_overrides if not o.is_sweep_override()]
         sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
