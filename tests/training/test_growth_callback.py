@@ -232,7 +232,10 @@ def test_a_lightning_checkpoint_goes_on_inside_a_grown_phase(tmp_path, mode):
 
         def growth(previous):
             return GrowthCallback(
-                [Widen(2)], previous=previous, attribute="net.lm", optimizer_state=mode
+                [Widen(2, new_channels="copies")],
+                previous=previous,
+                attribute="net.lm",
+                optimizer_state=mode,
             )
 
         if not stops:
