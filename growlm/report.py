@@ -18,6 +18,7 @@ usage: python -m growlm.report DIR [DIR ...] [out=FILE]
         comparison.html
   out   file to write instead
 
+--config-dir is accepted, as by all commands; a report reads no config files.
 Unfinished runs are included up to their last step. Exit code 0: the report was written; 2: an argument is wrong.
 
 Examples:
@@ -40,7 +41,7 @@ def report(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(f"growlm {__version__}")
         return 0
-    folders, out = _parse_arguments(arguments)
+    folders, out = _parse_arguments(_check_config_dir(arguments))
 
     from growlm.reporting.console.plain_console import make_stdout_console
     from growlm.reporting.console.run_tables import print_report
@@ -55,6 +56,18 @@ def report(arguments: list[str]) -> int:
     print_report(console, content)
     console.print(f"Wrote {out}", markup=False, soft_wrap=True)
     return 0
+
+
+def _check_config_dir(arguments: list[str]) -> list[str]:
+    """Return the arguments without `--config-dir`, whose folder is only checked."""
+    if not any(argument.startswith(("--config-dir", "-cd")) for argument in arguments):
+        return arguments
+    from growlm.config.config_dir import check_config_dir, split_config_dir
+
+    folder, others = split_config_dir(arguments)
+    if folder is not None:
+        check_config_dir(folder)
+    return others
 
 
 def _parse_arguments(arguments: list[str]) -> tuple[list[Path], Path | None]:

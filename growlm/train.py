@@ -12,10 +12,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from growlm import __version__
-from growlm.cli.hydra_command import quote_free_text, run_command
+from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_options
+from growlm.config.composing.composition import complete_phases, find_unused_settings
+from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
+from growlm.config.config_dir import check_config_dir, split_config_dir
 from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.load import (
     ROOT_CONFIG_NAME,
+    compose_run_config,
     get_config_folder,
     register_schema,
     to_run_config,
@@ -47,7 +51,12 @@ def train() -> int:
     if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
-    arguments = translate_former_overrides(arguments)
+    config_dir, arguments = split_config_dir(translate_former_overrides(arguments))
+    if (
+        config_dir is not None
+    ):  # first, since Hydra's parser takes no overrides on both sides of an option
+        check_config_dir(config_dir)
+        arguments = [f"{CONFIG_DIR_OPTION}={config_dir}", *arguments]
     sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):
@@ -67,8 +76,10 @@ def train() -> int:
 
     try:
         job()
-    except HydraException:
-        raise  # some of them are OSErrors too
+    except HydraException:  # some of them are OSErrors too
+        folder, name, overrides = split_hydra_options(sys.argv[1:])
+        compose_run_config(overrides, folder, name)  # raises what growlm has to say about it
+        raise
     except OSError as error:  # Hydra creates the run folder before the job starts
         reason = f"cannot be created: {error.strerror}"
         raise UserError("hydra.run.dir", error.filename, reason) from error
@@ -84,6 +95,11 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
         composed: Config composed by Hydra.
         arguments: Command-line arguments that it was composed from.
     """
+    settings = HydraConfig.get()
+    overrides = [*settings.overrides.hydra, *settings.overrides.task]
+    complete_phases(composed, overrides, settings.job.config_name)
+    if unused := find_unused_settings(composed, overrides, settings.job.config_name):
+        raise unused[0]
     config = to_run_config(composed)
     # Imported only after the config is valid so far: Lightning takes seconds to import.
     from growlm.config.validation import check_config
@@ -93,7 +109,6 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
     from growlm.training.requirements import check_requirements
     from growlm.training.resume.resume_from import resolve_resume_config
 
-    settings = HydraConfig.get()
     try:
         config = resolve_resume_config(config, settings.overrides.task)
         if (chosen := str(settings.run.dir)) != "." and config.run_dir is None:

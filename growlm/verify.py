@@ -82,8 +82,9 @@ def verify(arguments: list[str]) -> int:
     """Check two checkpoints, or run the standalone suite; return the exit code."""
     command = load_command_config("verify", VerifyCommand, arguments)
     if command.old is None and command.new is None:
-        if arguments:
-            key, _, value = arguments[0].partition("=")
+        settings = [argument for argument in arguments if not argument.startswith("hydra.")]
+        if settings:
+            key, _, value = settings[0].partition("=")
             raise UserError(
                 key, value, "needs old=DIR and new=DIR; the standalone suite has no settings"
             )

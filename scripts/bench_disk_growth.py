@@ -34,7 +34,7 @@ from growlm.model import ModelConfig, TransformerLM
 from growlm.model.keyed_rng import keyed_generator
 
 GROW = "grow=[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]"
-OPERATORS = [Widen(scale_factor=2), Deepen(extra_layers=4)]
+OPERATORS = [Widen(scale_factor=2, new_channels="copies"), Deepen(extra_layers=4, init="identity")]
 LARGE = ModelConfig(
     d_model=832, n_layers=7, n_heads=8, n_kv_heads=8, head_dim=104, d_ff=3328, num_experts=8
 )

@@ -48,11 +48,11 @@ CASES: dict[str, tuple[ModelConfig, Sequence[Operator]]] = {
     ),
     "widen x2, fresh": (DENSE, [Widen(scale_factor=2.0, new_channels="fresh")]),
     "deepen, fresh": (DENSE, [Deepen(extra_layers=4, init="fresh")]),
-    "deepen, identity": (DENSE, [Deepen(extra_layers=4)]),
+    "deepen, identity": (DENSE, [Deepen(extra_layers=4, init="identity")]),
     "deepen, plain copies": (DENSE, [Deepen(extra_layers=4, placement="stack", init="copy")]),
     "multiply experts": (MIXTURE, [MultiplyExperts(factor=2)]),
     "widen x2 and deepen": (
-        DENSE, [Widen(scale_factor=2.0, noise_std=1e-2), Deepen(extra_layers=4)]
+        DENSE, [Widen(scale_factor=2.0, noise_std=1e-2), Deepen(extra_layers=4, init="identity")]
     ),
 }  # fmt: skip
 

@@ -96,9 +96,9 @@ FLAGS: dict[str, dict[str, Any]] = {
 UPCYCLE, MULTIPLY = "upcycle", "multiply experts"
 OPERATORS: dict[str, Operator] = {
     UPCYCLE: Upcycle(num_experts=4),
-    "widen ×1.5": Widen(scale_factor=1.5),
-    "widen ×2": Widen(scale_factor=2),
-    "deepen": Deepen(),
+    "widen ×1.5": Widen(scale_factor=1.5, new_channels="copies"),
+    "widen ×2": Widen(scale_factor=2, new_channels="copies"),
+    "deepen": Deepen(init="identity"),
     MULTIPLY: MultiplyExperts(),
 }
 NOT_APPLICABLE = "–"

@@ -147,7 +147,9 @@ def draw_deepen() -> None:
     figure, axes = plt.subplots(1, 4, figsize=(8, 4))
     draw_blocks(axes[0], list(range(4)), ["kept"] * 4, "4 blocks")
     for panel, placement in zip(axes[1:], ("append", "stack", "interleave"), strict=True):
-        blocks = build_growth_map(DENSE, [Deepen(extra_layers=3, placement=placement)]).blocks
+        blocks = build_growth_map(
+            DENSE, [Deepen(extra_layers=3, placement=placement, init="identity")]
+        ).blocks
         kinds = [block.kind for block in blocks]
         draw_blocks(panel, [block.source for block in blocks], kinds, placement)
     save(figure, "deepen")

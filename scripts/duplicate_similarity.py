@@ -33,7 +33,7 @@ STEPS = 100
 ARMS: dict[str, tuple[Widen, str]] = {
     "no noise": (Widen(noise_std=0), "carry"),
     "noise 1e-5": (Widen(noise_std=1e-5), "carry"),
-    "noise 1e-2 (default)": (Widen(), "carry"),
+    "noise 1e-2 (default)": (Widen(new_channels="copies"), "carry"),
     "noise at 10 dB": (Widen(noise_snr_db=10), "carry"),
     "no noise, split 1:2": (Widen(noise_std=0, split="1:2"), "carry"),
     "no noise, asymmetric": (Widen(noise_std=0), "asymmetric"),

@@ -44,13 +44,24 @@ GROWTHS: list[tuple[str, bool, list[Operator]]] = [
         (f"widen ×{f:g}, fresh (8 experts)", True, [Widen(scale_factor=f, new_channels="fresh")])
         for f in (1.5, 2, 3)
     ),
-    ("widen ×1.5 twice", True, [Widen(scale_factor=1.5), Widen(scale_factor=1.5)]),
-    ("deepen by 4, identity", True, [Deepen(extra_layers=4)]),
+    (
+        "widen ×1.5 twice",
+        True,
+        [
+            Widen(scale_factor=1.5, new_channels="copies"),
+            Widen(scale_factor=1.5, new_channels="copies"),
+        ],
+    ),
+    ("deepen by 4, identity", True, [Deepen(extra_layers=4, init="identity")]),
     ("deepen by 4, fresh", True, [Deepen(extra_layers=4, init="fresh")]),
     (
         "upcycle, widen ×1.5, deepen by 2",
         False,
-        [Upcycle(), Widen(scale_factor=1.5), Deepen(extra_layers=2)],
+        [
+            Upcycle(),
+            Widen(scale_factor=1.5, new_channels="copies"),
+            Deepen(extra_layers=2, init="identity"),
+        ],
     ),
     ("deepen by 4, plain copies", True, [Deepen(extra_layers=4, init="copy")]),
 ]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, get_args, get_type_hints
 
 SHELLS = ("bash", "zsh")
-OPTIONS = ("--help", "--version", "--cfg")
-HYDRA_OPTIONS = (*OPTIONS, "--multirun", "--config-dir", "--config-name", "--info")
+OPTIONS = ("--help", "--version", "--cfg", "--config-dir")
+HYDRA_OPTIONS = (*OPTIONS, "--multirun", "--config-name", "--info")
 PLAN_KEYS = {"format": ("table", "json"), "calibrate": ("true", "false"), "devices": ()}
 
 _BASH = """_growlm() {
@@ -49,9 +49,9 @@ def list_completions(line: str, commands: Collection[str]) -> list[str]:
     elif before[1] == "completion":
         found, options = (f"{shell} " for shell in SHELLS), ()
     elif before[1] == "report":
-        found, options = ("out=",), ("--help", "--version")
+        found, options = ("out=",), ("--help", "--version", "--config-dir")
     elif before[1] in commands:
-        found = _complete_keys(before[1], word)
+        found = _complete_keys(before[1], word, before[2:])
         options = HYDRA_OPTIONS if before[1] == "train" else OPTIONS
     else:
         return []
@@ -73,21 +73,29 @@ def _split_words(line: str) -> list[str]:
     return line.split()  # a quote is still open
 
 
-def _complete_keys(command: str, word: str) -> Iterator[str]:
-    """Yield `key=` for every key at the level that the word has reached, and `key=value` for known values."""
+def _complete_keys(command: str, word: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield `key=` for every key at the level that the word has reached, and `key=value` for known values.
+
+    Args:
+        command: Name of the command.
+        word: Word to complete.
+        arguments: Words between both; the options of a folder given by `--config-dir` are known too.
+    """
     from growlm.config import command_schema, schema
-    from growlm.config.load import get_config_folder
+    from growlm.config.config_dir import get_config_folder, split_config_dir
 
     is_run = command in ("train", "plan")
     config_class = (
         schema.RunConfig if is_run else getattr(command_schema, f"{command.title()}Command")
     )
     if is_run or command == "evaluate":
-        for group in sorted(path for path in get_config_folder().iterdir() if path.is_dir()):
-            if (is_run and group.name != "hydra") or group.name == "data":
-                yield from _iter_assignments(
-                    group.name, [file.stem for file in sorted(group.glob("*.yaml"))]
-                )
+        own, _ = split_config_dir(arguments)
+        folders = [get_config_folder(), *([own] if own is not None and own.is_dir() else [])]
+        groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+        for group in sorted(groups):
+            if (is_run and group != "hydra") or group == "data":
+                files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+                yield from _iter_assignments(group, sorted({file.stem for file in files}))
     if command == "plan":
         for key, values in PLAN_KEYS.items():
             yield from _iter_assignments(key, values)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm import __version__
-from growlm.config.literal import escape_interpolations
+from growlm.config.config_dir import (
+    ROOT_CONFIG_NAME,
+    add_search_path,
+    check_config_dir,
+    split_config_dir,
+)
+from growlm.config.literal import escape_interpolations, quote_for_hydra
 from growlm.config.load import translate_hydra_error
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_user_error, run_and_get_exit_code
@@ -43,6 +50,15 @@ PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
 FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
 """Pattern of the free-text keys of a mixture's sources."""
 
+COMMON_OPTIONS = """
+
+Options:
+  --config-dir DIR  folder with config files of your own, laid out like conf/
+  --cfg job         print the composed config
+  --version, --help
+"""
+"""Help on the options of all commands."""
+
 QUOTED_STRING = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
 """Pattern of a value that is a single quoted string in Hydra's grammar."""
 
@@ -63,11 +79,7 @@ def quote_free_text(argument: str) -> str:
         value = escape_interpolations(value)
     elif value == "null" or QUOTED_STRING.fullmatch(value):
         return argument
-    # Hydra treats a backslash as an escape only before a quote, including the closing one.
-    escaped = re.sub(
-        r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value
-    )
-    return f"{key}='{escaped}'"
+    return f"{key}={quote_for_hydra(value)}"
 
 
 def run_command(
@@ -90,6 +102,16 @@ def run_command(
     return run_and_get_exit_code(translated_body, on_error)
 
 
+def split_hydra_options(arguments: Sequence[str]) -> tuple[str | None, str, list[str]]:
+    """Split arguments of `growlm.train` into the folder of `--config-dir`, the config's name and the overrides."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
+    parser.add_argument("overrides", nargs="*")
+    options, _ = parser.parse_known_args(list(arguments))
+    return options.config_dir, options.config_name, options.overrides
+
+
 def run_key_value_command(
     usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
 ) -> int:
@@ -102,11 +124,18 @@ def run_key_value_command(
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(usage.strip())
+        print(usage.strip() + COMMON_OPTIONS.rstrip())
         return 0
     if "--version" in arguments:
         print(f"growlm {__version__}")
         return 0
+    try:
+        config_dir, arguments = split_config_dir(arguments)
+        if config_dir is not None:
+            check_config_dir(config_dir)
+            arguments = add_search_path(arguments, config_dir)
+    except UserError as error:
+        return print_user_error(error)
     if {"-c", "--cfg"} & set(arguments):
         return run_command(lambda: _print_config(arguments, compose))
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Escape text so that OmegaConf does not interpolate `${` in it."""
+"""Escape text, so that Hydra and OmegaConf take it literally."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def escape_interpolations(text: str) -> str:
     The text `???` cannot be escaped: OmegaConf rejects it as a missing value.
     """
     return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", text)
+
+
+def quote_for_hydra(text: str) -> str:
+    """Quote a text for Hydra's grammar, so that no character in it has a special meaning there."""
+    # Hydra treats a backslash as an escape only before a quote, including the closing one.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def escape_prompt_interpolations(config: RunConfig) -> RunConfig:

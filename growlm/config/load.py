@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,13 +15,23 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from growlm.config.composing.composition import (
+    complete_phases,
+    explain_composition_error,
+    find_unused_settings,
+)
+from growlm.config.config_dir import (
+    ROOT_CONFIG_NAME,
+    add_search_path,
+    check_config_dir,
+    get_config_folder,
+)
 from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.operator_schema import (
     MUST_BE_ENTRY,
     ComposedConfig,
     check_grow_lists,
     explain_unknown_key,
-    operator_entry_type,
     with_operator_types,
     with_operators,
 )
@@ -40,19 +50,8 @@ _LIST_INDEX = re.compile(r"\[(\d+)\]")
 _OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
 _FILE_AT_FAULT = re.compile(r"In '([^']+)': ")
 _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
-ROOT_CONFIG_NAME = "train"
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Hydra launchers that are separate packages, and the growlm extra that installs each."""
-
-
-def get_config_folder() -> Path:
-    """Return the folder of `train.yaml`: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    candidates = [package / "conf", package.parent / "conf"]
-    for folder in candidates:
-        if (folder / f"{ROOT_CONFIG_NAME}.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"no {ROOT_CONFIG_NAME}.yaml in {' or '.join(map(str, candidates))}")
 
 
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
@@ -73,19 +72,17 @@ def _make_writable(node: DictConfig) -> None:
             _make_writable(node[name])
 
 
+@cache
 def register_schema() -> None:
-    """Register the schema with Hydra, so that wrong keys and types are reported where they are written."""
-    entry_type: Any = operator_entry_type()
-    _register_schema(entry_type)
+    """Register the schema with Hydra, so that wrong keys and types are reported where they are written.
 
-
-@lru_cache(maxsize=1)
-def _register_schema(entry_type: Any) -> None:
-    """Register the schema with operators of a type; once is enough, since Hydra copies what is registered."""
+    Once is enough: Hydra copies what is registered.
+    """
     model = make_config_node(RunConfig).model
     _clear_model(model)
-    schema = OmegaConf.structured(with_operator_types(ComposedConfig))
+    schema = OmegaConf.structured(ComposedConfig)
     schema.model = OmegaConf.to_container(model)
+    OmegaConf.set_struct(schema.phases, False)  # settings that the plan's file leaves out need no +
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
@@ -98,24 +95,55 @@ def _clear_model(node: DictConfig) -> None:
             node[name] = MISSING
 
 
-def compose_run_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose the config of a run from command-line overrides, without validation."""
+def compose_run_config(
+    overrides: Sequence[str],
+    config_dir: str | Path | None = None,
+    config_name: str = ROOT_CONFIG_NAME,
+) -> DictConfig:
+    """Compose the config of a run from command-line overrides; values are not validated yet.
+
+    Args:
+        overrides: Arguments `key=value` and `group=option`.
+        config_dir: Folder with config files of the user's own, laid out like `conf/`.
+        config_name: Name of the primary config.
+
+    Raises:
+        UserError: If an override names nothing, or sets something that no phase uses.
+    """
     register_schema()
+    overrides = translate_former_overrides(overrides)
+    if config_dir is not None:
+        overrides = _find_own_files(overrides, config_dir)
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
-        return compose(ROOT_CONFIG_NAME, overrides=translate_former_overrides(overrides))
+        try:
+            composed = compose(config_name, overrides=overrides)
+            complete_phases(composed, overrides, config_name)
+            unused = find_unused_settings(composed, overrides, config_name)
+        except (HydraException, OmegaConfBaseException) as error:
+            explained = explain_composition_error(overrides, config_name)
+            raise explained or translate_hydra_error(error) from error
+    if unused:
+        raise unused[0]
+    return composed
 
 
-def load_config(*overrides: str) -> RunConfig:
+def _find_own_files(overrides: Sequence[str], config_dir: str | Path) -> list[str]:
+    folder = Path(config_dir).expanduser().absolute()
+    check_config_dir(folder)
+    return add_search_path(overrides, folder)
+
+
+def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     """Compose and validate the config of a run from command-line overrides.
+
+    Args:
+        *overrides: Arguments `key=value` and `group=option`.
+        config_dir: Folder with config files of your own, laid out like `conf/`.
 
     Raises:
         UserError: If a setting is wrong.
     """
-    try:
-        composed = compose_run_config(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise translate_hydra_error(error) from error
-    return to_valid_run_config(composed)
+    return to_valid_run_config(compose_run_config(overrides, config_dir))
 
 
 def compose_command_config(
@@ -181,6 +209,10 @@ def _to_typed_node(composed: DictConfig) -> DictConfig:
                 known = ", ".join(f"model.{name}.{each}" for each in part.__dataclass_fields__)
                 raise UserError(f"model.{name}", value, f"is a part with fields; set {known}")
     check_grow_lists(content)
+    if isinstance(phases := content.get("phases"), dict):
+        for name, phase in phases.items():
+            if isinstance(phase, dict):  # null is a choice: no checkpoint
+                phase.setdefault("save_as", str(name))
     node = make_config_node(RunConfig)
     _clear_model(node.model)
     return cast(DictConfig, OmegaConf.merge(node, content))
@@ -257,7 +289,7 @@ def translate_hydra_error(error: Exception) -> UserError:
     """Translate a Hydra or OmegaConf error to one about a key, with the nearest key that exists."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or cause.__context__  # Hydra's are not always raised from theirs
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         parent, _, last = cause.full_key.rpartition(".")
         known = _list_known_keys(cause.object_type, parent)

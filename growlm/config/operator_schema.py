@@ -34,12 +34,16 @@ MUST_BE_ENTRY = "must be an operator with its settings, such as {widen: {scale_f
 
 @dataclass
 class ComposedConfig(RunConfig):
-    """The schema while Hydra composes: files may hold the flat model of growlm 0.1; `to_run_config` checks it."""
+    """The schema while Hydra composes; `to_run_config` checks what it leaves open.
+
+    Files may hold the flat model of growlm 0.1, and overrides may add phases.
+    """
 
     model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
+    phases: dict[str, Any] = field(default_factory=dict)
 
 
-_SCHEMAS = (ComposedConfig, RunConfig, PhaseConfig, GrowCommand)
+_SCHEMAS = (RunConfig, PhaseConfig, GrowCommand)
 _TYPED = "WithOperators"
 _SETTINGS = "_settings"
 

@@ -352,8 +352,8 @@ class PhaseConfig:
     """One phase of a plan: grow the model (unless it is the first phase), then train it."""
 
     steps: int | None = field(default=None, metadata=limits(minimum=0))
-    """Optimizer steps; set exactly one of `steps`, `tokens`, `flops`. With 0 steps the phase grows, checks and
-    saves the model without training."""
+    """Optimizer steps; set exactly one of `steps`, `tokens`, `flops`: one that is set on the command line, or in
+    a later file, replaces another. With 0 steps the phase grows, checks and saves the model without training."""
     tokens: float | None = field(default=None, metadata=limits(minimum=1))
     """Tokens to train on; rounded up to whole steps."""
     flops: float | None = field(default=None, metadata=limits(minimum=1))
@@ -373,7 +373,8 @@ class PhaseConfig:
     grow: list[OperatorEntry] = field(default_factory=list)
     """Growth operators, applied in order before training: entries `{NAME: SETTINGS}` of registered operators."""
     save_as: str | None = None
-    """Name of the checkpoint saved after the phase."""
+    """Name of the checkpoint saved after the phase; if a plan does not set it, the phase's name. `null` saves
+    none."""
     save_initial_as: str | None = None
     """Name of the checkpoint saved after growing, before training."""
 

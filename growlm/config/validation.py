@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -64,7 +65,8 @@ def check_config(config: RunConfig) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             reason = "a phase's name may contain only letters, digits, '_' and '-'"
             raise UserError("phases", repr(name), reason)
-        _check_phase(f"phases.{name}", phase, is_first=index == 0)
+        others = [other for other in config.phases if other != name]
+        _check_phase(f"phases.{name}", phase, index == 0, difflib.get_close_matches(name, others))
         from_scratch = index == 0 and config.model.path is None
         _check_optimizer_state(f"phases.{name}", phase, config.optimizer, index == 0, from_scratch)
         for key in ("save_initial_as", "save_as"):
@@ -155,11 +157,14 @@ def _check_source(path: str, source: SourceConfig) -> None:
         raise UserError(f"{path}.name", source.name, reason)
 
 
-def _check_phase(path: str, phase: PhaseConfig, is_first: bool) -> None:
+def _check_phase(
+    path: str, phase: PhaseConfig, is_first: bool, similar_names: Sequence[str]
+) -> None:
     lengths = [key for key in ("steps", "tokens", "flops") if getattr(phase, key) is not None]
     if len(lengths) != 1:
         given = ", ".join(lengths) or "none"
-        raise UserError(path, given, "needs exactly one of steps, tokens, flops")
+        hint = f"; did you mean phases.{similar_names[0]}?" if similar_names and not lengths else ""
+        raise UserError(path, given, f"needs exactly one of steps, tokens, flops{hint}")
     if is_first and phase.grow:
         raise UserError(
             f"{path}.grow", "[...]", "the first phase has no model to grow; leave it empty"

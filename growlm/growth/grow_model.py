@@ -275,14 +275,21 @@ def scale_bilaterally(
     noise_std: float = 1e-5,
     seed: int = 0,
 ) -> Model:
-    """Widen by `scale_factor` and deepen by `extra_layers` identity blocks, without changing the function.
+    """Widen by copies and deepen by identity blocks, as `recipe=copies` does, without changing the function.
+
+    Args:
+        small_model: Model to grow; it is left as it is.
+        scale_factor: Growth of width, heads and hidden units.
+        extra_layers: Number of new blocks, appended.
+        noise_std: Standard deviation of the zero-sum noise on the copies.
+        seed: Seed of the noise.
 
     Raises:
         UserError: If a size is not whole after scaling, or nothing would grow.
     """
     operators: list[Operator] = [Widen(scale_factor=scale_factor, noise_std=noise_std)]
     if extra_layers:
-        operators.append(Deepen(extra_layers=extra_layers))
+        operators.append(Deepen(extra_layers=extra_layers, init="identity"))
     return grow(small_model, operators, seed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 from collections.abc import Sequence
@@ -16,12 +15,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from growlm.config.load import (
-    ROOT_CONFIG_NAME,
-    get_config_folder,
-    register_schema,
-    to_valid_run_config,
+from growlm.cli.hydra_command import split_hydra_options
+from growlm.config.composing.composition import (
+    complete_phases,
+    explain_composition_error,
+    find_unused_settings,
 )
+from growlm.config.config_dir import add_search_path, get_config_folder
+from growlm.config.load import register_schema, to_valid_run_config
 from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
 from growlm.runtime.errors import UserError
 from growlm.sweep.job_devices import reject_multi_device_job
@@ -44,27 +45,27 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         jobs yet, because the sweeper chooses them while it runs.
 
     Raises:
-        UserError: If a job needs several devices.
+        UserError: If a job needs several devices, or a setting fits none of the plans.
         HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
-    parser.add_argument("overrides", nargs="*")
-    options, _ = parser.parse_known_args(list(arguments))
+    config_dir, config_name, given = split_hydra_options(arguments)
     register_schema()
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(options.overrides)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
         hydra_overrides = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
         run_overrides = [o for o in parsed if not _is_hydra_override(o)]
-        if options.config_dir:
-            folder = Path(options.config_dir).absolute()
-            hydra_overrides.append(f"hydra.searchpath=['file://{folder}']")
+        if config_dir:
+            hydra_overrides = add_search_path(hydra_overrides, Path(config_dir).absolute())
 
         def compose_job(job: Sequence[str]) -> DictConfig:
             overrides = [*job, *hydra_overrides]
-            return compose(options.config_name, overrides=overrides, return_hydra_config=True)
+            try:
+                return compose(config_name, overrides=overrides, return_hydra_config=True)
+            except HydraException as error:
+                if explained := explain_composition_error(overrides, config_name):
+                    raise explained from error
+                raise
 
         constants = [o for o in run_overrides if not o.is_sweep_override()]
         sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
@@ -73,8 +74,9 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         if len(jobs) > ANNOUNCE_MIN_JOBS:
             print(f"composing {len(jobs)} jobs ...")
         configs = [compose_job(job) for job in jobs]
+        _complete_jobs(configs, [[*job, *hydra_overrides] for job in jobs], config_name)
     for job, config in zip(jobs, configs, strict=True):
-        reject_multi_device_job(job, config, options.config_dir)
+        reject_multi_device_job(job, config, config_dir)
     sweep = SweepRecord(
         name=str(configs[0].name),
         command=[str(o.input_line) for o in run_overrides],
@@ -92,6 +94,24 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
+
+
+def _complete_jobs(
+    configs: Sequence[DictConfig], overrides: Sequence[Sequence[str]], config_name: str
+) -> None:
+    """Complete the phases of every job's config.
+
+    Raises:
+        UserError: If an override names no phase of its job's plan, or a growth setting is used by no job.
+    """
+    unused: list[dict[str, UserError]] = []
+    for config, job in zip(configs, overrides, strict=True):
+        complete_phases(config, job, config_name)
+        errors = find_unused_settings(config, job, config_name)
+        unused.append({error.key: error for error in errors})
+    for key, error in unused[0].items():
+        if all(key in others for others in unused):
+            raise error
 
 
 def _expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:

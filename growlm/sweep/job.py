@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from growlm.cli.hydra_command import run_command
+from growlm.config.composing.composition import complete_phases
 from growlm.config.load import to_run_config, to_valid_run_config, trace_interpolated_keys
 from growlm.config.schema import RunConfig
 from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
@@ -39,6 +40,8 @@ def run_sweep_job(composed: DictConfig) -> None:
         FolderRemovedError: If the sweep's folder was removed, and the job has its own process.
     """
     settings = HydraConfig.get()
+    overrides = [*settings.overrides.hydra, *settings.overrides.task]
+    complete_phases(composed, overrides, settings.job.config_name)
     is_sequential = settings.launcher._target_ == BASIC_LAUNCHER
     try:
         _run_locked_job(composed, settings, is_sequential)

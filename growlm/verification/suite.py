@@ -57,8 +57,13 @@ def run_suite_cases() -> Iterator[SuiteCase]:
     for family, mixture in mixtures.items():
         for factor in (1.5, 2.0, 3.0):
             name = f"{family}, ×{factor:g} and 2 layers"
-            both: list[Operator] = [Widen(scale_factor=factor), Deepen(extra_layers=2)]
+            both: list[Operator] = [
+                Widen(scale_factor=factor, new_channels="copies"),
+                Deepen(extra_layers=2, init="identity"),
+            ]
             yield _run_case("bilateral growth of a mixture", name, mixture, both)
+        fresh: list[Operator] = [Widen(scale_factor=1.5), Deepen(extra_layers=2)]
+        yield _run_case("fresh channels and blocks", f"{family}, ×1.5", mixture, fresh)
     for noise in NOISE_STDS:
         widen = Widen(scale_factor=2, noise_std=noise)
         status = Status.FINDING if noise == 0 else Status.PASSED
@@ -88,10 +93,19 @@ def _run_registered_cases(models: Mapping[str, TransformerLM]) -> Iterator[Suite
 
 def _run_rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
     section, model = "RoPE", models["LayerNorm"]
-    yield _run_case(section, "more heads, same size: keeps", model, [Widen(scale_factor=2)])
-    yield _run_case(section, "more hidden units only: keeps", model, [Widen(d_ff=512)])
+    yield _run_case(
+        section,
+        "more heads, same size: keeps",
+        model,
+        [Widen(scale_factor=2, new_channels="copies")],
+    )
+    yield _run_case(
+        section, "more hidden units only: keeps", model, [Widen(d_ff=512, new_channels="copies")]
+    )
     grouped = models["RMSNorm"]
-    yield _run_case(section, "more heads in a group: keeps", grouped, [Widen(n_heads=8)])
+    yield _run_case(
+        section, "more heads in a group: keeps", grouped, [Widen(n_heads=8, new_channels="copies")]
+    )
     larger_heads = replace(GPT_CONFIG, d_model=128, head_dim=32, d_ff=512)
     report = detailed_growth_check(
         old_model=model, new_model=TransformerLM(larger_heads), probe=_make_probe(), device="cpu"

@@ -27,7 +27,10 @@ from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_conf
 from tests.training.grown_training import OPTIMIZERS, Training
 
 SEQUENCES = {
-    "widen and deepen": [Widen(scale_factor=1.5), Deepen(extra_layers=3, placement="interleave")],
+    "widen and deepen": [
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Deepen(extra_layers=3, placement="interleave", init="identity"),
+    ],
     "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
     "experts": [MultiplyExperts(2), Widen(scale_factor=2, split="1:2")],
     "copies": [Deepen(extra_layers=2, placement="stack", init="copy")],
@@ -79,7 +82,12 @@ def test_moments_as_in_memory(tmp_path, name):
     training = Training(build(tiny_config(), dtype=torch.float32), OPTIMIZERS[name]).steps(2)
     states = get_optimizer_states(training.model, [training.optimizer])
     save_model(training.model, tmp_path / "small", {}, states)
-    operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
+    operators = [
+        Upcycle(4),
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Deepen(init="identity"),
+        MultiplyExperts(2),
+    ]
 
     grow_checkpoint(tmp_path / "small", tmp_path / "large", operators)
     grow_checkpoint(tmp_path / "small", tmp_path / "bare", operators, optimizer_state="reset")
@@ -99,7 +107,7 @@ def test_shards(tmp_path, monkeypatch):
     small = build(tiny_config(), dtype=torch.float32)
     save_model(small, tmp_path / "small", {})
     assert len(list((tmp_path / "small").glob("model-*-of-*.safetensors"))) > 1
-    operators = [Widen(scale_factor=2)]
+    operators = [Widen(scale_factor=2, new_channels="copies")]
     grow_checkpoint(tmp_path / "small", tmp_path / "large", operators)
     index = json.loads((tmp_path / "large" / "model.safetensors.index.json").read_text())
     grown = grow(small, operators).state_dict()
@@ -121,7 +129,9 @@ def test_nothing_is_left_of_a_growth_that_fails(tmp_path):
         largest_file(20_000),
         pytest.raises(DiskError, match=r"small|large.*bytes were still to be written") as failed,
     ):
-        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2, new_channels="copies")]
+        )
     assert failed.value.bytes_missing > 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
@@ -130,7 +140,9 @@ def test_a_target_that_exists_is_left_alone(tmp_path):
     save_model(build(tiny_config()), tmp_path / "small", {})
     (tmp_path / "large").mkdir()
     with pytest.raises(UserError, match="already exists"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2, new_channels="copies")]
+        )
     assert not list((tmp_path / "large").iterdir())
 
 
@@ -139,7 +151,9 @@ def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("growlm.checkpoint.offline_growth.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GB free"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2, new_channels="copies")]
+        )
     assert not (tmp_path / "large").exists()
 
 
@@ -172,7 +186,7 @@ def test_a_damaged_source_is_named(tmp_path, spoil, message, has_manifest):
         (folder / "manifest.json").unlink()
     spoil(folder)
     for read in (
-        lambda: grow_checkpoint(folder, tmp_path / "large", [Deepen()]),
+        lambda: grow_checkpoint(folder, tmp_path / "large", [Deepen(init="identity")]),
         lambda: load_model(folder),
     ):
         with pytest.raises(UserError, match=message):
@@ -214,7 +228,9 @@ def saved_with_optimizer(folder, dtype=torch.float32):
 def test_moments_keep_the_precision_they_have(tmp_path, dtype):
     """The step count is single precision whatever the moments are."""
     _, states = saved_with_optimizer(tmp_path / "small", dtype)
-    grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    grow_checkpoint(
+        tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2, new_channels="copies")]
+    )
     found = read_optimizer_states(tmp_path / "large")["embedding.weight"]
     assert found["exp_avg"].dtype == states["embedding.weight"]["exp_avg"].dtype == dtype
     assert found["step"].dtype == torch.float32
@@ -239,7 +255,9 @@ def test_an_optimizer_state_that_does_not_fit_is_named(tmp_path, spoil, message)
     spoil(states)
     save_model(model, tmp_path / "small", {}, states)
     with pytest.raises(UserError, match=message):
-        grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2, new_channels="copies")]
+        )
     assert not (tmp_path / "large").exists()
 
 
@@ -247,12 +265,20 @@ def test_a_target_inside_a_file_is_refused(tmp_path):
     save_model(build(tiny_config()), tmp_path / "small", {})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not a writable folder"):
-        grow_checkpoint(tmp_path / "small", tmp_path / "file" / "x", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small",
+            tmp_path / "file" / "x",
+            [Widen(scale_factor=2, new_channels="copies")],
+        )
 
 
 def test_parents_that_were_made_go_too(tmp_path, monkeypatch):
     save_model(build(tiny_config()), tmp_path / "small", {})
     monkeypatch.setattr(tensor_files, "_bytes_of", lambda tensor: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        grow_checkpoint(tmp_path / "small", tmp_path / "a" / "b" / "c", [Widen(scale_factor=2)])
+        grow_checkpoint(
+            tmp_path / "small",
+            tmp_path / "a" / "b" / "c",
+            [Widen(scale_factor=2, new_channels="copies")],
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

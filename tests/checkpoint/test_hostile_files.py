@@ -158,7 +158,7 @@ def test_an_index_that_leads_outside(name, checkpoint, tmp_path):
 
 
 def grown(checkpoint, target):
-    return grow_checkpoint(checkpoint, target, [Deepen(extra_layers=1)])
+    return grow_checkpoint(checkpoint, target, [Deepen(extra_layers=1, init="identity")])
 
 
 @pytest.mark.parametrize("copied_by", [grown, to_huggingface])

@@ -126,8 +126,8 @@ def test_commands_read_a_state_in_parts_as_a_checkpoint(state, tmp_path):
     assert torch.equal(read(tokens), model(tokens))
     for name, kept in read_optimizer_states(state).items():
         assert_same_tensors(kept, states[name])
-    grow_checkpoint(state, tmp_path / "grown", [Deepen(extra_layers=1)])
-    grown = grow(model, [Deepen(extra_layers=1)], seed=0)
+    grow_checkpoint(state, tmp_path / "grown", [Deepen(extra_layers=1, init="identity")])
+    grown = grow(model, [Deepen(extra_layers=1, init="identity")], seed=0)
     assert_same_tensors(load_model(tmp_path / "grown")[0].state_dict(), grown.state_dict())
     pretrained = open_pretrained(state, "model.path")
     assert_same_tensors(pretrained.load_model().state_dict(), model.state_dict())

@@ -40,7 +40,8 @@ def small(tmp_path):
 
 def test_grown_and_verified(run, small, tmp_path):
     large = tmp_path / "large"
-    growth = "grow=[{widen: {scale_factor: 1.5}}, {deepen: {extra_layers: 2, placement: stack}}]"
+    widen = "{scale_factor: 1.5, new_channels: copies}"
+    growth = f"grow=[{{widen: {widen}}}, {{deepen: {{extra_layers: 2, placement: stack}}}}]"
     code, out, _ = run(grow_command, f"checkpoint={small}", f"out={large}", growth)
     assert code == 0
     assert "Layer 2 from layer 0" in out

@@ -17,7 +17,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-OPERATORS = [Upcycle(4), Widen(scale_factor=1.5, noise_std=0.02), Deepen(extra_layers=1)]
+OPERATORS = [
+    Upcycle(4),
+    Widen(scale_factor=1.5, noise_std=0.02),
+    Deepen(extra_layers=1, init="identity"),
+]
 ON_CARD = ("trainer=gpu", "model.d_model=64", "model.head_dim=16", "model.d_ff=64")
 
 

@@ -28,7 +28,7 @@ from tests.model.tiny_models import build, random_tokens, tiny_config
 
 GROWTHS = (
     [Upcycle(num_experts=4, drop_fraction=0.5)],
-    [Widen(scale_factor=1.5, noise_std=1e-2), Deepen(extra_layers=1)],
+    [Widen(scale_factor=1.5, noise_std=1e-2), Deepen(extra_layers=1, init="identity")],
     [MultiplyExperts(2), Widen(scale_factor=2, noise_snr_db=40.0)],
     [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
 )

@@ -31,10 +31,13 @@ def ones_state(config):
 @pytest.mark.parametrize(
     "operators",
     [
-        [Widen(scale_factor=2)],
-        [Widen(scale_factor=1.5)],
-        [Widen(d_ff=40)],
-        [Widen(scale_factor=2), Widen(scale_factor=1.5)],
+        [Widen(scale_factor=2, new_channels="copies")],
+        [Widen(scale_factor=1.5, new_channels="copies")],
+        [Widen(d_ff=40, new_channels="copies")],
+        [
+            Widen(scale_factor=2, new_channels="copies"),
+            Widen(scale_factor=1.5, new_channels="copies"),
+        ],
         [MultiplyExperts(2)],
     ],
 )
@@ -60,14 +63,16 @@ def test_the_original_block_is_the_first_copys_rows_and_columns(operators):
 
 def test_grouped_query_heads_keep_the_first_copy_of_each():
     config = tiny_config(n_heads=8, n_kv_heads=2)
-    growth_map = build_growth_map(config, [Widen(n_heads=10)])
+    growth_map = build_growth_map(config, [Widen(n_heads=10, new_channels="copies")])
     grown = grow_optimizer_state(growth_map, ones_state(config), "asymmetric")
     rows = grown["blocks.0.attention.query.weight"]["exp_avg"].sum(dim=1) > 0
     # Five heads a group: four originals, then a copy of the first.
     assert rows.unflatten(0, (2, 5, 4)).all(dim=2).tolist() == [[True] * 4 + [False]] * 2
 
 
-@pytest.mark.parametrize("operators", [[Upcycle(4)], [Deepen()], [Deepen(init="copy")]])
+@pytest.mark.parametrize(
+    "operators", [[Upcycle(4)], [Deepen(init="identity")], [Deepen(init="copy")]]
+)
 def test_other_growths_are_carried(operators):
     config = tiny_config()
     growth_map = build_growth_map(config, operators)

@@ -29,7 +29,7 @@ def test_scale_bilaterally_is_lossless(scale_factor, extra_layers, noise_std):
 
 def test_scale_bilaterally_is_widen_then_deepen():
     model = build(tiny_config())
-    operators = [Widen(scale_factor=3, noise_std=0.01), Deepen(extra_layers=2)]
+    operators = [Widen(scale_factor=3, noise_std=0.01), Deepen(extra_layers=2, init="identity")]
 
     big = scale_bilaterally(model, scale_factor=3, extra_layers=2, noise_std=0.01, seed=4)
 

@@ -44,13 +44,17 @@ def new(*sources, kind="identity"):
     ],
 )
 def test_origins_worked_by_hand(n_layers, extra_layers, placement, expected):
-    operator = Deepen(extra_layers=extra_layers, placement=placement)
+    operator = Deepen(extra_layers=extra_layers, placement=placement, init="identity")
 
     assert list(origins(n_layers, operator)) == expected
 
 
 def test_origins_through_two_growths():
-    blocks = origins(2, Deepen(placement="interleave"), Deepen(extra_layers=4, placement="stack"))
+    blocks = origins(
+        2,
+        Deepen(placement="interleave", init="identity"),
+        Deepen(extra_layers=4, placement="stack", init="identity"),
+    )
 
     # floor(1/2 · 2) = 1: the first growth gives 0, 1, 1'; the second stacks 0, 1, 1', 0 on it.
     assert list(blocks) == kept(0, 1) + new(1, 0, 1, 1, 0)
@@ -58,7 +62,7 @@ def test_origins_through_two_growths():
 
 def test_residual_stream_behind_new_blocks_is_that_of_the_kept_one():
     growth_map = build_growth_map(
-        tiny_config(n_layers=2), [Deepen(extra_layers=2, placement="interleave")]
+        tiny_config(n_layers=2), [Deepen(extra_layers=2, placement="interleave", init="identity")]
     )
 
     assert [growth_map.old_block_at(block) for block in range(4)] == [0, 0, 1, 1]
@@ -67,7 +71,10 @@ def test_residual_stream_behind_new_blocks_is_that_of_the_kept_one():
 @pytest.mark.parametrize("experts", [{}, EXPERTS])
 def test_identity_zeroes_output_projections_and_copies_the_rest(experts):
     model = build(tiny_config(**experts))
-    old, grown = model.blocks[1].state_dict(), grow(model, [Deepen()]).blocks[2].state_dict()
+    old, grown = (
+        model.blocks[1].state_dict(),
+        grow(model, [Deepen(init="identity")]).blocks[2].state_dict(),
+    )
 
     for name, tensor in grown.items():
         if name.startswith(OUTPUTS):
@@ -79,7 +86,7 @@ def test_identity_zeroes_output_projections_and_copies_the_rest(experts):
 
 def test_identity_blocks_train_from_the_first_step():
     model = build(tiny_config(), std=0.2)
-    grown = grow(model, [Deepen()])
+    grown = grow(model, [Deepen(init="identity")])
 
     grown(random_tokens(model.config)).square().sum().backward()
 
@@ -112,13 +119,17 @@ def test_one_lossy_operator_makes_the_sequence_lossy():
     config = tiny_config()
     lossy = Deepen(init="copy")
 
-    assert not build_growth_map(config, [lossy, Widen(scale_factor=2)]).lossless
+    assert not build_growth_map(
+        config, [lossy, Widen(scale_factor=2, new_channels="copies")]
+    ).lossless
     assert not build_growth_map(config, [Upcycle(), lossy]).lossless
-    assert build_growth_map(config, [Upcycle(), Deepen(), Widen(scale_factor=2)]).lossless
+    assert build_growth_map(
+        config, [Upcycle(), Deepen(init="identity"), Widen(scale_factor=2, new_channels="copies")]
+    ).lossless
 
 
 def test_identity_says_what_came_from_what():
-    description = build_growth_map(tiny_config(n_layers=12), [Deepen()]).description
+    description = build_growth_map(tiny_config(n_layers=12), [Deepen(init="identity")]).description
 
     assert description == ["Layer 12 from layer 11, output projections set to zero"]
 

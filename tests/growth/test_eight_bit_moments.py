@@ -137,11 +137,16 @@ def assert_same(one, other):
     "operators",
     [
         [Upcycle(4)],
-        [Widen(scale_factor=1.5)],
-        [Widen(d_model=80, n_heads=5, d_ff=160)],
-        [Deepen()],
+        [Widen(scale_factor=1.5, new_channels="copies")],
+        [Widen(d_model=80, n_heads=5, d_ff=160, new_channels="copies")],
+        [Deepen(init="identity")],
         [Deepen(init="copy")],
-        [Upcycle(4), Widen(scale_factor=2), Deepen(), MultiplyExperts(2)],
+        [
+            Upcycle(4),
+            Widen(scale_factor=2, new_channels="copies"),
+            Deepen(init="identity"),
+            MultiplyExperts(2),
+        ],
     ],
     ids=["upcycle", "widen", "uneven", "deepen", "copy", "all"],
 )
@@ -168,7 +173,7 @@ def test_growing_in_8_bits_is_growing_what_they_stand_for(operators, mode):
 
 def test_shapes_are_those_of_what_is_grown():
     config = tiny_config(d_model=64, head_dim=16, d_ff=128, vocab_size=128, **EXPERTS)
-    growth_map = build_growth_map(config, [Widen(d_model=67, n_heads=5)])
+    growth_map = build_growth_map(config, [Widen(d_model=67, n_heads=5, new_channels="copies")])
     held = eight_bit_states(config)
     entries = {name: set(state) for name, state in held.items()}
     grown = grow_optimizer_state(growth_map, held, "carry")
@@ -215,7 +220,7 @@ def test_blocks_are_smaller_where_256_do_not_divide(torchao, shape, block):
 
 
 def test_scales_without_their_moment_are_no_state():
-    growth_map = build_growth_map(WIDE, [Deepen()])
+    growth_map = build_growth_map(WIDE, [Deepen(init="identity")])
     states = {"embedding.weight": {"exp_avg_scale": torch.ones(32)}}
     with pytest.raises(ValueError, match="no rule for the optimizer's state 'exp_avg_scale'"):
         grow_optimizer_state(growth_map, states, "carry")

@@ -18,15 +18,21 @@ from tests.machines.imitation import fill_new_memory
 from tests.model.tiny_models import build, tiny_config
 
 GROWTHS = {
-    "copies": [Widen(scale_factor=2)],
-    "copies and fillers": [Widen(scale_factor=1.5)],
-    "three copies and fillers": [Widen(scale_factor=3.5)],
-    "one axis": [Widen(d_ff=40)],
-    "zeros": [Widen(scale_factor=1.5, filler="zeros")],
+    "copies": [Widen(scale_factor=2, new_channels="copies")],
+    "copies and fillers": [Widen(scale_factor=1.5, new_channels="copies")],
+    "three copies and fillers": [Widen(scale_factor=3.5, new_channels="copies")],
+    "one axis": [Widen(d_ff=40, new_channels="copies")],
+    "zeros": [Widen(scale_factor=1.5, filler="zeros", new_channels="copies")],
     "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
-    "twice": [Widen(scale_factor=1.5), Widen(scale_factor=1.5, new_channels="fresh")],
+    "twice": [
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Widen(scale_factor=1.5, new_channels="fresh"),
+    ],
     "experts": [Upcycle(4), Widen(scale_factor=1.5, new_channels="fresh"), MultiplyExperts(2)],
-    "finer experts": [Upcycle(4, granularity=2, drop_fraction=0.5), Widen(scale_factor=1.5)],
+    "finer experts": [
+        Upcycle(4, granularity=2, drop_fraction=0.5),
+        Widen(scale_factor=1.5, new_channels="copies"),
+    ],
 }
 
 

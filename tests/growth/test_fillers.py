@@ -66,7 +66,7 @@ def test_shifts_of_fillers_are_zero():
 @pytest.mark.parametrize("copies", [2, 3])
 def test_final_norm_before_a_tied_head_is_divided_by_the_copies(copies):
     model = build(tiny_config())
-    new = grow(model, [Widen(d_model=16 * copies)]).state_dict()
+    new = grow(model, [Widen(d_model=16 * copies, new_channels="copies")]).state_dict()
 
     for name in ("final_norm.weight", "final_norm.bias"):
         expected = model.state_dict()[name].repeat(copies) / copies

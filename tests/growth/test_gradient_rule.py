@@ -88,7 +88,10 @@ def test_rmsnorm_whose_fillers_nobody_reads(tied, experts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_that_stay_keep_their_gradients(family):
     model = build(tiny_config(family), std=0.2)
-    old, new = gradients(model), gradients(grow(model, [Deepen(placement="append")]))
+    old, new = (
+        gradients(model),
+        gradients(grow(model, [Deepen(placement="append", init="identity")])),
+    )
 
     assert all((new[name] - old[name]).abs().max() <= 1e-12 for name in old)
 

@@ -21,7 +21,9 @@ def widened_and_trained(family, tied, moe):
     """A ×1.5 widened model after 20 AdamW steps on a toy: the next token is a function of the last."""
     experts = EXPERTS if moe else {}
     config = tiny_config(family, tie_embeddings=tied, **experts)
-    model = grow(build(config, dtype=torch.float32), [Widen(scale_factor=1.5)]).train()
+    model = grow(
+        build(config, dtype=torch.float32), [Widen(scale_factor=1.5, new_channels="copies")]
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(20):
@@ -47,10 +49,13 @@ def in_precision(model, dtype):
 @pytest.mark.parametrize(
     "operators",
     [
-        [Widen(scale_factor=1.5)],
-        [Widen(scale_factor=2)],
-        [Widen(scale_factor=2), Deepen(extra_layers=2, placement="interleave")],
-        [Deepen(extra_layers=1), Widen(scale_factor=1.5)],
+        [Widen(scale_factor=1.5, new_channels="copies")],
+        [Widen(scale_factor=2, new_channels="copies")],
+        [
+            Widen(scale_factor=2, new_channels="copies"),
+            Deepen(extra_layers=2, placement="interleave", init="identity"),
+        ],
+        [Deepen(extra_layers=1, init="identity"), Widen(scale_factor=1.5, new_channels="copies")],
     ],
     ids=["x1.5", "x2", "x2 and deeper", "deeper and x1.5"],
 )

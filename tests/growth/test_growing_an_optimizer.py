@@ -17,9 +17,13 @@ from tests.training.grown_training import OPTIMIZERS, Training
 
 GROWTHS = {
     "upcycle": [Upcycle(num_experts=4)],
-    "widen": [Widen(scale_factor=1.5)],
-    "deepen": [Deepen(extra_layers=1)],
-    "all": [Upcycle(num_experts=4), Widen(scale_factor=2), Deepen(extra_layers=1)],
+    "widen": [Widen(scale_factor=1.5, new_channels="copies")],
+    "deepen": [Deepen(extra_layers=1, init="identity")],
+    "all": [
+        Upcycle(num_experts=4),
+        Widen(scale_factor=2, new_channels="copies"),
+        Deepen(extra_layers=1, init="identity"),
+    ],
 }
 EXACT = [Widen(scale_factor=2, noise_std=0.0)]
 MADE = {
@@ -92,7 +96,11 @@ def test_several_optimizers():
     model.loss(random_tokens(model.config, batch=4, time=9)).backward()
     for each in pair:
         each.step()
-    grown, new = grow(model, [Widen(scale_factor=2), Deepen()], optimizer=pair)
+    grown, new = grow(
+        model,
+        [Widen(scale_factor=2, new_channels="copies"), Deepen(init="identity")],
+        optimizer=pair,
+    )
     assert [type(each) for each in new] == [torch.optim.Muon, torch.optim.AdamW]
     stepped = [id(p) for each in new for group in each.param_groups for p in group["params"]]
     assert sorted(stepped) == sorted(id(p) for p in grown.parameters())
@@ -111,7 +119,7 @@ def test_8_bit_moments_stay_so():
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
     optimizer = AdamW8bit(groups, 1e-2, (0.9, 0.95), 1e-8)
     train(model, optimizer, 2)
-    grown, new = grow(model, [Widen(scale_factor=2)], optimizer=optimizer)
+    grown, new = grow(model, [Widen(scale_factor=2, new_channels="copies")], optimizer=optimizer)
     check_optimizer(grown, new)
     assert "exp_avg_scale" in new.state[grown.blocks[0].feed_forward.up.weight]
     train(grown, new, 2)

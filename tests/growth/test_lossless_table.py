@@ -39,7 +39,12 @@ def test_widen(family, tied, moe, dtype, scale_factor, noise_std):
 @MODEL
 @pytest.mark.parametrize(
     "widen",
-    [Widen(d_model=45), Widen(n_heads=6), Widen(d_ff=31), Widen(scale_factor=1.5, filler="zeros")],
+    [
+        Widen(d_model=45, new_channels="copies"),
+        Widen(n_heads=6, new_channels="copies"),
+        Widen(d_ff=31, new_channels="copies"),
+        Widen(scale_factor=1.5, filler="zeros", new_channels="copies"),
+    ],
     ids=["residual alone", "heads alone", "hidden alone", "zero fillers"],
 )
 def test_widen_one_axis(family, tied, moe, dtype, widen):
@@ -54,7 +59,7 @@ def test_widen_one_axis(family, tied, moe, dtype, widen):
 def test_deepen(family, tied, moe, dtype, placement):
     model = model_of(family, tied, moe, dtype)
 
-    grown = grow(model, [Deepen(extra_layers=3, placement=placement)])
+    grown = grow(model, [Deepen(extra_layers=3, placement=placement, init="identity")])
 
     assert grown.config.n_layers == 5
     assert_lossless(model, grown)
@@ -64,7 +69,7 @@ def test_deepen(family, tied, moe, dtype, placement):
 @MODEL
 def test_deepened_blocks_do_nothing_at_all(family, tied, moe, dtype):
     model = model_of(family, tied, moe, dtype)
-    grown = grow(model, [Deepen(extra_layers=1)])
+    grown = grow(model, [Deepen(extra_layers=1, init="identity")])
     x = model.embedding(random_tokens(model.config))
     cos, sin = torch.ones(10, 4, dtype=dtype), torch.zeros(10, 4, dtype=dtype)
 
@@ -96,7 +101,7 @@ def test_upcycle(family, tied, dtype, top_k, router):
 def test_widen_grouped_queries(family, dtype, n_kv_heads, scale_factor):
     model = build(tiny_config(family, n_kv_heads=n_kv_heads), std=0.2, dtype=dtype)
 
-    grown = grow(model, [Widen(scale_factor=scale_factor)])
+    grown = grow(model, [Widen(scale_factor=scale_factor, new_channels="copies")])
 
     assert grown.config.n_kv_heads == (1 if n_kv_heads == 1 else 2 * scale_factor)
     assert_lossless(model, grown)

@@ -14,9 +14,14 @@ from growlm.model.layers.labeled_layers import labeled_linear
 from tests.model.tiny_models import build, logits_of, max_difference, random_tokens, tiny_config
 
 GROWTHS = {
-    "widen x2": [Widen(scale_factor=2)],
-    "widen x1.5": [Widen(scale_factor=1.5)],
-    "everything": [Upcycle(num_experts=3), Widen(scale_factor=1.5), Deepen(), Widen(d_ff=50)],
+    "widen x2": [Widen(scale_factor=2, new_channels="copies")],
+    "widen x1.5": [Widen(scale_factor=1.5, new_channels="copies")],
+    "everything": [
+        Upcycle(num_experts=3),
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Deepen(init="identity"),
+        Widen(d_ff=50, new_channels="copies"),
+    ],
 }
 
 
@@ -98,7 +103,7 @@ def test_unlabelled_is_refused(model_class, name):
     model = model_class(tiny_config())
 
     with pytest.raises(ValueError, match=f"{name} has no axis label"):
-        grow(model, [Widen(scale_factor=2)])
+        grow(model, [Widen(scale_factor=2, new_channels="copies")])
 
 
 def test_unlabelled_on_one_instance_is_refused_too():
@@ -107,7 +112,7 @@ def test_unlabelled_on_one_instance_is_refused_too():
     model.blocks[0].feed_forward.register_buffer("selection_bias", torch.zeros(4))
 
     with pytest.raises(ValueError, match="selection_bias"):
-        grow(model, [Widen(scale_factor=2)])
+        grow(model, [Widen(scale_factor=2, new_channels="copies")])
 
 
 def test_source_and_target_of_different_axes_are_refused():
@@ -119,7 +124,11 @@ def test_source_and_target_of_different_axes_are_refused():
 
     with pytest.raises(ValueError, match="have different axes"):
         derive_growth_map(
-            config, old, axes_table_from_config(config, TransformerLM), Deepen().change(config), 0
+            config,
+            old,
+            axes_table_from_config(config, TransformerLM),
+            Deepen(init="identity").change(config),
+            0,
         )
 
 
@@ -130,5 +139,9 @@ def test_a_parameter_from_nowhere_is_refused():
 
     with pytest.raises(ValueError, match=r"blocks\.0\.feed_forward\.up\.bias has no source"):
         derive_growth_map(
-            config, old, axes_table_from_config(config, TransformerLM), Deepen().change(config), 0
+            config,
+            old,
+            axes_table_from_config(config, TransformerLM),
+            Deepen(init="identity").change(config),
+            0,
         )

@@ -26,7 +26,7 @@ def state_copies(states):
 
 def test_state_has_the_shape_of_its_parameter_and_keeps_its_step():
     config = tiny_config()
-    growth_map = build_growth_map(config, [Widen(scale_factor=1.5)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=1.5, new_channels="copies")])
 
     grown = grow_optimizer_state(growth_map, trained_states(config), "carry")
 
@@ -39,7 +39,12 @@ def test_state_has_the_shape_of_its_parameter_and_keeps_its_step():
 
 @pytest.mark.parametrize(
     "operators",
-    [[Widen(scale_factor=2)], [Upcycle()], [Deepen(init="copy")], [Upcycle(), Widen(d_ff=48)]],
+    [
+        [Widen(scale_factor=2, new_channels="copies")],
+        [Upcycle()],
+        [Deepen(init="copy")],
+        [Upcycle(), Widen(d_ff=48, new_channels="copies")],
+    ],
     ids=["widen", "upcycle", "deepen", "upcycle, widen"],
 )
 def test_every_source_is_dropped_on_the_way(operators):
@@ -55,7 +60,7 @@ def test_every_source_is_dropped_on_the_way(operators):
 def test_a_source_is_gone_before_the_next_tensor_is_made():
     """So old and new moments never exist all at once."""
     config = tiny_config()
-    growth_map = build_growth_map(config, [Widen(scale_factor=2)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=2, new_channels="copies")])
 
     states_left = []
 
@@ -71,7 +76,7 @@ def test_a_source_is_gone_before_the_next_tensor_is_made():
 
 def test_moments_are_mapped_with_their_own_power():
     config = tiny_config()
-    growth_map = build_growth_map(config, [Widen(scale_factor=2)])
+    growth_map = build_growth_map(config, [Widen(scale_factor=2, new_channels="copies")])
     states = trained_states(config)
     old = state_copies(states)
 
@@ -86,7 +91,7 @@ def test_moments_are_mapped_with_their_own_power():
 
 def test_fillers_have_no_momentum_and_an_ordinary_second_moment():
     config = tiny_config()
-    growth_map = build_growth_map(config, [Widen(d_model=24)])
+    growth_map = build_growth_map(config, [Widen(d_model=24, new_channels="copies")])
     states = trained_states(config)
     old = state_copies(states)["blocks.1.attention.query.weight"]
 
@@ -118,7 +123,9 @@ def test_router_starts_afresh_and_experts_get_their_share():
 @pytest.mark.parametrize("placement", ["append", "interleave", "stack"])
 def test_new_identity_blocks_start_afresh(placement):
     config = tiny_config()
-    growth_map = build_growth_map(config, [Deepen(extra_layers=2, placement=placement)])
+    growth_map = build_growth_map(
+        config, [Deepen(extra_layers=2, placement=placement, init="identity")]
+    )
     new_blocks = [i for i, origin in enumerate(growth_map.blocks) if origin.kind != "kept"]
 
     grown = grow_optimizer_state(growth_map, trained_states(config), "carry")
@@ -134,7 +141,9 @@ def test_new_identity_blocks_start_afresh(placement):
 
 def test_kept_blocks_move_with_their_state():
     config = tiny_config()
-    growth_map = build_growth_map(config, [Deepen(extra_layers=2, placement="interleave")])
+    growth_map = build_growth_map(
+        config, [Deepen(extra_layers=2, placement="interleave", init="identity")]
+    )
     states = trained_states(config)
     old = state_copies(states)
 
@@ -158,7 +167,9 @@ def test_copied_blocks_take_the_state_of_their_source():
 
 
 def test_source_moments_are_left_as_they_are():
-    growth_map = build_growth_map(tiny_config(), [Widen(scale_factor=1.5), Deepen(init="copy")])
+    growth_map = build_growth_map(
+        tiny_config(), [Widen(scale_factor=1.5, new_channels="copies"), Deepen(init="copy")]
+    )
     states = trained_states(tiny_config())
 
     for tensor_map in growth_map.tensors.values():
@@ -173,7 +184,9 @@ def test_a_parameter_without_state_gets_none():
     states = trained_states(config)
     del states["final_norm.weight"]
 
-    grown = grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "carry")
+    grown = grow_optimizer_state(
+        build_growth_map(config, [Widen(scale_factor=2, new_channels="copies")]), states, "carry"
+    )
 
     assert "final_norm.weight" not in grown
     assert "final_norm.bias" in grown
@@ -184,7 +197,11 @@ def test_reset_forgets_everything():
     states = trained_states(config)
 
     assert (
-        grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "reset")
+        grow_optimizer_state(
+            build_growth_map(config, [Widen(scale_factor=2, new_channels="copies")]),
+            states,
+            "reset",
+        )
         == {}
     )
     assert states == {}
@@ -196,11 +213,17 @@ def test_unknown_entry_is_refused():
     states["embedding.weight"]["own_mean"] = torch.zeros(29, 16)
 
     with pytest.raises(ValueError, match=r"own_mean.*embedding\.weight"):
-        grow_optimizer_state(build_growth_map(config, [Widen(scale_factor=2)]), states, "carry")
+        grow_optimizer_state(
+            build_growth_map(config, [Widen(scale_factor=2, new_channels="copies")]),
+            states,
+            "carry",
+        )
 
 
 def test_unknown_mode_is_refused():
     config = tiny_config()
 
     with pytest.raises(ValueError, match="keep"):
-        grow_optimizer_state(build_growth_map(config, [Deepen()]), trained_states(config), "keep")
+        grow_optimizer_state(
+            build_growth_map(config, [Deepen(init="identity")]), trained_states(config), "keep"
+        )

@@ -90,8 +90,16 @@ def test_kept_top_k_has_its_ties_broken_on_the_copies_alone():
     "operators",
     [
         [Upcycle(4), MultiplyExperts(2), MultiplyExperts(2)],
-        [Upcycle(4), Widen(scale_factor=1.5), MultiplyExperts(2, noise_std=0.02)],
-        [Upcycle(4), MultiplyExperts(3, noise_std=0.02), Widen(scale_factor=2)],
+        [
+            Upcycle(4),
+            Widen(scale_factor=1.5, new_channels="copies"),
+            MultiplyExperts(2, noise_std=0.02),
+        ],
+        [
+            Upcycle(4),
+            MultiplyExperts(3, noise_std=0.02),
+            Widen(scale_factor=2, new_channels="copies"),
+        ],
     ],
 )
 def test_together_with_other_growths(operators):

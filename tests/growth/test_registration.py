@@ -18,6 +18,7 @@ from growlm.checkpoint import save_model
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.config import load_config, operator_schema
 from growlm.config.load import to_valid_run_config
+from growlm.config.schema import RunConfig
 from growlm.growth import (
     AxisGrowth,
     BlockOrigin,
@@ -44,6 +45,9 @@ from growlm.verification.suite import run_suite_cases
 from tests.growth.losslessness import assert_lossless
 from tests.model.tiny_models import build, tiny_config
 from tests.training.tiny_run import TINY
+
+OWN = tuple(setting for setting in TINY if not setting.startswith("growth."))
+"""The tiny plan, for grow lists that use no setting of `growth`."""
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -248,10 +252,10 @@ PHASE = "phases.deep.grow"
 
 def test_the_settings_are_those_of_a_plan():
     units = make_units()
-    config = load_config(*TINY, f"{PHASE}=[{{units: {{units: 64, weights: [1, 2.5]}}}}]")
+    config = load_config(*OWN, f"{PHASE}=[{{units: {{units: 64, weights: [1, 2.5]}}}}]")
     assert config.phases["deep"].grow == [{"units": units(64, [1.0, 2.5])}]
     assert type(config.phases["deep"]).__name__ == "PhaseConfig"
-    changed = load_config(*TINY, f"{PHASE}=[{{units: {{units: 64}}}}]", f"{PHASE}.0.units.units=72")
+    changed = load_config(*OWN, f"{PHASE}=[{{units: {{units: 64}}}}]", f"{PHASE}.0.units.units=72")
     assert changed.phases["deep"].grow == [{"units": units(72)}]
 
 
@@ -260,15 +264,15 @@ def test_the_settings_are_those_of_a_plan():
     [
         (
             "[{unit: {}}]",
-            r"phases\.deep\.grow: unit: there is no such operator; did you mean units\?",
+            r"phases\.deep\.grow\.0\.unit={}: there is no such operator; did you mean units\?",
         ),
         ("[{zzz: {}}]", r"known: upcycle, .*, units\..*entry point in the group growlm\.operators"),
-        ("[{units: {unit: 4}}]", r"phases\.deep\.grow: units\.unit: .*did you mean units\?"),
-        ("[{units: {units: many}}]", r"phases\.deep\.grow: units\.units: .*Integer"),
+        ("[{units: {unit: 4}}]", r"phases\.deep\.grow\.0\.units\.unit=4: .*did you mean units\?"),
+        ("[{units: {units: many}}]", r"phases\.deep\.grow\.0\.units\.units=many: .*Integer"),
         ("[{units: {units: 0}}]", r"phases\.deep\.grow\.0\.units\.units=0: must be at least 1"),
         ("[{units: {units: 8}}]", r"phases\.deep\.grow\.0\.units\.units=8: nothing would grow"),
         ("[{units: {units: 64}, widen: {}}]", r"phases\.deep\.grow\.0=widen, units: needs exactly"),
-        ("[units]", r"phases\.deep\.grow\.0: must be an operator with its settings"),
+        ("[units]", r"phases\.deep\.grow\.0=units: must be an operator with its settings"),
         ("[{repeat: {}}]", r"phases\.deep\.grow\.0\.repeat\.blocks=\?\?\?: is not set"),
         (
             "[{units: {units: '${seed}'}}]",
@@ -294,13 +298,13 @@ def test_wrong_settings_of_an_own_operator(override, message):
                 raise ValueError("an even size")
 
     with pytest.raises(UserError, match=message):
-        load_config(*TINY, f"{PHASE}={override}")
+        load_config(*OWN, f"{PHASE}={override}")
 
 
 def test_the_schema_is_found_by_processes_that_hydra_starts():
     """Pickled by name, and made anew where it is not yet there."""
     make_units()
-    schema = operator_schema.with_operator_types(operator_schema.ComposedConfig)
+    schema = operator_schema.with_operator_types(RunConfig)
     data = pickle.dumps([schema, operator_schema.operator_entry_type()])
     assert pickle.loads(data)[0] is schema
     for name in [n for n in vars(operator_schema) if n.endswith("WithOperators")]:
@@ -331,7 +335,7 @@ def test_a_saved_config_with_a_wrong_entry(entry, message):
 def test_smaller_growths_are_suggested():
     make_units()
     config = load_config(
-        *TINY,
+        *OWN,
         "phases.wide.grow=[{widen: {scale_factor: 1.25}}]",
         f"{PHASE}=[{{units: {{units: 72}}}}]",
     )
@@ -467,9 +471,9 @@ def test_a_broken_entry_point_matters_where_its_name_is_used(installed, name, va
     entry = rf"the entry point {name} = {value} of own-ops 1\.2 fails: {reason}"
     with pytest.raises(UserError, match=rf"operator={name}: {entry}"):
         operators_from_dicts([{name: {}}])
-    plan = "phase_plan/quickstart" if name == "widen" else r"phases\.deep\.grow"
-    with pytest.raises(UserError, match=rf"{plan}: {name}: {entry}"):
-        load_config(*TINY, f"{PHASE}=[{{{name}: {{}}}}]")
+    phase = "wide" if name == "widen" else "deep"
+    with pytest.raises(UserError, match=rf"phases\.{phase}\.grow\.0\.{name}=.*: {entry}"):
+        load_config(*OWN, f"{PHASE}=[{{{name}: {{}}}}]")
     assert operators_from_dicts([{"good": {}}, {"deepen": {}}])[1] == Deepen()
     assert "good" in available_operators()
     load_config("phase_plan=dense" if name == "widen" else "phase_plan=quickstart")

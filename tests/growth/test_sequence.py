@@ -23,19 +23,25 @@ from growlm.model import TransformerLM
 from tests.model.tiny_models import assert_same_state, build, state_copy, tiny_config
 
 SEQUENCES = {
-    "upcycle, widen": [Upcycle(num_experts=4), Widen(scale_factor=1.5)],
-    "widen, deepen": [Widen(scale_factor=2), Deepen(extra_layers=3, placement="interleave")],
-    "deepen, upcycle, widen": [
-        Deepen(placement="stack"),
-        Upcycle(num_experts=3),
-        Widen(scale_factor=1.5),
+    "upcycle, widen": [Upcycle(num_experts=4), Widen(scale_factor=1.5, new_channels="copies")],
+    "widen, deepen": [
+        Widen(scale_factor=2, new_channels="copies"),
+        Deepen(extra_layers=3, placement="interleave", init="identity"),
     ],
-    "widen twice": [Widen(scale_factor=1.5), Widen(scale_factor=1.5)],
+    "deepen, upcycle, widen": [
+        Deepen(placement="stack", init="identity"),
+        Upcycle(num_experts=3),
+        Widen(scale_factor=1.5, new_channels="copies"),
+    ],
+    "widen twice": [
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Widen(scale_factor=1.5, new_channels="copies"),
+    ],
 }
 WITHOUT_DRAWS = [
     Upcycle(num_experts=3, router_init="zeros"),
     Widen(scale_factor=1.5, noise_std=0.0, filler="zeros"),
-    Deepen(),
+    Deepen(init="identity"),
 ]
 SEQUENCE = pytest.mark.parametrize("operators", SEQUENCES.values(), ids=SEQUENCES)
 
@@ -112,9 +118,9 @@ def test_seed_and_boundary_change_the_draws(operators, change):
 
 def test_two_widenings_in_a_row_draw_differently():
     model = build(tiny_config())
-    widen = Widen(d_ff=32)
+    widen = Widen(d_ff=32, new_channels="copies")
     first_place = grow(model, [widen])
-    second_place = grow(model, [Deepen(), widen])
+    second_place = grow(model, [Deepen(init="identity"), widen])
 
     name = "blocks.0.feed_forward.down.weight"
 
@@ -139,7 +145,7 @@ def test_each_expert_of_a_stack_has_a_draw_of_its_own(shape):
 
 
 GROWTHS = {
-    "model": lambda: grow(build(tiny_config()), [Widen(scale_factor=2)]),
+    "model": lambda: grow(build(tiny_config()), [Widen(scale_factor=2, new_channels="copies")]),
     "matrix": lambda: hyperclone_weight(torch.randn(6, 4), noise_std=0.02),
 }
 

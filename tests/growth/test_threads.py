@@ -12,7 +12,7 @@ from growlm.growth.transforms.tensor_transforms import compute_matrix_std
 from tests.model.tiny_models import build, tiny_config
 
 GROWTHS = {
-    "copies": [Widen(scale_factor=1.5)],
+    "copies": [Widen(scale_factor=1.5, new_channels="copies")],
     "fresh": [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
     "redrawn": [Upcycle(4, drop_fraction=0.5)],
 }

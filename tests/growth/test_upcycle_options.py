@@ -97,9 +97,13 @@ def test_redrawn_values_have_the_mean_and_spread_of_the_old():
 @pytest.mark.parametrize(
     "operators",
     [
-        [Widen(scale_factor=2), Upcycle(4, granularity=2)],
-        [Upcycle(4, granularity=3), Widen(scale_factor=1.5)],
-        [Widen(scale_factor=1.5), Upcycle(4, granularity=2), Widen(scale_factor=1.5)],
+        [Widen(scale_factor=2, new_channels="copies"), Upcycle(4, granularity=2)],
+        [Upcycle(4, granularity=3), Widen(scale_factor=1.5, new_channels="copies")],
+        [
+            Widen(scale_factor=1.5, new_channels="copies"),
+            Upcycle(4, granularity=2),
+            Widen(scale_factor=1.5, new_channels="copies"),
+        ],
     ],
 )
 def test_checks_of_finer_experts_together_with_a_widening(operators):

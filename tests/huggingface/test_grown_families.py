@@ -90,11 +90,11 @@ GROWTHS = {
     "upcycled": [Upcycle(num_experts=4)],
     "x1.5": [Widen(scale_factor=1.5, noise_std=1e-3)],
     "x2": [WIDEN_TWICE],
-    "deeper": [Deepen(extra_layers=1)],
+    "deeper": [Deepen(extra_layers=1, init="identity")],
     "all": [
         Upcycle(num_experts=4),
         Widen(scale_factor=1.5, noise_std=1e-3),
-        Deepen(extra_layers=1),
+        Deepen(extra_layers=1, init="identity"),
     ],
 }
 
@@ -120,7 +120,7 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
             for operator in operators
         ]
     if model.config.attention.qk_norm == "full":  # every head needs the same number of copies
-        widen = Widen(scale_factor=1.5)
+        widen = Widen(scale_factor=1.5, new_channels="copies")
         with pytest.raises(UserError, match="set new_channels=copies and a whole scale_factor"):
             grow(model, [widen])
         operators = [WIDEN_TWICE if isinstance(each, Widen) else each for each in operators]

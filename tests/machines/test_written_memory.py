@@ -91,7 +91,11 @@ def test_generation(family, shape, dtype):
 def test_growth_and_its_checks(family):
     model = build(tiny_config(family), dtype=torch.float32)
     probe = random_tokens(model.config)
-    operators = [Upcycle(4), Widen(scale_factor=1.5, noise_std=0.02), Deepen(extra_layers=1)]
+    operators = [
+        Upcycle(4),
+        Widen(scale_factor=1.5, noise_std=0.02),
+        Deepen(extra_layers=1, init="identity"),
+    ]
     with watched():
         grown = grow(model, operators)
         report = detailed_growth_check(

@@ -189,7 +189,11 @@ def test_a_stopped_run_goes_on_to_the_bit(whole, tmp_path, as_written):
 
 def test_an_artefact_grows_on_disk_as_in_memory(whole, tmp_path):
     source = whole / "checkpoints" / "dense_model"
-    operators = [Upcycle(4), Widen(d_model=80, n_heads=5), Deepen()]
+    operators = [
+        Upcycle(4),
+        Widen(d_model=80, n_heads=5, new_channels="copies"),
+        Deepen(init="identity"),
+    ]
     growth_map = grow_checkpoint(source, tmp_path / "grown", operators)
     expected = grow_optimizer_state(growth_map, read_optimizer_states(source), "carry")
     found = read_optimizer_states(tmp_path / "grown")

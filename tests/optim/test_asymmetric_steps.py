@@ -8,7 +8,7 @@ from growlm.growth.step_scaling import AsymmetricScaling
 from tests.model.tiny_models import build, tiny_config
 from tests.training.grown_training import LR, OPTIMIZERS, Training
 
-WIDEN = [Widen(scale_factor=2)]
+WIDEN = [Widen(scale_factor=2, new_channels="copies")]
 
 
 def largest_update(beta2, corrected):

@@ -167,7 +167,7 @@ def test_plain_moments_come_back():
 @pytest.mark.parametrize(
     ("family", "operators", "reason"),
     [
-        ("default", [Widen(scale_factor=2)], "noise"),
+        ("default", [Widen(scale_factor=2, new_channels="copies")], "noise"),
         ("default", [Widen(scale_factor=1.5, noise_std=0.0)], "LayerNorm"),
         ("llama", [Widen(scale_factor=1.5, noise_std=0.0)], "random columns"),
         ("llama", [Widen(scale_factor=2, noise_std=0.0, split="1:2")], "unevenly"),
@@ -192,7 +192,7 @@ def test_says_that_a_z_loss_sees_more_experts():
         [Widen(scale_factor=2, noise_std=0.0)],
         [Widen(scale_factor=1.5, noise_std=0.0, filler="zeros")],
         [Upcycle()],
-        [Deepen()],
+        [Deepen(init="identity")],
     ],
 )
 def test_does_not_warn_without_a_reason(operators):

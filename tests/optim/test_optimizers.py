@@ -19,7 +19,12 @@ from tests.model.tiny_models import EXPERTS, build, tiny_config
 from tests.training.grown_training import OPTIMIZERS, Training
 from tests.training.tiny_run import tiny_run
 
-GROWTH = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
+GROWTH = [
+    Upcycle(4),
+    Widen(scale_factor=1.5, new_channels="copies"),
+    Deepen(init="identity"),
+    MultiplyExperts(2),
+]
 MODES = {
     "adamw": ["carry", "reset", "exact", "asymmetric"],
     "sgd": ["carry", "reset", "exact", "asymmetric"],

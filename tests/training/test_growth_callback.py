@@ -197,17 +197,18 @@ def test_exact_trains_as_the_small_model_would_have(kind):
 
 def test_a_state_is_saved_and_loaded(tmp_path):
     """A phase that begins from the folder is the phase that begins in memory, scaled steps and all."""
+    widen = Widen(2, new_channels="copies")
     results = []
     for through_disk in (False, True):
         module = Module(build(tiny_config()))
-        state, _ = train_plan(module, [[], [Widen(2)]], optimizer_state="exact")
+        state, _ = train_plan(module, [[], [widen]], optimizer_state="exact")
         if through_disk:
             state.save(tmp_path / "state")
             state = PhaseState.load(tmp_path / "state")
             assert state.phase_name == "phase 1"
             assert state.other_states.keys() == {"bias"}
         growth = GrowthCallback(
-            [Widen(2)], previous=state, attribute="net.lm", optimizer_state="exact"
+            [widen], previous=state, attribute="net.lm", optimizer_state="exact"
         )
         make_trainer([growth]).fit(module, loader(module.net.lm))
         results.append(module.state_dict())
@@ -231,7 +232,10 @@ def test_a_lightning_checkpoint_goes_on_inside_a_grown_phase(tmp_path, mode):
 
         def growth(previous):
             return GrowthCallback(
-                [Widen(2)], previous=previous, attribute="net.lm", optimizer_state=mode
+                [Widen(2, new_channels="copies")],
+                previous=previous,
+                attribute="net.lm",
+                optimizer_state=mode,
             )
 
         if not stops:

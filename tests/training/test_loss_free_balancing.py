@@ -42,7 +42,13 @@ def test_a_dense_model_gets_it_by_upcycling():
 
 
 @pytest.mark.parametrize(
-    "operators", [[Widen(scale_factor=1.5)], [Deepen()], [MultiplyExperts(2)]], ids=str
+    "operators",
+    [
+        [Widen(scale_factor=1.5, new_channels="copies")],
+        [Deepen(init="identity")],
+        [MultiplyExperts(2)],
+    ],
+    ids=str,
 )
 def test_it_grows_with_the_experts(operators):
     model = build(tiny_config(**BIASED), std=0.2)

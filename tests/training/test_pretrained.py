@@ -148,7 +148,9 @@ def test_a_tokenizer_goes_with_the_model(tmp_path):
     setting = ("tokenizer=huggingface", f"tokenizer.path='{folder}'", "sequence_length=32")
     tiny_run(tmp_path / "run", *DENSE_ONLY, *setting)
     artefact = tmp_path / "run" / "checkpoints" / "dense_model"
-    grow_checkpoint(artefact, tmp_path / "grown", [Upcycle(), Widen(scale_factor=2)])
+    grow_checkpoint(
+        artefact, tmp_path / "grown", [Upcycle(), Widen(scale_factor=2, new_channels="copies")]
+    )
     wanted = load_tokenizer("huggingface", folder).fingerprint
     for place in (artefact, tmp_path / "grown"):
         assert load_tokenizer("huggingface", place).fingerprint == wanted

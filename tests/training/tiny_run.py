@@ -24,13 +24,20 @@ TINY = TINY_MODEL + TINY_PLAN
 
 
 def tiny_config(run_dir, *overrides):
-    return load_config(*TINY, "logger=none", f"run_dir='{run_dir}'", *overrides)
+    return load_config(*used(TINY, overrides), "logger=none", f"run_dir='{run_dir}'", *overrides)
+
+
+def used(settings, overrides):
+    """The settings without those that only a phase reads which the overrides remove."""
+    removed = "growth.extra_layers=1" if "~phases.deep" in overrides else None
+    return [setting for setting in settings if setting != removed]
 
 
 def config_from(folder, run_dir, *overrides):
     """The tiny plan on a trained model."""
     model = ("model=pretrained", f"model.path='{folder}'")
-    return load_config(*TINY_PLAN, *model, "logger=none", f"run_dir='{run_dir}'", *overrides)
+    plan = used(TINY_PLAN, overrides)
+    return load_config(*plan, *model, "logger=none", f"run_dir='{run_dir}'", *overrides)
 
 
 def tiny_run(run_dir, *overrides):

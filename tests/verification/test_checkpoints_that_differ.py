@@ -118,7 +118,10 @@ def test_settings_that_no_growth_changes_are_noted(change, note, old, tmp_path, 
 def test_an_upcycling_that_breaks_ties_is_not_noted(tmp_path, capsys):
     model = build(tiny_config("default"), std=0.05, dtype=torch.float32)
     save_model(model, tmp_path / "old", {})
-    grown = grow(model, [Upcycle(num_experts=4, top_k=2, router_init="zeros"), Widen(1.5)])
+    grown = grow(
+        model,
+        [Upcycle(num_experts=4, top_k=2, router_init="zeros"), Widen(1.5, new_channels="copies")],
+    )
     save_model(grown, tmp_path / "new", {})
     _, text = verify(tmp_path / "old", tmp_path / "new", capsys)
     assert "Note:" not in text

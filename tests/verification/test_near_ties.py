@@ -64,7 +64,7 @@ def test_a_choice_changed_by_a_wide_margin_fails_the_router_check():
 
 def test_a_widening_changes_no_choice_in_fp64():
     old = build(tiny_config(**EXPERTS), dtype=torch.float64)
-    new = grow(old, [Widen(scale_factor=1.5)])
+    new = grow(old, [Widen(scale_factor=1.5, new_channels="copies")])
     changed = ModelComparison(
         old, new, random_tokens(old.config, batch=16, time=48)
     ).routing_changes

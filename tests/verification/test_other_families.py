@@ -37,7 +37,9 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_growth_that_is_not_known_is_found_and_passes(family):
     model = build(ModelConfig(**SIZES, **FAMILIES[family]), std=0.1, dtype=torch.float32)
-    grown = grow(model, [Widen(scale_factor=2, noise_std=1e-3), Deepen(extra_layers=1)])
+    grown = grow(
+        model, [Widen(scale_factor=2, noise_std=1e-3), Deepen(extra_layers=1, init="identity")]
+    )
     probe = random_tokens(model.config, batch=2, time=12)
     functional = check_functional_identity_layerwise(model, grown, probe)
     assert functional.status.value == "passed", functional.summary

@@ -68,7 +68,7 @@ def test_changed_head_dim_fails_the_rope_check():
 
 def test_strayed_query_heads_fail_the_rope_check():
     old = build(tiny_config(n_kv_heads=2), dtype=torch.float32)
-    operators = [Widen(scale_factor=2)]
+    operators = [Widen(scale_factor=2, new_channels="copies")]
     growth_map = build_growth_map(old.config, operators)
     source = growth_map.axes["query_heads"].source.flip(0)
     growth_map.axes["query_heads"] = replace(growth_map.axes["query_heads"], source=source)
@@ -157,7 +157,7 @@ def test_copied_blocks_are_reported_as_not_lossless():
 
 def test_an_identity_block_that_is_none_fails():
     old = build(tiny_config(), dtype=torch.float32)
-    new = grow(old, [Deepen(extra_layers=1)])
+    new = grow(old, [Deepen(extra_layers=1, init="identity")])
     with torch.no_grad():
         new.blocks[2].attention.output.bias[0] = 0.1
     assert check(old, new).checks["functional"].status is Status.FAILED
@@ -167,9 +167,9 @@ def test_an_identity_block_that_is_none_fails():
 def test_operators_in_any_order_pass(factor):
     old = build(tiny_config(), dtype=torch.float32)
     widen, upcycle, deepen = (
-        Widen(scale_factor=factor),
+        Widen(scale_factor=factor, new_channels="copies"),
         Upcycle(num_experts=4),
-        Deepen(extra_layers=1),
+        Deepen(extra_layers=1, init="identity"),
     )
     for operators in ([widen, upcycle], [deepen, widen, upcycle], [widen, upcycle, widen]):
         report = check(old, grow(old, operators), operators)

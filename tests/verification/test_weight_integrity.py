@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_found_wherever_it_is(bad, where):
 
 
 def test_a_nan_in_the_old_model_is_no_match():
-    old, new, growth_map = grown([Widen(scale_factor=2)])
+    old, new, growth_map = grown([Widen(scale_factor=2, new_channels="copies")])
     for model in (old, new):
         with torch.no_grad():
             model.embedding.weight[7] = math.nan
@@ -144,7 +144,7 @@ def test_a_nan_gradient_of_twins_fails_the_symmetry_check():
 
 
 def test_a_nan_fails_the_router_check_also_in_the_first_of_several_routers():
-    old, new, growth_map = grown([Widen(scale_factor=2)], **EXPERTS)
+    old, new, growth_map = grown([Widen(scale_factor=2, new_channels="copies")], **EXPERTS)
     probe = random_tokens(old.config)
     comparison = ModelComparison(old, new, probe, growth_map=growth_map)
     from growlm.verification.router import report_router_scaling
@@ -156,7 +156,7 @@ def test_a_nan_fails_the_router_check_also_in_the_first_of_several_routers():
 
 
 def test_a_nan_at_a_position_that_a_near_tie_excuses_still_fails():
-    old, new, growth_map = grown([Widen(scale_factor=2)], **EXPERTS)
+    old, new, growth_map = grown([Widen(scale_factor=2, new_channels="copies")], **EXPERTS)
     comparison = ModelComparison(old, new, random_tokens(old.config), growth_map=growth_map)
     comparison.routing_changes.affected_positions[-1].fill_(True)
     comparison.new_trace.logits[0, 0, 0] = math.nan
@@ -169,9 +169,9 @@ def test_a_nan_at_a_position_that_a_near_tie_excuses_still_fails():
 @pytest.mark.parametrize(
     "widen",
     [
-        Widen(scale_factor=1.5),
-        Widen(scale_factor=3),
-        Widen(scale_factor=7),
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Widen(scale_factor=3, new_channels="copies"),
+        Widen(scale_factor=7, new_channels="copies"),
         Widen(scale_factor=2, new_channels="fresh"),
     ],
     ids=["x1.5", "x3", "x7", "x2 fresh"],
@@ -242,7 +242,9 @@ def test_a_comparison_that_tells_little_says_so():
 
 
 def test_large_router_logits_have_larger_near_ties():
-    old, new, growth_map = grown([Widen(scale_factor=2)], torch.float64, **EXPERTS)
+    old, new, growth_map = grown(
+        [Widen(scale_factor=2, new_channels="copies")], torch.float64, **EXPERTS
+    )
     comparison = ModelComparison(old, new, random_tokens(old.config), growth_map=growth_map)
     routing = comparison.old_trace.routings[0]
     large = replace(routing, logits=routing.logits * 1e4)
@@ -277,7 +279,7 @@ def test_half_precision_is_checked_without_being_told():
     ],
 )
 def test_the_smallest_change_that_is_no_rounding_is_named(name, change, what):
-    operators = [Widen(scale_factor=2, noise_std=0.02), Deepen(1)]
+    operators = [Widen(scale_factor=2, noise_std=0.02), Deepen(1, init="identity")]
     old, new, growth_map = grown(operators, tie_embeddings=False)
     assert check_weight_integrity(old, new, growth_map=growth_map)
     with torch.no_grad():
@@ -311,7 +313,11 @@ def test_what_is_filled_must_be_as_it_is_filled(factor):
 
 
 def test_drawn_entries_are_free_within_their_range():
-    operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(1, init="fresh")]
+    operators = [
+        Upcycle(4),
+        Widen(scale_factor=1.5, new_channels="copies"),
+        Deepen(1, init="fresh"),
+    ]
     old, new, growth_map = grown(operators)
     draws = GrowthRng(0)
     for name in ("blocks.0.feed_forward.router.weight", "blocks.2.attention.query.weight"):
@@ -362,7 +368,7 @@ def test_units_drawn_anew_are_the_same_in_all_matrices_and_no_more():
 
 
 def test_a_model_of_other_tensors_fails():
-    old, new, growth_map = grown([Widen(scale_factor=2)])
+    old, new, growth_map = grown([Widen(scale_factor=2, new_channels="copies")])
     smaller = TransformerLM(replace(new.config, d_ff=40))
     report = check_weight_integrity(old, smaller, growth_map=growth_map)
     assert report.status is Status.FAILED
@@ -383,7 +389,11 @@ def test_weights_brought_to_half_precision_after_the_growth_pass():
         [Widen(scale_factor=2, split="1:2", noise_std=0.0)],
         [Deepen(2, "stack", "fresh")],
         [Deepen(2, "interleave", "copy")],
-        [Upcycle(4, router_std=0.5), Widen(scale_factor=2, new_channels="fresh"), Deepen(1)],
+        [
+            Upcycle(4, router_std=0.5),
+            Widen(scale_factor=2, new_channels="fresh"),
+            Deepen(1, init="identity"),
+        ],
     ],
 )
 def test_settings_that_no_record_names_are_inferred_from_the_weights(operators):
@@ -402,7 +412,7 @@ def test_fp16_weights_of_large_norm_grow_finite():
     with torch.no_grad():
         for parameter in old.parameters():
             parameter.mul_(50)
-    new = grow(old, [Widen(scale_factor=1.5)])
+    new = grow(old, [Widen(scale_factor=1.5, new_channels="copies")])
     assert all(parameter.isfinite().all() for parameter in new.parameters())
 
 

@@ -2,8 +2,8 @@
 
 `identity` (LLaMA-Pro, Wu et al. 2024, arXiv 2401.02415): a copy whose output projections (or, where a norm
 follows them, that norm's gains) are zero adds nothing to the residual stream, so the function is kept, and it
-trains through them from the first step. `copy` (Gstack, Du et al. 2024, arXiv 2405.15319): a plain copy, which
-changes the function.
+trains through them from the first step. `fresh`: the same, with all other matrices drawn anew. `copy` (Gstack,
+Du et al. 2024, arXiv 2405.15319): a plain copy, which changes the function.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Deepen:
     """Where new blocks go and what they copy: `append` puts copies of the last block at the end; `stack` puts
     copies of all blocks, in order, at the end; `interleave` puts copies of evenly spread blocks right behind
     each of them."""
-    init: str = field(default="identity", metadata=limits(choices=BLOCK_INITS))
-    """How new blocks start: `identity` as copies whose output projections are zero, which keeps the function;
-    `fresh` likewise, with all other matrices reinitialized; `copy` as plain copies, which are reported as not
-    lossless."""
+    init: str = field(default="fresh", metadata=limits(choices=BLOCK_INITS))
+    """How new blocks start: `fresh` with output projections of zero, which keeps the function, and all other
+    matrices reinitialized; `identity` likewise, but with copies of the source's other matrices; `copy` as plain
+    copies, which are reported as not lossless."""
 
     def change(self, config: ModelConfig) -> GrowthSpec:
         """Return the growth of a model of this config: its new config, and the source of each new block.

@@ -53,10 +53,10 @@ class Widen:
     the second two (the third three, ...), which makes copies diverge without any noise (SPARKLING, Yu et al.
     2026, arXiv 2602.02472, table 7)."""
 
-    new_channels: str = field(default="copies", metadata=limits(choices=NEW_CHANNEL_KINDS))
-    """What new channels are: `copies` of existing ones, which noise makes diverge; or `fresh`: random heads
-    and hidden units that nothing reads yet, and only fillers in the residual stream. `auto` means `fresh`,
-    unless noise or a split is set, which apply to copies only."""
+    new_channels: str = field(default="auto", metadata=limits(choices=NEW_CHANNEL_KINDS))
+    """What new channels are: `fresh`: random heads and hidden units that nothing reads yet, and only fillers in
+    the residual stream; or `copies` of existing ones, which noise makes diverge. `auto` means `fresh`, unless
+    `noise_std`, `noise_snr_db` or `split` is set, which apply to copies only."""
     shared_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))
     """New number of hidden units of a mixture's shared expert, instead of the scaled one."""
     expert_d_ff: int | None = field(default=None, metadata=limits(minimum=1, maximum=2**19))

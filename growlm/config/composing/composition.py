@@ -1,0 +1,107 @@
+"""Complete and check a run's composed config with what it was composed from: files and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from growlm.config.composing.config_layers import (
+    ConfigLayer,
+    has_own_files,
+    parse_overrides,
+    read_file_layers,
+)
+from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
+from growlm.config.composing.unused_settings import find_unused_growth_settings
+from growlm.config.config_dir import ROOT_CONFIG_NAME, get_config_folder
+from growlm.config.schema import RunConfig
+from growlm.runtime.errors import UserError
+
+PACKAGES = {"recipe": "growth"}
+"""Package of a group's files, if they set neither keys of the root nor those below the group's own name."""
+
+
+def complete_phases(
+    composed: DictConfig, overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
+) -> None:
+    """Keep the length of each phase that was set last, and check that overrides name phases of the plan.
+
+    Hydra must be initialized.
+
+    Args:
+        composed: Composed config; changed in place.
+        overrides: Overrides that it was composed with.
+        config_name: Name of the primary config.
+
+    Raises:
+        UserError: If a length is set twice in one place, or an override names a phase that does not exist.
+    """
+    parsed = parse_overrides(overrides)
+
+    @cache
+    def read_files() -> list[ConfigLayer]:
+        return read_file_layers(config_name, parsed, get_config_folder())
+
+    replace_phase_lengths(composed, parsed, read_files)
+    if _has_own_plan(composed):
+        check_phase_names(composed, parsed, read_files)
+
+
+def find_unused_settings(
+    composed: DictConfig, overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
+) -> list[UserError]:
+    """Return an error for each growth setting that the user set and no phase uses.
+
+    Takes the arguments of `complete_phases`.
+    """
+    if not _has_own_plan(composed):
+        return []
+    parsed = parse_overrides(overrides)
+    files: list[ConfigLayer] = []
+    if has_own_files(parsed):
+        files = read_file_layers(config_name, parsed, get_config_folder())
+    return find_unused_growth_settings(composed, parsed, files)
+
+
+def explain_composition_error(
+    overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
+) -> UserError | None:
+    """Return what is wrong with overrides that Hydra cannot compose, where that is not what Hydra says; else None.
+
+    Hydra must be initialized.
+    """
+    with suppress(HydraException, OmegaConfBaseException):
+        parsed = parse_overrides(overrides)
+        layers = read_file_layers(config_name, parsed, get_config_folder())
+        for layer in layers:
+            if (error := _check_package(layer)) is not None:
+                return error
+        try:
+            check_phase_names(OmegaConf.create(), parsed, lambda: layers)
+        except UserError as error:
+            return error
+    return None
+
+
+def _check_package(layer: ConfigLayer) -> UserError | None:
+    """Return an error if a file's settings lie below a key that a run's config does not have."""
+    key = layer.package.partition(".")[0]
+    if not key or key == "hydra" or key in RunConfig.__dataclass_fields__:
+        return None
+    group, _, option = layer.name.rpartition("/")
+    package = PACKAGES.get(group, "_global_")
+    reason = (
+        f"{layer.file} needs the line '# @package {package}' at its top; without it, its settings are "
+        f"read as {layer.package}.KEY, and there are no such keys"
+    )
+    return UserError(group, option, reason)
+
+
+def _has_own_plan(composed: DictConfig) -> bool:
+    """Return whether the composed plan is the one to run, and not that of a run to resume."""
+    return composed.get("resume") in (None, "auto")
