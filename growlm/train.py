@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command
-from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.load import (
     ROOT_CONFIG_NAME,
     get_config_folder,
     register_schema,
     to_run_config,
     trace_interpolated_keys,
+    translate_overrides,
 )
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
@@ -47,7 +47,7 @@ def train() -> int:
     if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
-    arguments = translate_former_overrides(arguments)
+    arguments = translate_overrides(arguments)
     sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):

@@ -17,6 +17,14 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.former_overrides import translate_former_overrides
+from growlm.config.own_classes import (
+    GROUP_TYPES,
+    OPEN_MAPPINGS,
+    TARGET,
+    choose_own_entries,
+    collect_arguments,
+    list_class_settings,
+)
 from growlm.config.schema import RunConfig
 from growlm.config.starting_model import fill_from_checkpoint
 from growlm.config.validation import check_config
@@ -74,6 +82,14 @@ def register_schema() -> None:
     _clear_model(model)
     schema = OmegaConf.structured(_ComposedConfig)
     schema.model = OmegaConf.to_container(model)
+    for key in (
+        *GROUP_TYPES,
+        *OPEN_MAPPINGS,
+    ):  # what is not in them is checked by `reject_unknown_keys`
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    for group in GROUP_TYPES:
+        for name in list_class_settings(group):
+            schema[group][name] = MISSING
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
@@ -90,7 +106,12 @@ def compose_run_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the config of a run from command-line overrides, without validation."""
     register_schema()
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
-        return compose(ROOT_CONFIG_NAME, overrides=translate_former_overrides(overrides))
+        return compose(ROOT_CONFIG_NAME, overrides=translate_overrides(overrides))
+
+
+def translate_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides under the present keys, with the entry `own` of each group that names a class."""
+    return choose_own_entries(translate_former_overrides(overrides))
 
 
 def load_config(*overrides: str) -> RunConfig:
@@ -165,6 +186,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 def _to_typed_node(composed: DictConfig) -> DictConfig:
     content: Any = OmegaConf.to_container(composed)
     content.pop("hydra", None)
+    if OmegaConf.get_type(composed) is _ComposedConfig:
+        collect_arguments(content)
     if isinstance(model := content.get("model"), dict):
         content["model"] = model = translate_former_fields(model)
         for name, part in ModelConfig.part_types().items():
@@ -210,6 +233,8 @@ def reject_unknown_keys(node: DictConfig, prefix: str = "") -> None:
     """
     schema = OmegaConf.get_type(node)
     known = list(getattr(schema, "__dataclass_fields__", {}))
+    if prefix in GROUP_TYPES and node.get(TARGET) is not None:
+        known = []  # the other keys are arguments of the user's own class
     for key in node:
         full = f"{prefix}.{key!s}" if prefix else str(key)
         if known and key not in known and full != "hydra":

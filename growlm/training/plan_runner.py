@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.resume_state import ResumeState
+from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
+from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
@@ -122,9 +124,17 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 raise  # the run folder was removed, so it cannot be resumed
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            command = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
+            command = _format_resume_command(folder.path, context.config)
             console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
             raise
+
+
+def _format_resume_command(run_dir: Path, config: RunConfig) -> str:
+    """Return the command that resumes a run, which trusts the packages of the user's own classes."""
+    arguments = [f"resume={run_dir}"]
+    if packages := list_packages_to_trust(find_targets(asdict(config))):
+        arguments.append(f"trust=[{','.join(packages)}]")
+    return shlex.join(["python", "-m", "growlm.train", *arguments])
 
 
 def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
@@ -266,11 +276,11 @@ def _phase_state_sizes(context: RunContext) -> list[int]:
 
 
 def _phase_cache_keys(context: RunContext) -> list[str]:
-    """Return the cache keys; empty with user callbacks, which would miss the phases that are not trained."""
+    """Return the cache keys; empty with classes of the user's own, whose code no key covers."""
     config = context.config
     if (
         config.reuse.phases != "always"
-        or config.callbacks.extra
+        or any(find_targets(asdict(config)))  # callbacks would also miss the reused phases
         or context.dist_context.world_size > 1
     ):
         return []

@@ -190,12 +190,7 @@ def build_extra_callbacks(config: RunConfig) -> dict[str, Callback]:
     Raises:
         UserError: If one cannot be built.
     """
-    callbacks = {}
-    for name, spec in config.callbacks.extra.items():
-        callback = instantiate_target(f"callbacks.extra.{name}", spec)
-        if not isinstance(callback, Callback):
-            raise UserError(
-                f"callbacks.extra.{name}", spec["_target_"], "is not a Lightning Callback"
-            )
-        callbacks[name] = callback
-    return callbacks
+    return {
+        name: instantiate_target(f"callbacks.extra.{name}", spec, Callback)
+        for name, spec in config.callbacks.extra.items()
+    }
