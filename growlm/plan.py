@@ -14,6 +14,7 @@ from growlm.config.phase_plan import make_plan
 from growlm.config.schema import RunConfig
 from growlm.config.validation import check_config
 from growlm.data import load_tokenizer
+from growlm.optim.own_optimizer import reset_unknown_states
 from growlm.planner.calibration import Calibration
 from growlm.planner.forecast import DoesNotFitError, check_plan_fits, forecast_plan
 from growlm.planner.planned_devices import resolve_calibration, resolve_machine
@@ -77,7 +78,10 @@ def plan(arguments: list[str]) -> int:
         else:
             print_strategy_comparison(make_stdout_console(), tables)
         return 0
-    table = forecast_plan(config, make_plan(config, vocab_size), machine)
+    run_plan, notes = reset_unknown_states(make_plan(config, vocab_size), config.optimizer)
+    for note in notes:
+        print(note, file=sys.stderr)
+    table = forecast_plan(config, run_plan, machine)
     speed = resolve_calibration(config, machine, _print_measuring, recalibrate)
     record = table.to_json(speed)
     tables = []

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from growlm.config.schema import OptimizerConfig
+from growlm.config.schema import OWN, OptimizerConfig
 from growlm.growth.eight_bit_moments import is_quantizable, scale_key
 from growlm.growth.growth_map import axes_table_from_config
 from growlm.growth.optimizer_state import (
@@ -28,6 +28,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.optim.muon import MuonAdamW
+from growlm.optim.own_optimizer import build_own_optimizer, decode_state, encode_state
 
 
 def build_optimizer(
@@ -122,13 +123,25 @@ _BUILDERS = {
     "sgd": _sgd,
     "adafactor": _adafactor,
     "muon": _muon,
+    OWN: build_own_optimizer,
 }
+SHIPPED_TYPES = (
+    torch.optim.AdamW,
+    torch.optim.SGD,
+    torch.optim.Adafactor,
+    MuonAdamW,
+    adamw_8bit.AdamW8bit,
+)
+"""Optimizers whose state needs no translation; what others keep may be of any kind."""
 
 
 def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, ParameterState]:
     """Return the optimizer's own state tensors by parameter name; parameters without state are absent."""
+    is_shipped = type(optimizer) in SHIPPED_TYPES
     return {
         name: {entry: value for entry, value in state.items() if value is not None}
+        if is_shipped
+        else encode_state(parameter, state)
         for name, parameter in model.named_parameters()
         if (state := optimizer.state.get(parameter))
     }
@@ -147,11 +160,15 @@ def restore_optimizer_states(
     for name, state in states.items():
         if name not in parameters:
             raise ValueError(f"optimizer state of {name}, which is not a parameter of the model")
-        optimizer.state[parameters[name]] = convert_moments(state, eight_bits)
+        state = convert_moments(state, eight_bits)
+        is_shipped = type(optimizer) in SHIPPED_TYPES
+        optimizer.state[parameters[name]] = state if is_shipped else decode_state(state)
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Check that every trainable parameter is in exactly one group and that all state has the right shape.
+
+    What an optimizer of the user's own keeps may have any shape.
 
     Raises:
         ValueError: With the name of the first parameter for which this is not so.
@@ -167,6 +184,8 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         raise ValueError(
             f"the optimizer steps {len(unknown)} tensors that are not parameters of the model"
         )
+    if type(optimizer) not in SHIPPED_TYPES:
+        return
     for name, parameter in model.named_parameters():
         state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
         shapes = {entry: tuple(value.shape) for entry, value in state.items()}

@@ -42,6 +42,7 @@ from growlm.training.callbacks.checkpoint_callback import (
     remove_stale_checkpoints,
 )
 from growlm.training.callbacks.growth_callback import GrowthCallback, derive_step_scaling
+from growlm.training.callbacks.own_state import build_state_callbacks
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
@@ -169,6 +170,7 @@ class PhaseRunner:
         progress = self._progress_callback(phase, data)
         sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
         user_callbacks = build_extra_callbacks(self.config)
+        user_callbacks |= build_state_callbacks(self.context)
         user_callbacks |= {
             f"given {index}": callback for index, callback in enumerate(self.callbacks)
         }

@@ -10,13 +10,14 @@ from lightning.pytorch import Callback
 from growlm.checkpoint.sidecar_files import check_sidecar_files
 from growlm.config.instantiate import instantiate_target
 from growlm.config.phase_plan import make_plan
-from growlm.config.schema import RunConfig
+from growlm.config.schema import OWN, OptimizerConfig, RunConfig
 from growlm.config.validation import check_config
 from growlm.data import DataListener, Tokenizer, load_tokenizer, open_run_data, open_sources
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
 from growlm.optim.optimizer_factory import expected_state_entries
+from growlm.optim.own_optimizer import probe_optimizer, reset_unknown_states
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import check_plan_fits, forecast_plan
 from growlm.reporting.events import RunListener
@@ -86,7 +87,9 @@ def build_context(
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
     check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
-    plan = make_plan(config, tokenizer.vocab_size)
+    plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
+    for note in notes:
+        listener.message_logged(note)
     forecast = forecast_plan(config, plan, machine)
     check_plan_fits(config, tokenizer.vocab_size, forecast)
     sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
@@ -139,8 +142,27 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
         raise UserError("tokenizer.name", tokenizer.name, reason)
     first = next(iter(config.phases.values()))
     if first.optimizer_state == "carry":
-        _check_optimizer_states(pretrained, config.optimizer.name)
+        if config.optimizer.name == OWN:
+            _check_own_states(pretrained, config.optimizer)
+        else:
+            _check_optimizer_states(pretrained, config.optimizer.name)
     return pretrained
+
+
+def _check_own_states(pretrained: PretrainedFolder, settings: OptimizerConfig) -> None:
+    """Check that the saved optimizer state has the entries that an optimizer of the user's own keeps.
+
+    Raises:
+        UserError: If it has others.
+    """
+    entries = probe_optimizer(settings).entries
+    for found in pretrained.read_state_infos().values():
+        if more := found.keys() - entries:
+            reason = (
+                f"its optimizer state has {min(more)!r}, which {settings._target_} does not keep; "
+                "use optimizer_state=reset in the first phase"
+            )
+            raise UserError("model.path", pretrained.folder, reason)
 
 
 def _check_optimizer_states(pretrained: PretrainedFolder, optimizer: str) -> None:
