@@ -54,6 +54,7 @@ from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
 from growlm.training.run_setup import build_extra_callbacks
 from growlm.training.strategy import build_device_mesh, build_trainer_device_args, describe_devices
+from growlm.training.trainer_arguments import build_trainer
 
 
 class PhaseRunner:
@@ -303,7 +304,8 @@ class PhaseRunner:
         self.listener.phase_finished(summary)
 
     def _build_trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
-        return Trainer(
+        return build_trainer(
+            self.config.trainer,
             accelerator=self.context.machine.accelerator,
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision

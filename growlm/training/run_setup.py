@@ -29,6 +29,7 @@ from growlm.training.resume.resume_from import restore_precision
 from growlm.training.run_context import RunContext, find_configured_tokenizer_files
 from growlm.training.run_folder import RunFolder
 from growlm.training.strategy import resolve_num_devices
+from growlm.training.trainer_arguments import check_extra_arguments
 
 
 def resolve_config(
@@ -84,6 +85,7 @@ def build_context(
     )
     check_logger(config.logger)
     build_extra_callbacks(config)
+    check_extra_arguments(config.trainer)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
     check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
