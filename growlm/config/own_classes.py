@@ -73,12 +73,18 @@ def collect_arguments(content: dict[str, Any]) -> None:
 
     Args:
         content: Config as Hydra composed it; the `config.yaml` of a run has its arguments in place already.
+
+    Raises:
+        UserError: If another entry than `own` has a class.
     """
     for group, group_type in GROUP_TYPES.items():
         settings = content.get(group)
         if not isinstance(settings, dict):
             continue
-        is_own = settings.get(KEPT_SETTINGS[group][0]) == OWN
+        entry = settings.get(KEPT_SETTINGS[group][0])
+        if settings.get(TARGET) is not None and entry != OWN:
+            raise _entry_error(group, entry, settings[TARGET])
+        is_own = entry == OWN
         optional = {each.name for each in fields(group_type) if "None" in str(each.type)}
         known = list_class_settings(group)
         arguments = {}
@@ -135,11 +141,15 @@ def check_own_classes(config: RunConfig) -> None:
             reason = f"must be given with {group}={OWN}: the class or function to use"
             raise UserError(f"{group}.{TARGET}", target, reason)
         if entry != OWN and target is not None:
-            reason = (
-                f"is for the entry {group}={OWN}, but {group}={entry} is chosen; in a file of your own, "
-                f"write `defaults: [{OWN}]` into one of the group, or `override /{group}: {OWN}` into a plan's"
-            )
-            raise UserError(f"{group}.{TARGET}", target, reason)
+            raise _entry_error(group, entry, target)
+
+
+def _entry_error(group: str, entry: Any, target: Any) -> UserError:
+    reason = (
+        f"is for the entry {group}={OWN}, but {group}={entry} is chosen; in a file of your own, write "
+        f"`defaults: [{OWN}]` into one of the group, or `override /{group}: {OWN}` into a plan's"
+    )
+    return UserError(f"{group}.{TARGET}", target, reason)
 
 
 def find_targets(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from growlm.reporting.console.console_reporter import ConsoleReporter
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
-from growlm.reporting.loggers.logger_factory import build_logger
+from growlm.reporting.loggers.logger_factory import build_loggers
 from growlm.reporting.loggers.metric_logger import MetricLogger
 from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter, write_json
@@ -230,11 +230,11 @@ def _run_phases(
             broadcast.listeners.insert(0, history)
         try:
             first_step = None if own_state is None else saved["global_step"]
-            logger = None
+            loggers = []
             if history is not None:
-                logger = build_logger(config, folder.path, folder.run_id, first_step)
-            if history is not None and logger is not None:
-                metrics = MetricLogger(logger)
+                loggers = build_loggers(config, folder.path, folder.run_id, first_step)
+            for metrics in map(MetricLogger, loggers):
+                assert history is not None
                 broadcast.listeners.append(metrics)
                 lines = read_history_rows(history.path, folder.path)
                 metrics.replay(lines, boundaries, should_log=own_state is None)

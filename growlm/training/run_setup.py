@@ -83,7 +83,7 @@ def build_context(
     machine = dist_context.run_on_rank0(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
     )
-    check_logger(config.logger)
+    check_logger(config)
     build_extra_callbacks(config)
     check_extra_arguments(config.trainer)
     tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)

@@ -60,7 +60,8 @@ class LightningLoggerAdapter(MetricAdapter):
             self.logger.log_metrics({**entry.progress, **entry.metrics, **loads}, step=entry.step)
 
     def close(self, failed: bool) -> None:
-        """End the logger's run."""
+        """Save what is not saved yet, and end the logger's run."""
+        self.logger.save()
         self.logger.finalize("failed" if failed else "success")
 
 
