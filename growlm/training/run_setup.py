@@ -18,6 +18,7 @@ from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
 from growlm.optim.optimizer_factory import expected_state_entries
 from growlm.optim.own_optimizer import probe_optimizer, reset_unknown_states
+from growlm.optim.own_schedule import check_own_schedule
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import check_plan_fits, forecast_plan
 from growlm.reporting.events import RunListener
@@ -90,6 +91,7 @@ def build_context(
     check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
     plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
+    check_own_schedule(config.schedule, plan.num_steps)
     for note in notes:
         listener.message_logged(note)
     forecast = forecast_plan(config, plan, machine)

@@ -135,7 +135,11 @@ def test_trackio_gets_what_the_run_logs(tmp_path, monkeypatch):
             self.finished = True
 
     spec = importlib.util.spec_from_loader("trackio", loader=None)
-    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=Run, __spec__=spec))
+    monkeypatch.setitem(
+        sys.modules,
+        "trackio",
+        SimpleNamespace(init=Run, finish=lambda: made[0].finish(), __spec__=spec),
+    )
     monkeypatch.delitem(sys.modules, "growlm.reporting.loggers.trackio_logger", raising=False)
     run = run_plan(short(tmp_path / "run", "logger=trackio", "logger.project=mine"))
     (one,) = made

@@ -59,4 +59,4 @@ class TrackioLogger(Logger):
     def finalize(self, status: str) -> None:
         """End the run, once all metrics are written."""
         with contextlib.redirect_stdout(io.StringIO()):
-            self.run.finish()
+            trackio.finish()
