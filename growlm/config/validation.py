@@ -130,6 +130,8 @@ def check_data_config(data: DataConfig) -> None:
     Raises:
         UserError: For the first setting that is wrong.
     """
+    if data.source == OWN:
+        return
     if data.source != "mixture":
         if data.sources:
             reason = "only data=mixture reads these; leave them out, or use data=mixture"

@@ -6,7 +6,7 @@ uninterrupted run would have:
 - a function is called with the step of the run (from 0), the number of steps of the plan and the keys beside
   `_target_`; it returns the factor on the phase's rate;
 - an object of a class that is no scheduler is called in the same way; its class gets the keys;
-- a `torch.optim.lr_scheduler.LRScheduler` is stepped through the plan on an optimizer with rate 1, and its rates are
+- a `torch.optim.lr_scheduler.LRScheduler` is stepped through the plan on an optimizer with rate 1; its rates are
   the factors.
 """
 

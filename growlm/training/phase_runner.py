@@ -42,7 +42,11 @@ from growlm.training.callbacks.checkpoint_callback import (
     remove_stale_checkpoints,
 )
 from growlm.training.callbacks.growth_callback import GrowthCallback, derive_step_scaling
-from growlm.training.callbacks.own_state import build_state_callbacks
+from growlm.training.callbacks.own_state import (
+    build_state_callbacks,
+    get_own_data_state,
+    restore_own_data,
+)
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
@@ -112,6 +116,7 @@ class PhaseRunner:
         if state is not None:
             with translate_restore_errors(state.folder / STATE_FILE):
                 self.context.data.train.load_state_dict(state.record.get("data"))
+                restore_own_data(self.context, state.load_callbacks())
         first = 0 if state is None else self._resume_from(state)
         if state is None:
             self.dist_context.run_on_rank0(
@@ -202,7 +207,8 @@ class PhaseRunner:
         self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": phase.num_steps}
-            self._write_state(phase, phase_start, stage.model, states, record, {}, {})
+            own_states = get_own_data_state(self.context)
+            self._write_state(phase, phase_start, stage.model, states, record, {}, own_states)
             if self.history is not None:
                 self.phase_reuse.store_phase(phase, self.history.path)
             self.stop_requests.is_deferring = False
@@ -293,7 +299,9 @@ class PhaseRunner:
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
-            val_bits_per_byte=progress.val_loss * self.context.nats_to_bits_per_byte,
+            val_bits_per_byte=None
+            if (bits := self.context.nats_to_bits_per_byte) is None
+            else progress.val_loss * bits,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
             peak_memory_bytes=int(self.dist_context.all_reduce_max([peak_memory_bytes()])[0]),

@@ -51,8 +51,10 @@ class RunContext:
         return self.forecast.machine
 
     @property
-    def nats_to_bits_per_byte(self) -> float:
-        """Factor from nats per token to bits per byte, measured on the documents of the validation split."""
+    def nats_to_bits_per_byte(self) -> float | None:
+        """Factor from nats per token to bits per byte, measured on the validation documents; None if unknown."""
+        if self.data.validation_split is None:
+            return None
         length = self.config.trainer.validation_sequences * self.config.sequence_length
         return bits_per_byte(*self.data.validation_split.measure_first_documents(length))
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.sidecar_files import check_sidecar_files
 from growlm.config.instantiate import instantiate_target
+from growlm.config.own_classes import get_spec
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import OWN, OptimizerConfig, RunConfig
 from growlm.config.validation import check_config
-from growlm.data import DataListener, Tokenizer, load_tokenizer, open_run_data, open_sources
+from growlm.data import (
+    DataListener,
+    RunData,
+    Tokenizer,
+    load_tokenizer,
+    open_run_data,
+    open_sources,
+)
+from growlm.data.own_data import OwnDataRequest, open_own_samples
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
@@ -96,24 +106,27 @@ def build_context(
         listener.message_logged(note)
     forecast = forecast_plan(config, plan, machine)
     check_plan_fits(config, tokenizer.vocab_size, forecast)
-    sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
-    calibration = dist_context.run_on_rank0(
-        lambda: load_or_measure_calibration(machine, lambda: report_measuring(listener))
-    )
-    data = dist_context.rank0_first(
-        lambda: open_run_data(
-            config.data,
-            tokenizer,
-            sources,
-            counts,
-            seed=config.seed,
-            sequence_length=config.sequence_length,
-            validation_samples=max(
-                config.trainer.validation_sequences, config.verification.probe_sequences
-            ),
-            listener=_DataProgress(listener),
+    calibrate = partial(load_or_measure_calibration, machine, lambda: report_measuring(listener))
+    if config.data.source == OWN:
+        data = dist_context.rank0_first(
+            lambda: _open_own_data(config, tokenizer, dist_context, listener)
         )
-    )
+        calibration = dist_context.run_on_rank0(calibrate)
+    else:
+        sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
+        calibration = dist_context.run_on_rank0(calibrate)
+        data = dist_context.rank0_first(
+            lambda: open_run_data(
+                config.data,
+                tokenizer,
+                sources,
+                counts,
+                seed=config.seed,
+                sequence_length=config.sequence_length,
+                validation_samples=_num_validation_samples(config),
+                listener=_DataProgress(listener),
+            )
+        )
     return RunContext(
         config=config,
         requested_devices=requested_devices,
@@ -125,6 +138,37 @@ def build_context(
         calibration=calibration,
         dist_context=dist_context,
     )
+
+
+def _num_validation_samples(config: RunConfig) -> int:
+    return max(config.trainer.validation_sequences, config.verification.probe_sequences)
+
+
+def _open_own_data(
+    config: RunConfig, tokenizer: Tokenizer, dist_context: DistributedContext, listener: RunListener
+) -> RunData:
+    """Open the data of a class of the user's own, and say once what growlm cannot promise of it.
+
+    Raises:
+        UserError: If the class or its batches cannot be used.
+    """
+    assert config.data._target_ is not None
+    spec = get_spec(config, "data")
+    request = OwnDataRequest(
+        target=config.data._target_,
+        arguments=config.data.arguments,
+        make=lambda: instantiate_target("data", spec),
+        sequence_length=config.sequence_length,
+        vocab_size=config.model.vocab_size or tokenizer.vocab_size,
+        seed=config.seed,
+        validation_samples=_num_validation_samples(config),
+        rank=dist_context.rank,
+        world_size=dist_context.world_size,
+    )
+    train, validation, fingerprint, notes = open_own_samples(request)
+    for note in notes:
+        listener.message_logged(note)
+    return RunData(train, validation, None, fingerprint)
 
 
 def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolder | None:

@@ -8,9 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from growlm.config.schema import OWN
+from growlm.data.own_data import OwnSamples
 from growlm.training.run_context import RunContext
 
 SET_BY_GROWLM = ("params", "lr", "initial_lr", "weight_decay")
+DATA_NAME = "growlm: data"
 PLAIN = (bool, int, float, str, type(None), Tensor)
 
 
@@ -19,7 +21,33 @@ def build_state_callbacks(context: RunContext) -> dict[str, Callback]:
     callbacks: dict[str, Callback] = {}
     if context.config.optimizer.name == OWN:
         callbacks["growlm: optimizer groups"] = OptimizerGroupsCallback()
+    if isinstance(context.data.train, OwnSamples):
+        callbacks[DATA_NAME] = _DataStateCallback(context.data.train)
     return callbacks
+
+
+def get_own_data_state(context: RunContext) -> dict[str, Any]:
+    """Return the state of the user's own data for a resume state between two phases; empty if there is none."""
+    train = context.data.train
+    state = train.get_state() if isinstance(train, OwnSamples) else {}
+    return {DATA_NAME: state} if state else {}
+
+
+def restore_own_data(context: RunContext, states: dict[str, Any]) -> None:
+    """Restore the user's own data from the callback states of a resume state."""
+    if isinstance(context.data.train, OwnSamples):
+        context.data.train.restore_state(states.get(DATA_NAME, {}))
+
+
+class _DataStateCallback(Callback):
+    """Callback that saves the user's own data, which `restore_own_data` restores."""
+
+    def __init__(self, train: OwnSamples) -> None:
+        self._train = train
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the data is."""
+        return self._train.get_state()
 
 
 class OptimizerGroupsCallback(Callback):

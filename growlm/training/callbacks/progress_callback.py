@@ -30,7 +30,7 @@ class ProgressCallback(Callback):
         run_start: Value of `time.perf_counter()` at the start of the run.
         peak_flops: Peak FLOP/s of all devices together; None if unknown.
         validation_batches: Batches of the validation split, (batch, time + 1).
-        nats_to_bits_per_byte: Factor from validation loss to bits per byte.
+        nats_to_bits_per_byte: Factor from validation loss to bits per byte; None if unknown.
         validate_every: Steps between validations; 0 to validate only at the beginning and the end.
     """
 
@@ -44,7 +44,7 @@ class ProgressCallback(Callback):
         run_start: float,
         peak_flops: float | None,
         validation_batches: Iterable[Tensor],
-        nats_to_bits_per_byte: float,
+        nats_to_bits_per_byte: float | None,
         validate_every: int,
     ) -> None:
         self.phase, self.log_every, self.listener = phase, log_every, listener
@@ -177,8 +177,9 @@ class ProgressCallback(Callback):
             self.val_loss = pl_module.compute_validation_loss(self.validation_batches)
         self._validated_step = self.step
         self._row_time += time.perf_counter() - start
-        bits = self.val_loss * self.nats_to_bits_per_byte
-        measures = {"val_loss": self.val_loss, "val_bits_per_byte": bits}
+        measures = {"val_loss": self.val_loss}
+        if self.nats_to_bits_per_byte is not None:
+            measures["val_bits_per_byte"] = self.val_loss * self.nats_to_bits_per_byte
         self.listener.validation_finished(self._counters() | measures)
         return self.val_loss
 

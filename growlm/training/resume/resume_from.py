@@ -79,6 +79,7 @@ DATA_SETTING_BY_SOURCE = {
     "text": "data.path",
     "huggingface": "data.name",
     "mixture": "data.sources",
+    OWN: "data._target_",
 }
 """The setting that selects the documents, by data source."""
 
