@@ -293,7 +293,8 @@ def _cache_key_parts(
 ) -> dict[str, Any]:
     """Return what a source's tokens depend on: documents, reading libraries and tokenizer."""
     encoding = [tokenizer.fingerprint, list(tokenizer.bos_token_ids), tokenizer.eos_token_id]
-    libraries = {name: version(name) for name in (*source.libraries, tokenizer.library)}
+    names = [name for name in (*source.libraries, tokenizer.library) if name]
+    libraries = {name: version(name) for name in names}
     return {"documents": documents, "tokenizer": encoding, "libraries": libraries}
 
 

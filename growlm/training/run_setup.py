@@ -12,17 +12,18 @@ from growlm.checkpoint.sidecar_files import check_sidecar_files
 from growlm.config.instantiate import instantiate_target
 from growlm.config.own_classes import get_spec
 from growlm.config.phase_plan import make_plan
+from growlm.config.run_tokenizer import list_tokenizer_files, load_run_tokenizer
 from growlm.config.schema import OWN, OptimizerConfig, RunConfig
 from growlm.config.validation import check_config
 from growlm.data import (
     DataListener,
     RunData,
     Tokenizer,
-    load_tokenizer,
     open_run_data,
     open_sources,
 )
 from growlm.data.own_data import OwnDataRequest, open_own_samples
+from growlm.data.tokenization.own_tokenizer import OWN_TOKENIZER
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
@@ -37,7 +38,7 @@ from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import detect_machine
 from growlm.training.baseline import apply_baseline
 from growlm.training.resume.resume_from import restore_precision
-from growlm.training.run_context import RunContext, find_configured_tokenizer_files
+from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
 from growlm.training.strategy import resolve_num_devices
 from growlm.training.trainer_arguments import check_extra_arguments
@@ -97,8 +98,8 @@ def build_context(
     check_logger(config)
     build_extra_callbacks(config)
     check_extra_arguments(config.trainer)
-    tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
-    check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
+    tokenizer = load_run_tokenizer(config)
+    check_sidecar_files(list_tokenizer_files(config, tokenizer), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
     plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
     check_own_schedule(config.schedule, plan.num_steps)
@@ -180,7 +181,8 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
     if config.model.path is None:
         return None
     pretrained = open_pretrained(Path(config.model.path).expanduser(), "model.path")
-    expected = pretrained.open_tokenizer()
+    is_own = pretrained.record.get("tokenizer") == OWN_TOKENIZER == tokenizer.name
+    expected = None if is_own else pretrained.open_tokenizer()
     if expected is not None and expected.fingerprint != tokenizer.fingerprint:
         path = f" tokenizer.path={pretrained.folder}" if expected.name == "huggingface" else ""
         reason = (
