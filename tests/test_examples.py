@@ -1,7 +1,11 @@
 """Every file under examples/ runs, in at most 60 lines, and uses public names only."""
 
 import ast
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,22 @@ def test_own_data_module(capsys):
     said = " ".join(run("own_data_module", capsys))
     assert "a resumed run restores what its state_dict saves" in said
     assert "bits per byte are not reported" in said
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_lightning_module_on_two_processes(strategy, tmp_path):
+    path = EXAMPLES[0].with_name("lightning_module.py")
+    done = subprocess.run(
+        [sys.executable, path, strategy],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    jumps = [float(jump) for jump in re.findall(r"jump ([-+.e0-9]+);", done.stdout)]
+    assert len(jumps) == 2
+    assert max(map(abs, jumps)) < 1e-4
+    assert "failed" not in done.stdout

@@ -68,6 +68,7 @@ def save_model(
     sidecar_files: Iterable[Path] = (),
     dist_context: DistributedContext | None = None,
     create_parents: bool = True,
+    more_tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a model to a new checkpoint folder.
 
@@ -79,6 +80,7 @@ def save_model(
         sidecar_files: Files to copy next to the weights, such as a tokenizer.
         dist_context: Process group of the run, if it has several processes: all must call, rank 0 writes.
         create_parents: Whether to create missing parent folders.
+        more_tensors: Further tensors, by first part of the file's name and by name.
 
     Raises:
         FileExistsError: If the folder exists.
@@ -94,6 +96,9 @@ def save_model(
             digests |= write_consolidated(
                 partial, OPTIMIZER_STEM, flatten_states(states), dist_context
             )
+
+        for stem, tensors in (more_tensors or {}).items():
+            digests |= write_consolidated(partial, stem, tensors, dist_context)
 
         def write_rest() -> None:
             copy_sidecar_files(sidecar_files, partial)

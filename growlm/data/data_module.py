@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from growlm.data.own_data import FixedSamples, OwnSamples
 from growlm.data.packing import PackedSamples, RankBatches, Samples, ValidationSamples
@@ -30,6 +30,8 @@ class PackedDataModule(LightningDataModule):
             windows. No window occurs twice.
         rank: Rank of this process.
         world_size: Number of processes; it divides `batch_size`.
+        first_batch: Number of training batches that were read before a resume. The loader begins after them, and
+            still has the length of the whole phase.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class PackedDataModule(LightningDataModule):
         validation_sequences: int,
         rank: int = 0,
         world_size: int = 1,
+        first_batch: int = 0,
     ) -> None:
         super().__init__()
+        self.first_batch = first_batch
         self.train, self.validation = train, validation
         self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, world_size)
         windows = min(validation_sequences, validation.num_windows)
@@ -61,7 +65,7 @@ class PackedDataModule(LightningDataModule):
 
         Each is (share, sequence_length + 1), int64.
         """
-        return _make_loader(self.train, self.train_batches)
+        return _make_loader(self.train, self.train_batches, self.first_batch)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Return a loader of this process's share of the validation batches.
@@ -84,6 +88,29 @@ class _BatchDataset(Dataset[Tensor]):
         return self.samples.__getitems__(self.indices[index])
 
 
-def _make_loader(samples: Samples, indices: Sequence[range]) -> DataLoader[Tensor]:
+class _RemainingBatches(Sampler[int]):
+    """The indices of a phase's batches from the first that is left, under the length of the whole phase.
+
+    Lightning takes the length for that of the epoch, and counts the batches before a resume as read.
+    """
+
+    def __init__(self, num_batches: int, first: int) -> None:
+        self.num_batches, self.first = num_batches, first
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.num_batches))
+
+
+def _make_loader(
+    samples: Samples, indices: Sequence[range], first_batch: int = 0
+) -> DataLoader[Tensor]:
     # Without its own generator, a loader draws from the global one each time it is iterated.
-    return DataLoader(_BatchDataset(samples, indices), batch_size=None, generator=torch.Generator())
+    return DataLoader(
+        _BatchDataset(samples, indices),
+        batch_size=None,
+        sampler=_RemainingBatches(len(indices), first_batch),
+        generator=torch.Generator(),
+    )

@@ -6,6 +6,7 @@ its share of every batch. With a single process, every method works without comm
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
@@ -68,6 +69,20 @@ class DistributedContext:
     store: dist.Store | None = field(default=None, repr=False)
     _num_published: int = field(default=0, repr=False)
 
+    @staticmethod
+    def current() -> DistributedContext:
+        """Return the process group that torch has initialized, or a single process.
+
+        It has no store, so `run_on_rank0` takes a collective call, in which the other ranks wait for rank 0.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return DistributedContext()
+        local_rank, local_size = (
+            int(os.environ.get(name, default))
+            for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+        )
+        return DistributedContext(dist.get_rank(), dist.get_world_size(), local_rank, local_size)
+
     @property
     def is_rank0(self) -> bool:
         """Whether this is the process that writes and prints."""
@@ -81,7 +96,8 @@ class DistributedContext:
         """
         if self.world_size == 1:
             return action()
-        assert self.store is not None
+        if self.store is None:
+            return self._run_on_rank0_collectively(action)
         key = f"growlm/{self._num_published}"
         self._num_published += 1
         if self.is_rank0:
@@ -96,6 +112,22 @@ class DistributedContext:
         is_done, value = pickle.loads(
             self.store.get(key)
         )  # only processes of this run write to the store
+        if not is_done:
+            raise PeerFailedError(value)
+        return value
+
+    def _run_on_rank0_collectively(self, action: Callable[[], T]) -> T:
+        outcome: list[Any] = [None]
+        own_error: BaseException | None = None
+        if self.is_rank0:
+            try:
+                outcome = [(True, action())]
+            except BaseException as error:
+                own_error, outcome = error, [(False, get_exit_code(error))]
+        dist.broadcast_object_list(outcome)
+        if own_error is not None:
+            raise own_error
+        is_done, value = outcome[0]
         if not is_done:
             raise PeerFailedError(value)
         return value

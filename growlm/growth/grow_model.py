@@ -213,7 +213,7 @@ def grow(
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
-    config = _get_config(model)
+    config = get_config(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if optimizer is None and optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
@@ -233,7 +233,7 @@ def grow(
     return grown, new_optimizers
 
 
-def _get_config(model: nn.Module) -> ModelConfig:
+def get_config(model: nn.Module) -> ModelConfig:
     """Return the config of a model that is not wrapped in another module."""
     wrapped = [name for name in ("_orig_mod", "module") if name in dict(model.named_children())]
     if wrapped and ("_orig_mod" in wrapped or not hasattr(model, "config")):

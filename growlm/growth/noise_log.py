@@ -23,3 +23,15 @@ class NoiseLog:
         gathered: list[Any] = [None] * mesh.size()
         torch.distributed.all_gather_object(gathered, self.levels, group=mesh.get_group())
         self.levels = {key: level for levels in gathered for key, level in levels.items()}
+
+    def summarize(self) -> dict[str, Any]:
+        """Return the number of tensors with noise and its range; empty if there was none."""
+        if not self.levels:
+            return {}
+        sigmas = [float(noise["sigma"]) for noise in self.levels.values()]
+        return {
+            "matrices": len(sigmas),
+            "sigma_min": min(sigmas),
+            "sigma_max": max(sigmas),
+            "capped": sum(bool(noise["capped"]) for noise in self.levels.values()),
+        }

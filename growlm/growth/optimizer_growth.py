@@ -13,11 +13,17 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.growth_map import GrowthMap
-from growlm.growth.optimizer_state import MOMENT_POWERS, ParameterState, grow_optimizer_state
+from growlm.growth.optimizer_state import (
+    FACTORED_ENTRIES,
+    MOMENT_OF_SCALE_KEY,
+    MOMENT_POWERS,
+    ParameterState,
+    grow_optimizer_state,
+)
 from growlm.growth.step_scaling import ExactScaling
 from growlm.model.axes import Role, axes_table, split_block_name
 from growlm.runtime.errors import UserError
@@ -56,7 +62,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module, mode: st
     _find_places(optimizers, model)
     for optimizer in optimizers:
         if mode == "exact":
-            _check_scalable(optimizer)
+            check_scalable(optimizer)
         if mode != "reset":
             _get_states(optimizer, model)
         if not hasattr(optimizer, "with_groups"):
@@ -124,15 +130,20 @@ def _grow_states(
         _refuse(optimizer, f"{error}; set optimizer_state=reset, or see register_moment", error)
 
 
-def _check_scalable(optimizer: Optimizer) -> None:
-    """Check that the optimizer's update of an entry depends on that entry alone, in a way that can be scaled."""
+def check_scalable(optimizer: Optimizer, mode: str = "exact") -> None:
+    """Check that the optimizer's update of an entry depends on that entry alone, in a way that can be scaled.
+
+    Raises:
+        UserError: If it does not.
+    """
     kind, groups = type(optimizer), optimizer.param_groups
-    decays = any(group["weight_decay"] for group in groups)
-    if kind not in (AdamW, SGD) and not (kind is Adam and not decays):
+    if kind not in (AdamW, SGD) and not (
+        kind is Adam and not any(group["weight_decay"] for group in groups)
+    ):
         reason = "is for torch's AdamW, SGD, and Adam without weight decay, not for"
-        raise UserError("optimizer_state", "exact", f"{reason} {kind.__name__}; use carry or reset")
+        raise UserError("optimizer_state", mode, f"{reason} {kind.__name__}; use carry or reset")
     if any(group["maximize"] for group in groups):
-        raise UserError("optimizer_state", "exact", "is for optimizers that minimize; use carry")
+        raise UserError("optimizer_state", mode, "is for optimizers that minimize; use carry")
 
 
 def _find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, _Place]:
@@ -150,20 +161,46 @@ def _find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str,
 
 def _get_states(optimizer: Optimizer, model: nn.Module) -> dict[str, ParameterState]:
     """Return the optimizer's own states, by parameter name, and check that they can grow."""
-    states: dict[str, ParameterState] = {}
-    for name, parameter in model.named_parameters():
-        if parameter in optimizer.state:
-            state = {e: v for e, v in optimizer.state[parameter].items() if v is not None}
-            for entry, value in state.items():
-                has_shape = scale_key(entry) in state or value.shape == parameter.shape
-                if entry in MOMENT_POWERS and entry != "variance" and not has_shape:
-                    reason = f"its state {entry!r} of {name} does not have the parameter's shape"
-                    _refuse(optimizer, f"{reason}; set optimizer_state=reset")
-            states[name] = state
-    if isinstance(optimizer, RMSprop) and any(g["momentum"] for g in optimizer.param_groups):
-        reason = "its momentum is a mean of normalized gradients; set optimizer_state=reset"
-        _refuse(optimizer, reason)
+    states = {
+        name: {e: v for e, v in optimizer.state[parameter].items() if v is not None}
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+    check_growable_states(states, model, dict.fromkeys(states, type(optimizer).__name__))
     return states
+
+
+def check_growable_states(
+    states: Mapping[str, ParameterState], model: nn.Module, optimizer_names: Mapping[str, str]
+) -> None:
+    """Check that there is a rule for growing every entry of the optimizers' state.
+
+    Args:
+        states: States by parameter name.
+        model: Model whose parameters they belong to.
+        optimizer_names: Class of the optimizer of each parameter, for messages.
+
+    Raises:
+        UserError: For the first entry that cannot grow.
+    """
+    parameters = dict(model.named_parameters())
+    for name, state in states.items():
+        if problem := _find_state_problem(name, state, parameters[name]):
+            reason = f"{problem}; set optimizer_state=reset"
+            raise UserError("optimizer", optimizer_names.get(name, "optimizer"), reason)
+
+
+def _find_state_problem(name: str, state: ParameterState, parameter: Tensor) -> str | None:
+    if {"square_avg", "momentum_buffer"} <= state.keys():  # RMSprop's
+        return "its momentum is a mean of normalized gradients"
+    for entry, value in state.items():
+        if entry in MOMENT_POWERS:
+            is_shaped = scale_key(entry) in state or value.shape == parameter.shape
+            if entry != "variance" and not is_shaped:
+                return f"its state {entry!r} of {name} does not have the parameter's shape"
+        elif entry not in ("step", *FACTORED_ENTRIES, *MOMENT_OF_SCALE_KEY):
+            return f"no rule for its state {entry!r} of {name}; see register_moment"
+    return None
 
 
 def _unscaled(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from growlm.growth.transforms.scale_factors import (
     original_mask,
     outer_product,
 )
+
+if TYPE_CHECKING:
+    from growlm.growth.growth_map import GrowthMap
 
 CLIP_EPS = 1e-6
 """Number added to a norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -347,3 +350,28 @@ class AsymmetricScaling(StepScaling):
             for beta in self.betas
         )
         return warmed * first / second**0.5
+
+
+def make_step_scaling(
+    mode: str,
+    growth_map: GrowthMap,
+    earlier_factors: Mapping[str, ScaleFactors],
+    rewarm_peak: float,
+    rewarm_steps: int,
+    betas: tuple[float, float] | None,
+) -> StepScaling:
+    """Make the step scaling of a mode of `growlm/growth/optimizer_state.py`.
+
+    Args:
+        mode: Mode of the optimizer's state.
+        growth_map: Map of the growth before the steps.
+        earlier_factors: For `exact`, the carried factors of the scaling before the growth, if there was one.
+        rewarm_peak: For `asymmetric`, largest learning rate of the new entries, relative to that of the old ones.
+        rewarm_steps: For `asymmetric`, number of steps to that peak.
+        betas: For `asymmetric`, Adam's betas; None for an optimizer without bias correction.
+    """
+    if mode == "exact":
+        return ExactScaling(growth_map.scale_factors(earlier_factors))
+    if mode == "asymmetric":
+        return AsymmetricScaling(growth_map.scale_factors(), rewarm_peak, rewarm_steps, betas)
+    return StepScaling()

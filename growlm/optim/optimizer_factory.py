@@ -1,8 +1,4 @@
-"""Build the optimizer of a phase, and read, restore and check its state by parameter name.
-
-`torch.distributed.checkpoint.state_dict` takes a whole state at once; here states are read and filled one tensor
-at a time, also those in 8 bits.
-"""
+"""Build the optimizer of a phase."""
 
 from __future__ import annotations
 
@@ -17,18 +13,13 @@ from torch.optim import Optimizer
 from growlm.config.schema import OWN, OptimizerConfig
 from growlm.growth.eight_bit_moments import is_quantizable, scale_key
 from growlm.growth.growth_map import axes_table_from_config
-from growlm.growth.optimizer_state import (
-    FACTORED_ENTRIES,
-    ParameterState,
-    convert_moments,
-    expected_state_shapes,
-)
+from growlm.growth.optimizer_state import FACTORED_ENTRIES
 from growlm.model.axes import Label, Role, axes_table
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.optim.muon import MuonAdamW
-from growlm.optim.own_optimizer import build_own_optimizer, decode_state, encode_state
+from growlm.optim.own_optimizer import build_own_optimizer
 
 
 def build_optimizer(
@@ -125,70 +116,3 @@ _BUILDERS = {
     "muon": _muon,
     OWN: build_own_optimizer,
 }
-SHIPPED_TYPES = (
-    torch.optim.AdamW,
-    torch.optim.SGD,
-    torch.optim.Adafactor,
-    MuonAdamW,
-    adamw_8bit.AdamW8bit,
-)
-"""Optimizers whose state needs no translation; what others keep may be of any kind."""
-
-
-def get_optimizer_states(model: nn.Module, optimizer: Optimizer) -> dict[str, ParameterState]:
-    """Return the optimizer's own state tensors by parameter name; parameters without state are absent."""
-    is_shipped = type(optimizer) in SHIPPED_TYPES
-    return {
-        name: {entry: value for entry, value in state.items() if value is not None}
-        if is_shipped
-        else encode_state(parameter, state)
-        for name, parameter in model.named_parameters()
-        if (state := optimizer.state.get(parameter))
-    }
-
-
-def restore_optimizer_states(
-    model: nn.Module, optimizer: Optimizer, states: dict[str, ParameterState]
-) -> None:
-    """Load `states` into the optimizer, which takes them over; moments are converted to its format.
-
-    Raises:
-        ValueError: If a state belongs to no parameter.
-    """
-    parameters = dict(model.named_parameters())
-    eight_bits = isinstance(optimizer, adamw_8bit.AdamW8bit)
-    for name, state in states.items():
-        if name not in parameters:
-            raise ValueError(f"optimizer state of {name}, which is not a parameter of the model")
-        state = convert_moments(state, eight_bits)
-        is_shipped = type(optimizer) in SHIPPED_TYPES
-        optimizer.state[parameters[name]] = state if is_shipped else decode_state(state)
-
-
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that every trainable parameter is in exactly one group and that all state has the right shape.
-
-    What an optimizer of the user's own keeps may have any shape.
-
-    Raises:
-        ValueError: With the name of the first parameter for which this is not so.
-    """
-    groups = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    for identity, name in names.items():
-        if (count := groups.count(identity)) != 1:
-            raise ValueError(
-                f"{name} is in {count} groups of the optimizer, must be in exactly one"
-            )
-    if unknown := set(groups) - names.keys():
-        raise ValueError(
-            f"the optimizer steps {len(unknown)} tensors that are not parameters of the model"
-        )
-    if type(optimizer) not in SHIPPED_TYPES:
-        return
-    for name, parameter in model.named_parameters():
-        state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
-        shapes = {entry: tuple(value.shape) for entry, value in state.items()}
-        expected = expected_state_shapes(shapes, tuple(parameter.shape))
-        if shapes != expected:
-            raise ValueError(f"optimizer state of {name} is {shapes}, must be {expected}")

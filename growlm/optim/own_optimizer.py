@@ -157,10 +157,17 @@ def reset_unknown_states(plan: Plan, settings: OptimizerConfig) -> tuple[Plan, l
     return replace(plan, phases=phases), notes
 
 
-def encode_state(parameter: Tensor, state: Mapping[str, Any]) -> ParameterState:
+def encode_state(
+    parameter: Tensor, state: Mapping[str, Any], strict: bool = True
+) -> ParameterState:
     """Return what an optimizer keeps for a parameter as tensors that can be saved.
 
     Entries that growlm knows keep their names; others get a prefix, under which `decode_state` finds them.
+
+    Args:
+        parameter: The parameter.
+        state: What the optimizer keeps for it.
+        strict: Whether an entry that cannot be saved is an error; else it is kept as it is.
 
     Raises:
         UserError: If an entry is neither a tensor nor a number.
@@ -181,6 +188,9 @@ def encode_state(parameter: Tensor, state: Mapping[str, Any]) -> ParameterState:
                 dtype = torch.float64 if type(value) is float else None
                 encoded[f"{OWN_NUMBERS[type(value)]}{entry}"] = torch.tensor(value, dtype=dtype)
                 continue
+        if not strict:
+            encoded[entry] = value
+            continue
         reason = (
             f"cannot be saved: for a parameter it keeps {entry!r} of type {type(value).__name__}, and growlm "
             "saves tensors and numbers, under names without a dot"

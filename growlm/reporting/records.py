@@ -108,6 +108,8 @@ class PhaseSummary:
     """Prompt and continuation by the trained model."""
     router_check: CheckReport | None
     """Router collapse check of the phase (check 5); None for a dense model."""
+    ended_early: str | None = None
+    """Why the phase ended before its last step; None if it did not."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     Args:
         code: Exit code: 130 after SIGINT, 143 after SIGTERM, 140 after SIGUSR2, 0 after `trainer.max_time`.
         during: What the run was doing, as the end of a sentence.
+        reason: What asked for the stop; None for the signal, or `trainer.max_time`.
     """
 
-    def __init__(self, code: int, during: str = "") -> None:
+    def __init__(self, code: int, during: str = "", reason: str | None = None) -> None:
         self.code = code
         reasons = {code: number.name for number, code in SIGNAL_EXIT_CODES.items()}
-        self.reason = reasons.get(code, "trainer.max_time")
+        self.reason = reason or reasons.get(code, "trainer.max_time")
         super().__init__(f"stopped by {self.reason}" + (f" {during}" if during else ""))
 
 

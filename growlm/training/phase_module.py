@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OptimizerConfig, ScheduleConfig, TrainerConfig
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.optimizer_state import ParameterState
 from growlm.growth.step_scaling import StepScaling, compute_gradient_norm
 from growlm.inference.scoring import sum_token_losses
 from growlm.model.fsdp import create_sharded_model
@@ -24,12 +23,8 @@ from growlm.model.layers.experts import MixtureOfExperts
 from growlm.model.layers.routing import Routing
 from growlm.model.transformer import TransformerLM
 from growlm.optim.lr_schedule import compute_lr_factor
-from growlm.optim.optimizer_factory import (
-    build_optimizer,
-    check_optimizer,
-    get_optimizer_states,
-    restore_optimizer_states,
-)
+from growlm.optim.optimizer_factory import build_optimizer
+from growlm.optim.optimizer_states import check_optimizer
 from growlm.training.nan_check import (
     MAX_CONSECUTIVE_SKIPS,
     NonFiniteError,
@@ -41,7 +36,7 @@ from growlm.verification.router_collapse import get_router_parameters
 
 @dataclass
 class StepMetrics:
-    """Metrics summed over the forward passes of the current step; read and cleared at its end.
+    """Metrics summed over the forward passes of a step.
 
     During the step, the losses cover this rank's part of the batch; after `reduce_across_ranks`, all of it.
     """
@@ -81,10 +76,12 @@ class StepMetrics:
 
 
 class PhaseStage(LightningModule):
-    """LightningModule that trains the model of one phase.
+    """LightningModule that trains the model of one phase, in a plan or with a Trainer of one's own.
 
     It has no model until `GrowthCallback.setup` sets a grown one or `configure_model` creates a new one, so two
-    models are in memory only while one grows into the other.
+    models are in memory only while one grows into the other. It logs `train/loss` (of each forward pass, on this
+    process) and `val/loss` (of all processes). `Trainer(gradient_clip_val=...)` has no effect: the optimizer's
+    settings say how gradients are clipped.
 
     Args:
         plan: The whole plan, which the learning rate schedule needs.
@@ -95,6 +92,7 @@ class PhaseStage(LightningModule):
         trainer_settings: Settings for compilation, activation checkpointing and NaN handling.
         dist_context: Process group of the run.
         mesh: Device mesh that shards the model (FSDP2); None if each process holds all of it.
+        log_to_logger: Whether the Trainer's logger gets the losses. A plan's rows have them already.
     """
 
     model: TransformerLM
@@ -105,28 +103,40 @@ class PhaseStage(LightningModule):
         phase: PlannedPhase,
         optimizer_settings: OptimizerConfig,
         schedule: ScheduleConfig,
-        seed: int,
-        trainer_settings: TrainerConfig,
-        dist_context: DistributedContext,
+        seed: int = 0,
+        trainer_settings: TrainerConfig | None = None,
+        dist_context: DistributedContext | None = None,
         mesh: DeviceMesh | None = None,
+        log_to_logger: bool = True,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
-        self.trainer_settings, self.dist_context = trainer_settings, dist_context
-        self.mesh = mesh
-        self.initial_optimizer_states: dict[str, ParameterState] = {}
-        self.scaling = StepScaling()
+        self.trainer_settings = trainer_settings or TrainerConfig()
+        self.dist_context = dist_context or DistributedContext()
+        self.mesh, self.log_to_logger = mesh, log_to_logger
+        self.step_scaling = StepScaling()
+        """Scaling of gradients and updates after a growth; `GrowthCallback` sets it."""
         self.first_step = 0
         self.skip_reason: str | None = None
         """Why the last step was skipped; None if it was not."""
         self._num_consecutive_skips = 0
-        self._states_unscaled = False
         self._router_parameters: list[nn.Parameter] = []
         self.gradient_norm: Tensor | None = None
         self.router_gradient_norm: Tensor | None = None
         self.step_metrics: StepMetrics | None = None
+        """Metrics of the current step, or of the last one until the next begins."""
+        self._is_step_complete = False
+        self.validation_loss = float("nan")
+        """Mean language-model loss of the last validation, over the batches of all processes."""
+        self._validation_sums: Tensor | None = None
+
+    @property
+    def flops_per_batch(self) -> int:
+        """FLOPs of a training batch on this process, for Lightning's `ThroughputMonitor`."""
+        batches = self.phase.settings.accumulate * self.dist_context.world_size
+        return self.phase.flops_per_step // batches
 
     def configure_model(self) -> None:
         """Create a model with random weights, unless a grown or loaded one has been set."""
@@ -138,18 +148,9 @@ class PhaseStage(LightningModule):
         self.model.recompute_blocks = self.trainer_settings.activation_checkpointing
         self.model.compile_blocks = self.trainer_settings.compile
 
-    def resume_from(
-        self, step: int, scaling: StepScaling, optimizer_states: dict[str, ParameterState]
-    ) -> None:
-        """Start after `step` steps of the phase, with the step scaling and optimizer states of that time."""
-        self.first_step, self.scaling, self.initial_optimizer_states = (
-            step,
-            scaling,
-            optimizer_states,
-        )
-
     def on_fit_start(self) -> None:
-        """Collect the router parameters once, since every step needs them."""
+        """Check the optimizer, and collect the router parameters once, since every step needs them."""
+        check_optimizer(self.model, self.trainer.optimizers[0])
         self._router_parameters = get_router_parameters(self.model)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -164,34 +165,41 @@ class PhaseStage(LightningModule):
             )
             aux_loss = self._router_loss(routings, loads)
         self._accumulate_metrics(loss, aux_loss, routings, loads)
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=self.log_to_logger)
         return loss + aux_loss
 
-    def compute_validation_loss(self, batches: Iterable[Tensor]) -> float:
-        """Return the mean language-model loss over the batches of all ranks, in eval mode.
+    def on_validation_epoch_start(self) -> None:
+        """Begin a validation."""
+        self._validation_sums = None
 
-        Args:
-            batches: This rank's batches of tokens, each (batch, time + 1).
-        """
-        self.model.eval()
-        total, count = self.dist_context.all_reduce_sum(
-            sum_token_losses(self.model, batches)
-        ).tolist()
-        self.model.train()
-        return float(total / count)
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Add the losses of tokens (batch, time + 1)."""
+        sums = sum_token_losses(self.model, [batch])
+        self._validation_sums = (
+            sums if self._validation_sums is None else self._validation_sums + sums
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the mean language-model loss over the batches of all processes."""
+        assert self._validation_sums is not None
+        total, count = self.dist_context.all_reduce_sum(self._validation_sums).tolist()
+        self.validation_loss = total / count
+        self.log(
+            "val/loss",
+            self.validation_loss,
+            prog_bar=True,
+            logger=self.log_to_logger,
+            sync_dist=True,
+        )
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and its schedule, restore the grown optimizer state, and check the result."""
+        """Build the optimizer and its schedule."""
         optimizer = build_optimizer(
             self.model,
             self.optimizer_settings,
             self.phase.settings.lr,
-            self.scaling.lr_factor,
+            self.step_scaling.lr_factor,
         )
-        if not self.first_step:
-            self.scaling.scale_state(self.initial_optimizer_states)
-        restore_optimizer_states(self.model, optimizer, self.initial_optimizer_states)
-        check_optimizer(self.model, optimizer)
-        self.initial_optimizer_states = {}
 
         def factor(steps_of_this_fit: int) -> float:
             return self.lr_factor(self.first_step + steps_of_this_fit)
@@ -216,8 +224,9 @@ class PhaseStage(LightningModule):
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.skip_reason is None:
-            self.scaling.after_step()
+            self.step_scaling.after_step()
             self._update_router_bias()
+        self._is_step_complete = True
         # Not the module's zero_grad, which searches all submodules for parameters.
         optimizer.zero_grad(set_to_none=True)
 
@@ -234,7 +243,7 @@ class PhaseStage(LightningModule):
         limit = self.optimizer_settings.gradient_clip or float("inf")
         gradients = [p.grad for p in self._router_parameters if p.grad is not None]
         self.router_gradient_norm = compute_gradient_norm(gradients) if gradients else None
-        self.gradient_norm = self.scaling.before_step(self.model, optimizer, limit)
+        self.gradient_norm = self.step_scaling.before_step(self.model, optimizer, limit)
         self.skip_reason = None
         assert self.step_metrics is not None
         self.step_metrics = self.step_metrics.reduce_across_ranks(self.dist_context)
@@ -249,28 +258,14 @@ class PhaseStage(LightningModule):
         weight = describe_nonfinite_weight(self.model)
         loss = float(self.step_metrics.loss / self.step_metrics.num_passes)
         reason = weight or describe_nonfinite_gradient(self.model) or f"the loss is {loss}"
-        step = self.first_step + self.trainer.global_step + 1
+        step = self.trainer.global_step + 1
         self._num_consecutive_skips += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
         if not may_skip or self._num_consecutive_skips > MAX_CONSECUTIVE_SKIPS:
             raise NonFiniteError(f"phase {self.phase.name}, step {step}: {reason}")
         self.skip_reason = reason
-        self.scaling.skip_step()
+        self.step_scaling.skip_step()
         self.zero_grad(set_to_none=True)
-
-    def finalize_optimizer_states(self, optimizer: Optimizer) -> dict[str, ParameterState]:
-        """Return the optimizer state by parameter name, as unscaled moments; no step may follow."""
-        states = get_optimizer_states(self.model, optimizer)
-        if not self._states_unscaled:
-            self.scaling.unscale_state(states)
-            self._states_unscaled = True
-        return states
-
-    def pop_metrics(self) -> StepMetrics:
-        """Return the metrics of the last step and clear them."""
-        metrics, self.step_metrics = self.step_metrics, None
-        assert metrics is not None
-        return metrics
 
     def _router_loss(self, routings: list[Routing], loads: Tensor) -> Tensor:
         config = self.phase.model_config
@@ -290,7 +285,9 @@ class PhaseStage(LightningModule):
             new.tied_fraction = torch.stack(
                 [r.is_tied().to(loss.dtype).mean() for r in routings]
             ).mean()
-        self.step_metrics = new if self.step_metrics is None else self.step_metrics + new
+        begins_step = self.step_metrics is None or self._is_step_complete
+        self.step_metrics = new if begins_step else self.step_metrics + new  # type: ignore[operator]
+        self._is_step_complete = False
 
     @torch.no_grad()
     def _update_router_bias(self) -> None:

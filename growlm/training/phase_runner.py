@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
@@ -23,6 +24,8 @@ from growlm.model.transformer import TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.planner.forecast import suggest_less_memory
 from growlm.reporting.events import RunListener
+from growlm.reporting.loggers.metric_logger import MetricLogger
+from growlm.reporting.loggers.trainer_logger import TrainerLogger
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError
@@ -41,7 +44,13 @@ from growlm.training.callbacks.checkpoint_callback import (
     SampleCallback,
     remove_stale_checkpoints,
 )
-from growlm.training.callbacks.growth_callback import GrowthCallback, derive_step_scaling
+from growlm.training.callbacks.growth_callback import GrowthCallback
+from growlm.training.callbacks.lightning_callbacks import (
+    carry_timers,
+    explain_early_end,
+    has_progress_bar,
+    is_lightning_callback,
+)
 from growlm.training.callbacks.own_state import (
     build_state_callbacks,
     get_own_data_state,
@@ -52,8 +61,9 @@ from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
 from growlm.training.phase_module import PhaseStage
 from growlm.training.phase_state import PhaseState
+from growlm.training.resume.derived_scaling import derive_step_scaling, get_betas
 from growlm.training.resume.phase_reuse import PhaseReuse
-from growlm.training.resume.state_schema import translate_restore_errors
+from growlm.training.resume.state_schema import is_phase_finished, translate_restore_errors
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
 from growlm.training.run_setup import build_extra_callbacks
@@ -73,6 +83,7 @@ class PhaseRunner:
         callbacks: Additional Lightning callbacks, used in every phase.
         stop_requests: Signals and time limit that may stop the run.
         phase_reuse: Cache that receives the state after each phase.
+        metrics: Loggers of the run; none on ranks other than 0, and for `logger=none`.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class PhaseRunner:
         callbacks: Sequence[Callback],
         stop_requests: GracefulStop,
         phase_reuse: PhaseReuse,
+        metrics: Sequence[MetricLogger] = (),
     ) -> None:
         self.context, self.folder, self.listener = context, folder, listener
         self.history, self.dist_context = history, context.dist_context
@@ -91,6 +103,8 @@ class PhaseRunner:
             context.machine.accelerator, self.dist_context, context.config.trainer
         )
         self.callbacks, self.stop_requests, self.phase_reuse = callbacks, stop_requests, phase_reuse
+        self.metrics = metrics
+        self._user_callbacks: dict[str, Callback] = {}
         self.config, self.plan = context.config, context.plan
         self.mesh = build_device_mesh(
             self.dist_context, self.config.trainer, context.machine.accelerator
@@ -141,7 +155,7 @@ class PhaseRunner:
         )
         phase = self.plan.get_phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
-        unfinished = phase if record["step"] < phase.num_steps else None
+        unfinished = None if is_phase_finished(record, phase) else phase
         self.dist_context.run_on_rank0(
             lambda: remove_stale_checkpoints(self._checkpoint_dir, later, unfinished)
         )
@@ -149,10 +163,11 @@ class PhaseRunner:
             return phase.index
         scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
         self.phase_state = PhaseState(
-            phase.name,
-            state.load_model(self.mesh),
-            state.read_optimizer_states(self.mesh),
-            scaling.carried_factors,
+            model=state.load_model(self.mesh),
+            optimizer_states=state.read_optimizer_states(self.mesh),
+            phase_name=phase.name,
+            index=phase.index,
+            scale_factors=scaling.carried_factors,
         )
         return phase.index + 1
 
@@ -171,42 +186,40 @@ class PhaseRunner:
             self.config.trainer,
             self.dist_context,
             self.mesh,
+            log_to_logger=False,
         )
         data = self._build_data_module(phase, saved["step"])
-        progress = self._progress_callback(phase, data)
+        user_callbacks = self._build_user_callbacks()
+        progress = self._progress_callback(phase, not has_progress_bar(user_callbacks))
         sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
-        user_callbacks = build_extra_callbacks(self.config)
-        user_callbacks |= build_state_callbacks(self.context)
-        user_callbacks |= {
-            f"given {index}": callback for index, callback in enumerate(self.callbacks)
-        }
         trainer = self._build_trainer(
             phase,
-            phase.num_steps - saved["step"],
+            saved["step"],
             [
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
                 *self._model_source_callbacks(phase, state, progress, user_callbacks),
+                *user_callbacks.values(),  # before those that validate and save what they leave
                 *([] if phase.num_steps else [_StopBeforeFirstStep()]),
                 self._checkpoint_callback(phase),  # before `progress` starts its timer
                 progress,
                 *(self._compile_notices if phase.num_steps else []),
                 sample,
-                *user_callbacks.values(),
                 self._state_callback(phase, progress, user_callbacks, phase_start),
             ],
+            has_progress_bar(user_callbacks),
         )
-        trainer.fit(stage, train_dataloaders=data.train_dataloader())
+        trainer.fit(stage, data.train_dataloader(), data.val_dataloader())
+        ended_early = None
         if progress.step != phase.num_steps:
-            raise RuntimeError(
-                f"phase {phase.name} ended after {progress.step} of {phase.num_steps} steps: a callback in "
-                "callbacks.extra stopped it, which would make the following phases wrong"
-            )
-        factors = stage.scaling.carried_factors
-        states = stage.finalize_optimizer_states(trainer.optimizers[0])
-        self.phase_state = PhaseState(phase.name, stage.model, states, factors)
-        self._finish_phase(phase, progress, sample.text, time.perf_counter() - phase_start)
+            ended_early = explain_early_end(user_callbacks)
+            where = f"{phase.name} ended after {progress.step} of {phase.num_steps} steps"
+            self.listener.message_logged(f"{where} ({ended_early})")
+        self.phase_state = PhaseState.from_trainer(trainer)
+        seconds = time.perf_counter() - phase_start
+        self._finish_phase(phase, progress, sample.text, seconds, ended_early)
         if phase is not self.plan.phases[-1]:
-            record = {"phase": phase.name, "step": phase.num_steps}
+            record = {"phase": phase.name, "step": progress.step, "finished": True}
+            states = self.phase_state.optimizer_states
             own_states = get_own_data_state(self.context)
             self._write_state(phase, phase_start, stage.model, states, record, {}, own_states)
             if self.history is not None:
@@ -217,6 +230,19 @@ class PhaseRunner:
             if exit_code >= 0:
                 raise Interrupted(int(exit_code), f"after {phase.name}")
 
+    def _build_user_callbacks(self) -> dict[str, Callback]:
+        """Return the user's callbacks for a phase: those of the config and those given to `run_plan`.
+
+        Lightning's own begin anew in every phase; objects of other classes are used as they are.
+        """
+        callbacks = build_extra_callbacks(self.config) | build_state_callbacks(self.context)
+        for index, callback in enumerate(self.callbacks):
+            is_renewed = is_lightning_callback(callback)
+            callbacks[f"given {index}"] = copy.deepcopy(callback) if is_renewed else callback
+        carry_timers(callbacks, self._user_callbacks)
+        self._user_callbacks = callbacks
+        return callbacks
+
     def _model_source_callbacks(
         self,
         phase: PlannedPhase,
@@ -225,16 +251,15 @@ class PhaseRunner:
         user_callbacks: dict[str, Callback],
     ) -> list[Callback]:
         """Return callbacks that set the phase's model: from a state, the previous phase or a pretrained folder."""
+        growth = self._growth_callback(phase)
+        callbacks: list[Callback] = [growth]
         if state is not None:
             scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
-            return [RestoreStateCallback(state, scaling, progress, user_callbacks)]
-        if self.phase_state is not None:
-            model_from: list[Callback] = [self._growth_callback(phase, self.phase_state)]
-        elif self.context.pretrained is not None:
-            model_from = [PretrainedCallback(self.context.pretrained, phase)]
-        else:
-            model_from = []
-        return [*model_from, _PhaseStartNotifier(self._describe_phase_start(phase), self.listener)]
+            restore = RestoreStateCallback(state, scaling, growth, progress, user_callbacks)
+            return [growth, restore]
+        if self.phase_state is None and self.context.pretrained is not None:
+            callbacks.append(PretrainedCallback(self.context.pretrained, phase, growth))
+        return [*callbacks, _PhaseStartNotifier(self._describe_phase_start(phase), self.listener)]
 
     def _write_state(
         self,
@@ -281,10 +306,15 @@ class PhaseRunner:
         return self.folder.path / "checkpoints"
 
     def _finish_phase(
-        self, phase: PlannedPhase, progress: ProgressCallback, sample: str, seconds: float
+        self,
+        phase: PlannedPhase,
+        progress: ProgressCallback,
+        sample: str,
+        seconds: float,
+        ended_early: str | None,
     ) -> None:
         parameters = phase.parameter_report
-        tokens = phase.num_steps * phase.tokens_per_step
+        tokens = progress.step * phase.tokens_per_step
         summary = PhaseSummary(
             name=phase.name,
             total_parameters=parameters.total,
@@ -292,9 +322,9 @@ class PhaseRunner:
             inactive_parameters=parameters.inactive,
             idle_experts=parameters.idle_experts,
             efficiency=parameters.efficiency,
-            steps=phase.num_steps,
+            steps=progress.step,
             tokens=tokens,
-            flops=phase.num_steps * phase.flops_per_step,
+            flops=progress.step * phase.flops_per_step,
             first_loss=progress.first_loss,
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
@@ -307,26 +337,37 @@ class PhaseRunner:
             peak_memory_bytes=int(self.dist_context.all_reduce_max([peak_memory_bytes()])[0]),
             sample=sample,
             router_check=progress.check_routers(),
+            ended_early=ended_early,
         )
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
 
-    def _build_trainer(self, phase: PlannedPhase, steps: int, callbacks: list[Callback]) -> Trainer:
+    def _build_trainer(
+        self, phase: PlannedPhase, steps_done: int, callbacks: list[Callback], show_bar: bool
+    ) -> Trainer:
+        accumulate = phase.settings.accumulate
+        every = self.config.trainer.validate_every or max(1, phase.num_steps)
         return build_trainer(
             self.config.trainer,
             accelerator=self.context.machine.accelerator,
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision
             ),
-            max_steps=max(1, steps),  # Lightning skips the hooks at 0; see `_StopBeforeFirstStep`
+            max_steps=max(
+                1, phase.num_steps
+            ),  # Lightning skips the hooks at 0; see `_StopBeforeFirstStep`
             max_epochs=1,
-            accumulate_grad_batches=phase.settings.accumulate,
+            accumulate_grad_batches=accumulate,
             callbacks=callbacks,
             default_root_dir=self.folder.path,
-            logger=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,  # Lightning's would hold a second copy of all tensors in memory
-            enable_progress_bar=False,
+            logger=TrainerLogger(self.metrics, self.folder.path, phase.name, phase.first_step),
+            log_every_n_steps=self.config.callbacks.log_every,
+            num_sanity_val_steps=0
+            if steps_done
+            else -1,  # all of it: the phase's initial validation
+            val_check_interval=every * accumulate,
+            check_val_every_n_epoch=None,  # count batches
+            enable_progress_bar=show_bar,
             enable_model_summary=False,
         )
 
@@ -335,12 +376,13 @@ class PhaseRunner:
         return PackedDataModule(
             self.context.data.train,
             self.context.data.validation,
-            first_sample=phase.first_sample + steps_done * phase.samples_per_step,
-            num_batches=max(1, phase.num_steps - steps_done) * phase.settings.accumulate,
+            first_sample=phase.first_sample,
+            num_batches=max(1, phase.num_steps) * phase.settings.accumulate,
             batch_size=phase.settings.batch_size,
             validation_sequences=self.config.trainer.validation_sequences,
             rank=self.dist_context.rank,
             world_size=self.dist_context.world_size,
+            first_batch=steps_done * phase.settings.accumulate,
         )
 
     def _describe_phase_start(self, phase: PlannedPhase) -> PhaseStart:
@@ -355,38 +397,38 @@ class PhaseRunner:
             parameters=phase.parameter_report,
         )
 
-    def _growth_callback(self, phase: PlannedPhase, phase_state: PhaseState) -> GrowthCallback:
+    def _growth_callback(self, phase: PlannedPhase) -> GrowthCallback:
+        checks, optimizer = self.config.verification, self.config.optimizer
+        previous = self.phase_state
         return GrowthCallback(
-            phase_state,
-            phase,
-            self.context.make_probe(),
-            self.config.verification,
-            self.config.optimizer,
-            self.config.seed,
-            self._report_boundary,
-            self.dist_context,
+            [] if previous is None else phase.operators,
+            previous=previous,
+            optimizer_state=phase.settings.optimizer_state,
+            probe=None if previous is None else self.context.make_probe(),
+            seed=self.config.seed,
+            tolerance=checks.tolerance,
+            require_symmetry_breaking=checks.require_symmetry_breaking,
+            rewarm_peak=optimizer.rewarm_peak,
+            rewarm_steps=optimizer.rewarm_steps,
+            betas=get_betas(optimizer),
+            phase_name=phase.name,
+            index=phase.index,
+            on_boundary=self._report_boundary,
+            dist_context=self.dist_context,
         )
 
-    def _progress_callback(self, phase: PlannedPhase, data: PackedDataModule) -> ProgressCallback:
+    def _progress_callback(self, phase: PlannedPhase, shows_steps: bool) -> ProgressCallback:
         return ProgressCallback(
             phase,
             self.config.callbacks.log_every,
             self.listener,
-            sum(
-                before.num_steps * before.tokens_per_step for before in self._previous_phases(phase)
-            ),
-            sum(
-                before.num_steps * before.flops_per_step for before in self._previous_phases(phase)
-            ),
+            sum(finished.tokens for finished in self.summary.phases),
+            sum(finished.flops for finished in self.summary.phases),
             self.start_time,
             self.peak_flops,
-            data.val_dataloader(),
             self.context.nats_to_bits_per_byte,
-            self.config.trainer.validate_every,
+            shows_steps,
         )
-
-    def _previous_phases(self, phase: PlannedPhase) -> list[PlannedPhase]:
-        return self.plan.phases[: phase.index]
 
     def _state_callback(
         self,
@@ -404,6 +446,7 @@ class PhaseRunner:
             user_callbacks,
             write,
             self.dist_context,
+            self.config.trainer.validate_every,
         )
 
     def _checkpoint_callback(self, phase: PlannedPhase) -> PhaseCheckpointCallback:
@@ -473,9 +516,16 @@ class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 - a context manag
     def __enter__(self) -> None:
         super().__enter__()
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        # A user who wants a summary of the model sees it.
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)
         for hint in (
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
             ".*treespec, LeafSpec.*",  # Lightning itself calls this deprecated torch function
+            ".*smaller than the logging interval.*",
+            ".*exists and is not empty.*",  # a phase's folder, after a resume
+            ".*is not supported by the model summary.*",
+            ".*your dataloader is not resumable.*",  # it begins at the right batch
+            ".*WeightAveraging callback with a model that overrides the configure_model.*",
         ):
             warnings.filterwarnings("ignore", hint)

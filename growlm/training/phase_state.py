@@ -4,20 +4,137 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
+from growlm.checkpoint.checkpoint_folder import (
+    flatten_states,
+    load_model,
+    read_optimizer_states,
+    save_model,
+    unflatten_states,
+)
+from growlm.checkpoint.safetensors_io import TensorFiles
+from growlm.checkpoint.scale_factor_tensors import PREFIX, flatten_factors, unflatten_factors
+from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
 from growlm.growth.transforms.scale_factors import ScaleFactors
-from growlm.model.transformer import TransformerLM
+from growlm.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+TRAINING_STEM = "training"
+"""First part of the name of the file that holds scale factors and the state of other parameters."""
 
 
 @dataclass
 class PhaseState:
-    """A trained model and its optimizer's moments; the next phase takes both and empties this object."""
+    """A trained model and its optimizers' state; the next phase takes both over and empties this object."""
 
-    phase_name: str
-    model: TransformerLM | None
-    optimizer_states: dict[str, ParameterState]
-    """Moments, by parameter name."""
+    model: nn.Module | None
+    """The trained model, sharded or not; None once the next phase has taken it."""
+    optimizer_states: dict[str, ParameterState] = field(default_factory=dict)
+    """State of the optimizers as plain moments, by parameter name of the model."""
+    phase_name: str = "phase 0"
+    index: int = 0
+    """Number of phases before this one; the growth after it is seeded with the next number."""
     scale_factors: Mapping[str, ScaleFactors] = field(default_factory=dict)
-    """Scale factors by parameter name, after a phase with `optimizer_state: exact`; the next such phase continues
+    """Scale factors by parameter name, after a phase with `optimizer_state="exact"`; the next such phase continues
     from them."""
+    optimizer_names: dict[str, str] = field(default_factory=dict)
+    """Class of the optimizer that has stepped each parameter."""
+    other_states: dict[str, ParameterState] = field(default_factory=dict)
+    """State of the optimizers for parameters of the LightningModule that are not the model's."""
+
+    @staticmethod
+    def from_trainer(trainer: Trainer) -> PhaseState:
+        """Return the state after `trainer.fit`; the trainer's optimizers must not step again.
+
+        Raises:
+            UserError: If the trainer has no `GrowthCallback`, or has not trained.
+        """
+        # Imported here because `GrowthCallback` takes a state.
+        from growlm.training.callbacks.growth_callback import GrowthCallback
+
+        found = [each for each in trainer.callbacks if isinstance(each, GrowthCallback)]  # type: ignore[attr-defined]
+        if not found:
+            reason = "the trainer has no GrowthCallback; give it GrowthCallback([]) in a phase that does not grow"
+            raise UserError("trainer", "callbacks", reason)
+        return found[0].collect_state(trainer)
+
+    def save(self, folder: str | Path, dist_context: DistributedContext | None = None) -> None:
+        """Write the state to a new checkpoint folder, which every growlm command reads.
+
+        Args:
+            folder: Folder to create; must not exist.
+            dist_context: Process group; None for torch's, if there is one. All processes must call this.
+
+        Raises:
+            UserError: If the state is empty, because a phase has taken it over.
+            FileExistsError: If the folder exists.
+            DiskError: If it cannot be written; nothing is left behind.
+        """
+        if self.model is None:
+            raise UserError("previous", self.phase_name, EMPTY_REASON)
+        record: dict[str, Any] = {
+            "phase": self.phase_name,
+            "phase_index": self.index,
+            "optimizers": self.optimizer_names,
+        }
+        others = {
+            f"other.{name}": t for name, t in flatten_states(_as_tensors(self.other_states)).items()
+        }
+        save_model(
+            self.model,  # type: ignore[arg-type]
+            Path(folder),
+            record,
+            _as_tensors(self.optimizer_states),
+            dist_context=dist_context or DistributedContext.current(),
+            more_tensors={TRAINING_STEM: flatten_factors(self.scale_factors) | others},
+        )
+
+    @staticmethod
+    def load(folder: str | Path) -> PhaseState:
+        """Read a state that `save` has written, or any growlm checkpoint, on every process.
+
+        Raises:
+            UserError: If the folder is not a growlm checkpoint, or its files are damaged.
+        """
+        folder = Path(folder)
+        model, record = load_model(folder)
+        tensors: dict[str, Tensor] = {}
+        if TensorFiles.exist(folder, TRAINING_STEM):
+            files = TensorFiles(folder, TRAINING_STEM)
+            tensors = {name: files.read(name).clone() for name in files.names}
+        others = {
+            name.partition(".")[2]: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(f"{PREFIX}.")
+        }
+        return PhaseState(
+            model=model,
+            optimizer_states=read_optimizer_states(folder),
+            phase_name=record.get("phase", "phase 0"),
+            index=record.get("phase_index", 0),
+            scale_factors=unflatten_factors(tensors),
+            optimizer_names=record.get("optimizers", {}),
+            other_states=unflatten_states(others),
+        )
+
+
+EMPTY_REASON = "is empty: a phase has taken it over; keep a copy on disk with save()"
+
+
+def _as_tensors(states: Mapping[str, ParameterState]) -> dict[str, ParameterState]:
+    """Return states whose step counts are tensors, too, as files need them."""
+    return {
+        name: {
+            entry: v if isinstance(v, Tensor) else torch.tensor(float(v))
+            for entry, v in state.items()
+        }
+        for name, state in states.items()
+    }

@@ -30,6 +30,7 @@ from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.memory import gc_frozen
 from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.storage.integrity import hash_file
+from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.requirements import check_requirements
 from growlm.training.resume.fingerprint import compute_phase_cache_keys
@@ -95,6 +96,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
             ),
         )
         context = build_context(config, requested.trainer.devices, dist_context, console)
+        given = {f"callbacks[{index}]": callback for index, callback in enumerate(callbacks)}
+        check_callbacks(given, config, context.machine.accelerator)
         _check_same_fingerprint(context)
         if resumed is not None:
             check_fingerprint(config, resumed, context.fingerprint)
@@ -233,12 +236,15 @@ def _run_phases(
             loggers = []
             if history is not None:
                 loggers = build_loggers(config, folder.path, folder.run_id, first_step)
-            for metrics in map(MetricLogger, loggers):
+            metrics = [MetricLogger(logger) for logger in loggers]
+            for logger in metrics:
                 assert history is not None
-                broadcast.listeners.append(metrics)
+                broadcast.listeners.append(logger)
                 lines = read_history_rows(history.path, folder.path)
-                metrics.replay(lines, boundaries, should_log=own_state is None)
-            run = PhaseRunner(context, folder, broadcast, history, callbacks, stop_requests, reuse)
+                logger.replay(lines, boundaries, should_log=own_state is None)
+            run = PhaseRunner(
+                context, folder, broadcast, history, callbacks, stop_requests, reuse, metrics
+            )
             if own_state is not None:
                 phase, step = own_state.record["phase"], own_state.record["step"]
                 broadcast.run_resumed(phase, step, context.plan.get_phase(phase).num_steps)

@@ -37,6 +37,7 @@ from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import detect_machine
 from growlm.training.baseline import apply_baseline
+from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.resume.resume_from import restore_precision
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
@@ -96,7 +97,9 @@ def build_context(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
     )
     check_logger(config)
-    build_extra_callbacks(config)
+    extra = build_extra_callbacks(config)
+    named = {f"callbacks.extra.{name}": callback for name, callback in extra.items()}
+    check_callbacks(named, config, machine.accelerator)
     check_extra_arguments(config.trainer)
     tokenizer = load_run_tokenizer(config)
     check_sidecar_files(list_tokenizer_files(config, tokenizer), "tokenizer.path")

@@ -21,7 +21,7 @@ from growlm.growth import (
     grow_optimizer_state,
     operators_from_dicts,
 )
-from growlm.optim.optimizer_factory import get_optimizer_states
+from growlm.optim.optimizer_states import get_optimizer_states
 from growlm.runtime.errors import DiskError, UserError
 from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_config
 from tests.training.grown_training import OPTIMIZERS, Training
@@ -77,7 +77,7 @@ def test_upcycled_on_disk(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_as_in_memory(tmp_path, name):
     training = Training(build(tiny_config(), dtype=torch.float32), OPTIMIZERS[name]).steps(2)
-    states = get_optimizer_states(training.model, training.optimizer)
+    states = get_optimizer_states(training.model, [training.optimizer])
     save_model(training.model, tmp_path / "small", {}, states)
     operators = [Upcycle(4), Widen(scale_factor=1.5), Deepen(), MultiplyExperts(2)]
 
@@ -205,7 +205,7 @@ def cut_in_half(path):
 
 def saved_with_optimizer(folder, dtype=torch.float32):
     training = Training(build(tiny_config(), dtype=dtype)).steps(1)
-    states = get_optimizer_states(training.model, training.optimizer)
+    states = get_optimizer_states(training.model, [training.optimizer])
     save_model(training.model, folder, {}, states)
     return training.model, states
 

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from growlm.growth import Deepen, Upcycle, Widen, grow, register_moment
 from growlm.optim.adamw_8bit import AdamW8bit
-from growlm.optim.optimizer_factory import check_optimizer
+from growlm.optim.optimizer_states import check_optimizer
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import build, max_difference, random_tokens, tiny_config
 from tests.training.grown_training import OPTIMIZERS, Training
@@ -234,7 +234,9 @@ class Signed(torch.optim.Optimizer):
 
 
 def test_an_optimizer_of_ones_own(monkeypatch):
-    monkeypatch.setattr("growlm.growth.optimizer_state.MOMENT_POWERS", {})
+    known = {}
+    for module in ("optimizer_state", "optimizer_growth"):
+        monkeypatch.setattr(f"growlm.growth.{module}.MOMENT_POWERS", known)
     model, optimizer = model_and_optimizer(lambda p: Signed(p, 1e-2))
     with pytest.raises(UserError, match=r"optimizer=Signed: no rule .*'own_mean'.*register_moment"):
         grow(model, GROWTHS["all"], optimizer=optimizer)
@@ -296,6 +298,7 @@ def test_what_is_refused():
     model, optimizer = model_and_optimizer()
     adafactor = MADE["adafactor"](model.parameters())
     rmsprop = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    train(model, rmsprop, 1)
     ascending = torch.optim.SGD(model.parameters(), maximize=True)
     other = torch.optim.SGD(build(tiny_config()).parameters(), lr=0.1)
     for match, arguments in (

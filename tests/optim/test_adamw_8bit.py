@@ -21,11 +21,8 @@ from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY, convert_moments
 from growlm.model import ModelConfig, TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.optim.adamw_8bit import AdamW8bit
-from growlm.optim.optimizer_factory import (
-    build_optimizer,
-    expected_state_entries,
-    get_optimizer_states,
-)
+from growlm.optim.optimizer_factory import build_optimizer, expected_state_entries
+from growlm.optim.optimizer_states import get_optimizer_states
 from growlm.planner import forecast as planner
 from growlm.planner.memory_estimate import optimizer_state_bytes
 from growlm.runtime.errors import UserError
@@ -254,7 +251,7 @@ def test_state_is_counted_to_the_byte(shape, as_written):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    states = get_optimizer_states(model, optimizer)
+    states = get_optimizer_states(model, [optimizer])
     held = sum(v.nbytes for s in states.values() for e, v in s.items() if e != "step")
     assert optimizer_state_bytes(config, "adamw_8bit") == held
 

@@ -12,12 +12,8 @@ from growlm.growth import (
     grow_optimizer_state,
 )
 from growlm.model.axes import axes_table
-from growlm.optim.optimizer_factory import (
-    build_optimizer,
-    check_optimizer,
-    get_optimizer_states,
-    is_hidden_matrix,
-)
+from growlm.optim.optimizer_factory import build_optimizer, is_hidden_matrix
+from growlm.optim.optimizer_states import check_optimizer, get_optimizer_states
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import EXPERTS, build, tiny_config
 from tests.training.grown_training import OPTIMIZERS, Training
@@ -78,14 +74,14 @@ def test_the_first_phase_has_nothing_to_take_over(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_grows_to_the_shapes_that_the_optimizer_would_make(name):
     old = Training(build(tiny_config()), OPTIMIZERS[name]).steps(2)
-    states = get_optimizer_states(old.model, old.optimizer)
+    states = get_optimizer_states(old.model, [old.optimizer])
     new = Training(build(tiny_config()), OPTIMIZERS[name]).steps(2)
     grown_map = build_growth_map(old.model.config, GROWTH)
     grown = grow_optimizer_state(grown_map, states, "carry")
 
     fresh = Training(new.grow(GROWTH, "reset").model, OPTIMIZERS[name]).steps(1)
 
-    own = get_optimizer_states(fresh.model, fresh.optimizer)
+    own = get_optimizer_states(fresh.model, [fresh.optimizer])
     assert grown
     for parameter, state in grown.items():
         shapes = {entry: value.shape for entry, value in state.items()}

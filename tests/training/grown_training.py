@@ -5,8 +5,8 @@ import torch
 from growlm.config.schema import OptimizerConfig
 from growlm.growth import GrowthRng, apply_growth, build_growth_map, grow_optimizer_state
 from growlm.growth.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
-from growlm.optim.optimizer_factory import (
-    build_optimizer,
+from growlm.optim.optimizer_factory import build_optimizer
+from growlm.optim.optimizer_states import (
     check_optimizer,
     get_optimizer_states,
     restore_optimizer_states,
@@ -37,7 +37,7 @@ class Training:
     def _begin(self, states):
         self.optimizer = build_optimizer(self.model, self.settings, self.lr, self.scaling.lr_factor)
         self.scaling.scale_state(states)
-        restore_optimizer_states(self.model, self.optimizer, states)
+        restore_optimizer_states(self.model, [self.optimizer], states)
         check_optimizer(self.model, self.optimizer)
 
     def steps(self, count):
@@ -59,7 +59,7 @@ class Training:
 
     def grow(self, operators, mode, peak=1.3, warmup=5):
         growth_map = build_growth_map(self.model.config, operators)
-        states = get_optimizer_states(self.model, self.optimizer)
+        states = get_optimizer_states(self.model, [self.optimizer])
         self.model = apply_growth(self.model, growth_map, GrowthRng(0))
         self.scaling.unscale_state(states)
         with torch.no_grad():

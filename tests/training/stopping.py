@@ -20,7 +20,7 @@ class SignalAt(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         phase = pl_module.phase
-        done = pl_module.first_step + trainer.global_step
+        done = trainer.global_step
         is_whole = (batch_idx + 1) % phase.settings.accumulate == 0
         if is_whole and phase.first_step + done == self.global_step:
             os.kill(os.getpid(), self.number)

@@ -44,7 +44,7 @@ class AtStep(Callback):
         setattr(self, hook, lambda trainer, stage, *_: self.look(trainer, stage, act))
 
     def look(self, trainer, stage, act):
-        if stage.phase.first_step + stage.first_step + trainer.global_step + 1 == self.global_step:
+        if stage.phase.first_step + trainer.global_step + 1 == self.global_step:
             act(stage)
 
 

@@ -8,8 +8,9 @@ import torch
 from growlm.config import load_config
 from growlm.data import PackedSamples
 from growlm.growth.transforms.tensor_transforms import Split
+from growlm.model import TransformerLM
 from growlm.training import GrowthError, run_plan
-from growlm.training.phase_module import PhaseStage
+from growlm.training.callbacks import growth_callback
 from tests.training.tiny_run import rows, tiny_config, tiny_run
 
 NO_WIDE_NOISE = ("growth.noise_std=0", "growth.scale_factor=2")
@@ -119,17 +120,18 @@ def test_copied_layers_are_reported_and_the_run_goes_on(tmp_path):
 
 def test_moments_are_carried_or_reset(tmp_path, monkeypatch):
     states = []
-    configure = PhaseStage.configure_optimizers
+    restore = growth_callback.restore_optimizer_states
 
-    def spy(self):
-        copied = {
-            name: {entry: value.clone() for entry, value in state.items()}
-            for name, state in self.initial_optimizer_states.items()
-        }
-        states.append(copied)
-        return configure(self)
+    def spy(model, optimizers, found):
+        if isinstance(model, TransformerLM):
+            copied = {
+                name: {entry: value.clone() for entry, value in state.items()}
+                for name, state in found.items()
+            }
+            states.append(copied)
+        restore(model, optimizers, found)
 
-    monkeypatch.setattr(PhaseStage, "configure_optimizers", spy)
+    monkeypatch.setattr(growth_callback, "restore_optimizer_states", spy)
     tiny_run(tmp_path / "run", "phases.wide.optimizer_state=reset")
     dense, moe, wide, deep = states
     assert dense == {}

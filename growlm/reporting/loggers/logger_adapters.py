@@ -32,6 +32,9 @@ class MetricAdapter:
     def log(self, entry: LogEntry) -> None:
         """Log an entry."""
 
+    def log_from_callbacks(self, index: int, step: int, metrics: dict[str, float]) -> None:
+        """Log what a callback of the user measured, before the entry with this index."""
+
     def update_summary(self, metrics: dict[str, Any]) -> None:
         """Add values to the summary of the run."""
 
@@ -58,6 +61,10 @@ class LightningLoggerAdapter(MetricAdapter):
         }
         if entry.metrics:
             self.logger.log_metrics({**entry.progress, **entry.metrics, **loads}, step=entry.step)
+
+    def log_from_callbacks(self, index: int, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics at their step."""
+        self.logger.log_metrics(metrics, step=step)
 
     def close(self, failed: bool) -> None:
         """Save what is not saved yet, and end the logger's run."""

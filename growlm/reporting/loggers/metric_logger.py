@@ -41,6 +41,7 @@ class MetricLogger(RunListener):
     """
 
     def __init__(self, logger: Logger) -> None:
+        self.logger = logger
         self.adapter = _build_adapter(logger)
         self.num_entries = 0
         self.last_row: HistoryRow = {
@@ -114,6 +115,10 @@ class MetricLogger(RunListener):
             self.adapter.update_summary(_phase_summary_metrics(phase))
         for boundary in summary.boundaries:
             self.adapter.update_summary(_boundary_summary_metrics(boundary))
+
+    def log_from_callbacks(self, metrics: dict[str, float], step: int) -> None:
+        """Log what a callback of the user measured at a step of the run."""
+        self.adapter.log_from_callbacks(self.num_entries, step, metrics)
 
     def close(self, failed: bool) -> None:
         """End the logger's run."""

@@ -54,6 +54,10 @@ class WandbAdapter(MetricAdapter):
             wandb.termwarn(f"{', '.join(tables)} not logged: {error}")
             self.run.log(values, step=entry.index)
 
+    def log_from_callbacks(self, index: int, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics to the row of the next entry: a resume finds rows by the number of their entry."""
+        self.run.log({STEP_METRIC: step, **metrics}, step=index)
+
     def update_summary(self, metrics: dict[str, Any]) -> None:
         """Add values to the run's summary, which fills the columns of W&B's table of runs."""
         self.run.summary.update(metrics)

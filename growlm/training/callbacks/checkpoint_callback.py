@@ -20,6 +20,7 @@ from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
 from growlm.inference.text_stream import encode_prompt
 from growlm.training.phase_module import PhaseStage
+from growlm.training.phase_state import PhaseState
 
 
 class PhaseCheckpointCallback(Callback):
@@ -75,8 +76,7 @@ class PhaseCheckpointCallback(Callback):
         last_step = self.phase.first_step + self.phase.num_steps
         states = None
         if self.save_optimizer:
-            assert isinstance(pl_module, PhaseStage)
-            states = pl_module.finalize_optimizer_states(trainer.optimizers[0])
+            states = PhaseState.from_trainer(trainer).optimizer_states
         self._save(pl_module, self.phase.settings.save_as, last_step, {}, states)
 
     def _save(

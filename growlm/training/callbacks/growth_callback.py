@@ -1,227 +1,423 @@
-"""Grow the model at the beginning of a phase and check the growth.
+"""Grow a LightningModule's model when a phase begins, check the growth, and grow its optimizers' state.
 
-This happens in `setup`, which Lightning calls before it configures or wraps anything: every strategy then wraps
-the grown model, and no private Lightning API is needed.
+The model grows in `setup`, which Lightning calls before it configures or wraps anything: every strategy then
+wraps the grown model, and no private Lightning API is needed. The optimizers get their state in `on_fit_start`,
+when the module's own `configure_optimizers` has returned.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from growlm.config.phase_plan import Plan, PlannedPhase
-from growlm.config.schema import OptimizerConfig, VerificationConfig
-from growlm.distributed.dtensors import get_device_mesh, is_sharded
+from growlm.checkpoint.scale_factor_tensors import flatten_factors, unflatten_factors
+from growlm.distributed.dtensors import get_device_mesh
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.grow_model import apply_growth, build_growth_map
-from growlm.growth.growth_map import GrowthMap
+from growlm.growth.grow_model import (
+    Operator,
+    apply_growth,
+    build_growth_map,
+    get_config,
+)
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.operators.registry import operators_to_dicts
-from growlm.growth.optimizer_state import explain_inexactness, grow_optimizer_state
-from growlm.growth.step_scaling import AsymmetricScaling, ExactScaling, StepScaling
-from growlm.growth.transforms.scale_factors import ScaleFactors
-from growlm.model.transformer import TransformerLM
+from growlm.growth.optimizer_growth import check_growable_states
+from growlm.growth.optimizer_state import (
+    OPTIMIZER_STATE_MODES,
+    ParameterState,
+    explain_inexactness,
+    grow_optimizer_state,
+)
+from growlm.growth.step_scaling import ExactScaling, StepScaling, make_step_scaling
+from growlm.optim.optimizer_states import (
+    find_optimizer_names,
+    get_optimizer_states,
+    restore_optimizer_states,
+)
 from growlm.reporting.records import BoundaryRecord
-from growlm.runtime.errors import RunError
+from growlm.runtime.errors import UserError
 from growlm.runtime.memory import release_memory
-from growlm.training.phase_module import PhaseStage
-from growlm.training.phase_state import PhaseState
+from growlm.training.callbacks.replica_check import GrowthError, check_replicas_match
+from growlm.training.callbacks.scaled_steps import ScaledSteps
+from growlm.training.phase_state import EMPTY_REASON, PhaseState
+from growlm.verification.check_report import GrowthReport
 from growlm.verification.growth_check import detailed_growth_check
 
-CHECKSUM_CHUNK_WORDS = 2**20
-"""Words of a tensor that are summed at once, to bound the memory of the int64 copies."""
-
-
-class GrowthError(RunError):
-    """Error raised when a lossless growth changed the model's output, or another boundary check failed."""
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+PROBE_SIZE = (4, 64)
+"""Sequences and tokens of the probe that is drawn if none is given."""
 
 
 class GrowthCallback(Callback):
-    """Callback that grows the previous phase's model and optimizer state and checks the growth.
+    """Callback that grows a LightningModule's model, checks the growth, and grows its optimizers' state.
+
+    Give one to the Trainer of every phase, before callbacks that copy the model (weight averaging):
+
+        state = None
+        for steps, operators in [(1000, []), (500, [Upcycle(8)]), (500, [Widen(1.5), Deepen(2)])]:
+            growth = GrowthCallback(operators, previous=state)
+            trainer = Trainer(max_steps=steps, callbacks=[growth])
+            trainer.fit(module, datamodule)
+            state = PhaseState.from_trainer(trainer)
+
+    The module's `configure_optimizers` may return any optimizers, of torch or its own. Under FSDP2
+    (`ModelParallelStrategy`), the grown model is sharded as the previous one was, so `configure_model` must leave
+    a sharded model as it is, as Lightning asks of that hook. `trainer.fit(ckpt_path=...)` goes on inside a phase:
+    give the callback the same operators and the same `previous` as before.
+
+    A module with an attribute `step_scaling` gets the scaling of `exact` and `asymmetric` there and applies it
+    itself, in `configure_gradient_clipping`; for other modules, the callback does.
 
     The order keeps peak memory low: grow the weights; run the checks; free the old weights; grow the moments,
     freeing each old one after its last use.
 
     Args:
-        phase_state: State of the previous phase; it is emptied.
-        phase: Phase to grow for.
-        probe: Fixed tokens for the checks, (sequences, time).
-        settings: Settings of the checks.
-        optimizer_settings: Settings of the optimizer.
-        seed: Seed of the run.
-        report_boundary: Function called with the boundary's record, even if a check failed.
-        dist_context: Process group of the run. Every rank grows the model and rank 0 checks it; if the model is
-            sharded, all ranks do both together.
+        operators: Growth operators, applied in order; empty for a phase that does not grow.
+        previous: State of the previous phase, which is empty afterwards. None to grow the model that the module
+            has, without optimizer state.
+        optimizer_state: Mode of the optimizer state's growth: `carry`, `reset`, `exact` or `asymmetric`
+            (`growlm/growth/optimizer_state.py`).
+        probe: Fixed tokens for the checks, (sequences, time). None draws random ones, which needs a
+            `vocab_size` in the model's config.
+        attribute: Attribute of the LightningModule that holds the model; `a.b` for one inside a submodule.
+        seed: Seed of noise, routers and fresh channels.
+        tolerance: Largest allowed difference between logits, times max(1, largest logit).
+        require_symmetry_breaking: Whether copies that would stay equal are an error instead of a finding.
+        rewarm_peak: For `asymmetric`, peak of the learning rate of new entries, relative to the others'.
+        rewarm_steps: For `asymmetric`, steps to that peak, and again down to the common rate.
+        betas: For `asymmetric`, Adam's betas, or None for those of the optimizer's first group.
+        phase_name: Name of the phase in reports; None for `phase N`.
+        index: Index of the phase, part of the seed; None for one more than the previous phase's, or 0.
+        on_boundary: Function called with the boundary's record, even if a check failed.
+        dist_context: Process group of the run; None for torch's. Every rank grows the model and rank 0 checks it;
+            if the model is sharded, all ranks do both together.
+
+    Raises:
+        UserError: If an argument is wrong.
     """
 
     def __init__(
         self,
-        phase_state: PhaseState,
-        phase: PlannedPhase,
-        probe: Tensor,
-        settings: VerificationConfig,
-        optimizer_settings: OptimizerConfig,
-        seed: int,
-        report_boundary: Callable[[BoundaryRecord], None],
-        dist_context: DistributedContext,
+        operators: Sequence[Operator],
+        *,
+        previous: PhaseState | None = None,
+        optimizer_state: str = "carry",
+        probe: Tensor | None = None,
+        attribute: str = "model",
+        seed: int = 0,
+        tolerance: float = 1e-4,
+        require_symmetry_breaking: bool = False,
+        rewarm_peak: float = 1.3,
+        rewarm_steps: int = 250,
+        betas: tuple[float, float] | None = None,
+        phase_name: str | None = None,
+        index: int | None = None,
+        on_boundary: Callable[[BoundaryRecord], None] | None = None,
+        dist_context: DistributedContext | None = None,
     ) -> None:
-        self.phase_state, self.phase = phase_state, phase
-        self.probe, self.settings = probe, settings
-        self.optimizer_settings = optimizer_settings
-        self.seed, self.report_boundary, self.dist_context = seed, report_boundary, dist_context
+        if optimizer_state not in OPTIMIZER_STATE_MODES:
+            reason = f"must be one of {', '.join(OPTIMIZER_STATE_MODES)}"
+            raise UserError("optimizer_state", optimizer_state, reason)
+        self.operators, self.previous, self.mode = list(operators), previous, optimizer_state
+        self.probe, self.attribute, self.seed = probe, attribute, seed
+        self.tolerance = tolerance
+        self.require_symmetry_breaking = require_symmetry_breaking
+        self.rewarm_peak, self.rewarm_steps, self.betas = rewarm_peak, rewarm_steps, betas
+        if index is None:
+            index = 0 if previous is None else previous.index + 1
+        self.index = index
+        self.phase_name = phase_name or f"phase {index}"
+        self.on_boundary, self.dist_context = on_boundary, dist_context
+        self.boundary: BoundaryRecord | None = None
+        """Record of the growth, once it has happened."""
+        self.scaling = StepScaling()
+        self._scaled_steps: ScaledSteps | None = None
+        self._initial_states: dict[str, ParameterState] = {}
+        self._other_states: dict[str, ParameterState] = {}
+        self._optimizer_names: dict[str, str] = {}
+        self._are_states_scaled = self._are_states_plain = False
+        self._is_set_up = False
+        self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Grow the model and the optimizer state, and check the result.
 
         Raises:
+            UserError: If the model cannot grow, or the trainer is set up in a way that would undo the growth.
             GrowthError: If a check failed, or the ranks grew different models.
         """
-        assert isinstance(pl_module, PhaseStage)
+        if stage != "fit" or self._is_set_up:
+            return
+        self._check_trainer(trainer, pl_module)
+        self._is_set_up = True
+        previous = self.previous
+        if previous is None and self.operators:
+            model = _get_attribute(pl_module, self.attribute)
+            previous = PhaseState(model, phase_name="start", index=self.index)
+        if previous is not None:
+            self._grow(trainer, pl_module, previous)
+
+    def begin_with(
+        self, states: dict[str, ParameterState], scaling: StepScaling | None = None
+    ) -> None:
+        """Begin with a given optimizer state instead of a grown one; the model is set by someone else.
+
+        Args:
+            states: State by parameter name.
+            scaling: Scaling in the middle of which the state was saved; None for a plain state.
+        """
+        self._initial_states = states
+        if scaling is not None:
+            self.scaling, self._are_states_scaled = scaling, True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the optimizers their state, and scale their steps if the mode needs it.
+
+        Raises:
+            UserError: If another class of optimizer steps a parameter than before, or the mode cannot scale the
+                steps of one.
+        """
+        model = _get_attribute(pl_module, self.attribute)
+        self._check_optimizer_classes(trainer.optimizers, model)
+        if not hasattr(pl_module, "step_scaling"):
+            self._scaled_steps = ScaledSteps.build(
+                self.scaling, self.mode, model, trainer.optimizers, self.betas
+            )
+        scalings = self._scaled_steps or self.scaling
+        if self._loaded is not None:
+            scalings.load_state_dict(self._loaded)
+            self._are_states_scaled = True
+        if not self._are_states_scaled:
+            scalings.scale_state(self._initial_states)
+        restore_optimizer_states(model, trainer.optimizers, self._initial_states)
+        restore_optimizer_states(pl_module, trainer.optimizers, self._other_states)
+        self._initial_states, self._other_states = {}, {}
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Scale the gradients, if the mode needs it and the module does not do it itself."""
+        if self._scaled_steps is not None:
+            model = _get_attribute(pl_module, self.attribute)
+            self._scaled_steps.before_step(model, optimizer)
+
+    def collect_state(self, trainer: Trainer) -> PhaseState:
+        """Return the state after the phase, for `PhaseState.from_trainer`; no step may follow.
+
+        Raises:
+            UserError: If the trainer has no optimizers, because it has not trained in this process.
+        """
+        if not trainer.optimizers:
+            reason = "has not trained in this process; use a strategy that does (ddp instead of ddp_spawn)"
+            raise UserError("trainer", type(trainer.strategy).__name__, reason)
+        module = trainer.lightning_module
+        model = _get_attribute(module, self.attribute)
+        states = get_optimizer_states(model, trainer.optimizers)
+        if not self._are_states_plain:
+            (self._scaled_steps or self.scaling).unscale_state(states)
+            self._are_states_plain = True
+        own = {id(parameter) for parameter in model.parameters()}
+        others = {n for n, p in module.named_parameters() if id(p) not in own}
+        other_states = get_optimizer_states(module, trainer.optimizers)
+        return PhaseState(
+            model=model,
+            optimizer_states=states,
+            phase_name=self.phase_name,
+            index=self.index,
+            scale_factors=self.scaling.carried_factors,
+            optimizer_names=find_optimizer_names(model, trainer.optimizers),
+            other_states={name: s for name, s in other_states.items() if name in others},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a Lightning checkpoint needs to go on inside this phase: plain values and tensors."""
+        if self.boundary is None:
+            return {}
+        scalings = self._scaled_steps or self.scaling
+        return {
+            "operators": self.boundary.operators,
+            "scaling": scalings.state_dict(),
+            "scale_factors": flatten_factors(self.scaling.carried_factors),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on inside the phase whose state this is; Lightning calls it after `setup`.
+
+        Raises:
+            UserError: If that phase grew by other operators.
+        """
+        operators = [] if self.boundary is None else self.boundary.operators
+        if state_dict.get("operators", []) != operators:
+            reason = (
+                f"the checkpoint is from a phase that grew by {state_dict.get('operators', [])}; "
+                "give the callback the same operators"
+            )
+            raise UserError("operators", operators, reason)
+        if not operators:
+            return
+        if factors := unflatten_factors(state_dict["scale_factors"]):
+            self.scaling = ExactScaling(factors)
+        self._loaded = state_dict["scaling"]
+
+    def _grow(self, trainer: Trainer, pl_module: LightningModule, previous: PhaseState) -> None:
         start = time.perf_counter()
-        mode = self.phase.settings.optimizer_state
-        assert self.phase_state.model is not None
-        old_model: TransformerLM = self.phase_state.model
-        growth_map = build_growth_map(old_model.config, self.phase.operators)
-        rng = GrowthRng(self.seed, boundary_index=self.phase.index)
+        old_model = previous.model
+        if old_model is None:
+            raise UserError("previous", previous.phase_name, EMPTY_REASON)
+        if self.mode != "reset":
+            check_growable_states(previous.optimizer_states, old_model, previous.optimizer_names)
+        growth_map = build_growth_map(get_config(old_model), self.operators, type(old_model))
+        rng = GrowthRng(self.seed, boundary_index=self.index)
         model = apply_growth(old_model, growth_map, rng)
-        check = partial(
+        check: Callable[[], GrowthReport] = partial(
             detailed_growth_check,
-            old_model=old_model,
-            new_model=model,
-            probe=self.probe,
+            old_model=old_model,  # type: ignore[arg-type]
+            new_model=model,  # type: ignore[arg-type]
+            probe=self._get_probe(old_model),
             device=trainer.strategy.root_device,
-            tolerance=self.settings.tolerance,
+            tolerance=self.tolerance,
             growth_map=growth_map,
-            require_symmetry_breaking=self.settings.require_symmetry_breaking,
-            unequal_moments=mode == "asymmetric" and bool(self.phase_state.optimizer_states),
+            require_symmetry_breaking=self.require_symmetry_breaking,
+            unequal_moments=self.mode == "asymmetric" and bool(previous.optimizer_states),
         )
-        report = (
-            self.dist_context.run_on_rank0(check) if get_device_mesh(model) is None else check()
-        )
-        record = BoundaryRecord(
-            from_phase=self.phase_state.phase_name,
-            to_phase=self.phase.name,
+        dist_context = self.dist_context or DistributedContext.current()
+        report = dist_context.run_on_rank0(check) if get_device_mesh(model) is None else check()
+        self.boundary = BoundaryRecord(
+            from_phase=previous.phase_name,
+            to_phase=self.phase_name,
             growth=growth_map.description,
-            operators=operators_to_dicts(self.phase.operators),
+            operators=operators_to_dicts(self.operators),
             report=report,
-            noise=summarize_noise(rng),
-            optimizer_state=mode,
-            inexact_because=explain_inexactness(growth_map) if mode == "exact" else [],
+            noise=rng.noise_log.summarize(),
+            optimizer_state=self.mode,
+            inexact_because=explain_inexactness(growth_map) if self.mode == "exact" else [],
             seconds=time.perf_counter() - start,
         )
-        self.report_boundary(record)
-        failed = [f"{name}: {check.summary}" for name, check in report.checks.items() if not check]
-        if failed:
-            raise GrowthError(
-                f"growing {record.from_phase} → {record.to_phase} failed its checks. "
-                + "; ".join(failed)
-            )
-        self.phase_state.model = None
+        if self.on_boundary is not None:
+            self.on_boundary(self.boundary)
+        raise_if_failed(self.boundary)
+        _set_attribute(pl_module, self.attribute, model)
+        _check_no_old_parameters(pl_module, old_model)
+        previous.model = None
         del old_model, check
         release_memory()
         with torch.no_grad():
-            pl_module.initial_optimizer_states = grow_optimizer_state(
-                growth_map, self.phase_state.optimizer_states, mode
+            self._initial_states = grow_optimizer_state(
+                growth_map, previous.optimizer_states, self.mode
             )
-        pl_module.scaling = build_step_scaling(
-            self.phase, growth_map, self.phase_state.scale_factors, self.optimizer_settings
+        if self.mode != "reset":
+            self._other_states = previous.other_states
+            self._optimizer_names = {
+                name: previous.optimizer_names[source]
+                for name in self._initial_states
+                if (source := growth_map.tensors[name].source) in previous.optimizer_names
+            }
+        self.scaling = make_step_scaling(
+            self.mode,
+            growth_map,
+            previous.scale_factors,
+            self.rewarm_peak,
+            self.rewarm_steps,
+            self.betas,
         )
-        pl_module.model = model
-        check_replicas_match(
-            self.dist_context, {"": dict(model.state_dict()), **pl_module.initial_optimizer_states}
-        )
+        if hasattr(pl_module, "step_scaling"):
+            pl_module.step_scaling = self.scaling  # type: ignore[assignment]
+        check_replicas_match(dist_context, {"": dict(model.state_dict()), **self._initial_states})
+
+    def _check_trainer(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that nothing that the trainer does would undo or miss the growth."""
+        if not isinstance(trainer.strategy, STRATEGIES):
+            name = type(trainer.strategy).__name__
+            reason = "is not supported; use one device, ddp or ModelParallelStrategy (FSDP2)"
+            raise UserError("strategy", name, reason)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if callback is self:
+                break
+            if any(isinstance(value, nn.Module) for value in vars(callback).values()):
+                reason = "has copied the model before it grew; put GrowthCallback before it"
+                raise UserError("callbacks", type(callback).__name__, reason)
+        if (
+            self.mode == "exact"
+            and trainer.gradient_clip_val is not None
+            and not hasattr(pl_module, "step_scaling")
+        ):
+            reason = (
+                "Lightning's clipping counts the copies of a gradient separately; leave it out, or clip in "
+                "configure_gradient_clipping with the module's step_scaling"
+            )
+            raise UserError("gradient_clip_val", trainer.gradient_clip_val, reason)
+
+    def _get_probe(self, model: nn.Module) -> Tensor:
+        if self.probe is not None:
+            return self.probe
+        config = get_config(model)
+        vocab_size = getattr(config, "vocab_size", None)
+        if vocab_size is None:
+            reason = f"must be given, because {type(config).__name__} has no vocab_size to draw tokens from"
+            raise UserError("probe", None, reason)
+        sequences, length = PROBE_SIZE
+        shape = (sequences, min(length, getattr(config, "max_seq_len", length)))
+        return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(self.seed))
+
+    def _check_optimizer_classes(self, optimizers: Sequence[Optimizer], model: nn.Module) -> None:
+        for name, now in find_optimizer_names(model, optimizers).items():
+            before = self._optimizer_names.get(name, now)
+            if before != now:
+                reason = (
+                    f"the optimizer of {name} was {before} and is {now}, which keeps another state; "
+                    "use optimizer_state=reset"
+                )
+                raise UserError("optimizer_state", self.mode, reason)
 
 
-def check_replicas_match(
-    dist_context: DistributedContext, tensors: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    """Check that all ranks hold the same tensors; sharded tensors are not compared.
-
-    Args:
-        dist_context: Process group of the run.
-        tensors: Tensors by parameter, then by name.
+def raise_if_failed(boundary: BoundaryRecord) -> None:
+    """Raise an error that names all failed checks, if there are any.
 
     Raises:
-        GrowthError: On all ranks, naming the first tensor that differs.
+        GrowthError: If a check failed.
     """
-    if dist_context.world_size == 1:
-        return
-    sums = {
-        f"{p} {n}".strip(): compute_checksum(t)
-        for p, state in tensors.items()
-        for n, t in state.items()
-        if not is_sharded(t)
-    }
-    gathered = dist_context.all_gather(sums)
-    for rank, other in enumerate(gathered):
-        for name in gathered[0].keys() | other.keys():
-            if gathered[0].get(name) != other.get(name):
-                raise GrowthError(
-                    f"after growing, {name} on rank {rank} differs from rank 0; the replicas would diverge"
-                )
-
-
-def compute_checksum(tensor: Tensor) -> int:
-    """Return a checksum of the tensor's bits, independent of device and number of threads."""
-    words = tensor.detach().contiguous().flatten()
-    words = words.view(torch.int32 if words.element_size() % 4 == 0 else torch.uint8)
-    weights = torch.arange(1, CHECKSUM_CHUNK_WORDS + 1, device=words.device)
-    sums = [
-        (chunk.long() * weights[: len(chunk)]).sum() for chunk in words.split(CHECKSUM_CHUNK_WORDS)
+    failed = [
+        f"{name}: {check.summary}" for name, check in boundary.report.checks.items() if not check
     ]
-    return hash(tuple(int(chunk_sum) for chunk_sum in sums))
-
-
-def derive_step_scaling(plan: Plan, index: int, settings: OptimizerConfig) -> StepScaling:
-    """Derive the step scaling at the start of a phase from the plan alone."""
-    phase = plan.phases[index]
-    if index == 0 or phase.settings.optimizer_state not in ("exact", "asymmetric"):
-        return StepScaling()
-    growth_map = build_growth_map(plan.phases[index - 1].model_config, phase.operators)
-    factors = derive_step_scaling(plan, index - 1, settings).carried_factors
-    return build_step_scaling(phase, growth_map, factors, settings)
-
-
-def build_step_scaling(
-    phase: PlannedPhase,
-    growth_map: GrowthMap,
-    previous_factors: Mapping[str, ScaleFactors],
-    settings: OptimizerConfig,
-) -> StepScaling:
-    """Build the step scaling of a phase.
-
-    Args:
-        phase: Phase whose steps are scaled.
-        growth_map: Growth map of the boundary before the phase.
-        previous_factors: Carried scale factors of the previous phase.
-        settings: Settings of the optimizer.
-    """
-    mode = phase.settings.optimizer_state
-    if mode == "exact":
-        return ExactScaling(growth_map.scale_factors(previous_factors))
-    if mode == "asymmetric":
-        beta1, beta2 = settings.beta1, settings.beta2
-        betas = None if beta1 is None or beta2 is None else (beta1, beta2)
-        return AsymmetricScaling(
-            growth_map.scale_factors(), settings.rewarm_peak, settings.rewarm_steps, betas
+    if failed:
+        raise GrowthError(
+            f"growing {boundary.from_phase} → {boundary.to_phase} failed its checks. "
+            + "; ".join(failed)
         )
-    return StepScaling()
 
 
-def summarize_noise(rng: GrowthRng) -> dict[str, Any]:
-    """Summarize the noise levels that a growth drew; empty if it drew none."""
-    if not rng.noise_log.levels:
-        return {}
-    sigmas = [float(noise["sigma"]) for noise in rng.noise_log.levels.values()]
-    return {
-        "matrices": len(sigmas),
-        "sigma_min": min(sigmas),
-        "sigma_max": max(sigmas),
-        "capped": sum(bool(noise["capped"]) for noise in rng.noise_log.levels.values()),
-    }
+def _get_attribute(pl_module: LightningModule, attribute: str) -> nn.Module:
+    try:
+        model = attrgetter(attribute)(pl_module)
+    except AttributeError:
+        model = None
+    if not isinstance(model, nn.Module):
+        reason = f"{type(pl_module).__name__} has no model there; name the attribute that holds it"
+        raise UserError("attribute", attribute, reason)
+    return model
+
+
+def _set_attribute(pl_module: LightningModule, attribute: str, model: nn.Module) -> None:
+    parent, _, name = attribute.rpartition(".")
+    setattr(pl_module.get_submodule(parent), name, model)
+
+
+def _check_no_old_parameters(pl_module: LightningModule, old_model: nn.Module) -> None:
+    """Check that the module holds parameters of the old model nowhere else, which would not be trained on."""
+    old = {id(parameter) for parameter in old_model.parameters()}
+    for name, parameter in pl_module.named_parameters():
+        if id(parameter) in old:
+            reason = (
+                f"{type(pl_module).__name__} also holds a part of the model there, which cannot grow; "
+                "reach it through the model instead"
+            )
+            raise UserError("attribute", name, reason)

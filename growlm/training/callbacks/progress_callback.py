@@ -1,12 +1,10 @@
-"""Count the steps of a phase, validate, and log history rows."""
+"""Count the steps of a phase, and log history rows and validations."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -29,9 +27,8 @@ class ProgressCallback(Callback):
         flops_before: FLOPs of the run before this phase.
         run_start: Value of `time.perf_counter()` at the start of the run.
         peak_flops: Peak FLOP/s of all devices together; None if unknown.
-        validation_batches: Batches of the validation split, (batch, time + 1).
         nats_to_bits_per_byte: Factor from validation loss to bits per byte; None if unknown.
-        validate_every: Steps between validations; 0 to validate only at the beginning and the end.
+        shows_steps: Whether the listener hears of every step; not if the user's own progress bar shows them.
     """
 
     def __init__(
@@ -43,29 +40,26 @@ class ProgressCallback(Callback):
         flops_before: int,
         run_start: float,
         peak_flops: float | None,
-        validation_batches: Iterable[Tensor],
         nats_to_bits_per_byte: float | None,
-        validate_every: int,
+        shows_steps: bool = True,
     ) -> None:
         self.phase, self.log_every, self.listener = phase, log_every, listener
         self.tokens_before, self.flops_before = tokens_before, flops_before
         self.run_start, self.peak_flops = run_start, peak_flops
-        self.validation_batches, self.validate_every = validation_batches, validate_every
-        self.nats_to_bits_per_byte = nats_to_bits_per_byte
+        self.nats_to_bits_per_byte, self.shows_steps = nats_to_bits_per_byte, shows_steps
         self.step = 0
-        self._validated_step = -1
         self.first_loss: float | None = None
         self.final_loss: float | None = None
         self.initial_val_loss = self.val_loss = float("nan")
         self.training_seconds = 0.0
         self._row_time, self._row_step = 0.0, 0
         self._router_monitor: RouterMonitor | None = None
+        self._validation_start = 0.0
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the resume state: a JSON-serializable record, and tensors by name."""
         record = {
             "step": self.step,
-            "validated_step": self._validated_step,
             "first_loss": self.first_loss,
             "final_loss": self.final_loss,
             "initial_val_loss": self.initial_val_loss,
@@ -83,7 +77,7 @@ class ProgressCallback(Callback):
         self, stage: PhaseStage, record: dict[str, Any], tensors: dict[str, Tensor]
     ) -> None:
         """Restore what `get_state` returned; the initial validation is then skipped."""
-        self.step, self._validated_step = record["step"], record["validated_step"]
+        self.step = record["step"]
         self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
         self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
         self.training_seconds = record["training_seconds"]
@@ -94,12 +88,11 @@ class ProgressCallback(Callback):
             self._router_monitor.restore_state(record["routers"], tensors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the initial model and start timing, unless the phase was resumed."""
+        """Start timing and watching the routers, unless the phase was resumed."""
         assert isinstance(pl_module, PhaseStage)
         if self.step:
             return
         self._router_monitor = RouterMonitor(pl_module) if self.phase.model_config.is_moe else None
-        self.initial_val_loss = self._validate(trainer, pl_module)
         self._row_time = time.perf_counter()
 
     def on_train_batch_end(
@@ -115,7 +108,8 @@ class ProgressCallback(Callback):
             return
         assert isinstance(pl_module, PhaseStage)
         self.step += 1
-        metrics = pl_module.pop_metrics()
+        metrics = pl_module.step_metrics
+        assert metrics is not None
         should_log = (
             self.step == 1 or self.step == self.phase.num_steps or self.step % self.log_every == 0
         )
@@ -145,14 +139,26 @@ class ProgressCallback(Callback):
             self.listener.row_logged(row)
         if pl_module.skip_reason is not None:
             self.listener.warning_logged(self._counters(), f"step skipped: {pl_module.skip_reason}")
-        self.listener.step_finished(self.phase.name, self.step, self.phase.num_steps, loss)
-        if self.validate_every and self.step % self.validate_every == 0:
-            self._validate(trainer, pl_module)
+        if self.shows_steps:
+            self.listener.step_finished(self.phase.name, self.step, self.phase.num_steps, loss)
+        if self.step == self.phase.num_steps:
+            trainer.should_stop = True  # Lightning then validates, whatever its interval
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the final model, if that was not just done."""
-        if self._validated_step != self.step:
-            self._validate(trainer, pl_module)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time, which does not count as training."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the validation loss; the first one comes from Lightning's sanity check."""
+        assert isinstance(pl_module, PhaseStage)
+        self.val_loss = pl_module.validation_loss
+        if trainer.sanity_checking:
+            self.initial_val_loss = self.val_loss
+        self._row_time += time.perf_counter() - self._validation_start
+        measures = {"val_loss": self.val_loss}
+        if self.nats_to_bits_per_byte is not None:
+            measures["val_bits_per_byte"] = self.val_loss * self.nats_to_bits_per_byte
+        self.listener.validation_finished(self._counters() | measures)
 
     def check_routers(self) -> CheckReport | None:
         """Return the report of check 5 (router collapse) for the phase; None for a dense model."""
@@ -168,20 +174,6 @@ class ProgressCallback(Callback):
         for warning in warnings:
             self.listener.warning_logged(self._counters(), warning)
         return measures
-
-    def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        # Lightning's validation loop cannot run both before the first step and after the last.
-        start = time.perf_counter()
-        assert isinstance(pl_module, PhaseStage)
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            self.val_loss = pl_module.compute_validation_loss(self.validation_batches)
-        self._validated_step = self.step
-        self._row_time += time.perf_counter() - start
-        measures = {"val_loss": self.val_loss}
-        if self.nats_to_bits_per_byte is not None:
-            measures["val_bits_per_byte"] = self.val_loss * self.nats_to_bits_per_byte
-        self.listener.validation_finished(self._counters() | measures)
-        return self.val_loss
 
     def _counters(self) -> HistoryRow:
         return {

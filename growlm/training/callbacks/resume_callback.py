@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from growlm.checkpoint.resume_state import (
@@ -23,10 +24,17 @@ from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
 from growlm.growth.step_scaling import StepScaling
 from growlm.model.transformer import TransformerLM
-from growlm.optim.optimizer_factory import get_optimizer_states
+from growlm.optim.optimizer_states import get_optimizer_states
 from growlm.runtime.errors import UserError
 from growlm.runtime.rng_state import capture_rng_states, restore_rng_states
 from growlm.runtime.signals import GracefulStop, Interrupted
+from growlm.training.callbacks.callback_states import (
+    collect_callback_state,
+    restore_callback_state,
+)
+from growlm.training.callbacks.growth_callback import GrowthCallback
+from growlm.training.callbacks.lightning_callbacks import find_expired_timer
+from growlm.training.callbacks.loop_progress import set_loop_progress
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.phase_module import PhaseStage
 from growlm.training.resume.state_schema import translate_restore_errors
@@ -39,11 +47,12 @@ WriteState = Callable[
 
 
 class RestoreStateCallback(Callback):
-    """Callback that restores the model, optimizer state and all counters, in place of `GrowthCallback`.
+    """Callback that restores the model, optimizer state and all counters, for a `GrowthCallback` without growth.
 
     Args:
         state: Resume state of a step within this phase.
         scaling: Step scaling with which the phase began.
+        growth: Callback of the phase, which gives the state to the optimizer.
         progress: Progress callback of the same phase.
         callbacks: User callbacks, by name.
     """
@@ -52,10 +61,11 @@ class RestoreStateCallback(Callback):
         self,
         state: ResumeState,
         scaling: StepScaling,
+        growth: GrowthCallback,
         progress: ProgressCallback,
         callbacks: dict[str, Callback],
     ) -> None:
-        self.state, self.scaling = state, scaling
+        self.state, self.scaling, self.growth = state, scaling, growth
         self.progress, self.callbacks = progress, callbacks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -65,13 +75,19 @@ class RestoreStateCallback(Callback):
         pl_module.model = self.state.load_model(pl_module.mesh)
         with translate_restore_errors(self.state.folder / STATE_FILE):
             self.scaling.load_state_dict(record["scaling"])
+        pl_module.first_step, pl_module.step_scaling = record["step"], self.scaling
         states = self.state.read_optimizer_states(pl_module.mesh)
-        pl_module.resume_from(record["step"], self.scaling, states)
+        self.growth.begin_with(states, self.scaling)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the progress of Lightning's loops and the state of the user's callbacks, after their `setup`."""
+        accumulate = trainer.accumulate_grad_batches
+        set_loop_progress(trainer, self.state.record["step"], accumulate)
         for name, callback_state in self.state.load_callbacks().items():
             if name not in self.callbacks:
                 reason = f"holds the state of callback {name!r}, which this run does not have"
                 raise UserError(RESUME_SETTING, self.state.folder / CALLBACKS_FILE, reason)
-            self.callbacks[name].load_state_dict(callback_state)
+            restore_callback_state(self.callbacks[name], callback_state, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore progress and random states: before `ProgressCallback` runs, after all other random draws."""
@@ -82,8 +98,10 @@ class RestoreStateCallback(Callback):
             restore_rng_states(self.state.record["random"], tensors)
 
 
-class SaveStateCallback(Callback):
+class SaveStateCallback(Checkpoint):
     """Callback that writes resume states and stops the run on request; must be the last one of a phase.
+
+    Lightning calls `Checkpoint`s after all other callbacks, in their order.
 
     Args:
         phase: Phase that is trained.
@@ -93,6 +111,8 @@ class SaveStateCallback(Callback):
         callbacks: User callbacks, by name.
         write_state: Function that writes a state.
         dist_context: Process group of the run; all ranks write and stop together.
+        validate_every: Steps between validations; 0 for none but at the end. After a step with one, the state is
+            written when it is over, so that it holds what callbacks make of it.
     """
 
     def __init__(
@@ -104,10 +124,11 @@ class SaveStateCallback(Callback):
         callbacks: dict[str, Callback],
         write_state: WriteState,
         dist_context: DistributedContext,
+        validate_every: int,
     ) -> None:
         self.phase, self.settings, self.stop_requests = phase, settings, stop_requests
         self.progress, self.callbacks, self.write_state = progress, callbacks, write_state
-        self.dist_context = dist_context
+        self.dist_context, self.validate_every = dist_context, validate_every
         self._last_write_time = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,13 +141,32 @@ class SaveStateCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a state or stop after a complete step; the last step's state is written at the end of the phase.
+        """Write a state or stop after a complete step, unless a validation follows.
 
         Raises:
             Interrupted: If the run was asked to stop.
         """
         step = self.progress.step
-        if (batch_idx + 1) % self.phase.settings.accumulate or step == self.phase.num_steps:
+        is_complete = (batch_idx + 1) % self.phase.settings.accumulate == 0
+        if is_complete and not (self.validate_every and step % self.validate_every == 0):
+            self._write_or_stop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a state or stop after a validation.
+
+        Raises:
+            Interrupted: If the run was asked to stop.
+        """
+        if not trainer.sanity_checking:
+            self._write_or_stop(trainer, pl_module)
+
+    def _write_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a state if it is due, or stop; the state of the last step is written at the end of the phase."""
+        step = self.progress.step
+        timer = find_expired_timer(trainer)
+        if timer is not None and self.stop_requests.exit_code is None:
+            self.stop_requests.exit_code = 0
+        if trainer.should_stop and (timer is None or step == self.phase.num_steps):
             return
         code, is_due = self._agree_across_ranks(self.phase.first_step + step)
         if code is not None or is_due:
@@ -134,9 +174,8 @@ class SaveStateCallback(Callback):
             self._write(trainer, pl_module)
             self._last_write_time = time.monotonic()
         if code is not None:
-            raise Interrupted(
-                code, f"after step {step} of {self.phase.num_steps} of {self.phase.name}"
-            )
+            where = f"after step {step} of {self.phase.num_steps} of {self.phase.name}"
+            raise Interrupted(code, where, None if timer is None else type(timer).__name__)
 
     def _agree_across_ranks(self, global_step: int) -> tuple[int | None, bool]:
         """Return the exit code of a stop request and whether a state is due, as soon as one rank says so."""
@@ -159,14 +198,17 @@ class SaveStateCallback(Callback):
             "phase": self.phase.name,
             "step": self.progress.step,
             "progress": progress,
-            "scaling": stage.scaling.state_dict(),
+            "scaling": stage.step_scaling.state_dict(),
             "random": random,
         }
-        callback_states = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        callback_states = {
+            name: collect_callback_state(callback, trainer, stage)
+            for name, callback in self.callbacks.items()
+        }
         with torch.no_grad():
             self.write_state(
                 stage.model,
-                get_optimizer_states(stage.model, trainer.optimizers[0]),
+                get_optimizer_states(stage.model, trainer.optimizers),
                 record,
                 tensors | random_tensors,
                 {name: state for name, state in callback_states.items() if state},

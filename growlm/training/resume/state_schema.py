@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -60,7 +60,8 @@ class PhaseProgressRecord(TypedDict):
     """State of a phase's `ProgressCallback`."""
 
     step: NonNegativeInt
-    validated_step: int
+    validated_step: NotRequired[int]
+    """Written by growlm 0.1, and not needed."""
     first_loss: float | None
     final_loss: float | None
     initial_val_loss: float
@@ -102,6 +103,8 @@ class StateRecord(TypedDict):
 
     phase: str
     step: NonNegativeInt
+    finished: NotRequired[bool]
+    """Whether the phase is over, perhaps before its last step."""
     phase_seconds: Seconds
     run: RunProgressRecord
     data: NotRequired[StreamPositionRecord | None]
@@ -144,12 +147,17 @@ def check_state_phase(state: ResumeState, plan: Plan) -> PlannedPhase:
     if step > phase.num_steps:
         reason = f"step is {step}, but phase {name} has only {phase.num_steps} steps"
         raise UserError(RESUME_SETTING, path, reason)
-    needed = ("progress", "scaling", "random") if step < phase.num_steps else ()
+    needed = () if is_phase_finished(state.record, phase) else ("progress", "scaling", "random")
     if missing := [key for key in needed if key not in state.record]:
         raise UserError(RESUME_SETTING, path, f"{missing[0]} is missing")
     if phase.model_config.is_moe and needed and "routers" not in state.record["progress"]:
         raise UserError(RESUME_SETTING, path, "progress.routers is missing")
     return phase
+
+
+def is_phase_finished(record: Mapping[str, Any], phase: PlannedPhase) -> bool:
+    """Return whether a state's phase is over; states of growlm 0.1 say so by their step alone."""
+    return bool(record.get("finished", record["step"] >= phase.num_steps))
 
 
 def read_history_rows(history: Path, root: Path) -> Iterator[HistoryRow]:

@@ -1,0 +1,171 @@
+"""Every callback that Lightning exports does in a plan what its documentation says, or is refused by name."""
+
+import csv
+import inspect
+import json
+import re
+from pathlib import Path
+
+import lightning.pytorch.callbacks as exported
+import pytest
+import torch
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+
+from growlm.runtime.errors import UserError
+from growlm.training import Interrupted, run_plan
+from tests.training.callbacks_table import CASES, render_table
+from tests.training.stopping import SignalAt, assert_same_run, slow
+from tests.training.tiny_run import tiny_config
+
+TWO_PHASES = ("~phases.moe", "~phases.wide", "trainer.validate_every=2", "logger=csv")
+STOP = 6
+"""In the middle of the second phase."""
+WORKS = {name: case for name, case in CASES.items() if case.refused is None}
+
+
+def two_phases(run_dir, *overrides):
+    return tiny_config(run_dir, *TWO_PHASES, *overrides)
+
+
+def final_weights(run_dir):
+    return load_file(run_dir / "checkpoints" / "large_moe_final" / "model.safetensors")
+
+
+def logged_columns(run_dir):
+    return {
+        column
+        for file in run_dir.glob("csv*/metrics.csv")
+        for column in next(csv.reader(file.read_text().splitlines()))
+    }
+
+
+def test_the_table_names_every_class():
+    classes = {
+        name
+        for name in exported.__all__
+        if not inspect.isabstract(getattr(exported, name))
+        and name
+        not in ("Callback", "Checkpoint", "BaseFinetuning", "BasePredictionWriter", "ProgressBar")
+    }
+    assert CASES.keys() == classes
+
+
+def test_the_docs_have_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text()
+    assert render_table() in page, "write what render_table() returns into docs/callbacks.md"
+
+
+TOGETHER = [
+    "DeviceStatsMonitor EarlyStopping LambdaCallback LearningRateMonitor ModelCheckpoint ModelSummary "
+    "RichProgressBar ThroughputMonitor Timer",
+    "EMAWeightAveraging RichModelSummary TQDMProgressBar",
+    "WeightAveraging",
+]
+"""All that work, in as few runs as they allow."""
+
+
+def test_all_that_work_are_tried():
+    assert sorted(" ".join(TOGETHER).split()) == sorted(WORKS)
+
+
+@pytest.mark.parametrize("names", [*TOGETHER, *slow(*WORKS)])
+def test_it_works_through_a_boundary_and_a_resume(names, tmp_path, capfd, caplog):
+    cases = [WORKS[name] for name in names.split()]
+
+    def make(run_dir):
+        return [callback for case in cases for callback in case.make(run_dir)]
+
+    def check(run_dir, run):
+        output = capfd.readouterr()
+        for case in cases:
+            case.check(run_dir, run, output.out + output.err + caplog.text, logged_columns(run_dir))
+        caplog.clear()
+
+    whole, stopped = tmp_path / "whole", tmp_path / "run"
+    check(whole, run_plan(two_phases(whole), make(whole)))
+    with pytest.raises(Interrupted):
+        run_plan(two_phases(stopped), [*make(stopped), SignalAt(STOP)])
+    config = two_phases(stopped, f"resume='{stopped}'")
+    check(stopped, run_plan(config, [*make(stopped), SignalAt(10**6)]))
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("name", CASES.keys() - WORKS.keys())
+def test_it_is_refused_before_anything_is_written(name, tmp_path):
+    case = CASES[name]
+    with pytest.raises(UserError, match=re.escape(f"callbacks[0]={name}: {case.refused}")):
+        run_plan(two_phases(tmp_path / "run"), case.make(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_that_logs_needs_a_logger(tmp_path):
+    config = two_phases(
+        tmp_path / "run",
+        "logger=none",
+        "+callbacks.extra.rates._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+    )
+    with pytest.raises(UserError, match=r"callbacks.extra.rates=LearningRateMonitor: .*logger=csv"):
+        run_plan(config)
+    assert not (tmp_path / "run").exists()
+
+
+class AverageByHand(Callback):
+    """The running mean that EMAWeightAveraging should arrive at."""
+
+    def __init__(self, decay):
+        self.decay, self.mean = decay, None
+
+    def on_train_start(self, trainer, pl_module):
+        self.mean = {n: p.detach().clone() for n, p in pl_module.model.named_parameters()}
+        self.updated = False
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        for name, p in pl_module.model.named_parameters():
+            if self.updated:
+                self.mean[name].lerp_(p.detach(), 1 - self.decay)
+            else:
+                self.mean[name].copy_(p.detach())
+        self.updated = True
+
+
+def test_averaged_weights_are_saved_and_handed_on(tmp_path):
+    by_hand = AverageByHand(0.5)
+    average = exported.EMAWeightAveraging(decay=0.5)
+    run_plan(two_phases(tmp_path / "run"), [by_hand, average])
+    saved = final_weights(tmp_path / "run")
+    for name, mean in by_hand.mean.items():
+        assert torch.allclose(saved[name], mean, atol=1e-6), name
+    boundary = json.loads((tmp_path / "run" / "boundaries.json").read_text())[0]
+    assert boundary["passed"]
+    dense = load_file(tmp_path / "run" / "checkpoints" / "dense_model" / "model.safetensors")
+    run_plan(two_phases(tmp_path / "plain"))
+    plain = load_file(tmp_path / "plain" / "checkpoints" / "dense_model" / "model.safetensors")
+    assert not torch.equal(dense["embedding.weight"], plain["embedding.weight"])
+
+
+def test_early_stopping_ends_each_phase_and_a_resume_goes_on_behind_it(tmp_path):
+    def stop():
+        return exported.EarlyStopping("val/loss", patience=1, mode="max")
+
+    settings = ("trainer.validate_every=1", "phases.dense.steps=6", "phases.deep.steps=6")
+    whole = run_plan(two_phases(tmp_path / "whole", *settings), [stop()])
+    dense, deep = whole.summary.phases
+    assert (dense.steps, dense.tokens) == (2, 2 * 128)
+    assert "val/loss" in dense.ended_early
+    assert deep.steps < 6
+    config = two_phases(tmp_path / "run", *settings)
+    with pytest.raises(Interrupted):
+        run_plan(config, [stop(), SignalAt(7)])
+    config = two_phases(tmp_path / "run", *settings, f"resume='{tmp_path / 'run'}'")
+    resumed = run_plan(config, [stop(), SignalAt(10**6)])
+    assert resumed.summary.phases[0].steps == 2
+
+
+def test_a_timer_writes_a_state_and_stops_like_max_time(tmp_path):
+    config = two_phases(tmp_path / "run", "phases.deep.steps=2000")
+    with pytest.raises(Interrupted, match="stopped by Timer after step") as stopped:
+        run_plan(config, [exported.Timer("00:00:00:02")])
+    assert stopped.value.code == 0
+    record = next((tmp_path / "run" / "resume").glob("0*/state.json"))
+    assert json.loads(record.read_text())["step"] > 0
