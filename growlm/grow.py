@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from growlm.checkpoint.checkpoint_folder import read_config
+from growlm.checkpoint.checkpoint_folder import read_skeleton
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import GrowCommand
 from growlm.config.load import compose_command_config, load_command_config
 from growlm.config.validation import apply_operators
+from growlm.growth.model_protocol import growth_config_of
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
@@ -32,6 +33,8 @@ usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=valu
   boundary_index   index of this growth in its run; part of the seed (default: 0)
   optimizer_state  carry: grow the checkpoint's optimizer state too, if it has one; reset: leave it out
                    (default: carry)
+  trust            packages whose classes may be built, where the checkpoint's model is of a class of its own
+                   (default: none)
 
 Example:
   python -m growlm.grow checkpoint=RUN_DIR/checkpoints/large_moe_final out=grown \\
@@ -51,7 +54,8 @@ def grow(arguments: list[str]) -> int:
     command = load_command_config("grow", GrowCommand, arguments)
     if not command.grow:
         raise UserError("grow", "[]", "needs at least one operator")
-    config, _ = read_config(Path(command.checkpoint))
+    model, _ = read_skeleton(Path(command.checkpoint), trust=command.trust)
+    config = growth_config_of(model)
     operators, _ = apply_operators(command.grow, "grow", config)
     console = make_stdout_console()
     start = time.perf_counter()
@@ -63,6 +67,7 @@ def grow(arguments: list[str]) -> int:
             seed=command.seed,
             boundary_index=command.boundary_index,
             optimizer_state=command.optimizer_state,
+            trust=command.trust,
             progress=bar.update,
         )
     for line in growth_map.description:

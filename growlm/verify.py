@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM, load_model
 from growlm.cli.hydra_command import run_key_value_command
@@ -19,9 +20,9 @@ from growlm.config.load import compose_command_config, load_command_config
 from growlm.growth import operators_from_dicts
 from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
+from growlm.growth.model_protocol import growth_config_of
 from growlm.model.config import ModelConfig, get_field
 from growlm.model.keyed_rng import keyed_generator
-from growlm.model.transformer import TransformerLM
 from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
@@ -55,6 +56,8 @@ usage: python -m growlm.verify old=DIR new=DIR [setting=value ...]
   probe_length               tokens per sequence (default: 32)
   seed                       seed of the probe (default: 0)
   require_symmetry_breaking  fail if copies stay equal (default: false)
+  trust                      packages whose classes may be built, where a checkpoint's model is of a class of its
+                             own (default: none)
 
 Exit code 0: no check failed; 1: a check failed.
 
@@ -95,8 +98,9 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     for key, folder in (("old", old), ("new", new)):
         if lexists(Path(folder) / MANIFEST):
             check_manifest(Path(folder), key, _files_beside_weights(Path(folder), key))
-    old_model, old_record = load_model(Path(old), "old")
-    new_model, record = load_model(Path(new), "new")
+    old_model, old_record = load_model(Path(old), "old", trust=command.trust)
+    new_model, record = load_model(Path(new), "new", trust=command.trust)
+    old_config, new_config = growth_config_of(old_model), growth_config_of(new_model)
     console = make_stdout_console()
     dtypes = stored_dtypes(old_model.state_dict(), new_model.state_dict())
     rounding = half_precision_tolerance(coarsest_dtype(dtypes.values()))
@@ -106,11 +110,11 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     if rounding:
         old_model, new_model = old_model.float(), new_model.float()  # in place
     growth_map = _resolve_growth_map(old_model, new_model, record, new, dtypes)
-    for note in _describe_config_changes(old_model, new_model, old_record, record):
+    for note in _describe_config_changes(old_config, new_config, old_record, record):
         console.print(f"  Note: {note}", markup=False)
-    shape = (command.probe_sequences, min(command.probe_length, new_model.config.max_seq_len))
+    shape = (command.probe_sequences, min(command.probe_length, new_config.max_seq_len))
     probe = torch.randint(
-        old_model.config.vocab_size, shape, generator=keyed_generator("verify", command.seed)
+        old_config.vocab_size, shape, generator=keyed_generator("verify", command.seed)
     )
     report = detailed_growth_check(
         old_model=old_model,
@@ -143,8 +147,8 @@ def _files_beside_weights(folder: Path, key: str) -> list[str]:
 
 
 def _resolve_growth_map(
-    old: TransformerLM,
-    new: TransformerLM,
+    old: nn.Module,
+    new: nn.Module,
     record: dict[str, Any],
     path: str,
     dtypes: Mapping[str, torch.dtype],
@@ -153,8 +157,9 @@ def _resolve_growth_map(
     try:
         if grown_from := record.get("grown_from"):
             operators = operators_from_dicts(grown_from["operators"])
-            if _grow_config(old.config, operators, new.config) == new.config:
-                return build_growth_map(old.config, operators)
+            new_config = growth_config_of(new)
+            if _grow_config(growth_config_of(old), operators, new_config) == new_config:
+                return build_growth_map(old, operators)
         return infer_growth_from_models(old, new, dtypes)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError("new", path, f"was not grown from old: {error}") from error
@@ -179,11 +184,11 @@ def _grow_config(
 
 
 def _describe_config_changes(
-    old: TransformerLM, new: TransformerLM, old_record: dict[str, Any], record: dict[str, Any]
+    old: ModelConfig, new: ModelConfig, old_record: dict[str, Any], record: dict[str, Any]
 ) -> list[str]:
     """Describe settings that differ between the checkpoints although no growth changes them."""
-    names = UNCHANGED_BY_GROWTH + (("routing.tie_breaking",) if old.config.is_moe else ())
-    pairs = {name: (get_field(old.config, name), get_field(new.config, name)) for name in names}
+    names = UNCHANGED_BY_GROWTH + (("routing.tie_breaking",) if old.is_moe else ())
+    pairs = {name: (get_field(old, name), get_field(new, name)) for name in names}
     pairs["tokenizer"] = (old_record.get("tokenizer"), record.get("tokenizer"))
     return [
         f"{name} is {after} in new and {before} in old; no growth changes it"

@@ -32,8 +32,20 @@ def test_it_is_short_and_uses_public_names(path):
     assert ours <= set(PUBLIC)
 
 
+def run(name):
+    runpy.run_path(str(EXAMPLES[0].with_name(f"{name}.py")), run_name="__main__")
+
+
+def test_a_model_of_ones_own(capsys):
+    run("own_model")
+    out = capsys.readouterr().out
+    assert "hidden_size=48" in out
+    assert "num_hidden_layers=4" in out
+    assert float(out.split()[-1]) < 1e-4
+
+
 def test_a_plain_loop(capsys):
-    runpy.run_path(str(EXAMPLES[0].with_name("plain_loop.py")), run_name="__main__")
+    run("plain_loop")
     lines = capsys.readouterr().out.splitlines()
     grown = [line for line in lines if line.startswith("grown")]
     assert len(grown) == 2
@@ -44,14 +56,14 @@ def test_a_plain_loop(capsys):
     assert abs(after - before) < 0.5
 
 
-def run(name, capsys):
+def printed(name, capsys):
     """Run an example, and return what it prints, words apart by one space."""
     runpy.run_path(str(EXAMPLES[0].with_name(f"{name}.py")), run_name="__main__")
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_own_callback(capsys):
-    norms = [line for line in run("own_callback", capsys) if line.startswith("norms:")]
+    norms = [line for line in printed("own_callback", capsys) if line.startswith("norms:")]
     assert len([line for line in norms if line.endswith("parameters")]) == 4
     assert len([line for line in norms if "step" in line]) == 8
 
@@ -59,13 +71,13 @@ def test_own_callback(capsys):
 def test_own_optimizer(capsys, monkeypatch):
     monkeypatch.setitem(MOMENT_POWERS, "average", 1)  # taken out again at the end
     del MOMENT_POWERS["average"]
-    said = " ".join(run("own_optimizer", capsys))
+    said = " ".join(printed("own_optimizer", capsys))
     assert "its state is estimated at 1.00 times the size of the weights" in said
     assert "begins anew" not in said
 
 
 def test_own_data_module(capsys):
-    said = " ".join(run("own_data_module", capsys))
+    said = " ".join(printed("own_data_module", capsys))
     assert "a resumed run restores what its state_dict saves" in said
     assert "bits per byte are not reported" in said
 

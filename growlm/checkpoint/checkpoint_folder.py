@@ -10,15 +10,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.checkpoint.consolidated import write_consolidated
+from growlm.checkpoint.model_class import (
+    CLASS_KEYS,
+    build_described_model,
+    describe_model,
+    names_classes,
+    parse_model_config,
+)
 from growlm.checkpoint.safetensors_io import (
     INDEX_SUFFIX,
     TensorFiles,
@@ -26,17 +33,16 @@ from growlm.checkpoint.safetensors_io import (
     fsync_path,
 )
 from growlm.checkpoint.sidecar_files import copy_sidecar_files
-from growlm.checkpoint.weight_validation import build_meta_model
+from growlm.checkpoint.weight_validation import build_meta_model, check_tensor_shapes
 from growlm.distributed.process_group import DistributedContext
+from growlm.growth.model_protocol import first_names, load_weights
 from growlm.growth.optimizer_state import ParameterState
 from growlm.model.config import ModelConfig
-from growlm.model.former_fields import translate_former_fields
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import DiskError, UserError
 from growlm.storage.input_files import lexists, read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, write_manifest
 from growlm.storage.locks import lock_for_creation
-from growlm.storage.typed_values import parse_as
 
 CHECKPOINT_FORMAT = "growlm/2"
 """Format that is written; its models have parts. Those of `growlm/1` were flat."""
@@ -61,7 +67,7 @@ class CheckpointRecord(TypedDict):
 
 
 def save_model(
-    model: TransformerLM,
+    model: nn.Module,
     folder: Path,
     record: dict[str, Any],
     states: Mapping[str, ParameterState] | None = None,
@@ -73,7 +79,8 @@ def save_model(
     """Write a model to a new checkpoint folder.
 
     Args:
-        model: Model whose weights are written in their own dtype; sharded weights are gathered one by one.
+        model: Model whose weights are written in their own dtype; sharded weights are gathered one by one. One of
+            a class of your own is named by it, and has a `config` (see docs/own_models.md).
         folder: Folder to create; must not exist.
         record: Further entries of `config.json` (phase, step, tokenizer ...), plain JSON values.
         states: Optimizer state by parameter name; None to leave it out.
@@ -85,11 +92,13 @@ def save_model(
     Raises:
         FileExistsError: If the folder exists.
         LockedError: If another process is writing it.
-        UserError: If a sidecar file is a link that leads out of its folder.
+        UserError: If a sidecar file is a link that leads out of its folder, or the model's own config or class
+            could not be read again.
         DiskError: If it cannot be written; nothing is left behind.
         PeerFailedError: On the other ranks, if rank 0 cannot write it.
     """
     dist_context = dist_context or DistributedContext()
+    entries = describe_model(model)
     with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
         digests |= write_consolidated(partial, WEIGHTS_STEM, dict(model.state_dict()), dist_context)
         if states is not None:
@@ -102,7 +111,7 @@ def save_model(
 
         def write_rest() -> None:
             copy_sidecar_files(sidecar_files, partial)
-            write_config(partial, model.config, record)
+            write_model_entries(partial, entries, record)
 
         dist_context.run_on_rank0(write_rest)
 
@@ -195,21 +204,50 @@ def _commit_folder(folder: Path, partial: Path, digests: dict[str, str]) -> None
 
 
 def write_config(folder: Path, config: ModelConfig, record: Mapping[str, Any]) -> None:
-    """Write `config.json`, the file that marks a folder as a checkpoint."""
-    content = {"format": CHECKPOINT_FORMAT, "model": dataclasses.asdict(config), **record}
+    """Write `config.json` of a `TransformerLM`."""
+    write_model_entries(folder, {"model": dataclasses.asdict(config)}, record)
+
+
+def write_model_entries(
+    folder: Path, entries: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Write `config.json`, the file that marks a folder as a checkpoint.
+
+    Args:
+        folder: Folder to write to.
+        entries: Result of `describe_model`.
+        record: Further entries.
+    """
+    content = {"format": CHECKPOINT_FORMAT, **entries, **record}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dict[str, Any]]:
-    """Read a checkpoint's model config and its record (the other entries of `config.json`).
+    """Read the model config and the record (the other entries of `config.json`) of a `TransformerLM`.
 
     Args:
         folder: Checkpoint folder.
         key: Setting that named the folder, for messages.
 
     Raises:
-        UserError: If the folder is not a growlm checkpoint.
+        UserError: If the folder is not a growlm checkpoint, or has a model of another class.
     """
+    record = _read_entries(folder, key)
+    if named := names_classes(record):
+        reason = (
+            f"has a model of {' and '.join(named)}, which is built by growlm grow and growlm verify, and by "
+            "load_model(folder, trust=[...]), but not here"
+        )
+        raise UserError(key, folder, reason)
+    try:
+        return parse_model_config(record.pop("model", None)), record
+    except ValueError as error:
+        raise UserError(
+            key, folder, f"{CONFIG_NAME} does not describe a valid model: {error}"
+        ) from error
+
+
+def _read_entries(folder: Path, key: str) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not lexists(path):
         raise UserError(key, folder, _explain_missing_checkpoint(folder))
@@ -219,15 +257,29 @@ def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dic
     if record.pop("format", None) not in READABLE_FORMATS:
         known = " or ".join(READABLE_FORMATS)
         raise UserError(key, folder, f"{CONFIG_NAME} is not in format {known}")
-    try:
-        content = parse_as(dict[str, Any], record.pop("model", None), "model")
-        config = parse_as(ModelConfig, translate_former_fields(content), "model")
-        config.validate()
-    except ValueError as error:
-        raise UserError(
-            key, folder, f"{CONFIG_NAME} does not describe a valid model: {error}"
-        ) from error
-    return config, record
+    return record
+
+
+def read_skeleton(
+    folder: Path, key: str = "checkpoint", trust: Sequence[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a checkpoint's model, of any class, without memory for its weights, and its record.
+
+    Args:
+        folder: Checkpoint folder.
+        key: Setting that named the folder, for messages.
+        trust: Packages whose classes may be built, if the checkpoint names one.
+
+    Raises:
+        UserError: If the folder is not a growlm checkpoint, or its model's class is not trusted.
+    """
+    record = _read_entries(folder, key)
+    if names_classes(record):
+        model = build_described_model(record, folder, key, trust)
+        return model, {k: v for k, v in record.items() if k not in ("model", *CLASS_KEYS)}
+    config, record = read_config(folder, key)
+    with torch.device("meta"):
+        return TransformerLM(config), record
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:
@@ -240,16 +292,45 @@ def _explain_missing_checkpoint(folder: Path) -> str:
     return f"has no readable {CONFIG_NAME}"
 
 
-def load_model(folder: Path, key: str = "checkpoint") -> tuple[TransformerLM, dict[str, Any]]:
+@overload
+def load_model(folder: Path, key: str = ...) -> tuple[TransformerLM, dict[str, Any]]: ...
+
+
+@overload
+def load_model(
+    folder: Path, key: str = ..., *, trust: Sequence[str]
+) -> tuple[nn.Module, dict[str, Any]]: ...
+
+
+def load_model(
+    folder: Path, key: str = "checkpoint", *, trust: Sequence[str] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint's model, tensor by tensor, and its record.
 
     Args:
         folder: Checkpoint folder.
         key: Setting that named the folder, for messages.
+        trust: Packages whose classes may be built, if the checkpoint names one; None for `TransformerLM` only.
 
     Raises:
-        UserError: If the folder is not a growlm checkpoint, or weights and config do not match.
+        UserError: If the folder is not a growlm checkpoint, its model's class is not trusted, or weights and
+            config do not match.
     """
+    if trust is not None and names_classes(_read_entries(folder, key)):
+        model, record = read_skeleton(folder, key, trust)
+        files = TensorFiles(folder, WEIGHTS_STEM, key)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        check_tensor_shapes(files, shapes, key)
+        weights = {name: files.read(name) for name in files.names}
+        for name, first in first_names(model).items():
+            two = weights[name].nan_to_num(), weights[first].nan_to_num()
+            if name != first and not torch.equal(*two):
+                reason = (
+                    f"{first} and {name} are one tensor of the model, but differ in the weights"
+                )
+                raise UserError(key, folder, reason)
+        load_weights(model, weights)
+        return model, record
     config, record = read_config(folder, key)
     return read_model(config, TensorFiles(folder, WEIGHTS_STEM, key)), record
 

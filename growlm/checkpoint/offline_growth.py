@@ -16,17 +16,19 @@ from growlm.checkpoint.checkpoint_folder import (
     WEIGHTS_STEM,
     atomic_folder,
     list_sidecar_files,
-    read_config,
-    write_config,
+    read_skeleton,
+    write_model_entries,
 )
+from growlm.checkpoint.model_class import describe_model
 from growlm.checkpoint.optimizer_files import read_state_infos
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, write_tensors
 from growlm.checkpoint.sidecar_files import check_sidecar_files, copy_sidecar_files
 from growlm.checkpoint.weight_validation import check_tensor_shapes
 from growlm.growth.eight_bit_moments import scale_key
-from growlm.growth.grow_model import Operator, build_growth_map
+from growlm.growth.grow_model import Operator, build_growth_map, resolve_ties
 from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_protocol import build_with_config
 from growlm.growth.operators.registry import operators_to_dicts
 from growlm.growth.optimizer_state import (
     FACTORED_ENTRIES,
@@ -49,6 +51,7 @@ def grow_checkpoint(
     seed: int = 0,
     boundary_index: int = 0,
     optimizer_state: str = "carry",
+    trust: Sequence[str] = (),
     progress: ByteProgress = lambda done, total: None,
 ) -> GrowthMap:
     """Grow a checkpoint folder into a new one, bit for bit as growth in memory does.
@@ -60,17 +63,25 @@ def grow_checkpoint(
         seed: Seed of noise, routers and filler columns.
         boundary_index: Index of this growth in its run; part of the seed.
         optimizer_state: `carry` to grow the source's optimizer state too, `reset` to leave it out.
+        trust: Packages whose classes may be built, if the checkpoint names one.
         progress: Function called after every tensor.
 
     Returns:
         The growth map that was applied.
 
     Raises:
-        UserError: If the source is not a checkpoint, an operator cannot be applied, the target exists, or the
-            disk has too little space. Nothing is left behind.
+        UserError: If the source is not a checkpoint, its model's class is not trusted, an operator cannot be
+            applied, the target exists, or the disk has too little space. Nothing is left behind.
     """
-    config, record = read_config(source)
-    growth_map = build_growth_map(config, operators)
+    model, record = read_skeleton(source, trust=trust)
+    try:
+        growth_map = build_growth_map(model, operators)
+        grown = build_with_config(model, growth_map.new_config)
+        ties = resolve_ties(grown, growth_map)
+    except UserError:
+        raise
+    except ValueError as error:  # about labels of the model's own class
+        raise UserError("checkpoint", source, str(error)) from error
     weights = TensorFiles(source, WEIGHTS_STEM)
     check_tensor_shapes(weights, growth_map.old_shapes, "checkpoint")
     states = None
@@ -85,7 +96,7 @@ def grow_checkpoint(
     with create_target_folder(target) as (partial, digests), torch.no_grad(), rng:
 
         def make(name: str) -> Tensor:
-            tensor_map = growth_map.tensors[name]
+            tensor_map = growth_map.tensors[ties[name]]
             return tensor_map.grow_weight(weights.read(tensor_map.source or weights.names[0]), rng)
 
         digests |= write_tensors(partial, WEIGHTS_STEM, entries, make, count)
@@ -94,7 +105,7 @@ def grow_checkpoint(
         grown_from = {"operators": operators_to_dicts(operators), "seed": seed}
         grown_from["boundary_index"] = boundary_index
         copy_sidecar_files(sidecar_files, partial)
-        write_config(partial, growth_map.new_config, record | {"grown_from": grown_from})
+        write_model_entries(partial, describe_model(grown), record | {"grown_from": grown_from})
     return growth_map
 
 

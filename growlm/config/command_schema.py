@@ -29,6 +29,8 @@ class GrowCommand:
     """Index of this growth in its run; part of the seed."""
     optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
     """`carry` grows the checkpoint's optimizer state too, if it has one; `reset` leaves it out."""
+    trust: list[str] = field(default_factory=list)
+    """Packages whose classes may be built, where a checkpoint's model is of a class of its own."""
 
 
 @dataclass
@@ -49,6 +51,8 @@ class VerifyCommand:
     """Seed of the probe."""
     require_symmetry_breaking: bool = False
     """Fail if copies stay equal; by default that is only reported."""
+    trust: list[str] = field(default_factory=list)
+    """Packages whose classes may be built, where a checkpoint's model is of a class of its own."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from growlm.growth.grow_model import (
 )
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_protocol import GrowableModel, growth_config_of
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.registry import operators_from_dicts, operators_to_dicts
@@ -20,6 +21,7 @@ from growlm.runtime.deprecation import renamed_attributes
 
 __all__ = [
     "Deepen",
+    "GrowableModel",
     "GrowthMap",
     "GrowthRng",
     "MultiplyExperts",
@@ -30,6 +32,7 @@ __all__ = [
     "build_growth_map",
     "grow",
     "grow_optimizer_state",
+    "growth_config_of",
     "hyperclone_weight",
     "operators_from_dicts",
     "operators_to_dicts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Protocol, TypeVar, overload
 
 import torch
@@ -13,25 +14,33 @@ from torch.optim import Optimizer
 from growlm.distributed.dtensors import get_device_mesh, get_local_tensor
 from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import (
-    GrowthMap,
-    GrowthSpec,
-    axes_table_from_config,
-    derive_growth_map,
-)
+from growlm.growth.growth_map import GrowthMap, GrowthSpec, derive_growth_map
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_protocol import (
+    AxesTable,
+    adopt_unsaved_tensors,
+    axes_table_from_config,
+    axes_table_with_config,
+    build_with_config,
+    first_names,
+    growth_axes_table,
+    growth_config_of,
+    load_weights,
+)
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.widen import Widen
 from growlm.growth.optimizer_growth import OptimizerT, check_optimizers, grow_optimizers
 from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.tensor_transforms import Copy, Split, TensorTransform
-from growlm.model.axes import axes_table
+from growlm.model.axes import find_block_stack, find_position
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 
+MAX_SHOWN_PARAMETERS = 3
+"""Number of parameters that a message names."""
 LARGE_TENSOR_ENTRIES = 2**25
 """The number of entries from which tensors are made one after another on all cores. Smaller tensors are made
 in parallel, one core each."""
@@ -45,38 +54,62 @@ class Operator(Protocol):
 
 
 def build_growth_map(
-    config: ModelConfig,
+    model: nn.Module | ModelConfig,
     operators: Sequence[Operator],
     model_class: type[nn.Module] = TransformerLM,
 ) -> GrowthMap:
     """Return the growth map of a sequence of operators; no tensor is touched.
 
     Args:
-        config: Config of the model before the growth.
+        model: Model before the growth, or its config.
         operators: Operators, applied in order.
-        model_class: Class that builds the model from a config, as `TransformerLM` does.
+        model_class: Class that builds the model, if `model` is a config.
 
     Raises:
         UserError: If an operator cannot be applied.
         ValueError: If a parameter or buffer has no axis label, or one that does not fit it or the config.
     """
-    table = axes_table_from_config(config, model_class)
+    if isinstance(model, ModelConfig):
+        name, config = model_class.__name__, model
+        make_table = partial(axes_table_from_config, model_class=model_class)
+        table = make_table(config)
+    else:
+        name, config = type(model).__name__, growth_config_of(model)
+        make_table = partial(axes_table_with_config, model)
+        table = growth_axes_table(model, config)
+        if mismatch := table.keys() ^ make_table(config).keys():
+            raise ValueError(
+                f"{', '.join(sorted(mismatch))}: not what {name} builds from its config"
+            )
     growth_map = GrowthMap.identity(config, table)
     for position, operator in enumerate(operators):
         spec = operator.change(growth_map.new_config)
-        new_table = axes_table_from_config(spec.config, model_class)
+        new_table = make_table(spec.config)
         step = derive_growth_map(growth_map.new_config, table, new_table, spec, position)
         grows = spec.axes or spec.blocks or spec.upcycle or spec.noise
         kept = (each.source == name and not each.transforms for name, each in step.tensors.items())
         if grows and all(kept):
-            reason = (
-                f"finds nothing to grow in {model_class.__name__}; label its parameters, or leave "
-                "the operator out"
+            raise UserError(
+                "operators", type(operator).__name__, _explain_no_growth(name, spec, table)
             )
-            raise UserError("operators", type(operator).__name__, reason)
         growth_map = growth_map.then(step)
         table = new_table
     return growth_map
+
+
+def _explain_no_growth(model_name: str, spec: GrowthSpec, table: AxesTable) -> str:
+    """Return why an operator changes nothing: which labels it looks for, and which the parameters have."""
+    wanted = [f"the axes {', '.join(spec.axes)}"] if spec.axes else []
+    wanted += ["blocks (label_blocks)"] if spec.blocks else []
+    wanted += ["stacks of experts (stacked_from)"] if spec.upcycle else []
+    found = dict.fromkeys(dim.axis for row in table.values() for dim in row.label.dims)
+    shown = ", ".join(
+        [*list(table)[:MAX_SHOWN_PARAMETERS], *["..."][: len(table) > MAX_SHOWN_PARAMETERS]]
+    )
+    return (
+        f"finds nothing to grow in {model_name}: it changes {' and '.join(wanted)}, and no parameter ({shown}) is "
+        f"labeled so; their axes are {', '.join(found)}. Label them, or leave the operator out"
+    )
 
 
 def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
@@ -85,8 +118,8 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
     If the old model is sharded, the grown one is sharded in the same way.
     """
     mesh = get_device_mesh(model)
-    with torch.device("meta"):
-        grown = type(model)(growth_map.new_config)
+    grown = build_with_config(model, growth_map.new_config, with_values=True)
+    ties = resolve_ties(grown, growth_map)
     sharded_names: list[str] = []
     if mesh is not None:
         from growlm.model.fsdp import apply_fsdp  # loads torch.distributed
@@ -107,7 +140,7 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
 
     with torch.no_grad(), rng:
         new = dict(map_sharded(map(make_task, sharded_names), mesh))
-        rest = [name for name in growth_map.tensors if name not in new]
+        rest = [n for n in growth_map.tensors if n not in new and ties.get(n, n) == n]
         sizes = {name: math.prod(growth_map.tensors[name].shape) for name in rest}
         # All cores can work on one large tensor, and two of them at once would not fit into any cache.
         new |= map(make_tensor, [name for name in rest if sizes[name] >= LARGE_TENSOR_ENTRIES])
@@ -115,31 +148,36 @@ def apply_growth(model: Model, growth_map: GrowthMap, rng: GrowthRng) -> Model:
         new |= rng.threads.map(make_tensor, sorted(small, key=lambda name: -sizes[name]))
     if mesh is not None:
         rng.noise_log.gather(mesh)
-    _share_tied_parameters(grown, new, growth_map)
-    grown.load_state_dict(new, assign=True)
+    load_weights(grown, new)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(trainable.get(growth_map.tensors[name].source or "", True))
+    adopt_unsaved_tensors(grown, model, partial(_source_name, growth_map, find_block_stack(grown)))
     return grown.train(model.training)
 
 
-def _share_tied_parameters(
-    model: nn.Module, tensors: dict[str, Tensor], growth_map: GrowthMap
-) -> None:
-    """Replace tensors by one wherever the model has one parameter or buffer under several names."""
-    first_names: dict[int, str] = {}
-    for name, parameter in model.state_dict(keep_vars=True).items():
-        first = first_names.setdefault(id(parameter), name)
-        if first == name:
-            continue
+def _source_name(growth_map: GrowthMap, stack: str | None, name: str) -> str:
+    """Return the name, in the old model, of something in the grown one."""
+    position = find_position(name, stack)
+    if position is None:
+        return name
+    return position.name_at(growth_map.blocks[position.index].source, position.name)
+
+
+def resolve_ties(grown: nn.Module, growth_map: GrowthMap) -> dict[str, str]:
+    """Return, for each tensor of the grown model, the name that it is made under: the first of its names.
+
+    Raises:
+        ValueError: If a growth would make different tensors of one that the model has under several names.
+    """
+    ties = first_names(grown)
+    for name, first in ties.items():
         kinds = [[type(t) for t in growth_map.tensors[n].transforms] for n in (first, name)]
         if kinds[0] != kinds[1]:
             raise ValueError(
                 f"{first} and {name} are one parameter, and the growth would part them"
             )
-        if isinstance(parameter, nn.Parameter) and not isinstance(tensors[first], nn.Parameter):
-            tensors[first] = nn.Parameter(tensors[first])
-        tensors[name] = tensors[first]
+    return ties
 
 
 def changed_tensors_by_size(growth_map: GrowthMap, names: Collection[str]) -> list[str]:
@@ -193,7 +231,8 @@ def grow(
     """Grow a model, and its optimizer if there is one.
 
     Args:
-        model: Module with labeled axes that is built from its `config` (`TransformerLM` or a subclass).
+        model: Module with labeled axes that is built from its `config`, a `ModelConfig`, as `TransformerLM` is; or
+            one of your own, see docs/own_models.md.
         operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
         seed: Seed of noise, routers and filler columns.
         boundary_index: Index of this growth within a run; part of the seed.
@@ -213,17 +252,13 @@ def grow(
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
-    config = get_config(model)
+    growth_config_of(model)  # what is wrapped is refused first
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if optimizer is None and optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
     mode = optimizer_state or "carry"
     check_optimizers(optimizers, model, mode)
-    growth_map = build_growth_map(config, operators, type(model))
-    if mismatch := axes_table(model).keys() ^ axes_table_from_config(config, type(model)).keys():
-        raise ValueError(
-            f"{', '.join(sorted(mismatch))}: not what {type(model).__name__} builds from its config"
-        )
+    growth_map = build_growth_map(model, operators)
     grown = apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
     if optimizer is None:
         return grown
@@ -231,19 +266,6 @@ def grow(
     if isinstance(optimizer, Optimizer):
         return grown, new_optimizers[0]
     return grown, new_optimizers
-
-
-def get_config(model: nn.Module) -> ModelConfig:
-    """Return the config of a model that is not wrapped in another module."""
-    wrapped = [name for name in ("_orig_mod", "module") if name in dict(model.named_children())]
-    if wrapped and ("_orig_mod" in wrapped or not hasattr(model, "config")):
-        reason = f"wraps the model; grow model.{wrapped[0]}, and wrap the result again"
-        raise UserError("model", type(model).__name__, reason)
-    if not hasattr(model, "config"):
-        reason = "has no config; give it the one that its class makes it from"
-        raise UserError("model", type(model).__name__, reason)
-    config: ModelConfig = model.config  # type: ignore[assignment]
-    return config
 
 
 def scale_bilaterally(

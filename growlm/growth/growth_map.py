@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_protocol import AxesTable
 from growlm.growth.transforms.fused import apply_to_moment, apply_to_weight
 from growlm.growth.transforms.noise import TieBreakingNoise, ZeroSumNoise
 from growlm.growth.transforms.reconstruction import Reconstruction, all_finite
@@ -33,18 +33,8 @@ from growlm.growth.transforms.tensor_transforms import (
     TensorTransform,
 )
 from growlm.growth.transforms.upcycle_transforms import ReinitializeUnits, SplitIntoExperts
-from growlm.model.axes import (
-    Dim,
-    Label,
-    LabeledShape,
-    Role,
-    axes_table,
-    check_axis_sizes,
-    split_block_name,
-)
+from growlm.model.axes import Dim, Label, LabeledShape, Role
 from growlm.model.config import ModelConfig
-
-AxesTable = Mapping[str, LabeledShape]
 
 
 @dataclass(frozen=True)
@@ -266,7 +256,7 @@ class GrowthMap:
             axes[axis] = axes[axis].then(channels) if axis in axes else channels
         # A split block has a different map of hidden units in every expert, so that axis has no single map.
         sizes = later.new_config.axis_sizes()
-        axes = {a: channels for a, channels in axes.items() if channels.new_size == sizes.get(a)}
+        axes = {a: c for a, c in axes.items() if c.new_size == sizes.get(a, c.new_size)}
         return GrowthMap(
             self.old_config,
             later.new_config,
@@ -330,10 +320,12 @@ def derive_growth_map(
         operator_index: Index of the operator in the sequence; part of the seed of its random numbers.
 
     Raises:
-        ValueError: If a new tensor has no source and the operator makes no new ones, or source and target do
-            not have the same axes.
+        ValueError: If a new tensor has no source and the operator makes no new ones, if source and target do not
+            have the same axes, or if a size is not what the operator makes of it; names the tensor.
     """
     blocks = spec.blocks or tuple(BlockOrigin(i) for i in range(old_config.n_layers))
+    if "residual" in spec.axes and old_config.tie_embeddings:
+        _check_tied_head(old_table)
     tensors = {
         name: _derive_tensor(name, row, old_table, blocks, spec, operator_index)
         for name, row in new_table.items()
@@ -359,35 +351,37 @@ def _derive_tensor(
     spec: GrowthSpec,
     operator_index: int,
 ) -> TensorMap:
-    block, rest = split_block_name(name)
-    origin = None if block is None else blocks[block]
+    position = row.position
+    origin = None if position is None else blocks[position.index]
 
-    def in_source_block(rest: str) -> str:
-        return rest if origin is None else f"blocks.{origin.source}.{rest}"
+    def in_source_block(name_inside: str) -> str:
+        if position is None or origin is None:
+            return name_inside
+        return position.name_at(origin.source, name_inside)
 
     key = (operator_index, name)
-    source = in_source_block(rest)
+    source = in_source_block(name if position is None else position.name)
+    stacked_from = row.label.stacked_from
     transforms: list[TensorTransform] = []
     dims = list(enumerate(row.label.dims))
     if source in old_table:
-        if old_table[source].label.dims != row.label.dims:
-            raise ValueError(f"{source} and {name} have different axes")
-    elif (
-        row.label.stacked_from is not None and in_source_block(row.label.stacked_from) in old_table
-    ):
-        source = in_source_block(row.label.stacked_from)
+        _check_sizes(name, row, source, old_table[source], spec)
+    elif stacked_from is not None and in_source_block(stacked_from) in old_table:
+        source = in_source_block(stacked_from)
         if spec.upcycle is None:
             raise ValueError(f"{name} is a stack of {source}, and this operator makes no stacks")
-        transforms += _upcycle_transforms(row, spec.upcycle, block or 0, key)
+        transforms += _upcycle_transforms(row, spec.upcycle, row.block or 0, key)
         dims = dims[1:]
-    elif spec.upcycle is not None:
+    elif spec.upcycle is not None and _can_be_new(row.label):
         return TensorMap(None, row.shape, _new_tensor_transforms(row, spec.upcycle, key))
     else:
-        raise ValueError(f"{name} has no source, and this operator makes no new tensors")
+        dense = stacked_from and in_source_block(stacked_from)
+        raise ValueError(f"{name} {_explain_no_source(row, spec, dense)}")
 
-    for position, dim in dims:
+    for place, dim in dims:
         if dim.axis in spec.axes:
-            transforms += _axis_transforms(position, dim, spec, row, key)
+            _check_new_size(name, dim.axis, row.shape[place], spec)
+            transforms += _axis_transforms(place, dim, spec, row, key)
     if row.label.offset and not all(isinstance(each, Copy | Fill) for each in transforms):
         transforms = [OffsetTransforms(row.label.offset, tuple(transforms))]
     if origin is not None and origin.kind in ("identity", "fresh"):
@@ -397,6 +391,73 @@ def _derive_tensor(
         nothing = NewTensor(row.shape, value=0.0 - row.label.offset)  # not -0.0
         transforms.append(nothing if adds_to_stream else ResetMoments())
     return TensorMap(source, row.shape, tuple(transforms))
+
+
+def _explain_no_source(row: LabeledShape, spec: GrowthSpec, dense: str | None) -> str:
+    """Return why a new tensor cannot be made from the old model.
+
+    Args:
+        row: Label and place of the tensor.
+        spec: Effect of the operator.
+        dense: Name that the parameter it is stacked from would have; None if it is not labeled so.
+    """
+    if dense is not None and spec.upcycle is not None:
+        reason = (
+            f"is labeled stacked_from={row.label.stacked_from!r}, and the old model has no {dense}"
+        )
+    elif spec.upcycle is not None:
+        reason = "has no source in the old model; a stack of experts needs the label stacked_from"
+    else:
+        reason = "has no source, and this operator makes no new tensors"
+    if row.position is None and (spec.blocks or dense):
+        reason += (
+            "; if it is in a repeated block, mark the container of the blocks with label_blocks"
+        )
+    return reason
+
+
+def _can_be_new(label: Label) -> bool:
+    """Return whether a parameter of a mixture may have no source: a router's, which only chooses experts."""
+    return label.has(Role.INDEX, "experts") and not label.has(Role.WRITES)
+
+
+def _check_tied_head(table: AxesTable) -> None:
+    """Check that the norm before a tied head is labeled: growth scales it in place of the head's columns."""
+    if not any(row.label.feeds_tied_head for row in table.values()):
+        embedding = next((name for name, row in table.items() if row.label.is_lookup), "the head")
+        raise ValueError(
+            f"{embedding} is the head's matrix, too (tie_embeddings), but no norm is labeled "
+            "feeds_tied_head=True: label the one before the head, or state tie_embeddings=False"
+        )
+
+
+def _check_sizes(
+    name: str, row: LabeledShape, source: str, old: LabeledShape, spec: GrowthSpec
+) -> None:
+    """Check that a tensor has the axes of its source, and its size on each axis that does not grow."""
+    if old.label.dims != row.label.dims:
+        raise ValueError(f"{source} and {name} have different axes")
+    for dim, size, old_size in zip(row.label.dims, row.shape, old.shape, strict=True):
+        grown = spec.axes.get(dim.axis)
+        if grown is None and size != old_size:
+            raise ValueError(
+                f"{name} has {size} channels on axis {dim.axis} in the grown model and {old_size} before, but the "
+                "operator does not grow that axis"
+            )
+        if grown is not None and old_size != grown.channels.old_size:
+            raise ValueError(
+                f"{source} has {old_size} channels on axis {dim.axis}, but the operator grows "
+                f"{grown.channels.old_size}"
+            )
+
+
+def _check_new_size(name: str, axis: str, size: int, spec: GrowthSpec) -> None:
+    new_size = spec.axes[axis].channels.new_size
+    if size != new_size:
+        raise ValueError(
+            f"{name} has {size} channels on axis {axis} in the grown model, and the operator makes {new_size}; "
+            "the model must be built with the size that the operator's config has"
+        )
 
 
 def _axis_transforms(
@@ -478,20 +539,3 @@ def _new_tensor_transforms(
     if shape != row.shape:
         transforms = (*transforms, Copy(0, spec.router_rows))
     return transforms
-
-
-def axes_table_from_config(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
-    """Return the axes table of the model that a config describes, without allocating; callers share it."""
-    return _cached_axes_table(config, model_class)  # type: ignore[arg-type] # a class is hashable
-
-
-@lru_cache(maxsize=64)
-def _cached_axes_table(config: ModelConfig, model_class: type[torch.nn.Module]) -> AxesTable:
-    try:
-        with torch.device("meta"):
-            table = axes_table(model_class(config))
-    except TypeError as error:
-        name = model_class.__name__
-        raise ValueError(f"{name} cannot be made from its config alone: {error}") from error
-    check_axis_sizes(table, config.axis_sizes())
-    return table

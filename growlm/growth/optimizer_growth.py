@@ -25,7 +25,7 @@ from growlm.growth.optimizer_state import (
     grow_optimizer_state,
 )
 from growlm.growth.step_scaling import ExactScaling
-from growlm.model.axes import Role, axes_table, split_block_name
+from growlm.model.axes import Role, axes_table
 from growlm.runtime.errors import UserError
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
@@ -223,8 +223,7 @@ def _assign_places(
     assigned = {n: places[s] for n, s in sources.items() if s is not None and s in places}
     table = axes_table(model)
     for name in [name for name, source in sources.items() if source is None]:
-        block, _ = split_block_name(name)
-        near = [other for other in assigned if split_block_name(other)[0] == block]
+        near = [other for other in assigned if table[other].block == table[name].block]
         reads = table[name].label.has(Role.READS)
         alike = [other for other in near if table[other].label.has(Role.READS) is reads]
         if neighbors := alike or near or list(assigned):

@@ -1,21 +1,28 @@
 """Axis labels say what each dimension of each parameter means; they are declared beside the parameter.
 
-A module declares its parameters with `label(self, weight=Label(...))`. Growth, initialization, weight decay
-and sharding read the table that `axes_table` collects, so no other code depends on parameter names.
+A module declares its parameters with `label(self, weight=Label(...))`, and the container of its repeated blocks
+with `label_blocks`. Growth, initialization, weight decay and sharding read the table that `axes_table` collects,
+so no other code depends on parameter names. docs/own_models.md has the reference.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 from torch import nn
 
+Blocks = TypeVar("Blocks", bound=nn.Module)
+
+DEFAULT_STACK = "blocks"
+"""Name of the container of the blocks in a model that marks none with `label_blocks`."""
+
 BLOCK_NAME_PATTERN = re.compile(r"^blocks\.(\d+)\.(.+)$")
-"""Names of the parameters of the repeated blocks: `blocks.<index>.<rest>`."""
+"""Names of the parameters of the blocks of `TransformerLM`: `blocks.<index>.<rest>`."""
 
 
 class Role(Enum):
@@ -49,6 +56,16 @@ def reads(axis: str) -> Dim:
 def index(axis: str) -> Dim:
     """Return a dimension with one entry per member of `axis`."""
     return Dim(Role.INDEX, axis)
+
+
+def gain(axis: str) -> Dim:
+    """Return the dimension of a norm's multipliers, one per channel of `axis`."""
+    return Dim(Role.GAIN, axis)
+
+
+def shift(axis: str) -> Dim:
+    """Return the dimension of a norm's offsets, one per channel of `axis`."""
+    return Dim(Role.SHIFT, axis)
 
 
 @dataclass(frozen=True)
@@ -95,11 +112,37 @@ class Label:
 
 
 @dataclass(frozen=True)
+class BlockPosition:
+    """The place of a parameter inside a repeated block.
+
+    Args:
+        stack: Name of the container of the blocks, such as `blocks` or `model.layers`.
+        index: Index of the block.
+        name: Name of the parameter inside the block.
+    """
+
+    stack: str
+    index: int
+    name: str
+
+    def name_at(self, index: int, name: str) -> str:
+        """Return the full name of a parameter of another block."""
+        return f"{self.stack}.{index}.{name}"
+
+
+@dataclass(frozen=True)
 class LabeledShape:
     """The label and shape of one parameter: a row of the axes table."""
 
     label: Label
     shape: tuple[int, ...]
+    position: BlockPosition | None = None
+    """Place inside a block; None for a parameter outside the blocks."""
+
+    @property
+    def block(self) -> int | None:
+        """Index of the parameter's block; None outside the blocks."""
+        return None if self.position is None else self.position.index
 
 
 def label(module: nn.Module, **labels: Label) -> None:
@@ -108,23 +151,58 @@ def label(module: nn.Module, **labels: Label) -> None:
     module.axis_labels = declared | labels  # type: ignore[assignment]
 
 
+def label_blocks(blocks: Blocks) -> Blocks:
+    """Mark the container of a model's repeated blocks, such as an `nn.ModuleList`, and return it."""
+    blocks.holds_blocks = True  # type: ignore[assignment]
+    return blocks
+
+
+def find_block_stack(model: nn.Module) -> str | None:
+    """Return the name of the container of the model's blocks; None if it has none.
+
+    Raises:
+        ValueError: If several containers are marked.
+    """
+    modules = list(model.named_modules())
+    found = [name for name, module in modules if getattr(module, "holds_blocks", False)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(found)} are both marked with label_blocks; a model has one stack of blocks"
+        )
+    return found[0] if found else next((n for n, _ in modules if n == DEFAULT_STACK), None)
+
+
+def get_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of a model, first block first; empty if it has none."""
+    stack = find_block_stack(model)
+    if stack is None:
+        return []
+    # `children` would list a block that stands in several places once.
+    return [block for block in model.get_submodule(stack)._modules.values() if block is not None]
+
+
 def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
     """Return every parameter and persistent buffer of `model`, by name, with its label.
+
+    Axes that the model's `growth_axes` renames have their standard names in it.
 
     Raises:
         ValueError: If one has no label, a label with the wrong number of dimensions, or two different ones under
             two names. Growth would have to guess how to handle it, and a silent copy would lose what the model
             has learned.
     """
+    standard_names: Mapping[str, str] = getattr(model, "growth_axes", {})
+    stack = find_block_stack(model)
     labels: dict[str, Label] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, declared in getattr(module, "axis_labels", {}).items():
-            labels[f"{prefix}.{name}" if prefix else name] = declared
+            dims = tuple(Dim(d.role, standard_names.get(d.axis, d.axis)) for d in declared.dims)
+            labels[f"{prefix}.{name}" if prefix else name] = replace(declared, dims=dims)
     table: dict[str, LabeledShape] = {}
     names: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in labels:
-            raise ValueError(f"{name} has no axis label: declare it with growlm.model.axes.label")
+            raise ValueError(f"{name} has no axis label: declare it with growlm.model.label")
         if len(labels[name].dims) != tensor.ndim:
             raise ValueError(
                 f"{name} has {tensor.ndim} dimensions, but its label has {len(labels[name].dims)}"
@@ -132,37 +210,71 @@ def axes_table(model: nn.Module) -> dict[str, LabeledShape]:
         other = names.setdefault(id(tensor), name)
         if labels[other] != labels[name]:
             raise ValueError(f"{other} and {name} are one parameter, but have two different labels")
-        table[name] = LabeledShape(labels[name], tuple(tensor.shape))
+        table[name] = LabeledShape(labels[name], tuple(tensor.shape), find_position(name, stack))
     return table
 
 
-def check_axis_sizes(table: Mapping[str, LabeledShape], sizes: Mapping[str, int]) -> None:
+def find_position(name: str, stack: str | None) -> BlockPosition | None:
+    """Return the place of a parameter in the blocks of the container `stack`; None if it is outside."""
+    if stack is None or not name.startswith(f"{stack}."):
+        return None
+    index, _, rest = name[len(stack) + 1 :].partition(".")
+    return BlockPosition(stack, int(index), rest) if index.isdecimal() and rest else None
+
+
+def check_axis_sizes(
+    table: Mapping[str, LabeledShape], sizes: Mapping[str, int], own_axes: Iterable[str] = ()
+) -> None:
     """Check that every labeled dimension is as large as its axis.
 
     Args:
         table: Result of `axes_table`.
         sizes: Number of channels of each axis, from the model's config. An index over anything else is allowed.
+        own_axes: Further axes, of which all dimensions must have one size.
 
     Raises:
         ValueError: If an axis is unknown or has another size; names the parameter.
     """
+    known = dict(sizes)
+    sources = dict.fromkeys(sizes, "the config")
     for name, row in table.items():
         for dim, size in zip(row.label.dims, row.shape, strict=True):
-            if dim.axis not in sizes and dim.role is not Role.INDEX:
-                near = difflib.get_close_matches(dim.axis, sizes, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sizes)}"
-                raise ValueError(
-                    f"{name} is labeled with axis {dim.axis}, which the config does not have; {hint}"
+            if dim.axis not in known and dim.axis in own_axes:
+                known[dim.axis], sources[dim.axis] = size, name
+            if dim.axis not in known and dim.role is not Role.INDEX:
+                reason = (
+                    f"which the config does not have; {_suggest(dim.axis, [*known, *own_axes])}"
                 )
-            if size != sizes.get(dim.axis, size):
-                expected = sizes[dim.axis]
-                raise ValueError(
-                    f"{name} has {size} channels on axis {dim.axis}, but the config has {expected}"
-                )
+                raise ValueError(f"{name} is labeled with axis {dim.axis}, {reason}")
+            if size != known.get(dim.axis, size):
+                expected = f"{sources[dim.axis]} has {known[dim.axis]}"
+                raise ValueError(f"{name} has {size} channels on axis {dim.axis}, but {expected}")
+
+
+def check_growth_axes(growth_axes: Mapping[str, str], known: Iterable[str]) -> list[str]:
+    """Check a model's `growth_axes`, and return the axes in it that are the model's own.
+
+    Args:
+        growth_axes: Standard axis by the name that the model has for it; an axis of its own stands for itself.
+        known: The standard axes.
+
+    Raises:
+        ValueError: If an axis stands for one that does not exist.
+    """
+    for name, axis in growth_axes.items():
+        if axis != name and axis not in known:
+            reason = f"{axis}, which is no standard axis; {_suggest(axis, known)}"
+            raise ValueError(f"growth_axes: {name} stands for {reason}")
+    return [name for name, axis in growth_axes.items() if name == axis]
+
+
+def _suggest(axis: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(axis, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def split_block_name(name: str) -> tuple[int | None, str]:
-    """Split a parameter name into the block's index and the name inside the block.
+    """Split the name of a parameter of `TransformerLM` into the block's index and the name inside the block.
 
     `blocks.3.attention.query.weight` gives (3, "attention.query.weight"); a name outside the blocks gives
     (None, name).

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from growlm.distributed.dtensors import from_local, get_mesh_device, get_shard_rows, is_sharded
 from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
-from growlm.model.axes import axes_table
+from growlm.model.axes import axes_table, get_blocks
 from growlm.model.config import ModelConfig
 from growlm.model.initialization import initial_value
 from growlm.model.transformer import TransformerLM
@@ -33,10 +33,10 @@ def apply_fsdp(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a model's parameters over the processes, in place. Works on the meta device, too.
 
     Args:
-        model: Model with `blocks`, such as `TransformerLM`.
+        model: Model whose blocks are marked with `label_blocks`, such as `TransformerLM`.
         mesh: One-dimensional device mesh.
     """
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in get_blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # By default FSDP2 keeps the weights outside the blocks until a backward pass, and validation has none.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from growlm.model.axes import Role, axes_table
 from growlm.model.config import ModelConfig
@@ -38,11 +39,15 @@ class ParameterReport:
         return self.active / self.total
 
 
-def parameter_report(model: TransformerLM | ModelConfig) -> ParameterReport:
-    """Count the parameters of a model, or of the model that a config describes (without allocating it)."""
+def parameter_report(model: nn.Module | ModelConfig) -> ParameterReport:
+    """Count the parameters of a model, or of the `TransformerLM` that a config describes (without allocating it).
+
+    A model of one's own has the method `growth_config` (docs/own_models.md).
+    """
     if isinstance(model, ModelConfig):
         return _cached_report(model)
-    config = model.config
+    describe = getattr(model, "growth_config", None)
+    config: ModelConfig = model.config if describe is None else describe()  # type: ignore[assignment]
     total = active = multiplied = 0
     table = axes_table(model)
     for row in (table[name] for name, _ in model.named_parameters()):

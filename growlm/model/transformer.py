@@ -12,14 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from growlm.model.axes import Label, index, label, writes
+from growlm.model.axes import label_blocks
 from growlm.model.config import ModelConfig
 from growlm.model.initialization import initialize_weights
 from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers.attention import Attention
 from growlm.model.layers.experts import Experts, MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
-from growlm.model.layers.labeled_layers import apply_norm, labeled_linear, labeled_norm
+from growlm.model.layers.labeled_layers import (
+    apply_norm,
+    label_embedding,
+    labeled_linear,
+    labeled_norm,
+)
 from growlm.model.layers.rotary import RotaryTables
 from growlm.model.layers.routing import Routing, RoutingLog
 from growlm.model.loss import cap_logits, linear_cross_entropy, token_losses
@@ -108,13 +113,12 @@ class TransformerLM(nn.Module):
             initialize_weights(self, seed)
 
     def _build(self, config: ModelConfig) -> None:
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        label(self.embedding, weight=Label((index("vocabulary"), writes("residual"))))
+        self.embedding = label_embedding(nn.Embedding(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
-            label(self.position_embedding, weight=Label((index("positions"), writes("residual"))))
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+            table = nn.Embedding(config.max_seq_len, config.d_model)
+            self.position_embedding = label_embedding(table, over="positions")
+        self.blocks = label_blocks(nn.ModuleList(Block(config, i) for i in range(config.n_layers)))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
         self.head = (
             None

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from growlm.config.schema import OWN, OptimizerConfig
 from growlm.growth.eight_bit_moments import is_quantizable, scale_key
-from growlm.growth.growth_map import axes_table_from_config
+from growlm.growth.model_protocol import axes_table_from_config
 from growlm.growth.optimizer_state import FACTORED_ENTRIES
 from growlm.model.axes import Label, Role, axes_table
 from growlm.model.config import ModelConfig

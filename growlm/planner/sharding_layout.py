@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import TrainerConfig
-from growlm.growth.growth_map import axes_table_from_config
+from growlm.growth.model_protocol import axes_table_from_config
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM

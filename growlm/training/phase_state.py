@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ class PhaseState:
             f"other.{name}": t for name, t in flatten_states(_as_tensors(self.other_states)).items()
         }
         save_model(
-            self.model,  # type: ignore[arg-type]
+            self.model,
             Path(folder),
             record,
             _as_tensors(self.optimizer_states),
@@ -98,14 +98,19 @@ class PhaseState:
         )
 
     @staticmethod
-    def load(folder: str | Path) -> PhaseState:
+    def load(folder: str | Path, trust: Sequence[str] = ()) -> PhaseState:
         """Read a state that `save` has written, or any growlm checkpoint, on every process.
 
+        Args:
+            folder: Checkpoint folder.
+            trust: Packages whose classes may be built, if the model is of a class of its own.
+
         Raises:
-            UserError: If the folder is not a growlm checkpoint, or its files are damaged.
+            UserError: If the folder is not a growlm checkpoint, its model's class is not trusted, or its files are
+                damaged.
         """
         folder = Path(folder)
-        model, record = load_model(folder)
+        model, record = load_model(folder, trust=trust)
         tensors: dict[str, Tensor] = {}
         if TensorFiles.exist(folder, TRAINING_STEM):
             files = TensorFiles(folder, TRAINING_STEM)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +28,17 @@ from torch.utils.hooks import RemovableHandle
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor, is_sharded
 from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
+from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.deepen import Deepen
 from growlm.growth.operators.multiply_experts import MultiplyExperts
 from growlm.growth.operators.upcycle import Upcycle
 from growlm.growth.operators.widen import Widen
+from growlm.model.axes import get_blocks
 from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.layers.routing import Routing
-from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
+from growlm.verification.model_output import compute_logits, first_tensor
 from growlm.verification.weights import (
     GrowthDtype,
     WeightFaults,
@@ -44,6 +46,8 @@ from growlm.verification.weights import (
     dtype_of,
     find_weight_faults,
 )
+
+Model = TypeVar("Model", bound=nn.Module)
 
 NEAR_TIE_MARGIN = 1e-4
 """The distance of router logits, times the largest of them if that is above 1, below which rounding may
@@ -88,7 +92,7 @@ class ForwardTrace:
     loss: float
 
     @staticmethod
-    def record(model: TransformerLM, probe: Tensor, perturbation: float = 0.0) -> ForwardTrace:
+    def record(model: nn.Module, probe: Tensor, perturbation: float = 0.0) -> ForwardTrace:
         """Run `model` on `probe` (B, T).
 
         Args:
@@ -100,21 +104,39 @@ class ForwardTrace:
         streams: list[Tensor] = []
         embeddings: list[Tensor] = []
         routings: list[Routing] = []
+        blocks = get_blocks(model)
+        if not blocks:
+            reason = "has no repeated blocks to compare; mark their container with label_blocks"
+            raise UserError("model", type(model).__name__, reason)
+
+        def keep_input(_m: nn.Module, args: Any, kwargs: Any) -> None:
+            embeddings.append(first_tensor(args, kwargs))
+
         hooks = [
             *perturbations,
-            model.blocks[0].register_forward_pre_hook(lambda _m, args: embeddings.append(args[0])),
+            blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True),
         ]
         hooks += [
-            block.register_forward_hook(lambda _m, _i, out: streams.append(out))
-            for block in model.blocks
+            block.register_forward_hook(lambda _m, _i, out: streams.append(first_tensor(out)))
+            for block in blocks
         ]
         try:
             with full_precision_eval(model), torch.no_grad():
-                logits = model(probe, routings)
+                logits = compute_logits(model, probe, routings)
                 loss = float(probe_loss(logits, probe))
         finally:
             for hook in hooks:
                 hook.remove()
+        if len(embeddings) != 1 or len(streams) != len(blocks):
+            reason = (
+                f"called its {len(blocks)} blocks {len(streams)} times in one run; the checks need a model that "
+                "calls each block once, as a module"
+            )
+            raise UserError("model", type(model).__name__, reason)
+        if routings and len(routings) != len(growth_config_of(model).mixtures):
+            expected = len(growth_config_of(model).mixtures)
+            reason = f"reported {len(routings)} routings; it has {expected} mixtures of experts"
+            raise UserError("model", type(model).__name__, reason)
         return ForwardTrace(embeddings[0], streams, routings, logits, loss)
 
     @property
@@ -195,8 +217,8 @@ class ModelComparison:
 
     def __init__(
         self,
-        old_model: TransformerLM,
-        new_model: TransformerLM,
+        old_model: nn.Module,
+        new_model: nn.Module,
         probe: Tensor,
         *,
         growth_map: GrowthMap | None = None,
@@ -210,6 +232,7 @@ class ModelComparison:
         }
         self.growth_dtype = coarsest_dtype(self._growth_dtypes.values())
         self.old_model, self.new_model = to_at_least_fp32(old_model), to_at_least_fp32(new_model)
+        self.old_config, self.new_config = growth_config_of(old_model), growth_config_of(new_model)
         self.probe = probe.to(next(new_model.parameters()).device)
         self.growth_map = growth_map or infer_growth_from_models(
             old_model, new_model, self._growth_dtypes
@@ -272,7 +295,7 @@ class ModelComparison:
         for block, (plain, other) in enumerate(
             zip(self.new_trace.streams, perturbed.streams, strict=True)
         ):
-            if self.new_model.config.is_mixture(block):
+            if self.new_trace.routings and self.new_config.is_mixture(block):
                 one, two = next(mixtures)
                 excused = affected.view(-1, 1)
                 routers[block] = _largest(one.logits - two.logits, excused) * ROUNDING_SAFETY_FACTOR
@@ -349,8 +372,8 @@ class ModelComparison:
         """Yield (new block, old routing, new routing) for every router that both models have."""
         if not self.old_trace.routings or not self.new_trace.routings:
             return
-        old = dict(zip(self.old_model.config.mixtures, self.old_trace.routings, strict=True))
-        new = dict(zip(self.new_model.config.mixtures, self.new_trace.routings, strict=True))
+        old = dict(zip(self.old_config.mixtures, self.old_trace.routings, strict=True))
+        new = dict(zip(self.new_config.mixtures, self.new_trace.routings, strict=True))
         for block, origin in enumerate(self.growth_map.blocks):
             if origin.kind == "kept" and block in new and origin.source in old:
                 yield block, old[origin.source], new[block]
@@ -387,7 +410,7 @@ class ModelComparison:
     def expert_sources(self) -> Tensor:
         """The old expert that each new expert copies, (new experts,), if both models have experts."""
         experts = self.growth_map.axes.get("experts")
-        count = self.new_model.config.num_experts
+        count = self.new_config.num_experts
         source = torch.arange(count) if experts is None else experts.source
         return source.to(self.probe.device)
 
@@ -417,7 +440,7 @@ def half_precision_tolerance(dtype: torch.dtype) -> float:
     return 4 * eps if eps > 1e-6 else 0.0
 
 
-def to_at_least_fp32(model: TransformerLM) -> TransformerLM:
+def to_at_least_fp32(model: Model) -> Model:
     """Return the model, or a copy in fp32 if a part of it is in half precision."""
     parameters = list(model.parameters())
     if all(p.dtype.itemsize >= 4 for p in parameters) or is_sharded(parameters[0]):
@@ -446,11 +469,11 @@ def infer_growth_from_configs(old: ModelConfig, new: ModelConfig) -> GrowthMap:
     Raises:
         ValueError: If the operators cannot turn one into the other.
     """
-    return _infer_growth(old, new, {}, {})
+    return _infer_growth(old, new, {}, {}, old)
 
 
 def infer_growth_from_models(
-    old: TransformerLM, new: TransformerLM, growth_dtype: GrowthDtype | None = None
+    old: nn.Module, new: nn.Module, growth_dtype: GrowthDtype | None = None
 ) -> GrowthMap:
     """Return the growth between two models: the one between their configs whose settings explain the weights.
 
@@ -466,15 +489,16 @@ def infer_growth_from_models(
     Raises:
         ValueError: If the operators cannot turn one into the other.
     """
-    usual = infer_growth_from_configs(old.config, new.config)
+    old_config, new_config = growth_config_of(old), growth_config_of(new)
+    usual = _infer_growth(old_config, new_config, {}, {}, old)
     is_wider = any(axis != "experts" for axis in usual.axes)
-    is_deeper = new.config.n_layers != old.config.n_layers
+    is_deeper = new_config.n_layers != old_config.n_layers
     for widen, deepen in product(
         WIDEN_VARIANTS if is_wider else WIDEN_VARIANTS[:1],
         DEEPEN_VARIANTS if is_deeper else DEEPEN_VARIANTS[:1],
     ):
         try:
-            growth_map = _infer_growth(old.config, new.config, widen, deepen)
+            growth_map = _infer_growth(old_config, new_config, widen, deepen, old)
         except UserError:  # the model does not allow such a growth
             continue
         found = find_weight_faults(
@@ -499,7 +523,11 @@ Cancelling noise is capped at a matrix's own standard deviation anyway."""
 
 
 def _infer_growth(
-    old: ModelConfig, new: ModelConfig, widen: dict[str, Any], deepen: dict[str, Any]
+    old: ModelConfig,
+    new: ModelConfig,
+    widen: dict[str, Any],
+    deepen: dict[str, Any],
+    model: nn.Module | ModelConfig,
 ) -> GrowthMap:
     """Return the growth as `infer_growth_from_configs` does, with some settings of `Widen` and `Deepen`."""
     operators: list[Operator] = []
@@ -514,7 +542,7 @@ def _infer_growth(
         operators.append(MultiplyExperts(factor, more, noise_std, MAX_NOISE_STD))
     d_ff = old.d_ff
     if operators:
-        d_ff = build_growth_map(old, operators).new_config.d_ff
+        d_ff = build_growth_map(model, operators).new_config.d_ff
     sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
     before = {"d_model": old.d_model, "n_heads": old.n_heads, "d_ff": d_ff}
     for name in ("shared_d_ff", "expert_d_ff"):
@@ -525,7 +553,7 @@ def _infer_growth(
         operators.append(Widen(**(sizes | noise | widen)))
     if new.n_layers != old.n_layers:
         operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
-    growth_map = build_growth_map(old, operators)
+    growth_map = build_growth_map(model, operators)
     # A changed head size is left for the RoPE check to report.
     if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():
         raise ValueError(f"no known growth turns a model of {old} into one of {new}")

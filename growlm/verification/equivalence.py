@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.transformer import TransformerLM
 from growlm.verification.comparison import ModelComparison, find_nonfinite_tensors
 
 
@@ -36,8 +35,8 @@ class EquivalenceReport:
 
 
 def verify_functional_equivalence(
-    old: TransformerLM,
-    new: TransformerLM,
+    old: nn.Module,
+    new: nn.Module,
     probe: Tensor,
     device: torch.device | str,
     tolerance: float = 1e-4,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 
@@ -22,8 +21,8 @@ MAX_ROUNDING_FRACTION = 0.25
 
 
 def check_functional_identity_layerwise(
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     probe: Tensor,
     *,
     tolerance: float = 1e-4,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 from growlm.verification.comparison import ModelComparison
 from growlm.verification.functional import report_functional_identity
@@ -18,8 +17,8 @@ from growlm.verification.weights import GrowthDtype, report_weight_integrity
 
 def detailed_growth_check(
     *,
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     probe: Tensor,
     device: torch.device | str,
     scale_factor: float | None = None,

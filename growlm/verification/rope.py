@@ -6,17 +6,17 @@ every position means.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.transformer import TransformerLM
+from growlm.model.axes import axes_table
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 
 
 def check_rope_integrity(
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     probe: Tensor,
     *,
     scale_factor: float | None = None,
@@ -35,7 +35,7 @@ def check_rope_integrity(
 
 def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
     """Report the RoPE check for models that have been compared already."""
-    old, new = comparison.old_model.config, comparison.new_model.config
+    old, new = comparison.old_config, comparison.new_config
     figures = {
         "head_dim": [old.head_dim, new.head_dim],
         "rope_theta": [old.rope.theta, new.rope.theta],
@@ -67,6 +67,9 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
         )
     if problems:
         return CheckReport("rope", Status.FAILED, "; ".join(problems), figures)
+    if not _has_heads(comparison.new_model):
+        summary = "no parameter is labeled with query_heads: the model has no attention heads"
+        return CheckReport("rope", Status.NOT_APPLICABLE, summary)
     heads = (
         f"heads {old.n_heads} → {new.n_heads}"
         if old.n_heads != new.n_heads
@@ -80,8 +83,13 @@ def report_rope_integrity(comparison: ModelComparison) -> CheckReport:
     )
 
 
+def _has_heads(model: nn.Module) -> bool:
+    rows = axes_table(model).values()
+    return any(dim.axis == "query_heads" for row in rows for dim in row.label.dims)
+
+
 def _count_mismatched_heads(comparison: ModelComparison) -> int:
-    old, new = comparison.old_model.config, comparison.new_model.config
+    old, new = comparison.old_config, comparison.new_config
     axes = comparison.growth_map.axes
     if old.head_dim != new.head_dim or "query_heads" not in axes:
         return 0

@@ -6,18 +6,18 @@ multiplied, the softmax sharpens and the mixture collapses onto few experts.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
+from growlm.verification.model_output import explain_no_routings
 from growlm.verification.weights import max_or_nan
 
 
 def check_router_scaling(
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     probe: Tensor,
     *,
     tolerance: float = 1e-4,
@@ -35,7 +35,8 @@ def check_router_scaling(
 def report_router_scaling(comparison: ModelComparison) -> CheckReport:
     """Report the router check for models that have been compared already."""
     if not comparison.new_trace.routings:
-        return CheckReport("router", Status.NOT_APPLICABLE, "the model has no router")
+        summary = explain_no_routings(comparison.new_model)
+        return CheckReport("router", Status.NOT_APPLICABLE, summary)
     if not comparison.old_trace.routings:
         summary = "the routers are new; their gates sum to one, so they cannot change the function"
         return CheckReport("router", Status.NOT_APPLICABLE, summary)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from growlm.distributed.dtensors import get_full_tensor
 from growlm.model.axes import Role, axes_table
 from growlm.model.layers.routing import Routing
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import full_precision_eval
+from growlm.verification.model_output import compute_logits, explain_no_routings
 
 FIRST_CHECKED_STEP = 2
 """The first step to check: in the step before it, equal experts rightly give their router a gradient of
@@ -59,7 +59,8 @@ def compute_expert_similarity(model: nn.Module) -> float:
     table = axes_table(model)
     for name, parameter in model.named_parameters():
         label = table[name].label
-        if label.stacked_from and label.has(Role.READS, "residual"):
+        is_expert = label.has(Role.INDEX, "experts") and label.has(Role.WRITES)
+        if is_expert and label.has(Role.READS, "residual"):
             flat = get_full_tensor(parameter).flatten(1).float()
             gram = flat @ flat.T
             norms = gram.diagonal().clamp(min=1e-30).sqrt()
@@ -77,7 +78,7 @@ def get_router_parameters(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def check_router_collapse(model: TransformerLM, probe: Tensor) -> CheckReport:
+def check_router_collapse(model: nn.Module, probe: Tensor) -> CheckReport:
     """Check for routers that choose among equal scores, which can be seen without training.
 
     Args:
@@ -86,14 +87,14 @@ def check_router_collapse(model: TransformerLM, probe: Tensor) -> CheckReport:
     """
     routings: list[Routing] = []
     with full_precision_eval(model), torch.no_grad():
-        model(probe, routings)
+        compute_logits(model, probe, routings)
     return report_router_collapse(model, routings)
 
 
-def report_router_collapse(model: TransformerLM, routings: Sequence[Routing]) -> CheckReport:
+def report_router_collapse(model: nn.Module, routings: Sequence[Routing]) -> CheckReport:
     """Report the router-collapse check for a model that has been run already."""
     if not routings:
-        return CheckReport("router_lock", Status.NOT_APPLICABLE, "the model has no router")
+        return CheckReport("router_lock", Status.NOT_APPLICABLE, explain_no_routings(model))
     tied = float(torch.stack([r.is_tied().double().mean() for r in routings]).mean())
     similarity = compute_expert_similarity(model)
     figures = {"tied_choices": tied, "expert_similarity": similarity}

@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor
-from growlm.model.transformer import TransformerLM
+from growlm.growth.model_protocol import growth_config_of
 from growlm.verification.comparison import (
     find_nonfinite_tensors,
     full_precision_eval,
     half_precision_tolerance,
     probe_loss,
 )
+from growlm.verification.model_output import compute_logits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SanityReport:
 
 
 def quick_sanity_check(
-    model: TransformerLM, probe: Tensor, device: torch.device | str, label: str = "Model"
+    model: nn.Module, probe: Tensor, device: torch.device | str, label: str = "Model"
 ) -> SanityReport:
     """Check for finite weights, logits and gradients, causal attention, and a loss that reaches all parameters.
 
@@ -48,15 +49,17 @@ def quick_sanity_check(
     model.to(device)
     probe = probe.to(device)
     problems = []
+    vocab_size = growth_config_of(model).vocab_size
     model.zero_grad(set_to_none=True)
     with full_precision_eval(model), torch.enable_grad():
-        logits = model(probe)
+        logits = compute_logits(model, probe)
         loss = probe_loss(logits, probe)
         loss.backward()
         last_changed = probe.clone()
-        last_changed[:, -1] = (probe[:, -1] + 1) % model.config.vocab_size
+        last_changed[:, -1] = (probe[:, -1] + 1) % vocab_size
         with torch.no_grad():
-            leak = float((model(last_changed)[:, :-1] - logits.detach()[:, :-1]).abs().max())
+            changed = compute_logits(model, last_changed)
+            leak = float((changed[:, :-1] - logits.detach()[:, :-1]).abs().max())
     if nonfinite := find_nonfinite_tensors(model):
         problems.append(f"weights are not finite in: {', '.join(nonfinite)}")
     if not torch.isfinite(logits).all():
@@ -82,7 +85,7 @@ def quick_sanity_check(
     return SanityReport(
         label=label,
         loss=float(loss.detach()),
-        uniform_loss=math.log(model.config.vocab_size),
+        uniform_loss=math.log(vocab_size),
         max_logit=float(logits.detach().abs().max()),
         gradient_norm=norm,
         problems=problems,

@@ -12,15 +12,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
-from growlm.model.axes import Role, axes_table, split_block_name
+from growlm.model.axes import Role, axes_table
 from growlm.model.fsdp import without_backward_prefetch
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison, full_precision_eval, probe_loss
+from growlm.verification.model_output import compute_logits
 
 WEIGHT_THRESHOLD = 1e-10
 """The relative difference of weights up to which two duplicates count as equal."""
@@ -29,8 +29,8 @@ GRADIENT_THRESHOLD = 1e-9
 
 
 def check_symmetry_breaking(
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     probe: Tensor,
     *,
     growth_map: GrowthMap | None = None,
@@ -122,7 +122,7 @@ def _format_axis(axis: str) -> str:
     return axis.replace("_", " ")
 
 
-def _dtype(model: TransformerLM) -> torch.dtype:
+def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
@@ -136,19 +136,29 @@ def _count_duplicates(comparison: ModelComparison) -> dict[str, DuplicatePairCou
         return {}  # saves the gradient, which is not cheap for a big model
     model.zero_grad(set_to_none=True)
     with full_precision_eval(model), torch.enable_grad(), without_backward_prefetch(model):
-        probe_loss(model(comparison.probe), comparison.probe).backward()
+        probe_loss(compute_logits(model, comparison.probe), comparison.probe).backward()
+    units = {axis: comparison.new_config.axis_unit(axis) for axis in pairs_by_axis}
+    uses = {axis: _axis_uses_by_block(model, axis) for axis in pairs_by_axis}
     try:
-        return {axis: _count_axis(model, axis, pairs) for axis, pairs in pairs_by_axis.items()}
+        return {
+            axis: _count_axis(_dtype(model), uses[axis], pairs, units[axis])
+            for axis, pairs in pairs_by_axis.items()
+            if uses[axis]
+        }
     finally:
         model.zero_grad(set_to_none=True)
 
 
-def _count_axis(model: TransformerLM, axis: str, duplicate_pairs: Tensor) -> DuplicatePairCounts:
+def _count_axis(
+    dtype: torch.dtype,
+    uses_by_block: dict[int | None, list[AxisUse]],
+    duplicate_pairs: Tensor,
+    unit: int,
+) -> DuplicatePairCounts:
     count = DuplicatePairCounts()
-    unit = model.config.axis_unit(axis)
-    gradient_threshold = max(GRADIENT_THRESHOLD, 1e3 * torch.finfo(_dtype(model)).eps)
+    gradient_threshold = max(GRADIENT_THRESHOLD, 1e3 * torch.finfo(dtype).eps)
     weight_sum = gradient_sum = 0.0
-    for uses in _axis_uses_by_block(model, axis).values():
+    for uses in uses_by_block.values():
         weight, gradient, magnitude = (
             torch.stack(measures).amax(dim=0)
             for measures in zip(
@@ -172,7 +182,7 @@ AxisUse = tuple[Tensor, int, bool]
 separately."""
 
 
-def _axis_uses_by_block(model: TransformerLM, axis: str) -> dict[int | None, list[AxisUse]]:
+def _axis_uses_by_block(model: nn.Module, axis: str) -> dict[int | None, list[AxisUse]]:
     """Return the parameters along an axis: by block if the axis is inside blocks, else under the key None."""
     parameters = dict(model.named_parameters())
     found = [
@@ -181,11 +191,11 @@ def _axis_uses_by_block(model: TransformerLM, axis: str) -> dict[int | None, lis
         for dim, labeled in enumerate(row.label.dims)
         if labeled.axis == axis and name in parameters
     ]
-    runs_through = any(split_block_name(name)[0] is None for name, _, _ in found)
+    runs_through = any(row.block is None for _, row, _ in found)
     uses: dict[int | None, list[AxisUse]] = defaultdict(list)
     for name, row, dim in found:
         per_expert = not runs_through and axis != "experts" and row.label.has(Role.INDEX, "experts")
-        block = None if runs_through else split_block_name(name)[0]
+        block = None if runs_through else row.block
         uses[block].append((parameters[name], dim, per_expert))
     return uses
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.transforms.reconstruction import Fault
-from growlm.model.transformer import TransformerLM
 from growlm.verification.check_report import CheckReport, Status
 
 GrowthDtype = torch.dtype | Mapping[str, torch.dtype]
@@ -57,8 +56,8 @@ class WeightFaults:
 
 
 def check_weight_integrity(
-    old_model: TransformerLM,
-    new_model: TransformerLM,
+    old_model: nn.Module,
+    new_model: nn.Module,
     *,
     growth_map: GrowthMap | None = None,
     growth_dtype: GrowthDtype | None = None,

@@ -22,6 +22,7 @@ from growlm.runtime.exit_codes import exit_process
 from growlm.training.nan_check import describe_nonfinite_weight
 from growlm.verification import detailed_growth_check, quick_sanity_check
 from growlm.verification.router_collapse import compute_expert_similarity
+from tests.growth.own_decoder import decoder, tokens
 from tests.machines.imitation import imitate_machine
 from tests.model.tiny_models import build, random_tokens, tiny_config
 
@@ -116,12 +117,36 @@ def grow_beside(family, mesh):
     return sharded
 
 
+def grow_own_decoder_beside(mesh):
+    """A model that is not growlm's, whole and sharded."""
+    plain, sharded = decoder(torch.float32), decoder(torch.float32)
+    apply_fsdp(sharded, mesh)
+    operators = [Upcycle(num_experts=4), Widen(scale_factor=1.5, noise_std=1e-2), Deepen()]
+    maps = [build_growth_map(model, operators) for model in (plain, sharded)]
+    assert maps[0].new_config == maps[1].new_config
+    grown = [
+        apply_growth(plain, maps[0], GrowthRng(5)),
+        apply_growth(sharded, maps[1], GrowthRng(5)),
+    ]
+    assert_same(grown[0].state_dict(), grown[1].state_dict())
+    assert torch.equal(*(get_full_tensor(model(tokens()).logits) for model in grown))
+    report = detailed_growth_check(
+        old_model=sharded,
+        new_model=grown[1],
+        probe=tokens(),
+        device="cpu",
+        growth_map=maps[1],
+    )
+    assert report
+
+
 def main():
     imitate_machine()
     with init_distributed("cpu", timedelta(minutes=2)) as world:
         mesh = init_device_mesh("cpu", (world.world_size,))
         for family in sys.argv[1:]:
             model = grow_beside(family, mesh)
+        grow_own_decoder_beside(mesh)
         assert describe_nonfinite_weight(model) is None
         if os.environ["RANK"] == "1":  # all must know of what one of them holds
             get_local_tensor(model.head_weight)[0] = float("nan")

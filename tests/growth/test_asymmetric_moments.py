@@ -11,7 +11,7 @@ from growlm.growth import (
     build_growth_map,
     grow_optimizer_state,
 )
-from growlm.growth.growth_map import axes_table_from_config
+from growlm.growth.model_protocol import axes_table_from_config
 from growlm.growth.transforms.scale_factors import original_mask
 from growlm.model import TransformerLM
 from tests.model.tiny_models import EXPERTS, tiny_config

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
-from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
+from growlm.growth.growth_map import derive_growth_map
+from growlm.growth.model_protocol import axes_table_from_config
 from growlm.model import TransformerLM
 from growlm.model.axes import Label, index, label, reads, writes
 from growlm.model.layers.labeled_layers import labeled_linear

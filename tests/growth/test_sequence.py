@@ -17,7 +17,8 @@ from growlm.growth import (
     grow,
     hyperclone_weight,
 )
-from growlm.growth.growth_map import axes_table_from_config, derive_growth_map
+from growlm.growth.growth_map import derive_growth_map
+from growlm.growth.model_protocol import axes_table_from_config
 from growlm.model import TransformerLM
 from tests.model.tiny_models import assert_same_state, build, state_copy, tiny_config
 

@@ -80,9 +80,14 @@ def count_padded_rows(slots: Tensor, ends: Tensor) -> int:
 
 
 class Experts(nn.Module):
-    """E feed-forward blocks of equal shape, stacked along the first dimension of each parameter."""
+    """E feed-forward blocks of equal shape, stacked along the first dimension of each parameter.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: Config of the model.
+        replaces: Name, inside a block, of the dense `FeedForward` that upcycling replaces.
+    """
+
+    def __init__(self, config: ModelConfig, replaces: str = "feed_forward") -> None:
         super().__init__()
         self.num_experts = config.num_experts
         self.kind = config.feed_forward.kind
@@ -94,11 +99,11 @@ class Experts(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
             dims = (index("experts"), writes(write), reads(read))
             ends_update = output_ends_update(config) if write == "residual" else None
-            weight = Label(dims, f"feed_forward.{name}.weight", ends_update=ends_update)
+            weight = Label(dims, f"{replaces}.{name}.weight", ends_update=ends_update)
             label(self, **{name: weight})
             if config.feed_forward.bias:
                 self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(shape[:2])))
-                bias = Label(dims[:2], f"feed_forward.{name}.bias", ends_update=ends_update)
+                bias = Label(dims[:2], f"{replaces}.{name}.bias", ends_update=ends_update)
                 label(self, **{f"{name}_bias": bias})
             else:
                 self.register_parameter(f"{name}_bias", None)
@@ -236,9 +241,14 @@ def _is_small_cpu_batch(x: Tensor) -> bool:
 
 
 class MixtureOfExperts(nn.Module):
-    """The sparse counterpart of `FeedForward`: a router, the experts it chooses from, and perhaps a shared one."""
+    """The sparse counterpart of `FeedForward`: a router, the experts it chooses from, and perhaps a shared one.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: Config of the model.
+        replaces: Name, inside a block, of the `FeedForward` that it is in the dense model.
+    """
+
+    def __init__(self, config: ModelConfig, replaces: str = "feed_forward") -> None:
         super().__init__()
         self.top_k = config.top_k
         self.break_ties = config.routing.tie_breaking
@@ -249,7 +259,7 @@ class MixtureOfExperts(nn.Module):
         if bias is not None:
             label(self, selection_bias=Label((index("experts"),)))
         self.renormalize = config.routing.renormalize
-        self.experts = Experts(config)
+        self.experts = Experts(config, replaces)
         self.shared = FeedForward(config, "shared_hidden") if config.shared_d_ff else None
         self.shared_gate: nn.Linear | None = None
         if self.shared is not None and config.routing.shared_gate:

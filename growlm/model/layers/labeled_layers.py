@@ -2,11 +2,63 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growlm.model.axes import Dim, Label, Role, label, reads, writes
+from growlm.model.axes import Label, gain, index, label, reads, shift, writes
 from growlm.model.config import ModelConfig
+
+Norm = TypeVar("Norm", bound=nn.Module)
+
+
+def label_linear(
+    layer: nn.Linear, *, read: str, write: str, ends_update: bool | None = None
+) -> nn.Linear:
+    """Label a linear layer from the axis `read` to the axis `write`, with its bias, and return it.
+
+    Args:
+        layer: Layer whose weight is (write, read).
+        read: Axis of its inputs.
+        write: Axis of its outputs.
+        ends_update: See `Label`.
+    """
+    label(layer, weight=Label((writes(write), reads(read)), ends_update=ends_update))
+    if layer.bias is not None:
+        label(layer, bias=Label((writes(write),), ends_update=ends_update))
+    return layer
+
+
+def label_embedding(
+    layer: nn.Embedding, *, over: str = "vocabulary", write: str = "residual"
+) -> nn.Embedding:
+    """Label a table with one row of `write` channels per member of `over`, and return it."""
+    label(layer, weight=Label((index(over), writes(write))))
+    return layer
+
+
+def label_norm(
+    layer: Norm,
+    axis: str = "residual",
+    *,
+    feeds_tied_head: bool = False,
+    ends_update: bool | None = None,
+    offset: float = 0.0,
+) -> Norm:
+    """Label a norm over the channels of an axis, with its bias if it has one, and return it.
+
+    Args:
+        layer: Norm with the parameters `weight` and perhaps `bias`.
+        axis: Axis whose channels it normalizes.
+        feeds_tied_head: See `Label`.
+        ends_update: See `Label`.
+        offset: See `Label`.
+    """
+    label(layer, weight=Label((gain(axis),), None, feeds_tied_head, ends_update, offset))
+    if getattr(layer, "bias", None) is not None:
+        label(layer, bias=Label((shift(axis),), feeds_tied_head=feeds_tied_head))
+    return layer
 
 
 class OffsetRMSNorm(nn.RMSNorm):
@@ -39,10 +91,7 @@ def labeled_linear(config: ModelConfig, *, read: str, write: str, bias: bool) ->
     sizes = config.axis_sizes()
     layer = nn.Linear(sizes[read], sizes[write], bias=bias)
     ends_update = output_ends_update(config) if write == "residual" else None
-    label(layer, weight=Label((writes(write), reads(read)), ends_update=ends_update))
-    if bias:
-        label(layer, bias=Label((writes(write),), ends_update=ends_update))
-    return layer
+    return label_linear(layer, read=read, write=write, ends_update=ends_update)
 
 
 def output_ends_update(config: ModelConfig) -> bool:
@@ -60,18 +109,16 @@ def labeled_norm(
         feeds_tied_head: See `Label`.
         ends_update: See `Label`.
     """
-    dims = (Dim(Role.GAIN, "residual"),)
     if config.norm.kind == "rmsnorm":
         layer = _make_rmsnorm(config, config.d_model, config.norm.eps)
     else:
         layer = nn.LayerNorm(config.d_model, eps=config.norm.eps, bias=config.norm.bias)
-        if config.norm.bias:
-            label(
-                layer, bias=Label((Dim(Role.SHIFT, "residual"),), feeds_tied_head=feeds_tied_head)
-            )
-    offset = config.norm.gain_offset
-    label(layer, weight=Label(dims, None, feeds_tied_head, ends_update, offset))
-    return layer
+    return label_norm(
+        layer,
+        feeds_tied_head=feeds_tied_head,
+        ends_update=ends_update,
+        offset=config.norm.gain_offset,
+    )
 
 
 def labeled_qk_norm(config: ModelConfig, heads_axis: str) -> nn.Module | None:
@@ -86,8 +133,7 @@ def labeled_qk_norm(config: ModelConfig, heads_axis: str) -> nn.Module | None:
         return None
     axis = "head_channels" if kind == "head" else heads_axis
     layer = _make_rmsnorm(config, config.axis_sizes()[axis], eps)
-    label(layer, weight=Label((Dim(Role.GAIN, axis),), offset=config.norm.gain_offset))
-    return layer
+    return label_norm(layer, axis, offset=config.norm.gain_offset)
 
 
 def _make_rmsnorm(config: ModelConfig, size: int, eps: float) -> nn.Module:

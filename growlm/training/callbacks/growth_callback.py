@@ -22,13 +22,9 @@ from torch.optim import Optimizer
 from growlm.checkpoint.scale_factor_tensors import flatten_factors, unflatten_factors
 from growlm.distributed.dtensors import get_device_mesh
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.grow_model import (
-    Operator,
-    apply_growth,
-    build_growth_map,
-    get_config,
-)
+from growlm.growth.grow_model import Operator, apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.registry import operators_to_dicts
 from growlm.growth.optimizer_growth import check_growable_states
 from growlm.growth.optimizer_state import (
@@ -275,13 +271,13 @@ class GrowthCallback(Callback):
             raise UserError("previous", previous.phase_name, EMPTY_REASON)
         if self.mode != "reset":
             check_growable_states(previous.optimizer_states, old_model, previous.optimizer_names)
-        growth_map = build_growth_map(get_config(old_model), self.operators, type(old_model))
+        growth_map = build_growth_map(old_model, self.operators)
         rng = GrowthRng(self.seed, boundary_index=self.index)
         model = apply_growth(old_model, growth_map, rng)
         check: Callable[[], GrowthReport] = partial(
             detailed_growth_check,
-            old_model=old_model,  # type: ignore[arg-type]
-            new_model=model,  # type: ignore[arg-type]
+            old_model=old_model,
+            new_model=model,
             probe=self._get_probe(old_model),
             device=trainer.strategy.root_device,
             tolerance=self.tolerance,
@@ -359,14 +355,11 @@ class GrowthCallback(Callback):
     def _get_probe(self, model: nn.Module) -> Tensor:
         if self.probe is not None:
             return self.probe
-        config = get_config(model)
-        vocab_size = getattr(config, "vocab_size", None)
-        if vocab_size is None:
-            reason = f"must be given, because {type(config).__name__} has no vocab_size to draw tokens from"
-            raise UserError("probe", None, reason)
+        config = growth_config_of(model)
         sequences, length = PROBE_SIZE
-        shape = (sequences, min(length, getattr(config, "max_seq_len", length)))
-        return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(self.seed))
+        shape = (sequences, min(length, config.max_seq_len))
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(config.vocab_size, shape, generator=generator)
 
     def _check_optimizer_classes(self, optimizers: Sequence[Optimizer], model: nn.Module) -> None:
         for name, now in find_optimizer_names(model, optimizers).items():
