@@ -16,6 +16,7 @@ from growlm.config.command_schema import GrowCommand
 from growlm.config.load import compose_command_config, load_command_config
 from growlm.config.validation import apply_operators
 from growlm.growth.model_protocol import growth_config_of
+from growlm.growth.operators.registry import available_operators, find_broken_entry_points
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
@@ -28,7 +29,7 @@ usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=valu
 
   checkpoint       folder with config.json and model.safetensors (or shards)
   out              folder to create; must not exist; nothing is left of it if the growth fails
-  grow             list of operators with their settings, in order: upcycle, multiply_experts, widen, deepen
+  grow             list of operators with their settings, applied in order
   seed             seed of noise, routers and filler columns (default: 0)
   boundary_index   index of this growth in its run; part of the seed (default: 0)
   optimizer_state  carry: grow the checkpoint's optimizer state too, if it has one; reset: leave it out
@@ -36,17 +37,28 @@ usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=valu
   trust            packages whose classes may be built, where the checkpoint's model is of a class of its own
                    (default: none)
 
+Operators; their settings are listed in docs/operators/, or in the docs of the package that brings them:
+{operators}
+
 Example:
   python -m growlm.grow checkpoint=RUN_DIR/checkpoints/large_moe_final out=grown \\
-      grow='[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]'
+      grow='[{{widen: {{scale_factor: 2}}}}, {{deepen: {{extra_layers: 4}}}}]'
 """
 
 
 def main() -> None:
     """Run the command; exit by `sys.exit`."""
-    sys.exit(
-        run_key_value_command(USAGE, grow, partial(compose_command_config, "grow", GrowCommand))
-    )
+    compose = partial(compose_command_config, "grow", GrowCommand)
+    sys.exit(run_key_value_command(format_usage(), grow, compose))
+
+
+def format_usage() -> str:
+    """Return the text of `--help`, with the operators that are installed."""
+    lines = [f"  {name:<17}{each.description}" for name, each in available_operators().items()]
+    lines += [
+        f"  {name:<17}cannot be used: {why}" for name, why in find_broken_entry_points().items()
+    ]
+    return USAGE.format(operators="\n".join(lines))
 
 
 def grow(arguments: list[str]) -> int:

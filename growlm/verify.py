@@ -21,6 +21,7 @@ from growlm.growth import operators_from_dicts
 from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.model_protocol import growth_config_of
+from growlm.growth.operators.registry import UnknownOperatorError
 from growlm.model.config import ModelConfig, get_field
 from growlm.model.keyed_rng import keyed_generator
 from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
@@ -161,6 +162,9 @@ def _resolve_growth_map(
             if _grow_config(growth_config_of(old), operators, new_config) == new_config:
                 return build_growth_map(old, operators)
         return infer_growth_from_models(old, new, dtypes)
+    except UnknownOperatorError as error:
+        reason = f"was grown by the operator {error.value}: {error.reason}"
+        raise UserError("new", path, reason) from error
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError("new", path, f"was not grown from old: {error}") from error
 

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from growlm.checkpoint import load_model
 from growlm.config import load_config
-from growlm.config.schema import OperatorConfig
 from growlm.growth import Widen
 from growlm.growth.channel_map import ChannelMap
 from growlm.model import TransformerLM
@@ -50,7 +49,7 @@ def run_arm(widen: Widen, mode: str, folder: Path) -> dict[str, float]:
     wide = replace(
         dense,
         optimizer_state=mode,
-        grow=[OperatorConfig(widen=replace(widen, scale_factor=2))],
+        grow=[{"widen": replace(widen, scale_factor=2)}],
         save_initial_as="initial",
         save_as="final",
     )

@@ -41,6 +41,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Operators that a test registers, and entry points that it adds, are gone after it."""
+    from growlm.growth.operators import registry
+
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    registry.find_broken_entry_points.cache_clear()
+    yield
+    registry.find_broken_entry_points.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """A cache for all tests, also those of other workers and in processes, beside the user's own."""

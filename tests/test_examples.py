@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from growlm.growth.operators.registry import available_operators
 from growlm.growth.optimizer_state import MOMENT_POWERS
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -42,6 +43,14 @@ def test_a_model_of_ones_own(capsys):
     assert "hidden_size=48" in out
     assert "num_hidden_layers=4" in out
     assert float(out.split()[-1]) < 1e-4
+
+
+def test_an_own_operator(capsys, own_registry):
+    run("own_operator")
+    grown, difference = capsys.readouterr().out.splitlines()
+    assert grown == "grown from 4 to 6 blocks"
+    assert float(difference.split()[-1]) < 1e-5
+    assert available_operators()["repeat_blocks"].operator_class.__name__ == "RepeatBlocks"
 
 
 def test_a_plain_loop(capsys):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from growlm.config.schema import DataConfig, OperatorConfig
+from growlm.config.schema import DataConfig, OperatorEntry
 from growlm.runtime.field_limits import limits
 
 
@@ -21,8 +21,8 @@ class GrowCommand:
     """Folder of the checkpoint to grow."""
     out: str = MISSING
     """Folder of the grown checkpoint; must not exist."""
-    grow: list[OperatorConfig] = MISSING
-    """Growth operators, applied in order."""
+    grow: list[OperatorEntry] = MISSING
+    """Growth operators, applied in order: entries `{NAME: SETTINGS}`."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
     """Seed of noise, routers and filler columns."""
     boundary_index: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,6 +16,15 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.former_overrides import translate_former_overrides
+from growlm.config.operator_schema import (
+    MUST_BE_ENTRY,
+    ComposedConfig,
+    check_grow_lists,
+    explain_unknown_key,
+    operator_entry_type,
+    with_operator_types,
+    with_operators,
+)
 from growlm.config.own_classes import (
     GROUP_TYPES,
     OPEN_MAPPINGS,
@@ -36,6 +44,10 @@ from growlm.runtime.field_limits import check_limits
 CommandT = TypeVar("CommandT")
 
 SCHEMA_NAME = "run_schema"
+_LIST_INDEX = re.compile(r"\[(\d+)\]")
+_OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
+_FILE_AT_FAULT = re.compile(r"In '([^']+)': ")
+_GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 ROOT_CONFIG_NAME = "train"
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Hydra launchers that are separate packages, and the growlm extra that installs each."""
@@ -51,17 +63,14 @@ def get_config_folder() -> Path:
     raise FileNotFoundError(f"no {ROOT_CONFIG_NAME}.yaml in {' or '.join(map(str, candidates))}")
 
 
-@dataclass
-class _ComposedConfig(RunConfig):
-    """The schema while Hydra composes: files may hold the flat model of growlm 0.1; `to_run_config` checks it."""
-
-    model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
-
-
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
     """Return the node of a run's config, or of its schema, in which all fields can be set."""
-    node: DictConfig = OmegaConf.structured(config)
+    node: DictConfig = OmegaConf.structured(with_operator_types(RunConfig))
     _make_writable(node.model)
+    if isinstance(config, RunConfig):
+        node = cast(
+            DictConfig, OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
+        )
     return node
 
 
@@ -72,15 +81,18 @@ def _make_writable(node: DictConfig) -> None:
             _make_writable(node[name])
 
 
-@cache
 def register_schema() -> None:
-    """Register the schema with Hydra, so that wrong keys and types are reported where they are written.
+    """Register the schema with Hydra, so that wrong keys and types are reported where they are written."""
+    entry_type: Any = operator_entry_type()
+    _register_schema(entry_type)
 
-    Once is enough: Hydra copies what is registered.
-    """
+
+@lru_cache(maxsize=1)
+def _register_schema(entry_type: Any) -> None:
+    """Register the schema with operators of a type; once is enough, since Hydra copies what is registered."""
     model = make_config_node(RunConfig).model
     _clear_model(model)
-    schema = OmegaConf.structured(_ComposedConfig)
+    schema = OmegaConf.structured(with_operator_types(ComposedConfig))
     schema.model = OmegaConf.to_container(model)
     for key in (
         *GROUP_TYPES,
@@ -137,7 +149,7 @@ def compose_command_config(
         schema: Dataclass of its settings.
         overrides: Arguments `key=value`.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=with_operator_types(schema))
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         return compose(config_name, overrides=list(overrides))
 
@@ -153,12 +165,11 @@ def load_command_config(
     try:
         composed = compose_command_config(config_name, schema, overrides)
         reject_unknown_keys(composed)
-        config = OmegaConf.to_object(composed)
+        config = with_operators(OmegaConf.to_object(composed), schema)
     except MissingMandatoryValue as error:
-        raise UserError(str(error.full_key), "???", "must be given") from error
+        raise UserError(_with_dots(error.full_key), "???", "must be given") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise translate_hydra_error(error) from error
-    assert isinstance(config, schema)
     check_limits(config)
     return config
 
@@ -173,20 +184,19 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     try:
         node = _to_typed_node(composed)
         fill_from_checkpoint(node.model)
-        config = OmegaConf.to_object(node)
+        return with_operators(OmegaConf.to_object(node), RunConfig)
     except MissingMandatoryValue as error:
         reason = "is not set; set it in the plan's file or on the command line"
-        raise UserError(str(error.full_key), "???", reason) from error
+        raise UserError(_with_dots(error.full_key), "???", reason) from error
     except OmegaConfBaseException as error:
         raise translate_hydra_error(error) from error
-    assert isinstance(config, RunConfig)
-    return config
 
 
 def _to_typed_node(composed: DictConfig) -> DictConfig:
     content: Any = OmegaConf.to_container(composed)
     content.pop("hydra", None)
-    if OmegaConf.get_type(composed) is _ComposedConfig:
+    kind = OmegaConf.get_type(composed)
+    if kind is not None and issubclass(kind, ComposedConfig):  # not the config.yaml of a run
         collect_arguments(content)
     if isinstance(model := content.get("model"), dict):
         content["model"] = model = translate_former_fields(model)
@@ -194,6 +204,7 @@ def _to_typed_node(composed: DictConfig) -> DictConfig:
             if not isinstance(value := model.get(name, {}), dict):
                 known = ", ".join(f"model.{name}.{each}" for each in part.__dataclass_fields__)
                 raise UserError(f"model.{name}", value, f"is a part with fields; set {known}")
+    check_grow_lists(content)
     node = make_config_node(RunConfig)
     _clear_model(node.model)
     return cast(DictConfig, OmegaConf.merge(node, content))
@@ -205,8 +216,8 @@ def to_valid_run_config(composed: DictConfig) -> RunConfig:
     Raises:
         UserError: If a setting is wrong; names the key that was set, see `trace_interpolated_keys`.
     """
-    config = to_run_config(composed)
     with trace_interpolated_keys(composed):
+        config = to_run_config(composed)
         check_config(config)
     return config
 
@@ -220,7 +231,7 @@ def trace_interpolated_keys(composed: DictConfig) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if composed.resume not in (None, "auto"):
+        if OmegaConf.select(composed, "resume") not in (None, "auto"):
             raise
         raise trace_interpolation(error, composed) from error
 
@@ -238,9 +249,7 @@ def reject_unknown_keys(node: DictConfig, prefix: str = "") -> None:
     for key in node:
         full = f"{prefix}.{key!s}" if prefix else str(key)
         if known and key not in known and full != "hydra":
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(full, node[key], f"there is no such key; {hint}")
+            raise UserError(full, node[key], explain_unknown_key(schema, str(key), known))
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
             continue
         child = node[key]
@@ -274,19 +283,31 @@ def translate_hydra_error(error: Exception) -> UserError:
     """Translate a Hydra or OmegaConf error to one about a key, with the nearest key that exists."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         parent, _, last = cause.full_key.rpartition(".")
         known = _list_known_keys(cause.object_type, parent)
         message = str(cause.msg or cause).splitlines()[0]
-        if "is not a subclass of" in message:  # raised for entries of a typed mapping
-            reason = "there is no such entry; add a new one in a file of its group (--config-dir)"
-            return _TranslatedError(f"{cause.full_key}: {reason}")
+        full_key = _with_dots(cause.full_key)
+        if (file := _FILE_AT_FAULT.match(str(error))) is not None:
+            full_key = f"{file[1]}: {full_key}"
+        if (override := _OVERRIDE_AT_FAULT.match(str(error))) is not None:
+            key = override[1].lstrip("+")
+            # For a value that is a list or a mapping, OmegaConf names a key inside it.
+            if not (full_key.startswith(key) or key.startswith(full_key)):
+                full_key = key if key.endswith(f".{full_key}") else f"{key}: {full_key}"
+        if "is not a subclass of" in message:
+            if _GROW_ENTRY.search(full_key):
+                reason = MUST_BE_ENTRY
+            else:  # raised for entries of a typed mapping
+                reason = (
+                    "there is no such entry; add a new one in a file of its group (--config-dir)"
+                )
+            return _TranslatedError(f"{full_key}: {reason}")
         if last in known or not known:
-            return _TranslatedError(f"{cause.full_key}: {message}")
-        near = difflib.get_close_matches(last, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return _TranslatedError(f"{cause.full_key}: there is no such key; {hint}")
+            return _TranslatedError(f"{full_key}: {message}")
+        reason = explain_unknown_key(cause.object_type, last, known)
+        return _TranslatedError(f"{full_key}: {reason}")
     missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
     group, _, launcher = (missing or "").rpartition("/")
     if group == "hydra/launcher" and launcher in LAUNCHER_EXTRAS:
@@ -297,6 +318,11 @@ def translate_hydra_error(error: Exception) -> UserError:
         return UserError("hydra/launcher", launcher, reason)
     one_line = " ".join(str(error).split())
     return _TranslatedError(one_line.partition(" Config search path")[0])
+
+
+def _with_dots(full_key: Any) -> str:
+    """Return a key as overrides have it: `grow.0.widen`, where OmegaConf has `grow[0].widen`."""
+    return _LIST_INDEX.sub(r".\1", str(full_key))
 
 
 def _list_known_keys(schema: Any, path: str) -> list[str]:

@@ -11,10 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from growlm.growth.operators.deepen import BLOCK_INITS, Deepen
-from growlm.growth.operators.multiply_experts import MultiplyExperts
-from growlm.growth.operators.upcycle import Upcycle
-from growlm.growth.operators.widen import NEW_CHANNEL_KINDS, Widen
+from growlm.growth.operators.deepen import BLOCK_INITS
+from growlm.growth.operators.widen import NEW_CHANNEL_KINDS
 from growlm.growth.optimizer_state import OPTIMIZER_STATE_MODES
 from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import limits
@@ -377,18 +375,9 @@ class GrowthConfig:
     """Initialization of the blocks that `deepen` adds (group `recipe`)."""
 
 
-@dataclass
-class OperatorConfig:
-    """One operator of a phase's `grow` list; exactly one field is set."""
-
-    upcycle: Upcycle | None = None
-    """Turn dense feed-forward layers into a mixture of experts."""
-    widen: Widen | None = None
-    """Add channels, heads and hidden units."""
-    deepen: Deepen | None = None
-    """Add layers."""
-    multiply_experts: MultiplyExperts | None = None
-    """Add experts to a mixture of experts."""
+OperatorEntry = dict[str, Any]
+"""An entry of a `grow` list: the name of an operator, and the operator, which `operator_schema.py` makes of the
+settings that YAML has in its place."""
 
 
 @dataclass
@@ -414,8 +403,8 @@ class PhaseConfig:
     """What happens to the optimizer state when the model grows (`growlm/growth/optimizer_state.py`): `carry` it
     through the growth; `reset` it; `exact`: training continues exactly as without the growth; `asymmetric`: only
     new entries start from zero, with a learning rate of their own."""
-    grow: list[OperatorConfig] = field(default_factory=list)
-    """Growth operators, applied in order before training."""
+    grow: list[OperatorEntry] = field(default_factory=list)
+    """Growth operators, applied in order before training: entries `{NAME: SETTINGS}` of registered operators."""
     save_as: str | None = None
     """Name of the checkpoint saved after the phase."""
     save_initial_as: str | None = None

@@ -11,7 +11,7 @@ from growlm.config.schema import (
     OWN,
     ClusterConfig,
     DataConfig,
-    OperatorConfig,
+    OperatorEntry,
     OptimizerConfig,
     PhaseConfig,
     RunConfig,
@@ -19,6 +19,7 @@ from growlm.config.schema import (
     TrainerConfig,
 )
 from growlm.growth.grow_model import Operator
+from growlm.growth.operators.registry import available_operators
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits
@@ -100,7 +101,7 @@ def apply_phase_operators(
 
 
 def apply_operators(
-    specs: Sequence[OperatorConfig], path: str, model: ModelConfig
+    specs: Sequence[OperatorEntry], path: str, model: ModelConfig
 ) -> tuple[list[Operator], ModelConfig]:
     """Return the operators of a `grow` list, and the model config after them.
 
@@ -274,15 +275,14 @@ def _check_checkpoint_name(path: str, name: str | None, taken: dict[str, str]) -
     taken[name] = path
 
 
-def get_operator(spec: OperatorConfig, path: str) -> tuple[str, Operator]:
+def get_operator(spec: OperatorEntry, path: str) -> tuple[str, Operator]:
     """Return the key (`phases.wide.grow.0.widen`) and the operator that an entry of a `grow` list sets.
 
     Raises:
         UserError: If the entry does not have exactly one operator.
     """
-    chosen = [(key, op) for key, op in vars(spec).items() if op is not None]
-    if len(chosen) != 1:
-        given = ", ".join(key for key, _ in chosen) or "none"
-        raise UserError(path, given, f"needs exactly one of {', '.join(vars(spec))}")
-    key, operator = chosen[0]
-    return f"{path}.{key}", operator
+    if len(spec) != 1:
+        given = ", ".join(spec) or "none"
+        raise UserError(path, given, f"needs exactly one of {', '.join(available_operators())}")
+    ((name, operator),) = spec.items()
+    return f"{path}.{name}", operator

@@ -80,6 +80,11 @@ class NoiseLevel:
     snr_db: float | None = None
 
 
+MAX_NOISE_STD = 10.0
+"""The largest standard deviation that operators allow. It is assumed for random numbers of unknown deviation where
+a growth is inferred; zero-sum noise is capped at a matrix's own standard deviation anyway."""
+
+
 @dataclass(frozen=True)
 class UpcycleSpec:
     """The change of a dense feed-forward block into experts."""

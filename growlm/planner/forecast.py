@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
@@ -12,8 +13,11 @@ from rich.filesize import decimal
 
 from growlm.config.load import get_config_folder
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
-from growlm.config.schema import OptimizerConfig, PhaseConfig, RunConfig
+from growlm.config.schema import OperatorEntry, OptimizerConfig, PhaseConfig, RunConfig
 from growlm.config.validation import check_config
+from growlm.growth.grow_model import Operator
+from growlm.growth.operators.optional_methods import iter_smaller_operators
+from growlm.growth.operators.registry import available_operators
 from growlm.optim import adamw_8bit
 from growlm.planner.calibration import Calibration
 from growlm.planner.memory_estimate import (
@@ -294,37 +298,35 @@ def _other_optimizer(name: str) -> ConfigChange:
 
 
 def _less_growth(config: RunConfig) -> Iterator[ConfigChange]:
-    """Yield fewer extra layers, then smaller scale factors, the largest first."""
-    for name, phase in config.phases.items():
-        for place, spec in enumerate(phase.grow):
-            path = f"phases.{name}.grow.{place}"
-            if spec.deepen is not None:
-                for layers in range(spec.deepen.extra_layers - 1, 0, -1):
-                    yield _grow_change(
-                        f"{path}.deepen", name, place, "deepen", "extra_layers", layers
-                    )
-    for name, phase in config.phases.items():
-        for place, spec in enumerate(phase.grow):
-            path = f"phases.{name}.grow.{place}"
-            if spec.widen is not None and spec.widen.scale_factor is not None:
-                for eighths in range(round(spec.widen.scale_factor * 8) - 1, 8, -1):
-                    factor = eighths / 8
-                    yield _grow_change(
-                        f"{path}.widen", name, place, "widen", "scale_factor", factor
-                    )
+    """Yield smaller operators, those late in the order first: fewer extra layers, then smaller scale factors."""
+    for operator_name in reversed(available_operators()):
+        for phase_name, phase in config.phases.items():
+            for place, entry in enumerate(phase.grow):
+                if operator_name in entry:
+                    for smaller in iter_smaller_operators(entry[operator_name]):
+                        yield _grow_change(phase_name, place, operator_name, entry, smaller)
 
 
 def _grow_change(
-    path: str, phase: str, place: int, operator: str, setting: str, value: float
+    phase: str, place: int, name: str, entry: OperatorEntry, smaller: Operator
 ) -> ConfigChange:
     def change(settings: PhaseConfig) -> PhaseConfig:
         grow = list(settings.grow)
-        changed = replace(getattr(grow[place], operator), **{setting: value})
-        grow[place] = replace(grow[place], **{operator: changed})
+        grow[place] = {name: smaller}
         return replace(settings, grow=grow)
 
-    override = f"{path}.{setting}={value:g}"
-    return ConfigChange((override,), lambda config: _with_phase(config, phase, change))
+    before, after = vars(entry[name]), vars(smaller)
+    overrides = tuple(
+        f"phases.{phase}.grow.{place}.{name}.{key}={_format_value(value)}"
+        for key, value in after.items()
+        if value != before[key]
+    )
+    return ConfigChange(overrides, lambda config: _with_phase(config, phase, change))
+
+
+def _format_value(value: Any) -> str:
+    """Return a setting as Hydra reads it."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _with_phase(

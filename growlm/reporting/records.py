@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from growlm.growth.operators.optional_methods import summarize_operator_dicts
 from growlm.model.model_size import ParameterReport
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
@@ -53,6 +54,7 @@ class BoundaryRecord:
             "to": self.to_phase,
             "growth": self.growth,
             "operators": self.operators,
+            "summary": summarize_operator_dicts(self.operators),
             "loss_before": report.loss_before,
             "loss_after": report.loss_after,
             "jump": report.jump,

@@ -15,9 +15,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -26,13 +25,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor, is_sharded
-from growlm.growth.grow_model import Operator, build_growth_map
+from growlm.growth.grow_model import build_growth_map
+from growlm.growth.growth_inference import iter_candidate_growths
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.model_protocol import growth_config_of
-from growlm.growth.operators.deepen import Deepen
-from growlm.growth.operators.multiply_experts import MultiplyExperts
-from growlm.growth.operators.upcycle import Upcycle
-from growlm.growth.operators.widen import Widen
 from growlm.model.axes import get_blocks
 from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
@@ -462,14 +458,14 @@ def _largest(difference: Tensor, excused: Tensor) -> float:
 
 
 def infer_growth_from_configs(old: ModelConfig, new: ModelConfig) -> GrowthMap:
-    """Return the growth between two configs: upcycled or experts multiplied, widened, deepened, as needed.
+    """Return the likeliest growth between two configs, by the registered operators as needed.
 
     Blocks are taken to be appended.
 
     Raises:
         ValueError: If the operators cannot turn one into the other.
     """
-    return _infer_growth(old, new, {}, {}, old)
+    return next(_iter_growth_maps(old, new, old))
 
 
 def infer_growth_from_models(
@@ -489,72 +485,41 @@ def infer_growth_from_models(
     Raises:
         ValueError: If the operators cannot turn one into the other.
     """
-    old_config, new_config = growth_config_of(old), growth_config_of(new)
-    usual = _infer_growth(old_config, new_config, {}, {}, old)
-    is_wider = any(axis != "experts" for axis in usual.axes)
-    is_deeper = new_config.n_layers != old_config.n_layers
-    for widen, deepen in product(
-        WIDEN_VARIANTS if is_wider else WIDEN_VARIANTS[:1],
-        DEEPEN_VARIANTS if is_deeper else DEEPEN_VARIANTS[:1],
-    ):
-        try:
-            growth_map = _infer_growth(old_config, new_config, widen, deepen, old)
-        except UserError:  # the model does not allow such a growth
-            continue
+    usual = None
+    for growth_map in _iter_growth_maps(growth_config_of(old), growth_config_of(new), old):
+        usual = usual or growth_map
         found = find_weight_faults(
             old.state_dict(), new.state_dict(), growth_map, growth_dtype, first_only=True
         )
         if not found.faults:
             return growth_map
+    assert usual is not None
     return usual
 
 
-WIDEN_VARIANTS: tuple[dict[str, Any], ...] = ({}, {"new_channels": "fresh"}, {"split": "1:2"})
-"""The ways in which channels may have been made. Noise may have been added or not; the check is the same."""
-DEEPEN_VARIANTS: tuple[dict[str, Any], ...] = tuple(
-    {"placement": placement, "init": init}
-    for init in ("identity", "fresh", "copy")
-    for placement in ("append", "stack", "interleave")
-)
-"""The ways in which blocks may have been added."""
-MAX_NOISE_STD = 10.0
-"""The standard deviation assumed for random numbers of unknown deviation: the largest that operators allow.
-Cancelling noise is capped at a matrix's own standard deviation anyway."""
+def _iter_growth_maps(
+    old: ModelConfig, new: ModelConfig, model: nn.Module | ModelConfig
+) -> Iterator[GrowthMap]:
+    """Yield the growth maps that registered operators can turn one config into the other by, the likeliest first.
 
+    Args:
+        old: Config before the growth.
+        new: Config after it.
+        model: Model before the growth, or its config.
 
-def _infer_growth(
-    old: ModelConfig,
-    new: ModelConfig,
-    widen: dict[str, Any],
-    deepen: dict[str, Any],
-    model: nn.Module | ModelConfig,
-) -> GrowthMap:
-    """Return the growth as `infer_growth_from_configs` does, with some settings of `Widen` and `Deepen`."""
-    operators: list[Operator] = []
-    if new.is_moe and not old.is_moe:
-        finer = max(1, old.d_ff // new.d_ff)
-        experts, top_k = new.num_experts // finer, new.top_k // finer
-        operators.append(Upcycle(experts, top_k, router_std=MAX_NOISE_STD, granularity=finer))
-    elif old.is_moe and new.num_experts >= 2 * old.num_experts:
-        factor = new.num_experts // old.num_experts
-        more = None if new.top_k == old.top_k * factor else new.top_k
-        noise_std = 0.0 if old.routing.tie_breaking else MAX_NOISE_STD
-        operators.append(MultiplyExperts(factor, more, noise_std, MAX_NOISE_STD))
-    d_ff = old.d_ff
-    if operators:
-        d_ff = build_growth_map(model, operators).new_config.d_ff
-    sizes = {"d_model": new.d_model, "n_heads": new.n_heads, "d_ff": new.d_ff}
-    before = {"d_model": old.d_model, "n_heads": old.n_heads, "d_ff": d_ff}
-    for name in ("shared_d_ff", "expert_d_ff"):
-        if getattr(new, name) and getattr(old, name):
-            sizes[name], before[name] = getattr(new, name), getattr(old, name)
-    if sizes != before:
-        noise = {} if widen.get("new_channels") == "fresh" else {"noise_std": MAX_NOISE_STD}
-        operators.append(Widen(**(sizes | noise | widen)))
-    if new.n_layers != old.n_layers:
-        operators.append(Deepen(extra_layers=new.n_layers - old.n_layers, **deepen))
-    growth_map = build_growth_map(model, operators)
-    # A changed head size is left for the RoPE check to report.
-    if replace(growth_map.new_config, head_dim=new.head_dim).axis_sizes() != new.axis_sizes():
-        raise ValueError(f"no known growth turns a model of {old} into one of {new}")
-    return growth_map
+    Raises:
+        ValueError: If there are none.
+    """
+    refusals: list[UserError] = []
+    found = False
+    for operators in iter_candidate_growths(old, new, refusals):
+        try:
+            growth_map = build_growth_map(model, operators)
+        except UserError as error:  # the model does not allow such a growth
+            refusals.append(error)
+            continue
+        found = True
+        yield growth_map
+    if not found:
+        why = f" ({refusals[0]})" if refusals else ""
+        raise ValueError(f"no known growth turns a model of {old} into one of {new}{why}")

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
 from growlm.growth.grow_model import Operator, build_growth_map, grow
-from growlm.growth.operators.deepen import Deepen
-from growlm.growth.operators.multiply_experts import MultiplyExperts
-from growlm.growth.operators.upcycle import Upcycle
-from growlm.growth.operators.widen import Widen
+from growlm.growth.operators.registry import available_operators
 from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator, keyed_normal
 from growlm.model.transformer import TransformerLM
+from growlm.runtime.errors import UserError
 from growlm.verification.check_report import GrowthReport, Status
 from growlm.verification.growth_check import detailed_growth_check
 
@@ -66,6 +65,25 @@ def run_suite_cases() -> Iterator[SuiteCase]:
         name = f"standard deviation {noise:g}"
         yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=status)
     yield from _run_rope_cases(models)
+    with_experts = {f"{family}, 4 experts": mixture for family, mixture in mixtures.items()}
+    yield from _run_registered_cases(models | with_experts)
+
+
+def _run_registered_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
+    """Run every registered operator with its default settings, on each model that they suit."""
+    for name, each in available_operators().items():
+        for family, model in models.items():
+            try:
+                operator = each.operator_class()
+                lossless = build_growth_map(model.config, [operator]).lossless
+            except (
+                TypeError,
+                UserError,
+            ):  # it has no default settings, or they do not suit the model
+                continue
+            functional = Status.PASSED if lossless else Status.FINDING
+            section = f"{name} by default"
+            yield _run_case(section, family, model, [operator], functional=functional)
 
 
 def _run_rope_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:

@@ -73,6 +73,8 @@ def _run(module, arguments, folder, environment, paths):
     os.environ.update(environment)
     for number, path in enumerate(paths):
         os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
+    if folders := environment.get("PYTHONPATH"):
+        sys.path[:0] = folders.split(os.pathsep)
     sys.path.insert(0, "")  # as `python -m` does
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)  # or runpy would warn that it runs twice

@@ -26,7 +26,11 @@ BAD = [
     (["phases.dense.tokens=100"], "phases.dense", "exactly one of steps, tokens, flops"),
     (["phases.dense.optimizer_state=keep"], "phases.dense.optimizer_state=keep", "carry, reset"),
     (["phases.dense.grow=[{upcycle: {}}]"], "phases.dense.grow", "first phase"),
-    (["phases.moe.grow=[{}]"], "phases.moe.grow.0", "exactly one of upcycle, widen, deepen"),
+    (
+        ["phases.moe.grow=[{}]"],
+        "phases.moe.grow.0",
+        "exactly one of upcycle, multiply_experts, widen",
+    ),
     (["phases.moe.grow.0.upcycle.top_k=9"], "phases.moe.grow.0.upcycle.top_k=9", "num_experts=8"),
     (["phases.moe.grow.0.upcycle.top_k=1"], "phases.moe.grow.0.upcycle.top_k=1", "no gradient"),
     (["phases.moe.grow.0.upcycle.router_init=ones"], "router_init=ones", "normal, zeros"),

@@ -62,8 +62,8 @@ def test_dials_reach_into_the_plans():
             "growth.extra_layers=5",
         )
         operators = [spec for phase in config.phases.values() for spec in phase.grow]
-        (widen,) = [spec.widen for spec in operators if spec.widen]
-        (deepen,) = [spec.deepen for spec in operators if spec.deepen]
+        (widen,) = [spec["widen"] for spec in operators if "widen" in spec]
+        (deepen,) = [spec["deepen"] for spec in operators if "deepen" in spec]
         assert (widen.noise_std, widen.scale_factor, deepen.extra_layers) == (0.003, 3.0, 5)
 
 
@@ -79,8 +79,8 @@ def test_dials_reach_into_the_plans():
 def test_a_recipe_reaches_into_the_plans(plan, recipe, new):
     config = load_config(f"phase_plan={plan}", f"recipe={recipe}")
     operators = [spec for phase in config.phases.values() for spec in phase.grow]
-    (widen,) = [spec.widen for spec in operators if spec.widen]
-    (deepen,) = [spec.deepen for spec in operators if spec.deepen]
+    (widen,) = [spec["widen"] for spec in operators if "widen" in spec]
+    (deepen,) = [spec["deepen"] for spec in operators if "deepen" in spec]
     assert (widen.new_channels, widen.noise_std, deepen.init) == (new[0], None, new[1])
 
 
@@ -105,7 +105,7 @@ def test_noise_is_refused_where_fresh_channels_are_asked_for():
 
 def test_a_phase_is_reached_by_its_name():
     config = load_config("phases.wide.grow.0.widen.scale_factor=3", "phases.wide.lr=1e-5")
-    assert config.phases["wide"].grow[0].widen.scale_factor == 3
+    assert config.phases["wide"].grow[0]["widen"].scale_factor == 3
     assert config.phases["wide"].lr == 1e-5
 
 

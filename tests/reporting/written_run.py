@@ -11,6 +11,7 @@ GROW = {
     "wide": {"widen": {"scale_factor": 1.5, "noise_std": 0.01}},
     "deep": {"deepen": {"extra_layers": 2, "init": "identity"}},
 }
+SUMMARIES = {"moe": "8 experts", "wide": "×1.5 wider", "deep": "+2 layers"}
 
 
 def write_run(folder, steps=40, name="quickstart", finished=True, layers=2, speed=1.0, **config):
@@ -75,6 +76,7 @@ def _boundary(index):
         "to": PHASES[index],
         "growth": ["Something grew"],
         "operators": [GROW[PHASES[index]]],
+        "summary": SUMMARIES[PHASES[index]],
         "loss_before": 2.0,
         "loss_after": 2.0 + 1e-7 * index,
         "jump": 1e-7 * index,

@@ -34,7 +34,7 @@ def test_the_first_job_on_several_devices_is_told_without_m():
     config = load_config(*overrides)
     assert (config.trainer.devices, config.growth.noise_std) == (2, 1e-3)
     assert config.run_dir == "a folder's name"
-    assert config.phases["moe"].grow[0].upcycle.num_experts == 8
+    assert config.phases["moe"].grow[0]["upcycle"].num_experts == 8
     assert quote_free_text(overrides[overrides.index("run_dir='a folder\\'s name'")]) in overrides
 
 

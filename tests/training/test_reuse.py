@@ -1,6 +1,7 @@
 """Phases that another run has trained: the same to the bit, and one process trains while the others wait."""
 
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -210,6 +211,29 @@ def test_a_key_covers_what_came_before(override, shared):
     equal = [a == b for a, b in zip(one, other, strict=True)]
     assert sum(equal) == shared, equal
     assert equal == sorted(equal, reverse=True)
+
+
+OWN_OPERATOR = """
+from dataclasses import dataclass
+from growlm.growth import Deepen, register_operator
+
+@register_operator("own_{name}")
+@dataclass
+class Own(Deepen):
+    layers: int = 1
+"""
+
+
+def test_a_key_covers_the_code_of_an_own_operator(tmp_path, monkeypatch, own_registry):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "own_cached_operator.py"
+    file.write_text(OWN_OPERATOR.format(name="cached"))
+    importlib.import_module(file.stem)
+    plan = "phases.wide.grow=[{own_cached: {layers: 2}}]"
+    before = keys(plan)
+    assert keys(plan) == before
+    file.write_text(file.read_text() + "# changed")
+    assert [a == b for a, b in zip(before, keys(plan), strict=True)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -8,24 +8,27 @@ changes the function.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from growlm.growth.growth_map import BlockOrigin, GrowthSpec
+from growlm.growth.operators.registry import register_operator
 from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import check_limits, limits
 
 BLOCK_INITS = ("identity", "fresh", "copy")
+PLACEMENTS = ("append", "stack", "interleave")
 
 
+@register_operator("deepen", order=40)
 @dataclass
 class Deepen:
-    """The operator that adds blocks; lossless unless `init="copy"`."""
+    """Add blocks derived from existing ones; lossless unless `init="copy"`."""
 
     extra_layers: int = field(default=1, metadata=limits(minimum=1, maximum=4096))
     """Number of new blocks."""
-    placement: str = field(
-        default="append", metadata=limits(choices=("append", "interleave", "stack"))
-    )
+    placement: str = field(default="append", metadata=limits(choices=PLACEMENTS))
     """Where new blocks go and what they copy: `append` puts copies of the last block at the end; `stack` puts
     copies of all blocks, in order, at the end; `interleave` puts copies of evenly spread blocks right behind
     each of them."""
@@ -57,6 +60,28 @@ class Deepen:
             lossless=self.init != "copy",
             blocks=blocks,
         )
+
+    def summarize(self) -> str:
+        """Return a few words for tables."""
+        copies = ", copied" if self.init == "copy" else ""
+        return f"+{self.extra_layers} {'layer' if self.extra_layers == 1 else 'layers'}{copies}"
+
+    def smaller(self) -> Iterator[Deepen]:
+        """Yield the same growth with fewer layers, the most first."""
+        for layers in range(self.extra_layers - 1, 0, -1):
+            yield replace(self, extra_layers=layers)
+
+    @classmethod
+    def infer(cls, old: ModelConfig, new: ModelConfig) -> list[Deepen]:
+        """Return the ways in which blocks may have been added."""
+        if new.n_layers <= old.n_layers:
+            return []
+        sizes: dict[str, Any] = {"extra_layers": new.n_layers - old.n_layers}
+        return [
+            cls(**sizes, placement=placement, init=init)
+            for init in ("identity", "fresh", "copy")
+            for placement in PLACEMENTS
+        ]
 
     def _block_origins(self, n_layers: int) -> tuple[BlockOrigin, ...]:
         kept = [BlockOrigin(i) for i in range(n_layers)]

@@ -10,15 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, GrowthSpec, NoiseLevel
+from growlm.growth.growth_map import MAX_NOISE_STD, AxisGrowth, GrowthSpec, NoiseLevel
+from growlm.growth.operators.registry import register_operator
 from growlm.model.config import ModelConfig, check_routing
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
 
 
+@register_operator("multiply_experts", order=20)
 @dataclass
 class MultiplyExperts:
-    """The operator that multiplies experts; lossless if `top_k` is multiplied too."""
+    """Copy each expert of a mixture several times; lossless if `top_k` is multiplied too."""
 
     factor: int = field(default=2, metadata=limits(minimum=2, maximum=256))
     """Number of copies of each expert."""
@@ -62,3 +64,17 @@ class MultiplyExperts:
             noise=NoiseLevel(self.noise_std) if self.noise_std else None,
             tie_breaking_std=0.0 if lossless else self.tie_breaking_std,
         )
+
+    def summarize(self) -> str:
+        """Return a few words for tables."""
+        return f"×{self.factor} experts"
+
+    @classmethod
+    def infer(cls, old: ModelConfig, new: ModelConfig) -> list[MultiplyExperts]:
+        """Return the operator that may have multiplied the experts, if there are at least twice as many."""
+        if not old.is_moe or new.num_experts < 2 * old.num_experts:
+            return []
+        factor = new.num_experts // old.num_experts
+        top_k = None if new.top_k == old.top_k * factor else new.top_k
+        noise_std = 0.0 if old.routing.tie_breaking else MAX_NOISE_STD
+        return [cls(factor, top_k, noise_std, MAX_NOISE_STD)]

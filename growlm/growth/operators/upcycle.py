@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, GrowthSpec, UpcycleSpec
+from growlm.growth.growth_map import MAX_NOISE_STD, AxisGrowth, GrowthSpec, UpcycleSpec
+from growlm.growth.operators.registry import register_operator
 from growlm.model.config import ModelConfig, check_routing
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
 
 
+@register_operator("upcycle", order=10)
 @dataclass
 class Upcycle:
-    """The operator that makes a dense model a mixture of experts; lossless unless units are reinitialized."""
+    """Turn dense feed-forward layers into a mixture of experts; lossless unless units are reinitialized."""
 
     num_experts: int = field(default=8, metadata=limits(minimum=2, maximum=4096))
     """Number of copies of each block."""
@@ -97,6 +99,19 @@ class Upcycle:
                 reinitialized_fraction=self.drop_fraction,
             ),
         )
+
+    def summarize(self) -> str:
+        """Return a few words for tables."""
+        return f"{self.num_experts} experts"
+
+    @classmethod
+    def infer(cls, old: ModelConfig, new: ModelConfig) -> list[Upcycle]:
+        """Return the operator that may have made a dense model a mixture; smaller experts are finer ones."""
+        if old.is_moe or not new.is_moe:
+            return []
+        finer = max(1, old.d_ff // new.d_ff)
+        experts, top_k = new.num_experts // finer, new.top_k // finer
+        return [cls(experts, top_k, router_std=MAX_NOISE_STD, granularity=finer)]
 
     def _describe(self) -> list[str]:
         router = (

@@ -8,12 +8,15 @@ exactly zero. docs/growth.md has the derivation.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from growlm.growth.channel_map import ChannelMap
-from growlm.growth.growth_map import AxisGrowth, GrowthSpec, NoiseLevel
+from growlm.growth.growth_map import MAX_NOISE_STD, AxisGrowth, GrowthSpec, NoiseLevel
+from growlm.growth.operators.registry import register_operator
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
@@ -24,9 +27,10 @@ NEW_CHANNEL_KINDS = ("copies", "fresh", "auto")
 DEFAULT_COPY_NOISE_STD = 1e-2
 
 
+@register_operator("widen", order=30)
 @dataclass
 class Widen:
-    """The operator that widens everything (`scale_factor`) or single sizes; lossless."""
+    """Add channels, heads and hidden units: to everything (`scale_factor`) or to single sizes; lossless."""
 
     scale_factor: float | None = field(default=None, metadata=limits(minimum=1.0, maximum=64.0))
     """Growth of `d_model`, `n_heads` and `d_ff`; need not be an integer, but heads must stay whole."""
@@ -103,6 +107,32 @@ class Widen:
             },
             noise=self._noise_level(),
         )
+
+    def summarize(self) -> str:
+        """Return a few words for tables."""
+        if self.scale_factor is not None:
+            return f"×{self.scale_factor:g} wider"
+        sizes = {"d_model": self.d_model, "n_heads": self.n_heads, "d_ff": self.d_ff}
+        return ", ".join(f"{name} {size}" for name, size in sizes.items() if size) or "wider"
+
+    def smaller(self) -> Iterator[Widen]:
+        """Yield the same growth with smaller scale factors, in steps of an eighth, the largest first."""
+        for eighths in range(round((self.scale_factor or 1.0) * 8) - 1, 8, -1):
+            yield replace(self, scale_factor=eighths / 8)
+
+    @classmethod
+    def infer(cls, old: ModelConfig, new: ModelConfig) -> list[Widen]:
+        """Return the ways in which channels may have been added; the check is the same with noise and without."""
+        names = ["d_model", "n_heads", "d_ff"]
+        names += [n for n in ("shared_d_ff", "expert_d_ff") if getattr(old, n) and getattr(new, n)]
+        sizes: dict[str, Any] = {name: getattr(new, name) for name in names}
+        if all(getattr(old, name) == size for name, size in sizes.items()):
+            return []
+        return [
+            cls(**sizes, new_channels="copies", noise_std=MAX_NOISE_STD),
+            cls(**sizes, new_channels="fresh"),
+            cls(**sizes, new_channels="copies", noise_std=MAX_NOISE_STD, split="1:2"),
+        ]
 
     def _copy_only_settings(self) -> dict[str, float | str]:
         """Return the settings that were given although they apply to copies only."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from growlm.reporting.html.curves import finite_or_none
 from growlm.reporting.reading.run_files import Run
-
-OPERATOR_KEYS = ("upcycle", "multiply_experts", "widen", "deepen")
 
 
 def collect_phase_metrics(run: Run) -> list[dict[str, Any]]:
@@ -122,34 +119,16 @@ def format_boundary_name(boundary: dict[str, Any]) -> str:
 
 def describe_growth(boundary: dict[str, Any], config: dict[str, Any]) -> str:
     """Describe a growth in a few words, such as '8 experts' or '×1.5 wider, +2 layers'."""
-    operators: Sequence[Any] = boundary.get("operators") or _configured_operators(boundary, config)
-    descriptions = [
-        _describe_operator(name, operator[name])
-        for operator in operators
-        if isinstance(operator, dict)
-        for name in OPERATOR_KEYS
-        if isinstance(operator.get(name), dict)
-    ]
-    return ", ".join(descriptions)
+    if (summary := boundary.get("summary")) is not None:
+        return str(summary)
+    # Runs of earlier versions have the settings only; the operators that summarize them load torch.
+    from growlm.growth.operators.optional_methods import summarize_operator_dicts
+
+    return summarize_operator_dicts(
+        boundary.get("operators") or _configured_operators(boundary, config)
+    )
 
 
 def _configured_operators(boundary: dict[str, Any], config: dict[str, Any]) -> list[Any]:
     phase = (config.get("phases") or {}).get(boundary.get("to"))
     return list(phase.get("grow") or []) if isinstance(phase, dict) else []
-
-
-def _describe_operator(name: str, settings: dict[str, Any]) -> str:
-    if name == "upcycle":
-        return f"{settings.get('num_experts')} experts"
-    if name == "multiply_experts":
-        return f"×{settings.get('factor')} experts"
-    if name == "deepen":
-        copies = ", copied" if settings.get("init") == "copy" else ""
-        layers = settings.get("extra_layers")
-        return f"+{layers} {'layer' if layers == 1 else 'layers'}{copies}"
-    if (factor := finite_or_none(settings.get("scale_factor"))) is not None:
-        return f"×{factor:g} wider"
-    sizes = [
-        f"{key} {settings[key]}" for key in ("d_model", "n_heads", "d_ff") if settings.get(key)
-    ]
-    return ", ".join(sizes) or "wider"

@@ -102,6 +102,7 @@ _BOUNDARY = {
     "to": str,
     "growth": list[str],
     "operators": list[dict[str, dict[str, Any]]],
+    "summary": str,
     "loss_before": float | None,
     "loss_after": float | None,
     "jump": float | None,

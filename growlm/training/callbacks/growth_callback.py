@@ -98,7 +98,7 @@ class GrowthCallback(Callback):
             if the model is sharded, all ranks do both together.
 
     Raises:
-        UserError: If an argument is wrong.
+        UserError: If an argument is wrong, or an operator is not registered.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class GrowthCallback(Callback):
             reason = f"must be one of {', '.join(OPTIMIZER_STATE_MODES)}"
             raise UserError("optimizer_state", optimizer_state, reason)
         self.operators, self.previous, self.mode = list(operators), previous, optimizer_state
+        self._operator_dicts = operators_to_dicts(self.operators)
         self.probe, self.attribute, self.seed = probe, attribute, seed
         self.tolerance = tolerance
         self.require_symmetry_breaking = require_symmetry_breaking
@@ -291,7 +292,7 @@ class GrowthCallback(Callback):
             from_phase=previous.phase_name,
             to_phase=self.phase_name,
             growth=growth_map.description,
-            operators=operators_to_dicts(self.operators),
+            operators=self._operator_dicts,
             report=report,
             noise=rng.noise_log.summarize(),
             optimizer_state=self.mode,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +16,7 @@ import growlm
 from growlm.config.flatten import flatten_config
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import RunConfig
+from growlm.growth.grow_model import Operator
 from growlm.growth.operators.registry import operators_to_dicts
 from growlm.optim import adamw_8bit
 from growlm.optim.lr_schedule import compute_lr_factor
@@ -57,8 +60,8 @@ def compute_phase_cache_keys(
     """Return a cache key for the state after each phase but the last, in order.
 
     A key covers all phases up to its own (models, operators, lengths, the learning rate of every step), every
-    setting that may affect the result, the tokens, the checkpoint metadata, growlm's code, the libraries and the
-    processor.
+    setting that may affect the result, the tokens, the checkpoint metadata, growlm's code and that of other
+    packages' operators, the libraries and the processor.
 
     Args:
         config: Config of the run.
@@ -99,9 +102,22 @@ def _phase_record(config: RunConfig, plan: Plan, phase: PlannedPhase) -> dict[st
         "settings": asdict(phase.settings),
         "model": asdict(phase.model_config),
         "operators": operators_to_dicts(phase.operators),
+        "operator_code": _operator_code_digests(phase.operators),
         "steps": phase.num_steps,
         "rates": hashlib.sha256(_to_json_bytes(rates)).hexdigest(),
     }
+
+
+def _operator_code_digests(operators: Sequence[Operator]) -> list[str]:
+    """Return checksums of the modules that define operators of other packages, whose code is not growlm's."""
+    digests = []
+    for operator_class in map(type, operators):
+        if not operator_class.__module__.startswith("growlm."):
+            file = inspect.getsourcefile(operator_class)
+            # Code that is in no file, such as a notebook's, cannot be compared: nothing is reused.
+            code = secrets.token_bytes() if file is None else Path(file).read_bytes()
+            digests.append(hashlib.sha256(code).hexdigest())
+    return digests
 
 
 def _code_digest() -> str:
