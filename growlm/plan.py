@@ -11,9 +11,10 @@ from typing import Any
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.load import compose_run_config, load_config
 from growlm.config.phase_plan import make_plan
+from growlm.config.run_tokenizer import load_run_tokenizer
 from growlm.config.schema import RunConfig
 from growlm.config.validation import check_config
-from growlm.data import load_tokenizer
+from growlm.optim.own_optimizer import reset_unknown_states
 from growlm.planner.calibration import Calibration
 from growlm.planner.forecast import DoesNotFitError, check_plan_fits, forecast_plan
 from growlm.planner.planned_devices import resolve_calibration, resolve_machine
@@ -69,7 +70,7 @@ def plan(arguments: list[str]) -> int:
         check_requirements(config, accelerator)
     config = apply_baseline(config, _print_measuring)
     machine = resolve_machine(config)
-    vocab_size = load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
+    vocab_size = load_run_tokenizer(config).vocab_size
     if device_counts:
         tables = _forecast_device_counts(config, vocab_size, device_counts, recalibrate)
         if as_json:
@@ -77,7 +78,10 @@ def plan(arguments: list[str]) -> int:
         else:
             print_strategy_comparison(make_stdout_console(), tables)
         return 0
-    table = forecast_plan(config, make_plan(config, vocab_size), machine)
+    run_plan, notes = reset_unknown_states(make_plan(config, vocab_size), config.optimizer)
+    for note in notes:
+        print(note, file=sys.stderr)
+    table = forecast_plan(config, run_plan, machine)
     speed = resolve_calibration(config, machine, _print_measuring, recalibrate)
     record = table.to_json(speed)
     tables = []

@@ -16,7 +16,6 @@ from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_o
 from growlm.config.composing.composition import complete_phases, find_unused_settings
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
 from growlm.config.config_dir import check_config_dir, split_config_dir
-from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.load import (
     ROOT_CONFIG_NAME,
     compose_run_config,
@@ -24,6 +23,7 @@ from growlm.config.load import (
     register_schema,
     to_run_config,
     trace_interpolated_keys,
+    translate_overrides,
 )
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
@@ -51,7 +51,7 @@ def train() -> int:
     if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
-    config_dir, arguments = split_config_dir(translate_former_overrides(arguments))
+    config_dir, arguments = split_config_dir(translate_overrides(arguments))
     if (
         config_dir is not None
     ):  # first, since Hydra's parser takes no overrides on both sides of an option

@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from growlm.growth.operators.registry import available_operators
+from growlm.growth.optimizer_state import MOMENT_POWERS
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-PUBLIC = ("growlm.growth", "growlm.model", "growlm.training", "growlm.verification")
+PUBLIC = (
+    "growlm.config",
+    "growlm.growth",
+    "growlm.model",
+    "growlm.training",
+    "growlm.verification",
+)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -56,6 +63,32 @@ def test_a_plain_loop(capsys):
     assert losses[-1] < losses[0]
     before, after = losses[1], losses[2]  # the growth kept the loss, but for the batch
     assert abs(after - before) < 0.5
+
+
+def printed(name, capsys):
+    """Run an example, and return what it prints, words apart by one space."""
+    runpy.run_path(str(EXAMPLES[0].with_name(f"{name}.py")), run_name="__main__")
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_own_callback(capsys):
+    norms = [line for line in printed("own_callback", capsys) if line.startswith("norms:")]
+    assert len([line for line in norms if line.endswith("parameters")]) == 4
+    assert len([line for line in norms if "step" in line]) == 8
+
+
+def test_own_optimizer(capsys, monkeypatch):
+    monkeypatch.setitem(MOMENT_POWERS, "average", 1)  # taken out again at the end
+    del MOMENT_POWERS["average"]
+    said = " ".join(printed("own_optimizer", capsys))
+    assert "its state is estimated at 1.00 times the size of the weights" in said
+    assert "begins anew" not in said
+
+
+def test_own_data_module(capsys):
+    said = " ".join(printed("own_data_module", capsys))
+    assert "a resumed run restores what its state_dict saves" in said
+    assert "bits per byte are not reported" in said
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

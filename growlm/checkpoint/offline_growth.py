@@ -185,7 +185,7 @@ class _GrownOptimizerStates:
 
     def __init__(self, files: TensorFiles, growth_map: GrowthMap) -> None:
         self.files = files
-        self.source_infos = read_state_infos(files, growth_map.old_shapes)
+        self.source_infos = read_state_infos(files, growth_map.old_shapes, allow_own=False)
         self.tensor_maps: dict[str, TensorMap] = {
             name: tensor_map
             for name, tensor_map in growth_map.tensors.items()

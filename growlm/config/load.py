@@ -35,6 +35,14 @@ from growlm.config.operator_schema import (
     with_operator_types,
     with_operators,
 )
+from growlm.config.own_classes import (
+    GROUP_TYPES,
+    OPEN_MAPPINGS,
+    TARGET,
+    choose_own_entries,
+    collect_arguments,
+    list_class_settings,
+)
 from growlm.config.schema import RunConfig
 from growlm.config.starting_model import fill_from_checkpoint
 from growlm.config.validation import check_config
@@ -83,6 +91,14 @@ def register_schema() -> None:
     schema = OmegaConf.structured(ComposedConfig)
     schema.model = OmegaConf.to_container(model)
     OmegaConf.set_struct(schema.phases, False)  # settings that the plan's file leaves out need no +
+    for key in (
+        *GROUP_TYPES,
+        *OPEN_MAPPINGS,
+    ):  # what is not in them is checked by `reject_unknown_keys`
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    for group in GROUP_TYPES:
+        for name in list_class_settings(group):
+            schema[group][name] = MISSING
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema)
 
 
@@ -111,7 +127,7 @@ def compose_run_config(
         UserError: If an override names nothing, or sets something that no phase uses.
     """
     register_schema()
-    overrides = translate_former_overrides(overrides)
+    overrides = translate_overrides(overrides)
     if config_dir is not None:
         overrides = _find_own_files(overrides, config_dir)
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
@@ -125,6 +141,11 @@ def compose_run_config(
     if unused:
         raise unused[0]
     return composed
+
+
+def translate_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides under the present keys, with the entry `own` of each group that names a class."""
+    return choose_own_entries(translate_former_overrides(overrides))
 
 
 def _find_own_files(overrides: Sequence[str], config_dir: str | Path) -> list[str]:
@@ -202,6 +223,9 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 def _to_typed_node(composed: DictConfig) -> DictConfig:
     content: Any = OmegaConf.to_container(composed)
     content.pop("hydra", None)
+    kind = OmegaConf.get_type(composed)
+    if kind is not None and issubclass(kind, ComposedConfig):  # not the config.yaml of a run
+        collect_arguments(content)
     if isinstance(model := content.get("model"), dict):
         content["model"] = model = translate_former_fields(model)
         for name, part in ModelConfig.part_types().items():
@@ -252,6 +276,8 @@ def reject_unknown_keys(node: DictConfig, prefix: str = "") -> None:
     """
     schema = OmegaConf.get_type(node)
     known = list(getattr(schema, "__dataclass_fields__", {}))
+    if prefix in GROUP_TYPES and node.get(TARGET) is not None:
+        known = []  # the other keys are arguments of the user's own class
     for key in node:
         full = f"{prefix}.{key!s}" if prefix else str(key)
         if known and key not in known and full != "hydra":

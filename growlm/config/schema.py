@@ -17,6 +17,9 @@ from growlm.growth.optimizer_state import OPTIMIZER_STATE_MODES
 from growlm.model.config import ModelConfig
 from growlm.runtime.field_limits import limits
 
+OWN = "own"
+"""Entry of a group that holds a class of the user's own (`growlm/config/own_classes.py`)."""
+
 
 @dataclass(frozen=True)
 class InitialModelConfig(ModelConfig):
@@ -37,10 +40,11 @@ class SourceConfig:
 
     source: str = field(
         default="embedded",
-        metadata=limits(choices=("embedded", "text", "huggingface", "mixture")),
+        metadata=limits(choices=("embedded", "text", "huggingface", "mixture", OWN)),
     )
     """`embedded`: synthetic stories from growlm's own grammar; `text`: your files; `huggingface`: a dataset of
-    the Hub, or a folder laid out like one; `mixture`: a mixture of these, in `data.sources`."""
+    the Hub, or a folder laid out like one; `mixture`: a mixture of these, in `data.sources`; `own`: the batches of
+    a class of your own."""
     path: str | None = None
     """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.csv`, `.parquet` below it; all but parquet also
     compressed, `.gz` or `.zst`) or a glob."""
@@ -88,11 +92,16 @@ class DataConfig(SourceConfig):
     """Folder of the cache of tokenized corpora; `rm -r` clears it."""
     cache_gb: float = field(default=50.0, metadata=limits(above=0.0))
     """Maximum size of the cache; the least recently used corpora are removed first."""
+    _target_: str | None = None
+    """For `own`: a LightningDataModule, or a class or function that gives an iterable of token batches."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For `own`: the other keys beside `_target_`, which it is called with."""
 
     @property
     def display_name(self) -> str:
-        """Short name of the data: its path, its name or the names of its sources."""
-        return self.path or self.name or ", ".join(self.sources) or self.source
+        """Short name of the data: its path, its name, the names of its sources or its class."""
+        named = self.path or self.name or ", ".join(self.sources) or self._target_
+        return named or self.source
 
 
 @dataclass
@@ -100,12 +109,17 @@ class TokenizerConfig:
     """Group `tokenizer`: the tokenizer."""
 
     name: str = field(
-        default="embedded", metadata=limits(choices=("embedded", "gpt2", "bytes", "huggingface"))
+        default="embedded",
+        metadata=limits(choices=("embedded", "gpt2", "bytes", "huggingface", OWN)),
     )
     """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte; `huggingface`:
-    read from a folder."""
+    read from a folder; `own`: a class of your own."""
     path: str | None = None
     """For `huggingface`: folder with a `tokenizer.json`."""
+    _target_: str | None = None
+    """For `own`: a class with the attributes and methods of `growlm.data.Tokenizer`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For `own`: the other keys beside `_target_`, which it is called with."""
 
 
 OPTIMIZER_SETTINGS = {
@@ -122,11 +136,11 @@ OPTIMIZER_SETTINGS = {
 class OptimizerConfig:
     """Group `optimizer`: optimizers of torch, and one of torchao. Settings that the chosen one lacks are null."""
 
-    name: str = field(default="adamw", metadata=limits(choices=tuple(OPTIMIZER_SETTINGS)))
+    name: str = field(default="adamw", metadata=limits(choices=(*OPTIMIZER_SETTINGS, OWN)))
     """`adamw` (Loshchilov and Hutter 2017, arXiv 1711.05101), `adamw_8bit` (its moments in 8 bits: Dettmers et al.
     2021, arXiv 2110.02861; needs `growlm[torchao]`), `sgd` with momentum, `adafactor` (Shazeer and Stern 2018,
     arXiv 1804.04235; its rates are relative to the weights), `muon` (Jordan et al. 2024) on the matrices inside
-    the model with `adamw` on everything else."""
+    the model with `adamw` on everything else; `own`: a class of your own."""
     beta1: float | None = field(default=0.9, metadata=limits(minimum=0.0, below=1.0))
     """AdamW: decay of the first moment."""
     beta2: float | None = field(default=0.95, metadata=limits(minimum=0.0, below=1.0))
@@ -146,21 +160,30 @@ class OptimizerConfig:
     common rate."""
     rewarm_steps: int = field(default=250, metadata=limits(minimum=1))
     """After such a growth: steps up to that peak, and again as many down to the common rate."""
+    _target_: str | None = None
+    """For `own`: a `torch.optim.Optimizer`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For `own`: the other keys beside `_target_`, which it is called with."""
 
 
 @dataclass
 class ScheduleConfig:
     """Group `schedule`: the factor on each phase's learning rate."""
 
-    name: str = field(default="wsd", metadata=limits(choices=("wsd", "constant", "cosine")))
+    name: str = field(default="wsd", metadata=limits(choices=("wsd", "constant", "cosine", OWN)))
     """`wsd`: warmup, stable and one decay at the end, over the whole plan, so that the model grows on the stable
-    part; `constant`; `cosine`: from 1 to `final_fraction`, restarted in every phase."""
+    part; `constant`; `cosine`: from 1 to `final_fraction`, restarted in every phase; `own`: a function or class of
+    your own."""
     warmup_steps: int = field(default=0, metadata=limits(minimum=0))
     """Steps of linear warmup from 0 at the beginning of the plan."""
     decay_fraction: float = field(default=0.2, metadata=limits(minimum=0.0, maximum=1.0))
     """For `wsd`: fraction of the plan's steps, at its end, in which the rate decays linearly."""
     final_fraction: float = field(default=0.1, metadata=limits(minimum=0.0, maximum=1.0))
     """For `wsd` and `cosine`: the factor at the end."""
+    _target_: str | None = None
+    """For `own`: a function of the step and the plan's number of steps, or one of torch's schedulers."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For `own`: the other keys beside `_target_`, which it is called with."""
 
 
 @dataclass
@@ -205,6 +228,9 @@ class TrainerConfig:
     """Steps between validations; 0 for only at the beginning and end of each phase."""
     validation_sequences: int = field(default=64, metadata=limits(minimum=1))
     """Number of held-out sequences, always the same ones."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `lightning.Trainer`: `trainer.extra.profiler=simple`. Those that growlm sets itself are
+    rejected (`growlm/training/trainer_arguments.py`)."""
 
 
 @dataclass
@@ -241,11 +267,12 @@ class LoggerConfig:
     """Group `logger`: where metrics are logged besides `training_history.jsonl`."""
 
     name: str = field(
-        default="wandb", metadata=limits(choices=("wandb", "csv", "tensorboard", "none"))
+        default="wandb",
+        metadata=limits(choices=("wandb", "csv", "tensorboard", "trackio", "none", OWN)),
     )
     """Logger to use."""
     project: str = "growlm"
-    """W&B project."""
+    """W&B or trackio project."""
     entity: str | None = None
     """W&B team or user; None for your default."""
     group: str | None = None
@@ -254,6 +281,12 @@ class LoggerConfig:
     """W&B tags, besides the plan's name."""
     mode: str = field(default="auto", metadata=limits(choices=("auto", "online", "offline")))
     """W&B: `auto` is online if you are logged in, else offline (`wandb sync` uploads later)."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further Lightning loggers, by any name: `{_target_: lightning.pytorch.loggers.MLFlowLogger, ...}`."""
+    _target_: str | None = None
+    """For `own`: a Lightning `Logger`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """For `own`: the other keys beside `_target_`, which it is called with."""
 
 
 @dataclass
@@ -394,6 +427,9 @@ class RunConfig:
     resume: str | None = None
     """Folder of a stopped run to resume. `auto`: the newest unfinished run with these settings, in `run_dir` or
     below outputs/, or a new run if there is none."""
+    trust: list[str] = field(default_factory=list)
+    """Packages whose classes may be built though only the `config.yaml` of a resumed run names them. Classes that
+    your own command line and files name need no trust."""
     model: InitialModelConfig = field(default_factory=InitialModelConfig)
     """The first phase's model."""
     data: DataConfig = field(default_factory=DataConfig)

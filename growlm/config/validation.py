@@ -6,8 +6,10 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from growlm.config.own_classes import check_own_classes
 from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
+    OWN,
     ClusterConfig,
     DataConfig,
     OperatorEntry,
@@ -48,6 +50,7 @@ def check_config(config: RunConfig) -> None:
             config.sequence_length,
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
+    check_own_classes(config)
     check_data_config(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
         reason = (
@@ -130,6 +133,8 @@ def check_data_config(data: DataConfig) -> None:
     Raises:
         UserError: For the first setting that is wrong.
     """
+    if data.source == OWN:
+        return
     if data.source != "mixture":
         if data.sources:
             reason = "only data=mixture reads these; leave them out, or use data=mixture"
@@ -148,6 +153,9 @@ def check_data_config(data: DataConfig) -> None:
 def _check_source(path: str, source: SourceConfig) -> None:
     if source.source == "mixture":
         reason = "must be one of embedded, text, huggingface; mixtures cannot be nested"
+        raise UserError(f"{path}.source", source.source, reason)
+    if source.source == OWN and path != "data":
+        reason = "must be one of embedded, text, huggingface; a class of your own cannot be mixed"
         raise UserError(f"{path}.source", source.source, reason)
     if source.source == "text" and not source.path:
         reason = "data=text needs a file, a folder or a glob"
@@ -215,6 +223,8 @@ def _check_max_time(max_time: str | None) -> None:
 
 
 def _check_optimizer(settings: OptimizerConfig) -> None:
+    if settings.name == OWN:
+        return
     own_settings = OPTIMIZER_SETTINGS[settings.name]
     for key in dict.fromkeys(key for keys in OPTIMIZER_SETTINGS.values() for key in keys):
         value = getattr(settings, key)
@@ -241,6 +251,9 @@ def _check_optimizer_state(
         raise UserError(key, mode, "the first phase has no optimizer state yet; leave it at carry")
     if is_first and mode not in ("carry", "reset"):
         reason = "the first phase does not grow; use carry or reset for the state in model.path"
+        raise UserError(key, mode, reason)
+    if optimizer.name == OWN and mode not in ("carry", "reset"):
+        reason = "needs to know how the optimizer steps, which it does not of one of your own; use carry or reset"
         raise UserError(key, mode, reason)
     unsupported = {
         ("exact", "adafactor"): "it scales updates by the size of the whole tensor",

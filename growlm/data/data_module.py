@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from growlm.data.own_data import FixedSamples, OwnSamples
 from growlm.data.packing import PackedSamples, RankBatches, Samples, ValidationSamples
 from growlm.data.streaming import StreamedSamples
 
@@ -35,8 +36,8 @@ class PackedDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: PackedSamples | StreamedSamples,
-        validation: ValidationSamples,
+        train: PackedSamples | StreamedSamples | OwnSamples,
+        validation: ValidationSamples | FixedSamples,
         *,
         first_sample: int,
         num_batches: int,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
+from growlm.data.own_data import FixedSamples, OwnSamples
 from growlm.data.packing import PackedSamples, ValidationSamples
 from growlm.data.sources.document_sources import DocumentReader, DocumentSource
 from growlm.data.streaming import StreamedDocuments, StreamedSamples
@@ -53,16 +54,16 @@ class RunData:
     Attributes:
         train: Endless training samples.
         validation: Validation samples.
-        validation_split: Documents that the validation samples are cut from.
+        validation_split: Documents that the validation samples are cut from; None for data of the user's own.
         fingerprint: Hash that identifies these documents as tokenized.
         newest_inode_change: Latest change of any streamed file's inode (by editing, moving or copying), in
             nanoseconds. Streamed files are identified by name, size and modification time; a text that was edited
             in place and then given its old time shows only here. None if `fingerprint` covers the contents.
     """
 
-    train: PackedSamples | StreamedSamples
-    validation: ValidationSamples
-    validation_split: ValidationSplit
+    train: PackedSamples | StreamedSamples | OwnSamples
+    validation: ValidationSamples | FixedSamples
+    validation_split: ValidationSplit | None
     fingerprint: str
     newest_inode_change: int | None = None
 
@@ -292,7 +293,8 @@ def _cache_key_parts(
 ) -> dict[str, Any]:
     """Return what a source's tokens depend on: documents, reading libraries and tokenizer."""
     encoding = [tokenizer.fingerprint, list(tokenizer.bos_token_ids), tokenizer.eos_token_id]
-    libraries = {name: version(name) for name in (*source.libraries, tokenizer.library)}
+    names = [name for name in (*source.libraries, tokenizer.library) if name]
+    libraries = {name: version(name) for name in names}
     return {"documents": documents, "tokenizer": encoding, "libraries": libraries}
 
 

@@ -214,7 +214,9 @@ def grow_parameter_state(
         elif entry in MOMENT_POWERS:
             grown |= _grow_moment(tensor_map, state, entry, original_factors)
         elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:
-            raise ValueError(f"no rule for the optimizer's state {entry!r}")
+            if tensor_map.transforms:
+                raise ValueError(f"no rule for the optimizer's state {entry!r}")
+            grown[entry] = value.clone()  # of an optimizer of the user's own
     if "row_var" in state:
         variance = state["row_var"] @ state["col_var"]
         variance /= state["row_var"].mean(dim=-2, keepdim=True).clamp(min=1e-30)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from growlm.config.phase_plan import Plan, PlannedPhase
-from growlm.config.schema import ScheduleConfig
+from growlm.config.schema import OWN, ScheduleConfig
+from growlm.optim.own_schedule import compute_own_factor
 
 
 def compute_lr_factor(
@@ -23,7 +24,7 @@ def compute_lr_factor(
         phase_step: Number of steps the phase has done.
 
     Returns:
-        A factor from 0 to 1.
+        A factor from 0 to 1; of a schedule of the user's own, 0 or more.
     """
     step = phase.first_step + phase_step
     warmup = _warmup_factor(step, schedule.warmup_steps) * _warmup_factor(
@@ -31,6 +32,8 @@ def compute_lr_factor(
     )
     if schedule.name == "constant":
         return warmup
+    if schedule.name == OWN:
+        return warmup * compute_own_factor(schedule, step, plan.num_steps)
     if schedule.name == "cosine":
         falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.num_steps)))
     else:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from growlm.config.schema import OptimizerConfig
+from growlm.config.schema import OWN, OptimizerConfig
 from growlm.growth.eight_bit_moments import is_quantizable, scale_key
 from growlm.growth.model_protocol import axes_table_from_config
 from growlm.growth.optimizer_state import FACTORED_ENTRIES
@@ -19,6 +19,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.transformer import TransformerLM
 from growlm.optim import adamw_8bit
 from growlm.optim.muon import MuonAdamW
+from growlm.optim.own_optimizer import build_own_optimizer
 
 
 def build_optimizer(
@@ -113,4 +114,5 @@ _BUILDERS = {
     "sgd": _sgd,
     "adafactor": _adafactor,
     "muon": _muon,
+    OWN: build_own_optimizer,
 }

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 from growlm.growth.optimizer_state import (
     ParameterState,
     convert_moments,
     expected_state_shapes,
 )
+from growlm.optim.own_optimizer import decode_state, encode_state
+
+KNOWN_TYPES = (AdamW, SGD, Adafactor)
 
 
 def get_optimizer_states(
@@ -25,6 +28,8 @@ def get_optimizer_states(
     """Return the optimizers' own state tensors by parameter name; parameters without state are absent."""
     return {
         name: {entry: value for entry, value in state.items() if value is not None}
+        if _is_shipped(optimizer)
+        else encode_state(parameter, state, strict=False)
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         if (state := optimizer.state.get(parameter))
@@ -73,10 +78,17 @@ def restore_optimizer_states(
             optimizer, group = owners[parameter]
             convert: Callable[[ParameterState], ParameterState]
             convert = getattr(optimizer, "convert_state", _convert_to_plain)
-            converted = convert(state)
+            converted: dict[str, Any] = convert(state)
+            if not _is_shipped(optimizer):
+                converted = decode_state(converted)
             optimizer.state[parameter] = {
                 entry: _move(entry, value, parameter, group) for entry, value in converted.items()
             }
+
+
+def _is_shipped(optimizer: Optimizer) -> bool:
+    """Return whether growlm knows all that an optimizer keeps; of others, it may be of any kind."""
+    return type(optimizer) in KNOWN_TYPES or hasattr(optimizer, "convert_state")
 
 
 def _convert_to_plain(state: ParameterState) -> ParameterState:
@@ -94,6 +106,8 @@ def _move(entry: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Check that every trainable parameter is in exactly one group and that all state has the right shape.
 
+    What an optimizer of the user's own keeps may have any shape.
+
     Raises:
         ValueError: With the name of the first parameter for which this is not so.
     """
@@ -108,6 +122,8 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         raise ValueError(
             f"the optimizer steps {len(unknown)} tensors that are not parameters of the model"
         )
+    if not _is_shipped(optimizer):
+        return
     for name, parameter in model.named_parameters():
         state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if v is not None}
         shapes = {entry: tuple(value.shape) for entry, value in state.items()}

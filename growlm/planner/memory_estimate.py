@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from growlm.config.phase_plan import Plan, PlannedPhase
-from growlm.config.schema import RunConfig
+from growlm.config.schema import OWN, RunConfig
 from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.grow_model import LARGE_TENSOR_ENTRIES, build_growth_map
 from growlm.growth.optimizer_state import expected_state_shapes
 from growlm.model.config import ModelConfig
 from growlm.optim import adamw_8bit
 from growlm.optim.optimizer_factory import expected_state_entries
+from growlm.optim.own_optimizer import probe_optimizer
 from growlm.planner.meta_trace import PassWorkload, trace_pass
 from growlm.planner.sharding_layout import ShardingLayout
 from growlm.runtime.hardware import Machine
@@ -99,7 +100,7 @@ def estimate_memory(
         layout: Sharding of the models over the devices.
     """
     weights = layout.weight_bytes(phase)
-    optimizer = optimizer_state_bytes(phase.model_config, config.optimizer.name, layout)
+    optimizer = _state_bytes(config, phase, layout)
     on_cpu = machine.accelerator == "cpu"
     not_held = _unheld_weight_copy_bytes(phase, workload, layout)
     activations, forward_peak = workload.activations - not_held, workload.forward_peak - not_held
@@ -121,7 +122,7 @@ def estimate_memory(
     growth_peak = 0
     if previous is not None:
         old = layout.weight_bytes(previous)
-        old_states = optimizer_state_bytes(previous.model_config, config.optimizer.name, layout)
+        old_states = _state_bytes(config, previous, layout)
         growth_peak = old + old_states + weights
         # Growth holds one tensor of each model at a time, or a small one per thread; the checks hold unsharded
         # blocks of one model after the other.
@@ -145,7 +146,7 @@ def estimate_memory(
     unsharded = replace(layout, num_devices=1)
     disk = unsharded.weight_bytes(phase) * sum(name is not None for name in names)
     if config.checkpoint.save_optimizer and phase.settings.save_as:
-        disk += optimizer_state_bytes(phase.model_config, config.optimizer.name, unsharded)
+        disk += _state_bytes(config, phase, unsharded)
     return MemoryEstimate(
         weights=weights,
         gradients=weights,
@@ -199,8 +200,15 @@ def has_duplicate_channels(phase: PlannedPhase, previous: PlannedPhase) -> bool:
 
 def min_memory_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLayout) -> int:
     """Return the memory of weights, gradients and optimizer state: a lower bound that needs no trace."""
-    states = optimizer_state_bytes(phase.model_config, config.optimizer.name, layout)
-    return 2 * layout.weight_bytes(phase) + states
+    return 2 * layout.weight_bytes(phase) + _state_bytes(config, phase, layout)
+
+
+def _state_bytes(config: RunConfig, phase: PlannedPhase, layout: ShardingLayout) -> int:
+    """Return the bytes of a phase's optimizer state on one device."""
+    if config.optimizer.name == OWN:
+        share = probe_optimizer(config.optimizer).bytes_per_weight_byte
+        return round(share * layout.weight_bytes(phase))
+    return optimizer_state_bytes(phase.model_config, config.optimizer.name, layout)
 
 
 def optimizer_state_bytes(

@@ -98,8 +98,8 @@ class PhaseSummary:
     """Validation loss before the first step."""
     val_loss: float
     """Validation loss after the last step."""
-    val_bits_per_byte: float
-    """`val_loss` in bits per byte of text."""
+    val_bits_per_byte: float | None
+    """`val_loss` in bits per byte of text; None if the bytes of the text are not known."""
     wall_time_s: float
     """Seconds for the whole phase: growth, checks, training and validation."""
     tokens_per_second: float | None

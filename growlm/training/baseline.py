@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
+from growlm.config.run_tokenizer import load_run_tokenizer
 from growlm.config.schema import InitialModelConfig, RunConfig
-from growlm.data import load_tokenizer
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import forecast_plan
 from growlm.runtime.hardware import detect_machine
@@ -31,9 +31,7 @@ def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConf
     kind = config.baseline.kind
     if kind == "none" or config.baseline.of is not None:
         return config
-    plan = make_plan(
-        config, load_tokenizer(config.tokenizer.name, config.tokenizer.path).vocab_size
-    )
+    plan = make_plan(config, load_run_tokenizer(config).vocab_size)
     phase = plan.phases[-1 if kind == "scratch" else 0]
     path = None if kind == "scratch" else config.model.path
     settings = replace(

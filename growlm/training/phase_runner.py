@@ -51,6 +51,11 @@ from growlm.training.callbacks.lightning_callbacks import (
     has_progress_bar,
     is_lightning_callback,
 )
+from growlm.training.callbacks.own_state import (
+    build_state_callbacks,
+    get_own_data_state,
+    restore_own_data,
+)
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
@@ -63,6 +68,7 @@ from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
 from growlm.training.run_setup import build_extra_callbacks
 from growlm.training.strategy import build_device_mesh, build_trainer_device_args, describe_devices
+from growlm.training.trainer_arguments import build_trainer
 
 
 class PhaseRunner:
@@ -77,7 +83,7 @@ class PhaseRunner:
         callbacks: Additional Lightning callbacks, used in every phase.
         stop_requests: Signals and time limit that may stop the run.
         phase_reuse: Cache that receives the state after each phase.
-        metrics: Logger of the run; None on ranks other than 0, and for `logger=none`.
+        metrics: Loggers of the run; none on ranks other than 0, and for `logger=none`.
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class PhaseRunner:
         callbacks: Sequence[Callback],
         stop_requests: GracefulStop,
         phase_reuse: PhaseReuse,
-        metrics: MetricLogger | None = None,
+        metrics: Sequence[MetricLogger] = (),
     ) -> None:
         self.context, self.folder, self.listener = context, folder, listener
         self.history, self.dist_context = history, context.dist_context
@@ -124,6 +130,7 @@ class PhaseRunner:
         if state is not None:
             with translate_restore_errors(state.folder / STATE_FILE):
                 self.context.data.train.load_state_dict(state.record.get("data"))
+                restore_own_data(self.context, state.load_callbacks())
         first = 0 if state is None else self._resume_from(state)
         if state is None:
             self.dist_context.run_on_rank0(
@@ -213,7 +220,8 @@ class PhaseRunner:
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": progress.step, "finished": True}
             states = self.phase_state.optimizer_states
-            self._write_state(phase, phase_start, stage.model, states, record, {}, {})
+            own_states = get_own_data_state(self.context)
+            self._write_state(phase, phase_start, stage.model, states, record, {}, own_states)
             if self.history is not None:
                 self.phase_reuse.store_phase(phase, self.history.path)
             self.stop_requests.is_deferring = False
@@ -227,7 +235,7 @@ class PhaseRunner:
 
         Lightning's own begin anew in every phase; objects of other classes are used as they are.
         """
-        callbacks = build_extra_callbacks(self.config)
+        callbacks = build_extra_callbacks(self.config) | build_state_callbacks(self.context)
         for index, callback in enumerate(self.callbacks):
             is_renewed = is_lightning_callback(callback)
             callbacks[f"given {index}"] = copy.deepcopy(callback) if is_renewed else callback
@@ -321,7 +329,9 @@ class PhaseRunner:
             final_loss=progress.final_loss,
             initial_val_loss=progress.initial_val_loss,
             val_loss=progress.val_loss,
-            val_bits_per_byte=progress.val_loss * self.context.nats_to_bits_per_byte,
+            val_bits_per_byte=None
+            if (bits := self.context.nats_to_bits_per_byte) is None
+            else progress.val_loss * bits,
             wall_time_s=seconds,
             tokens_per_second=tokens / progress.training_seconds if tokens else None,
             peak_memory_bytes=int(self.dist_context.all_reduce_max([peak_memory_bytes()])[0]),
@@ -337,7 +347,8 @@ class PhaseRunner:
     ) -> Trainer:
         accumulate = phase.settings.accumulate
         every = self.config.trainer.validate_every or max(1, phase.num_steps)
-        return Trainer(
+        return build_trainer(
+            self.config.trainer,
             accelerator=self.context.machine.accelerator,
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision
@@ -442,7 +453,7 @@ class PhaseRunner:
         return PhaseCheckpointCallback(
             phase,
             self._checkpoint_dir,
-            {"tokenizer": self.config.tokenizer.name, **self.context.source_metadata},
+            {"tokenizer": self.context.recorded_tokenizer, **self.context.source_metadata},
             self.context.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,

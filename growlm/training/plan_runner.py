@@ -5,21 +5,23 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.resume_state import ResumeState
+from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
+from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
-from growlm.reporting.loggers.logger_factory import build_logger
+from growlm.reporting.loggers.logger_factory import build_loggers
 from growlm.reporting.loggers.metric_logger import MetricLogger
 from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter, write_json
@@ -125,9 +127,17 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 raise  # the run folder was removed, so it cannot be resumed
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            command = f"python -m growlm.train {shlex.quote(f'resume={folder.path}')}"
+            command = _format_resume_command(folder.path, context.config)
             console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
             raise
+
+
+def _format_resume_command(run_dir: Path, config: RunConfig) -> str:
+    """Return the command that resumes a run, which trusts the packages of the user's own classes."""
+    arguments = [f"resume={run_dir}"]
+    if packages := list_packages_to_trust(find_targets(asdict(config))):
+        arguments.append(f"trust=[{','.join(packages)}]")
+    return shlex.join(["python", "-m", "growlm.train", *arguments])
 
 
 def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
@@ -223,14 +233,15 @@ def _run_phases(
             broadcast.listeners.insert(0, history)
         try:
             first_step = None if own_state is None else saved["global_step"]
-            logger = metrics = None
+            loggers = []
             if history is not None:
-                logger = build_logger(config, folder.path, folder.run_id, first_step)
-            if history is not None and logger is not None:
-                metrics = MetricLogger(logger)
-                broadcast.listeners.append(metrics)
+                loggers = build_loggers(config, folder.path, folder.run_id, first_step)
+            metrics = [MetricLogger(logger) for logger in loggers]
+            for logger in metrics:
+                assert history is not None
+                broadcast.listeners.append(logger)
                 lines = read_history_rows(history.path, folder.path)
-                metrics.replay(lines, boundaries, should_log=own_state is None)
+                logger.replay(lines, boundaries, should_log=own_state is None)
             run = PhaseRunner(
                 context, folder, broadcast, history, callbacks, stop_requests, reuse, metrics
             )
@@ -271,11 +282,11 @@ def _phase_state_sizes(context: RunContext) -> list[int]:
 
 
 def _phase_cache_keys(context: RunContext) -> list[str]:
-    """Return the cache keys; empty with user callbacks, which would miss the phases that are not trained."""
+    """Return the cache keys; empty with classes of the user's own, whose code no key covers."""
     config = context.config
     if (
         config.reuse.phases != "always"
-        or config.callbacks.extra
+        or any(find_targets(asdict(config)))  # callbacks would also miss the reused phases
         or context.dist_context.world_size > 1
     ):
         return []

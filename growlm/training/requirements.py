@@ -28,7 +28,6 @@ def check_requirements(config: RunConfig, accelerator: str) -> None:
         raise UserError(
             "trainer.compile", "true", f"{reason}; install it, or use trainer.compile=false"
         )
-    if config.logger.name == "tensorboard" and (
-        reason := explain_missing_package("tensorboard", "tensorboard")
-    ):
-        raise UserError("logger", "tensorboard", reason)
+    for name in ("tensorboard", "trackio"):
+        if config.logger.name == name and (reason := explain_missing_package(name, name)):
+            raise UserError("logger", name, reason)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from growlm.config.phase_plan import Plan
+from growlm.config.run_tokenizer import list_tokenizer_files
 from growlm.config.schema import RunConfig
 from growlm.data import RunData, Tokenizer
-from growlm.data.tokenization.huggingface_tokenizer import find_tokenizer_files
+from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, TOKENIZER_JSON
 from growlm.distributed.process_group import DistributedContext
 from growlm.huggingface.pretrained import PretrainedFolder
 from growlm.inference.scoring import bits_per_byte
@@ -51,8 +52,10 @@ class RunContext:
         return self.forecast.machine
 
     @property
-    def nats_to_bits_per_byte(self) -> float:
-        """Factor from nats per token to bits per byte, measured on the documents of the validation split."""
+    def nats_to_bits_per_byte(self) -> float | None:
+        """Factor from nats per token to bits per byte, measured on the validation documents; None if unknown."""
+        if self.data.validation_split is None:
+            return None
         length = self.config.trainer.validation_sequences * self.config.sequence_length
         return bits_per_byte(*self.data.validation_split.measure_first_documents(length))
 
@@ -77,7 +80,14 @@ class RunContext:
     @property
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer files to copy into each checkpoint; empty for built-in tokenizers, which are found by name."""
-        return find_configured_tokenizer_files(self.config)
+        return list_tokenizer_files(self.config, self.tokenizer)
+
+    @property
+    def recorded_tokenizer(self) -> str:
+        """Name under which a checkpoint's tokenizer is found: that of the files it has, or of a built-in one."""
+        if any(path.name == TOKENIZER_JSON for path in self.tokenizer_files):
+            return HUGGINGFACE
+        return self.config.tokenizer.name
 
     def make_probe(self) -> Tensor:
         """Return the fixed tokens of the boundary checks, the first validation sequences: (sequences, time)."""
@@ -86,9 +96,3 @@ class RunContext:
         count = min(settings.probe_sequences, validation.num_windows)
         length = min(settings.probe_length, self.config.sequence_length)
         return torch.stack([validation[i][:length] for i in range(count)])
-
-
-def find_configured_tokenizer_files(config: RunConfig) -> list[Path]:
-    """Return the files of the tokenizer folder that the config names; empty for a built-in tokenizer."""
-    path = config.tokenizer.path
-    return [] if path is None else find_tokenizer_files(Path(path).expanduser())

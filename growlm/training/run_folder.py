@@ -134,7 +134,7 @@ def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFold
     """
     path = _create_run_dir(config)
     text = OmegaConf.to_yaml(
-        OmegaConf.structured(escape_prompt_interpolations(replace(config, resume=None)))
+        OmegaConf.structured(escape_prompt_interpolations(replace(config, resume=None, trust=[])))
     )
     run_id = secrets.token_hex(4)
     digest = hashlib.sha256(text.encode()).hexdigest()

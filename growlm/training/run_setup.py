@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.sidecar_files import check_sidecar_files
 from growlm.config.instantiate import instantiate_target
+from growlm.config.own_classes import get_spec
 from growlm.config.phase_plan import make_plan
-from growlm.config.schema import RunConfig
+from growlm.config.run_tokenizer import list_tokenizer_files, load_run_tokenizer
+from growlm.config.schema import OWN, OptimizerConfig, RunConfig
 from growlm.config.validation import check_config
-from growlm.data import DataListener, Tokenizer, load_tokenizer, open_run_data, open_sources
+from growlm.data import (
+    DataListener,
+    RunData,
+    Tokenizer,
+    open_run_data,
+    open_sources,
+)
+from growlm.data.own_data import OwnDataRequest, open_own_samples
+from growlm.data.tokenization.own_tokenizer import OWN_TOKENIZER
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
 from growlm.optim.optimizer_factory import expected_state_entries
+from growlm.optim.own_optimizer import probe_optimizer, reset_unknown_states
+from growlm.optim.own_schedule import check_own_schedule
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import check_plan_fits, forecast_plan
 from growlm.reporting.events import RunListener
@@ -26,9 +39,10 @@ from growlm.runtime.hardware import detect_machine
 from growlm.training.baseline import apply_baseline
 from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.resume.resume_from import restore_precision
-from growlm.training.run_context import RunContext, find_configured_tokenizer_files
+from growlm.training.run_context import RunContext
 from growlm.training.run_folder import RunFolder
 from growlm.training.strategy import resolve_num_devices
+from growlm.training.trainer_arguments import check_extra_arguments
 
 
 def resolve_config(
@@ -82,34 +96,41 @@ def build_context(
     machine = dist_context.run_on_rank0(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
     )
-    check_logger(config.logger)
+    check_logger(config)
     extra = build_extra_callbacks(config)
     named = {f"callbacks.extra.{name}": callback for name, callback in extra.items()}
     check_callbacks(named, config, machine.accelerator)
-    tokenizer = load_tokenizer(config.tokenizer.name, config.tokenizer.path)
-    check_sidecar_files(find_configured_tokenizer_files(config), "tokenizer.path")
+    check_extra_arguments(config.trainer)
+    tokenizer = load_run_tokenizer(config)
+    check_sidecar_files(list_tokenizer_files(config, tokenizer), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
-    plan = make_plan(config, tokenizer.vocab_size)
+    plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
+    check_own_schedule(config.schedule, plan.num_steps)
+    for note in notes:
+        listener.message_logged(note)
     forecast = forecast_plan(config, plan, machine)
     check_plan_fits(config, tokenizer.vocab_size, forecast)
-    sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
-    calibration = dist_context.run_on_rank0(
-        lambda: load_or_measure_calibration(machine, lambda: report_measuring(listener))
-    )
-    data = dist_context.rank0_first(
-        lambda: open_run_data(
-            config.data,
-            tokenizer,
-            sources,
-            counts,
-            seed=config.seed,
-            sequence_length=config.sequence_length,
-            validation_samples=max(
-                config.trainer.validation_sequences, config.verification.probe_sequences
-            ),
-            listener=_DataProgress(listener),
+    calibrate = partial(load_or_measure_calibration, machine, lambda: report_measuring(listener))
+    if config.data.source == OWN:
+        data = dist_context.rank0_first(
+            lambda: _open_own_data(config, tokenizer, dist_context, listener)
         )
-    )
+        calibration = dist_context.run_on_rank0(calibrate)
+    else:
+        sources, counts = dist_context.rank0_first(lambda: open_sources(config.data, config.seed))
+        calibration = dist_context.run_on_rank0(calibrate)
+        data = dist_context.rank0_first(
+            lambda: open_run_data(
+                config.data,
+                tokenizer,
+                sources,
+                counts,
+                seed=config.seed,
+                sequence_length=config.sequence_length,
+                validation_samples=_num_validation_samples(config),
+                listener=_DataProgress(listener),
+            )
+        )
     return RunContext(
         config=config,
         requested_devices=requested_devices,
@@ -123,6 +144,37 @@ def build_context(
     )
 
 
+def _num_validation_samples(config: RunConfig) -> int:
+    return max(config.trainer.validation_sequences, config.verification.probe_sequences)
+
+
+def _open_own_data(
+    config: RunConfig, tokenizer: Tokenizer, dist_context: DistributedContext, listener: RunListener
+) -> RunData:
+    """Open the data of a class of the user's own, and say once what growlm cannot promise of it.
+
+    Raises:
+        UserError: If the class or its batches cannot be used.
+    """
+    assert config.data._target_ is not None
+    spec = get_spec(config, "data")
+    request = OwnDataRequest(
+        target=config.data._target_,
+        arguments=config.data.arguments,
+        make=lambda: instantiate_target("data", spec),
+        sequence_length=config.sequence_length,
+        vocab_size=config.model.vocab_size or tokenizer.vocab_size,
+        seed=config.seed,
+        validation_samples=_num_validation_samples(config),
+        rank=dist_context.rank,
+        world_size=dist_context.world_size,
+    )
+    train, validation, fingerprint, notes = open_own_samples(request)
+    for note in notes:
+        listener.message_logged(note)
+    return RunData(train, validation, None, fingerprint)
+
+
 def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolder | None:
     """Open the folder of the pretrained model that the first phase starts from; None if there is none.
 
@@ -132,7 +184,8 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
     if config.model.path is None:
         return None
     pretrained = open_pretrained(Path(config.model.path).expanduser(), "model.path")
-    expected = pretrained.open_tokenizer()
+    is_own = pretrained.record.get("tokenizer") == OWN_TOKENIZER == tokenizer.name
+    expected = None if is_own else pretrained.open_tokenizer()
     if expected is not None and expected.fingerprint != tokenizer.fingerprint:
         path = f" tokenizer.path={pretrained.folder}" if expected.name == "huggingface" else ""
         reason = (
@@ -142,8 +195,27 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
         raise UserError("tokenizer.name", tokenizer.name, reason)
     first = next(iter(config.phases.values()))
     if first.optimizer_state == "carry":
-        _check_optimizer_states(pretrained, config.optimizer.name)
+        if config.optimizer.name == OWN:
+            _check_own_states(pretrained, config.optimizer)
+        else:
+            _check_optimizer_states(pretrained, config.optimizer.name)
     return pretrained
+
+
+def _check_own_states(pretrained: PretrainedFolder, settings: OptimizerConfig) -> None:
+    """Check that the saved optimizer state has the entries that an optimizer of the user's own keeps.
+
+    Raises:
+        UserError: If it has others.
+    """
+    entries = probe_optimizer(settings).entries
+    for found in pretrained.read_state_infos().values():
+        if more := found.keys() - entries:
+            reason = (
+                f"its optimizer state has {min(more)!r}, which {settings._target_} does not keep; "
+                "use optimizer_state=reset in the first phase"
+            )
+            raise UserError("model.path", pretrained.folder, reason)
 
 
 def _check_optimizer_states(pretrained: PretrainedFolder, optimizer: str) -> None:
@@ -193,12 +265,7 @@ def build_extra_callbacks(config: RunConfig) -> dict[str, Callback]:
     Raises:
         UserError: If one cannot be built.
     """
-    callbacks = {}
-    for name, spec in config.callbacks.extra.items():
-        callback = instantiate_target(f"callbacks.extra.{name}", spec)
-        if not isinstance(callback, Callback):
-            raise UserError(
-                f"callbacks.extra.{name}", spec["_target_"], "is not a Lightning Callback"
-            )
-        callbacks[name] = callback
-    return callbacks
+    return {
+        name: instantiate_target(f"callbacks.extra.{name}", spec, Callback)
+        for name, spec in config.callbacks.extra.items()
+    }

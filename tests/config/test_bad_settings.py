@@ -123,36 +123,62 @@ BAD = [
     (
         ["+callbacks.extra.x._target_=os.system"],
         "callbacks.extra.x._target_=os.system",
-        "class of growlm",
+        "is not a Lightning Callback",
     ),
     (["+callbacks.extra.x.y=1"], "callbacks.extra.x", "_target_"),
     (
         ["+callbacks.extra.x._target_=growlm.model.ModelConfig"],
         "callbacks.extra.x",
-        "not a Lightning",
+        "is not a Lightning Callback",
     ),
     (
         ["+callbacks.extra.x._target_=growlm.nothing.Here"],
         "callbacks.extra.x._target_",
         "no such class",
     ),
-    # Through a module's own imports a path would lead anywhere.
     (
-        ["+callbacks.extra.x._target_=growlm.checkpoint.checkpoint_folder.shutil.rmtree"],
+        ["callbacks.extra.x._target_=growlm.checkpoint.checkpoint_folder.shutil.rmtree"],
         "callbacks.extra.x._target_",
-        "must be a class of growlm",
+        "is not a Lightning Callback",
     ),
     (
         [
-            "+callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, duration: {_target_: os.system}}"
+            "+callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, duration: {_target_: os.sys}}"
         ],
         "callbacks.extra.x.duration._target_",
-        "must be a class of growlm",
+        "is neither a class nor a function",
     ),
     (
         ["+callbacks.extra.x._target_=lightning.pytorch.callbacks.lambda_function.pl.Trainer"],
         "callbacks.extra.x._target_",
-        "must be a class",
+        "there is no such class",
+    ),
+    (
+        ["callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, _recursive_: false}"],
+        "callbacks.extra.x._recursive_",
+        "known: _target_, _args_, _partial_",
+    ),
+    (
+        ["callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, hours: 3}"],
+        "callbacks.extra.x",
+        "cannot be instantiated: ",
+    ),
+    (["optimizer=own"], "optimizer._target_=None", "must be given with optimizer=own"),
+    (
+        ["optimizer=sgd", "optimizer._target_=a.B"],
+        "optimizer._target_=a.B",
+        "override /optimizer: own",
+    ),
+    (["optimizer.bta1=2"], "optimizer.bta1=2", "did you mean beta1"),
+    (["optimizer.beta1=high"], "optimizer.beta1", "Float"),
+    (["schedule.power=2"], "schedule.power=2", "known: name, warmup_steps"),
+    (["data.pth=a.txt"], "data.pth=a.txt", "did you mean path"),
+    (["tokenizer.folder=a"], "tokenizer.folder=a", "known: name, path"),
+    (["logger.projct=a"], "logger.projct=a", "did you mean project"),
+    (
+        ["optimizer._target_=torch.optim.RAdam", "phases.moe.optimizer_state=exact"],
+        "phases.moe.optimizer_state=exact",
+        "use carry or reset",
     ),
     (["trainer.max_time=90"], "trainer.max_time=90", "DD:HH:MM:SS"),
     (["trainer.max_time=00:01:30"], "trainer.max_time", "DD:HH:MM:SS"),

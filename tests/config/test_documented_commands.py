@@ -1,4 +1,4 @@
-"""The commands of the pages on several devices: every one composes into a plan that its devices can share."""
+"""The commands of some pages: every one composes into a plan that its devices can share."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from growlm.config.validation import check_config
 from growlm.plan import COMMAND_KEYS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("planner.md", "distributed.md", "cluster.md")
+PAGES = ("planner.md", "distributed.md", "cluster.md", "bring_your_own.md")
 STARTS = re.compile(r"-m growlm\.(train|plan)\b(.*)")
 
 

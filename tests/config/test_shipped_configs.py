@@ -39,6 +39,8 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
         ("phase_plan", "grow_pretrained"): pretrained,
         ("tokenizer", "huggingface"): [f"tokenizer.path='{tmp_path}'"],
     }
+    if option == "own":
+        needed[group, option] = [f"{group}._target_=my_package.Mine"]
     config = load_config(f"{group}={option}", *needed.get((group, option), []))
     assert make_plan(config, 257).phases
 

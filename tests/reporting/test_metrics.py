@@ -72,7 +72,7 @@ def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     recorder = Recorder(folder / "log")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build_logger", lambda *_: recorder)
+        patch.setattr(run, "build_loggers", lambda *_: [recorder])
         result = run_plan(tiny_config(folder / "run"))
     return result, recorder.calls
 

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.own_tokenizer import OwnTokenizer
 from growlm.data.tokenization.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 1 << 18
@@ -36,6 +37,8 @@ CUT_POINTS = re.compile(
 
 def encode_long_text(text: str, tokenizer: Tokenizer) -> Iterable[Sequence[int]]:
     """Encode a text of more than `LONG_TEXT_CHARACTERS`; return its ids in parts, in order."""
+    if isinstance(tokenizer, OwnTokenizer):  # nobody knows where its tokens may be cut
+        return [tokenizer.encode(text)]
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return map(tokenizer.encode, split_long_text(text))
     parts = _encode_overlapping(text, tokenizer)

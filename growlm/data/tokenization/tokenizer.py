@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, HuggingFaceTokenizer
+from growlm.data.tokenization.own_tokenizer import OWN_TOKENIZER
 from growlm.data.tokenization.tiktoken_encodings import ENCODINGS, TiktokenTokenizer
 from growlm.runtime.errors import UserError
 
@@ -19,7 +20,7 @@ class Tokenizer(Protocol):
     name: str
     """Name that `load_tokenizer` was called with."""
     library: str
-    """Package that encodes; another version might give other ids."""
+    """Package that encodes; another version might give other ids. Empty if the fingerprint says all."""
     vocab_size: int
     """Number of ids, the end of text included."""
     eos_token_id: int
@@ -62,6 +63,12 @@ def load_tokenizer(name: str, path: str | Path | None = None, key: str = "tokeni
     Raises:
         UserError: If the name is unknown, `gpt2`'s files are unavailable, or the folder has no tokenizer.
     """
+    if name == OWN_TOKENIZER:
+        reason = (
+            "the model was trained with a tokenizer of one's own; only a run that names its class has it, or a "
+            "checkpoint with a tokenizer.json, which the class may list in `files`"
+        )
+        raise UserError(f"{key}.name", name, reason)
     if name not in TOKENIZER_NAMES:
         raise UserError(f"{key}.name", name, f"must be one of {', '.join(TOKENIZER_NAMES)}")
     if name == HUGGINGFACE:

@@ -166,7 +166,7 @@ class ConsoleReporter(RunListener):
                 format_millions(phase.active_parameters),
                 *_format_losses(phase),
                 f"{phase.initial_val_loss:.4f} → {phase.val_loss:.4f}",
-                f"{phase.val_bits_per_byte:.4f}",
+                "–" if (bits := phase.val_bits_per_byte) is None else f"{bits:.4f}",
                 jump,
             )
         self.console.print(table)

@@ -67,7 +67,8 @@ class LightningLoggerAdapter(MetricAdapter):
         self.logger.log_metrics(metrics, step=step)
 
     def close(self, failed: bool) -> None:
-        """End the logger's run."""
+        """Save what is not saved yet, and end the logger's run."""
+        self.logger.save()
         self.logger.finalize("failed" if failed else "success")
 
 

@@ -1,4 +1,4 @@
-"""Create the Lightning logger that the config selects."""
+"""Create the Lightning loggers that the config selects."""
 
 from __future__ import annotations
 
@@ -9,22 +9,32 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from growlm.config.flatten import flatten_config
 from growlm.config.schema import LoggerConfig, RunConfig
+from growlm.reporting.loggers.own_loggers import build_own_loggers, check_own_loggers
 from growlm.reporting.loggers.wandb_login import has_wandb_login
 from growlm.runtime.errors import UserError
+
+
+def build_loggers(
+    config: RunConfig, run_dir: Path, run_id: str, first_step: int | None = None
+) -> list[Logger]:
+    """Return the run's loggers: the shipped one, or the user's own, and further ones. See `build_logger`."""
+    shipped = build_logger(config, run_dir, run_id, first_step)
+    return [*([] if shipped is None else [shipped]), *build_own_loggers(config, run_dir)]
 
 
 def build_logger(
     config: RunConfig, run_dir: Path, run_id: str, first_step: int | None = None
 ) -> Logger | None:
-    """Return a Lightning logger that writes into the run's folder, or None for `none`.
+    """Return a shipped logger that writes into the run's folder, or None for `none` and `own`.
 
     Args:
         config: Config of the run.
         run_dir: Folder of the run.
         run_id: W&B id of the run.
-        first_step: Last step before the resume, for a resumed run; otherwise None. W&B continues the same run,
-            TensorBoard hides its entries of later steps, and the CSV logger starts another folder.
+        first_step: Last step before the resume, for a resumed run; otherwise None. W&B and trackio continue the
+            same run, TensorBoard hides its entries of later steps, and the CSV logger starts another folder.
     """
     settings = config.logger
     resumed = "" if first_step is None else f"_from_step_{first_step}"
@@ -51,15 +61,28 @@ def build_logger(
     if settings.name == "tensorboard":
         purge_step = None if first_step is None else first_step + 1
         return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=purge_step)
+    if settings.name == "trackio":
+        from growlm.reporting.loggers.trackio_logger import TrackioLogger
+
+        return TrackioLogger(
+            settings.project,
+            run_dir.name,
+            settings.group,
+            dict(flatten_config(asdict(replace(config, resume=None)))),
+            resume=first_step is not None,
+        )
     return None
 
 
-def check_logger(settings: LoggerConfig) -> None:
-    """Check before the run that the logger can be used.
+def check_logger(config: RunConfig) -> None:
+    """Check before the run that its loggers can be used.
 
     Raises:
-        UserError: If W&B is set to online mode and the user is not logged in.
+        UserError: If W&B is set to online mode and the user is not logged in, or a logger of the user's own cannot
+            be built.
     """
+    settings = config.logger
+    check_own_loggers(config)
     if settings.name == "wandb" and settings.mode == "online" and not has_wandb_login():
         raise UserError(
             "logger.mode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ class TrainerLogger(Logger):
     write beside the log (`ModelCheckpoint`) go to `lightning/PHASE/` in the run's folder.
 
     Args:
-        metrics: Logger of the run; None on ranks other than 0, and for `logger=none`.
+        metrics: Loggers of the run; none on ranks other than 0, and for `logger=none`.
         run_dir: Folder of the run.
         phase_name: Name of the phase.
         first_step: Steps of the run before this phase.
     """
 
     def __init__(
-        self, metrics: MetricLogger | None, run_dir: Path, phase_name: str, first_step: int
+        self, metrics: Sequence[MetricLogger], run_dir: Path, phase_name: str, first_step: int
     ) -> None:
         super().__init__()
         self.metrics, self.run_dir = metrics, run_dir
@@ -49,16 +50,16 @@ class TrainerLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The experiment of the run's own logger, such as the W&B run."""
-        if self.metrics is None:
+        """The experiment of the run's own logger, such as the W&B run; of several loggers, the first one's."""
+        if not self.metrics:
             return DummyExperiment()
-        return getattr(self.metrics.logger, "experiment", None)
+        return getattr(self.metrics[0].logger, "experiment", None)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log metrics of a step of the phase."""
-        if self.metrics is not None:
-            self.metrics.log_from_callbacks(metrics, self.first_step + (step or 0))
+        for logger in self.metrics:
+            logger.log_from_callbacks(metrics, self.first_step + (step or 0))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

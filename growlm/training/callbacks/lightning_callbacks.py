@@ -75,11 +75,15 @@ def check_callbacks(callbacks: Mapping[str, Callback], config: RunConfig, accele
             raise UserError(key, type(callback).__name__, reason)
 
 
+def _has_no_logger(config: RunConfig) -> bool:
+    return config.logger.name == "none" and not config.logger.extra
+
+
 def _find_problem(callback: Callback, config: RunConfig, accelerator: str) -> str | None:
     for kind, reason in REFUSED.items():
         if isinstance(callback, kind):
             return reason
-    if isinstance(callback, NEED_LOGGER) and config.logger.name == "none":
+    if isinstance(callback, NEED_LOGGER) and _has_no_logger(config):
         return "writes to a logger, and logger=none; use another one (logger=csv)"
     if (
         isinstance(callback, DeviceStatsMonitor)

@@ -27,7 +27,7 @@ class ProgressCallback(Callback):
         flops_before: FLOPs of the run before this phase.
         run_start: Value of `time.perf_counter()` at the start of the run.
         peak_flops: Peak FLOP/s of all devices together; None if unknown.
-        nats_to_bits_per_byte: Factor from validation loss to bits per byte.
+        nats_to_bits_per_byte: Factor from validation loss to bits per byte; None if unknown.
         shows_steps: Whether the listener hears of every step; not if the user's own progress bar shows them.
     """
 
@@ -40,7 +40,7 @@ class ProgressCallback(Callback):
         flops_before: int,
         run_start: float,
         peak_flops: float | None,
-        nats_to_bits_per_byte: float,
+        nats_to_bits_per_byte: float | None,
         shows_steps: bool = True,
     ) -> None:
         self.phase, self.log_every, self.listener = phase, log_every, listener
@@ -155,8 +155,9 @@ class ProgressCallback(Callback):
         if trainer.sanity_checking:
             self.initial_val_loss = self.val_loss
         self._row_time += time.perf_counter() - self._validation_start
-        bits = self.val_loss * self.nats_to_bits_per_byte
-        measures = {"val_loss": self.val_loss, "val_bits_per_byte": bits}
+        measures = {"val_loss": self.val_loss}
+        if self.nats_to_bits_per_byte is not None:
+            measures["val_bits_per_byte"] = self.val_loss * self.nats_to_bits_per_byte
         self.listener.validation_finished(self._counters() | measures)
 
     def check_routers(self) -> CheckReport | None:

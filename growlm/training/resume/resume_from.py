@@ -15,15 +15,24 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from growlm.config.flatten import flatten_config
-from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.load import (
     get_config_folder,
     make_config_node,
     to_run_config,
     to_valid_run_config,
+    translate_overrides,
 )
-from growlm.config.schema import RunConfig
+from growlm.config.own_classes import (
+    GROUP_TYPES,
+    TARGET,
+    find_targets,
+    get_entries,
+    locate_key,
+    spell_out_own_entries,
+)
+from growlm.config.schema import OWN, RunConfig
+from growlm.config.trusted_targets import check_targets_of_file
 from growlm.runtime.device import has_native_bf16, resolve_accelerator
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
@@ -61,6 +70,7 @@ SETTINGS_CHANGEABLE_ON_RESUME = (
     "trainer.precision",  # the resolved precision is compared
     "trainer.strategy",
     "trainer.timeout_minutes",
+    "trust",
 )
 """Prefixes of settings that may differ in a resumed run. They change no weight and no history row, except by
 rounding if the devices differ."""
@@ -69,6 +79,7 @@ DATA_SETTING_BY_SOURCE = {
     "text": "data.path",
     "huggingface": "data.name",
     "mixture": "data.sources",
+    OWN: "data._target_",
 }
 """The setting that selects the documents, by data source."""
 
@@ -82,20 +93,33 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
             `phase_plan=four_stage`, the composed config is returned unchanged.
 
     Raises:
-        UserError: If the run does not exist.
+        UserError: If the run does not exist, or its config names a class that the command does not trust.
     """
     if config.resume in (None, AUTO):
         return config
-    overrides = translate_former_overrides(overrides)
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides(spell_out_own_entries(translate_overrides(overrides)))
     groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
     if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
         return config
-    saved = make_config_node(escape_prompt_interpolations(load_saved_config(Path(config.resume))))
+    path = Path(config.resume)
+    loaded = load_saved_config(path)
+    saved = make_config_node(escape_prompt_interpolations(loaded))
+    entries = get_entries(loaded) | {
+        group: OWN
+        for group in GROUP_TYPES
+        if any(o.key_or_group == f"{group}.{TARGET}" for o in parsed)
+    }
+    named = set()
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
-            OmegaConf.update(saved, override.key_or_group, override.value(), force_add=False)
-    return replace(to_run_config(saved), resume=config.resume)
+            key = locate_key(override.key_or_group, entries)
+            OmegaConf.update(saved, key, override.value(), force_add=False)
+            named |= {target for target, _ in find_targets(override.value(), key)} | {key}
+    resolved = replace(to_run_config(saved), resume=config.resume)
+    from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]
+    check_targets_of_file(from_file, resolved.trust)
+    return resolved
 
 
 def find_run_to_resume(config: RunConfig) -> Path | None:
@@ -210,7 +234,8 @@ def load_saved_config(path: Path) -> RunConfig:
     read_run_record(path)
     _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
     try:  # parse again with OmegaConf, which reads 1e-3 as a number
-        return to_valid_run_config(cast(DictConfig, OmegaConf.create(text)))
+        saved = to_valid_run_config(cast(DictConfig, OmegaConf.create(text)))
+        return replace(saved, trust=[])  # a file cannot say whom to trust
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
         reason = f"is not a valid run config: {summarize_error(Exception(detail))}"
