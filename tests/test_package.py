@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -94,14 +95,22 @@ def readme_commands():
 def test_every_training_command_of_the_readme_plans(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_model(TransformerLM(load_config().model.to_model_config(257)), tmp_path / "my_llama", {})
+    own = tmp_path / "my_conf" / "phase_plan" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "conf" / "phase_plan" / "quickstart.yaml", own)
     arguments = command.partition("-m growlm.train")[2].split()
+    folder = None
+    if "--config-dir" in arguments:
+        place = arguments.index("--config-dir")
+        folder = arguments[place + 1]
+        del arguments[place : place + 2]
     overrides = []
     for argument in arguments:
         if argument == "-m":
             continue
         key, _, value = argument.partition("=")
         overrides.append(f"{key}={value.split(',')[0]}")  # of a sweep, the first job
-    assert make_plan(load_config(*overrides), 257).phases
+    assert make_plan(load_config(*overrides, config_dir=folder), 257).phases
 
 
 def test_library_packages_do_not_import_the_frameworks():

@@ -117,15 +117,16 @@ def _write_tensors(
     return write_consolidated(folder, stem, tensors, dist_context)
 
 
-def state_folder(resume_dir: Path, global_step: int, untrained_phase: int | None = None) -> Path:
+def state_folder(resume_dir: Path, global_step: int, ended_phase: int | None = None) -> Path:
     """Return the folder of a state; names sort in the order of the states.
 
     Args:
         resume_dir: Folder `resume/` of the run.
         global_step: Optimizer steps of the run so far.
-        untrained_phase: Index of the phase if it has zero steps, and so ends at the same step as the one before.
+        ended_phase: Index of the phase if it ended at a step that another state may have: the one before it, where
+            it has zero steps, or one of its own, where it ended early.
     """
-    suffix = "" if untrained_phase is None else f"-{untrained_phase:03d}"
+    suffix = "" if ended_phase is None else f"-{ended_phase:03d}"
     return resume_dir / f"{global_step:09d}{suffix}"
 
 

@@ -69,6 +69,7 @@ def build_growth_map(
         UserError: If an operator cannot be applied.
         ValueError: If a parameter or buffer has no axis label, or one that does not fit it or the config.
     """
+    check_operators(operators)
     if isinstance(model, ModelConfig):
         name, config = model_class.__name__, model
         make_table = partial(axes_table_from_config, model_class=model_class)
@@ -95,6 +96,25 @@ def build_growth_map(
         growth_map = growth_map.then(step)
         table = new_table
     return growth_map
+
+
+def check_operators(operators: Sequence[Operator]) -> None:
+    """Check that operators are a list of objects with a method `change`.
+
+    Raises:
+        UserError: If they are something else, or one of them is its class or its name.
+    """
+    if not isinstance(operators, list | tuple):
+        reason = f"must be a list of operators, such as [{type(operators).__name__}(...)]"
+        raise UserError("operators", repr(operators), reason)
+    for index, operator in enumerate(operators):
+        key = f"operators[{index}]"
+        if isinstance(operator, type):
+            reason = f"is a class; write {operator.__name__}(...)"
+            raise UserError(key, operator.__name__, reason)
+        if not callable(getattr(operator, "change", None)):
+            reason = "is no operator; use one such as Widen(scale_factor=2)"
+            raise UserError(key, repr(operator), reason)
 
 
 def _explain_no_growth(model_name: str, spec: GrowthSpec, table: AxesTable) -> str:

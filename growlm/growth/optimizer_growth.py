@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -140,10 +140,25 @@ def check_scalable(optimizer: Optimizer, mode: str = "exact") -> None:
     if kind not in (AdamW, SGD) and not (
         kind is Adam and not any(group["weight_decay"] for group in groups)
     ):
-        reason = "is for torch's AdamW, SGD, and Adam without weight decay, not for"
-        raise UserError("optimizer_state", mode, f"{reason} {kind.__name__}; use carry or reset")
+        _refuse_scaling(kind.__name__, mode)
     if any(group["maximize"] for group in groups):
         raise UserError("optimizer_state", mode, "is for optimizers that minimize; use carry")
+
+
+def check_scalable_names(names: Collection[str], mode: str) -> None:
+    """Check classes of optimizers, by name, as `check_scalable` checks an optimizer.
+
+    Raises:
+        UserError: For the first that cannot be scaled.
+    """
+    for name in names:
+        if name not in (AdamW.__name__, SGD.__name__, Adam.__name__):
+            _refuse_scaling(name, mode)
+
+
+def _refuse_scaling(name: str, mode: str) -> NoReturn:
+    reason = "is for torch's AdamW, SGD, and Adam without weight decay, not for"
+    raise UserError("optimizer_state", mode, f"{reason} {name}; use carry or reset")
 
 
 def _find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, _Place]:
@@ -199,7 +214,8 @@ def _find_state_problem(name: str, state: ParameterState, parameter: Tensor) -> 
             if entry != "variance" and not is_shaped:
                 return f"its state {entry!r} of {name} does not have the parameter's shape"
         elif entry not in ("step", *FACTORED_ENTRIES, *MOMENT_OF_SCALE_KEY):
-            return f"no rule for its state {entry!r} of {name}; see register_moment"
+            shown = entry.rpartition(":")[2]  # those that growlm does not know have a prefix
+            return f"no rule for its state {shown!r} of {name}; see register_moment"
     return None
 
 

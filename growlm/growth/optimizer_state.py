@@ -214,7 +214,7 @@ def grow_parameter_state(
         elif entry in MOMENT_POWERS:
             grown |= _grow_moment(tensor_map, state, entry, original_factors)
         elif entry not in FACTORED_ENTRIES and MOMENT_OF_SCALE_KEY.get(entry) not in state:
-            if tensor_map.transforms:
+            if tensor_map.transforms or entry in MOMENT_OF_SCALE_KEY:
                 raise ValueError(f"no rule for the optimizer's state {entry!r}")
             grown[entry] = value.clone()  # of an optimizer of the user's own
     if "row_var" in state:

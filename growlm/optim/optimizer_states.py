@@ -12,6 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+from growlm.distributed.dtensors import (
+    from_local,
+    get_local_rows,
+    get_local_tensor,
+    is_sharded,
+)
 from growlm.growth.optimizer_state import (
     ParameterState,
     convert_moments,
@@ -96,7 +102,13 @@ def _convert_to_plain(state: ParameterState) -> ParameterState:
 
 
 def _move(entry: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
-    """Move a tensor to its parameter's device; step counts go there only for kernels that read them there."""
+    """Move a tensor to its parameter's device, sharded as it is.
+
+    Step counts go there only for kernels that read them there.
+    """
+    if is_sharded(parameter) and isinstance(value, Tensor) and value.ndim and not is_sharded(value):
+        rows = value[get_local_rows(parameter)].to(get_local_tensor(parameter).device, copy=True)
+        return from_local(rows, value.shape, parameter.device_mesh)
     reads_step_on_device = group.get("fused") or group.get("capturable")
     if not isinstance(value, Tensor) or (entry == "step" and not reads_step_on_device):
         return value

@@ -46,6 +46,8 @@ class GracefulStop:
     def __init__(self, max_time: str | None) -> None:
         self.is_deferring = False
         self.exit_code: int | None = None
+        self.reason: str | None = None
+        """What asked for the stop, if it was neither a signal nor the time limit."""
         self._deadline = time.monotonic() + parse_max_time(max_time) if max_time else float("inf")
         self._previous_handlers: dict[signal.Signals, signal._HANDLER] = {}
 

@@ -19,7 +19,8 @@ from growlm.training.phase_state import PhaseState
 def print_boundary(boundary: BoundaryRecord) -> None:
     """Print what was grown, the change of the loss, and the result of each check."""
     report = boundary.report
-    print(f"{boundary.from_phase} → {boundary.to_phase}: {'; '.join(boundary.growth)}")
+    growth = "; ".join(boundary.growth) or "no growth"
+    print(f"{boundary.from_phase} → {boundary.to_phase}: {growth}")
     checks = ", ".join(f"{name} {check.status}" for name, check in report.checks.items())
     print(f"  loss {report.loss_before:.4f}, jump {report.jump:+.1e}; {checks}")
 
@@ -38,7 +39,8 @@ def fit_phases(
 
     Args:
         trainer_factory: Function that returns a new Trainer, called with `max_steps` and `callbacks`, such as
-            `functools.partial(Trainer, strategy="ddp")`. One with callbacks of its own puts them behind these.
+            `functools.partial(Trainer, strategy="ddp", callbacks=[...])`. One of your own must append its
+            callbacks to these.
         module: Module to train; it has the grown model afterwards.
         datamodule: Data module, or training loader, that every phase reads from its beginning.
         phases: Optimizer steps of each phase, and the operators that grow the model before it.
@@ -56,7 +58,9 @@ def fit_phases(
     state = previous
     for steps, operators in phases:
         callback = GrowthCallback(operators, previous=state, on_boundary=on_boundary, **growth)
-        trainer = trainer_factory(max_steps=steps, callbacks=[callback])
+        more = getattr(trainer_factory, "keywords", {}).get("callbacks") or []  # of a partial
+        callbacks = [callback, *(more if isinstance(more, list) else [more])]
+        trainer = trainer_factory(max_steps=steps, callbacks=callbacks)
         if not any(each is callback for each in trainer.callbacks):  # type: ignore[attr-defined]
             reason = "must give the Trainer the callbacks that it is called with"
             raise UserError("trainer_factory", trainer_factory, reason)

@@ -90,7 +90,7 @@ class PhaseStage(LightningModule):
         schedule: Learning rate schedule.
         seed: Seed of the initial weights.
         trainer_settings: Settings for compilation, activation checkpointing and NaN handling.
-        dist_context: Process group of the run.
+        dist_context: Process group of the run; None for the one that Lightning initializes.
         mesh: Device mesh that shards the model (FSDP2); None if each process holds all of it.
         log_to_logger: Whether the Trainer's logger gets the losses. A plan's rows have them already.
     """
@@ -115,6 +115,7 @@ class PhaseStage(LightningModule):
         self.seed = seed
         self.trainer_settings = trainer_settings or TrainerConfig()
         self.dist_context = dist_context or DistributedContext()
+        self._finds_context = dist_context is None
         self.mesh, self.log_to_logger = mesh, log_to_logger
         self.step_scaling = StepScaling()
         """Scaling of gradients and updates after a growth; `GrowthCallback` sets it."""
@@ -137,6 +138,11 @@ class PhaseStage(LightningModule):
         """FLOPs of a training batch on this process, for Lightning's `ThroughputMonitor`."""
         batches = self.phase.settings.accumulate * self.dist_context.world_size
         return self.phase.flops_per_step // batches
+
+    def setup(self, stage: str) -> None:
+        """Find the process group that Lightning has initialized, if none was given."""
+        if self._finds_context:
+            self.dist_context = DistributedContext.current()
 
     def configure_model(self) -> None:
         """Create a model with random weights, unless a grown or loaded one has been set."""

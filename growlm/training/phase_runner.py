@@ -28,7 +28,7 @@ from growlm.reporting.loggers.metric_logger import MetricLogger
 from growlm.reporting.loggers.trainer_logger import TrainerLogger
 from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter
-from growlm.runtime.errors import RunError
+from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.hardware import get_peak_flops
 from growlm.runtime.memory import (
     KeepFreedMemory,
@@ -58,7 +58,12 @@ from growlm.training.callbacks.own_state import (
 )
 from growlm.training.callbacks.pretrained_callback import PretrainedCallback
 from growlm.training.callbacks.progress_callback import ProgressCallback
-from growlm.training.callbacks.resume_callback import RestoreStateCallback, SaveStateCallback
+from growlm.training.callbacks.resume_callback import (
+    GIVEN_PREFIX,
+    RestoreStateCallback,
+    SaveStateCallback,
+    explain_missing_callback,
+)
 from growlm.training.phase_module import PhaseStage
 from growlm.training.phase_state import PhaseState
 from growlm.training.resume.derived_scaling import derive_step_scaling, get_betas
@@ -105,6 +110,8 @@ class PhaseRunner:
         self.callbacks, self.stop_requests, self.phase_reuse = callbacks, stop_requests, phase_reuse
         self.metrics = metrics
         self._user_callbacks: dict[str, Callback] = {}
+        self._carried_states: dict[str, Any] = {}
+        """State of the callbacks that live through all phases, from a state between two phases."""
         self.config, self.plan = context.config, context.plan
         self.mesh = build_device_mesh(
             self.dist_context, self.config.trainer, context.machine.accelerator
@@ -161,6 +168,11 @@ class PhaseRunner:
         )
         if unfinished is not None:
             return phase.index
+        self._carried_states = {
+            name: value
+            for name, value in state.load_callbacks().items()
+            if name.startswith(GIVEN_PREFIX)
+        }
         scaling = derive_step_scaling(self.plan, phase.index, self.config.optimizer)
         self.phase_state = PhaseState(
             model=state.load_model(self.mesh),
@@ -220,7 +232,13 @@ class PhaseRunner:
         if phase is not self.plan.phases[-1]:
             record = {"phase": phase.name, "step": progress.step, "finished": True}
             states = self.phase_state.optimizer_states
+            lasting = {
+                name: callback.state_dict()
+                for name, callback in user_callbacks.items()
+                if name.startswith(GIVEN_PREFIX) and not is_lightning_callback(callback)
+            }
             own_states = get_own_data_state(self.context)
+            own_states |= {name: value for name, value in lasting.items() if value}
             self._write_state(phase, phase_start, stage.model, states, record, {}, own_states)
             if self.history is not None:
                 self.phase_reuse.store_phase(phase, self.history.path)
@@ -228,7 +246,7 @@ class PhaseRunner:
             code = self.stop_requests.requested_exit_code
             (exit_code,) = self.dist_context.all_reduce_max([-1 if code is None else code])
             if exit_code >= 0:
-                raise Interrupted(int(exit_code), f"after {phase.name}")
+                raise Interrupted(int(exit_code), f"after {phase.name}", self.stop_requests.reason)
 
     def _build_user_callbacks(self) -> dict[str, Callback]:
         """Return the user's callbacks for a phase: those of the config and those given to `run_plan`.
@@ -238,7 +256,14 @@ class PhaseRunner:
         callbacks = build_extra_callbacks(self.config) | build_state_callbacks(self.context)
         for index, callback in enumerate(self.callbacks):
             is_renewed = is_lightning_callback(callback)
-            callbacks[f"given {index}"] = copy.deepcopy(callback) if is_renewed else callback
+            callbacks[f"{GIVEN_PREFIX}{index}"] = (
+                copy.deepcopy(callback) if is_renewed else callback
+            )
+        for name, state in self._carried_states.items():
+            if name not in callbacks:
+                raise UserError("resume", self.folder.path, explain_missing_callback(name))
+            callbacks[name].load_state_dict(state)
+        self._carried_states = {}
         carry_timers(callbacks, self._user_callbacks)
         self._user_callbacks = callbacks
         return callbacks
@@ -272,7 +297,8 @@ class PhaseRunner:
         callback_states: dict[str, Any],
     ) -> None:
         global_step = phase.first_step + record["step"]
-        folder = self.folder.state_folder(phase, record["step"])
+        is_finished = record.get("finished", False)
+        folder = self.folder.state_folder(phase, record["step"], is_finished)
         self.listener.task_progress("writing resume state", 0, None)
         start = time.perf_counter()
         if self.history is not None:

@@ -49,6 +49,8 @@ class PhaseState:
     """Class of the optimizer that has stepped each parameter."""
     other_states: dict[str, ParameterState] = field(default_factory=dict)
     """State of the optimizers for parameters of the LightningModule that are not the model's."""
+    other_optimizer_names: dict[str, str] = field(default_factory=dict)
+    """Class of the optimizer that has stepped each of these."""
 
     @staticmethod
     def from_trainer(trainer: Trainer) -> PhaseState:
@@ -84,6 +86,7 @@ class PhaseState:
             "phase": self.phase_name,
             "phase_index": self.index,
             "optimizers": self.optimizer_names,
+            "other_optimizers": self.other_optimizer_names,
         }
         others = {
             f"other.{name}": t for name, t in flatten_states(_as_tensors(self.other_states)).items()
@@ -120,13 +123,17 @@ class PhaseState:
             for name, tensor in tensors.items()
             if not name.startswith(f"{PREFIX}.")
         }
+        factors = unflatten_factors(tensors)
+        if factors:  # a scalar has no dimension, and so no factor that a file could hold
+            factors |= {name: () for name, p in model.named_parameters() if not p.ndim}
         return PhaseState(
             model=model,
             optimizer_states=read_optimizer_states(folder),
             phase_name=record.get("phase", "phase 0"),
             index=record.get("phase_index", 0),
-            scale_factors=unflatten_factors(tensors),
+            scale_factors=factors,
             optimizer_names=record.get("optimizers", {}),
+            other_optimizer_names=record.get("other_optimizers", {}),
             other_states=unflatten_states(others),
         )
 
@@ -135,11 +142,19 @@ EMPTY_REASON = "is empty: a phase has taken it over; keep a copy on disk with sa
 
 
 def _as_tensors(states: Mapping[str, ParameterState]) -> dict[str, ParameterState]:
-    """Return states whose step counts are tensors, too, as files need them."""
-    return {
-        name: {
-            entry: v if isinstance(v, Tensor) else torch.tensor(float(v))
-            for entry, v in state.items()
-        }
-        for name, state in states.items()
-    }
+    """Return states whose step counts are tensors, too, as files need them.
+
+    Raises:
+        UserError: If an entry is neither a tensor nor a number.
+    """
+    converted: dict[str, ParameterState] = {}
+    for name, state in states.items():
+        converted[name] = {}
+        for entry, value in state.items():
+            if not isinstance(value, Tensor | int | float):
+                reason = f"of {name} is a {type(value).__name__}, which cannot be saved"
+                raise UserError("optimizer state", entry, reason)
+            converted[name][entry] = (
+                value if isinstance(value, Tensor) else torch.tensor(float(value))
+            )
+    return converted

@@ -88,10 +88,15 @@ class RunFolder:
         """The folder of the run's resume states."""
         return self.path / "resume"
 
-    def state_folder(self, phase: PlannedPhase, step: int) -> Path:
-        """Return the folder of the resume state after `step` steps of a phase."""
-        untrained = None if phase.num_steps else phase.index
-        return state_folder(self.resume_dir, phase.first_step + step, untrained)
+    def state_folder(self, phase: PlannedPhase, step: int, is_finished: bool = False) -> Path:
+        """Return the folder of the resume state after `step` steps of a phase, which may have ended there.
+
+        A phase that ends early, or has no steps, may have another state of the same step.
+        """
+        is_shared = (is_finished and step < phase.num_steps) or not phase.num_steps
+        return state_folder(
+            self.resume_dir, phase.first_step + step, phase.index if is_shared else None
+        )
 
     def load_newest_state(
         self, dist_context: DistributedContext | None = None

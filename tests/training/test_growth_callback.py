@@ -2,11 +2,12 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from growlm.config.phase_plan import make_plan
@@ -370,3 +371,66 @@ def test_the_stage_of_a_plan_trains_alone(tmp_path):
     assert trainer.callback_metrics["train/loss"] < 5.5
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(stage.validation_loss)
     assert trainer.validate(stage, data, verbose=False)[0]["val/loss"] < 5.5
+
+
+def test_step_scaling_is_restored_after_the_optimizers_are_made_too():
+    """As Lightning does it under FSDP2."""
+    module, state = trained_state()
+    arguments = {"attribute": "net.lm", "optimizer_state": "asymmetric"}
+    growth = GrowthCallback([Widen(2)], previous=state, **arguments)
+    fit(module, growth)
+    saved = growth.state_dict()
+    again, state = trained_state()
+    resumed = GrowthCallback([Widen(2)], previous=state, **arguments)
+    resumed.on_train_start = lambda *_: resumed.load_state_dict(saved)
+    make_trainer([resumed], 1).fit(again, loader(again.net.lm))
+    assert resumed.state_dict()["scaling"]["0"]["age"] == STEPS + 1
+
+
+def test_an_optimizer_outside_the_model_may_not_change_its_class():
+    module, state = trained_state()
+    assert state.other_optimizer_names == {"bias": "AdamW"}
+
+    def split(module):
+        rest = [p for p in module.parameters() if p is not module.bias]
+        return torch.optim.AdamW(rest), torch.optim.SGD([module.bias], lr=0.1)
+
+    module.configure, module.automatic_optimization = split, False
+    with pytest.raises(UserError, match="the optimizer of bias was AdamW and is SGD"):
+        fit(module, GrowthCallback([Widen(2)], previous=state, attribute="net.lm"))
+    assert state.other_states == {}
+
+
+def test_a_mode_that_cannot_be_is_refused_while_the_previous_phase_is_whole():
+    module, state = trained_state(adafactor)
+    growth = GrowthCallback([Widen(2)], previous=state, attribute="net.lm", optimizer_state="exact")
+    with pytest.raises(UserError, match=r"optimizer_state=exact: .* not for Adafactor"):
+        fit(module, growth)
+    assert state.model is module.net.lm
+    assert state.optimizer_states
+
+
+def test_fit_phases_keeps_the_callbacks_of_a_partial():
+    module, seen = Module(build(tiny_config())), []
+    counter = LambdaCallback(on_train_batch_end=lambda *_: seen.append(1))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    factory = partial(
+        Trainer, accelerator="cpu", callbacks=[counter], enable_checkpointing=False, **quiet
+    )
+    fit_phases(factory, module, loader(module.net.lm), [(2, []), (1, [])], attribute="net.lm")
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [
+        (Widen(2), r"operators=Widen\(.*: must be a list of operators, such as \[Widen\(...\)\]"),
+        ([Widen], r"operators\[0\]=Widen: is a class; write Widen\(...\)"),
+        (["widen"], r"operators\[0\]='widen': is no operator"),
+    ],
+)
+def test_what_is_no_list_of_operators(operators, message):
+    with pytest.raises(UserError, match=message):
+        GrowthCallback(operators)
+    with pytest.raises(UserError, match=message):
+        grow(build(tiny_config()), operators)

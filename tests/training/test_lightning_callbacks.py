@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch.callbacks as exported
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
+from growlm.training.callbacks.resume_callback import SaveStateCallback
 from tests.training.callbacks_table import CASES, render_table
 from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import tiny_config
@@ -169,3 +171,54 @@ def test_a_timer_writes_a_state_and_stops_like_max_time(tmp_path):
     assert stopped.value.code == 0
     record = next((tmp_path / "run" / "resume").glob("0*/state.json"))
     assert json.loads(record.read_text())["step"] > 0
+
+
+class Counter(Callback):
+    """Counts the steps of the whole run."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_train_batch_end(self, *_):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict):
+        self.steps = state_dict["steps"]
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_an_object_of_ones_own_lives_through_boundaries_and_resumes(tmp_path, stop):
+    with pytest.raises(Interrupted):
+        run_plan(two_phases(tmp_path / "run"), [Counter(), SignalAt(stop)])
+    config = two_phases(tmp_path / "run", f"resume='{tmp_path / 'run'}'")
+    counter = Counter()
+    with pytest.raises(UserError, match="callbacks that were given to run_plan in Python"):
+        run_plan(config)
+    run_plan(config, [counter, SignalAt(10**6)])
+    assert counter.steps == 8
+
+
+class StopAt(Callback):
+    """Ends a phase in the middle of a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or batch_idx == 4
+
+
+def test_a_phase_may_end_inside_a_step(tmp_path):
+    settings = ("phases.dense.accumulate=2", "checkpoint.every_steps=2", "trainer.validate_every=0")
+    run = run_plan(two_phases(tmp_path / "run", *settings), [StopAt()])
+    assert [phase.steps for phase in run.summary.phases] == [2, 4]
+    assert run.summary.phases[0].ended_early == "a callback set trainer.should_stop"
+
+
+def test_ranks_stop_together_when_the_timer_of_one_is_over():
+    """Lightning stops all by the clock of rank 0; the others must write the state with it."""
+    callback = SaveStateCallback.__new__(SaveStateCallback)
+    callback.stop_requests = SimpleNamespace(requested_exit_code=None)
+    callback.settings = SimpleNamespace(every_steps=0, every_minutes=0)
+    callback.dist_context = SimpleNamespace(all_reduce_max=lambda local: [0, local[1], 1])
+    assert callback._agree_across_ranks(3, False) == (0, False, True)

@@ -73,7 +73,9 @@ class PhaseCheckpointCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint that `save_as` names."""
-        last_step = self.phase.first_step + self.phase.num_steps
+        assert isinstance(pl_module, PhaseStage)
+        steps = trainer.global_step if self.phase.num_steps else 0
+        last_step = self.phase.first_step + steps
         states = None
         if self.save_optimizer:
             states = PhaseState.from_trainer(trainer).optimizer_states

@@ -15,25 +15,31 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    SingleDeviceXLAStrategy,
+    XLAStrategy,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growlm.checkpoint.scale_factor_tensors import flatten_factors, unflatten_factors
 from growlm.distributed.dtensors import get_device_mesh
 from growlm.distributed.process_group import DistributedContext
-from growlm.growth.grow_model import Operator, apply_growth, build_growth_map
+from growlm.growth.grow_model import Operator, apply_growth, build_growth_map, check_operators
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.registry import operators_to_dicts
-from growlm.growth.optimizer_growth import check_growable_states
+from growlm.growth.optimizer_growth import check_growable_states, check_scalable_names
 from growlm.growth.optimizer_state import (
     OPTIMIZER_STATE_MODES,
     ParameterState,
     explain_inexactness,
     grow_optimizer_state,
 )
-from growlm.growth.step_scaling import ExactScaling, StepScaling, make_step_scaling
+from growlm.growth.step_scaling import StepScaling, make_step_scaling
 from growlm.optim.optimizer_states import (
     find_optimizer_names,
     get_optimizer_states,
@@ -49,6 +55,8 @@ from growlm.verification.check_report import GrowthReport
 from growlm.verification.growth_check import detailed_growth_check
 
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+OTHER_STRATEGIES = (DeepSpeedStrategy, SingleDeviceXLAStrategy, XLAStrategy)
+"""Strategies that derive from those, and keep weights and optimizers otherwise."""
 PROBE_SIZE = (4, 64)
 """Sequences and tokens of the probe that is drawn if none is given."""
 
@@ -67,11 +75,12 @@ class GrowthCallback(Callback):
 
     The module's `configure_optimizers` may return any optimizers, of torch or its own. Under FSDP2
     (`ModelParallelStrategy`), the grown model is sharded as the previous one was, so `configure_model` must leave
-    a sharded model as it is, as Lightning asks of that hook. `trainer.fit(ckpt_path=...)` goes on inside a phase:
+    a sharded model as it is, as Lightning asks of that hook. `trainer.fit(ckpt_path=...)` resumes within a phase:
     give the callback the same operators and the same `previous` as before.
 
-    A module with an attribute `step_scaling` gets the scaling of `exact` and `asymmetric` there and applies it
-    itself, in `configure_gradient_clipping`; for other modules, the callback does.
+    A module with an attribute `step_scaling` gets the `StepScaling` of `exact` and `asymmetric` there and uses it
+    itself: `lr_factor` where it builds the optimizer, `before_step` in `configure_gradient_clipping`, `after_step`
+    or `skip_step` behind the step. For other modules, the callback scales the steps.
 
     The order keeps peak memory low: grow the weights; run the checks; free the old weights; grow the moments,
     freeing each old one after its last use.
@@ -123,6 +132,7 @@ class GrowthCallback(Callback):
         if optimizer_state not in OPTIMIZER_STATE_MODES:
             reason = f"must be one of {', '.join(OPTIMIZER_STATE_MODES)}"
             raise UserError("optimizer_state", optimizer_state, reason)
+        check_operators(operators)
         self.operators, self.previous, self.mode = list(operators), previous, optimizer_state
         self._operator_dicts = operators_to_dicts(self.operators)
         self.probe, self.attribute, self.seed = probe, attribute, seed
@@ -141,8 +151,9 @@ class GrowthCallback(Callback):
         self._initial_states: dict[str, ParameterState] = {}
         self._other_states: dict[str, ParameterState] = {}
         self._optimizer_names: dict[str, str] = {}
+        self._other_optimizer_names: dict[str, str] = {}
         self._are_states_scaled = self._are_states_plain = False
-        self._is_set_up = False
+        self._is_set_up = self._has_fit_started = False
         self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -180,11 +191,10 @@ class GrowthCallback(Callback):
         """Give the optimizers their state, and scale their steps if the mode needs it.
 
         Raises:
-            UserError: If another class of optimizer steps a parameter than before, or the mode cannot scale the
-                steps of one.
+            UserError: If the class of a parameter's optimizer has changed, or the mode cannot scale its steps.
         """
         model = _get_attribute(pl_module, self.attribute)
-        self._check_optimizer_classes(trainer.optimizers, model)
+        self._check_optimizer_classes(trainer.optimizers, model, pl_module)
         if not hasattr(pl_module, "step_scaling"):
             self._scaled_steps = ScaledSteps.build(
                 self.scaling, self.mode, model, trainer.optimizers, self.betas
@@ -196,7 +206,10 @@ class GrowthCallback(Callback):
         if not self._are_states_scaled:
             scalings.scale_state(self._initial_states)
         restore_optimizer_states(model, trainer.optimizers, self._initial_states)
-        restore_optimizer_states(pl_module, trainer.optimizers, self._other_states)
+        names = {name for name, _ in pl_module.named_parameters()}
+        others = {name: state for name, state in self._other_states.items() if name in names}
+        restore_optimizer_states(pl_module, trainer.optimizers, others)
+        self._has_fit_started = True
         self._initial_states, self._other_states = {}, {}
 
     def on_before_optimizer_step(
@@ -233,6 +246,11 @@ class GrowthCallback(Callback):
             scale_factors=self.scaling.carried_factors,
             optimizer_names=find_optimizer_names(model, trainer.optimizers),
             other_states={name: s for name, s in other_states.items() if name in others},
+            other_optimizer_names={
+                name: kind
+                for name, kind in find_optimizer_names(module, trainer.optimizers).items()
+                if name in others
+            },
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,11 +261,10 @@ class GrowthCallback(Callback):
         return {
             "operators": self.boundary.operators,
             "scaling": scalings.state_dict(),
-            "scale_factors": flatten_factors(self.scaling.carried_factors),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on inside the phase whose state this is; Lightning calls it after `setup`.
+        """Resume within the phase whose state this is; Lightning calls it after `setup`, or after `on_fit_start`.
 
         Raises:
             UserError: If that phase grew by other operators.
@@ -261,17 +278,21 @@ class GrowthCallback(Callback):
             raise UserError("operators", operators, reason)
         if not operators:
             return
-        if factors := unflatten_factors(state_dict["scale_factors"]):
-            self.scaling = ExactScaling(factors)
-        self._loaded = state_dict["scaling"]
+        if self._has_fit_started:
+            (self._scaled_steps or self.scaling).load_state_dict(state_dict["scaling"])
+        else:
+            self._loaded = state_dict["scaling"]
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule, previous: PhaseState) -> None:
         start = time.perf_counter()
         old_model = previous.model
         if old_model is None:
             raise UserError("previous", previous.phase_name, EMPTY_REASON)
-        if self.mode != "reset":
+        self._check_old_parameters(pl_module, old_model)
+        if self.operators and self.mode != "reset":
             check_growable_states(previous.optimizer_states, old_model, previous.optimizer_names)
+        if self.mode in ("exact", "asymmetric") and not hasattr(pl_module, "step_scaling"):
+            check_scalable_names(previous.optimizer_names.values(), self.mode)
         growth_map = build_growth_map(old_model, self.operators)
         rng = GrowthRng(self.seed, boundary_index=self.index)
         model = apply_growth(old_model, growth_map, rng)
@@ -303,7 +324,6 @@ class GrowthCallback(Callback):
             self.on_boundary(self.boundary)
         raise_if_failed(self.boundary)
         _set_attribute(pl_module, self.attribute, model)
-        _check_no_old_parameters(pl_module, old_model)
         previous.model = None
         del old_model, check
         release_memory()
@@ -311,13 +331,15 @@ class GrowthCallback(Callback):
             self._initial_states = grow_optimizer_state(
                 growth_map, previous.optimizer_states, self.mode
             )
+        others, previous.other_states = previous.other_states, {}
         if self.mode != "reset":
-            self._other_states = previous.other_states
+            self._other_states = others
             self._optimizer_names = {
                 name: previous.optimizer_names[source]
                 for name in self._initial_states
                 if (source := growth_map.tensors[name].source) in previous.optimizer_names
             }
+            self._other_optimizer_names = previous.other_optimizer_names
         self.scaling = make_step_scaling(
             self.mode,
             growth_map,
@@ -328,18 +350,23 @@ class GrowthCallback(Callback):
         )
         if hasattr(pl_module, "step_scaling"):
             pl_module.step_scaling = self.scaling  # type: ignore[assignment]
-        check_replicas_match(dist_context, {"": dict(model.state_dict()), **self._initial_states})
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        check_replicas_match(dist_context, {"": parameters, **self._initial_states})
 
     def _check_trainer(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that nothing that the trainer does would undo or miss the growth."""
-        if not isinstance(trainer.strategy, STRATEGIES):
+        strategy = trainer.strategy
+        is_known = isinstance(strategy, STRATEGIES) and not isinstance(strategy, OTHER_STRATEGIES)
+        if not is_known or getattr(strategy, "_start_method", None) not in (None, "popen"):
             name = type(trainer.strategy).__name__
-            reason = "is not supported; use one device, ddp or ModelParallelStrategy (FSDP2)"
+            reason = (
+                "is not supported; use one device, strategy=ddp or ModelParallelStrategy (FSDP2)"
+            )
             raise UserError("strategy", name, reason)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if callback is self:
                 break
-            if any(isinstance(value, nn.Module) for value in vars(callback).values()):
+            if _has_copied(callback, pl_module):
                 reason = "has copied the model before it grew; put GrowthCallback before it"
                 raise UserError("callbacks", type(callback).__name__, reason)
         if (
@@ -353,6 +380,17 @@ class GrowthCallback(Callback):
             )
             raise UserError("gradient_clip_val", trainer.gradient_clip_val, reason)
 
+    def _check_old_parameters(self, pl_module: LightningModule, old_model: nn.Module) -> None:
+        """Check that the module holds parameters of the model nowhere else, where they could not grow."""
+        old = {id(parameter) for parameter in old_model.parameters()}
+        for name, parameter in pl_module.named_parameters(remove_duplicate=False):
+            if id(parameter) in old and not name.startswith(f"{self.attribute}."):
+                reason = (
+                    f"{type(pl_module).__name__} also holds a part of the model there, which cannot grow; "
+                    "reach it through the model instead"
+                )
+                raise UserError("attribute", name, reason)
+
     def _get_probe(self, model: nn.Module) -> Tensor:
         if self.probe is not None:
             return self.probe
@@ -362,12 +400,19 @@ class GrowthCallback(Callback):
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(config.vocab_size, shape, generator=generator)
 
-    def _check_optimizer_classes(self, optimizers: Sequence[Optimizer], model: nn.Module) -> None:
-        for name, now in find_optimizer_names(model, optimizers).items():
-            before = self._optimizer_names.get(name, now)
+    def _check_optimizer_classes(
+        self, optimizers: Sequence[Optimizer], model: nn.Module, pl_module: LightningModule
+    ) -> None:
+        pairs = ((model, self._optimizer_names), (pl_module, self._other_optimizer_names))
+        found = [
+            (name, earlier.get(name, now), now)
+            for module, earlier in pairs
+            for name, now in find_optimizer_names(module, optimizers).items()
+        ]
+        for name, before, now in found:
             if before != now:
                 reason = (
-                    f"the optimizer of {name} was {before} and is {now}, which keeps another state; "
+                    f"the optimizer of {name} was {before} and is {now}, whose state is different; "
                     "use optimizer_state=reset"
                 )
                 raise UserError("optimizer_state", self.mode, reason)
@@ -405,13 +450,12 @@ def _set_attribute(pl_module: LightningModule, attribute: str, model: nn.Module)
     setattr(pl_module.get_submodule(parent), name, model)
 
 
-def _check_no_old_parameters(pl_module: LightningModule, old_model: nn.Module) -> None:
-    """Check that the module holds parameters of the old model nowhere else, which would not be trained on."""
-    old = {id(parameter) for parameter in old_model.parameters()}
-    for name, parameter in pl_module.named_parameters():
-        if id(parameter) in old:
-            reason = (
-                f"{type(pl_module).__name__} also holds a part of the model there, which cannot grow; "
-                "reach it through the model instead"
-            )
-            raise UserError("attribute", name, reason)
+def _has_copied(callback: Callback, pl_module: LightningModule) -> bool:
+    """Return whether a callback holds a copy of the module's model, as weight averaging does after its `setup`."""
+    names = {name for name, _ in pl_module.named_parameters()}
+    held = (value for value in vars(callback).values() if isinstance(value, nn.Module))
+    return any(
+        name.removeprefix("module.") in names
+        for module in held
+        for name, _ in module.named_parameters()
+    )

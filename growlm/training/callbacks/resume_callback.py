@@ -39,6 +39,9 @@ from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.phase_module import PhaseStage
 from growlm.training.resume.state_schema import translate_restore_errors
 
+GIVEN_PREFIX = "given "
+"""First part of the names of callbacks that were given to `run_plan`; their numbers follow."""
+
 WriteState = Callable[
     [TransformerLM, dict[str, ParameterState], dict[str, Any], dict[str, Tensor], dict[str, Any]],
     None,
@@ -85,7 +88,7 @@ class RestoreStateCallback(Callback):
         set_loop_progress(trainer, self.state.record["step"], accumulate)
         for name, callback_state in self.state.load_callbacks().items():
             if name not in self.callbacks:
-                reason = f"holds the state of callback {name!r}, which this run does not have"
+                reason = explain_missing_callback(name)
                 raise UserError(RESUME_SETTING, self.state.folder / CALLBACKS_FILE, reason)
             restore_callback_state(self.callbacks[name], callback_state, trainer, pl_module)
 
@@ -96,6 +99,16 @@ class RestoreStateCallback(Callback):
             tensors = self.state.load_tensors()
             self.progress.restore_state(pl_module, self.state.record["progress"], tensors)
             restore_rng_states(self.state.record["random"], tensors)
+
+
+def explain_missing_callback(name: str) -> str:
+    """Return why a run cannot be resumed without a callback whose state it holds, and what to do."""
+    if name.startswith(GIVEN_PREFIX):
+        return (
+            "the run had callbacks that were given to run_plan in Python; resume it there, with the same ones: "
+            "run_plan(config, callbacks=[...])"
+        )
+    return f"holds the state of callback {name!r}, which this run does not have"
 
 
 class SaveStateCallback(Checkpoint):
@@ -112,7 +125,7 @@ class SaveStateCallback(Checkpoint):
         write_state: Function that writes a state.
         dist_context: Process group of the run; all ranks write and stop together.
         validate_every: Steps between validations; 0 for none but at the end. After a step with one, the state is
-            written when it is over, so that it holds what callbacks make of it.
+            written when it is over, so that it includes callback state updated by the validation.
     """
 
     def __init__(
@@ -165,24 +178,33 @@ class SaveStateCallback(Checkpoint):
         step = self.progress.step
         timer = find_expired_timer(trainer)
         if timer is not None and self.stop_requests.exit_code is None:
-            self.stop_requests.exit_code = 0
-        if trainer.should_stop and (timer is None or step == self.phase.num_steps):
+            self.stop_requests.exit_code, self.stop_requests.reason = 0, type(timer).__name__
+        code, is_due, is_timer = self._agree_across_ranks(
+            self.phase.first_step + step, timer is not None
+        )
+        if trainer.should_stop and (not is_timer or step == self.phase.num_steps):
             return
-        code, is_due = self._agree_across_ranks(self.phase.first_step + step)
         if code is not None or is_due:
             assert isinstance(pl_module, PhaseStage)
             self._write(trainer, pl_module)
             self._last_write_time = time.monotonic()
         if code is not None:
             where = f"after step {step} of {self.phase.num_steps} of {self.phase.name}"
-            raise Interrupted(code, where, None if timer is None else type(timer).__name__)
+            reason = "Timer" if is_timer and code == 0 else self.stop_requests.reason
+            raise Interrupted(code, where, reason)
 
-    def _agree_across_ranks(self, global_step: int) -> tuple[int | None, bool]:
-        """Return the exit code of a stop request and whether a state is due, as soon as one rank says so."""
+    def _agree_across_ranks(
+        self, global_step: int, is_timer: bool
+    ) -> tuple[int | None, bool, bool]:
+        """Return the exit code of a stop request, and whether a state is due and a timer is over, on any rank."""
         code = self.stop_requests.requested_exit_code
-        local = [-1 if code is None else code, self._is_write_due(global_step)]
-        exit_code, is_due = self.dist_context.all_reduce_max(local)
-        return (None if exit_code < 0 else int(exit_code)), bool(is_due)
+        local = [-1 if code is None else code, self._is_write_due(global_step), is_timer]
+        exit_code, is_due, is_timer_over = self.dist_context.all_reduce_max(local)
+        return (
+            None if exit_code < 0 else int(exit_code),
+            bool(is_due),
+            bool(is_timer_over),
+        )
 
     def _is_write_due(self, global_step: int) -> bool:
         every, minutes = self.settings.every_steps, self.settings.every_minutes
