@@ -265,9 +265,10 @@ class AsymmetricScaling(StepScaling):
         warmup_steps: int,
         betas: tuple[float, float] | None,
     ) -> None:
-        self.factors = {
+        self._widened = {
             name: f for name, f in factors.items() if not all(bool(d.original.all()) for d in f)
         }
+        self.factors = self._widened
         self.peak_lr_factor, self.warmup_steps, self.betas = peak_lr_factor, warmup_steps, betas
         self.steps_since_growth = 0
         self._old_steps: dict[str, float] = {}
@@ -334,7 +335,7 @@ class AsymmetricScaling(StepScaling):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.steps_since_growth, self._old_steps = state["age"], state["old_steps"]
-        self.factors = {name: self.factors[name] for name in state["scaled"]}
+        self.factors = {name: self._widened[name] for name in state["scaled"]}
 
     def new_entry_factor(self, name: str) -> float:
         """Return the factor that multiplies the update of the parameter's new entries at the present step."""

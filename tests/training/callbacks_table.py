@@ -77,11 +77,12 @@ CASES: dict[str, Case] = {
     ),
     "EarlyStopping": Case(
         lambda _: [exported.EarlyStopping("val/loss", patience=100)],
-        "ends the phase, and the plan goes on with the next one; `summary.json` says why",
+        "ends the phase, and the plan continues with the next one; the last weights are passed on, not the best; "
+        "`summary.json` says why it ended",
     ),
     "EMAWeightAveraging": Case(
         lambda _: [exported.EMAWeightAveraging(decay=0.5)],
-        "validates, saves and hands on the average; a new one begins in each phase",
+        "validates, saves and passes on the average, which starts anew in each phase",
     ),
     "GradientAccumulationScheduler": Case(
         lambda _: [exported.GradientAccumulationScheduler({0: 2})],
@@ -145,7 +146,7 @@ CASES: dict[str, Case] = {
     ),
     "WeightAveraging": Case(
         lambda _: [exported.WeightAveraging()],
-        "validates, saves and hands on the average; a new one begins in each phase",
+        "validates, saves and passes on the average, which starts anew in each phase",
     ),
 }
 
@@ -161,6 +162,6 @@ def render_table() -> str:
             kind = getattr(exported, name)
             reasons = REFUSED | {exported.SpikeDetection: SPIKE_REASON}
             (reason,) = (why for refused, why in reasons.items() if issubclass(kind, refused))
-            text = f"refused: {reason}"
+            text = f"not supported: {reason}"
         lines.append(f"| `{name}` | {text} |")
     return "\n".join(lines) + "\n"
