@@ -299,7 +299,7 @@ class PhaseRunner:
         global_step = phase.first_step + record["step"]
         is_finished = record.get("finished", False)
         folder = self.folder.state_folder(phase, record["step"], is_finished)
-        self.listener.task_progress("writing resume state", 0, None)
+        self._report_writing("resume state")
         start = time.perf_counter()
         if self.history is not None:
             record["data"] = self.context.data.train.state_dict(
@@ -483,9 +483,14 @@ class PhaseRunner:
             self.context.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,
-            lambda name: self.listener.task_progress(f"writing {name}", 0, None),
+            self._report_writing,
             self.dist_context,
         )
+
+    def _report_writing(self, name: str) -> None:
+        """Show that something is written, unless a progress bar of the user's has the terminal."""
+        if not has_progress_bar(self._user_callbacks):
+            self.listener.task_progress(f"writing {name}", 0, None)
 
     def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
