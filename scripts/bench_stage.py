@@ -66,8 +66,7 @@ def make_bare_step(overrides: tuple[str, ...]) -> Step:
     """Return one step of a hand-written training loop."""
     config = Case(overrides, 0.0).config()
     keep_freed_memory()
-    shape = config.model
-    shape.vocab_size = 1024
+    shape = config.model.to_model_config(1024)
     model = TransformerLM(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     batch = torch.randint(
