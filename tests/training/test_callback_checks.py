@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from growlm.runtime.errors import UserError
+from growlm.training import run_plan
 from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from tests.training.tiny_run import tiny_config
 
@@ -71,3 +72,15 @@ def test_states_need_keys_that_differ(check):
         check(Stateful(), EarlyStopping("val/loss"), EarlyStopping("val/loss"))
     check(Stateful(), Stateful("other"), Stateful("third"))
     check(Plain(), Plain())
+
+
+def test_callbacks_of_the_config_and_of_the_caller_are_checked_together(tmp_path):
+    stop = (
+        "callbacks.extra.x={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}"
+    )
+    config = tiny_config(tmp_path / "run", stop)
+    with pytest.raises(
+        UserError, match=r"callbacks\[0\]=.*has the same state_key as callbacks\.extra\.x"
+    ):
+        run_plan(config, [EarlyStopping("val/loss")])
+    assert not (tmp_path / "run").exists()
