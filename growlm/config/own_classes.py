@@ -44,7 +44,15 @@ TARGET, ARGUMENTS, MISSING = "_target_", "arguments", "???"
 
 
 def choose_own_entries(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with `optimizer=own` added if `optimizer._target_` is set and no entry is chosen."""
+    """Return the overrides with `optimizer=own` added if `optimizer._target_` is set and no entry is chosen.
+
+    Raises:
+        UserError: If `trust` is not a list.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "trust" and value and value[0] not in "[$":
+            raise UserError(key, value, f"must be a list of packages: trust=[{value}]")
     keys = {override.partition("=")[0].lstrip("+") for override in overrides}
     chosen = [
         f"{group}={OWN}"
@@ -138,7 +146,7 @@ def check_own_classes(config: RunConfig) -> None:
     for group, entry in get_entries(config).items():
         target = getattr(config, group)._target_
         if entry == OWN and not target:
-            reason = f"must be given with {group}={OWN}: the class or function to use"
+            reason = f"must be given with {group}={OWN}: the class or function to use, MODULE.CLASS"
             raise UserError(f"{group}.{TARGET}", target, reason)
         if entry != OWN and target is not None:
             raise _entry_error(group, entry, target)
@@ -146,8 +154,9 @@ def check_own_classes(config: RunConfig) -> None:
 
 def _entry_error(group: str, entry: Any, target: Any) -> UserError:
     reason = (
-        f"is for the entry {group}={OWN}, but {group}={entry} is chosen; in a file of your own, write "
-        f"`defaults: [{OWN}]` into one of the group, or `override /{group}: {OWN}` into a plan's"
+        f"is for the entry {group}={OWN}, but {group}={entry} is chosen; leave out {group}={entry}, or in a "
+        f"file of your own, write `defaults: [{OWN}]` into one of the group, or `override /{group}: {OWN}` into "
+        "a plan's"
     )
     return UserError(f"{group}.{TARGET}", target, reason)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growlm.checkpoint.optimizer_files import OWN_NUMBERS, OWN_TENSOR, is_own_entry
-from growlm.config.instantiate import find_object, instantiate_target, summarize
+from growlm.config.instantiate import check_kind, find_object, instantiate_target, summarize
 from growlm.config.own_classes import TARGET
 from growlm.config.phase_plan import Plan
 from growlm.config.schema import OWN, OptimizerConfig
@@ -66,6 +66,7 @@ def build_own_optimizer(
             reason = "is set by growlm: phases.NAME.lr" if name == "lr" else "is set by growlm"
             raise UserError(f"{KEY}.{name}", settings.arguments[name], reason)
     found = find_object(f"{KEY}.{TARGET}", settings._target_)
+    check_kind(KEY, settings._target_, found, Optimizer)
     given = {"lr": lr} if _takes(found, "lr") else {}
     if settings.weight_decay and not _takes(found, "weight_decay"):
         reason = f"{settings._target_} has no such argument; set it to 0"

@@ -16,14 +16,14 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from growlm.config.instantiate import find_object, instantiate_nested, instantiate_target, summarize
+from growlm.config.instantiate import check_target, instantiate_target, read_arguments, summarize
 from growlm.config.own_classes import TARGET
 from growlm.config.schema import OWN, ScheduleConfig
 from growlm.runtime.errors import UserError
@@ -70,11 +70,11 @@ def check_own_schedule(settings: ScheduleConfig, num_steps: int) -> None:
 @lru_cache
 def _open_schedule(content: str, num_steps: int) -> Schedule:
     target, arguments = json.loads(content)
-    found = find_object(f"{KEY}.{TARGET}", target)
     spec = {TARGET: target, **arguments}
+    found = check_target(KEY, spec)
     if not isinstance(found, type):
-        named = {name: instantiate_nested(f"{KEY}.{name}", arg) for name, arg in arguments.items()}
-        return partial(found, **named)
+        more, named = read_arguments(KEY, spec)
+        return lambda step, num_steps: found(step, num_steps, *more, **named)
     if issubclass(found, ReduceLROnPlateau):
         reason = (
             "follows the loss; a schedule must be a function of the step, so that a run can resume"

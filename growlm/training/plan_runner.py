@@ -30,7 +30,6 @@ from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.memory import gc_frozen
 from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.storage.integrity import hash_file
-from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.requirements import check_requirements
 from growlm.training.resume.fingerprint import compute_phase_cache_keys
@@ -95,9 +94,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 dist_context, stack, lambda: _open_run_to_resume(resolved)
             ),
         )
-        context = build_context(config, requested.trainer.devices, dist_context, console)
-        given = {f"callbacks[{index}]": callback for index, callback in enumerate(callbacks)}
-        check_callbacks(given, config, context.machine.accelerator)
+        context = build_context(config, requested.trainer.devices, dist_context, console, callbacks)
         _check_same_fingerprint(context)
         if resumed is not None:
             check_fingerprint(config, resumed, context.fingerprint)

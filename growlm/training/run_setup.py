@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +81,7 @@ def build_context(
     requested_devices: int | None,
     dist_context: DistributedContext,
     listener: RunListener,
+    callbacks: Sequence[Callback] = (),
 ) -> RunContext:
     """Read and tokenize the data, and check everything that can be checked before the run.
 
@@ -89,6 +90,7 @@ def build_context(
         requested_devices: `trainer.devices` as requested.
         dist_context: Process group of the run; rank 0 writes the files on disk.
         listener: Receives progress messages.
+        callbacks: Lightning callbacks that the caller of the run gives it.
 
     Raises:
         UserError: If a setting is invalid.
@@ -99,7 +101,8 @@ def build_context(
     check_logger(config)
     extra = build_extra_callbacks(config)
     named = {f"callbacks.extra.{name}": callback for name, callback in extra.items()}
-    check_callbacks(named, config, machine.accelerator)
+    given = {f"callbacks[{index}]": callback for index, callback in enumerate(callbacks)}
+    check_callbacks(named | given, config, machine.accelerator)
     check_extra_arguments(config.trainer)
     tokenizer = load_run_tokenizer(config)
     check_sidecar_files(list_tokenizer_files(config, tokenizer), "tokenizer.path")

@@ -160,9 +160,38 @@ BAD = [
     ),
     (
         ["callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, hours: 3}"],
+        "callbacks.extra.x.hours=3",
+        "Timer has no such argument; known: duration",
+    ),
+    (
+        ["callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, duration: a}"],
         "callbacks.extra.x",
         "cannot be instantiated: ",
     ),
+    (
+        ["callbacks.extra.x={_target_: lightning.pytorch.callbacks.Timer, _partial_: true}"],
+        "callbacks.extra.x._partial_=True",
+        "is not a Lightning Callback",
+    ),
+    (
+        [
+            "callbacks.extra.x={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val_los}"
+        ],
+        "callbacks.extra.x=EarlyStopping",
+        "monitor=val_los is not logged; a run logs train/loss and val/loss; did you mean val/loss?",
+    ),
+    (
+        ["callbacks.extra._target_=a.Mine"],
+        "callbacks.extra._target_=a.Mine",
+        "callbacks.extra.NAME._target_=a.Mine",
+    ),
+    (
+        ["callbacks.extra.x=a.Mine"],
+        "callbacks.extra.x=a.Mine",
+        "needs callbacks.extra.x._target_=a.Mine",
+    ),
+    (["trust=mine"], "trust=mine", "trust=[mine]"),
+    (["logger=none", "logger._target_=a.B"], "logger._target_=a.B", "leave out logger=none"),
     (["optimizer=own"], "optimizer._target_=None", "must be given with optimizer=own"),
     (
         ["optimizer=sgd", "optimizer._target_=a.B"],

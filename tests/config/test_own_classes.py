@@ -1,5 +1,7 @@
 """Groups hold classes of the user's own, with arguments beside `_target_`."""
 
+from collections import OrderedDict
+
 import pytest
 
 from growlm.config import load_config
@@ -166,6 +168,48 @@ def test_why_a_module_cannot_be_imported(text, reason, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=reason):
         instantiate_target("key", {"_target_": f"package_with_{len(text)}.module.Thing"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "reason"),
+    [
+        ({"_target_": "strict.Strict", "evry": 2}, "key.evry", "Strict has no such .* mean every"),
+        ({"_target_": "strict.Strict", "x": 2}, "key.x", "no such argument; known: every"),
+        ({"_target_": "strict.nothing", "x": 2}, "key.x", "no such argument; known: none"),
+        (
+            {"_target_": "strict.Strikt"},
+            "key._target_",
+            "strict has no Strikt; did you mean Strict",
+        ),
+        ({"_target_": "strict.Strict.a.b"}, "key._target_", r"strict\.Strict has no a$"),
+        ({"_target_": "strict", "x": 1}, "key._target_", "is neither a class nor a function"),
+        ({"_target_": "Strict"}, "key._target_", r"must be MODULE\.CLASS"),
+        ({"_target_": ""}, "key._target_", r"must be MODULE\.CLASS"),
+        ({"_target_": "strict..Strict"}, "key._target_", r"must be MODULE\.CLASS"),
+        ({"_target_": "strict.Strict", "_partial_": True}, "key._partial_", "leave it out"),
+        (
+            {"_target_": "strict.Strict", "every": {"_target_": "strict.Strict", "evry": 2}},
+            "key.every.evry",
+            "did you mean every",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_class(spec, key, reason, tmp_path, monkeypatch):
+    (tmp_path / "strict.py").write_text(
+        "class Strict:\n    def __init__(self, every=1): pass\ndef nothing(): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=reason) as refused:
+        instantiate_target("key", spec)
+    assert refused.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("os.getcwd", "but a function"), ("os.path", "but a module")]
+)
+def test_what_is_no_class_of_the_kind(target, reason):
+    with pytest.raises(UserError, match=f"is not a OrderedDict, {reason}"):
+        instantiate_target("key", {"_target_": target, "x": 1}, OrderedDict)
 
 
 @pytest.mark.parametrize("key", ["data._target_", "tokenizer._target_"])

@@ -51,6 +51,10 @@ def test_a_function_or_object_gives_the_factor(name):
     assert factors == [(1 - step / 10) ** 2 for step in range(10)]
 
 
+def test_positional_arguments_stand_behind_the_step_and_the_number_of_steps():
+    assert compute_own_factor(settings("power", _args_=[2]), 1, 10) == (1 - 1 / 10) ** 2
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -98,7 +102,9 @@ def test_a_run_has_its_rates_and_resumes_to_the_bit(tmp_path):
         ("negative", {}, "schedule._target_", "at least 0; it returned -1.0 for step 0"),
         ("fails_at_the_end", {}, "schedule._target_", "step=9, num_steps=10: .*division by zero"),
         ("takes_nothing", {}, "schedule._target_", "cannot be called with step=0"),
-        ("power", {"pwer": 2}, "schedule._target_", "pwer"),
+        ("power", {"pwer": 2}, "schedule.pwer", "no such argument; did you mean power"),
+        ("Power", {"pwer": 2}, "schedule.pwer", "no such argument; did you mean power"),
+        ("power", {"_partial_": True}, "schedule._partial_", "never called; leave it out"),
         ("Power", {}, "schedule", "cannot be instantiated: .*power"),
         (
             "torch.optim.lr_scheduler.ReduceLROnPlateau",
@@ -113,6 +119,7 @@ def test_a_run_has_its_rates_and_resumes_to_the_bit(tmp_path):
             "cannot be instantiated: .*momentum",
         ),
         ("nothing", {}, "schedule._target_", "there is no such class"),
+        ("torch.optim", {}, "schedule._target_", "is neither a class nor a function"),
     ],
 )
 def test_what_cannot_be_used(target, arguments, key, reason):

@@ -94,10 +94,18 @@ def test_a_logger_that_breaks_ends_the_run_as_any_does(tmp_path, package):
     ("spec", "key", "reason"),
     [
         ("{_target_: package_of_loggers.Recorder}", "logger.extra.x", "missing .*label"),
-        ("{_target_: package_of_loggers.Recorder, label: a, b: 1}", "logger.extra.x", "'b'"),
+        (
+            "{_target_: package_of_loggers.Recorder, label: a, b: 1}",
+            "logger.extra.x.b",
+            "known: label",
+        ),
         ("{label: a}", "logger.extra.x", "needs a _target_"),
         ("{_target_: os.system}", "logger.extra.x._target_", "is not a Lightning Logger"),
-        ("{_target_: lightning.pytorch.loggers.CSVLogger, a: 1}", "logger.extra.x", "'a'"),
+        (
+            "{_target_: lightning.pytorch.loggers.CSVLogger, a: 1}",
+            "logger.extra.x.a",
+            "no such argument",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_before_the_run(spec, key, reason, package):

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import (
 )
 
 from growlm.config.flatten import flatten_config
-from growlm.config.instantiate import find_object, instantiate_target
+from growlm.config.instantiate import check_target, find_object, instantiate_target
 from growlm.config.own_classes import TARGET, get_spec
 from growlm.config.schema import OWN, RunConfig
 from growlm.runtime.errors import UserError
@@ -51,11 +51,7 @@ def check_own_loggers(config: RunConfig) -> None:
         UserError: If one is not a Lightning logger, or its arguments do not fit.
     """
     for key, spec in _list_specs(config):
-        if not isinstance(spec, dict) or spec.get(TARGET) is None:
-            raise UserError(key, spec, f"needs a {TARGET}: the logger to use")
-        found = find_object(f"{key}.{TARGET}", spec[TARGET])
-        if not (isinstance(found, type) and issubclass(found, Logger)):
-            raise UserError(f"{key}.{TARGET}", spec[TARGET], "is not a Lightning Logger")
+        found = check_target(key, spec, Logger)
         if found in WRITES_LATER:
             with tempfile.TemporaryDirectory() as folder:
                 instantiate_target(key, _with_save_dir(key, spec, Path(folder)), Logger)

@@ -5,7 +5,8 @@ docs/callbacks.md has the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 
 from lightning.pytorch import Callback, Trainer
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import (
     DeviceStatsMonitor,
     EarlyStopping,
     GradientAccumulationScheduler,
+    LambdaCallback,
     LearningRateFinder,
     LearningRateMonitor,
     ModelPruning,
@@ -27,6 +29,7 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
@@ -56,6 +59,11 @@ REFUSED: dict[type[Callback], str] = {
 SPIKE_REASON = "its state_dict() fails in this version of Lightning, so that no state of the run could be written"
 """Why `SpikeDetection` is refused: it reads an attribute that it does not have (seen in Lightning 2.6.6)."""
 
+LOGGED_METRICS = ("train/loss", "val/loss")
+"""Names in `trainer.callback_metrics`, unless a callback logs further ones."""
+COUNTERS = ("step", "epoch")
+"""Further names that `ModelCheckpoint` can monitor."""
+
 NEED_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
 
 
@@ -71,8 +79,12 @@ def check_callbacks(callbacks: Mapping[str, Callback], config: RunConfig, accele
         UserError: For the first one that it cannot.
     """
     for key, callback in callbacks.items():
-        if reason := _find_problem(callback, config, accelerator):
+        reason = _find_problem(callback, config, accelerator) or _find_unknown_monitor(
+            callback, callbacks.values()
+        )
+        if reason:
             raise UserError(key, type(callback).__name__, reason)
+    _check_state_keys(callbacks)
 
 
 def _has_no_logger(config: RunConfig) -> bool:
@@ -96,6 +108,44 @@ def _find_problem(callback: Callback, config: RunConfig, accelerator: str) -> st
     if isinstance(callback, WeightAveraging) and config.trainer.strategy == "fsdp":
         return "copies whole models, and trainer.strategy=fsdp shards them; use ddp"
     return None
+
+
+def _find_unknown_monitor(callback: Callback, callbacks: Collection[Callback]) -> str | None:
+    """Return what is wrong with the metric that a callback waits for, if no other one may log it."""
+    monitor = getattr(callback, "monitor", None)
+    if not isinstance(monitor, str) or monitor in (*LOGGED_METRICS, *COUNTERS):
+        return None
+    if not all(_logs_no_metrics(each) for each in callbacks):
+        return None
+    near = difflib.get_close_matches(monitor, LOGGED_METRICS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"monitor={monitor} is not logged; a run logs {' and '.join(LOGGED_METRICS)}{hint}"
+
+
+def _logs_no_metrics(callback: Callback) -> bool:
+    is_lightnings = type(callback).__module__.startswith("lightning.pytorch.callbacks")
+    return is_lightnings and not isinstance(callback, LambdaCallback | LearningRateMonitor)
+
+
+def _check_state_keys(callbacks: Mapping[str, Callback]) -> None:
+    """Check that callbacks with a state have a state_key each, which Lightning refuses only in the run.
+
+    Raises:
+        UserError: If two have the same.
+    """
+    keys: dict[str, str] = {}
+    for key, callback in callbacks.items():
+        if not is_overridden("state_dict", instance=callback, parent=Callback):
+            continue
+        other = keys.setdefault(callback.state_key, key)
+        if other != key:
+            change = (
+                "give them different arguments, or leave one out"
+                if is_lightning_callback(callback)
+                else "give the class a property state_key that differs"
+            )
+            reason = f"has the same state_key as {other}; {change}"
+            raise UserError(key, type(callback).__name__, reason)
 
 
 def carry_timers(callbacks: Mapping[str, Callback], earlier: Mapping[str, Callback]) -> None:
