@@ -113,7 +113,10 @@ def split_hydra_options(arguments: Sequence[str]) -> tuple[str | None, str, list
 
 
 def run_key_value_command(
-    usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
+    usage: str,
+    body: Callable[[list[str]], int],
+    compose: Callable[[list[str]], DictConfig],
+    composes_run: bool = False,
 ) -> int:
     """Run a command that takes `key=value` arguments and no sweeps; return its exit code.
 
@@ -121,6 +124,7 @@ def run_key_value_command(
         usage: Text printed for `--help`.
         body: Function that takes the arguments, free text quoted, and returns the exit code.
         compose: Function that takes the same arguments and returns the config that `--cfg job` prints.
+        composes_run: Whether the arguments compose a run's config, of which `~key` removes an entry.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -139,6 +143,8 @@ def run_key_value_command(
     if {"-c", "--cfg"} & set(arguments):
         return run_command(lambda: _print_config(arguments, compose))
     for argument in arguments:
+        if composes_run and argument.startswith("~"):
+            continue
         if argument.startswith("-") or "=" not in argument:
             return print_user_error(
                 UserError("argument", argument, "must be key=value; see --help")

@@ -15,6 +15,7 @@ from growlm.checkpoint.resume_state import ResumeState
 from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
+from growlm.config.validation import check_before_start
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
@@ -78,6 +79,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If a file could not be written.
         Interrupted: If the run was asked to stop.
     """
+    check_before_start(config)
     requested = restore_accelerator(config)
     accelerator = resolve_accelerator(requested.trainer.accelerator, "trainer.accelerator")
     timeout = timedelta(minutes=requested.trainer.timeout_minutes)
