@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_options
 from growlm.config.composing.composition import complete_phases, find_unused_settings
+from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
 from growlm.config.config_dir import check_config_dir, split_config_dir
 from growlm.config.load import (
@@ -76,11 +77,12 @@ def train() -> int:
 
     try:
         job()
-    except HydraException:  # some of them are OSErrors too
+    except (HydraException, *UNREADABLE, OSError) as error:
         folder, name, overrides = split_hydra_options(sys.argv[1:])
         compose_run_config(overrides, folder, name)  # raises what growlm has to say about it
-        raise
-    except OSError as error:  # Hydra creates the run folder before the job starts
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        # Hydra creates the run folder before the job starts.
         reason = f"cannot be created: {error.strerror}"
         raise UserError("hydra.run.dir", error.filename, reason) from error
     if failure is not None:

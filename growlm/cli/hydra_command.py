@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from growlm import __version__
 from growlm.config.config_dir import (
@@ -96,7 +97,7 @@ def run_command(
     def translated_body() -> int:
         try:
             return body()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise translate_hydra_error(error) from error
 
     return run_and_get_exit_code(translated_body, on_error)
@@ -107,6 +108,7 @@ def split_hydra_options(arguments: Sequence[str]) -> tuple[str | None, str, list
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
+    parser.add_argument("--cfg", "-c")
     parser.add_argument("overrides", nargs="*")
     options, _ = parser.parse_known_args(list(arguments))
     return options.config_dir, options.config_name, options.overrides
