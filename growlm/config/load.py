@@ -156,6 +156,9 @@ def _find_own_files(overrides: Sequence[str], config_dir: str | Path) -> list[st
 def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     """Compose and validate the config of a run from command-line overrides.
 
+    With `resume=RUN_DIR` it is the config that the run began with, changed by the other overrides, unless one of
+    them chooses from a config group, such as `phase_plan=four_stage`.
+
     Args:
         *overrides: Arguments `key=value` and `group=option`.
         config_dir: Folder with config files of your own, laid out like `conf/`.
@@ -163,7 +166,15 @@ def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunCon
     Raises:
         UserError: If a setting is wrong.
     """
-    return to_valid_run_config(compose_run_config(overrides, config_dir))
+    from growlm.config.composing.resumed_config import (
+        resolve_resume_config,  # it imports this module
+    )
+
+    composed = compose_run_config(overrides, config_dir)
+    with trace_interpolated_keys(composed):
+        config = resolve_resume_config(to_run_config(composed), overrides)
+        check_config(config)
+    return config
 
 
 def compose_command_config(

@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.resume_state import ResumeState
+from growlm.checkpoint.run_record import RUN_RECORD_FILE
 from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
@@ -47,7 +48,6 @@ from growlm.training.resume.resume_from import (
 from growlm.training.resume.state_schema import check_state_phase, open_state, read_history_rows
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import (
-    RUN_RECORD_FILE,
     RunFingerprint,
     RunFolder,
     check_run_dir_writable,
