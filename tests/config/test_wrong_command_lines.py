@@ -1,6 +1,7 @@
 """What is wrong on a command line is said in one line, before anything is written."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,18 @@ def test_commands_that_compose_a_run_remove_settings(composes_run, code, monkeyp
 def test_a_misspelled_phase(override, message):
     with pytest.raises(UserError, match=message):
         load_config(override)
+
+
+def test_a_misspelled_phase_of_a_run_to_resume():
+    stopped = Path(__file__).parents[1] / "fixtures" / "format_1" / "stopped"
+    with pytest.raises(
+        UserError, match=r"^phases\.dep\.lr=1: the run has no phase dep; did you mean deep\?$"
+    ):
+        load_config(f"resume={stopped}", "phases.dep.lr=1")
+    with pytest.raises(
+        UserError, match=r"^phases\.x=.*: the run has no phase x; it has dense, moe, wide, deep$"
+    ):
+        load_config(f"resume={stopped}", "+phases.x={steps: 3}")
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -69,12 +71,26 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
             key = locate_key(override.key_or_group, entries)
+            _check_phase(key, override.value(), list(loaded.phases))
             OmegaConf.update(saved, key, override.value(), force_add=False)
             named |= {target for target, _ in find_targets(override.value(), key)} | {key}
     resolved = replace(to_run_config(saved), resume=config.resume)
     from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]
     check_targets_of_file(from_file, resolved.trust)
     return resolved
+
+
+def _check_phase(key: str, value: Any, phases: Sequence[str]) -> None:
+    """Check that an override of a phase names one that the run has.
+
+    Raises:
+        UserError: If it does not; suggests the nearest phase.
+    """
+    match = re.fullmatch(r"phases\.([^.]+)(\..+)?", key)
+    if match is not None and match[1] not in phases:
+        near = difflib.get_close_matches(match[1], phases, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(phases)}"
+        raise UserError(key, value, f"the run has no phase {match[1]}; {hint}")
 
 
 def load_saved_config(path: Path) -> RunConfig:
