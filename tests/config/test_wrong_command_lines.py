@@ -146,14 +146,15 @@ def test_the_command_says_so_in_a_line(own, overrides, monkeypatch, capfd, tmp_p
     assert not list(folder.iterdir())
 
 
-def test_a_full_disk_is_not_a_run_folder(monkeypatch):
+def test_a_full_disk_is_not_a_run_folder(monkeypatch, capfd):
     """An OSError without a file's name is of the output, and said as such."""
     monkeypatch.setattr("sys.argv", ["train", "--help"])
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hydra._internal.hydra.Hydra.app_help", fail)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
+    assert "stopped: the output cannot be written: No space left" in capfd.readouterr().err
