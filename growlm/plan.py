@@ -55,7 +55,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, plan, lambda arguments: compose_run_config(_split_arguments(arguments)[2])
+            USAGE,
+            plan,
+            lambda arguments: compose_run_config(_split_arguments(arguments)[2]),
+            composes_run=True,
         )
     )
 

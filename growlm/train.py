@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_options
 from growlm.config.composing.composition import complete_phases, find_unused_settings
+from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
 from growlm.config.config_dir import check_config_dir, split_config_dir
 from growlm.config.load import (
@@ -76,11 +77,12 @@ def train() -> int:
 
     try:
         job()
-    except HydraException:  # some of them are OSErrors too
+    except (HydraException, *UNREADABLE, OSError) as error:
         folder, name, overrides = split_hydra_options(sys.argv[1:])
         compose_run_config(overrides, folder, name)  # raises what growlm has to say about it
-        raise
-    except OSError as error:  # Hydra creates the run folder before the job starts
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        # Hydra creates the run folder before the job starts.
         reason = f"cannot be created: {error.strerror}"
         raise UserError("hydra.run.dir", error.filename, reason) from error
     if failure is not None:
@@ -102,12 +104,12 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
         raise unused[0]
     config = to_run_config(composed)
     # Imported only after the config is valid so far: Lightning takes seconds to import.
+    from growlm.config.composing.resumed_config import resolve_resume_config
     from growlm.config.validation import check_config
     from growlm.distributed.launcher import launch_processes
     from growlm.runtime.device import resolve_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
-    from growlm.training.resume.resume_from import resolve_resume_config
 
     try:
         config = resolve_resume_config(config, settings.overrides.task)

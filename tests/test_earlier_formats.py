@@ -15,11 +15,11 @@ from growlm import convert, evaluate, generate, report, verify
 from growlm import grow as grow_command
 from growlm.checkpoint import load_model
 from growlm.config import load_config
+from growlm.config.composing.resumed_config import load_saved_config
 from growlm.config.load import to_run_config
 from growlm.config.phase_plan import make_plan
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
-from growlm.training.resume.resume_from import load_saved_config
 from tests.commands.processes import run_command
 from tests.distributed.on_devices import outcome, start
 from tests.training.stopping import slow

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from growlm import __version__
 from growlm.config.config_dir import (
@@ -96,7 +97,7 @@ def run_command(
     def translated_body() -> int:
         try:
             return body()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise translate_hydra_error(error) from error
 
     return run_and_get_exit_code(translated_body, on_error)
@@ -107,13 +108,17 @@ def split_hydra_options(arguments: Sequence[str]) -> tuple[str | None, str, list
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default=ROOT_CONFIG_NAME)
+    parser.add_argument("--cfg", "-c")
     parser.add_argument("overrides", nargs="*")
     options, _ = parser.parse_known_args(list(arguments))
     return options.config_dir, options.config_name, options.overrides
 
 
 def run_key_value_command(
-    usage: str, body: Callable[[list[str]], int], compose: Callable[[list[str]], DictConfig]
+    usage: str,
+    body: Callable[[list[str]], int],
+    compose: Callable[[list[str]], DictConfig],
+    composes_run: bool = False,
 ) -> int:
     """Run a command that takes `key=value` arguments and no sweeps; return its exit code.
 
@@ -121,6 +126,7 @@ def run_key_value_command(
         usage: Text printed for `--help`.
         body: Function that takes the arguments, free text quoted, and returns the exit code.
         compose: Function that takes the same arguments and returns the config that `--cfg job` prints.
+        composes_run: Whether the arguments compose a run's config, of which `~key` removes an entry.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -139,6 +145,8 @@ def run_key_value_command(
     if {"-c", "--cfg"} & set(arguments):
         return run_command(lambda: _print_config(arguments, compose))
     for argument in arguments:
+        if composes_run and argument.startswith("~"):
+            continue
         if argument.startswith("-") or "=" not in argument:
             return print_user_error(
                 UserError("argument", argument, "must be key=value; see --help")

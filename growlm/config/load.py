@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -20,6 +20,7 @@ from growlm.config.composing.composition import (
     explain_composition_error,
     find_unused_settings,
 )
+from growlm.config.composing.unread_files import UNREADABLE, explain_unread_file
 from growlm.config.config_dir import (
     ROOT_CONFIG_NAME,
     add_search_path,
@@ -58,8 +59,6 @@ _LIST_INDEX = re.compile(r"\[(\d+)\]")
 _OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
 _FILE_AT_FAULT = re.compile(r"In '([^']+)': ")
 _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
-LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
-"""Hydra launchers that are separate packages, and the growlm extra that installs each."""
 
 
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
@@ -135,8 +134,8 @@ def compose_run_config(
             composed = compose(config_name, overrides=overrides)
             complete_phases(composed, overrides, config_name)
             unused = find_unused_settings(composed, overrides, config_name)
-        except (HydraException, OmegaConfBaseException) as error:
-            explained = explain_composition_error(overrides, config_name)
+        except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
+            explained = explain_composition_error(error, overrides, config_name)
             raise explained or translate_hydra_error(error) from error
     if unused:
         raise unused[0]
@@ -157,6 +156,9 @@ def _find_own_files(overrides: Sequence[str], config_dir: str | Path) -> list[st
 def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     """Compose and validate the config of a run from command-line overrides.
 
+    With `resume=RUN_DIR` it is the config that the run began with, changed by the other overrides, unless one of
+    them chooses from a config group, such as `phase_plan=four_stage`.
+
     Args:
         *overrides: Arguments `key=value` and `group=option`.
         config_dir: Folder with config files of your own, laid out like `conf/`.
@@ -164,7 +166,15 @@ def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunCon
     Raises:
         UserError: If a setting is wrong.
     """
-    return to_valid_run_config(compose_run_config(overrides, config_dir))
+    from growlm.config.composing.resumed_config import (
+        resolve_resume_config,  # it imports this module
+    )
+
+    composed = compose_run_config(overrides, config_dir)
+    with trace_interpolated_keys(composed):
+        config = resolve_resume_config(to_run_config(composed), overrides)
+        check_config(config)
+    return config
 
 
 def compose_command_config(
@@ -340,14 +350,8 @@ def translate_hydra_error(error: Exception) -> UserError:
             return _TranslatedError(f"{full_key}: {message}")
         reason = explain_unknown_key(cause.object_type, last, known)
         return _TranslatedError(f"{full_key}: {reason}")
-    missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
-    group, _, launcher = (missing or "").rpartition("/")
-    if group == "hydra/launcher" and launcher in LAUNCHER_EXTRAS:
-        extra = LAUNCHER_EXTRAS[launcher]
-        reason = (
-            f"needs hydra-{extra}-launcher, which is not installed: pip install 'growlm[{extra}]'"
-        )
-        return UserError("hydra/launcher", launcher, reason)
+    if (unread := explain_unread_file(error)) is not None:
+        return unread
     one_line = " ".join(str(error).split())
     return _TranslatedError(one_line.partition(" Config search path")[0])
 
@@ -361,7 +365,11 @@ def _list_known_keys(schema: Any, path: str) -> list[str]:
     if path.partition(".")[0] == "model":  # a plain mapping while Hydra composes
         with suppress(KeyError):
             schema = get_field_type(RunConfig, path)
-    return [str(key) for key in getattr(schema, "__dataclass_fields__", {})]
+    known = [str(key) for key in getattr(schema, "__dataclass_fields__", {})]
+    if not path and isinstance(schema, type) and issubclass(schema, ComposedConfig):
+        groups = (each.name for each in get_config_folder().iterdir() if each.is_dir())
+        known += sorted({*groups} - {*known, "hydra"})
+    return known
 
 
 class _TranslatedError(UserError):

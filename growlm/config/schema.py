@@ -198,7 +198,7 @@ class TrainerConfig:
     strategy: str = field(default="auto", metadata=limits(choices=("auto", "ddp", "fsdp")))
     """`ddp`: every device holds the full model; `fsdp`: weights, gradients and moments are sharded (FSDP2).
     `auto` is ddp if there are several devices."""
-    timeout_minutes: float = field(default=30.0, metadata=limits(above=0.0))
+    timeout_minutes: float = field(default=30.0, metadata=limits(above=0.0, maximum=1e6))
     """Minutes that a process may keep the others waiting in a step before they stop."""
     precision: str = field(
         default="auto", metadata=limits(choices=("auto", "bf16-mixed", "32-true", "64-true"))

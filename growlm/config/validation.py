@@ -35,13 +35,25 @@ NEEDS_FULL_TENSORS = {
 CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+def check_before_start(config: RunConfig) -> None:
+    """Check what must be right before processes meet and signals are handled: limits, and the time limit's form.
+
+    Raises:
+        UserError: For the first setting that is wrong.
+    """
+    check_limits(config)
+    max_time = config.trainer.max_time
+    if max_time is not None and not MAX_TIME_PATTERN.fullmatch(max_time):
+        raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, such as 00:11:30:00")
+
+
 def check_config(config: RunConfig) -> None:
     """Check the limits of every field, and that the fields of different groups are consistent.
 
     Raises:
         UserError: For the first setting that is wrong.
     """
-    check_limits(config)
+    check_before_start(config)
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise UserError("name", config.name, "may contain only letters, digits, '_', '-' and '.'")
     if config.sequence_length > config.model.max_seq_len:
@@ -59,7 +71,6 @@ def check_config(config: RunConfig) -> None:
         raise UserError("tokenizer.path", config.tokenizer.path, reason)
     _check_optimizer(config.optimizer)
     _check_sharding(config)
-    _check_max_time(config.trainer.max_time)
     _check_cluster(config.cluster, config.trainer)
     if not config.phases:
         raise UserError("phases", "{}", "a plan needs at least one phase")
@@ -215,11 +226,6 @@ def _check_batch_divisibility(config: RunConfig) -> None:
     name, phase = next(iter(uneven.items()))
     reason = f"must be a multiple of trainer.devices={devices}. Try: {' '.join(changes)}"
     raise UserError(f"phases.{name}.batch_size", phase.batch_size, reason)
-
-
-def _check_max_time(max_time: str | None) -> None:
-    if max_time is not None and not MAX_TIME_PATTERN.fullmatch(max_time):
-        raise UserError("trainer.max_time", max_time, "must be DD:HH:MM:SS, such as 00:11:30:00")
 
 
 def _check_optimizer(settings: OptimizerConfig) -> None:

@@ -21,6 +21,7 @@ from growlm.config.composing.composition import (
     explain_composition_error,
     find_unused_settings,
 )
+from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import add_search_path, get_config_folder
 from growlm.config.load import register_schema, to_valid_run_config
 from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
@@ -62,8 +63,8 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             overrides = [*job, *hydra_overrides]
             try:
                 return compose(config_name, overrides=overrides, return_hydra_config=True)
-            except HydraException as error:
-                if explained := explain_composition_error(overrides, config_name):
+            except (HydraException, *UNREADABLE) as error:
+                if explained := explain_composition_error(error, overrides, config_name):
                     raise explained from error
                 raise
 

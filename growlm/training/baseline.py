@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from growlm.config.composing.resumed_config import AUTO, load_saved_config
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
 from growlm.config.run_tokenizer import load_run_tokenizer
 from growlm.config.schema import InitialModelConfig, RunConfig
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import forecast_plan
 from growlm.runtime.hardware import detect_machine
-from growlm.training.resume.resume_from import AUTO, load_saved_config
 
 
 def apply_baseline(config: RunConfig, on_measure: Callable[[], None]) -> RunConfig:

@@ -12,9 +12,11 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from growlm.checkpoint.resume_state import ResumeState
+from growlm.checkpoint.run_record import RUN_RECORD_FILE
 from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
+from growlm.config.validation import check_before_start
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
@@ -45,7 +47,6 @@ from growlm.training.resume.resume_from import (
 from growlm.training.resume.state_schema import check_state_phase, open_state, read_history_rows
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import (
-    RUN_RECORD_FILE,
     RunFingerprint,
     RunFolder,
     check_run_dir_writable,
@@ -77,6 +78,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If a file could not be written.
         Interrupted: If the run was asked to stop.
     """
+    check_before_start(config)
     requested = restore_accelerator(config)
     accelerator = resolve_accelerator(requested.trainer.accelerator, "trainer.accelerator")
     timeout = timedelta(minutes=requested.trainer.timeout_minutes)

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, NotRequired, TypedDict
+from typing import BinaryIO
 
 from omegaconf import OmegaConf
 
@@ -19,21 +19,22 @@ from growlm.checkpoint.resume_state import (
     list_state_folders,
     state_folder,
 )
+from growlm.checkpoint.run_record import (
+    CONFIG_FILE,
+    RUN_RECORD_FILE,
+    SUMMARY_FILE,
+    read_run_record,
+)
 from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.phase_plan import PlannedPhase
 from growlm.config.schema import RunConfig
 from growlm.distributed.process_group import DistributedContext
 from growlm.runtime.errors import UserError
 from growlm.storage.atomic_files import atomic_write_text
-from growlm.storage.input_files import check_inside_root, hash_input_file, lexists
-from growlm.storage.integrity import dump_checksummed_json, read_checksummed_json
+from growlm.storage.integrity import dump_checksummed_json
 from growlm.storage.locks import LockedError, acquire_lock
 from growlm.storage.unique_path import iter_unique_paths
 from growlm.training.resume.state_schema import open_state
-
-CONFIG_FILE = "config.yaml"
-RUN_RECORD_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,6 @@ class RunFingerprint:
     """Short description of the processor. A run can resume on another one, but not bit for bit."""
     newest_inode_change: int | None = field(default=None, compare=False)
     """See `RunData`. If it has become later, the run resumes with a warning."""
-
-
-class RunRecord(TypedDict):
-    """The contents of `resume/run.json`."""
-
-    id: str
-    config: str
-    """Checksum of `config.yaml`."""
-    data: str
-    accelerator: str
-    precision: str
-    weights: NotRequired[str | None]
-    processor: NotRequired[str | None]
-    newest_inode_change: NotRequired[int | None]
 
 
 @dataclass
@@ -186,28 +173,6 @@ def _remove_partial_files(path: Path) -> None:
                 partial.unlink(missing_ok=True)
     for lock in (*path.glob("resume/.*.lock"), *path.glob("checkpoints/.*.lock")):
         lock.unlink(missing_ok=True)
-
-
-def read_run_record(path: Path) -> RunRecord:
-    """Read the record that a run wrote when it began, and check that its config file is unchanged.
-
-    Raises:
-        UserError: If the folder is not a run folder, or its files are damaged.
-    """
-    for name in ("checkpoints", "resume"):
-        check_inside_root(path / name, RESUME_SETTING, path)
-    if not lexists(path / "resume" / RUN_RECORD_FILE):
-        raise UserError(
-            RESUME_SETTING, path, f"is not a run folder: it has no resume/{RUN_RECORD_FILE}"
-        )
-    record: RunRecord = read_checksummed_json(
-        path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
-    )
-    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
-        raise UserError(
-            RESUME_SETTING, path / CONFIG_FILE, "is damaged: its checksum does not match"
-        )
-    return record
 
 
 def lock_run(path: Path) -> BinaryIO:

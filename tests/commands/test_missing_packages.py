@@ -110,7 +110,7 @@ def test_tensorboard(tmp_path):
     [
         ("joblib", "=joblib: needs hydra-joblib-launcher, which is not installed: pip install 'growlm[joblib]'"),
         pytest.param("submitit_slurm", "pip install 'growlm[submitit]'", marks=pytest.mark.slow),
-        ("nonesuch", "Could not find 'hydra/launcher/nonesuch'"),
+        ("nonesuch", "hydra/launcher=nonesuch: there is no such file; known: "),
     ],
 )  # fmt: skip
 def test_launchers(tmp_path, launcher, said, sweep):

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from growlm.config.composing.resumed_config import load_saved_config
 from growlm.data.corpus import open_corpus
 from growlm.data.tokenization.parallel_tokenization import TokenizedDocuments
 from growlm.data.tokenization.token_cache import TokenCache
@@ -25,7 +26,6 @@ from growlm.storage.locks import acquire_lock, wait_for_lock
 from growlm.training import plan_runner as training_run
 from growlm.training import run_plan
 from growlm.training import run_setup as prepare
-from growlm.training.resume.resume_from import load_saved_config
 from tests.commands.bounded_commands import bounded, run  # noqa: F401
 from tests.commands.hostile_cases import (
     CHECKPOINT,

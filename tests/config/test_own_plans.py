@@ -181,6 +181,21 @@ def test_a_growth_setting_that_no_phase_uses(own, overrides, message):
         mine(own, *overrides)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["~phases.deep"], ["phases.deep.grow.0.deepen.extra_layers=3"], ["phases.deep.grow=[]"]],
+)
+def test_a_setting_of_the_plans_file_that_the_command_line_leaves_unused(own, overrides):
+    text = MINE.replace("phases:", "growth: {extra_layers: 2, noise_std: null}\nphases:")
+    own("phase_plan/dial", text.replace(", noise_std: null", ""))
+    folder = own("phase_plan/stray", text)
+    assert load_config("phase_plan=dial", *overrides, config_dir=folder).growth.extra_layers == 2
+    with pytest.raises(UserError, match=r"^growth\.extra_layers=4: no phase of this plan uses it$"):
+        load_config("phase_plan=dial", *overrides, "growth.extra_layers=4", config_dir=folder)
+    with pytest.raises(UserError, match=r"^growth\.noise_std=None: no phase.*stray\.yaml\)$"):
+        load_config("phase_plan=stray", "phases.deep.lr=1e-3", config_dir=folder)
+
+
 def test_growth_settings_that_are_used_or_defaults(own):
     assert mine(own, "growth.extra_layers=2").phases["deep"].grow[0]["deepen"].extra_layers == 2
     assert load_config("experiment=example").growth.noise_std == 0.02

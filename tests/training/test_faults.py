@@ -7,16 +7,18 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from growlm.checkpoint import load_model, read_optimizer_states
+from growlm.config import load_config
+from growlm.config.composing.resumed_config import resolve_resume_config
 from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.training import Interrupted, run_plan
 from growlm.training.nan_check import NonFiniteError
-from growlm.training.resume.resume_from import resolve_resume_config
 from growlm.training.run_folder import create_run_folder, open_run_folder
 from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import TINY, events, tiny_config
@@ -282,6 +284,28 @@ def test_harmless_settings_may_change(stopped, whole, tmp_path):
     assert config.checkpoint.save_optimizer
     run_plan(config)
     assert_same_run(whole, run_dir)
+
+
+def test_the_example_of_the_docs_resumes_in_python(stopped, whole, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "resume.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    run_dir = tmp_path / code.partition("resume=")[2].partition('"')[0]
+    shutil.copytree(stopped, run_dir)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(f"resume={run_dir}", "trainer.max_time=1:00:00:00", "phases.deep.lr=0.5")
+    assert (config.model.d_model, config.trainer.max_time) == (16, "1:00:00:00")
+    with pytest.raises(
+        UserError, match=r"began with other settings \(phases\.deep\.lr=[^;]* -> 0\.5\)"
+    ):
+        run_plan(config)
+    exec(compile(code, "resume.md", "exec"), {})
+    assert_same_run(whole, run_dir)
+
+
+def test_a_message_lists_a_few_changes(stopped):
+    with pytest.raises(UserError, match=r"and \d+ more\); remove") as caught:
+        run_plan(load_config(f"resume='{stopped}'", "model=small"))
+    assert len(str(caught.value)) < 500
 
 
 def test_the_newest_unfinished_run_with_these_settings(stopped, whole, tmp_path, monkeypatch):

@@ -2,12 +2,12 @@
 
 import pytest
 
+from growlm.config.composing.resumed_config import resolve_resume_config
 from growlm.runtime import hardware
 from growlm.runtime.errors import UserError
 from growlm.storage.integrity import dump_checksummed_json, read_checksummed_json
 from growlm.training import Interrupted, run_plan
 from growlm.training.resume import resume_from as resuming
-from growlm.training.resume.resume_from import resolve_resume_config
 from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import tiny_config
 

@@ -6,12 +6,12 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
+from growlm.checkpoint.run_record import CONFIG_FILE, RUN_RECORD_FILE
 from growlm.config import load_config
+from growlm.config.composing.resumed_config import resolve_resume_config
 from growlm.runtime.errors import UserError
 from growlm.storage.integrity import dump_checksummed_json, hash_file
 from growlm.training import Interrupted, run_plan
-from growlm.training.resume.resume_from import resolve_resume_config
-from growlm.training.run_folder import CONFIG_FILE, RUN_RECORD_FILE
 from tests.training.stopping import SignalAt, assert_same_run
 from tests.training.tiny_run import tiny_config
 

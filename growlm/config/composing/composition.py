@@ -13,10 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from growlm.config.composing.config_layers import (
     ConfigLayer,
     has_own_files,
+    list_config_folders,
     parse_overrides,
     read_file_layers,
 )
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
+from growlm.config.composing.unread_files import (
+    UNREADABLE,
+    check_optional_groups,
+    explain_unread_file,
+)
 from growlm.config.composing.unused_settings import find_unused_growth_settings
 from growlm.config.config_dir import ROOT_CONFIG_NAME, get_config_folder
 from growlm.config.schema import RunConfig
@@ -39,9 +45,11 @@ def complete_phases(
         config_name: Name of the primary config.
 
     Raises:
-        UserError: If a length is set twice in one place, or an override names a phase that does not exist.
+        UserError: If a length is set twice in one place, or an override names a phase, or an experiment, that
+            does not exist.
     """
     parsed = parse_overrides(overrides)
+    check_optional_groups(parsed)
 
     @cache
     def read_files() -> list[ConfigLayer]:
@@ -69,22 +77,29 @@ def find_unused_settings(
 
 
 def explain_composition_error(
-    overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
+    error: Exception, overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
 ) -> UserError | None:
     """Return what is wrong with overrides that Hydra cannot compose, where that is not what Hydra says; else None.
 
     Hydra must be initialized.
+
+    Args:
+        error: What Hydra raised.
+        overrides: Overrides of the command line.
+        config_name: Name of the primary config.
     """
-    with suppress(HydraException, OmegaConfBaseException):
+    with suppress(HydraException, OmegaConfBaseException, *UNREADABLE):
         parsed = parse_overrides(overrides)
+        if (unread := explain_unread_file(error, list_config_folders(parsed))) is not None:
+            return unread
         layers = read_file_layers(config_name, parsed, get_config_folder())
         for layer in layers:
-            if (error := _check_package(layer)) is not None:
-                return error
+            if (misplaced := _check_package(layer)) is not None:
+                return misplaced
         try:
             check_phase_names(OmegaConf.create(), parsed, lambda: layers)
-        except UserError as error:
-            return error
+        except UserError as wrong_name:
+            return wrong_name
     return None
 
 

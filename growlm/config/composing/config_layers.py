@@ -45,6 +45,16 @@ def has_own_files(overrides: Sequence[Override]) -> bool:
     return len(folders) > 1 or any(o.key_or_group == SEARCH_PATH_KEY for o in overrides)
 
 
+def list_config_folders(overrides: Sequence[Override]) -> list[Path]:
+    """Return the folders in which Hydra, which must be initialized, looks for config files, in its order."""
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    folders = [Path(source.path) for source in sources if source.scheme() == "file"]
+    for override in overrides:
+        if override.key_or_group == SEARCH_PATH_KEY and isinstance(override.value(), list):
+            folders += [Path(str(each).removeprefix("file://")) for each in override.value()]  # type: ignore[union-attr]
+    return folders
+
+
 def read_command_line(overrides: Sequence[Override]) -> ConfigLayer:
     """Return the settings that overrides set, without those that they delete."""
     settings: dict[str, Any] = {}
@@ -69,10 +79,7 @@ def read_file_layers(
     loader = GlobalHydra.instance().config_loader()
     lines = [str(override.input_line) for override in overrides]
     defaults = loader.compute_defaults_list(config_name, lines, RunMode.RUN).defaults
-    folders = [Path(s.path) for s in loader.get_sources() if s.scheme() == "file"]
-    for override in overrides:
-        if override.key_or_group == SEARCH_PATH_KEY and isinstance(override.value(), list):
-            folders += [Path(str(each).removeprefix("file://")) for each in override.value()]  # type: ignore[union-attr]
+    folders = list_config_folders(overrides)
     layers = []
     for default in defaults:
         name = f"{default.config_path}.yaml"

@@ -97,7 +97,7 @@ def check_phase_names(
             reason = f"there is no phase {name}; {hint}"
             if override.is_delete():
                 raise UserError("override", key, reason)
-            raise UserError(key, override.value(), f"{reason} +{key}=... would add a phase")
+            raise UserError(key, override.value(), f"{reason} (+{key}=... would add a phase)")
         elif override.is_delete() and is_whole:
             del known[name]
 

@@ -17,6 +17,8 @@ from growlm.runtime.errors import UserError
 
 RECIPE_KEYS = ("new_channels", "new_blocks")
 """The settings below `growth` that the group `recipe` sets."""
+_GROWTH_OF_PHASES = re.compile(r"phases(\.[^.]+(\.grow(\..+)?)?)?")
+"""Pattern of the keys that set, or remove, how phases grow."""
 _REFERENCE = re.compile(r"\bgrowth(?:\.|\[['\"]?)(\w+)")
 
 
@@ -29,13 +31,16 @@ def find_unused_growth_settings(
         config: Composed config, with its interpolations.
         overrides: Overrides of the command line.
         files: Settings of each file. Those that growlm ships are defaults and ask for nothing; neither does a
-            run's saved config, which holds all settings.
+            run's saved config, which holds all settings. If an override may have removed what refers to a
+            file's setting, none of the files is at fault.
     """
     used = _find_used_keys(config)
     errors = []
     command_line = read_command_line(overrides)
     if (recipe := command_line.settings.get("recipe")) is not None and not used & {*RECIPE_KEYS}:
         errors.append(_unused("recipe", recipe, command_line))
+    if any(_GROWTH_OF_PHASES.fullmatch(override.key_or_group) for override in overrides):
+        files = []
     for layer in (command_line, *files):
         growth = layer.settings.get("growth")
         if layer.is_own and isinstance(growth, dict) and not _is_complete(layer):

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from growlm.checkpoint.run_record import RUN_RECORD_FILE, SUMMARY_FILE, read_run_record
+from growlm.config.composing.resumed_config import AUTO, load_saved_config
 from growlm.config.flatten import flatten_config
-from growlm.config.literal import escape_prompt_interpolations
-from growlm.config.load import (
-    get_config_folder,
-    make_config_node,
-    to_run_config,
-    to_valid_run_config,
-    translate_overrides,
-)
-from growlm.config.own_classes import (
-    GROUP_TYPES,
-    TARGET,
-    find_targets,
-    get_entries,
-    locate_key,
-    spell_out_own_entries,
-)
 from growlm.config.schema import OWN, RunConfig
-from growlm.config.trusted_targets import check_targets_of_file
 from growlm.runtime.device import has_native_bf16, resolve_accelerator
 from growlm.runtime.errors import UserError
-from growlm.runtime.escaping import summarize_error
-from growlm.storage.input_files import read_yaml
 from growlm.training.run_folder import (
-    CONFIG_FILE,
-    RUN_RECORD_FILE,
-    SUMMARY_FILE,
     RunFingerprint,
     RunFolder,
     lock_run,
-    read_run_record,
 )
 
-AUTO = "auto"
 SETTINGS_CHANGEABLE_ON_RESUME = (
     "callbacks.sample_",
     "checkpoint.",
@@ -74,6 +44,8 @@ SETTINGS_CHANGEABLE_ON_RESUME = (
 )
 """Prefixes of settings that may differ in a resumed run. They change no weight and no history row, except by
 rounding if the devices differ."""
+MOST_CHANGES = 5
+"""Number of changed settings that a message lists."""
 DATA_SETTING_BY_SOURCE = {
     "embedded": "data.source",
     "text": "data.path",
@@ -82,44 +54,6 @@ DATA_SETTING_BY_SOURCE = {
     OWN: "data._target_",
 }
 """The setting that selects the documents, by data source."""
-
-
-def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return the config that `resume=RUN_DIR` requests: the run's saved settings plus the given overrides.
-
-    Args:
-        config: Config composed by Hydra.
-        overrides: Overrides from the command line. If one chooses a config group, such as
-            `phase_plan=four_stage`, the composed config is returned unchanged.
-
-    Raises:
-        UserError: If the run does not exist, or its config names a class that the command does not trust.
-    """
-    if config.resume in (None, AUTO):
-        return config
-    parser = OverridesParser.create()
-    parsed = parser.parse_overrides(spell_out_own_entries(translate_overrides(overrides)))
-    groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
-    if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
-        return config
-    path = Path(config.resume)
-    loaded = load_saved_config(path)
-    saved = make_config_node(escape_prompt_interpolations(loaded))
-    entries = get_entries(loaded) | {
-        group: OWN
-        for group in GROUP_TYPES
-        if any(o.key_or_group == f"{group}.{TARGET}" for o in parsed)
-    }
-    named = set()
-    for override in parsed:
-        if not override.key_or_group.startswith("hydra."):
-            key = locate_key(override.key_or_group, entries)
-            OmegaConf.update(saved, key, override.value(), force_add=False)
-            named |= {target for target, _ in find_targets(override.value(), key)} | {key}
-    resolved = replace(to_run_config(saved), resume=config.resume)
-    from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]
-    check_targets_of_file(from_file, resolved.trust)
-    return resolved
 
 
 def find_run_to_resume(config: RunConfig) -> Path | None:
@@ -133,7 +67,10 @@ def find_run_to_resume(config: RunConfig) -> Path | None:
     if config.resume == AUTO:
         return find_newest_unfinished_run(config)
     path = Path(config.resume).expanduser().absolute()
-    if changed := "; ".join(diff_configs(load_saved_config(path), config)):
+    changes = diff_configs(load_saved_config(path), config)
+    if changed := "; ".join(changes[:MOST_CHANGES]):
+        if len(changes) > MOST_CHANGES:
+            changed += f"; and {len(changes) - MOST_CHANGES} more"
         reason = (
             f"the run began with other settings ({changed}); "
             "remove these overrides, or start a new run"
@@ -223,23 +160,6 @@ def describe_possible_file_change(saved: RunFingerprint, current: RunFingerprint
         "its old modification time restored. Names, sizes and times are unchanged; if the text is not, start "
         "a new run."
     )
-
-
-def load_saved_config(path: Path) -> RunConfig:
-    """Load the config that a run began with.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
-    read_run_record(path)
-    _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
-    try:  # parse again with OmegaConf, which reads 1e-3 as a number
-        saved = to_valid_run_config(cast(DictConfig, OmegaConf.create(text)))
-        return replace(saved, trust=[])  # a file cannot say whom to trust
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
-        reason = f"is not a valid run config: {summarize_error(Exception(detail))}"
-        raise UserError("resume", path / CONFIG_FILE, reason) from error
 
 
 def find_newest_unfinished_run(config: RunConfig) -> Path | None:

@@ -1,0 +1,51 @@
+"""Read the record that a run's folder keeps of how the run began."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from growlm.checkpoint.resume_state import RESUME_SETTING
+from growlm.runtime.errors import UserError
+from growlm.storage.input_files import check_inside_root, hash_input_file, lexists
+from growlm.storage.integrity import read_checksummed_json
+
+CONFIG_FILE = "config.yaml"
+RUN_RECORD_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+
+
+class RunRecord(TypedDict):
+    """The contents of `resume/run.json`."""
+
+    id: str
+    config: str
+    """Checksum of `config.yaml`."""
+    data: str
+    accelerator: str
+    precision: str
+    weights: NotRequired[str | None]
+    processor: NotRequired[str | None]
+    newest_inode_change: NotRequired[int | None]
+
+
+def read_run_record(path: Path) -> RunRecord:
+    """Read the record that a run wrote when it began, and check that its config file is unchanged.
+
+    Raises:
+        UserError: If the folder is not a run folder, or its files are damaged.
+    """
+    for name in ("checkpoints", "resume"):
+        check_inside_root(path / name, RESUME_SETTING, path)
+    if not lexists(path / "resume" / RUN_RECORD_FILE):
+        raise UserError(
+            RESUME_SETTING, path, f"is not a run folder: it has no resume/{RUN_RECORD_FILE}"
+        )
+    record: RunRecord = read_checksummed_json(
+        path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
+    )
+    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
+        raise UserError(
+            RESUME_SETTING, path / CONFIG_FILE, "is damaged: its checksum does not match"
+        )
+    return record

@@ -1,0 +1,110 @@
+"""Load the config that a run began with, and apply the overrides of a resume to it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from growlm.checkpoint.run_record import CONFIG_FILE, read_run_record
+from growlm.config.literal import escape_prompt_interpolations
+from growlm.config.load import (
+    get_config_folder,
+    make_config_node,
+    to_run_config,
+    to_valid_run_config,
+    translate_overrides,
+)
+from growlm.config.own_classes import (
+    GROUP_TYPES,
+    TARGET,
+    find_targets,
+    get_entries,
+    locate_key,
+    spell_out_own_entries,
+)
+from growlm.config.schema import OWN, RunConfig
+from growlm.config.trusted_targets import check_targets_of_file
+from growlm.runtime.errors import UserError
+from growlm.runtime.escaping import summarize_error
+from growlm.storage.input_files import read_yaml
+
+AUTO = "auto"
+
+
+def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the config that `resume=RUN_DIR` requests: the run's saved settings plus the given overrides.
+
+    Args:
+        config: Config composed by Hydra.
+        overrides: Overrides from the command line. If one chooses a config group, such as
+            `phase_plan=four_stage`, the composed config is returned unchanged.
+
+    Raises:
+        UserError: If the run does not exist, or its config names a class that the command does not trust.
+    """
+    if config.resume in (None, AUTO):
+        return config
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides(spell_out_own_entries(translate_overrides(overrides)))
+    groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
+    if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
+        return config
+    path = Path(config.resume)
+    loaded = load_saved_config(path)
+    saved = make_config_node(escape_prompt_interpolations(loaded))
+    entries = get_entries(loaded) | {
+        group: OWN
+        for group in GROUP_TYPES
+        if any(o.key_or_group == f"{group}.{TARGET}" for o in parsed)
+    }
+    named = set()
+    for override in parsed:
+        if not override.key_or_group.startswith("hydra."):
+            key = locate_key(override.key_or_group, entries)
+            _check_phase(key, override.value(), list(loaded.phases))
+            OmegaConf.update(saved, key, override.value(), force_add=False)
+            named |= {target for target, _ in find_targets(override.value(), key)} | {key}
+    resolved = replace(to_run_config(saved), resume=config.resume)
+    from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]
+    check_targets_of_file(from_file, resolved.trust)
+    return resolved
+
+
+def _check_phase(key: str, value: Any, phases: Sequence[str]) -> None:
+    """Check that an override of a phase names one that the run has.
+
+    Raises:
+        UserError: If it does not; suggests the nearest phase.
+    """
+    match = re.fullmatch(r"phases\.([^.]+)(\..+)?", key)
+    if match is not None and match[1] not in phases:
+        near = difflib.get_close_matches(match[1], phases, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(phases)}"
+        raise UserError(key, value, f"the run has no phase {match[1]}; {hint}")
+
+
+def load_saved_config(path: Path) -> RunConfig:
+    """Load the config that a run began with.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    read_run_record(path)
+    _, text = read_yaml(path / CONFIG_FILE, "resume", path, dict[str, Any])
+    try:  # parse again with OmegaConf, which reads 1e-3 as a number
+        saved = to_valid_run_config(cast(DictConfig, OmegaConf.create(text)))
+        return replace(saved, trust=[])  # a file cannot say whom to trust
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        detail = error.args[0] if isinstance(error, OmegaConfBaseException) else error
+        reason = f"is not a valid run config: {summarize_error(Exception(detail))}"
+        raise UserError("resume", path / CONFIG_FILE, reason) from error

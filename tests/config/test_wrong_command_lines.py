@@ -1,0 +1,160 @@
+"""What is wrong on a command line is said in one line, before anything is written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from growlm.cli.hydra_command import run_key_value_command
+from growlm.config import load_config
+from growlm.runtime.errors import UserError
+from growlm.train import main
+from growlm.training import run_plan
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"max_time": "10s"}, {"max_time": "00:01:00"}, {"timeout_minutes": 1e300}],
+    ids=str,
+)
+def test_a_run_is_checked_before_it_reads_a_clock(setting):
+    config = load_config()
+    (key,) = setting
+    with pytest.raises(UserError, match=rf"^trainer\.{key}="):
+        run_plan(replace(config, trainer=replace(config.trainer, **setting)))
+
+
+@pytest.mark.parametrize(("composes_run", "code"), [(True, 0), (False, 2)])
+def test_commands_that_compose_a_run_remove_settings(composes_run, code, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plan", "~phases.deep", "+phases.more.steps=1"])
+    got = []
+    found = run_key_value_command(
+        "", lambda given: got.extend(given) or 0, compose=None, composes_run=composes_run
+    )
+    assert (found, got) == (code, ["~phases.deep", "+phases.more.steps=1"] if code == 0 else [])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases.dep.lr=1", r"did you mean deep\? \(\+phases\.dep\.lr=\.\.\. would add a phase\)$"),
+        (
+            "phases.xx.lr=1",
+            r"has dense, moe, wide, deep \(\+phases\.xx\.lr=\.\.\. would add a phase\)$",
+        ),
+    ],
+)
+def test_a_misspelled_phase(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(override)
+
+
+def test_a_misspelled_phase_of_a_run_to_resume():
+    stopped = Path(__file__).parents[1] / "fixtures" / "format_1" / "stopped"
+    with pytest.raises(
+        UserError, match=r"^phases\.dep\.lr=1: the run has no phase dep; did you mean deep\?$"
+    ):
+        load_config(f"resume={stopped}", "phases.dep.lr=1")
+    with pytest.raises(
+        UserError, match=r"^phases\.x=.*: the run has no phase x; it has dense, moe, wide, deep$"
+    ):
+        load_config(f"resume={stopped}", "+phases.x={steps: 3}")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of one's own with files that cannot be read."""
+    (tmp_path / "phase_plan").mkdir()
+    for name, content in {
+        "syntax": b"name: a\nphases:\n  a: {steps: 3\n  b: {steps: 3}\n",
+        "twice": b"name: a\nname: b\n",
+        "latin": b"# @package _global_\nname: \xff\n",
+        "below": b"# @package _global_\ndefaults: [quikstart, _self_]\n",
+        "mine": b"# @package _global_\nname: mine\n",
+    }.items():
+        (tmp_path / "phase_plan" / f"{name}.yaml").write_bytes(content)
+    return tmp_path
+
+
+UNREAD = [
+    ("phase_plan=syntax", r"^phase_plan=syntax: /.*/syntax\.yaml, line 4: expected ',' or '\}'"),
+    ("phase_plan=twice", r"^phase_plan=twice: /.*/twice\.yaml, line 2: found duplicate key name"),
+    ("phase_plan=latin", r"^phase_plan=latin: /.*/latin\.yaml: is not UTF-8 text$"),
+    (
+        "phase_plan=below",
+        r"^phase_plan=quikstart: there is no such file \(listed in phase_plan/below\.yaml\); did you mean qui",
+    ),
+    (
+        "phase_plan=myne",
+        r"^phase_plan=myne: there is no such file; did you mean mine\? known: below, den",
+    ),
+    (
+        "optimizer=adam",
+        r"^optimizer=adam: there is no such file; did you mean adamw\? known: adafactor, ",
+    ),
+    ("data=csv", r"^data=csv: there is no such file; known: embedded, "),
+    ("hydra/launcher=x", r"^hydra/launcher=x: there is no such file; known: basic"),
+    (
+        "experiment=two_proceses",
+        r"^experiment=two_proceses: .*; did you mean two_processes\? known: ",
+    ),
+    ("experiment=[example,exmple]", r"^experiment=exmple: .*; did you mean example\?"),
+    ("phaseplan=mine", r"^phaseplan: there is no such key; did you mean phase_plan\?$"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), UNREAD)
+def test_a_file_that_is_not_read(own, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(override, config_dir=own)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_dir_one_level_too_deep(own):
+    message = (
+        r"^phase_plan=mine: --config-dir takes the folder above phase_plan/; .* holds mine\.yaml"
+    )
+    with pytest.raises(UserError, match=message):
+        load_config("phase_plan=mine", config_dir=own / "phase_plan")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["phase_plan=syntax"],
+        ["phase_plan=latin"],
+        ["phase_plan=myne"],
+        ["experiment=two_proceses"],
+        ["hydra/launcher=x"],
+        ["--cfg", "job", "phase_plan=myne"],
+        ["-m", "phase_plan=syntax", "seed=1,2"],
+        ["-m", "phase_plan=latin", "seed=1,2"],
+        ["-m", "experiment=two_proceses,example"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_says_so_in_a_line(own, overrides, monkeypatch, capfd, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cwd")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["train", "--config-dir", str(own), *overrides])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    key = next(o.split(",")[0] for o in overrides if "=" in o)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {key}: ")
+    assert not list(folder.iterdir())
+
+
+def test_a_full_disk_is_not_a_run_folder(monkeypatch, capfd):
+    """An OSError without a file's name is of the output, and said as such."""
+    monkeypatch.setattr("sys.argv", ["train", "--help"])
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.app_help", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "stopped: the output cannot be written: No space left" in capfd.readouterr().err
