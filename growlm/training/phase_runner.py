@@ -50,6 +50,7 @@ from growlm.training.callbacks.lightning_callbacks import (
     explain_early_end,
     has_progress_bar,
     is_lightning_callback,
+    reads_every_loss,
 )
 from growlm.training.callbacks.own_state import (
     build_state_callbacks,
@@ -189,6 +190,7 @@ class PhaseRunner:
         phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
         release_memory()
         reset_peak_memory()
+        user_callbacks = self._build_user_callbacks()
         stage = PhaseStage(
             self.plan,
             phase,
@@ -199,9 +201,9 @@ class PhaseRunner:
             self.dist_context,
             self.mesh,
             log_to_logger=False,
+            log_every=1 if reads_every_loss(user_callbacks) else self.config.callbacks.log_every,
         )
         data = self._build_data_module(phase, saved["step"])
-        user_callbacks = self._build_user_callbacks()
         progress = self._progress_callback(phase, not has_progress_bar(user_callbacks))
         sample = SampleCallback(self.config.callbacks, self.context.tokenizer, self.config.seed)
         trainer = self._build_trainer(

@@ -18,7 +18,7 @@ from growlm.training import Interrupted, run_plan
 from growlm.training.callbacks.resume_callback import SaveStateCallback
 from tests.training.callbacks_table import CASES, render_table
 from tests.training.stopping import SignalAt, assert_same_run, slow
-from tests.training.tiny_run import tiny_config
+from tests.training.tiny_run import rows, tiny_config
 
 TWO_PHASES = ("~phases.moe", "~phases.wide", "trainer.validate_every=2", "logger=csv")
 STOP = 6
@@ -222,3 +222,23 @@ def test_ranks_stop_together_when_the_timer_of_one_is_over():
     callback.settings = SimpleNamespace(every_steps=0, every_minutes=0)
     callback.dist_context = SimpleNamespace(all_reduce_max=lambda local: [0, local[1], 1])
     assert callback._agree_across_ranks(3, False) == (0, False, True)
+
+
+class Losses(Callback):
+    """Keeps what `trainer.callback_metrics` has after each step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.found.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_the_losses_of_logged_steps_are_in_callback_metrics(tmp_path):
+    each, some = Losses(), Losses()
+    monitor = exported.ModelCheckpoint(monitor="train/loss", every_n_train_steps=1)
+    run_plan(two_phases(tmp_path / "each"), [each, monitor])
+    run_plan(two_phases(tmp_path / "some"), [some])
+    logged = [row["loss"] for row in rows(tmp_path / "some") if row["phase"] == "dense"]
+    assert [each.found[i] for i in (0, 1, 3)] == pytest.approx(logged)  # callbacks.log_every=2
+    assert some.found[:4] == pytest.approx([each.found[i] for i in (0, 1, 1, 3)])

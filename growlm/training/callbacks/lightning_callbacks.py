@@ -169,6 +169,14 @@ def has_progress_bar(callbacks: Mapping[str, Callback]) -> bool:
     return any(isinstance(callback, ProgressBar) for callback in callbacks.values())
 
 
+def reads_every_loss(callbacks: Mapping[str, Callback]) -> bool:
+    """Return whether one of the callbacks shows or monitors the training loss of every step."""
+    return any(
+        isinstance(callback, ProgressBar) or getattr(callback, "monitor", None) == "train/loss"
+        for callback in callbacks.values()
+    )
+
+
 def find_expired_timer(trainer: Trainer) -> Timer | None:
     """Return a `Timer` whose time is over; None if there is none."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
