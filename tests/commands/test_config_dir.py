@@ -8,6 +8,7 @@ from growlm.cli.completion import list_completions
 from growlm.cli.main import COMMANDS
 from tests.commands.processes import CommandProcess, run_command
 from tests.config.test_own_plans import MINE
+from tests.training.stopping import slow
 from tests.training.tiny_run import TINY_MODEL
 
 ARGUMENTS = {
@@ -52,7 +53,8 @@ def test_a_folder_that_is_not_there(command, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [("--config-dir", "own"), ("--config-dir=own",), ("-cd", "own"), ("-cd=own",)]
+    "options",
+    [("--config-dir", "own"), *slow(("--config-dir=own",), ("-cd", "own"), ("-cd=own",))],
 )
 def test_a_plan_is_found_however_the_option_is_written(command, options):
     done = command("plan", "phase_plan=mine", *options, *SETTINGS, "format=json")

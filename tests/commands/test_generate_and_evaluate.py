@@ -309,7 +309,7 @@ def test_a_table_for_people(run, checkpoint):
         (["stride=65"], "stride=65: must be at most the sequence length, 64"),
         (["split=test"], "split=test: must be one of validation, all"),
         (["data=text", "data.path=nowhere.txt"], "data.path"),
-        (["data=texts"], "data/texts"),
+        (["data=texts"], "data=texts: there is no such file; did you mean text?"),
         (["data.documents=5"], "nothing to evaluate on"),
         (["limits=3"], "did you mean limit?"),
     ],

@@ -327,6 +327,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert leaves_only_locks(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_who_waits_goes_on_when_the_other_is_interrupted(tmp_path):
     first = slow_process(tmp_path / "c", 60)
     assert first.stdout.readline() == "reading\n"

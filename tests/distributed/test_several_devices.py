@@ -18,6 +18,7 @@ from tests.training.tiny_run import tiny_config
 
 EVERY_STEP = ["callbacks.log_every=1", "trainer.validation_sequences=6"]
 SHORT = [f"phases.{phase}.steps=2" for phase in ("dense", "moe", "wide", "deep")]
+TWO_PHASES = ["~phases.wide", "~phases.deep"]
 DENSE = [*EVERY_STEP, "~phases.moe"]
 LLAMA = [
     "model.norm.kind=rmsnorm",
@@ -70,15 +71,19 @@ def assert_equal_until_a_choice_changes(one, other, tolerance):
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
     [
-        ([*EVERY_STEP, *SHORT, "trainer.precision=64-true"], 1e-7),
+        ([*EVERY_STEP, *SHORT[:2], *TWO_PHASES, "trainer.precision=64-true"], 1e-7),
+        pytest.param(
+            [*EVERY_STEP, *SHORT, "trainer.precision=64-true"], 1e-7, marks=pytest.mark.slow
+        ),
         pytest.param([*DENSE, "trainer.precision=32-true"], 1e-5, marks=pytest.mark.slow),
     ],
-    ids=["four phases, fp64", "dense, fp32"],
+    ids=["two phases, fp64", "four phases, fp64", "dense, fp32"],
 )
 def test_ddp_trains_as_one_process_does(on_both, settings, tolerance):
     runs = on_both({"run": settings})
     assert largest_difference(*runs["run"]) < tolerance
-    one, two = (run / "checkpoints" / "large_moe_final" for run in runs["run"])
+    name = "moe_model_final" if "~phases.deep" in settings else "large_moe_final"
+    one, two = (run / "checkpoints" / name for run in runs["run"])
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
 
 

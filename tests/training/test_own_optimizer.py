@@ -103,7 +103,7 @@ def test_it_resumes_to_the_bit(step, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["NAdam", *slow("RAdam", "Adamax", "Adam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta")],
+    [*slow("NAdam", "RAdam", "Adamax", "Adam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta")],
 )
 def test_optimizers_of_torch(name, tmp_path):
     overrides = (f"optimizer._target_=torch.optim.{name}",)

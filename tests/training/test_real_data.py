@@ -194,6 +194,7 @@ def test_a_stream_whose_files_changed_does_not_go_on(change, tmp_path):
         run_plan(tiny_config(tmp_path / "run", *settings, f"resume='{tmp_path}/run'"))
 
 
+@pytest.mark.slow
 def test_a_stream_whose_file_was_edited_under_its_old_time_is_warned_of(tmp_path, capsys):
     file = tmp_path / "x.txt"
     file.write_text("\n\n".join(DOCUMENTS))

@@ -13,7 +13,7 @@ from yaml import MarkedYAMLError, YAMLError
 from yaml.reader import ReaderError
 
 from growlm.config.composing.config_layers import list_config_folders
-from growlm.config.config_dir import OPTION, ROOT_CONFIG_NAME, get_config_folder
+from growlm.config.config_dir import OPTION, get_config_folder
 from growlm.runtime.errors import UserError
 
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
@@ -53,7 +53,8 @@ def explain_unread_file(error: BaseException, folders: Sequence[Path] = ()) -> U
     if not group:
         return UserError("--config-name", option, "there is no such file")
     lister = _LISTED_IN.match(str(error))
-    is_chosen = lister is None or lister[1] in (ROOT_CONFIG_NAME, "hydra/config")
+    # A primary config lies in no group; what it lists is what the command line chooses among.
+    is_chosen = lister is None or "/" not in lister[1] or lister[1] == "hydra/config"
     where = "" if lister is None or is_chosen else f" (listed in {lister[1]}.yaml)"
     return _explain_missing(group, option, folders, error.options or (), where)
 
