@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,8 +72,17 @@ def test_all_that_work_are_tried():
     assert sorted(" ".join(TOGETHER).split()) == sorted(WORKS)
 
 
+@pytest.fixture
+def lightning_log(caplog):
+    """What Lightning logs: whether its logger propagates depends on when it was imported."""
+    logger = logging.getLogger("lightning.pytorch")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.mark.parametrize("names", [*TOGETHER, *slow(*WORKS)])
-def test_it_works_through_a_boundary_and_a_resume(names, tmp_path, capfd, caplog):
+def test_it_works_through_a_boundary_and_a_resume(names, tmp_path, capfd, lightning_log):
     cases = [WORKS[name] for name in names.split()]
 
     def make(run_dir):
@@ -81,8 +91,9 @@ def test_it_works_through_a_boundary_and_a_resume(names, tmp_path, capfd, caplog
     def check(run_dir, run):
         output = capfd.readouterr()
         for case in cases:
-            case.check(run_dir, run, output.out + output.err + caplog.text, logged_columns(run_dir))
-        caplog.clear()
+            text = output.out + output.err + lightning_log.text
+            case.check(run_dir, run, text, logged_columns(run_dir))
+        lightning_log.clear()
 
     whole, stopped = tmp_path / "whole", tmp_path / "run"
     check(whole, run_plan(two_phases(whole), make(whole)))
