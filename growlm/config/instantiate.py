@@ -174,7 +174,7 @@ def find_object(key: str, target: str) -> Any:
 
 
 class _MissingAttributeError(AttributeError):
-    """A module or class has nothing of a name."""
+    """Error raised when a module or class has no attribute of a name."""
 
 
 def _resolve(target: str) -> Any:

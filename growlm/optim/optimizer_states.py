@@ -29,22 +29,33 @@ KNOWN_TYPES = (AdamW, SGD, Adafactor)
 
 
 def get_optimizer_states(
-    model: nn.Module, optimizers: Sequence[Optimizer]
+    model: nn.Module, optimizers: Sequence[Optimizer], without: nn.Module | None = None
 ) -> dict[str, ParameterState]:
-    """Return the optimizers' own state tensors by parameter name; parameters without state are absent."""
+    """Return the optimizers' own state tensors by parameter name; parameters without state are absent.
+
+    Args:
+        model: Model whose parameters' states are returned.
+        optimizers: Optimizers that step them.
+        without: Part of the model whose parameters are left out.
+    """
+    left_out = set() if without is None else set(without.parameters())
     return {
         name: {entry: value for entry, value in state.items() if value is not None}
         if _is_shipped(optimizer)
         else encode_state(parameter, state, strict=False)
         for name, parameter in model.named_parameters()
+        if parameter not in left_out
         for optimizer in optimizers
         if (state := optimizer.state.get(parameter))
     }
 
 
-def find_optimizer_names(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, str]:
-    """Return the class of the optimizer that steps each parameter, by parameter name."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def find_optimizer_names(
+    model: nn.Module, optimizers: Sequence[Optimizer], without: nn.Module | None = None
+) -> dict[str, str]:
+    """Return the class of the optimizer that steps each parameter; takes what `get_optimizer_states` takes."""
+    left_out = set() if without is None else set(without.parameters())
+    names = {p: name for name, p in model.named_parameters() if p not in left_out}
     return {
         names[parameter]: type(optimizer).__name__
         for optimizer in optimizers

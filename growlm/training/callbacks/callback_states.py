@@ -27,7 +27,7 @@ def collect_callback_state(
     if type(callback).on_save_checkpoint is Callback.on_save_checkpoint:
         return state
     weights = {name: get_full_tensor(t) for name, t in pl_module.state_dict().items()}
-    checkpoint = {"state_dict": weights, "epoch": 0, "global_step": trainer.global_step}
+    checkpoint = _make_checkpoint(trainer, weights)
     before = dict(checkpoint)
     callback.on_save_checkpoint(trainer, pl_module, checkpoint)
     equal = [key for key, value in checkpoint.items() if value is weights]
@@ -37,6 +37,11 @@ def collect_callback_state(
         if value is not weights and before.get(key) is not value
     }
     return {"state_dict": state, "checkpoint": added, "equal_to_model": equal}
+
+
+def _make_checkpoint(trainer: Trainer, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a Lightning checkpoint that the hooks of callbacks find."""
+    return {"state_dict": weights, "epoch": 0, "global_step": trainer.global_step}
 
 
 def restore_callback_state(
@@ -50,7 +55,7 @@ def restore_callback_state(
         return
     if state.keys() == HOOK_ENTRIES:
         weights = pl_module.state_dict()
-        checkpoint = {"state_dict": weights, "epoch": 0, "global_step": trainer.global_step}
+        checkpoint = _make_checkpoint(trainer, weights)
         checkpoint |= state["checkpoint"] | dict.fromkeys(state["equal_to_model"], weights)
         callback.on_load_checkpoint(trainer, pl_module, checkpoint)
         state = state["state_dict"]

@@ -235,9 +235,6 @@ class GrowthCallback(Callback):
         if not self._are_states_plain:
             (self._scaled_steps or self.scaling).unscale_state(states)
             self._are_states_plain = True
-        own = {id(parameter) for parameter in model.parameters()}
-        others = {n for n, p in module.named_parameters() if id(p) not in own}
-        other_states = get_optimizer_states(module, trainer.optimizers)
         return PhaseState(
             model=model,
             optimizer_states=states,
@@ -245,16 +242,12 @@ class GrowthCallback(Callback):
             index=self.index,
             scale_factors=self.scaling.carried_factors,
             optimizer_names=find_optimizer_names(model, trainer.optimizers),
-            other_states={name: s for name, s in other_states.items() if name in others},
-            other_optimizer_names={
-                name: kind
-                for name, kind in find_optimizer_names(module, trainer.optimizers).items()
-                if name in others
-            },
+            other_states=get_optimizer_states(module, trainer.optimizers, without=model),
+            other_optimizer_names=find_optimizer_names(module, trainer.optimizers, without=model),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a Lightning checkpoint needs to go on inside this phase: plain values and tensors."""
+        """Return what a Lightning checkpoint needs to resume within this phase, in plain values."""
         if self.boundary is None:
             return {}
         scalings = self._scaled_steps or self.scaling

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 
 def set_loop_progress(trainer: Trainer, steps: int, accumulate: int) -> None:
-    """Let a trainer that has not begun count on from a step, as after a checkpoint written at its end.
+    """Set the loop counters of a new Trainer so that it continues after the given step.
 
     Args:
         trainer: Trainer with a phase's full number of steps.

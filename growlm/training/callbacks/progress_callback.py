@@ -28,7 +28,7 @@ class ProgressCallback(Callback):
         run_start: Value of `time.perf_counter()` at the start of the run.
         peak_flops: Peak FLOP/s of all devices together; None if unknown.
         nats_to_bits_per_byte: Factor from validation loss to bits per byte; None if unknown.
-        shows_steps: Whether the listener hears of every step; not if the user's own progress bar shows them.
+        shows_steps: Whether the listener is notified of every step; False if a progress bar of the user's is.
     """
 
     def __init__(
