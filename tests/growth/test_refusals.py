@@ -1,5 +1,8 @@
 """What cannot be grown is refused with the setting, its value and what would be allowed."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from growlm.growth import Deepen, Upcycle, Widen, build_growth_map, grow
@@ -22,12 +25,29 @@ def test_fractional_heads_name_the_factors_that_work():
     assert "1.25 and 1.375 work" in error.reason
 
 
-def test_the_factors_named_do_work():
-    for factor in (1.25, 1.375):
-        config = tiny_config(d_model=40, n_heads=8, n_kv_heads=8)
-        assert (
-            build_growth_map(config, [Widen(scale_factor=factor)]).new_config.n_heads == 8 * factor
+@pytest.mark.parametrize(
+    ("factor", "sizes"),
+    [
+        (1.3, {"d_model": 40, "n_heads": 8, "n_kv_heads": 8}),
+        (1.5, {"d_model": 36, "n_heads": 9, "n_kv_heads": 3}),
+        (1.55556, {"d_model": 36, "n_heads": 9, "n_kv_heads": 3}),
+        (4 / 3 + 1e-4, {"d_model": 36, "n_heads": 9, "n_kv_heads": 3}),
+        (2.25, {"d_model": 16, "n_heads": 4, "n_kv_heads": 2}),
+        (1.01, {"d_model": 14, "n_heads": 7, "n_kv_heads": 1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["copies", "fresh"])
+def test_the_factors_named_do_work(factor, sizes, kind):
+    widen = Widen(scale_factor=factor, new_channels=kind)
+    reason = refusal_of(widen, **sizes, head_dim=4).reason
+    named = re.search(r"nearby, ([0-9.]+)(?: and ([0-9.]+))? works?$", reason)
+
+    assert named, reason
+    for near in filter(None, named.groups()):
+        grown = build_growth_map(
+            tiny_config(**sizes, head_dim=4), [replace(widen, scale_factor=float(near))]
         )
+        assert grown.new_config.d_model == pytest.approx(sizes["d_model"] * float(near))
 
 
 def test_fractional_width_is_refused():

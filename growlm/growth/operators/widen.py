@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +73,15 @@ class Widen:
         """
         check_limits(self)
         self._check_copy_only_settings()
+        try:
+            return self._growth(config)
+        except UserError as refusal:
+            if refusal.key != "scale_factor" or not (self.scale_factor or 1.0) > 1:
+                raise
+            reason = f"{refusal.reason}; {self._suggest_factors(config)}"
+            raise UserError(refusal.key, refusal.value, reason) from None
+
+    def _growth(self, config: ModelConfig) -> GrowthSpec:
         new = self._grown_config(config)
         query_heads, kv_heads = map_heads(config, new.n_heads, self._heads_setting())
         new = replace(new, n_kv_heads=kv_heads.new_size)
@@ -194,8 +204,8 @@ class Widen:
             raise UserError("expert_d_ff", self.expert_d_ff, reason)
         new = replace(
             config,
-            n_heads=self._scaled_size("n_heads", self.n_heads, config.n_heads),
-            d_model=self._scaled_size("d_model", self.d_model, config.d_model),
+            n_heads=self._scaled_size("n_heads", self.n_heads, config),
+            d_model=self._scaled_size("d_model", self.d_model, config),
             d_ff=self.d_ff or _scaled_hidden_units(config.d_ff, factor),
             shared_d_ff=self.shared_d_ff or _scaled_hidden_units(config.shared_d_ff, factor),
         )
@@ -212,19 +222,37 @@ class Widen:
             raise UserError("scale_factor", self.scale_factor, reason)
         return new
 
-    def _scaled_size(self, name: str, wanted: int | None, size: int) -> int:
-        if wanted is not None:
-            return wanted
+    def _scaled_size(self, name: str, wanted: int | None, config: ModelConfig) -> int:
+        size: int = getattr(config, name)
         factor = self.scale_factor or 1.0
-        if abs(size * factor - round(size * factor)) > 1e-6:
-            near = sorted({math.floor(size * factor) / size, math.ceil(size * factor) / size})
+        if wanted is None and abs(size * factor - round(size * factor)) > 1e-6:
             raise UserError(
                 "scale_factor",
                 factor,
-                f"{name}={size} times {factor:g} is {size * factor:g}, not a whole number; "
-                f"nearby, {' and '.join(f'{f:g}' for f in near if f >= 1)} work",
+                f"{name}={size} times {factor:g} is {size * factor:g}, not a whole number",
             )
-        return round(size * factor)
+        return wanted or round(size * factor)
+
+    def _suggest_factors(self, config: ModelConfig) -> str:
+        """Say which scale factors on either side give whole sizes, and heads that fit on the key/value heads."""
+        scaled = {"n_heads": self.n_heads, "d_model": self.d_model}
+        parts = math.gcd(*(getattr(config, name) for name, size in scaled.items() if size is None))
+        wanted = (self.scale_factor or 1.0) * parts
+        below = (n / parts for n in range(math.floor(wanted), parts, -1))
+        above = (n / parts for n in range(math.ceil(wanted), 64 * parts + 1))
+        near = [next(filter(partial(self._accepts, config), side), None) for side in (below, above)]
+        # With as many digits as it takes to be accepted: 4/3 is not 1.33333.
+        working = [f"{factor:.10g}" for factor in near if factor]
+        if not working:
+            return "no scale_factor works: set d_model, n_heads and d_ff"
+        return f"nearby, {' and '.join(working)} work{'s' if len(working) == 1 else ''}"
+
+    def _accepts(self, config: ModelConfig, scale_factor: float) -> bool:
+        try:
+            replace(self, scale_factor=scale_factor)._growth(config)
+        except UserError:
+            return False
+        return True
 
     def _heads_setting(self) -> tuple[str, float | int | None]:
         return (
