@@ -68,7 +68,7 @@ class CheckpointRecord(TypedDict):
 
 def save_model(
     model: nn.Module,
-    folder: Path,
+    folder: str | Path,
     record: dict[str, Any],
     states: Mapping[str, ParameterState] | None = None,
     sidecar_files: Iterable[Path] = (),
@@ -99,7 +99,7 @@ def save_model(
     """
     dist_context = dist_context or DistributedContext()
     entries = describe_model(model)
-    with atomic_folder(folder, dist_context, create_parents) as (partial, digests):
+    with atomic_folder(Path(folder), dist_context, create_parents) as (partial, digests):
         digests |= write_consolidated(partial, WEIGHTS_STEM, dict(model.state_dict()), dist_context)
         if states is not None:
             digests |= write_consolidated(
@@ -293,17 +293,17 @@ def _explain_missing_checkpoint(folder: Path) -> str:
 
 
 @overload
-def load_model(folder: Path, key: str = ...) -> tuple[TransformerLM, dict[str, Any]]: ...
+def load_model(folder: str | Path, key: str = ...) -> tuple[TransformerLM, dict[str, Any]]: ...
 
 
 @overload
 def load_model(
-    folder: Path, key: str = ..., *, trust: Sequence[str]
+    folder: str | Path, key: str = ..., *, trust: Sequence[str]
 ) -> tuple[nn.Module, dict[str, Any]]: ...
 
 
 def load_model(
-    folder: Path, key: str = "checkpoint", *, trust: Sequence[str] | None = None
+    folder: str | Path, key: str = "checkpoint", *, trust: Sequence[str] | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint's model, tensor by tensor, and its record.
 
@@ -316,6 +316,7 @@ def load_model(
         UserError: If the folder is not a growlm checkpoint, its model's class is not trusted, or weights and
             config do not match.
     """
+    folder = Path(folder)
     if trust is not None and names_classes(_read_entries(folder, key)):
         model, record = read_skeleton(folder, key, trust)
         files = TensorFiles(folder, WEIGHTS_STEM, key)
@@ -365,8 +366,9 @@ def read_model(
     return model
 
 
-def read_optimizer_states(folder: Path) -> dict[str, ParameterState]:
+def read_optimizer_states(folder: str | Path) -> dict[str, ParameterState]:
     """Read a checkpoint's optimizer state by parameter name; empty if none was saved."""
+    folder = Path(folder)
     if not TensorFiles.exist(folder, OPTIMIZER_STEM):
         return {}
     files = TensorFiles(folder, OPTIMIZER_STEM)

@@ -79,8 +79,8 @@ class ConversionReport:
 
 
 def to_growlm(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     *,
     dtype: torch.dtype | None = None,
     progress: ByteProgress = lambda done, total: None,
@@ -97,6 +97,7 @@ def to_growlm(
         UserError: If growlm cannot represent the model, the target exists, or the disk has too little space.
             Nothing is left behind.
     """
+    source, target = Path(source), Path(target)
     config, record = read_hf_config(source, SOURCE_SETTING)
     tensors = HuggingFaceTensors(source, SOURCE_SETTING, dtype)
     check_tokenizer_fits(source, config.vocab_size, SOURCE_SETTING)
@@ -113,8 +114,8 @@ def to_growlm(
 
 
 def to_huggingface(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     *,
     architecture: str = "auto",
     dtype: torch.dtype | None = None,
@@ -134,6 +135,7 @@ def to_huggingface(
         UserError: If the source is not a checkpoint, the architecture cannot represent it, the target exists, or
             the disk has too little space. Nothing is left behind.
     """
+    source, target = Path(source), Path(target)
     if is_hf_folder(source):
         reason = "is already a Hugging Face model; use to=growlm to convert it to a checkpoint"
         raise UserError(SOURCE_SETTING, source, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class HuggingFaceTensors(MappedTensors):
         config, _ = read_hf_config(folder, key)
         architecture = detect_architecture(folder, key)
         files = open_safetensors(folder, key)
-        rules = _detect_layout(architecture, config, files)
+        rules = _read_tied_head(_detect_layout(architecture, config, files), config, files)
         shapes = get_state_dict_shapes(config)
         resolved = resolve_rules(rules, config, shapes)
         ignored = _find_ignorable_tensors(files, architecture, rules, config, resolved)
@@ -138,6 +139,16 @@ def _detect_layout(
     return best
 
 
+def _read_tied_head(
+    rules: tuple[MappingRule, ...], config: ModelConfig, files: TensorFiles
+) -> tuple[MappingRule, ...]:
+    """Return the rules with the head in place of the embedding, where a tied model stores only the head."""
+    head, embedding = (get_hf_name(rules, f"{name}.weight") for name in ("head", "embedding"))
+    if not config.tie_embeddings or embedding in files.names or head not in files.names:
+        return rules
+    return tuple(replace(r, hf_name=head) if r.hf_name == embedding else r for r in rules)
+
+
 def _check_zeros(files: TensorFiles, resolved: Sequence[ResolvedRule]) -> None:
     """Check that tensors that growlm's model does not have are zero.
 
@@ -163,7 +174,7 @@ def _find_ignorable_tensors(
     patterns = [re.compile(pattern) for pattern in architecture.ignored_tensors]
     names = {name for name in files.names if any(p.fullmatch(name) for p in patterns)} - known
     head, embedding = (get_hf_name(rules, f"{name}.weight") for name in ("head", "embedding"))
-    if config.tie_embeddings and head in files.names and embedding in files.names:
+    if config.tie_embeddings and head != embedding and {head, embedding} <= set(files.names):
         if not _tensors_equal(files, head, embedding):
             reason = f"tie_word_embeddings is true, but {head} differs from {embedding}"
             raise UserError(files.key, files.folder, reason)

@@ -1,6 +1,7 @@
 """Models that transformers made and saved compute the same as ours, and come back as they were, to the bit."""
 
 import inspect
+import json
 import shutil
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
 
-from growlm.checkpoint import load_model
+from growlm.checkpoint import load_model, save_model
 from growlm.huggingface import HuggingFaceTensors, read_hf_config, to_growlm, to_huggingface
 from tests.huggingface.hf_models import (
     CONFIGS,
@@ -411,3 +413,65 @@ def test_the_head_of_gpt_neox_under_both_its_names(tmp_path):
     save_file(tensors, tmp_path / "new" / "model.safetensors", {"format": "pt"})
     old, new = (HuggingFaceTensors(tmp_path / name) for name in ("old", "new"))
     assert all(torch.equal(old.read(name), new.read(name)) for name in old.names)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_a_tied_model_that_stores_only_its_head(tmp_path, family):
+    make(family, tie_word_embeddings=True).save_pretrained(tmp_path / "usual")
+    shutil.copytree(tmp_path / "usual", tmp_path / "head")
+    tensors = tensors_of(tmp_path / "head")
+    (embedding,) = (
+        name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))
+    )
+    tensors["lm_head.weight"] = tensors.pop(embedding)
+    save_file(tensors, tmp_path / "head/model.safetensors", {"format": "pt"})
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "head")
+
+    ours, usual = (HuggingFaceTensors(tmp_path / name) for name in ("head", "usual"))
+
+    assert all(torch.equal(ours.read(name), usual.read(name)) for name in usual.names)
+    assert torch.equal(ours.read("embedding.weight"), reference.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo3"])
+@pytest.mark.parametrize(
+    ("current", "former"),
+    [
+        ({"rope_type": "default", "rope_theta": 5e5}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {"rope_type": "default", "rope_theta": 5e5},
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0},
+        ),
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}, {"rope_type": "default"}),
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}, {}),
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}, None),
+    ],
+)
+def test_two_sets_of_positions_mean_what_they_mean_to_transformers(
+    tmp_path, family, current, former
+):
+    make(family).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    content = json.loads(path.read_text())
+    if FULL in content["rope_parameters"]:
+        current = content["rope_parameters"] | {FULL: current}
+    changes = {"rope_parameters": current, "rope_scaling": former, "rope_theta": 99.0}
+    path.write_text(json.dumps(content | changes))
+
+    ours = read_hf_config(tmp_path / "model")[0].rope
+    CONFIGS[family].from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "theirs")
+
+    assert ours == read_hf_config(tmp_path / "theirs")[0].rope
+
+
+def test_folders_are_given_as_text_or_paths(tmp_path):
+    make("llama").save_pretrained(tmp_path / "hf")
+    to_growlm(str(tmp_path / "hf"), str(tmp_path / "ours"))
+    model, record = load_model(str(tmp_path / "ours"))
+    save_model(model, str(tmp_path / "again"), record)
+    to_huggingface(str(tmp_path / "again"), str(tmp_path / "back"))
+
+    before, after = tensors_of(tmp_path / "hf"), tensors_of(tmp_path / "back")
+
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

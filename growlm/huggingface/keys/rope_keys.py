@@ -101,10 +101,7 @@ def read_rope(rotary: RotaryKeys, keys: ConfigReader, has_windows: bool) -> dict
     window_theta = rotary.default_window_theta
     if rotary.window_theta_key is not None:
         window_theta = keys.content.get(rotary.window_theta_key, window_theta)
-    for key in (FORMER_PARAMETERS_KEY, PARAMETERS_KEY):
-        parameters = keys.get(key)
-        if parameters is None:
-            continue
+    for key, parameters in _get_parameters(rotary, keys).items():
         if rotary.is_nested and isinstance(parameters, dict) and FULL in parameters:
             window = parameters.get(WINDOW, {})
             if not isinstance(window, dict) or window.get("rope_type", "default") != "default":
@@ -125,6 +122,19 @@ def read_rope(rotary: RotaryKeys, keys: ConfigReader, has_windows: bool) -> dict
         reason = "must be 1.0: its class rotates all channels of a head"
         keys.raise_error(rotary.fraction_key, fields["rope.fraction"], reason)
     return fields
+
+
+def _get_parameters(rotary: RotaryKeys, keys: ConfigReader) -> dict[str, Any]:
+    """Return the parameters that apply, by their key; of two, as transformers does: the former ones win."""
+    given = {key: keys.get(key) for key in (PARAMETERS_KEY, FORMER_PARAMETERS_KEY)}
+    given = {key: value for key, value in given.items() if value is not None}
+    former, current = given.get(FORMER_PARAMETERS_KEY), given.get(PARAMETERS_KEY)
+    if not (isinstance(former, dict) and isinstance(current, dict) and former):
+        return given
+    if not rotary.is_nested:
+        return {FORMER_PARAMETERS_KEY: former}
+    full = current.get(FULL)
+    return {PARAMETERS_KEY: current | {FULL: (full if isinstance(full, dict) else {}) | former}}
 
 
 def _read_scaling(
