@@ -91,7 +91,7 @@ def test_own_data_module(capsys):
     assert "bits per byte are not reported" in said
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_lightning_module_on_two_processes(strategy, tmp_path):
     path = EXAMPLES[0].with_name("lightning_module.py")
     done = subprocess.run(

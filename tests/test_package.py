@@ -92,13 +92,20 @@ def readme_commands():
     return [line for line in commands if "resume=" not in line]  # that needs a run
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_training_command_of_the_readme_plans(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_model(TransformerLM(load_config().model.to_model_config(257)), tmp_path / "my_llama", {})
-    own = tmp_path / "my_conf" / "phase_plan" / "mine.yaml"
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory):
+    """A folder with what the README's commands name."""
+    folder = tmp_path_factory.mktemp("reader")
+    save_model(TransformerLM(load_config().model.to_model_config(257)), folder / "my_llama", {})
+    own = folder / "my_conf" / "phase_plan" / "mine.yaml"
     own.parent.mkdir(parents=True)
     shutil.copy(ROOT / "conf" / "phase_plan" / "quickstart.yaml", own)
+    return folder
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_training_command_of_the_readme_plans(command, readers_folder, monkeypatch):
+    monkeypatch.chdir(readers_folder)
     arguments = command.partition("-m growlm.train")[2].split()
     folder = None
     if "--config-dir" in arguments:

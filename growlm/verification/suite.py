@@ -45,8 +45,7 @@ MODEL_FAMILIES = {"LayerNorm": GPT_CONFIG, "RMSNorm": LLAMA_CONFIG}
 
 def run_suite_cases() -> Iterator[SuiteCase]:
     """Run the suite case by case, in a few seconds."""
-    models = {family: _make_model(config) for family, config in MODEL_FAMILIES.items()}
-    mixtures = {family: grow(model, [Upcycle(num_experts=4)]) for family, model in models.items()}
+    models, mixtures = _make_models()
     for family, model in models.items():
         section = "dense to mixture of experts"
         yield _run_case(section, f"{family}, 4 experts", model, [Upcycle(num_experts=4)])
@@ -70,14 +69,22 @@ def run_suite_cases() -> Iterator[SuiteCase]:
         name = f"standard deviation {noise:g}"
         yield _run_case("noise", name, mixtures["LayerNorm"], [widen], symmetry=status)
     yield from _run_rope_cases(models)
-    with_experts = {f"{family}, 4 experts": mixture for family, mixture in mixtures.items()}
-    yield from _run_registered_cases(models | with_experts)
+    yield from run_operator_cases()
 
 
-def _run_registered_cases(models: Mapping[str, TransformerLM]) -> Iterator[SuiteCase]:
+def _make_models() -> tuple[dict[str, TransformerLM], dict[str, TransformerLM]]:
+    """Return a dense model of each family, and a mixture of each."""
+    models = {family: _make_model(config) for family, config in MODEL_FAMILIES.items()}
+    mixtures = {family: grow(model, [Upcycle(num_experts=4)]) for family, model in models.items()}
+    return models, mixtures
+
+
+def run_operator_cases() -> Iterator[SuiteCase]:
     """Run every registered operator with its default settings, on each model that they suit."""
+    models, mixtures = _make_models()
+    with_experts = {f"{family}, 4 experts": mixture for family, mixture in mixtures.items()}
     for name, each in available_operators().items():
-        for family, model in models.items():
+        for family, model in (models | with_experts).items():
             try:
                 operator = each.operator_class()
                 lossless = build_growth_map(model.config, [operator]).lossless

@@ -23,14 +23,16 @@ def choices():
     return [(group, option) for group, options in sorted(GROUPS.items()) for option in options]
 
 
-def a_model(folder):
-    save_model(TransformerLM(load_config().model.to_model_config(257)), folder / "model", {})
-    return folder / "model"
+@pytest.fixture(scope="module")
+def a_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(TransformerLM(load_config().model.to_model_config(257)), folder, {})
+    return folder
 
 
 @pytest.mark.parametrize(("group", "option"), choices())
-def test_every_option_composes_into_a_plan(group, option, tmp_path):
-    pretrained = [f"model.path='{a_model(tmp_path)}'"]
+def test_every_option_composes_into_a_plan(group, option, a_model, tmp_path):
+    pretrained = [f"model.path='{a_model}'"]
     needed = {
         ("data", "text"): ["data.path=x.txt"],
         ("data", "huggingface"): ["data.name=owner/name"],
@@ -46,10 +48,10 @@ def test_every_option_composes_into_a_plan(group, option, tmp_path):
 
 
 @pytest.mark.parametrize("plan", GROUPS["phase_plan"])
-def test_every_plan_says_its_command(plan, tmp_path):
+def test_every_plan_says_its_command(plan, a_model):
     text = (get_config_folder() / "phase_plan" / f"{plan}.yaml").read_text()
     assert re.search(r"#   python -m growlm\.train", text)
-    path = [f"model.path='{a_model(tmp_path)}'"] if "model.path" in text else []
+    path = [f"model.path='{a_model}'"] if "model.path" in text else []
     assert load_config(f"phase_plan={plan}", *path).name == plan
 
 

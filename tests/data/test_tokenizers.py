@@ -91,6 +91,7 @@ def test_the_embedded_encoding_fits_the_stories():
     assert sum(map(len, texts)) / sum(map(len, ids)) > 3.5
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_shipped_file():
     pytest.importorskip("tokenizers", reason="scripts/train_tokenizer.py needs tokenizers")
     location = ROOT / "scripts" / "train_tokenizer.py"

@@ -9,7 +9,7 @@ from tests.growth.losslessness import assert_lossless
 from tests.model.tiny_models import random_tokens
 
 
-@pytest.mark.parametrize("scale_factor", [1.5, 2])
+@pytest.mark.parametrize("scale_factor", [1.5, pytest.param(2, marks=pytest.mark.slow)])
 def test_512_wide_12_layers_at_initialisation(scale_factor):
     config = ModelConfig(vocab_size=512)
     assert (config.d_model, config.n_layers) == (512, 12)

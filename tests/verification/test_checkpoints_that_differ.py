@@ -85,7 +85,7 @@ def test_a_wrong_entry_in_mixed_precision_is_found(kept, old, tmp_path, capsys):
     [
         [{"widen": {"scale_factor": 64.0}}] * 5,
         [{"deepen": {"extra_layers": 4096}}] * 2000,
-        [{"deepen": {"extra_layers": 1}}] * 100_000,
+        [{"deepen": {"extra_layers": 1}}] * 20_000,
         [{"multiply_experts": {"factor": 256}}] * 5,
     ],
 )

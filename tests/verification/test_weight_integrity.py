@@ -80,12 +80,12 @@ def test_many_corruptions_are_found():
 @pytest.mark.parametrize("kind", range(len(attack_checks.HARD)), ids=attack_checks.HARD)
 def test_no_right_growth_fails(kind):
     kinds = len(attack_checks.HARD)
-    assert_none_fails(range(kind, 40 * kinds, kinds))
+    assert_none_fails(range(kind, 25 * kinds, kinds))
 
 
 @pytest.mark.slow
 def test_no_right_growth_of_many_fails():
-    assert_none_fails(range(280, 3000))
+    assert_none_fails(range(175, 3000))
 
 
 BAD = [math.nan, math.inf, -math.inf]
