@@ -295,7 +295,9 @@ def test_a_truncated_document_counts_up_to_its_last_token(trained):
 
 def test_a_prompt_of_which_nothing_is_left(trained):
     tokenizer = trained["char_bpe"]
-    with pytest.raises(UserError, match=r"'XYZ 12': nothing is left of it: .*'1', '2', 'X', 'Y', 'Z'"):
+    with pytest.raises(
+        UserError, match=r"'XYZ 12': nothing is left of it: .*'1', '2', 'X', 'Y', 'Z'"
+    ):
         read_prompts("XYZ 12", None, tokenizer, 64)
     (prompt,) = read_prompts("The cat", None, tokenizer, 64)
     assert math.isclose(prompt.unknown.fraction, 1 / 7)

@@ -148,6 +148,8 @@ class HuggingFaceTokenizer:
 
         folder = find_tokenizer_folder(path, key)
         self.folder, self._key = folder, key
+        if not lexists(folder):
+            raise UserError(key, folder, "does not exist")
         path = folder / TOKENIZER_JSON
         if not lexists(path):
             reason = f"has no {TOKENIZER_JSON} (transformers' save_pretrained of a fast tokenizer writes one)"
