@@ -62,7 +62,9 @@ def read_prompts(
         tokens = encode_prompt(tokenizer, text)
         excerpt = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
         unknown = tally_unknown_prompt(tokenizer, text)
-        if unknown.num_unknown_bytes >= max(1, len("".join(text.split()).encode())):
+        if unknown.num_unknown_bytes >= max(
+            1, len("".join(text.split()).encode("utf-8", "replace"))
+        ):
             raise UserError(key, repr(excerpt), f"nothing is left of it: {unknown.describe()}")
         if len(tokens) >= max_seq_len:
             reason = f"has {len(tokens)} tokens; the model reads {max_seq_len}, new tokens included"
