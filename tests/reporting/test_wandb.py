@@ -19,6 +19,12 @@ from tests.training.stopping import SignalAt
 from tests.training.tiny_run import rows, tiny_config
 
 OFFLINE = ("logger=wandb", "logger.mode=offline")
+OF_THE_ENVIRONMENT = {
+    "WANDB_TAGS": "theirs,mine",
+    "WANDB_NOTES": "a note",
+    "WANDB_JOB_TYPE": "train",
+    "WANDB_RUN_GROUP": "other",  # logger.group wins
+}
 AXES = ("trainer/global_step", "progress/tokens", "progress/flops", "progress/time_s")
 
 
@@ -28,6 +34,8 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB__STATS_SAMPLING_INTERVAL", "0.5")
+        for name, value in OF_THE_ENVIRONMENT.items():
+            patch.setenv(name, value)
         run_plan(tiny_config(folder, *OFFLINE, "logger.group=some_sweep", "logger.tags=[mine]"))
     return folder
 
@@ -143,7 +151,8 @@ def test_an_online_run_goes_on(tmp_path):
 def test_name_group_tags_and_config(run_dir):
     run = wandb_run(run_dir)
     assert (run.display_name, run.run_group) == ("run", "some_sweep")
-    assert list(run.tags) == ["quickstart", "mine"]
+    assert list(run.tags) == ["quickstart", "mine", "theirs"]
+    assert (run.notes, run.job_type) == ("a note", "train")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     dials = {"scale_factor": 1.5, "extra_layers": 1, "noise_std": None}
     assert config["growth"] == {**dials, "new_channels": "auto", "new_blocks": "fresh"}
@@ -173,7 +182,7 @@ def test_wandb_s_own_reader_finds_the_same(run_dir, tmp_path):
     table = json.loads(received.files[last["growth/boundaries"]["path"]])
     assert (table["columns"], table["data"]) == wandb_table(file, flat(last), "growth/boundaries")
     run, *_ = received.runs
-    assert (run["groupName"], run["tags"]) == ("some_sweep", ["quickstart", "mine"])
+    assert (run["groupName"], run["tags"]) == ("some_sweep", ["quickstart", "mine", "theirs"])
     config = json.loads(run["config"])
     assert config["growth"]["value"]["scale_factor"] == 1.5
 
