@@ -1,6 +1,7 @@
 """An offline W&B run, read back from its file."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 
@@ -10,9 +11,17 @@ import wandb
 from growlm.reporting.loggers.logger_adapters import LogEntry
 from growlm.reporting.loggers.logger_tables import LoggerTable
 from growlm.reporting.loggers.wandb_adapter import WandbAdapter, make_expert_load_histogram
+from growlm.reporting.loggers.wandb_files import mend_offline_parts
 from growlm.training import Interrupted, run_plan
 from growlm.training.callbacks.growth_callback import GrowthError
-from tests.commands.wandb_file import records_of, wandb_file, wandb_rows, wandb_run, wandb_table
+from tests.commands.wandb_file import (
+    records_of,
+    wandb_file,
+    wandb_records,
+    wandb_rows,
+    wandb_run,
+    wandb_table,
+)
 from tests.reporting.test_metrics import KEYS
 from tests.reporting.wandb_server import sync, wandb_server
 from tests.training.stopping import SignalAt
@@ -171,6 +180,37 @@ def test_the_summary_has_every_phase_and_boundary(run_dir):
             assert figures[f"phase/{phase['name']}/{key}"] == phase[key]
     for boundary in summary["boundaries"]:
         assert figures[f"growth/{boundary['from']}-{boundary['to']}/jump"] == boundary["jump"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1])
+def test_a_part_that_a_kill_cut_ends_with_a_whole_record(share, run_dir, tmp_path):
+    shutil.copytree(run_dir / "wandb", tmp_path / "wandb", symlinks=True)
+    whole, cut = wandb_file(run_dir), wandb_file(tmp_path)
+    run_id = cut.stem.removeprefix("run-")
+    size = int(share * whole.stat().st_size)
+    os.truncate(cut, size)
+    count = mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, num_entries=1000)
+    assert wandb_rows(cut) == wandb_rows(whole)[:count]
+    records = [record.SerializeToString() for record in wandb_records(whole)]
+    assert [record.SerializeToString() for record in wandb_records(cut)] == records[
+        : len(list(wandb_records(cut)))
+    ]
+    assert size - 5000 < cut.stat().st_size <= size
+    again = mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, num_entries=3)
+    assert (again, len(wandb_rows(cut))) == (3, 3)
+
+
+def test_a_part_without_its_run_is_removed_and_one_that_was_uploaded_is_not(run_dir, tmp_path):
+    shutil.copytree(run_dir / "wandb", tmp_path / "wandb", symlinks=True)
+    cut = wandb_file(tmp_path)
+    run_id = cut.stem.removeprefix("run-")
+    os.truncate(cut, 7)
+    marker = cut.with_name(f"{cut.name}.synced")
+    marker.touch()
+    for exists in (True, False):
+        assert mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, 1000) == 0
+        assert cut.parent.exists() == exists
+        marker.unlink(missing_ok=True)
 
 
 def test_wandb_s_own_reader_finds_the_same(run_dir, tmp_path):

@@ -24,7 +24,7 @@ def find_api_key(base_url: str | None = None) -> str | None:
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     address = base_url or os.environ.get("WANDB_BASE_URL")
-    hosts = DEFAULT_HOSTS
+    hosts: tuple[str, ...] = DEFAULT_HOSTS
     if address is not None:
         parsed = urlparse(address)
         if parsed.hostname not in DEFAULT_HOSTS:
