@@ -40,10 +40,10 @@ class WandbAdapter(MetricAdapter):
             run.define_metric(f"{prefix}*", step_metric=STEP_METRIC, hidden=True)
 
     def count_logged(self, num_entries: int) -> int:
-        """Return how many entries W&B has: a killed run may have logged more than W&B wrote or received."""
+        """Return how many entries W&B has: offline, a killed run may have logged more than W&B wrote."""
         part = Path(self.run.dir).parent
         if not part.name.startswith("offline-run-"):
-            return min(int(self.run.step), num_entries)
+            return num_entries
         return mend_offline_parts(part.parent, self.run.id, part, num_entries)
 
     def log(self, entry: LogEntry) -> None:
