@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from growlm.config import load_config
+from growlm.plan import plan
 from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.reporting.loggers.wandb_settings import resolve_wandb_settings, shorten
 from growlm.runtime.errors import UserError
@@ -106,6 +107,8 @@ def test_a_login_at_either_address_of_wandb(host, no_login):
 def test_nothing_is_made_before_the_refusal(tmp_path):
     with pytest.raises(UserError, match=r"logger\.project"):
         run_plan(tiny_config(tmp_path / "run", "logger=wandb", "logger.project=my/proj"))
+    with pytest.raises(UserError, match=r"logger\.project"):
+        plan(["logger.project=my/proj"])
     assert not (tmp_path / "run").exists()
 
 

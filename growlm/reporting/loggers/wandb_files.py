@@ -49,9 +49,10 @@ def _find_end(data: bytes, num_entries: int) -> tuple[int, int, bool]:
     """Return where to cut a part, the number of the entry after its last, and whether it says which run it is."""
     from wandb.proto import wandb_internal_pb2
 
+    parse_record = vars(wandb_internal_pb2)["Record"].FromString  # protobuf makes it at import
     end, next_entry, has_run = min(FILE_HEADER_BYTES, len(data)), 0, False
     for content, record_end in _read_records(data):
-        record = wandb_internal_pb2.Record.FromString(content)
+        record = parse_record(content)
         kind = record.WhichOneof("record_type")
         if kind == "history":
             if record.history.step.num >= num_entries:
