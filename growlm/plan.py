@@ -21,6 +21,7 @@ from growlm.planner.planned_devices import resolve_calibration, resolve_machine
 from growlm.planner.sharding_layout import STRATEGIES
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.plan_table import print_plan, print_strategy_comparison
+from growlm.reporting.loggers.wandb_settings import check_wandb_keys
 from growlm.runtime.device import resolve_accelerator
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_user_error, run_main_and_exit
@@ -68,6 +69,8 @@ def plan(arguments: list[str]) -> int:
     own, device_counts, overrides = _split_arguments(arguments)
     recalibrate, as_json = own["calibrate"] == "true", own["format"] == "json"
     config = load_config(*overrides)
+    if config.logger.name == "wandb":
+        check_wandb_keys(config.logger)
     if config.cluster.accelerator is None:
         accelerator = resolve_accelerator(config.trainer.accelerator, "trainer.accelerator")
         check_requirements(config, accelerator)

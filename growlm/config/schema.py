@@ -276,16 +276,17 @@ class LoggerConfig:
         metadata=limits(choices=("wandb", "csv", "tensorboard", "trackio", "none", OWN)),
     )
     """Logger to use."""
-    project: str = "growlm"
-    """W&B or trackio project."""
+    project: str | None = None
+    """W&B or trackio project. None for WANDB_PROJECT (W&B only), or else `growlm`."""
     entity: str | None = None
-    """W&B team or user; None for your default."""
+    """W&B team or user; None for WANDB_ENTITY, or else your default."""
     group: str | None = None
-    """W&B group; a sweep sets it to its own name."""
+    """W&B group; None for WANDB_RUN_GROUP. A sweep without either sets it to its own name."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags, besides the plan's name."""
+    """W&B tags, besides the plan's name and those of WANDB_TAGS; at most 64 characters each."""
     mode: str = field(default="auto", metadata=limits(choices=("auto", "online", "offline")))
-    """W&B: `auto` is online if you are logged in, else offline (`wandb sync` uploads later)."""
+    """W&B: `auto` is WANDB_MODE if that is set, else online if you are logged in, else offline (`wandb sync`
+    uploads later)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further Lightning loggers, by any name: `{_target_: lightning.pytorch.loggers.MLFlowLogger, ...}`."""
     _target_: str | None = None

@@ -195,18 +195,21 @@ class TransformerLM(nn.Module):
         x = self.embed(tokens, torch.arange(length, device=tokens.device))
         tables = RotaryTables.compute(length, self.config, x)
         trains = self.training and torch.is_grad_enabled()
-        log = None if routings is None else RoutingLog()
         blocks: Iterable[Callable[..., Tensor]] = self.blocks
         if trains and self.compile_blocks:
             blocks = self._compiled_blocks()
         for i, block in enumerate(blocks):
             cos, sin = tables.select(i)
+            # A log of its own, because a recomputed block logs again, and the compiler makes code for one length.
+            log = None if routings is None else RoutingLog()
             if trains and self.recompute_blocks:
-                x = _run_checkpointed(block, x, cos, sin, log)
+                x = checkpoint(
+                    block, x, cos, sin, log, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x = block(x, cos, sin, log)
-        if routings is not None and log is not None:
-            routings.extend(log.routings)
+            if routings is not None and log is not None:
+                routings += log.routings
         return self.finish(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -256,20 +259,8 @@ class TransformerLM(nn.Module):
             for module in self.modules():
                 if isinstance(module, Experts):
                     module.prepare_for_compile()
-            self._compiled = [torch.compile(block) for block in self.blocks]
+            # Every shape gets code of its own. Once a second width was seen, code for any width would be made,
+            # which a CPU's compiler fails at (torch 2.13), and a resumed run, which has not seen the first, would
+            # round differently.
+            self._compiled = [torch.compile(block, dynamic=False) for block in self.blocks]
         return self._compiled
-
-
-def _run_checkpointed(
-    block: Callable[..., Tensor],
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    routings: RoutingLog | None,
-) -> Tensor:
-    """Return the block's output; the backward pass recomputes the block."""
-    block_log = None if routings is None else RoutingLog()
-    x = checkpoint(block, x, cos, sin, block_log, use_reentrant=False, preserve_rng_state=False)
-    if routings is not None and block_log is not None:
-        routings.routings += block_log.routings  # not the shared log: the recomputation logs again
-    return x

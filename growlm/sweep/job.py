@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,6 +18,7 @@ from growlm.cli.hydra_command import run_command
 from growlm.config.composing.composition import complete_phases
 from growlm.config.load import to_run_config, to_valid_run_config, trace_interpolated_keys
 from growlm.config.schema import RunConfig
+from growlm.reporting.loggers.wandb_settings import NAME_LIMIT, shorten
 from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_error
@@ -146,11 +148,18 @@ def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> R
         resume=str(path) if has_begun else None,
         logger=replace(
             config.logger,
-            group=config.logger.group or folder.path.name,
+            group=config.logger.group or _get_default_group(config, folder),
             tags=[*config.logger.tags, "sweep"],
         ),
         reuse=replace(config.reuse, phases="always") if shares_phases else config.reuse,
     )
+
+
+def _get_default_group(config: RunConfig, folder: SweepFolder) -> str | None:
+    """Return the sweep's name as the loggers' group; None where W&B has one from its environment variable."""
+    if config.logger.name == "wandb" and os.environ.get("WANDB_RUN_GROUP"):
+        return None
+    return shorten(folder.path.name, NAME_LIMIT)
 
 
 @contextmanager

@@ -158,6 +158,9 @@ class PhaseStage(LightningModule):
 
     def on_fit_start(self) -> None:
         """Check the optimizer, and collect the router parameters once, since every step needs them."""
+        if self.trainer_settings.compile:
+            # The code of the previous phase's model will not run again, and counts towards the compiler's limit.
+            torch.compiler.reset()
         check_optimizer(self.model, self.trainer.optimizers[0])
         self._router_parameters = get_router_parameters(self.model)
 

@@ -99,7 +99,9 @@ def build_context(
     machine = dist_context.run_on_rank0(
         lambda: detect_machine(config.trainer, dist_context.local_world_size)
     )
-    check_logger(config)
+    # W&B takes a second to import, and logs on rank 0 only.
+    for note in dist_context.run_on_rank0(lambda: check_logger(config)):
+        listener.message_logged(note)
     extra = build_extra_callbacks(config)
     named = {f"callbacks.extra.{name}": callback for name, callback in extra.items()}
     given = {f"callbacks[{index}]": callback for index, callback in enumerate(callbacks)}

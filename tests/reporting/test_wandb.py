@@ -1,6 +1,7 @@
 """An offline W&B run, read back from its file."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 
@@ -10,15 +11,29 @@ import wandb
 from growlm.reporting.loggers.logger_adapters import LogEntry
 from growlm.reporting.loggers.logger_tables import LoggerTable
 from growlm.reporting.loggers.wandb_adapter import WandbAdapter, make_expert_load_histogram
+from growlm.reporting.loggers.wandb_files import mend_offline_parts
 from growlm.training import Interrupted, run_plan
 from growlm.training.callbacks.growth_callback import GrowthError
-from tests.commands.wandb_file import records_of, wandb_file, wandb_rows, wandb_run, wandb_table
+from tests.commands.wandb_file import (
+    records_of,
+    wandb_file,
+    wandb_records,
+    wandb_rows,
+    wandb_run,
+    wandb_table,
+)
 from tests.reporting.test_metrics import KEYS
 from tests.reporting.wandb_server import sync, wandb_server
 from tests.training.stopping import SignalAt
 from tests.training.tiny_run import rows, tiny_config
 
 OFFLINE = ("logger=wandb", "logger.mode=offline")
+OF_THE_ENVIRONMENT = {
+    "WANDB_TAGS": "theirs,mine",
+    "WANDB_NOTES": "a note",
+    "WANDB_JOB_TYPE": "train",
+    "WANDB_RUN_GROUP": "other",  # logger.group wins
+}
 AXES = ("trainer/global_step", "progress/tokens", "progress/flops", "progress/time_s")
 
 
@@ -28,6 +43,8 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB__STATS_SAMPLING_INTERVAL", "0.5")
+        for name, value in OF_THE_ENVIRONMENT.items():
+            patch.setenv(name, value)
         run_plan(tiny_config(folder, *OFFLINE, "logger.group=some_sweep", "logger.tags=[mine]"))
     return folder
 
@@ -143,7 +160,8 @@ def test_an_online_run_goes_on(tmp_path):
 def test_name_group_tags_and_config(run_dir):
     run = wandb_run(run_dir)
     assert (run.display_name, run.run_group) == ("run", "some_sweep")
-    assert list(run.tags) == ["quickstart", "mine"]
+    assert list(run.tags) == ["quickstart", "mine", "theirs"]
+    assert (run.notes, run.job_type) == ("a note", "train")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     dials = {"scale_factor": 1.5, "extra_layers": 1, "noise_std": None}
     assert config["growth"] == {**dials, "new_channels": "auto", "new_blocks": "fresh"}
@@ -164,6 +182,37 @@ def test_the_summary_has_every_phase_and_boundary(run_dir):
         assert figures[f"growth/{boundary['from']}-{boundary['to']}/jump"] == boundary["jump"]
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1])
+def test_a_part_that_a_kill_cut_ends_with_a_whole_record(share, run_dir, tmp_path):
+    shutil.copytree(run_dir / "wandb", tmp_path / "wandb", symlinks=True)
+    whole, cut = wandb_file(run_dir), wandb_file(tmp_path)
+    run_id = cut.stem.removeprefix("run-")
+    size = int(share * whole.stat().st_size)
+    os.truncate(cut, size)
+    count = mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, num_entries=1000)
+    assert wandb_rows(cut) == wandb_rows(whole)[:count]
+    records = [record.SerializeToString() for record in wandb_records(whole)]
+    assert [record.SerializeToString() for record in wandb_records(cut)] == records[
+        : len(list(wandb_records(cut)))
+    ]
+    assert size - 5000 < cut.stat().st_size <= size
+    again = mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, num_entries=3)
+    assert (again, len(wandb_rows(cut))) == (3, 3)
+
+
+def test_a_part_without_its_run_is_removed_and_one_that_was_uploaded_is_not(run_dir, tmp_path):
+    shutil.copytree(run_dir / "wandb", tmp_path / "wandb", symlinks=True)
+    cut = wandb_file(tmp_path)
+    run_id = cut.stem.removeprefix("run-")
+    os.truncate(cut, 7)
+    marker = cut.with_name(f"{cut.name}.synced")
+    marker.touch()
+    for exists in (True, False):
+        assert mend_offline_parts(tmp_path / "wandb", run_id, tmp_path, 1000) == 0
+        assert cut.parent.exists() == exists
+        marker.unlink(missing_ok=True)
+
+
 def test_wandb_s_own_reader_finds_the_same(run_dir, tmp_path):
     file = wandb_file(run_dir)
     received = sync(shutil.copytree(file.parent, tmp_path / file.parent.name))
@@ -173,7 +222,7 @@ def test_wandb_s_own_reader_finds_the_same(run_dir, tmp_path):
     table = json.loads(received.files[last["growth/boundaries"]["path"]])
     assert (table["columns"], table["data"]) == wandb_table(file, flat(last), "growth/boundaries")
     run, *_ = received.runs
-    assert (run["groupName"], run["tags"]) == ("some_sweep", ["quickstart", "mine"])
+    assert (run["groupName"], run["tags"]) == ("some_sweep", ["quickstart", "mine", "theirs"])
     config = json.loads(run["config"])
     assert config["growth"]["value"]["scale_factor"] == 1.5
 

@@ -10,6 +10,7 @@ Shapes: N tokens, E experts, K experts per token, M = N·K assignments, D residu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ class Experts(nn.Module):
         self.num_experts = config.num_experts
         self.kind = config.feed_forward.kind
         self._fp32_grouped_mm: Callable[..., Tensor] | None = None
+        self._uncompiled: Callable[..., Tensor] | None = None
         sizes = config.axis_sizes()
 
         def stack(name: str, write: str, read: str) -> None:
@@ -125,12 +127,26 @@ class Experts(nn.Module):
     down_bias: nn.Parameter | None
 
     def prepare_for_compile(self) -> None:
-        """Exclude fp32 grouped products from `torch.compile` (2.13), which rejects them although eager works."""
-        # Not at import time: it loads the compiler, which would add a second to every command.
-        self._fp32_grouped_mm = torch.compiler.disable(F.grouped_mm)
+        """Exclude from `torch.compile` what it cannot compile once for all steps.
+
+        On a CPU, and where `forward_loop` computes the experts, the sizes of the products depend on the routing:
+        the compiler would make new code for every step, up to its limit. On a GPU it rejects only grouped
+        products in fp32 (torch 2.13), although eager works.
+        """
+        self._fp32_grouped_mm = _exclude_from_compiler(F.grouped_mm)
+        half = torch.empty(0, dtype=torch.bfloat16)
+        if self.up.device.type == "cpu" or not (
+            self._can_use_grouped_mm(self.up) and self._can_use_grouped_mm(half)
+        ):
+            self._uncompiled = _exclude_from_compiler(Experts._run)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """Send x (N, D) through the chosen experts; return the gate-weighted sum of outputs, (N, D)."""
+        if self._uncompiled is not None:
+            return self._uncompiled(self, x, routing)
+        return self._run(x, routing)
+
+    def _run(self, x: Tensor, routing: Routing) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not self._can_use_grouped_mm(x) or _is_small_cpu_batch(x):
@@ -234,6 +250,17 @@ class Experts(nn.Module):
             width * x.element_size() % GROUPED_ALIGNMENT_BYTES == 0 for width in self.up.shape[1:]
         )
         return x.dtype in GROUPED_DTYPES and aligned
+
+
+@cache
+def _exclude_from_compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function as `torch.compile` leaves it alone.
+
+    Not at import time: it loads the compiler, which would add a second to every command. The same object for every
+    layer, because layers with objects of their own would each be compiled.
+    """
+    excluded: Callable[..., Tensor] = torch.compiler.disable(function)
+    return excluded
 
 
 def _is_small_cpu_batch(x: Tensor) -> bool:

@@ -113,7 +113,12 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False)
         sin: Of the same shape as `cos`.
         interleaved: Whether to rotate the pairs (2i, 2i + 1) instead.
     """
-    return _ApplyRotary.apply(x, cos.to(x.dtype), sin.to(x.dtype), interleaved)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if (
+        torch.compiler.is_compiling()
+    ):  # results that are written into views would split the compiled code
+        return _rotate(x, cos, sin, interleaved)
+    return _ApplyRotary.apply(x, cos, sin, interleaved)
 
 
 class _ApplyRotary(torch.autograd.Function):
@@ -132,6 +137,13 @@ class _ApplyRotary(torch.autograd.Function):
         # The memory layout of the projection's output; its backward pass would copy any other.
         out = grads[0].new_empty(batch, length, heads, channels).transpose(1, 2)
         return _rotate_into(grads[0], cos, -sin, out, ctx.interleaved), None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    first, second, rest = _split_pairs(x, cos.shape[-1], interleaved)
+    pair = first * cos - second * sin, second * cos + first * sin
+    rotated = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
 def _rotate_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, interleaved: bool) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from growlm.config.flatten import flatten_config
-from growlm.config.schema import LoggerConfig, RunConfig
+from growlm.config.schema import RunConfig
 from growlm.reporting.loggers.own_loggers import build_own_loggers, check_own_loggers
-from growlm.reporting.loggers.wandb_login import has_wandb_login
-from growlm.runtime.errors import UserError
+from growlm.reporting.loggers.wandb_settings import (
+    DEFAULT_PROJECT,
+    describe_unused_variables,
+    resolve_wandb_settings,
+)
 
 
 def build_loggers(
@@ -42,16 +43,11 @@ def build_logger(
         import wandb
 
         run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
+            **asdict(resolve_wandb_settings(config, run_dir.name)),
             id=run_id,
             resume="allow" if resumed else None,
-            name=run_dir.name,
-            group=settings.group,
-            tags=list(dict.fromkeys([config.name, *settings.tags])),
             config=asdict(replace(config, resume=None)),
             dir=str(run_dir),  # older wandb releases do not accept a Path
-            mode=_resolve_wandb_mode(settings),
             settings=wandb.Settings(silent=True),
         )
         return WandbLogger(experiment=run)
@@ -65,7 +61,7 @@ def build_logger(
         from growlm.reporting.loggers.trackio_logger import TrackioLogger
 
         return TrackioLogger(
-            settings.project,
+            settings.project or DEFAULT_PROJECT,
             run_dir.name,
             settings.group,
             dict(flatten_config(asdict(replace(config, resume=None)))),
@@ -74,24 +70,15 @@ def build_logger(
     return None
 
 
-def check_logger(config: RunConfig) -> None:
-    """Check before the run that its loggers can be used.
+def check_logger(config: RunConfig) -> list[str]:
+    """Check before the run that its loggers can be used; return notes for the user.
 
     Raises:
-        UserError: If W&B is set to online mode and the user is not logged in, or a logger of the user's own cannot
-            be built.
+        UserError: If W&B would refuse a setting or an environment variable, or is to be used online without a
+            login, or a logger of the user's own cannot be built.
     """
-    settings = config.logger
     check_own_loggers(config)
-    if settings.name == "wandb" and settings.mode == "online" and not has_wandb_login():
-        raise UserError(
-            "logger.mode",
-            "online",
-            "you are not logged in to W&B; run `wandb login`, or use logger.mode=offline",
-        )
-
-
-def _resolve_wandb_mode(settings: LoggerConfig) -> Any:
-    if settings.mode != "auto":
-        return settings.mode
-    return os.environ.get("WANDB_MODE") or ("online" if has_wandb_login() else "offline")
+    if config.logger.name != "wandb":
+        return []
+    resolve_wandb_settings(config, config.name)
+    return describe_unused_variables()

@@ -32,6 +32,9 @@ from growlm.reporting.records import (
     RunSummary,
 )
 
+EVENTS_WITH_ENTRY = (None, "validation", "boundary", "phase_finished")
+"""Events of the history for which an entry is logged; None for a step."""
+
 
 class MetricLogger(RunListener):
     """Listener that logs an entry for each history row, validation, boundary and end of a phase.
@@ -44,6 +47,7 @@ class MetricLogger(RunListener):
         self.logger = logger
         self.adapter = _build_adapter(logger)
         self.num_entries = 0
+        self._num_already_logged = 0
         self.last_row: HistoryRow = {
             "global_step": 0,
             "tokens": 0,
@@ -63,11 +67,12 @@ class MetricLogger(RunListener):
         Args:
             lines: Parsed lines of the history.
             boundaries: Records of the boundaries in the history, in order.
-            should_log: Whether to log the entries; False if the logger already has them.
+            should_log: Whether to log the entries; False if the logger already has them, or most of them.
         """
-        records = iter(boundaries)
-        adapter = self.adapter
-        self.adapter = adapter if should_log else MetricAdapter()
+        records, lines = iter(boundaries), list(lines)
+        if not should_log:
+            num_entries = sum(line.get("event") in EVENTS_WITH_ENTRY for line in lines)
+            self._num_already_logged = self.adapter.count_logged(num_entries)
         for line in lines:
             match line.get("event"):
                 case None:
@@ -78,7 +83,7 @@ class MetricLogger(RunListener):
                     self.boundary_finished(next(records))
                 case "phase_finished":
                     self._phase_sampled(line["phase"], line["sample"])
-        self.adapter = adapter
+        self._num_already_logged = 0
 
     def row_logged(self, row: HistoryRow) -> None:
         """Log the metrics of a step."""
@@ -135,7 +140,8 @@ class MetricLogger(RunListener):
         tables: tuple[LoggerTable, ...] = (),
     ) -> None:
         step, progress = int(self.last_row["global_step"]), extract_progress_metrics(self.last_row)
-        self.adapter.log(LogEntry(self.num_entries, step, progress, metrics, loads, tables))
+        if self.num_entries >= self._num_already_logged:
+            self.adapter.log(LogEntry(self.num_entries, step, progress, metrics, loads, tables))
         self.num_entries += 1
 
 

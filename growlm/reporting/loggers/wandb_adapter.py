@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from growlm.reporting.loggers.metric_names import (
     X_AXIS_METRICS,
     expert_load_metric_name,
 )
+from growlm.reporting.loggers.wandb_files import mend_offline_parts
 
 
 class WandbAdapter(MetricAdapter):
@@ -36,6 +38,13 @@ class WandbAdapter(MetricAdapter):
         # Hidden, so that each prefix gets one panel for all its metrics rather than a panel per metric.
         for prefix in (LOSS_BY_PHASE_PREFIX, GROWTH_ON_LOSS_CURVE_PREFIX):
             run.define_metric(f"{prefix}*", step_metric=STEP_METRIC, hidden=True)
+
+    def count_logged(self, num_entries: int) -> int:
+        """Return how many entries W&B has: offline, a killed run may have logged more than W&B wrote."""
+        part = Path(self.run.dir).parent
+        if not part.name.startswith("offline-run-"):
+            return num_entries
+        return mend_offline_parts(part.parent, self.run.id, part, num_entries)
 
     def log(self, entry: LogEntry) -> None:
         """Log an entry as a row of the W&B history."""
