@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class CorpusRecord(TypedDict):
     dtype: str
     train: SplitRecord
     validation: SplitRecord
+    selection: NotRequired[dict[str, NonNegativeInt]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class TokenizedCorpus:
         train_bytes: Total bytes of the documents in `train`.
         validation_bytes: Total bytes of the documents in `validation`.
         digest: Checksum of the whole corpus.
+        selection: Numbers of documents that settings left out or cut, by setting.
     """
 
     train: np.ndarray
@@ -84,6 +86,7 @@ class TokenizedCorpus:
     train_bytes: int
     validation_bytes: int
     digest: str
+    selection: dict[str, int] = field(default_factory=dict)
 
     def iter_validation_documents(self) -> Iterable[tuple[np.ndarray, int]]:
         """Yield the tokens and the number of bytes of each validation document, in order."""
@@ -206,6 +209,7 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         train_bytes=train["bytes"],
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
+        selection=dict(record.get("selection", {})),
     )
     for name, tokens, ends, split in (
         ("train", corpus.train, corpus.train_ends, train),
