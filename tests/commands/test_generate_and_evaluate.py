@@ -131,7 +131,7 @@ def test_a_text_from_its_beginning(run, checkpoint, model):
         (["prompts_file=nowhere.txt"], "prompts_file=nowhere.txt: cannot be read"),
         (["prompts_file=empty.txt"], "contains no prompts"),
         (["prompts_file=latin.txt"], "is not UTF-8 text"),
-        (["prompts_file=bad.jsonl"], "prompts_file=bad.jsonl: line 2 is not valid JSON"),
+        (["prompts_file=bad.jsonl"], "bad.jsonl: line 2 is not valid JSON"),
         (["prompts_file=deep.jsonl"], "is nested too deeply"),
         (
             ["prompts_file=fields.jsonl"],

@@ -12,6 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from growlm.cli.hydra_command import quote_free_text
+from growlm.config import load_config
+from growlm.config.command_schema import EvaluateCommand
+from growlm.config.load import load_command_config
 from growlm.config.schema import DataConfig, MixedSourceConfig
 from growlm.config.validation import check_data_config
 from growlm.data import DataListener, TextFiles, load_tokenizer, open_run_data, open_sources
@@ -116,7 +120,7 @@ def test_a_path_through_a_row():
             lambda row: row["score"] < 7.5 and row["lang"] == "de",
         ),
         ({"score": 12}, lambda row: row["score"] == 12),
-        ({"score": [1, 2.5]}, lambda row: row["score"] in (1, 2.5)),
+        ({"score": [1, ">=25.5"]}, lambda row: row["score"] == 1 or row["score"] >= 25.5),
     ],
 )
 @pytest.mark.parametrize("ending", [".jsonl", ".tsv", ".parquet"])
@@ -368,3 +372,25 @@ def test_a_place_that_counts_paragraphs_as_an_earlier_version_is_refused(tmp_pat
     assert list(source.read([0, 1])) == everything[1:]  # nothing before it was parted otherwise
     with pytest.raises(UserError, match=r"data\.path=.*a\.txt: .*white space; start a new run"):
         list(source.read([0, 2]))
+
+
+@pytest.mark.parametrize(
+    "given", [("data.filter.lang=en",), ("data.filter={lang: en}",), ("+data.filter.lang=en",)]
+)
+def test_settings_are_given_alike_to_training_and_evaluation(given):
+    chosen = ("data=text", "data.path=x", "data.max_characters=9")
+    delimiter = quote_free_text("data.delimiter=;")
+    run = load_config(*chosen, *given, delimiter).data
+    arguments = ["checkpoint=x", *chosen, *given, delimiter]
+    command = load_command_config("evaluate", EvaluateCommand, arguments).data
+    assert run.filter == command.filter == {"lang": "en"}
+    assert run.delimiter == command.delimiter == ";"
+    assert run.max_characters == command.max_characters == 9
+
+
+def test_settings_of_a_mixtures_source_are_given_alike_to_training_and_evaluation():
+    given = ["data=mixture", "data.sources.mine.path=x", "data.sources.mine.filter={a: ['>=3', b]}"]
+    run = load_config(*given).data
+    command = load_command_config("evaluate", EvaluateCommand, ["checkpoint=x", *given]).data
+    assert run.sources == command.sources
+    assert run.sources["mine"].filter == {"a": [">=3", "b"]}

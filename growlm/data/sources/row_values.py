@@ -90,8 +90,8 @@ class RowFilter:
     A value is compared as a number with a number, and as text with anything else.
 
     Args:
-        conditions: By column (also nested): a value, a list of values of which a row must have one, null for rows
-            without a value, or text that begins with `==`, `!=`, `>=`, `<=`, `>` or `<`.
+        conditions: By column (also nested): a value, null for rows without one, text that begins with `==`, `!=`,
+            `>=`, `<=`, `>` or `<`, or a list of these, of which a row must meet one.
         key: Setting of the conditions, for error messages.
 
     Raises:
@@ -123,7 +123,7 @@ def _make_test(condition: Any, key: str) -> Callable[[Any], bool]:
     if isinstance(condition, list | tuple):
         if not condition:
             raise UserError(key, condition, "needs at least one value")
-        tests = [_make_equality(value, key) for value in condition]
+        tests = [_make_test(value, key) for value in condition]
         return lambda value: any(test(value) for test in tests)
     match = COMPARISON_PATTERN.fullmatch(condition) if isinstance(condition, str) else None
     if match is None:
@@ -152,7 +152,7 @@ def _make_test(condition: Any, key: str) -> Callable[[Any], bool]:
 def _make_equality(wanted: Any, key: str) -> Callable[[Any], bool]:
     if wanted is None:
         return lambda value: value is None or value == ""
-    if isinstance(wanted, Mapping | list | tuple):
+    if isinstance(wanted, Mapping):
         raise UserError(key, wanted, "must be a value, a list of values, or a comparison")
     if isinstance(wanted, bool):
         return lambda value: _to_text(value).lower() == _to_text(wanted)
