@@ -374,16 +374,14 @@ def test_a_place_that_counts_paragraphs_as_an_earlier_version_is_refused(tmp_pat
         list(source.read([0, 2]))
 
 
-@pytest.mark.parametrize(
-    "given", [("data.filter.lang=en",), ("data.filter={lang: en}",), ("+data.filter.lang=en",)]
-)
-def test_settings_are_given_alike_to_training_and_evaluation(given):
+def test_settings_are_given_alike_to_training_and_evaluation():
+    given = ("data.filter.lang=en", "data.filter={score: '>2'}", "+data.filter.n=3")
     chosen = ("data=text", "data.path=x", "data.max_characters=9")
     delimiter = quote_free_text("data.delimiter=;")
     run = load_config(*chosen, *given, delimiter).data
     arguments = ["checkpoint=x", *chosen, *given, delimiter]
     command = load_command_config("evaluate", EvaluateCommand, arguments).data
-    assert run.filter == command.filter == {"lang": "en"}
+    assert run.filter == command.filter == {"lang": "en", "score": ">2", "n": 3}
     assert run.delimiter == command.delimiter == ";"
     assert run.max_characters == command.max_characters == 9
 

@@ -90,13 +90,13 @@ def test_every_kind_gives_the_documents_as_they_were_written(ending, tmp_path):
     assert read(write(tmp_path / f"x{ending}", DOCUMENTS)) == DOCUMENTS
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
 @given(documents=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=9))
 def test_tables_keep_every_character(ending, documents, tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / f"x{ending}"
     found = read(write(path, [*documents, "last"]))
     expected = [text for text in [*documents, "last"] if text and not text.isspace()]
-    if ending in (".csv", ".tsv"):  # its reader takes no NUL
+    if ending == ".csv":  # its reader takes no NUL
         expected = [text.replace("\0", "") for text in expected]
         found = [text.replace("\0", "") for text in found]
     assert found == expected

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
-from growlm.data.sources.text_lines import TextLines
+from growlm.data.sources.text_lines import TextLines, TooLongError
 
 CHUNK_CHARACTERS = 1 << 16
 """Number of characters that an array is read by."""
@@ -97,6 +97,8 @@ class JsonRows(Iterator[dict[str, Any]]):
     def _parse(self, parse: Callable[[Any], Any], source: Any, cut_hint: str = "") -> Any:
         try:
             return parse(source)
+        except TooLongError:
+            raise
         except _DuplicateKeyError as error:
             raise JsonRowsError(f"line {self.line} has the key {error} twice") from None
         except json.JSONDecodeError as error:
