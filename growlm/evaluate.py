@@ -99,6 +99,9 @@ def evaluate(arguments: list[str]) -> int:
         raise RunError(f"the loss is {score.nats}: the model's probabilities are not finite")
     record = _build_result(command, tokenizer, data, score, length, stride)
     record["seconds"] = time.perf_counter() - start
+    if data.unknown.num_unknown_bytes:
+        note = f"warning: {data.unknown.describe()}; bits per byte leave them out"
+        make_stderr_console().print(note, markup=False, soft_wrap=True)
     if command.format == "json":
         print(json.dumps(record, indent=2, ensure_ascii=False))
     else:
@@ -120,6 +123,7 @@ def _read_documents(command: EvaluateCommand, tokenizer: Tokenizer) -> Evaluatio
             tokenizer,
             command.limit,
             lambda done: status.update(f"reading documents: {done:,}"),
+            command.data.max_unknown_fraction,
         )
 
 
@@ -132,6 +136,7 @@ def _build_result(
     stride: int,
 ) -> dict[str, Any]:
     text_tokens, text_nats = score.num_tokens - score.num_eos_tokens, score.nats - score.eos_nats
+    num_bytes = data.num_encoded_bytes
     return {
         "checkpoint": command.checkpoint,
         "tokenizer": tokenizer.name,
@@ -139,14 +144,15 @@ def _build_result(
         "split": command.split,
         "documents": data.num_documents,
         "bytes": data.num_bytes,
+        "unknown_bytes": data.unknown.num_unknown_bytes,
         "tokens": score.num_tokens,
         "loss": score.loss,
         "perplexity": score.perplexity,
-        "bits_per_byte": bits_per_byte(score.nats, data.num_bytes),
+        "bits_per_byte": bits_per_byte(score.nats, num_bytes),
         "without_ends_of_text": {
             "tokens": text_tokens,
             "loss": text_nats / text_tokens,
-            "bits_per_byte": bits_per_byte(text_nats, data.num_bytes),
+            "bits_per_byte": bits_per_byte(text_nats, num_bytes),
         },
         "sequence_length": length,
         "stride": stride,

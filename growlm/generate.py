@@ -25,7 +25,7 @@ from growlm.inference.outputs import (
     open_output,
 )
 from growlm.inference.precision import cast_weights
-from growlm.inference.prompts import read_prompts
+from growlm.inference.prompts import Prompt, read_prompts
 from growlm.inference.sampling import Sampling
 from growlm.inference.text_stream import StreamingDetokenizer
 from growlm.model.transformer import TransformerLM
@@ -35,6 +35,8 @@ from growlm.runtime.device import has_native_bf16, resolve_accelerator, torch_de
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
+MAX_WARNINGS = 3
+"""Number of prompts with unknown text that are named."""
 USAGE = """
 Generate text from a checkpoint.
 
@@ -89,6 +91,7 @@ def generate(arguments: list[str]) -> int:
             raise UserError("stop_tokens", token, reason)
     max_seq_len = pretrained.config.max_seq_len
     prompts = read_prompts(command.prompt, command.prompts_file, tokenizer, max_seq_len)
+    _warn_of_unknown_text(prompts)
     requests = [
         GenerationRequest(prompt, sample, command.seed + sample)
         for prompt in prompts
@@ -104,6 +107,15 @@ def generate(arguments: list[str]) -> int:
         continuations = run(command, model, tokenizer, requests, write)
     _print_summary(continuations, time.perf_counter() - start, max_seq_len)
     return 0
+
+
+def _warn_of_unknown_text(prompts: Sequence[Prompt]) -> None:
+    """Report the prompts that the tokenizer has no token for a part of, the first few one by one."""
+    affected = [prompt for prompt in prompts if prompt.unknown.num_unknown_bytes]
+    lines = [f"{prompt.text!r:.60}: {prompt.unknown.describe()}" for prompt in affected]
+    more = [f"{len(lines) - MAX_WARNINGS:,} more prompts"] if len(lines) > MAX_WARNINGS else []
+    for line in lines[:MAX_WARNINGS] + more:
+        make_stderr_console().print(f"warning: {line}", markup=False, soft_wrap=True)
 
 
 def _should_stream(command: GenerateCommand, num_requests: int) -> bool:

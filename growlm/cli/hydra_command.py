@@ -44,6 +44,7 @@ FREE_TEXT_KEYS = (
     "resume",
     "run_dir",
     "source",
+    "tokenizer.eos_token",
     "tokenizer.path",
 )
 """Keys whose value is taken literally: commas, colons and apostrophes have no special meaning."""

@@ -20,7 +20,7 @@ def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     """
     settings = config.tokenizer
     if settings.name != OWN:
-        return load_tokenizer(settings.name, settings.path)
+        return load_tokenizer(settings.name, settings.path, eos_token=settings.eos_token)
     assert settings._target_ is not None
     spec = get_spec(config, "tokenizer")
     return OwnTokenizer(

@@ -101,6 +101,9 @@ class DataConfig(SourceConfig):
     their order."""
     validation_every: int = field(default=20, metadata=limits(minimum=2, maximum=1_000_000))
     """Every n-th document (of each source) is held out for validation."""
+    max_unknown_fraction: float = field(default=0.01, metadata=limits(minimum=0.0, maximum=1.0))
+    """Largest fraction of each source's bytes that the tokenizer may have no token for: dropped, or an unknown
+    token. More is refused; 1 allows anything."""
     cache: str = "outputs/.tokens"
     """Folder of the cache of tokenized corpora; `rm -r` clears it."""
     cache_gb: float = field(default=50.0, metadata=limits(above=0.0))
@@ -128,7 +131,9 @@ class TokenizerConfig:
     """`embedded`: trained on the embedded stories; `gpt2`: tiktoken's; `bytes`: one token per byte; `huggingface`:
     read from a folder; `own`: a class of your own."""
     path: str | None = None
-    """For `huggingface`: folder with a `tokenizer.json`."""
+    """For `huggingface`: a `tokenizer.json`, or the folder that has it."""
+    eos_token: str | None = None
+    """For `huggingface`: the token that ends a text, `</s>`; None for the one that the folder's files name."""
     _target_: str | None = None
     """For `own`: a class with the attributes and methods of `growlm.data.Tokenizer`."""
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -68,9 +68,13 @@ def check_config(config: RunConfig) -> None:
     check_data_config(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):
         reason = (
-            "tokenizer=huggingface needs a folder with tokenizer.json; other tokenizers take none"
+            "tokenizer=huggingface needs a folder with tokenizer.json, or that file; other tokenizers "
+            "take none"
         )
         raise UserError("tokenizer.path", config.tokenizer.path, reason)
+    if config.tokenizer.eos_token is not None and config.tokenizer.name != "huggingface":
+        reason = "only tokenizer=huggingface takes one; other tokenizers have theirs"
+        raise UserError("tokenizer.eos_token", config.tokenizer.eos_token, reason)
     _check_optimizer(config.optimizer)
     _check_sharding(config)
     _check_cluster(config.cluster, config.trainer)

@@ -3,6 +3,7 @@
 train.tokens, validation.tokens      token ids, one document after another
 train.ends, validation.ends          end of each document, in tokens
 validation.bytes                     number of bytes of text in each validation document
+validation.unknown                   those of them that the tokenizer has no token for, if there may be any
 corpus.json                          counts and the dtype of the ids
 manifest.json                        size and checksum of all of them
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
@@ -33,6 +35,10 @@ ARRAY_FILES = (
     "validation.ends",
     "validation.bytes",
 )
+UNKNOWN_FILE = "validation.unknown"
+"""File that only a tokenizer which may lose text writes; the checksum of the tokens does not depend on it."""
+MAX_UNKNOWN_PARTS = 100
+"""Number of unknown parts of the text that `corpus.json` lists, those with the most bytes."""
 INT64 = np.dtype(np.int64)
 TOKEN_DTYPES = ("uint16", "uint32")
 """Possible dtypes of token ids."""
@@ -46,6 +52,14 @@ class SplitRecord(TypedDict):
     tokens: NonNegativeInt
 
 
+class UnknownRecord(TypedDict):
+    """Bytes of text that the tokenizer has no token for, per split, and what that was, with its bytes."""
+
+    train: NonNegativeInt
+    validation: NonNegativeInt
+    parts: dict[str, NonNegativeInt]
+
+
 class CorpusRecord(TypedDict):
     """The fields of `corpus.json` that are read back."""
 
@@ -53,6 +67,7 @@ class CorpusRecord(TypedDict):
     train: SplitRecord
     validation: SplitRecord
     selection: NotRequired[dict[str, NonNegativeInt]]
+    unknown: NotRequired[UnknownRecord]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +89,10 @@ class TokenizedCorpus:
         validation_bytes: Total bytes of the documents in `validation`.
         digest: Checksum of the whole corpus.
         selection: Numbers of documents that settings left out or cut, by setting.
+        validation_unknown_bytes: Bytes of each validation document that the tokenizer has no token for,
+            (validation_documents,), int64; None if it loses nothing.
+        num_unknown_bytes: Total of these in both splits.
+        unknown_parts: What that was, with the bytes of all occurrences; only the parts with the most bytes.
     """
 
     train: np.ndarray
@@ -87,11 +106,21 @@ class TokenizedCorpus:
     validation_bytes: int
     digest: str
     selection: dict[str, int] = field(default_factory=dict)
+    validation_unknown_bytes: np.ndarray | None = None
+    num_unknown_bytes: int = 0
+    unknown_parts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def validation_encoded_bytes(self) -> np.ndarray:
+        """Bytes of each validation document that its tokens stand for, (validation_documents,), int64."""
+        if self.validation_unknown_bytes is None:
+            return self.validation_document_bytes
+        return self.validation_document_bytes - self.validation_unknown_bytes
 
     def iter_validation_documents(self) -> Iterable[tuple[np.ndarray, int]]:
-        """Yield the tokens and the number of bytes of each validation document, in order."""
+        """Yield the tokens of each validation document and the bytes that they stand for, in order."""
         start = 0
-        for end, size in zip(self.validation_ends, self.validation_document_bytes, strict=True):
+        for end, size in zip(self.validation_ends, self.validation_encoded_bytes, strict=True):
             yield self.validation[start : int(end)], int(size)
             start = int(end)
 
@@ -111,6 +140,8 @@ class CorpusWriter:
         self._files: dict[str, BinaryIO] = {}
         self._hashes = {name: hashlib.sha256() for name in ARRAY_FILES}
         self._split_counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in _SPLITS}
+        self._unknown_counts = dict.fromkeys(_SPLITS, 0)
+        self._unknown_parts: Counter[str] = Counter()
 
     def __enter__(self) -> CorpusWriter:
         for name in ARRAY_FILES:
@@ -130,6 +161,9 @@ class CorpusWriter:
         document_indices = self.num_documents + np.arange(len(documents.lengths))
         is_validation = document_indices % self.validation_every == self.validation_every - 1
         self.num_documents += len(document_indices)
+        self._unknown_parts.update(documents.unknown_parts)
+        if len(self._unknown_parts) > 100 * MAX_UNKNOWN_PARTS:  # of words, there may be any number
+            self._unknown_parts = Counter(dict(self._unknown_parts.most_common(MAX_UNKNOWN_PARTS)))
         for name, selected in (("train", ~is_validation), ("validation", is_validation)):
             tokens = _select_tokens(documents, selected)
             counts = self._split_counts[name]
@@ -139,6 +173,11 @@ class CorpusWriter:
             self._append(f"{name}.ends", ends, INT64)
             if name == "validation":
                 self._append("validation.bytes", sizes, INT64)
+            if documents.num_unknown_bytes is not None:
+                unknown = documents.num_unknown_bytes[selected]
+                self._unknown_counts[name] += int(unknown.sum())
+                if name == "validation":
+                    self._append(UNKNOWN_FILE, unknown, INT64)
             counts["tokens"] += len(tokens)
             counts["documents"] += len(sizes)
             counts["bytes"] += int(sizes.sum())
@@ -155,10 +194,18 @@ class CorpusWriter:
         for file in self._files.values():
             file.flush()
         content = {"dtype": self.dtype.name, **self._split_counts, **record}
+        if UNKNOWN_FILE in self._files:
+            parts = dict(self._unknown_parts.most_common(MAX_UNKNOWN_PARTS))
+            content["unknown"] = {**self._unknown_counts, "parts": parts}
         (self.folder / CORPUS_FILE).write_text(json.dumps(content, indent=2) + "\n")
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def _append(self, name: str, values: np.ndarray, dtype: np.dtype[Any]) -> None:
+        if name not in self._files:
+            self._files[name], self._hashes[name] = (
+                (self.folder / name).open("wb"),
+                hashlib.sha256(),
+            )
         data = np.ascontiguousarray(values, dtype=dtype).data
         self._files[name].write(data)
         self._hashes[name].update(data)
@@ -198,6 +245,7 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
             key, folder / CORPUS_FILE, f"dtype must be one of {', '.join(TOKEN_DTYPES)}"
         )
     ids = np.dtype(record["dtype"])
+    unknown = record.get("unknown")
     corpus = TokenizedCorpus(
         train=map_array(folder / "train.tokens", ids, key),
         train_ends=map_array(folder / "train.ends", INT64, key),
@@ -210,7 +258,17 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
         selection=dict(record.get("selection", {})),
+        validation_unknown_bytes=None
+        if unknown is None
+        else map_array(folder / UNKNOWN_FILE, INT64, key),
+        num_unknown_bytes=0 if unknown is None else unknown["train"] + unknown["validation"],
+        unknown_parts={} if unknown is None else unknown["parts"],
     )
+    found = corpus.validation_unknown_bytes
+    if found is not None and (
+        UNKNOWN_FILE not in files or len(found) != len(corpus.validation_ends)
+    ):
+        raise UserError(key, folder / UNKNOWN_FILE, "does not match validation.ends")
     for name, tokens, ends, split in (
         ("train", corpus.train, corpus.train_ends, train),
         ("validation", corpus.validation, corpus.validation_ends, validation),

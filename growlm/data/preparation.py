@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,11 +20,13 @@ from growlm.data.streaming import StreamedDocuments, StreamedSamples
 from growlm.data.token_stream import MixedDocuments, ShuffledDocuments
 from growlm.data.tokenization.parallel_tokenization import (
     TokenizedDocuments,
+    loses_text,
     token_dtype,
     tokenize_documents,
 )
 from growlm.data.tokenization.token_cache import TokenCache
 from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.data.unknown_limit import UnknownTally
 from growlm.data.validation_split import (
     ValidationSplit,
     collect_validation_split,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from growlm.config.schema import DataConfig
 
 REPORT_INTERVAL_S = 0.2
+UNKNOWN_FORMAT = 1
+"""Version of how unknown text is counted; changing it invalidates the entries of tokenizers that may lose text."""
 
 
 class DataListener:
@@ -83,7 +88,8 @@ def tokenize_source(
         listener: Receiver of progress reports.
 
     Raises:
-        UserError: If a document cannot be read, or none is held out.
+        UserError: If a document cannot be read, none is held out, or the tokenizer has no token for more of the
+            text than `settings.max_unknown_fraction`.
         DiskError: If the cache cannot be written.
     """
     listener = listener or DataListener()
@@ -91,6 +97,7 @@ def tokenize_source(
     cache = _make_token_cache(settings, listener)
     corpus = _load_or_tokenize(cache, settings, tokenizer, source, listener)
     cache.evict_to_limit()
+    _tally_unknown_text(corpus).check(settings.max_unknown_fraction, source.name)
     return corpus
 
 
@@ -118,7 +125,8 @@ def open_run_data(
         listener: Receiver of progress reports.
 
     Raises:
-        UserError: If a document cannot be read, or too few are held out.
+        UserError: If a document cannot be read, too few are held out, or the tokenizer has no token for more of
+            a source's text than `settings.max_unknown_fraction`.
         DiskError: If the cache cannot be written.
     """
     min_tokens = validation_samples * sequence_length + 1
@@ -131,13 +139,19 @@ def open_run_data(
         train = _open_streamed_samples(
             settings, tokenizer, source_list, block_counts, seed, sequence_length, listener
         )
+        tallies = [UnknownTally() for _ in source_list]
         validation_documents = [
-            stream_validation_documents(source, tokenizer, settings.validation_every)
-            for source in source_list
+            stream_validation_documents(source, tokenizer, settings.validation_every, tally)
+            for source, tally in zip(source_list, tallies, strict=True)
         ]
         validation_split = collect_validation_split(
             validation_documents, block_counts, seed, tokenizer, min_tokens
         )
+        for source, tally in zip(source_list, tallies, strict=True):
+            name = f"the held-out documents of {source.name}"
+            tally.check(settings.max_unknown_fraction, name)
+            if tally.num_unknown_bytes:
+                listener.message_logged(f"{name}: {tally.describe()}")
         identity = [
             _cache_key_parts(source.identity(), source, tokenizer) for source in source_list
         ]
@@ -157,6 +171,7 @@ def open_run_data(
         cache.evict_to_limit()  # only now, so that no source of a run evicts another
         for source, corpus in zip(source_list, corpora, strict=True):
             listener.message_logged(_describe_corpus(source, corpus))
+            _tally_unknown_text(corpus).check(settings.max_unknown_fraction, source.name)
         streams = [
             ShuffledDocuments(corpus.train, corpus.train_ends, settings.shuffle_window, seed)
             for corpus in corpora
@@ -215,8 +230,11 @@ def _load_or_tokenize(
     if (before := source.earlier_content_identity(cache.digest)) is not None:
         identity, is_same = before
         earlier = (_cache_key_parts(identity, source, tokenizer), is_same)
+    key_parts = _cache_key_parts(content, source, tokenizer)
+    if loses_text(tokenizer):  # an entry of an earlier version does not say how much
+        key_parts["unknown"] = UNKNOWN_FORMAT
     return cache.get_or_create(
-        _cache_key_parts(content, source, tokenizer),
+        key_parts,
         token_dtype(tokenizer),
         validation_every,
         documents,
@@ -297,7 +315,7 @@ def _open_validation_split(
     if len(corpora) == 1:
         (corpus,) = corpora
         return ValidationSplit(
-            corpus.validation, corpus.validation_ends, corpus.validation_document_bytes
+            corpus.validation, corpus.validation_ends, corpus.validation_encoded_bytes
         )
     return collect_validation_split(
         [corpus.iter_validation_documents() for corpus in corpora],
@@ -313,8 +331,19 @@ def _describe_corpus(source: DocumentSource, corpus: TokenizedCorpus) -> str:
     return (
         f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
         f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
-        f"{corpus.validation_documents:,} held out{f'; {selection}' if selection else ''}"
+        f"{corpus.validation_documents:,} held out"
+        + (f"; {selection}" if selection else "")
+        + (
+            f"; {tally.describe()}"
+            if (tally := _tally_unknown_text(corpus)).num_unknown_bytes
+            else ""
+        )
     )
+
+
+def _tally_unknown_text(corpus: TokenizedCorpus) -> UnknownTally:
+    num_bytes = corpus.train_bytes + corpus.validation_bytes
+    return UnknownTally(num_bytes, corpus.num_unknown_bytes, Counter(corpus.unknown_parts))
 
 
 def _check_validation_split(settings: DataConfig, validation_split: ValidationSplit) -> None:

@@ -13,10 +13,11 @@ from growlm.data.shuffling import mixture_order
 from growlm.data.sources.document_sources import DocumentSource
 from growlm.data.tokenization.parallel_tokenization import token_dtype, tokenize_chunk
 from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.data.unknown_limit import UnknownTally
 
 Value = TypeVar("Value")
 TokenizedDocument = tuple[np.ndarray, int]
-"""A document's tokens, (num_tokens,), and its number of bytes as UTF-8 text."""
+"""A document's tokens, (num_tokens,), and the number of bytes of UTF-8 text that they stand for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +27,8 @@ class ValidationSplit:
     Attributes:
         tokens: Token ids of all documents, (num_tokens,).
         ends: End of each document in `tokens`, (num_documents,), int64.
-        document_bytes: Bytes of each document as UTF-8 text, without the tokens that begin and end it,
-            (num_documents,), int64.
+        document_bytes: Bytes of each document as UTF-8 text, without the tokens that begin and end it and without
+            what the tokenizer has no token for, (num_documents,), int64.
     """
 
     tokens: np.ndarray
@@ -49,14 +50,23 @@ class ValidationSplit:
 
 
 def stream_validation_documents(
-    source: DocumentSource, tokenizer: Tokenizer, validation_every: int
+    source: DocumentSource, tokenizer: Tokenizer, validation_every: int, tally: UnknownTally
 ) -> Iterator[TokenizedDocument]:
-    """Yield a source's validation documents (n-1, 2n-1, ...), each tokenized when it is requested."""
+    """Yield a source's validation documents (n-1, 2n-1, ...), each tokenized when it is requested.
+
+    Args:
+        source: Source of the documents.
+        tokenizer: Tokenizer to encode them with.
+        validation_every: Every n-th document is one of them.
+        tally: Tally to which each is added: what of it has no token.
+    """
     reader = source.read()
     for number, text in enumerate(reader, start=1):
         if number % validation_every == 0:
             document = tokenize_chunk([text], tokenizer)
-            yield document.tokens, int(document.num_bytes[0])
+            size, unknown = int(document.num_bytes[0]), sum(document.unknown_parts.values())
+            tally.add(size, unknown, document.unknown_parts)
+            yield document.tokens, size - unknown
 
 
 def collect_validation_split(

@@ -26,7 +26,8 @@ from growlm.checkpoint.offline_growth import (
 from growlm.checkpoint.safetensors_io import TensorFiles, write_tensors
 from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.checkpoint.weight_validation import check_tensor_shapes
-from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE
+from growlm.data.tokenization.huggingface_tokenizer import EOS_TOKEN_ENTRY, HUGGINGFACE
+from growlm.data.tokenization.tokenizer import load_tokenizer
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_reading import (
@@ -48,6 +49,7 @@ from growlm.huggingface.tokenizer_files import (
     get_builtin_token_ids,
     list_hf_sidecar_files,
     write_builtin_tokenizer,
+    write_eos_token,
     write_generation_config,
 )
 from growlm.model.config import ModelConfig
@@ -155,6 +157,8 @@ def to_huggingface(
     def write_rest(folder: Path) -> None:
         if sidecar_files is None:
             write_builtin_tokenizer(str(name), folder, config.max_seq_len)
+        elif isinstance(eos_token := record.get(EOS_TOKEN_ENTRY), str):
+            write_eos_token(folder, eos_token)
         write_generation_config(folder, token_ids)
         # Only the source's own pad token: transformers never trains the embedding of the config's pad token.
         pad_token_id = _source_token_ids(record).get("pad_token_id")
@@ -173,7 +177,7 @@ def to_huggingface(
     return ConversionReport(chosen.class_name, config, _dtypes(tensors), tokenizer, omitted)
 
 
-OMITTED_RECORD_KEYS = ("tokenizer", "huggingface")
+OMITTED_RECORD_KEYS = ("tokenizer", EOS_TOKEN_ENTRY, "huggingface")
 """Entries of a checkpoint's record that an export stores elsewhere."""
 
 
@@ -200,7 +204,10 @@ def _export_token_ids(
     name = record.get("tokenizer")
     if name in (None, HUGGINGFACE):
         check_tokenizer_fits(source, config.vocab_size, SOURCE_SETTING)
-        return _source_token_ids(record)
+        if name is None or EOS_TOKEN_ENTRY not in record:
+            return _source_token_ids(record)
+        eos_token_id = load_tokenizer(HUGGINGFACE, source, SOURCE_SETTING).eos_token_id
+        return _source_token_ids(record) | {"eos_token_id": eos_token_id}
     return dict(get_builtin_token_ids(name, config.vocab_size, source, SOURCE_SETTING))
 
 

@@ -95,8 +95,11 @@ class PretrainedFolder:
             )
         return read_model(config, self.weights, dtype=dtype, in_memory=True)
 
-    def open_tokenizer(self) -> Tokenizer | None:
+    def open_tokenizer(self, eos_token: str | None = None) -> Tokenizer | None:
         """Load the model's tokenizer; None if the folder does not have or name one.
+
+        Args:
+            eos_token: Token that ends a text, in place of what the folder names.
 
         Raises:
             UserError: If the tokenizer cannot be loaded.
@@ -104,7 +107,7 @@ class PretrainedFolder:
         name = self.record.get("tokenizer")
         if not self.is_growlm:
             name = HUGGINGFACE if lexists(self.folder / TOKENIZER_JSON) else None
-        return None if name is None else load_tokenizer(name, self.folder, self.key)
+        return None if name is None else load_tokenizer(name, self.folder, self.key, eos_token)
 
     def read_optimizer_states(
         self, use_8bit: bool, mesh: DeviceMesh | None = None

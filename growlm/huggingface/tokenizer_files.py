@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.data.tokenization.huggingface_tokenizer import (
+    EOS_TOKEN_ENTRY,
     TOKENIZER_FILES,
     TOKENIZER_JSON,
     read_tokenizer_json,
@@ -15,7 +16,7 @@ from growlm.data.tokenization.huggingface_tokenizer import (
 from growlm.data.tokenization.tiktoken_encodings import ENCODINGS, END_OF_TEXT
 from growlm.huggingface.config_reading import TOKEN_ID_KEYS
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import lexists
+from growlm.storage.input_files import lexists, read_json
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -62,6 +63,14 @@ def write_builtin_tokenizer(name: str, target: Path, max_seq_len: int) -> None:
     }
     _write_json(target / "tokenizer_config.json", settings)
     _write_json(target / "special_tokens_map.json", specials)
+
+
+def write_eos_token(target: Path, eos_token: str) -> None:
+    """Write the end of text that a run was given into `tokenizer_config.json`, in place of what it says."""
+    path = target / "tokenizer_config.json"
+    content = read_json(path, "source", target, dict[str, Any]) if lexists(path) else {}
+    content.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    _write_json(path, content | {EOS_TOKEN_ENTRY: eos_token})
 
 
 def get_builtin_token_ids(name: str, vocab_size: int, folder: Path, key: str) -> dict[str, int]:

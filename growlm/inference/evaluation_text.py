@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -13,7 +13,10 @@ from growlm.config.schema import DataConfig
 from growlm.config.validation import check_data_config
 from growlm.data import DocumentSource, open_sources
 from growlm.data.preparation import describe_selection
+from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.parallel_tokenization import find_unknown, loses_text
 from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.data.unknown_limit import UnknownTally
 from growlm.data.validation_split import interleave
 from growlm.runtime.errors import UserError
 
@@ -29,12 +32,19 @@ class EvaluationTokens:
         context_mask: Which tokens begin a text and so are not predicted, (N,), bool; None if there are none.
         num_documents: Number of documents, counting a truncated one.
         num_bytes: Length of the documents in UTF-8, without the tokens that begin and end them.
+        unknown: What of them the tokenizer has no token for.
     """
 
     tokens: np.ndarray
     context_mask: np.ndarray | None
     num_documents: int
     num_bytes: int
+    unknown: UnknownTally = field(default_factory=UnknownTally)
+
+    @property
+    def num_encoded_bytes(self) -> int:
+        """Number of bytes that the tokens stand for: those that bits per byte count."""
+        return self.num_bytes - self.unknown.num_unknown_bytes
 
 
 def iter_evaluation_documents(
@@ -79,6 +89,7 @@ def tokenize_for_evaluation(
     tokenizer: Tokenizer,
     max_tokens: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
+    max_unknown_fraction: float = 1.0,
 ) -> EvaluationTokens:
     """Tokenize documents into one array in memory, 4 bytes per token.
 
@@ -87,9 +98,10 @@ def tokenize_for_evaluation(
         tokenizer: Tokenizer to encode them with.
         max_tokens: Largest number of tokens to predict; the last document is truncated there.
         progress: Function called now and then with the number of documents read.
+        max_unknown_fraction: Largest fraction of their bytes that the tokenizer may have no token for.
 
     Raises:
-        UserError: If there is no document.
+        UserError: If there is no document, or the tokenizer has no token for more of the text, or for any of it.
     """
     bos_ids = list(tokenizer.bos_token_ids)
     ids, context_flags = (
@@ -97,16 +109,19 @@ def tokenize_for_evaluation(
         bytearray(not bos_ids),
     )
     num_documents = num_bytes = num_predicted = 0
-    remaining = iter(documents)
+    remaining, unknown = iter(documents), UnknownTally()
     while batch := list(islice(remaining, BATCH_DOCUMENTS)):
         for text, encoded in zip(batch, tokenizer.encode_batch(batch), strict=True):
             kept_ids = [*encoded, tokenizer.eos_token_id]
             size = len(text.encode("utf-8", "replace"))
             if max_tokens is not None and num_predicted + len(kept_ids) > max_tokens:
                 kept_ids = kept_ids[: max_tokens - num_predicted]
-                size = len(tokenizer.decode(kept_ids).encode("utf-8", "replace")) if kept_ids else 0
+                text = _truncate(text, kept_ids, tokenizer)
+                size = len(text.encode("utf-8", "replace"))
             if not kept_ids:
                 break
+            parts = find_unknown(text, kept_ids, tokenizer)
+            unknown.add(size, sum(parts.values()), parts)
             ids.extend(bos_ids)
             ids.extend(kept_ids)
             context_flags += b"\1" * len(bos_ids) + b"\0" * len(kept_ids)
@@ -120,9 +135,23 @@ def tokenize_for_evaluation(
             break
     if not num_bytes:
         raise UserError("data", "no text", "there is nothing to evaluate on")
+    unknown.check(max_unknown_fraction, "the text")
+    if unknown.num_unknown_bytes == num_bytes:
+        raise UserError("data", "no text", f"there is nothing to evaluate on: {unknown.describe()}")
     return EvaluationTokens(
         np.asarray(ids),
         np.frombuffer(bytes(context_flags), dtype=bool) if bos_ids else None,
         num_documents,
         num_bytes,
+        unknown,
     )
+
+
+def _truncate(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Return the beginning of a text that its first ids stand for."""
+    if not ids:
+        return ""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and loses_text(tokenizer):
+        _, spans = tokenizer.encode_with_spans(text)
+        return text[: max((end for _, end in spans[: len(ids)]), default=0)]
+    return tokenizer.decode(ids)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from growlm.data import find_text_files
 from growlm.data.sources.file_readers import FileDocuments
+from growlm.data.tokenization.parallel_tokenization import find_unknown, loses_text
 from growlm.data.tokenization.tokenizer import Tokenizer
+from growlm.data.unknown_limit import UnknownTally
 from growlm.inference.text_stream import encode_prompt
 from growlm.runtime.errors import UserError
 from growlm.storage.input_files import resolve_regular_file
@@ -27,10 +30,12 @@ class Prompt:
     Attributes:
         text: Text as given.
         tokens: Token ids that the model reads.
+        unknown: What of the text has no token.
     """
 
     text: str
     tokens: list[int]
+    unknown: UnknownTally = field(default_factory=UnknownTally)
 
 
 def read_prompts(
@@ -47,7 +52,7 @@ def read_prompts(
 
     Raises:
         UserError: If not exactly one of the two is given, the file cannot be read, or a prompt leaves no room
-            for a new token.
+            for a new token or has no token at all.
     """
     if prompts_file is None:
         if prompt is None:
@@ -60,12 +65,24 @@ def read_prompts(
     prompts = []
     for key, text in texts:
         tokens = encode_prompt(tokenizer, text)
+        excerpt = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
+        unknown = tally_unknown_prompt(tokenizer, text)
+        if unknown.num_unknown_bytes >= max(
+            1, len("".join(text.split()).encode("utf-8", "replace"))
+        ):
+            raise UserError(key, repr(excerpt), f"nothing is left of it: {unknown.describe()}")
         if len(tokens) >= max_seq_len:
-            excerpt = text if len(text) <= MAX_PROMPT_EXCERPT else f"{text[:MAX_PROMPT_EXCERPT]} …"
             reason = f"has {len(tokens)} tokens; the model reads {max_seq_len}, new tokens included"
             raise UserError(key, repr(excerpt), reason)
-        prompts.append(Prompt(text, tokens))
+        prompts.append(Prompt(text, tokens, unknown))
     return prompts
+
+
+def tally_unknown_prompt(tokenizer: Tokenizer, text: str) -> UnknownTally:
+    """Return what of a prompt has no token, which the model does not read."""
+    parts = find_unknown(text, tokenizer.encode(text), tokenizer) if loses_text(tokenizer) else {}
+    num_bytes = len(text.encode("utf-8", "replace"))
+    return UnknownTally(num_bytes, sum(parts.values()), Counter(parts))
 
 
 def _read_prompts_file(path: Path) -> list[tuple[str, str]]:

@@ -481,7 +481,7 @@ class PhaseRunner:
         return PhaseCheckpointCallback(
             phase,
             self._checkpoint_dir,
-            {"tokenizer": self.context.recorded_tokenizer, **self.context.source_metadata},
+            {**self.context.tokenizer_record, **self.context.source_metadata},
             self.context.tokenizer_files,
             self.config.seed,
             self.config.checkpoint.save_optimizer,

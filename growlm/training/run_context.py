@@ -13,7 +13,11 @@ from growlm.config.phase_plan import Plan
 from growlm.config.run_tokenizer import list_tokenizer_files
 from growlm.config.schema import RunConfig
 from growlm.data import RunData, Tokenizer
-from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, TOKENIZER_JSON
+from growlm.data.tokenization.huggingface_tokenizer import (
+    EOS_TOKEN_ENTRY,
+    HUGGINGFACE,
+    TOKENIZER_JSON,
+)
 from growlm.distributed.process_group import DistributedContext
 from growlm.huggingface.pretrained import PretrainedFolder
 from growlm.inference.scoring import bits_per_byte
@@ -57,7 +61,8 @@ class RunContext:
         if self.data.validation_split is None:
             return None
         length = self.config.trainer.validation_sequences * self.config.sequence_length
-        return bits_per_byte(*self.data.validation_split.measure_first_documents(length))
+        num_tokens, num_bytes = self.data.validation_split.measure_first_documents(length)
+        return bits_per_byte(num_tokens, num_bytes) if num_bytes else None
 
     @property
     def fingerprint(self) -> RunFingerprint:
@@ -83,11 +88,17 @@ class RunContext:
         return list_tokenizer_files(self.config, self.tokenizer)
 
     @property
-    def recorded_tokenizer(self) -> str:
-        """Name under which a checkpoint's tokenizer is found: that of the files it has, or of a built-in one."""
-        if any(path.name == TOKENIZER_JSON for path in self.tokenizer_files):
-            return HUGGINGFACE
-        return self.config.tokenizer.name
+    def tokenizer_record(self) -> dict[str, str]:
+        """Entries of a checkpoint's `config.json` by which its tokenizer is found.
+
+        The name is that of the files it has, or of a built-in one; the end of text, if the files do not name it.
+        """
+        if all(path.name != TOKENIZER_JSON for path in self.tokenizer_files):
+            return {"tokenizer": self.config.tokenizer.name}
+        eos_token = getattr(self.tokenizer, "eos_token_to_record", None)
+        return {"tokenizer": HUGGINGFACE} | (
+            {} if eos_token is None else {EOS_TOKEN_ENTRY: eos_token}
+        )
 
     def make_probe(self) -> Tensor:
         """Return the fixed tokens of the boundary checks, the first validation sequences: (sequences, time)."""

@@ -27,6 +27,7 @@ from growlm.data.tokenization.own_tokenizer import OWN_TOKENIZER
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import MOMENT_OF_SCALE_KEY
 from growlm.huggingface.pretrained import PretrainedFolder, open_pretrained
+from growlm.inference.prompts import tally_unknown_prompt
 from growlm.optim.optimizer_factory import expected_state_entries
 from growlm.optim.own_optimizer import probe_optimizer, reset_unknown_states
 from growlm.optim.own_schedule import check_own_schedule
@@ -105,6 +106,11 @@ def build_context(
     check_callbacks(named | given, config, machine.accelerator)
     check_extra_arguments(config.trainer)
     tokenizer = load_run_tokenizer(config)
+    if config.callbacks.sample_tokens:
+        unknown = tally_unknown_prompt(tokenizer, config.callbacks.sample_prompt)
+        if unknown.num_unknown_bytes:
+            prompt = config.callbacks.sample_prompt
+            listener.message_logged(f"callbacks.sample_prompt={prompt}: {unknown.describe()}")
     check_sidecar_files(list_tokenizer_files(config, tokenizer), "tokenizer.path")
     pretrained = _open_pretrained(config, tokenizer)
     plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
@@ -188,7 +194,7 @@ def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolde
         return None
     pretrained = open_pretrained(Path(config.model.path).expanduser(), "model.path")
     is_own = pretrained.record.get("tokenizer") == OWN_TOKENIZER == tokenizer.name
-    expected = None if is_own else pretrained.open_tokenizer()
+    expected = None if is_own else pretrained.open_tokenizer(config.tokenizer.eos_token)
     if expected is not None and expected.fingerprint != tokenizer.fingerprint:
         path = f" tokenizer.path={pretrained.folder}" if expected.name == "huggingface" else ""
         reason = (

@@ -162,6 +162,16 @@ def test_end_of_text_as_older_files_say_it(folders, tmp_path, eos, name):
     assert tokenizer.eos_token_ids == (2, 1)
 
 
+def test_end_of_text_of_a_folder_that_only_the_map_of_special_tokens_names(folders, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((folders["unigram"] / "tokenizer.json").read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    tokenizer = load_tokenizer("huggingface", tmp_path)
+    assert (tokenizer.eos_token_ids, tokenizer.eos_token_to_record) == ((2,), None)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1}')  # comes first, as ever
+    tokenizer = load_tokenizer("huggingface", tmp_path)
+    assert (tokenizer.eos_token_ids, tokenizer.eos_token_to_record) == ((1,), "<s>")
+
+
 @pytest.mark.parametrize(
     "content",
     ["{}", '{"eos_token_id": true}', '{"eos_token_id": 2.0}', '{"eos_token_id": -1}'],

@@ -6,6 +6,7 @@ from growlm.checkpoint.checkpoint_folder import read_config
 from growlm.config import load_config
 from growlm.config.run_tokenizer import load_run_tokenizer
 from growlm.data.tokenization.long_texts import LONG_TEXT_CHARACTERS, encode_long_text
+from growlm.data.tokenization.parallel_tokenization import find_unknown
 from growlm.inference.checkpoint_loading import open_checkpoint
 from growlm.runtime.errors import UserError
 from growlm.training import run_plan
@@ -23,6 +24,16 @@ class Halves:
     def decode(self, ids):
         digits = "".join(f"{token:x}" for token in ids if token < 16)
         return bytes.fromhex(digits[: len(digits) // 2 * 2]).decode(errors="replace")
+
+class Bases:
+    "The four bases; any other letter is an error."
+    vocab_size, eos_token_id, bos_token_ids = 5, 4, ()
+    def encode(self, text):
+        return ["ACGT".index(letter) for letter in text]
+    def decode(self, ids):
+        return "".join("ACGT."[token] for token in ids)
+    def find_unknown(self, text, ids):
+        return {"N": text.count("N")} if "N" in text else {}
 
 class NoDecode:
     vocab_size, eos_token_id = 17, 16
@@ -100,3 +111,9 @@ def test_what_it_leaves_out_has_a_default(tmp_path):
 def test_what_cannot_be_used(name, overrides, reason, tmp_path):
     with pytest.raises(UserError, match=reason):
         load_run_tokenizer(config(tmp_path, *overrides, name=name))
+
+
+def test_a_tokenizer_for_another_alphabet_is_tried_on_its_own_tokens(tmp_path):
+    tokenizer = load_run_tokenizer(config(tmp_path / "run", name="Bases"))
+    assert (tokenizer.encode("GAT"), tokenizer.decode([2, 0, 3])) == ([2, 0, 3], "GAT")
+    assert find_unknown("GANNT", [], tokenizer) == {"N": 2}

@@ -1,10 +1,10 @@
-"""A tokenizer from a Hugging Face folder: its `tokenizer.json`, read by the `tokenizers` library."""
+"""A tokenizer from a `tokenizer.json`, read by the `tokenizers` library, and the files beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -35,12 +35,32 @@ TOKENIZER_FILES = (
 )
 """Files of a Hugging Face folder that describe its tokenizer.
 
-growlm reads the first two and, for the end of text, `generation_config.json` or the model's `config.json`. All
-are copied into checkpoints, so that other tools find the tokenizer unchanged."""
+growlm reads the first and, for the end of text, the next two, `generation_config.json` and the model's
+`config.json`. All are copied into checkpoints, so that other tools find the tokenizer unchanged."""
+EOS_TOKEN_ENTRY = "eos_token"
+"""Entry of a checkpoint's `config.json`: the end of text, where a run's `tokenizer.eos_token` gave it."""
 
 
-def find_tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer files of a folder; none if it has no `tokenizer.json`."""
+def find_tokenizer_folder(path: Path, key: str) -> Path:
+    """Return the folder of a tokenizer's files, from the path of the folder or of the `tokenizer.json` in it.
+
+    Raises:
+        UserError: If the path is that of another file.
+    """
+    if not path.is_file():
+        return path
+    if path.name == TOKENIZER_JSON:
+        return path.parent
+    reason = (
+        f"is not named {TOKENIZER_JSON}; rename it, since checkpoints keep it under that name (for a "
+        "SentencePiece model, transformers' save_pretrained writes one)"
+    )
+    raise UserError(key, path, reason)
+
+
+def find_tokenizer_files(path: Path) -> list[Path]:
+    """Return the tokenizer files of a folder, or beside a `tokenizer.json`; none if there is no such file."""
+    folder = path.parent if path.name == TOKENIZER_JSON and path.is_file() else path
     if not lexists(folder / TOKENIZER_JSON):
         return []
     return [path for name in TOKENIZER_FILES if lexists(path := folder / name)]
@@ -67,15 +87,15 @@ def read_tokenizer_json(path: Path, key: str) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _translate_panics(path: Path, key: str) -> Iterator[None]:
-    """Turn a panic of the Rust library into an error about the file: of a regular expression, for example.
+    """Turn an error or panic of the Rust library into one about the file: unknown text that it has no token for.
 
     Raises:
-        UserError: For a panic.
+        UserError: For an error of the library.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise UserError(key, path, f"its tokenizer failed: {summarize_error(error)}") from None
 
@@ -106,8 +126,14 @@ class HuggingFaceTokenizer:
     model, which has them in its own vocabulary).
 
     Args:
-        folder: Folder with the file.
-        key: Setting that names the folder, for error messages.
+        path: The file, or its folder.
+        key: Setting that names it, for error messages.
+        eos_token: Token that ends a text, in place of what the files name.
+
+    Attributes:
+        find_unknown: Function that finds what of a text has no token (`unknown_text.py`); None if there is a
+            token for every byte.
+        eos_token_to_record: The end of text, if the files that go with a checkpoint do not name it; else None.
 
     Raises:
         UserError: If the file is missing or unreadable, or no end-of-text token is defined.
@@ -115,9 +141,15 @@ class HuggingFaceTokenizer:
 
     name = HUGGINGFACE
     library = "tokenizers"
+    find_unknown: Callable[[str, Sequence[int]], Mapping[str, int]] | None
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, eos_token: str | None = None) -> None:
+        from growlm.data.tokenization.unknown_text import make_unknown_text_finder
+
+        folder = find_tokenizer_folder(path, key)
         self.folder, self._key = folder, key
+        if not lexists(folder):
+            raise UserError(key, folder, "does not exist")
         path = folder / TOKENIZER_JSON
         if not lexists(path):
             reason = f"has no {TOKENIZER_JSON} (transformers' save_pretrained of a fast tokenizer writes one)"
@@ -131,12 +163,27 @@ class HuggingFaceTokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         self._known_ids = frozenset(vocabulary.values())
+        self._find_unknown = make_unknown_text_finder(self.backend)
+        self.find_unknown = None if self._find_unknown is None else self._find_unknown_text
         self.eos_token_ids = _read_eos_token_ids(folder, vocabulary, key)
+        if eos_token is not None:
+            if eos_token not in vocabulary:
+                reason = f"is not in the vocabulary of {folder / TOKENIZER_JSON}"
+                raise UserError(f"{key.removesuffix('path')}eos_token", eos_token, reason)
+            first = vocabulary[eos_token]
+            self.eos_token_ids = tuple(dict.fromkeys((first, *self.eos_token_ids)))
         if not self.eos_token_ids:
             files = "none of tokenizer_config.json, generation_config.json, config.json"
-            reason = f"{files} names an end-of-text token (eos_token) that is in the vocabulary"
+            reason = (
+                f"{files} names an end-of-text token (eos_token) that is in the vocabulary; training can be "
+                "told with tokenizer.eos_token=TOKEN"
+            )
             raise UserError(key, folder, reason)
         self.eos_token_id = self.eos_token_ids[0]
+        named = _read_named_eos_ids(folder, vocabulary, key)
+        named = named or _read_eos_token(folder / "special_tokens_map.json", vocabulary, key)
+        is_named = named[:1] == [self.eos_token_id]
+        self.eos_token_to_record = None if is_named else self.backend.id_to_token(self.eos_token_id)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -178,32 +225,59 @@ class HuggingFaceTokenizer:
     def _translate_panics(self) -> AbstractContextManager[None]:
         return _translate_panics(self.folder / TOKENIZER_JSON, self._key)
 
+    def _find_unknown_text(self, text: str, ids: Sequence[int]) -> Mapping[str, int]:
+        assert self._find_unknown is not None
+        with self._translate_panics():
+            return self._find_unknown(_replace_surrogates(text), ids)
+
     def _find_prefix(self) -> tuple[int, ...]:
-        """Return the tokens that the tokenizer's post-processing puts before every text, such as Llama's <s>."""
-        with_specials = self.backend.encode("a").ids
-        plain = self.backend.encode("a", add_special_tokens=False).ids
-        for start in range(len(with_specials) - len(plain) + 1):
-            if with_specials[start : start + len(plain)] == plain:
-                return tuple(with_specials[:start])
-        return ()
+        """Return the tokens that the tokenizer's post-processing puts before every text, such as Llama's <s>.
+
+        It is applied to the encoding of another tokenizer: this one may have no token for any given text.
+        """
+        import tokenizers
+
+        word = tokenizers.Tokenizer(tokenizers.models.WordLevel({"word": 0}, unk_token="word"))
+        processed = self.backend.post_process(word.encode("word"))
+        if 0 not in processed.special_tokens_mask:  # a template without the text
+            return ()
+        return tuple(processed.ids[: processed.special_tokens_mask.index(0)])
+
+
+def _read_named_eos_ids(folder: Path, vocabulary: dict[str, int], key: str) -> list[int]:
+    """Return the ends of text that the files name which go with a checkpoint.
+
+    The token of `tokenizer_config.json` is first, then those that the model may end with.
+    """
+    eos_ids = _read_eos_token(folder / "tokenizer_config.json", vocabulary, key)
+    return eos_ids + _read_valid_eos_ids(folder / "generation_config.json", vocabulary, key)
 
 
 def _read_eos_token_ids(folder: Path, vocabulary: dict[str, int], key: str) -> tuple[int, ...]:
-    """Return the end-of-text token of `tokenizer_config.json`, then the others that the model may end with."""
-    eos_ids = []
-    token = _read_setting(folder / "tokenizer_config.json", "eos_token", key)
+    """Return the ends of text of a folder, the one that follows documents first.
+
+    A growlm checkpoint says in `config.json` which one its run was given, a Hugging Face model there what it may
+    end with, if no `generation_config.json` does. Of older folders, `special_tokens_map.json` is read last.
+    """
+    given = _read_eos_token(folder / "config.json", vocabulary, key)
+    named = _read_named_eos_ids(folder, vocabulary, key)
+    if not _read_valid_eos_ids(folder / "generation_config.json", vocabulary, key):
+        named += _read_valid_eos_ids(folder / "config.json", vocabulary, key)
+    ids = given + named or _read_eos_token(folder / "special_tokens_map.json", vocabulary, key)
+    return tuple(dict.fromkeys(ids))
+
+
+def _read_valid_eos_ids(path: Path, vocabulary: dict[str, int], key: str) -> list[int]:
+    ids, known = _read_setting(path, "eos_token_id", key), set(vocabulary.values())
+    listed = ids if isinstance(ids, list) else [ids]
+    return [token_id for token_id in listed if type(token_id) is int and token_id in known]
+
+
+def _read_eos_token(path: Path, vocabulary: dict[str, int], key: str) -> list[int]:
+    token = _read_setting(path, EOS_TOKEN_ENTRY, key)
     if isinstance(token, dict):  # older versions write it with flags beside it
         token = token.get("content")
-    if isinstance(token, str) and token in vocabulary:
-        eos_ids.append(vocabulary[token])
-    known = set(vocabulary.values())
-    for name in ("generation_config.json", "config.json"):
-        ids = _read_setting(folder / name, "eos_token_id", key)
-        valid = ids if isinstance(ids, list) else [ids]
-        if valid := [token_id for token_id in valid if type(token_id) is int and token_id in known]:
-            eos_ids += valid
-            break
-    return tuple(dict.fromkeys(eos_ids))
+    return [vocabulary[token]] if isinstance(token, str) and token in vocabulary else []
 
 
 def _read_setting(path: Path, name: str, key: str) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ OWN_TOKENIZER = "own"
 KEY = "tokenizer._target_"
 PROBE_TEXT = "Once upon a time, 1,234 cats\n\tsaid: “Où?” – 猫 🙂"
 """Text that is encoded and decoded before the run."""
+NUM_PROBED_TOKENS = 16
+"""Number of tokens whose texts are tried if that text cannot be encoded."""
 
 
 class OwnTokenizer:
@@ -25,7 +28,7 @@ class OwnTokenizer:
         target: Name of its class.
         arguments: Arguments of the class, plain JSON.
         tokenizer: Object with `vocab_size`, `eos_token_id`, `encode` and `decode`; it may also have
-            `encode_batch`, `eos_token_ids`, `bos_token_ids`, `fingerprint` and `files`.
+            `encode_batch`, `eos_token_ids`, `bos_token_ids`, `find_unknown`, `fingerprint` and `files`.
 
     Raises:
         UserError: If something is missing, or the ids do not fit the vocabulary.
@@ -43,6 +46,7 @@ class OwnTokenizer:
         self.vocab_size, self.eos_token_id = int(tokenizer.vocab_size), int(tokenizer.eos_token_id)
         self.eos_token_ids = tuple(getattr(tokenizer, "eos_token_ids", (self.eos_token_id,)))
         self.bos_token_ids = tuple(getattr(tokenizer, "bos_token_ids", ()))
+        self.find_unknown = getattr(tokenizer, "find_unknown", None)
         self.files = [Path(path) for path in getattr(tokenizer, "files", ())]
         """Files that every checkpoint gets a copy of."""
         ids = self._check(target)
@@ -78,8 +82,11 @@ class OwnTokenizer:
             ids = self.encode(PROBE_TEXT)
             text = self.decode([*ids, self.eos_token_id])
         except Exception as error:
-            reason = f"cannot encode and decode {PROBE_TEXT!r}: {type(error).__name__}: {error}"
-            raise UserError(KEY, target, reason) from error
+            found = self._probe_vocabulary()
+            if found is None:
+                reason = f"cannot encode and decode {PROBE_TEXT!r}: {type(error).__name__}: {error}"
+                raise UserError(KEY, target, reason) from error
+            ids, text = found
         for token in (*ids, self.eos_token_id, *self.eos_token_ids, *self.bos_token_ids):
             if not isinstance(token, int) or not 0 <= token < self.vocab_size:
                 reason = f"gives the id {token!r}; ids are integers below its vocab_size={self.vocab_size}"
@@ -87,6 +94,17 @@ class OwnTokenizer:
         if not isinstance(text, str):
             raise UserError(KEY, target, f"decode must return text; it returned {text!r}")
         return ids
+
+    def _probe_vocabulary(self) -> tuple[list[int], str] | None:
+        """Return ids that the text of one of the first tokens gives, and their text; None if there are none.
+
+        A tokenizer for another alphabet, such as DNA's, may refuse the usual probe.
+        """
+        for token in range(min(self.vocab_size, NUM_PROBED_TOKENS)):
+            with suppress(Exception):
+                if ids := self.encode(self.decode([token])):
+                    return ids, self.decode([*ids, self.eos_token_id])
+        return None
 
 
 def _hash(value: Any) -> str:

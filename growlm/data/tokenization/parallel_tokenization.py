@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from growlm.data.tokenization.long_texts import LONG_TEXT_CHARACTERS, encode_long_text
+from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from growlm.data.tokenization.long_texts import (
+    LONG_TEXT_CHARACTERS,
+    encode_long_text,
+    split_long_text,
+)
 from growlm.data.tokenization.tiktoken_encodings import TiktokenTokenizer
 from growlm.data.tokenization.tokenizer import Tokenizer
 
@@ -36,11 +41,16 @@ class TokenizedDocuments:
         lengths: Number of tokens of each document, (num_documents,), int64.
         num_bytes: Bytes of each document as UTF-8 text, without the tokens that begin and end it,
             (num_documents,), int64.
+        num_unknown_bytes: Those of them that the tokenizer has no token for, (num_documents,), int64; None for a
+            tokenizer that loses nothing.
+        unknown_parts: What that was, with the bytes of all occurrences.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     num_bytes: np.ndarray
+    num_unknown_bytes: np.ndarray | None = None
+    unknown_parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
@@ -83,10 +93,16 @@ def concatenate_documents(
     """Concatenate several batches of tokenized documents."""
     collected = list(parts)
     empty = np.zeros(0, dtype=np.int64)
+    unknown = [part.num_unknown_bytes for part in collected if part.num_unknown_bytes is not None]
+    unknown_parts: Counter[str] = Counter()
+    for part in collected:
+        unknown_parts.update(part.unknown_parts)
     return TokenizedDocuments(
         np.concatenate([np.zeros(0, token_dtype(tokenizer)), *(part.tokens for part in collected)]),
         np.concatenate([empty, *(part.lengths for part in collected)]),
         np.concatenate([empty, *(part.num_bytes for part in collected)]),
+        np.concatenate(unknown) if unknown else None,
+        unknown_parts,
     )
 
 
@@ -108,14 +124,18 @@ def tokenize_chunk(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments
     """Tokenize a few documents in the calling thread."""
     dtype = token_dtype(tokenizer)
     ids = array(dtype.char)  # several times as fast to fill from lists as a NumPy array
-    lengths = []
-    for parts in _encode_in_parts(chunk, tokenizer):
+    lengths: list[int] = []
+    unknown: list[Mapping[str, int]] = []
+    may_lose_text = loses_text(tokenizer)
+    for text, parts in zip(chunk, _encode_in_parts(chunk, tokenizer), strict=True):
         before = len(ids)
         ids.extend(tokenizer.bos_token_ids)
         for part in parts:
             ids.extend(
                 iter(part)
             )  # an array is accepted only with the same type, an iterator always
+        if may_lose_text:
+            unknown.append(find_unknown(text, ids[before:], tokenizer))
         ids.append(tokenizer.eos_token_id)
         lengths.append(len(ids) - before)
     sizes = [_num_bytes(document) for document in chunk]
@@ -123,7 +143,35 @@ def tokenize_chunk(chunk: list[str], tokenizer: Tokenizer) -> TokenizedDocuments
         np.frombuffer(ids, dtype=dtype),
         np.array(lengths, dtype=np.int64),
         np.array(sizes, dtype=np.int64),
+        np.array([sum(parts.values()) for parts in unknown], dtype=np.int64) if unknown else None,
+        sum((Counter(parts) for parts in unknown if parts), Counter()),
     )
+
+
+def loses_text(tokenizer: Tokenizer) -> bool:
+    """Return whether the tokenizer may have no token for a part of a text."""
+    return getattr(tokenizer, "find_unknown", None) is not None
+
+
+def find_unknown(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> Mapping[str, int]:
+    """Return the parts of a text that the tokenizer has no token for, with the bytes of all occurrences.
+
+    Args:
+        text: Text of any length.
+        ids: Its ids.
+        tokenizer: Tokenizer that gave them.
+    """
+    find = getattr(tokenizer, "find_unknown", None)
+    if find is None:
+        return {}
+    if len(text) <= LONG_TEXT_CHARACTERS or not isinstance(tokenizer, HuggingFaceTokenizer):
+        return find(text, ids)
+    found: Counter[str] = (
+        Counter()
+    )  # in pieces, since encoding takes many times the memory of its input
+    for piece in split_long_text(text):
+        found.update(find(piece, ids))
+    return found
 
 
 def _num_bytes(document: str) -> int:

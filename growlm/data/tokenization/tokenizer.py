@@ -15,7 +15,11 @@ TOKENIZER_NAMES = (*ENCODINGS, HUGGINGFACE)
 
 
 class Tokenizer(Protocol):
-    """A tokenizer: the mapping between text and token ids."""
+    """A tokenizer: the mapping between text and token ids.
+
+    One that has no token for some texts may also have `find_unknown(text, ids)`, which returns the parts that were
+    dropped or became an unknown token, each with its number of bytes in all its occurrences.
+    """
 
     name: str
     """Name that `load_tokenizer` was called with."""
@@ -51,14 +55,20 @@ class Tokenizer(Protocol):
         """
 
 
-def load_tokenizer(name: str, path: str | Path | None = None, key: str = "tokenizer") -> Tokenizer:
+def load_tokenizer(
+    name: str,
+    path: str | Path | None = None,
+    key: str = "tokenizer",
+    eos_token: str | None = None,
+) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
         name: `embedded` (1024 ids, trained on the embedded stories), `gpt2` (50257 ids, its two files
             downloaded unless TIKTOKEN_CACHE_DIR has them), `bytes` (257 ids), or `huggingface`.
-        path: Folder with `tokenizer.json`, for `huggingface`: a Hugging Face model or a growlm checkpoint.
+        path: For `huggingface`: a `tokenizer.json` or its folder, a Hugging Face model or a growlm checkpoint.
         key: Config group, for error messages.
+        eos_token: For `huggingface`: token that ends a text, in place of what the folder's files name.
 
     Raises:
         UserError: If the name is unknown, `gpt2`'s files are unavailable, or the folder has no tokenizer.
@@ -73,6 +83,7 @@ def load_tokenizer(name: str, path: str | Path | None = None, key: str = "tokeni
         raise UserError(f"{key}.name", name, f"must be one of {', '.join(TOKENIZER_NAMES)}")
     if name == HUGGINGFACE:
         if not path:
-            raise UserError(f"{key}.path", path, f"{key}={name} needs a folder with tokenizer.json")
-        return HuggingFaceTokenizer(Path(path).expanduser(), f"{key}.path")
+            reason = f"{key}={name} needs a folder with tokenizer.json, or that file"
+            raise UserError(f"{key}.path", path, reason)
+        return HuggingFaceTokenizer(Path(path).expanduser(), f"{key}.path", eos_token)
     return TiktokenTokenizer(name, ENCODINGS[name]())

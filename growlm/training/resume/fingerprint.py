@@ -29,6 +29,7 @@ SETTINGS_OUTSIDE_KEY = (
     "checkpoint.every_",
     "cluster.",  # only used for estimates
     "data.cache",
+    "data.max_unknown_fraction",
     "data.path",  # the key contains the checksum of the tokens
     "growth.",  # already resolved into the phases
     "logger.",

@@ -23,6 +23,7 @@ SETTINGS_CHANGEABLE_ON_RESUME = (
     "checkpoint.",
     "cluster.",
     "data.cache",
+    "data.max_unknown_fraction",
     "data.path",  # the text itself is compared
     "model.path",  # the weights themselves are compared
     "tokenizer.path",  # the tokens themselves are compared
