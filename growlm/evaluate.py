@@ -110,8 +110,14 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _read_documents(command: EvaluateCommand, tokenizer: Tokenizer) -> EvaluationTokens:
-    documents = iter_evaluation_documents(command.data, command.seed, command.split)
-    with make_stderr_console().status("reading documents") as status:
+    console = make_stderr_console()
+    documents = iter_evaluation_documents(
+        command.data,
+        command.seed,
+        command.split,
+        lambda note: console.print(note, markup=False, highlight=False, soft_wrap=True),
+    )
+    with console.status("reading documents") as status:
         return tokenize_for_evaluation(
             documents,
             tokenizer,

@@ -44,7 +44,7 @@ usage: python -m growlm.generate checkpoint=DIR prompt=TEXT|prompts_file=FILE [s
 
   checkpoint          folder of a growlm checkpoint or a Hugging Face model
   prompt              text to continue; empty (prompt=) to start a new text
-  prompts_file        file with many prompts: one per line, or .jsonl with the text under "prompt"
+  prompts_file        file with many prompts: one per line, or .jsonl, .csv, ... with the text under "prompt"
   max_new_tokens      maximum number of tokens per continuation (default: 128)
   temperature         divides the logits; 0 always takes the most likely token (default: 0.8)
   top_k               sample from the k most likely tokens; 0 for all (default: 0)

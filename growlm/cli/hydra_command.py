@@ -30,6 +30,7 @@ FREE_TEXT_KEYS = (
     "callbacks.sample_prompt",
     "checkpoint",
     "data.cache",
+    "data.delimiter",
     "data.name",
     "data.path",
     "hydra.run.dir",
@@ -49,7 +50,7 @@ FREE_TEXT_KEYS = (
 """Keys whose value is taken literally: commas, colons and apostrophes have no special meaning."""
 PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
 """Free-text keys that are not paths: no character has a special meaning in their values."""
-FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(name|path)")
+FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(delimiter|name|path)")
 """Pattern of the free-text keys of a mixture's sources."""
 
 COMMON_OPTIONS = """

@@ -64,8 +64,8 @@ class GenerateCommand:
     prompt: str | None = None
     """Text to continue; empty (`prompt=`) to start a new text."""
     prompts_file: str | None = None
-    """File with many prompts: one per line (empty lines are skipped), or `.jsonl` with an object per line and the
-    text under `prompt`."""
+    """File with many prompts: one per line (blank lines are skipped), or JSON objects or a table with the text
+    under `prompt`; any kind of file that `data.path` may be."""
     max_new_tokens: int = field(default=128, metadata=limits(minimum=1, maximum=2**20))
     """Maximum number of tokens per continuation."""
     temperature: float = field(default=0.8, metadata=limits(minimum=0.0, maximum=100.0))

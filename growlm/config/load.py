@@ -187,7 +187,10 @@ def compose_command_config(
         schema: Dataclass of its settings.
         overrides: Arguments `key=value`.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=with_operator_types(schema))
+    node = OmegaConf.structured(with_operator_types(schema))
+    if "data" in node:
+        OmegaConf.set_struct(node.data, False)  # conditions of data.filter need no +
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=node)
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         return compose(config_name, overrides=list(overrides))
 

@@ -46,14 +46,27 @@ class SourceConfig:
     the Hub, or a folder laid out like one; `mixture`: a mixture of these, in `data.sources`; `own`: the batches of
     a class of your own."""
     path: str | None = None
-    """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.csv`, `.parquet` below it; all but parquet also
-    compressed, `.gz` or `.zst`) or a glob."""
+    """For `text`: a file, a folder (all `.txt`, `.jsonl`, `.ndjson`, `.csv`, `.tsv`, `.parquet` below it; all but
+    parquet also compressed, `.gz`, `.zst`, `.bz2` or `.xz`) or a glob."""
     sample_by: str = field(
         default="paragraph", metadata=limits(choices=("line", "paragraph", "document"))
     )
     """For plain text: the unit that makes one document."""
     column: str = "text"
-    """For `huggingface`, and for `text` in tables and JSON lines: the column with the text, one document a row."""
+    """For `huggingface`, and for `text` in tables and JSON: the column with the text, one document a row;
+    `messages.0.content` leads inside one."""
+    delimiter: str | None = None
+    """For `text`: the character between the fields of `.csv` and `.tsv` files, or `tab`; None for a comma in the
+    first and a tab in the second."""
+    filter: dict[str, Any] = field(default_factory=dict)
+    """For `huggingface`, and for `text` in tables and JSON: conditions on columns that a row must meet to be read;
+    each a value, a list of values, or a comparison such as `">=3"`."""
+    min_characters: int = field(default=0, metadata=limits(minimum=0))
+    """Length below which a document is left out."""
+    max_characters: int | None = field(default=None, metadata=limits(minimum=1))
+    """Length above which a document is left out, or cut with `truncate`; None for no limit."""
+    truncate: bool = False
+    """Cut documents longer than `max_characters` there instead of leaving them out."""
     documents: int = field(default=20_000, metadata=limits(minimum=2, maximum=100_000_000))
     """For `embedded`: number of stories."""
     name: str | None = None

@@ -32,6 +32,8 @@ NEEDS_FULL_TENSORS = {
     "adamw_8bit": "its quantization blocks extend across rows",
 }
 """Optimizers that cannot update sharded weights, and why."""
+SETTINGS_OF_SOURCES = {"delimiter": ("text",), "filter": ("text", "huggingface")}
+"""Settings of data that only these kinds of sources can use."""
 CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -158,6 +160,10 @@ def check_data_config(data: DataConfig) -> None:
         return
     if not data.sources:
         raise UserError("data.sources", "{}", "data=mixture needs at least one source")
+    for name in ("delimiter", "filter", "min_characters", "max_characters", "truncate"):
+        if value := getattr(data, name):
+            reason = f"a mixture has it for each source: data.sources.NAME.{name}"
+            raise UserError(f"data.{name}", value, reason)
     for name, source in data.sources.items():
         if not re.fullmatch(r"[\w-]+", name):
             reason = "a source's name may contain only letters, digits, '_' and '-'"
@@ -172,6 +178,18 @@ def _check_source(path: str, source: SourceConfig) -> None:
     if source.source == OWN and path != "data":
         reason = "must be one of embedded, text, huggingface; a class of your own cannot be mixed"
         raise UserError(f"{path}.source", source.source, reason)
+    for name, kinds in SETTINGS_OF_SOURCES.items():
+        value = getattr(source, name)
+        if value and source.source not in kinds:
+            reason = (
+                f"only {' and '.join(f'data={kind}' for kind in kinds)} can use it; leave it out"
+            )
+            raise UserError(f"{path}.{name}", value, reason)
+    if source.truncate and source.max_characters is None:
+        raise UserError(f"{path}.truncate", True, f"needs {path}.max_characters to cut at")
+    if source.max_characters is not None and source.max_characters < source.min_characters:
+        reason = f"must be at least {path}.min_characters={source.min_characters}"
+        raise UserError(f"{path}.max_characters", source.max_characters, reason)
     if source.source == "text" and not source.path:
         reason = "data=text needs a file, a folder or a glob"
         raise UserError(f"{path}.path", source.path, reason)

@@ -66,6 +66,7 @@ class CorpusRecord(TypedDict):
     dtype: str
     train: SplitRecord
     validation: SplitRecord
+    selection: NotRequired[dict[str, NonNegativeInt]]
     unknown: NotRequired[UnknownRecord]
 
 
@@ -87,6 +88,7 @@ class TokenizedCorpus:
         train_bytes: Total bytes of the documents in `train`.
         validation_bytes: Total bytes of the documents in `validation`.
         digest: Checksum of the whole corpus.
+        selection: Numbers of documents that settings left out or cut, by setting.
         validation_unknown_bytes: Bytes of each validation document that the tokenizer has no token for,
             (validation_documents,), int64; None if it loses nothing.
         num_unknown_bytes: Total of these in both splits.
@@ -103,6 +105,7 @@ class TokenizedCorpus:
     train_bytes: int
     validation_bytes: int
     digest: str
+    selection: dict[str, int] = field(default_factory=dict)
     validation_unknown_bytes: np.ndarray | None = None
     num_unknown_bytes: int = 0
     unknown_parts: Mapping[str, int] = field(default_factory=dict)
@@ -254,6 +257,7 @@ def open_corpus(folder: Path, key: str) -> TokenizedCorpus:
         train_bytes=train["bytes"],
         validation_bytes=validation["bytes"],
         digest=digest.hexdigest(),
+        selection=dict(record.get("selection", {})),
         validation_unknown_bytes=None
         if unknown is None
         else map_array(folder / UNKNOWN_FILE, INT64, key),

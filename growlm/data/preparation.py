@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +93,7 @@ def tokenize_source(
         DiskError: If the cache cannot be written.
     """
     listener = listener or DataListener()
+    _report_notes([source], listener)
     cache = _make_token_cache(settings, listener)
     corpus = _load_or_tokenize(cache, settings, tokenizer, source, listener)
     cache.evict_to_limit()
@@ -130,6 +131,7 @@ def open_run_data(
     """
     min_tokens = validation_samples * sequence_length + 1
     source_list = list(sources.values())
+    _report_notes(source_list, listener)
     train: PackedSamples | StreamedSamples
     identity: list[Any]
     newest_inode_change = None
@@ -204,6 +206,8 @@ def _load_or_tokenize(
     signatures = source.stat_signatures()  # before the checksums are taken
     content = source.content_identity(cache.digest)
 
+    selection: dict[str, int] = {}
+
     def documents() -> Iterator[TokenizedDocuments]:
         reader = source.read()
         is_empty = True
@@ -214,9 +218,18 @@ def _load_or_tokenize(
             yield batch
         reader.close()
         _check_unchanged(source, signatures, content, cache)
+        selection.update(reader.selection)
         if is_empty:
-            raise UserError(source.key, source.name, "contains only white space")
+            left_out = describe_selection(selection, source.key)
+            reason = (
+                f"no document is left ({left_out})" if left_out else "contains only white space"
+            )
+            raise UserError(source.key, source.name, reason)
 
+    earlier = None
+    if (before := source.earlier_content_identity(cache.digest)) is not None:
+        identity, is_same = before
+        earlier = (_cache_key_parts(identity, source, tokenizer), is_same)
     key_parts = _cache_key_parts(content, source, tokenizer)
     if loses_text(tokenizer):  # an entry of an earlier version does not say how much
         key_parts["unknown"] = UNKNOWN_FORMAT
@@ -225,7 +238,31 @@ def _load_or_tokenize(
         token_dtype(tokenizer),
         validation_every,
         documents,
+        record=lambda: {"selection": selection} if selection else {},
+        earlier=earlier,
     )
+
+
+def _report_notes(sources: Sequence[DocumentSource], listener: DataListener) -> None:
+    for source in sources:
+        for note in source.notes:
+            listener.message_logged(note)
+
+
+def describe_selection(selection: Mapping[str, int], key: str) -> str:
+    """Return how many documents each setting left out or cut, such as `3 left out by data.filter`.
+
+    Args:
+        selection: Numbers by setting, from `DocumentReader.selection`.
+        key: Key of the source's settings.
+    """
+    parts = [
+        f"{count:,} cut at {key}.max_characters"
+        if name == "truncate"
+        else f"{count:,} left out by {key}.{name}"
+        for name, count in selection.items()
+    ]
+    return ", ".join(parts)
 
 
 def _check_unchanged(
@@ -290,10 +327,12 @@ def _open_validation_split(
 
 
 def _describe_corpus(source: DocumentSource, corpus: TokenizedCorpus) -> str:
+    selection = describe_selection(corpus.selection, source.key)
     return (
         f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
         f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
         f"{corpus.validation_documents:,} held out"
+        + (f"; {selection}" if selection else "")
         + (
             f"; {tally.describe()}"
             if (tally := _tally_unknown_text(corpus)).num_unknown_bytes

@@ -12,6 +12,7 @@ import numpy as np
 from growlm.config.schema import DataConfig
 from growlm.config.validation import check_data_config
 from growlm.data import DocumentSource, open_sources
+from growlm.data.preparation import describe_selection
 from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from growlm.data.tokenization.parallel_tokenization import find_unknown, loses_text
 from growlm.data.tokenization.tokenizer import Tokenizer
@@ -46,13 +47,20 @@ class EvaluationTokens:
         return self.num_bytes - self.unknown.num_unknown_bytes
 
 
-def iter_evaluation_documents(settings: DataConfig, seed: int, split: str) -> Iterator[str]:
+def iter_evaluation_documents(
+    settings: DataConfig,
+    seed: int,
+    split: str,
+    notify: Callable[[str], object] = lambda note: None,
+) -> Iterator[str]:
     """Return an iterator over the documents of a data group.
 
     Args:
         settings: Settings of the data group.
         seed: Seed of the embedded stories.
         split: `all`, or `validation` for those that training on this data holds out.
+        notify: Function called with notes for the user, such as which files are not read, and how many documents
+            the settings left out.
 
     Raises:
         UserError: If the documents cannot be read, at the call or when one is reached.
@@ -61,11 +69,17 @@ def iter_evaluation_documents(settings: DataConfig, seed: int, split: str) -> It
     sources, counts = open_sources(settings, seed)
     validation_every = settings.validation_every
 
+    for source in sources.values():
+        for note in source.notes:
+            notify(note)
+
     def select(source: DocumentSource) -> Iterator[str]:
-        texts = enumerate(source.read())
-        return (
-            t for i, t in texts if split == "all" or i % validation_every == validation_every - 1
-        )
+        reader = source.read()
+        for index, text in enumerate(reader):
+            if split == "all" or index % validation_every == validation_every - 1:
+                yield text
+        if reader.selection:
+            notify(f"{source.name}: {describe_selection(reader.selection, source.key)}")
 
     return interleave([select(source) for source in sources.values()], counts, seed)
 

@@ -6,14 +6,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from growlm.data import find_text_files
+from growlm.data.sources.file_readers import FileDocuments
 from growlm.data.tokenization.parallel_tokenization import find_unknown, loses_text
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.data.unknown_limit import UnknownTally
 from growlm.inference.text_stream import encode_prompt
 from growlm.runtime.errors import UserError
-from growlm.storage.input_files import MAX_PROMPT_FILE_BYTES, read_text
-from growlm.storage.parsing import parse_json
+from growlm.storage.input_files import resolve_regular_file
 
+PROMPT_COLUMN = "prompt"
+"""Column or key of a prompt in a file that has any."""
+MAX_PROMPT_CHARACTERS = 2**26
+"""Size limit of all prompts of a file."""
 MAX_PROMPT_EXCERPT = 40
 """Number of characters of a prompt that an error message quotes."""
 
@@ -40,8 +45,8 @@ def read_prompts(
 
     Args:
         prompt: Text of a single prompt.
-        prompts_file: File of prompts, as an alternative: one on each line that is not empty; in a `.jsonl` file
-            an object per line, with the text under `prompt`.
+        prompts_file: File of prompts, as an alternative: plain text with one on each line that is not blank, or
+            a table or JSON objects with the text under `prompt`, of any kind that training reads.
         tokenizer: Tokenizer of the model.
         max_seq_len: Number of tokens that the model can read.
 
@@ -82,28 +87,20 @@ def tally_unknown_prompt(tokenizer: Tokenizer, text: str) -> UnknownTally:
 
 def _read_prompts_file(path: Path) -> list[tuple[str, str]]:
     """Return each text with its location in the file."""
-    content = read_text(path, "prompts_file", None, MAX_PROMPT_FILE_BYTES)
-    # Not splitlines: a line separator inside a text is part of it.
-    lines = [line.removesuffix("\r") for line in content.split("\n")]
-    texts = [
-        (f"prompts_file line {number}", line)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    resolve_regular_file(path, "prompts_file", None)
+    if path.stat().st_size == 0:
+        raise UserError("prompts_file", path, "contains no prompts")
+    (file,) = find_text_files(str(path), "prompts_file")
+    texts, num_characters = [], 0
+    for where, text in FileDocuments(file, PROMPT_COLUMN, "line", "prompts_file").read_texts():
+        if text is None:
+            raise UserError("prompts_file", path, f"{where} has no text under {PROMPT_COLUMN!r}")
+        num_characters += len(text)
+        if num_characters > MAX_PROMPT_CHARACTERS:
+            limit = f"{MAX_PROMPT_CHARACTERS:,} characters"
+            raise UserError("prompts_file", path, f"is larger than the limit of {limit}")
+        if file.kind != "text" or text.strip():
+            texts.append((f"prompts_file {where}", text))
     if not texts:
         raise UserError("prompts_file", path, "contains no prompts")
-    if path.suffix == ".jsonl":
-        return [(key, _parse_json_prompt(key, line)) for key, line in texts]
     return texts
-
-
-def _parse_json_prompt(key: str, line: str) -> str:
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), str(error)) from None
-    text = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        reason = 'must be a JSON object with a text under "prompt"'
-        raise UserError(key, repr(line[:MAX_PROMPT_EXCERPT]), reason)
-    return text

@@ -25,8 +25,6 @@ MAX_INDEX_BYTES = 2**26
 """Size limit of JSON with an entry per tensor or sweep job, in bytes."""
 MAX_YAML_BYTES = 2**18
 """Size limit of a config in bytes, which takes seconds to parse; a dozen phases need a hundredth of it."""
-MAX_PROMPT_FILE_BYTES = 2**26
-"""Size limit of a prompt file, in bytes."""
 MAX_TOKENIZER_BYTES = 2**28
 MAX_LINE_BYTES = 2**22
 """Size limit of a history line in bytes: room for about a hundred thousand expert loads."""

@@ -58,6 +58,76 @@ def test_documents_come_in_order_and_from_any_place(folder, streaming):
         assert list(opened(folder, streaming=streaming).read(place)) == DOCUMENTS[stop:]
 
 
+CSV_ROWS = ["null", "None", "NA", "nan", "", "007", "1e5", "2021-01-01", "caf\u00e9"]
+
+
+def fill_csv(folder, ending="csv"):
+    """A table of which other columns are empty here and there, in more than one of the library's batches."""
+    folder.mkdir()
+    mark = "\t" if ending == "tsv" else ","
+    lines = [f"{text}{mark}{'' if i % 9 else i}{mark}NA\n" for i, text in enumerate(CSV_ROWS)]
+    (folder / f"train.{ending}").write_text(f"text{mark}number{mark}country\n" + "".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(("ending", "streaming"), [("csv", False), ("csv", True), ("tsv", False)])
+def test_text_in_csv_is_as_it_is_written(ending, streaming, tmp_path):
+    source = opened(fill_csv(tmp_path / "csv", ending), streaming=streaming)
+    assert list(source.read()) == [text for text in CSV_ROWS if text]
+    assert source.notes == ()
+    assert source.identity() == opened(source.name, streaming=streaming).identity()
+    selected = opened(source.name, streaming=streaming, filters={"number": [0], "country": "NA"})
+    reader = selected.read()
+    assert list(reader) == ["null"]
+    assert reader.selection == {"filter": len(CSV_ROWS) - 1}
+    with pytest.raises(
+        UserError, match=r"data\.filter=lang: no such column; .*: text, number, cou"
+    ):
+        opened(source.name, streaming=streaming, filters={"lang": "en"})
+
+
+@pytest.mark.parametrize("streaming", [False, *slow(True)])
+def test_csv_of_another_encoding_or_header_is_named(streaming, tmp_path):
+    path = fill_csv(tmp_path / "csv") / "train.csv"
+    text = path.read_text()
+    path.write_text(text.replace("text,number", "text,text"))
+    (note,) = opened(tmp_path / "csv", streaming=streaming).notes
+    assert "has the columns text and text.1; if its header has text twice, only the first" in note
+    path.write_text("x" * 200_000 + ",b\n1,2\n")
+    with pytest.raises(UserError, match=r"data\.column=text: no such column; .*: x{40}…, b$"):
+        opened(tmp_path / "csv", streaming=streaming)
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"data\.name=.*can't decode byte 0xe9.*, in .*train\.csv"):
+        list(opened(tmp_path / "csv", streaming=streaming).read())
+
+
+@pytest.mark.parametrize("streaming", [False, *slow(True)])
+def test_a_column_inside_another_and_a_filter(streaming, tmp_path):
+    rows = [{"id": i, "turns": [{"text": f"turn {i}"}, {"text": "b"}]} for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = opened(tmp_path, streaming=streaming, column="turns.0.text", filters={"id": ">=3"})
+    reader = source.read()
+    assert [next(reader), next(reader)] == ["turn 3", "turn 4"]
+    place = json.loads(json.dumps(reader.position()))
+    assert list(source.read(place)) == [f"turn {i}" for i in range(5, 9)]
+    plain = opened(tmp_path, streaming=streaming, column="turns.0.text")
+    assert plain.identity() != source.identity()
+    assert len(plain.identity()) == 4  # as before there were filters
+    with pytest.raises(UserError, match=r"data\.column=turns: holds a list, not text; name what"):
+        list(opened(tmp_path, streaming=streaming, column="turns").read())
+
+
+def test_files_of_a_folder_that_the_library_does_not_read_are_named(folder):
+    assert opened(folder).notes == ()
+    (folder / "test.jsonl").write_text('{"text": "of another split"}\n')
+    (folder / "README.md").write_text("A card.\n")
+    (folder / "more.csv").write_text("text\na\n")
+    (note,) = opened(folder).notes
+    assert note.endswith(
+        "1 found but not read, more.csv: the datasets library reads files of one kind"
+    )
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_place_before_anything_is_read_is_where_it_began(folder, streaming):
     source = opened(folder, streaming=streaming)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 import socket
 from pathlib import Path
@@ -41,12 +43,16 @@ def write(path: Path, documents: list[str], column: str = "text") -> Path:
     if ".parquet" in ending:
         parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
         return path
-    if ".jsonl" in ending:
+    if ".jsonl" in ending or ".ndjson" in ending:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-    elif ".csv" in ending:
+    elif ".json" in ending:
+        text = json.dumps(rows, indent=len(documents) % 3 or None)
+    elif ".csv" in ending or ".tsv" in ending:
         plain = path.with_name("plain")
         with plain.open("w", newline="") as file:
-            table = csv.DictWriter(file, ["number", column])
+            table = csv.DictWriter(
+                file, ["number", column], delimiter="\t" if ".tsv" in ending else ","
+            )
             table.writeheader()
             table.writerows(rows)
         text = plain.read_bytes().decode()
@@ -56,6 +62,10 @@ def write(path: Path, documents: list[str], column: str = "text") -> Path:
     data = text.encode()
     if ending.endswith(".gz"):
         data = gzip.compress(data)
+    elif ending.endswith(".bz2"):
+        data = bz2.compress(data)
+    elif ending.endswith(".xz"):
+        data = lzma.compress(data)
     elif ending.endswith(".zst"):
         half = len(data) // 2  # two frames, as of a file that was appended to
         pack = zstandard.ZstdCompressor(write_checksum=True).compress  # as the zstd command does
@@ -66,7 +76,7 @@ def write(path: Path, documents: list[str], column: str = "text") -> Path:
 
 ENDINGS = (
     *(f"{kind}{compression}" for kind in (".txt", ".jsonl", ".csv") for compression in ("", ".gz", ".zst")),
-    ".parquet",
+    ".json", ".json.gz", ".ndjson", ".tsv", ".tsv.xz", ".txt.bz2", ".jsonl.xz", ".csv.bz2", ".parquet",
 )  # fmt: skip
 DOCUMENTS = ["one\nof two lines", "tw\u00f6, with a comma", '"three"', "007", "NA", "x" * 300_000]
 
@@ -80,7 +90,7 @@ def test_every_kind_gives_the_documents_as_they_were_written(ending, tmp_path):
     assert read(write(tmp_path / f"x{ending}", DOCUMENTS)) == DOCUMENTS
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
 @given(documents=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=9))
 def test_tables_keep_every_character(ending, documents, tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / f"x{ending}"
@@ -132,7 +142,7 @@ def test_relative_paths_and_the_home_folder(tmp_path, monkeypatch):
     ("sample_by", "expected"),
     [
         ("line", ["a one", "b one", "b two", "b three", "c one", "c two"]),
-        ("paragraph", ["a one", "b one\nb two", "b three", "c one\n \nc two"]),
+        ("paragraph", ["a one", "b one\nb two", "b three", "c one", "c two"]),
         ("document", ["a one\n", "b one\nb two\n\n\nb three\n", "c one\n \nc two"]),
     ],
 )
@@ -140,7 +150,7 @@ def test_what_a_document_of_plain_text_is(folder, sample_by, expected):
     assert read(folder, sample_by=sample_by) == expected
 
 
-@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl.zst", ".tsv.xz", ".parquet"])
 def test_reading_goes_on_from_any_place(ending, tmp_path):
     for name, first in (("a", 0), ("b", 5), ("c", 10)):
         write(tmp_path / f"{name}{ending}", [f"document {i}" for i in range(first, first + 5)])
@@ -220,6 +230,10 @@ def flip(path: Path) -> None:
         ("x.jsonl.gz", cut),
         ("x.txt.zst", cut),
         ("x.txt.zst", flip),
+        ("x.txt.bz2", cut),
+        ("x.txt.bz2", flip),
+        ("x.json.xz", cut),
+        ("x.json.xz", flip),
         ("x.parquet", cut),
         ("x.parquet", lambda path: path.write_text("no parquet at all")),
         ("x.txt.gz", lambda path: path.write_text("no gzip at all")),
@@ -237,12 +251,36 @@ def test_a_damaged_archive_is_named(name, damage, tmp_path):
     [
         ("x.jsonl", '{"text": "a"}\n{"text": \n', r"x\.jsonl: line 2 is not valid JSON"),
         ("x.jsonl", '{"text": "a"}\n\n["b"]\n', "line 3 is not a JSON object"),
-        ("x.json", '[{"text": "a"}]', "line 1 is not a JSON object; each line must be one"),
+        ("x.json", '{"text": "a"}\n5', "line 2 is not a JSON object; each line must be one"),
+        ("x.json", '{\n  "text": "a"\n}', "line 1 is not valid JSON: .*; a line must hold a whole"),
+        ("x.json", '[{"text": "a"},\n5]', "item in line 2 is not a JSON object"),
+        ("x.json", '[{"text": "a"},\n{"text": "b"}', "line 2 is not valid JSON: .* the end of the"),
+        (
+            "x.json",
+            '[{"text": "a"}\n{"text": "b"}]',
+            "line 2 is not valid JSON: .* followed by '{'",
+        ),
+        ("x.json", '[{"text": "a"}]\nmore', "line 2 is not valid JSON: text follows the array"),
+        (
+            "x.json",
+            '[{"text": "a"},\n {"text": \'b\'}]',
+            "line 2 is not valid JSON: Expecting value",
+        ),
+        (
+            "x.json",
+            '[{"text": "a"},\n{"text": "b]',
+            "line 2 is not valid JSON: Unterminated string",
+        ),
+        ("x.json", "[" * 10_000, "line 1 is not valid JSON"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2 has the key text twice"),
+        ("x.csv", "text,text\na,b\n", r"data\.column=text: .*x\.csv has 2 columns of this name"),
+        ("x.csv", "id;text\n1;a\n", r"its columns are: id;text\. Try: data\.delimiter=';'"),
+        ("x.csv", "id\ttext\n1\ta\n", r"Try: data\.delimiter='tab'"),
         ("x.jsonl", '{"text": 5}\n', r"data\.column=text: .*line 1 holds a int, not text"),
         (
             "x.jsonl",
             '{"a": "x", "b": "y"}\n',
-            r"data\.column=text: .*line 1; its columns are: a, b",
+            r"data\.column=text: .*line 1 has no such column; its columns are: a, b",
         ),
         (
             "x.csv",
@@ -254,9 +292,22 @@ def test_a_damaged_archive_is_named(name, damage, tmp_path):
             "text,b\n1,2\n3\n",
             r"row that ends in line 3 has 1 fields, but the header has 2",
         ),
-        ("x.csv", 'text,b\n"a\n', "is not valid CSV"),
-        ("x.txt", b"good\n\xff\xfe\x00", "is not UTF-8"),
+        (
+            "x.csv",
+            'text,b\na,1\n"a\n\nb',
+            r"x\.csv: is not valid CSV: unexpected end of data, in the row that begins in line 3",
+        ),
+        (
+            "x.csv",
+            'text,b\n"a"b,1\n',
+            "is not valid CSV: ',' expected after '\"', .* begins in line 2",
+        ),
+        ("x.txt", b"good\n\xff\xfe\x00", r"x\.txt: is not UTF-8 text: byte 0xff in line 2"),
+        ("x.jsonl", b'{"text": "a"}\n' * 9999 + b'{"text": "caf\xe9"}', "byte 0xe9 in line 10,000"),
+        ("x.csv", b"text,b\na,1\ncaf\xe9,2\n", r"x\.csv: is not UTF-8 text: byte 0xe9 in line 3"),
+        ("x.txt", "good\n".encode("utf-16"), r"x\.txt: is UTF-16, .*iconv -f UTF-16"),
         ("x.parquet.gz", b"x", "parquet has its own compression"),
+        ("x.tar.gz", b"x", "is an archive of files; unpack it"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(name, text, message, tmp_path):

@@ -8,20 +8,23 @@ source can continue from there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from operator import index
 from pathlib import Path
 from typing import Any
 
-from growlm.data.sources.file_readers import SAMPLE_BY_CHOICES, FileDocuments
-from growlm.data.sources.text_files import TextFile, find_text_files
+from growlm.data.sources.file_readers import DELIMITERS, SAMPLE_BY_CHOICES, FileDocuments
+from growlm.data.sources.row_values import RowFilter
+from growlm.data.sources.text_files import DELIMITER_NAMES, TextFile, search_text_files
 from growlm.data.synthetic.stories import CORPUS_VERSION, generate_story
 from growlm.runtime.errors import UserError
 from growlm.storage.file_digests import get_stat_signature
 
 ReaderPosition = Any
 """The position of a reader, as plain JSON."""
+PARAGRAPH_RULE = "parted by lines of white space"
+"""Part of the identity of text read by paragraphs, since lines of white space part them as empty ones do."""
 
 
 class DocumentReader(Iterator[str], ABC):
@@ -36,6 +39,11 @@ class DocumentReader(Iterator[str], ABC):
         """Fraction of the source that has been read, from 0 to 1; None if unknown."""
         return None
 
+    @property
+    def selection(self) -> dict[str, int]:
+        """Numbers of documents that the settings have left out or cut so far, by what did."""
+        return {}
+
     def close(self) -> None:
         """Close open files."""
 
@@ -47,11 +55,13 @@ class DocumentSource(ABC):
         key: Setting that describes the source, for error messages: `data` or `data.sources.NAME`.
         name: Name or path of the documents, for messages.
         libraries: Packages that read the documents; another version might read them differently.
+        notes: What the user should know of what is read, such as files that are left out.
     """
 
     key: str
     name: str
     libraries: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, position: ReaderPosition = None) -> DocumentReader:
@@ -72,6 +82,21 @@ class DocumentSource(ABC):
             hash_file: Function that returns a file's checksum.
         """
         return self.identity()
+
+    def earlier_content_identity(
+        self, hash_file: Callable[[Path], str]
+    ) -> tuple[Any, Callable[[], bool]] | None:
+        """Return the `content_identity` of an earlier version of growlm, and how to see that it read the same.
+
+        Tokens in a cache under that identity are right if the function, which may read the files, returns true.
+
+        Args:
+            hash_file: Function that returns a file's checksum.
+
+        Returns:
+            Both; None if the identity is the same today, or there was none.
+        """
+        return None
 
     def stat_signatures(self) -> dict[Path, Any]:
         """Return, for each file that might change while it is read, a signature that would show it."""
@@ -132,26 +157,47 @@ class StoryReader(DocumentReader):
 
 
 class TextFiles(DocumentSource):
-    """Text files of the user: plain text, JSON lines, CSV or parquet.
+    """Text files of the user: plain text, JSON objects, CSV or parquet.
 
     Args:
         path: File, folder or glob pattern (see `find_text_files`).
-        column: Column of a table, or key of a JSON object, that holds the text.
+        column: Column of a table, or key of a JSON object, that holds the text; a dotted path leads inside one.
         sample_by: Unit of plain text that is one document: `line`, `paragraph` or the whole `document`.
         key: Setting that describes the source, for error messages.
+        delimiter: Delimiter of `.csv` and `.tsv` files, `tab` for one; None for a comma and a tab.
+        filters: Conditions on the rows of tables (see `RowFilter`).
 
     Raises:
-        UserError: If the path has no readable text, `sample_by` is unknown, or the first document of a file is
-            invalid (one per kind of file is read as a check).
+        UserError: If the path has no readable text, a setting is unknown or without effect, or the first document
+            of a file is invalid (one per kind of file is read as a check).
     """
 
-    def __init__(self, path: str, column: str, sample_by: str, key: str = "data") -> None:
+    def __init__(
+        self,
+        path: str,
+        column: str,
+        sample_by: str,
+        key: str = "data",
+        *,
+        delimiter: str | None = None,
+        filters: Mapping[str, Any] | None = None,
+    ) -> None:
         if sample_by not in SAMPLE_BY_CHOICES:
             raise UserError(
                 f"{key}.sample_by", sample_by, f"must be one of {', '.join(SAMPLE_BY_CHOICES)}"
             )
         self.name, self.column, self.sample_by, self.key = path, column, sample_by, key
-        self.files = find_text_files(path, f"{key}.path")
+        self.delimiter, self.filters = parse_delimiter(delimiter, f"{key}.delimiter"), filters or {}
+        RowFilter(self.filters, f"{key}.filter")
+        found = search_text_files(path, f"{key}.path")
+        self.files, self.notes = found.files, found.notes
+        if self.delimiter and not any(file.kind in DELIMITERS for file in self.files):
+            reason = f"there is no .csv or .tsv file in {path} to read with it; leave it out"
+            raise UserError(f"{key}.delimiter", delimiter, reason)
+        plain = next((file.path for file in self.files if file.kind == "text"), None)
+        if self.filters and plain is not None:
+            reason = f"plain text has no columns, and {plain} is read; leave this or the file out"
+            raise UserError(f"{key}.filter", ", ".join(self.filters), reason)
         if any(file.kind == "parquet" or file.compression == ".zst" for file in self.files):
             self.libraries = ("pyarrow",)
         self._check_columns()
@@ -163,12 +209,43 @@ class TextFiles(DocumentSource):
     def identity(self) -> Any:
         """Return the files' names, sizes and modification times, and how they are read."""
         file_identities = [list(file.identity()) for file in self.files]
-        return ["text", self.column, self.sample_by, file_identities]
+        return ["text", self.column, self.sample_by, file_identities, *self._more_settings()]
 
     def content_identity(self, hash_file: Callable[[Path], str]) -> Any:
         """Return the files' kinds and checksums, and how they are read."""
+        more = [PARAGRAPH_RULE] * self._has_paragraphs()
+        return [*self._identify_contents(hash_file), *more, *self._more_settings()]
+
+    def earlier_content_identity(
+        self, hash_file: Callable[[Path], str]
+    ) -> tuple[Any, Callable[[], bool]] | None:
+        """Return the identity from when only empty lines parted paragraphs, and whether there are no others."""
+        if not self._has_paragraphs() or self._more_settings():
+            return None
+        return self._identify_contents(hash_file), lambda: not self._has_white_lines()
+
+    def _has_white_lines(self) -> bool:
+        for file in self.files:
+            if file.kind == "text":
+                documents = self.open_documents(file)
+                for _ in documents:
+                    pass
+                if documents.has_white_lines:
+                    return True
+        return False
+
+    def _identify_contents(self, hash_file: Callable[[Path], str]) -> list[Any]:
         files = [[file.kind, file.compression, hash_file(file.path)] for file in self.files]
         return ["text", self.column, self.sample_by, files]
+
+    def _has_paragraphs(self) -> bool:
+        return self.sample_by == "paragraph" and any(file.kind == "text" for file in self.files)
+
+    def _more_settings(self) -> list[Any]:
+        """Return the settings that differ from those which every source once had."""
+        more = {"delimiter": self.delimiter, "filter": self.filters}
+        more = {name: value for name, value in more.items() if value}
+        return [more] if more else []
 
     def stat_signatures(self) -> dict[Path, Any]:
         """Return each file's size, modification time and inode; None for a missing file."""
@@ -176,7 +253,14 @@ class TextFiles(DocumentSource):
 
     def open_documents(self, file: TextFile) -> FileDocuments:
         """Open the documents of one file."""
-        return FileDocuments(file, self.column, self.sample_by, f"{self.key}.path")
+        return FileDocuments(
+            file,
+            self.column,
+            self.sample_by,
+            f"{self.key}.path",
+            delimiter=self.delimiter,
+            row_filter=RowFilter(self.filters, f"{self.key}.filter") if self.filters else None,
+        )
 
     def _check_columns(self) -> None:
         """Read one document of each kind of file, to report a missing column before tokenizing for an hour."""
@@ -201,12 +285,29 @@ def _file_size(file: TextFile, key: str) -> int:
         raise UserError(f"{key}.path", file.path, f"cannot be read: {error.strerror}") from None
 
 
+def parse_delimiter(delimiter: str | None, key: str) -> str | None:
+    """Return the character that a setting names.
+
+    Raises:
+        UserError: If it is not one character, or one that tables need otherwise.
+    """
+    if delimiter is None:
+        return None
+    names = {name: character for character, name in DELIMITER_NAMES.items()} | {r"\t": "\t"}
+    character = names.get(delimiter, delimiter)
+    if len(character) != 1 or character in '"\r\n':
+        raise UserError(key, repr(delimiter), "must be one character, such as ; or |, or tab")
+    return character
+
+
 class TextFilesReader(DocumentReader):
     """A reader of the documents of several files, one file after another."""
 
     def __init__(self, source: TextFiles, position: Sequence[int]) -> None:
         self.source = source
-        self.file_index, self.document_index = map(index, position)
+        self.file_index, self.document_index, *marks = map(index, position)
+        self._knows_white_lines = bool(marks) or self.document_index == 0
+        self._num_filtered = 0
         self._open: FileDocuments | None = None
         self._sizes = [_file_size(file, source.key) for file in source.files]
         self._bytes_before = [0, *accumulate(self._sizes)]
@@ -216,14 +317,25 @@ class TextFilesReader(DocumentReader):
         return next(self._documents)
 
     def position(self) -> ReaderPosition:
-        """Return the index of the file, and of the next document in it."""
-        return [self.file_index, self.document_index]
+        """Return the index of the file, and of the next document in it.
+
+        A third number is there if a line of white space may have parted paragraphs before it, which it did not in
+        earlier versions of growlm.
+        """
+        has_white_lines = self._open is not None and self._open.has_white_lines
+        return [self.file_index, self.document_index, *[1] * has_white_lines]
 
     @property
     def fraction_read(self) -> float:
         """Fraction of the files' bytes that has been read."""
         within = self._open.fraction_read * self._sizes[self.file_index] if self._open else 0
         return min(1.0, (self._bytes_before[self.file_index] + within) / self._bytes_before[-1])
+
+    @property
+    def selection(self) -> dict[str, int]:
+        """Number of rows that the filter has left out, under `filter`; empty without a filter."""
+        current = self._open.num_filtered if self._open else 0
+        return {"filter": self._num_filtered + current} if self.source.filters else {}
 
     def close(self) -> None:
         """Close the open file."""
@@ -234,10 +346,28 @@ class TextFilesReader(DocumentReader):
         for index_of_file in range(first, len(self.source.files)):
             skipped = self.document_index if index_of_file == first else 0
             self.file_index, self.document_index = index_of_file, skipped
+            self._num_filtered += self._open.num_filtered if self._open else 0
             self._open = self.source.open_documents(self.source.files[self.file_index])
             try:
-                for text in islice(self._open, skipped, None):
+                self._skip(self._open, skipped)
+                for text in self._open:
                     self.document_index += 1
                     yield text
             finally:
                 self._open.close()
+
+    def _skip(self, documents: FileDocuments, count: int) -> None:
+        """Read the documents before the position.
+
+        Raises:
+            UserError: If the position counts paragraphs that are parted in another way.
+        """
+        for _ in islice(documents, count):
+            pass
+        if documents.has_white_lines and not self._knows_white_lines:
+            reason = (
+                "the run stopped in this file in a version of growlm that did not part paragraphs at lines of "
+                "white space; start a new run"
+            )
+            raise UserError(f"{self.source.key}.path", documents.file.path, reason)
+        self._knows_white_lines = True

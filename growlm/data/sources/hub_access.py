@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 HUB_TIMEOUT_S = 10.0
+FAILED_FILE_PATTERN = re.compile(r"Failed to read file '(.+?)' with error")
+"""Pattern of what the `datasets` library logs about a file that it cannot parse; its exceptions do not name it."""
 
 
 def is_connection_error(error: BaseException | None) -> bool:
@@ -73,3 +76,19 @@ def suppress_hub_output(datasets: Any) -> Iterator[None]:
         datasets.logging.set_verbosity(verbosity)
         if had_progress_bars:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def capture_failed_files() -> Iterator[list[str]]:
+    """Collect the names of files that the `datasets` library logs as unreadable, instead of printing them."""
+    logger, names = logging.getLogger("datasets"), list[str]()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            names.extend(FAILED_FILE_PATTERN.findall(record.getMessage()))
+
+    handlers, logger.handlers = logger.handlers, [Collector(logging.ERROR)]
+    try:
+        yield names
+    finally:
+        logger.handlers = handlers

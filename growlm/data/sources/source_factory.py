@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from growlm.data.shuffling import compute_block_counts
 from growlm.data.sources.document_sources import DocumentSource, EmbeddedStories, TextFiles
+from growlm.data.sources.length_limits import LengthLimits
 from growlm.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, DocumentSou
 
 
 def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
-    """Open one source, reading only what is needed to check that it is readable.
+    """Open one source within its limits of length, reading only what is needed to check that it is readable.
 
     Args:
         settings: Settings of the source.
@@ -46,13 +47,27 @@ def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) ->
     Raises:
         UserError: If it cannot be read.
     """
+    source = _open_unlimited(settings, key, seed, streaming)
+    if settings.min_characters == 0 and settings.max_characters is None:
+        return source
+    return LengthLimits(source, settings.min_characters, settings.max_characters, settings.truncate)
+
+
+def _open_unlimited(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
     if settings.source == "embedded":
         return EmbeddedStories(seed, settings.documents, key)
     if settings.source == "text":
         if not settings.path:
             reason = "data=text needs a file, a folder or a glob"
             raise UserError(f"{key}.path", settings.path, reason)
-        return TextFiles(settings.path, settings.column, settings.sample_by, key)
+        return TextFiles(
+            settings.path,
+            settings.column,
+            settings.sample_by,
+            key,
+            delimiter=settings.delimiter,
+            filters=settings.filter,
+        )
     if settings.source == "huggingface":
         from growlm.data.sources.hub import HubDataset
 
@@ -67,5 +82,6 @@ def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) ->
             settings.revision,
             streaming,
             key,
+            settings.filter,
         )
     raise UserError(f"{key}.source", settings.source, f"must be one of {', '.join(SOURCE_KINDS)}")

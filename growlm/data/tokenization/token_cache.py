@@ -66,6 +66,9 @@ class TokenCache:
         dtype: np.dtype[Any],
         validation_every: int,
         tokenize: Callable[[], Iterable[TokenizedDocuments]],
+        *,
+        record: Callable[[], dict[str, Any]] = dict,
+        earlier: tuple[dict[str, Any], Callable[[], bool]] | None = None,
     ) -> TokenizedCorpus:
         """Return the corpus, from disk if it is cached, or tokenized now.
 
@@ -74,23 +77,31 @@ class TokenCache:
             dtype: Dtype of its token ids.
             validation_every: Every n-th document (n-1, 2n-1, ...) goes into the validation split.
             tokenize: Function that tokenizes its documents.
+            record: Function called after that, for more fields of `corpus.json`.
+            earlier: `key_parts` of an earlier version of growlm, and a function that tells whether it read these
+                documents; if so, its entry is taken over.
 
         Raises:
             UserError: If a document cannot be read; no entry is left.
             DiskError: If it cannot be written; no entry is left.
         """
         parts = {"format": CACHE_FORMAT, "validation_every": validation_every, **key_parts}
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        key = _make_key(parts)
         entry = self.folder / key
         self._in_use.add(key)
         if (corpus := self._open_valid(entry)) is not None:
             return corpus
         with self._wait_for_lock(key):
             self._digests.save()  # before tokenizing, which takes long and may be killed
+            if earlier is not None and not entry.exists():
+                earlier_key = _make_key(parts | earlier[0])
+                if (self.folder / earlier_key).is_dir() and earlier[1]():
+                    with suppress(OSError):  # removed meanwhile
+                        (self.folder / earlier_key).rename(entry)
             if (
                 corpus := self._open_valid(entry)
             ) is None:  # not written by another process meanwhile
-                self._write(entry, parts, dtype, validation_every, tokenize())
+                self._write(entry, parts, dtype, validation_every, tokenize(), record)
                 corpus = open_corpus(entry, FOLDER_SETTING)
         return corpus
 
@@ -144,6 +155,7 @@ class TokenCache:
         dtype: np.dtype[Any],
         validation_every: int,
         batches: Iterable[TokenizedDocuments],
+        record: Callable[[], dict[str, Any]],
     ) -> None:
         with (
             atomic_folder(entry) as (partial, digests),
@@ -151,4 +163,8 @@ class TokenCache:
         ):
             for batch in batches:
                 writer.write(batch)
-            digests |= writer.finish({"depends_on": parts})
+            digests |= writer.finish({"depends_on": parts, **record()})
+
+
+def _make_key(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
