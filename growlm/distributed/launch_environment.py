@@ -50,8 +50,15 @@ SRUN = Launcher(
     ("SLURM_JOB_ID", "SLURM_JOBID"),
     "SLURM_NODEID",
 )
+PMI = Launcher(
+    "mpirun",
+    ("PMI_SIZE",),
+    "PMI_RANK",
+    ("MPI_LOCALRANKID",),
+    ("MPI_LOCALNRANKS",),
+    ("PMI_ID", "LSB_JOBID"),
+)
 LAUNCHERS = (
-    SRUN,
     Launcher(
         "mpirun",
         ("OMPI_COMM_WORLD_SIZE",),
@@ -59,8 +66,8 @@ LAUNCHERS = (
         ("OMPI_COMM_WORLD_LOCAL_RANK",),
         ("OMPI_COMM_WORLD_LOCAL_SIZE",),
         ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "LSB_JOBID"),
-        "OMPI_COMM_WORLD_NODE_RANK",
     ),
+    PMI,
     Launcher(
         "jsrun",
         ("JSM_NAMESPACE_SIZE",),
@@ -69,16 +76,9 @@ LAUNCHERS = (
         ("JSM_NAMESPACE_LOCAL_SIZE",),
         ("LSB_JOBID",),
     ),
-    Launcher(
-        "mpirun",
-        ("PMI_SIZE",),
-        "PMI_RANK",
-        ("MPI_LOCALRANKID",),
-        ("MPI_LOCALNRANKS",),
-        ("PMI_ID", "LSB_JOBID"),
-    ),
+    SRUN,
 )
-"""Launchers with variables of their own, in order of precedence."""
+"""Launchers with variables of their own, in order of precedence: in a SLURM job, `mpirun` may use `srun`."""
 
 
 def name_launcher() -> str:
@@ -161,6 +161,12 @@ def _find_launcher(environment: Mapping[str, str]) -> Launcher | None:
     for launcher in LAUNCHERS:
         if launcher.rank not in environment or _read_int(launcher, launcher.size, environment) < 2:
             continue
+        if (
+            launcher is PMI
+            and "SLURM_JOB_ID" in environment
+            and "MPI_LOCALRANKID" not in environment
+        ):
+            continue  # set by srun
         if launcher is SRUN:
             # The script of a job has SLURM_PROCID=0 and SLURM_NTASKS, too, and so has a shell on a terminal.
             if "SLURM_PTY_PORT" in environment:

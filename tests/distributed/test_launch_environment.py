@@ -63,6 +63,9 @@ def adopt(monkeypatch):
             ["5", "2", "1", "2", "127.0.0.1"],
         ),
         (OPEN_MPI | {"MASTER_ADDR": "node1"}, ["3", "4", "1", "2", "node1"]),
+        # mpirun starts its daemons with srun, and srun may speak PMI
+        (STEP | OPEN_MPI | {"MASTER_ADDR": "node1"}, ["3", "4", "1", "2", "node1"]),
+        (STEP | {"PMI_SIZE": "6", "PMI_RANK": "5"}, ["5", "6", "1", "2", "gpu07"]),
         (
             {"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
             ["1", "2", "1", "2", "127.0.0.1"],
