@@ -92,7 +92,12 @@ def start(environments, *settings):
 
 
 def finish(processes, timeout=240):
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+            process.wait()
     return [process.returncode for process in processes], outputs
 
 
@@ -135,7 +140,7 @@ def test_what_the_issue_has(tmp_path):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_another_number_of_devices_is_one_message(devices, tmp_path):
     settings = [*TINY, "logger=none", f"run_dir={tmp_path / 'run'}", f"trainer.devices={devices}"]
-    codes, outputs = finish(start([step(rank, 4) for rank in range(4)], *settings), timeout=60)
+    codes, outputs = finish(start([step(rank, 4) for rank in range(4)], *settings), timeout=240)
     assert codes == [2] * 4, outputs
     printed = "".join(out + err for out, err in outputs)
     assert printed.startswith(f"error: trainer.devices={devices}: srun started 4 processes; ")
@@ -146,7 +151,7 @@ def test_another_number_of_devices_is_one_message(devices, tmp_path):
 
 def test_a_wrong_setting_is_one_message(tmp_path):
     settings = ["optimizer.learning=3", f"run_dir={tmp_path / 'run'}"]
-    codes, outputs = finish(start([step(rank, 3) for rank in range(3)], *settings), timeout=60)
+    codes, outputs = finish(start([step(rank, 3) for rank in range(3)], *settings), timeout=240)
     assert codes == [2] * 3, outputs
     assert "".join(err for _, err in outputs).count("error: ") == 1
 
