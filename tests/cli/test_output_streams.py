@@ -71,7 +71,7 @@ def test_a_grown_checkpoint_is_there_whatever_the_output(redirection, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["plan", "phase_plan=three_stage"],
+        ["plan", "trainer.memory_gb=100"],
         ["train", "--help"],
         *([name, "--help"] for name in ("plan", "verify", "convert", "generate", "evaluate")),
         ["verify"],
