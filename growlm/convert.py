@@ -43,7 +43,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, convert, partial(compose_command_config, "convert", ConvertCommand)
+            USAGE,
+            convert,
+            partial(compose_command_config, "convert", ConvertCommand),
+            writes_files=True,
         )
     )
 

@@ -28,6 +28,7 @@ from growlm.reporting.console.progress_bars import CountProgressBar
 from growlm.runtime.device import resolve_accelerator, torch_device
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.output_streams import can_write_unicode
 
 USAGE = """
 Measure loss, perplexity and bits per byte of a checkpoint on text.
@@ -103,7 +104,7 @@ def evaluate(arguments: list[str]) -> int:
         note = f"warning: {data.unknown.describe()}; bits per byte leave them out"
         make_stderr_console().print(note, markup=False, soft_wrap=True)
     if command.format == "json":
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        print(json.dumps(record, indent=2, ensure_ascii=not can_write_unicode()))
     else:
         _print_result(make_stdout_console(), record)
     return 0

@@ -34,6 +34,7 @@ from growlm.reporting.console.progress_bars import CountProgressBar
 from growlm.runtime.device import has_native_bf16, resolve_accelerator, torch_device
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.output_streams import can_write_unicode
 
 MAX_WARNINGS = 3
 """Number of prompts with unknown text that are named."""
@@ -189,6 +190,7 @@ def _generate_in_batches(
         for request in requests
     ]
     total, counted = sum(max_tokens), 0
+    ensure_ascii = command.out is None and not can_write_unicode()
     with CountProgressBar(make_stderr_console(), "generating", "tokens") as bar:
 
         def count(row: int, token: int) -> None:
@@ -202,7 +204,7 @@ def _generate_in_batches(
             pairs = zip(batch, new, strict=True)
             for number, (request, continuation) in enumerate(pairs, first + 1):
                 if command.format == "json":
-                    write(format_json_line(request, continuation, tokenizer))
+                    write(format_json_line(request, continuation, tokenizer, ensure_ascii))
                     continue
                 if len(requests) > 1:
                     write(f"--- {number} of {len(requests)} ---\n")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from growlm import __version__
 from growlm.runtime.errors import UserError
-from growlm.runtime.exit_codes import run_and_get_exit_code
+from growlm.runtime.exit_codes import run_and_get_exit_code, run_main_and_exit
+from growlm.runtime.output_streams import output_may_be_lost
 
 USAGE = """
 Write an HTML report of a run, a sweep, or several runs side by side, and print its tables.
@@ -52,9 +53,10 @@ def report(arguments: list[str]) -> int:
         is_single = content.is_one_run or content.sweep is not None
         out = folders[0] / "report.html" if is_single else Path("comparison.html")
     write_page(content, out)
-    console = make_stdout_console()
-    print_report(console, content)
-    console.print(f"Wrote {out}", markup=False, soft_wrap=True)
+    with output_may_be_lost():  # the page is written
+        console = make_stdout_console()
+        print_report(console, content)
+        console.print(f"Wrote {out}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -96,4 +98,4 @@ def _parse_arguments(arguments: list[str]) -> tuple[list[Path], Path | None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -26,6 +26,7 @@ from growlm.config.load import (
     trace_interpolated_keys,
     translate_overrides,
 )
+from growlm.distributed.launch_environment import adopt_launcher_variables
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
     is_distributed,
@@ -33,6 +34,7 @@ from growlm.runtime.exit_codes import (
     print_error,
     run_main_and_exit,
 )
+from growlm.runtime.output_streams import output_may_be_lost
 from growlm.sweep.sweep_command import run_sweep
 
 
@@ -52,6 +54,7 @@ def train() -> int:
     if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
+    adopt_launcher_variables()
     config_dir, arguments = split_config_dir(translate_overrides(arguments))
     if (
         config_dir is not None
@@ -61,7 +64,8 @@ def train() -> int:
     sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):
-        return run_sweep(sys.argv[1:])
+        with output_may_be_lost():
+            return run_sweep(sys.argv[1:])
     code = 0
     failure: Exception | None = None
 
@@ -71,7 +75,8 @@ def train() -> int:
     def job(composed: DictConfig) -> None:
         nonlocal code, failure
         try:
-            code = run_job(composed, arguments)
+            with output_may_be_lost():
+                code = run_job(composed, arguments)
         except Exception as error:  # Hydra prints lines of its own about any that leave the job
             failure = error
 

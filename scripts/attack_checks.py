@@ -31,6 +31,7 @@ from growlm.growth.growth_map import GrowthMap, TensorMap
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.keyed_rng import keyed_generator, keyed_normal
 from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.verification import detailed_growth_check
 from growlm.verification.weights import check_weight_integrity
 
@@ -354,4 +355,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main_and_exit(lambda: sys.exit(main()))

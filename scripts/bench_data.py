@@ -43,6 +43,7 @@ from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import forecast_plan
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.hardware import detect_machine
 
 MEGABYTES = 16
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -32,6 +32,7 @@ from growlm.checkpoint import load_model, save_model
 from growlm.growth import Deepen, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.keyed_rng import keyed_generator
+from growlm.runtime.exit_codes import run_main_and_exit
 
 GROW = "grow=[{widen: {scale_factor: 2}}, {deepen: {extra_layers: 4}}]"
 OPERATORS = [Widen(scale_factor=2, new_channels="copies"), Deepen(extra_layers=4, init="identity")]
@@ -179,4 +180,4 @@ def measure(folder: Path, config: ModelConfig, rounds: int) -> dict[str, object]
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

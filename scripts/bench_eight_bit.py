@@ -24,6 +24,7 @@ from torch import nn
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.optim.adamw_8bit import AdamW8bit
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import resident_memory_bytes
 
 SHAPE = (8, 2048, 1024)
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

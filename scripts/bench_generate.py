@@ -36,6 +36,7 @@ from growlm.inference.generation import generate
 from growlm.inference.precision import cast_weights
 from growlm.inference.sampling import Sampling
 from growlm.model import ModelConfig, TransformerLM
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.optional_packages import require_package
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 
@@ -194,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -25,6 +25,7 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen
 from growlm.growth.grow_model import Operator, apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.model import ModelConfig, TransformerLM
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import release_memory
 
 AIM = 0.4
@@ -108,4 +109,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    run_main_and_exit(main)

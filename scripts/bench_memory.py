@@ -28,6 +28,7 @@ from rich.table import Table
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
 from growlm.reporting.console.plan_table import format_duration
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.training import run_plan
 
 
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

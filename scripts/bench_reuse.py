@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from growlm.config import load_config
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.training import run_plan
 
 NOISES, SCALES = (1e-5, 1e-3, 2e-2), (1.5, 2)
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -35,7 +35,7 @@ from growlm.growth.grow_model import apply_growth, build_growth_map
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.optimizer_state import grow_optimizer_state
 from growlm.model import ModelConfig, TransformerLM
-from growlm.runtime.exit_codes import exit_process
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import (
     KeepFreedMemory,
     peak_memory_bytes,
@@ -182,5 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
-    exit_process(0)
+    run_main_and_exit(main)

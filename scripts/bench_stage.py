@@ -31,6 +31,7 @@ from rich.table import Table
 
 from growlm.config import load_config
 from growlm.model import TransformerLM
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import keep_freed_memory
 from growlm.training import run_plan
 
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from growlm.config import load_config
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.training import run_plan
 
 
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

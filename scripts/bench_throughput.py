@@ -33,6 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from growlm.model import ModelConfig, TransformerLM
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import keep_freed_memory
 from growlm.runtime.optional_packages import require_package
 from growlm.runtime.torchao_notices import suppress_torchao_notices
@@ -226,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

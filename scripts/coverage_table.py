@@ -34,6 +34,7 @@ from growlm.huggingface.unsupported_features import (
 )
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_main_and_exit
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "huggingface.md"
 BEGIN = "<!-- begin of what scripts/coverage_table.py prints -->"
@@ -272,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -19,6 +19,7 @@ from growlm.growth import Deepen, MultiplyExperts, Operator, Upcycle, Widen, bui
 from growlm.growth.transforms.tensor_transforms import Copy, Fill, NewTensor, Split
 from growlm.growth.transforms.upcycle_transforms import SplitIntoExperts
 from growlm.model import ModelConfig
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.optional_packages import require_package
 
 try:
@@ -190,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -26,6 +26,7 @@ from growlm.growth import Widen
 from growlm.growth.channel_map import ChannelMap
 from growlm.model import TransformerLM
 from growlm.model.axes import Role, axes_table
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.training import run_plan
 from growlm.verification import infer_growth_from_configs
 
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

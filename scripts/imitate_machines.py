@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from growlm.runtime.exit_codes import run_main_and_exit
+
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = (
     "tests/machines",
@@ -111,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main_and_exit(lambda: sys.exit(main()))

@@ -24,6 +24,7 @@ from rich.table import Table
 from growlm.growth import Deepen, Operator, Upcycle, Widen, grow
 from growlm.model import ModelConfig, TransformerLM
 from growlm.model.keyed_rng import keyed_generator, keyed_normal
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.verification import ModelComparison
 
 DEFAULT = ModelConfig(
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

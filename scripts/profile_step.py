@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from growlm.model import loss
 from growlm.model.layers import causal_attention, experts
+from growlm.runtime.exit_codes import run_main_and_exit
 
 KINDS = {
     "products": ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"),
@@ -117,4 +118,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main()
+    run_main_and_exit(main)

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.exit_codes import run_and_get_exit_code
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.optional_packages import require_package
 from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.locks import LockedError, acquire_lock
@@ -261,4 +261,4 @@ def _exit_on_sigterm(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    sys.exit(run_and_get_exit_code(main))
+    run_main_and_exit(lambda: sys.exit(main()))

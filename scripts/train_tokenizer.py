@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from growlm.data import embedded_documents
 from growlm.data.tokenization.tiktoken_encodings import EMBEDDED_FILE, EMBEDDED_PATTERN
+from growlm.runtime.exit_codes import run_main_and_exit
 
 NUM_RANKS = 1023
 DEFAULT_OUT = Path(__file__).parents[1] / "growlm" / "data" / EMBEDDED_FILE
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main_and_exit(main)

@@ -30,6 +30,7 @@ from growlm.reporting.loggers.metric_names import (
     expert_load_metric_name,
 )
 from growlm.reporting.loggers.wandb_login import has_wandb_login
+from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.optional_packages import require_package
 from growlm.storage.input_files import read_yaml, translate_content_errors
 from growlm.storage.typed_values import parse_as
@@ -209,4 +210,4 @@ def default_entity() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main_and_exit(lambda: sys.exit(main()))

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,8 @@ from growlm.config.literal import escape_interpolations, quote_for_hydra
 from growlm.config.load import translate_hydra_error
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_user_error, run_and_get_exit_code
+from growlm.runtime.output_streams import output_may_be_lost
+from growlm.runtime.signals import HANGUP_SIGNAL
 
 FREE_TEXT_KEYS = (
     "callbacks.sample_prompt",
@@ -121,6 +124,7 @@ def run_key_value_command(
     body: Callable[[list[str]], int],
     compose: Callable[[list[str]], DictConfig],
     composes_run: bool = False,
+    writes_files: bool = False,
 ) -> int:
     """Run a command that takes `key=value` arguments and no sweeps; return its exit code.
 
@@ -129,6 +133,7 @@ def run_key_value_command(
         body: Function that takes the arguments, free text quoted, and returns the exit code.
         compose: Function that takes the same arguments and returns the config that `--cfg job` prints.
         composes_run: Whether the arguments compose a run's config, of which `~key` removes an entry.
+        writes_files: Whether the result are files, so that the command goes on without standard output.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -162,15 +167,18 @@ def run_key_value_command(
 
     def interruptible_body() -> int:
         try:
-            return body(quoted)
+            with output_may_be_lost() if writes_files else nullcontext():
+                return body(quoted)
         except Exception as error:
             if received:  # a library has replaced the handler's exception by its own
                 raise _interruption(received[0]) from error
             raise
 
     numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which nohup sets
-        numbers.append(signal.SIGINT)
+    for number in (signal.SIGINT, HANGUP_SIGNAL):
+        # A shell has SIGINT ignored in the background, nohup SIGHUP.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            numbers.append(number)
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         return run_command(interruptible_body)

@@ -67,9 +67,13 @@ def console_main() -> NoReturn:
 
 def deprecated_train_main() -> NoReturn:
     """Run `growlm-train`, the old name of `growlm train`."""
-    print("warning: growlm-train is now `growlm train`", file=sys.stderr)
-    sys.argv[1:1] = ["train"]
-    run_main_and_exit(main)
+
+    def warned_main() -> None:
+        print("warning: growlm-train is now `growlm train`", file=sys.stderr)
+        sys.argv[1:1] = ["train"]
+        main()
+
+    run_main_and_exit(warned_main)
 
 
 def _format_usage() -> str:

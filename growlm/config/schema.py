@@ -212,7 +212,7 @@ class TrainerConfig:
     """`auto` uses a GPU if there is one."""
     devices: int | None = field(default=None, metadata=limits(minimum=1))
     """Devices of the whole run, one process each; on a CPU, the number of processes. None for as many as
-    `torchrun` has started, or one without it. Without `torchrun`, growlm starts the processes on this machine."""
+    `torchrun`, `srun` or `mpirun` has started, or one without. Without, growlm starts them on this machine."""
     strategy: str = field(default="auto", metadata=limits(choices=("auto", "ddp", "fsdp")))
     """`ddp`: every device holds the full model; `fsdp`: weights, gradients and moments are sharded (FSDP2).
     `auto` is ddp if there are several devices."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+
+from growlm.runtime.signals import list_optional_stop_signals
 
 SHUTDOWN_TIMEOUT_S = 1800
 """Seconds that the processes have to end after a signal."""
@@ -34,6 +37,7 @@ def launch_processes(module: str, arguments: Sequence[str], num_processes: int) 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # After a signal they finish the step and write the resume state; torch would kill them after 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
+    passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *list_optional_stop_signals()]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -43,6 +47,7 @@ def launch_processes(module: str, arguments: Sequence[str], num_processes: int) 
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
         monitor_interval=0.1,
+        signals_to_handle=",".join(number.name for number in passed_on),
     )
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)

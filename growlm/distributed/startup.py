@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from growlm.distributed.launch_environment import name_launcher
 from growlm.distributed.process_group import (
     PEER_LOST_MESSAGE,
     DistributedContext,
@@ -18,9 +20,11 @@ from growlm.distributed.process_group import (
     PeerLostError,
 )
 from growlm.runtime.errors import RunError, UserError
-from growlm.runtime.exit_codes import get_exit_code, is_distributed
+from growlm.runtime.exit_codes import get_exit_code, is_distributed, print_error
 
 RANK0_ENDED_KEY = "ended"
+WAITING_NOTICE_S = 15.0
+"""Seconds after which a process says that it waits for the others."""
 RANK0_ERROR_TIMEOUT_S = 10.0
 """Seconds that other ranks wait for rank 0 to fail too; once it has, they wait a tenth of this longer."""
 PEER_LOST_SIGNS = (
@@ -85,9 +89,14 @@ def _init_process_group(accelerator: str, timeout: timedelta) -> DistributedCont
         if local_size > torch.cuda.device_count():
             num_gpus = torch.cuda.device_count()
             reason = f"{local_size} processes on this machine, which has {num_gpus} GPUs"
+            if num_gpus == 1 and name_launcher() == "srun":
+                reason = (
+                    f"{local_size} processes on this machine, each of which sees 1 GPU; all must see all: use "
+                    f"--gpus-per-node={local_size} in place of --gpus-per-task, or add --gpu-bind=none"
+                )
             raise UserError("trainer.devices", size, reason)
         torch.cuda.set_device(local_rank)
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    store = _connect(rank, size, timeout)
     # After a restart by `torchrun --max-restarts`, the store still has the keys of the previous attempt.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"growlm/{attempt}", store)
@@ -103,6 +112,27 @@ def _init_process_group(accelerator: str, timeout: timedelta) -> DistributedCont
     )
     context_store = dist.PrefixStore("turns", store)
     return DistributedContext(rank, size, local_rank, local_size, timeout, context_store)
+
+
+def _connect(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Connect to the store on rank 0's machine; print a line if other processes do not come for a while."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    others = "the other processes" if rank == 0 else "process 0"
+    text = f"waiting for {others} of this run ({size} in all, started by {name_launcher()}) at {address}"
+    notice = threading.Timer(WAITING_NOTICE_S, print_error, [text])
+    notice.daemon = True
+    if rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0":
+        notice.start()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        reason = "is in use on this machine; set MASTER_PORT to another port in all processes"
+        raise UserError("MASTER_PORT", os.environ["MASTER_PORT"], reason) from error
+    finally:
+        notice.cancel()
+    return store
 
 
 def _check_same_accelerator(store: dist.Store, rank: int, accelerator: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from growlm.inference.generation import Continuation
 from growlm.inference.prompts import Prompt
 from growlm.inference.text_stream import decode_continuation
 from growlm.runtime.errors import DiskError, UserError
+from growlm.runtime.output_streams import make_encodable
 from growlm.storage.locks import LockedError, lock_for_creation
 
 WriteText = Callable[[str], object]
@@ -37,9 +37,12 @@ class GenerationRequest:
 
 
 def format_json_line(
-    request: GenerationRequest, continuation: Continuation, tokenizer: Tokenizer
+    request: GenerationRequest,
+    continuation: Continuation,
+    tokenizer: Tokenizer,
+    ensure_ascii: bool = False,
 ) -> str:
-    """Format a continuation as one line of JSON."""
+    """Format a continuation as one line of JSON, with all but ASCII escaped where the output is not Unicode."""
     prompt = request.prompt
     record = {
         "prompt": prompt.text,
@@ -50,7 +53,7 @@ def format_json_line(
         "new_tokens": len(continuation.tokens),
         "finish_reason": continuation.finish_reason,
     }
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(record, ensure_ascii=ensure_ascii) + "\n"
 
 
 def format_text(
@@ -83,12 +86,6 @@ def check_output_path(out: str | None) -> None:
         raise UserError("out", out, f"no such folder: {path.absolute().parent}")
 
 
-def _replace_unencodable(text: str) -> str:
-    """Replace with `?` what standard output cannot encode, such as a prompt's invalid UTF-8."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
-
-
 @contextmanager
 def open_output(out: str | None) -> Iterator[WriteText]:
     """Yield a function that writes to standard output, or to a file.
@@ -96,6 +93,7 @@ def open_output(out: str | None) -> Iterator[WriteText]:
     The file gets its name only when the block ends without an exception.
 
     Raises:
+        OutputLostError: If standard output cannot be written, as when nobody reads a pipe any more.
         UserError: If the file exists by now, or another process writes it.
         DiskError: If the file cannot be written; nothing is left behind.
     """
@@ -103,13 +101,10 @@ def open_output(out: str | None) -> Iterator[WriteText]:
         is_terminal = sys.stdout.isatty()
 
         def write_stdout(text: str) -> None:
-            text = _replace_unencodable(replace_control_characters(text) if is_terminal else text)
-            try:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-            except BrokenPipeError:  # the reader closed the pipe, as in `| head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(141)
+            if is_terminal:
+                text = replace_control_characters(text)
+            sys.stdout.write(make_encodable(text, sys.stdout.encoding))
+            sys.stdout.flush()
 
         yield write_stdout
         return

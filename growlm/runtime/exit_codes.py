@@ -1,6 +1,7 @@
 """Turn errors into messages and exit codes; imports nothing heavy.
 
-Exit codes: 0 success; 2 invalid settings or input; 130 or 143 after a signal; 1 anything else.
+Exit codes: 0 success; 2 invalid settings or input; 128 + its number after a signal; 141 where nobody reads the
+result any more; 1 anything else.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from typing import NoReturn
 
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.escaping import escape_unprintable
+from growlm.runtime.output_streams import OutputLostError, open_missing_streams, protect_streams
 
-OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
-"""What writing to standard output may end in; files that growlm writes raise `DiskError`."""
 PEER_ERROR_DELAY_S = 3.0
 """Seconds that other ranks wait before they print an error that rank 0 may print too. torch's launchers end them
 as soon as rank 0 has exited, so that the message appears once."""
@@ -36,12 +36,26 @@ def run_and_get_exit_code(
         body: Function that runs the command and returns its exit code.
         on_error: Function that also receives the error message.
     """
-    _open_missing_streams()
+    open_missing_streams()
+    with protect_streams():
+        try:
+            return _run_and_translate(body, on_error)
+        except OutputLostError as lost:
+            on_error(str(lost))
+            if lost.error.errno == errno.EPIPE:
+                return 128 + signal.SIGPIPE  # as a program that does not handle the signal
+            print_error(f"stopped: the output cannot be written: {lost}")
+            return 1
+
+
+def _run_and_translate(body: Callable[[], int], on_error: Callable[[str], object]) -> int:
     try:
         check_platform()
         exit_code = body()
         sys.stdout.flush()
         return exit_code
+    except OutputLostError:
+        raise
     except UserError as error:
         on_error(str(error))
         return print_user_error(error)
@@ -56,22 +70,9 @@ def run_and_get_exit_code(
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in OUTPUT_ERRORS:
-            on_error(str(error))
-            if error.errno == errno.EPIPE:
-                return 128 + signal.SIGPIPE  # as a program that does not handle the signal
-            print_error(f"stopped: the output cannot be written: {error.strerror}")
-            return 1
         on_error(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
-
-
-def _open_missing_streams() -> None:
-    """Open the null device in place of a standard stream that the caller has closed."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole process
 
 
 def check_platform() -> None:
@@ -87,12 +88,17 @@ def check_platform() -> None:
 
 def run_main_and_exit(main: Callable[[], object]) -> NoReturn:
     """Run a command's `main`, then end the process with its exit code."""
-    _open_missing_streams()
-    try:
-        main()
-    except SystemExit as ended:
-        exit_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
-    exit_process(0)
+
+    def body() -> int:
+        try:
+            main()
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return 0
+
+    open_missing_streams()
+    with protect_streams():
+        exit_process(run_and_get_exit_code(body))
 
 
 def exit_process(code: int) -> NoReturn:
@@ -106,7 +112,7 @@ def exit_process(code: int) -> NoReturn:
         threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # the reader of the pipe has gone
+        with suppress(OSError, ValueError, OutputLostError):
             stream.flush()
     os._exit(code)
 
@@ -115,6 +121,8 @@ def print_user_error(error: UserError) -> int:
     """Print the error as one line and return exit code 2."""
     where = ""
     if not is_rank0_process():
+        if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
+            return 2  # srun and mpirun end no process when one has failed: one message per machine
         time.sleep(PEER_ERROR_DELAY_S)
         where = f" (process {os.environ['RANK']})"
     print_error(f"error: {error}{where}")
@@ -132,7 +140,7 @@ def is_rank0_process() -> bool:
 
 
 def is_distributed() -> bool:
-    """Return whether `torchrun` or a similar launcher started this process as one of several."""
+    """Return whether a launcher started this process as one of several (`adopt_launcher_variables`)."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 

@@ -9,16 +9,23 @@ from types import FrameType
 
 REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR2", None)
 """Signal that submitit sends before a job's time limit; None on systems without it (Windows)."""
-SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | (
-    {} if REQUEUE_SIGNAL is None else {REQUEUE_SIGNAL: 140}
-)
+HANGUP_SIGNAL: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""Signal that a process gets when its terminal goes away; None on Windows."""
+SLURM_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+"""Signal that Lightning's users ask SLURM for before a job's time limit; None on Windows."""
+SIGNAL_EXIT_CODES: dict[signal.Signals, int] = {
+    number: 128 + number
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP_SIGNAL, SLURM_SIGNAL, REQUEUE_SIGNAL)
+    if number is not None
+}
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A requested stop of the run, which can be resumed later.
 
     Args:
-        code: Exit code: 130 after SIGINT, 143 after SIGTERM, 140 after SIGUSR2, 0 after `trainer.max_time`.
+        code: Exit code: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP, 138 or 140 after SIGUSR1 or SIGUSR2
+            (on Linux), 0 after `trainer.max_time`.
         during: What the run was doing, as the end of a sentence.
         reason: What asked for the stop; None for the signal, or `trainer.max_time`.
     """
@@ -37,7 +44,8 @@ class GracefulStop:
     Otherwise the work can be repeated and the run stops at once, as it does on a second SIGINT.
 
     SIGUSR2 is only handled if a handler exists: submitit's, which requeues a job before its time limit. That
-    handler is called at the end of the block, when the resume state is written.
+    handler is called at the end of the block, when the resume state is written. SIGUSR1 is only handled in a SLURM
+    job that has no handler of its own for it, SIGHUP unless it is ignored, as `nohup` has it.
 
     Args:
         max_time: Time limit from now as `DD:HH:MM:SS`; None for no limit.
@@ -53,8 +61,9 @@ class GracefulStop:
 
     def __enter__(self) -> GracefulStop:
         self._previous_handlers = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
-        if REQUEUE_SIGNAL is not None and not callable(self._previous_handlers[REQUEUE_SIGNAL]):
-            del self._previous_handlers[REQUEUE_SIGNAL]
+        for number in (REQUEUE_SIGNAL, SLURM_SIGNAL, HANGUP_SIGNAL):
+            if number is not None and not _should_handle(number, self._previous_handlers[number]):
+                del self._previous_handlers[number]
         self.install_handlers()
         return self
 
@@ -94,6 +103,24 @@ def parse_max_time(max_time: str) -> float:
     if min(days, hours, minutes, seconds) < 0:
         raise ValueError(max_time)
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def list_optional_stop_signals() -> list[signal.Signals]:
+    """Return which of SIGHUP and SIGUSR1 stop a run here: SIGHUP unless ignored, SIGUSR1 in a SLURM job."""
+    return [
+        number
+        for number in (HANGUP_SIGNAL, SLURM_SIGNAL)
+        if number is not None and _should_handle(number, signal.getsignal(number))
+    ]
+
+
+def _should_handle(number: signal.Signals, handler: signal._HANDLER) -> bool:
+    """Return whether a signal with this handler so far stops the run."""
+    if number == REQUEUE_SIGNAL:
+        return callable(handler)
+    if number == SLURM_SIGNAL:
+        return handler == signal.SIG_DFL and "SLURM_JOB_ID" in os.environ
+    return handler != signal.SIG_IGN
 
 
 def _set_handler(number: signal.Signals, handler: signal._HANDLER) -> None:

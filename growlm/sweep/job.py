@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from growlm.cli.hydra_command import run_command
 from growlm.config.composing.composition import complete_phases
 from growlm.config.load import to_run_config, to_valid_run_config, trace_interpolated_keys
 from growlm.config.schema import RunConfig
+from growlm.distributed.launch_environment import adopt_launcher_variables
 from growlm.reporting.loggers.wandb_settings import NAME_LIMIT, shorten
 from growlm.reporting.reading.sweep_record import FINISHED, INTERRUPTED, RUNNING, WRONG, Job
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_error
+from growlm.runtime.output_streams import OutputStream, output_may_be_lost
 from growlm.storage.atomic_files import open_for_append
 from growlm.storage.locks import LockedError
 from growlm.storage.watched_folders import FolderRemovedError
@@ -46,7 +48,8 @@ def run_sweep_job(composed: DictConfig) -> None:
     complete_phases(composed, overrides, settings.job.config_name)
     is_sequential = settings.launcher._target_ == BASIC_LAUNCHER
     try:
-        _run_locked_job(composed, settings, is_sequential)
+        with output_may_be_lost():
+            _run_locked_job(composed, settings, is_sequential)
     except FolderRemovedError as error:
         if is_sequential:
             raise SweepFolderRemoved(error) from error
@@ -128,7 +131,7 @@ def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> R
     """Return the job's config with the settings that the sweep determines, such as `run_dir`.
 
     Raises:
-        UserError: If the command sets `resume` or `run_dir` itself.
+        UserError: If the command sets `resume` or `run_dir`, or its launcher starts several processes per job.
     """
     if config.resume is not None:
         raise UserError(
@@ -137,6 +140,10 @@ def _apply_sweep_settings(config: RunConfig, folder: SweepFolder, job: Job) -> R
     if config.run_dir is not None:
         reason = "a sweep chooses the folders of its runs; set hydra.sweep.dir instead"
         raise UserError("run_dir", config.run_dir, reason)
+    adopt_launcher_variables()
+    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
+        reason = "must be 1, since each job of a sweep is one process"
+        raise UserError("hydra.launcher.tasks_per_node", started, reason)
     path = folder.path / job.folder
     has_begun = (path / "resume" / "run.json").is_file()
     if not has_begun:
@@ -168,9 +175,11 @@ def _redirect_output(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with (
-        io.TextIOWrapper(open_for_append(path)) as file,
-        redirect_stdout(file),
-        redirect_stderr(file),
-    ):
-        yield
+    file = io.TextIOWrapper(open_for_append(path), encoding="utf-8")
+    log = OutputStream(file, is_optional=True)
+    try:
+        with redirect_stdout(log), redirect_stderr(log):
+            yield
+    finally:
+        with suppress(OSError):  # a full disk
+            file.close()

@@ -17,6 +17,11 @@ from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.config.validation import check_before_start
+from growlm.distributed.launch_environment import (
+    adopt_launcher_variables,
+    check_num_devices,
+    describe_unused_tasks,
+)
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
@@ -29,7 +34,9 @@ from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter, write_json
 from growlm.runtime.device import resolve_accelerator
 from growlm.runtime.errors import RunError, UserError
+from growlm.runtime.exit_codes import print_error
 from growlm.runtime.memory import gc_frozen
+from growlm.runtime.output_streams import is_output_lost, output_may_be_lost
 from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.storage.integrity import hash_file
 from growlm.training.phase_runner import PhaseRunner
@@ -78,15 +85,20 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         DiskError: If a file could not be written.
         Interrupted: If the run was asked to stop.
     """
+    adopt_launcher_variables()
     check_before_start(config)
+    check_num_devices(config.trainer.devices)
     requested = restore_accelerator(config)
     accelerator = resolve_accelerator(requested.trainer.accelerator, "trainer.accelerator")
     timeout = timedelta(minutes=requested.trainer.timeout_minutes)
     with ExitStack() as stack:
+        stack.enter_context(output_may_be_lost())
         stop_requests = stack.enter_context(GracefulStop(requested.trainer.max_time))
         dist_context = stack.enter_context(init_distributed(accelerator, timeout))
         console = ConsoleReporter(make_stdout_console(quiet=not dist_context.is_rank0))
         stack.callback(console.close, failed=True)
+        if requested.trainer.devices is None and (note := describe_unused_tasks()):
+            console.message_logged(note)
         check_requirements(requested, accelerator)
         config, resumed = resolve_config(
             requested,
@@ -128,6 +140,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 _write_report(folder.path, console)
             command = _format_resume_command(folder.path, context.config)
             console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
+            if is_output_lost() and dist_context.is_rank0:
+                print_error(f"To resume: {command}")
             raise
 
 

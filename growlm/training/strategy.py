@@ -6,14 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from growlm.config.schema import RunConfig, TrainerConfig
+from growlm.distributed.launch_environment import explain_num_processes
 from growlm.distributed.process_group import DistributedContext
 from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import is_distributed
 
 
 def resolve_num_devices(config: RunConfig, dist_context: DistributedContext) -> RunConfig:
@@ -25,10 +27,7 @@ def resolve_num_devices(config: RunConfig, dist_context: DistributedContext) -> 
     requested = config.trainer.devices
     if requested is not None and requested != dist_context.world_size:
         if dist_context.world_size > 1:
-            reason = (
-                f"torchrun started {dist_context.world_size} processes; "
-                f"use trainer.devices={dist_context.world_size}"
-            )
+            reason = explain_num_processes(dist_context.world_size, requested)
         else:
             reason = f"each device needs its own process; start with torchrun --nproc-per-node {requested} ..."
         raise UserError("trainer.devices", requested, reason)
@@ -74,8 +73,11 @@ def build_trainer_device_args(
     dist_context: DistributedContext, settings: TrainerConfig, precision: str
 ) -> dict[str, Any]:
     """Return the arguments of Lightning's `Trainer` for devices, precision and strategy."""
+    # Lightning would look for launchers itself: it refuses SLURM jobs that differ from what it expects, and puts
+    # others into the queue again after signals that growlm handles.
     if dist_context.world_size == 1:
-        return {"devices": 1, "precision": precision}
+        alone = TorchElasticEnvironment() if is_distributed() else LightningEnvironment()
+        return {"devices": 1, "precision": precision, "plugins": [alone]}
     timeout = timedelta(minutes=settings.timeout_minutes)
     trainer_args: dict[str, Any] = {
         "devices": dist_context.local_world_size,

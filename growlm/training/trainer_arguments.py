@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from growlm.config.instantiate import instantiate_nested, summarize
 from growlm.config.schema import TrainerConfig
@@ -22,7 +23,7 @@ SET_BY_GROWLM = {
     "accelerator": "set trainer.accelerator",
     "strategy": "set trainer.strategy",
     "devices": "set trainer.devices",
-    "num_nodes": "start the processes with torchrun",
+    "num_nodes": "start the processes with torchrun or srun",
     "precision": "set trainer.precision",
     "logger": "set logger, or logger.extra for further ones",
     "callbacks": "set callbacks.extra",
@@ -99,6 +100,7 @@ def check_extra_arguments(settings: TrainerConfig) -> None:
                 settings,
                 accelerator="cpu",
                 devices=1,
+                plugins=[LightningEnvironment()],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

@@ -5,16 +5,21 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from growlm.checkpoint import load_model, save_model
+from tests.model.tiny_models import build, tiny_config
 
 COMMANDS = (["report", "--help"], ["grow", "--cfg", "job"])
 PROGRAM = ["--help"]
 
 
-def run(arguments, redirection):
+def run(arguments, redirection, shell="sh", **environment):
     command = f'{sys.executable} -m growlm "$@" {redirection}'
+    path = os.pathsep.join(sys.path)
     return subprocess.run(
-        ["sh", "-c", command, "sh", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        [shell, "-c", command, shell, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -23,7 +28,7 @@ def run(arguments, redirection):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
-@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [*COMMANDS, PROGRAM], ids=lambda arguments: arguments[0])
 def test_a_full_output_is_one_line(arguments):
     shown = run(arguments, ">/dev/full")
     assert shown.returncode == 1
@@ -38,7 +43,46 @@ def test_a_closed_stream_is_no_error(arguments, redirection):
     assert "Traceback" not in shown.stderr
 
 
-def test_an_output_that_nobody_reads_ends_the_command_quietly():
-    shown = run(["report", "--help"], "| true")
+@pytest.mark.parametrize("arguments", [["report", "--help"], PROGRAM, ["completion", "bash"]])
+def test_an_output_that_nobody_reads_ends_the_command_quietly(arguments):
+    """The reader has gone before the command writes."""
+    shown = run(arguments, '| true; echo "${PIPESTATUS[0]}"', shell="bash")
+    assert shown.stdout == "141\n"
+    assert shown.stderr == ""
+
+
+GROW = "grow=[{widen: {scale_factor: 2}}]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["", ">/dev/full", "| true", ">&- 2>&-"])
+def test_a_grown_checkpoint_is_there_whatever_the_output(redirection, tmp_path):
+    save_model(build(tiny_config(), dtype=torch.float32), tmp_path / "small", {})
+    arguments = ["grow", f"checkpoint={tmp_path / 'small'}", f"out={tmp_path / 'é'}", GROW]
+    shown = run(arguments, redirection, PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
     assert "Traceback" not in shown.stderr
-    assert "roken pipe" not in shown.stderr
+    assert load_model(tmp_path / "é")[0].config.d_model == 32
+    if redirection == ">/dev/full":
+        assert shown.stderr.startswith("warning: standard output cannot be written (No space left")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "trainer.memory_gb=100"],
+        ["train", "--help"],
+        *([name, "--help"] for name in ("plan", "verify", "convert", "generate", "evaluate")),
+        ["verify"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_prints_to_a_narrow_terminal_and_to_nobody(arguments):
+    narrow = run(arguments, "", PYTHONIOENCODING="ascii")
+    assert narrow.returncode == 0, narrow.stderr
+    assert "Traceback" not in narrow.stderr
+    lost = run(arguments, '| head -c 1 >/dev/null; echo "${PIPESTATUS[0]}"', shell="bash")
+    assert lost.stdout in ("141\n", "0\n")  # 0: it was written at once
+    assert "Traceback" not in lost.stderr
+    assert "xception" not in lost.stderr

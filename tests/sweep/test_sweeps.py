@@ -155,6 +155,7 @@ def test_a_killed_job_of_a_launcher_is_said_to_have_failed(tmp_path):
 
 def test_processes_of_torchrun_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     out = finish(start(tmp_path, "seed=1,2"), code=2)
     assert "-m=(WORLD_SIZE=2)" in out
     assert "torchrun --nproc-per-node 2 -m growlm.train" in out

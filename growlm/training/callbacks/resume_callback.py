@@ -26,7 +26,6 @@ from growlm.growth.step_scaling import StepScaling
 from growlm.model.transformer import TransformerLM
 from growlm.optim.optimizer_states import get_optimizer_states
 from growlm.runtime.errors import UserError
-from growlm.runtime.rng_state import capture_rng_states, restore_rng_states
 from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.training.callbacks.callback_states import (
     collect_callback_state,
@@ -37,6 +36,7 @@ from growlm.training.callbacks.lightning_callbacks import find_expired_timer
 from growlm.training.callbacks.loop_progress import set_loop_progress
 from growlm.training.callbacks.progress_callback import ProgressCallback
 from growlm.training.phase_module import PhaseStage
+from growlm.training.resume.rng_state import capture_rng_states, restore_rng_states
 from growlm.training.resume.state_schema import translate_restore_errors
 
 GIVEN_PREFIX = "given "
