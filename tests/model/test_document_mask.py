@@ -69,6 +69,14 @@ def test_without_positions_they_do_read_each_other():
     assert max_difference(logits_of(model, torch.cat(documents, dim=1)), alone) > 1e-2
 
 
+def test_scaled_frequencies_depend_on_the_documents_own_length():
+    scaling = {"kind": "longrope", "factor": 2.0, "original_max_seq_len": 10}
+    scaling |= {"short_factors": [1.0, 1.0], "long_factors": [9.0, 9.0]}
+    model = build(tiny_config(rope={"scaling": scaling}), std=0.3)
+    together, alone = packed_and_alone(model, [document(model.config, n, n) for n in (8, 11)])
+    assert max_difference(together, alone) <= 1e-12
+
+
 def test_equal_router_scores_are_ordered_as_in_the_document_alone():
     config = tiny_config(**EXPERTS, routing={"tie_breaking": True}, norm={"kind": "rmsnorm"})
     model = build(config)
