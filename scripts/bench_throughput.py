@@ -10,9 +10,9 @@ stands for the LayerNorm family, and Mixtral for mixtures of experts, with each 
 fastest counts.
 
 growlm keeps freed memory (`trainer.keep_freed_memory`), and transformers leaves the allocator alone; every side is
-also measured the other way. The other cases compare growlm with itself: bf16 with fp32, a mixture of experts with a
-dense model of equal active FLOPs, and attention within documents (`data.document_mask`) with attention to all earlier
-tokens.
+also measured the other way. The other cases compare growlm with itself: bf16 with fp32, a mixture of experts
+with a dense model of equal active FLOPs, and attention within documents (`data.document_mask`) with attention
+across them.
 """
 
 from __future__ import annotations
