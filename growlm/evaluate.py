@@ -15,6 +15,7 @@ from rich.console import Console
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import EvaluateCommand
 from growlm.config.load import compose_command_config, load_command_config
+from growlm.data.document_boundaries import make_document_positions
 from growlm.data.tokenization.tokenizer import Tokenizer
 from growlm.inference.checkpoint_loading import open_checkpoint
 from growlm.inference.evaluation_text import (
@@ -37,7 +38,8 @@ usage: python -m growlm.evaluate checkpoint=DIR [setting=value ...]
 
   checkpoint       folder of a growlm checkpoint or a Hugging Face model
   data             config group of the data, with its settings as in training (default: embedded); only the
-                   settings that select documents matter, and data.validation_every for split=validation
+                   settings that select documents matter, data.validation_every for split=validation, and
+                   data.document_mask: whether attention stays within documents
   split            validation: the documents that training on this data holds out; all (default: validation)
   limit            maximum number of tokens to score (default: all)
   sequence_length  tokens per window (default: the model's max_seq_len)
@@ -94,6 +96,9 @@ def evaluate(arguments: list[str]) -> int:
             stride=stride,
             batch_size=command.batch_size,
             eos_token_id=tokenizer.eos_token_id,
+            document_positions=(
+                make_document_positions(tokenizer) if command.data.document_mask else None
+            ),
             progress=bar.update,
         )
     if not math.isfinite(score.nats):
@@ -157,6 +162,7 @@ def _build_result(
         },
         "sequence_length": length,
         "stride": stride,
+        "document_mask": command.data.document_mask,
         "precision": command.precision,
     }
 

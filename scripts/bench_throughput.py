@@ -10,8 +10,9 @@ stands for the LayerNorm family, and Mixtral for mixtures of experts, with each 
 fastest counts.
 
 growlm keeps freed memory (`trainer.keep_freed_memory`), and transformers leaves the allocator alone; every side is
-also measured the other way. Two cases compare growlm with itself: bf16 with fp32, and a mixture of experts
-with a dense model of equal active FLOPs.
+also measured the other way. The other cases compare growlm with itself: bf16 with fp32, a mixture of experts
+with a dense model of equal active FLOPs, and attention within documents (`data.document_mask`) with attention
+across them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from growlm.model import ModelConfig, TransformerLM
+from growlm.model import ModelConfig, TransformerLM, document_positions
 from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.memory import keep_freed_memory
 from growlm.runtime.optional_packages import require_package
@@ -52,6 +54,7 @@ DENSE = ModelConfig(
 MIXTURE = replace(
     DENSE, norm="rmsnorm", feed_forward="swiglu", bias=False, tie_embeddings=False, num_experts=8
 )
+EOS = 0
 MIXTRAL_EXPERTS = ("eager", "grouped_mm")
 """Experts implementations that are compared. `batched_mm` is left out: it copies the experts' weights for every
 token, 34 GB here."""
@@ -69,6 +72,13 @@ class Side:
     """Experts implementation of Mixtral in transformers."""
     keeps_memory: bool = True
     """Whether freed memory is kept."""
+    document_tokens: int | None = None
+    """Mean length of the documents that attention stays within; None for attention to all earlier tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.config.max_seq_len
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,14 @@ def against_dense() -> Case:
     return Case(sides, 0.7, "dense")
 
 
+def documents_apart(length: int, bf16: bool, aim: float, **changes: Any) -> Case:
+    """Return the case that compares attention within documents with attention to all earlier tokens."""
+    config = replace(DENSE, max_seq_len=length, **changes)
+    across = Side(config, bf16, sequences=8 * TIME // length)
+    sides = {"within documents": replace(across, document_tokens=200), "across documents": across}
+    return Case(sides, aim, "across")
+
+
 CASES = {
     "dense-bf16-gpt2": against_transformers(replace(DENSE, vocab_size=50257), True, 1.5),
     "dense-bf16": against_transformers(DENSE, True, 1.1),
@@ -115,6 +133,10 @@ CASES = {
     "moe-fp32": against_transformers(MIXTURE, False, 1.15),
     "bf16-fp32": against_fp32(),
     "moe-dense": against_dense(),
+    "documents-256-bf16": documents_apart(256, True, 0.9),
+    "documents-256-fp32": documents_apart(256, False, 0.9),
+    "documents-1024-bf16": documents_apart(1024, True, 0.8),
+    "documents-1024-fp32": documents_apart(1024, False, 0.8),
 }
 
 
@@ -125,7 +147,9 @@ def make_training_step(side: Side) -> Step:
     torch.manual_seed(0)
     model, loss_of = growlm_model(side) if side.library == "growlm" else hf_model(side)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    batch = torch.randint(side.config.vocab_size, (side.sequences, TIME + 1))
+    batch = torch.randint(1, side.config.vocab_size, (side.sequences, side.length + 1))
+    if side.document_tokens is not None:
+        batch[torch.rand(batch.shape) < 1 / side.document_tokens] = EOS
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=side.bf16):
@@ -144,7 +168,9 @@ def growlm_model(side: Side) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
     def loss_of(batch: Tensor) -> Tensor:
         routings: list = []
-        loss = model.loss(batch, routings)
+        is_masked = side.document_tokens is not None
+        positions = document_positions(batch, EOS) if is_masked else None
+        loss = model.loss(batch, routings, positions)
         if routings:
             loss = loss + 1e-2 * torch.stack([r.balance_loss() for r in routings]).mean()
         return loss
@@ -205,7 +231,10 @@ def main() -> None:
             arguments.rounds,
             arguments.steps,
         )
-        rates = {side: case.sides[side].sequences * TIME / m.median for side, m in measured.items()}
+        rates = {
+            side: case.sides[side].sequences * case.sides[side].length / m.median
+            for side, m in measured.items()
+        }
         first = next(iter(rates))
         ratio = rates[first] / max(r for side, r in rates.items() if side.startswith(case.against))
         results[name] = {

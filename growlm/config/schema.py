@@ -96,6 +96,9 @@ class DataConfig(SourceConfig):
     streaming: bool = False
     """Tokenize during training instead of once before the first step: for data that is too large for the disk, or
     should not be downloaded. The samples are the same."""
+    document_mask: bool = False
+    """Keep attention within each document of a sequence, and count positions from 0 in each. Documents are told
+    apart by the tokenizer's end of text; scores of every pair of tokens are then computed, which costs time."""
     shuffle_window: int = field(default=10_000, metadata=limits(minimum=1, maximum=100_000_000))
     """Number of consecutive documents that are shuffled among themselves, differently in every epoch; 1 keeps
     their order."""

@@ -55,15 +55,28 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return nats / num_bytes / math.log(2)
 
 
-def sum_token_losses(model: TransformerLM, batches: Iterable[Tensor]) -> Tensor:
+def sum_token_losses(
+    model: TransformerLM,
+    batches: Iterable[Tensor],
+    document_positions: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Return the summed loss and the number of predicted tokens over batches of token ids (B, T + 1).
 
-    The result is (2,), fp64. The model stays in its train or eval mode.
+    The model stays in its train or eval mode.
+
+    Args:
+        model: Model to score with.
+        batches: Batches of tokens.
+        document_positions: Function that returns each token's position in its document, (B, T + 1), to keep
+            attention within documents; None for attention to all earlier tokens.
+
+    Returns:
+        The sum and the number, (2,), fp64.
     """
     device = model.embedding.weight.device
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
-        losses = model.token_losses(batch.to(device))
+        losses = _token_losses(model, batch.to(device), None, document_positions)
         total[0] += losses.sum(dtype=torch.float64)
         total[1] += len(losses)
     return total
@@ -111,6 +124,7 @@ def score_tokens(
     stride: int,
     batch_size: int,
     eos_token_id: int,
+    document_positions: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Score:
     """Score every token of a sequence but the first.
@@ -123,6 +137,7 @@ def score_tokens(
         stride: Distance between windows; see `iter_windows`.
         batch_size: Number of windows per batch.
         eos_token_id: End-of-text token, whose loss is also summed separately.
+        document_positions: As for `sum_token_losses`.
         progress: Function called with the number of tokens done and the total.
 
     Returns:
@@ -140,7 +155,7 @@ def score_tokens(
         targets = inputs[:, 1:][scored]
         if len(targets):
             ids, mask = torch.from_numpy(inputs).to(device), torch.from_numpy(scored).to(device)
-            losses = model.token_losses(ids, mask).double().cpu().numpy()
+            losses = _token_losses(model, ids, mask, document_positions).double().cpu().numpy()
             is_eos = targets == eos_token_id
             score.num_tokens += len(targets)
             score.nats += float(losses.sum())
@@ -148,6 +163,17 @@ def score_tokens(
             score.eos_nats += float(losses[is_eos].sum())
         progress(batch[-1].end - 1, len(tokens) - 1)
     return score
+
+
+def _token_losses(
+    model: TransformerLM,
+    batch: Tensor,
+    score_mask: Tensor | None,
+    document_positions: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    if document_positions is None:
+        return model.token_losses(batch, score_mask)
+    return model.token_losses(batch, score_mask, document_positions(batch))
 
 
 def _batch_windows(found: Iterable[Window], size: int) -> Iterator[list[Window]]:

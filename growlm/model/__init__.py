@@ -2,6 +2,7 @@
 
 from growlm.model.axes import Label, gain, index, label, label_blocks, reads, shift, writes
 from growlm.model.config import ModelConfig
+from growlm.model.layers.document_masks import document_positions
 from growlm.model.layers.experts import MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
 from growlm.model.layers.labeled_layers import label_embedding, label_linear, label_norm
@@ -17,6 +18,7 @@ __all__ = [
     "ParameterReport",
     "Routing",
     "TransformerLM",
+    "document_positions",
     "gain",
     "index",
     "label",

@@ -113,7 +113,7 @@ def token_losses(
         targets: Token ids, (N,).
         softcap: Bound on the logits; see `cap_logits`.
     """
-    dtype = _matmul_dtype(hidden)
+    dtype = matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
@@ -132,7 +132,8 @@ def token_losses(
         return torch.cat(losses)
 
 
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype of products with a tensor: autocast's if it is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -152,7 +153,7 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():  # the autograd function would compute the gradients anyway
         return token_losses(hidden, weight, targets, softcap).mean()
-    dtype = _matmul_dtype(hidden)
+    dtype = matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, softcap)
 

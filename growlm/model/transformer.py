@@ -17,6 +17,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.initialization import initialize_weights
 from growlm.model.kv_cache import KeyValueCache, LayerCache
 from growlm.model.layers.attention import Attention
+from growlm.model.layers.document_masks import BlockDocuments, DocumentMasks
 from growlm.model.layers.experts import Experts, MixtureOfExperts
 from growlm.model.layers.feed_forward import FeedForward
 from growlm.model.layers.labeled_layers import (
@@ -27,7 +28,7 @@ from growlm.model.layers.labeled_layers import (
 )
 from growlm.model.layers.rotary import RotaryTables
 from growlm.model.layers.routing import Routing, RoutingLog
-from growlm.model.loss import cap_logits, linear_cross_entropy, token_losses
+from growlm.model.loss import cap_logits, linear_cross_entropy, matmul_dtype, token_losses
 from growlm.runtime.errors import UserError
 
 
@@ -59,13 +60,15 @@ class Block(nn.Module):
         sin: Tensor,
         routings: RoutingLog | None = None,
         cache: LayerCache | None = None,
+        documents: BlockDocuments | None = None,
     ) -> Tensor:
         """Return the residual stream (B, T, D) after this block, given the one before it (B, T, D)."""
-        update = self.attention(_apply(self.attention_norm, x), cos, sin, cache)
+        positions, mask = (None, None) if documents is None else documents
+        update = self.attention(_apply(self.attention_norm, x), cos, sin, cache, mask)
         before, x = x, self._add(x, update, self.attention_post_norm)
         normalized = _apply(self.feed_forward_norm, before if self.parallel_residual else x)
         if isinstance(self.feed_forward, MixtureOfExperts):
-            update = self.feed_forward(normalized, routings)
+            update = self.feed_forward(normalized, routings, positions)
         else:
             update = self.feed_forward(normalized)
         return self._add(x, update, self.feed_forward_post_norm)
@@ -126,12 +129,20 @@ class TransformerLM(nn.Module):
             else labeled_linear(config, read="residual", write="vocabulary", bias=False)
         )
 
-    def forward(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        routings: list[Routing] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Return the next-token logits.
 
         Args:
             tokens: (B, T), T at most `max_seq_len`.
             routings: List that the routing of every mixture-of-experts layer is appended to, first layer first.
+            positions: Position of each token in its document, (B, T), where a row packs several (see
+                `document_positions`): attention then stays within documents, and the logits of each are those that
+                it has alone. None for rows of one document each.
 
         Returns:
             The logits, (B, T, V).
@@ -139,25 +150,35 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: If the sequence is too long.
         """
-        return self.compute_logits(self._forward_hidden(tokens, routings), self.head_weight)
+        hidden = self._forward_hidden(tokens, routings, positions)
+        return self.compute_logits(hidden, self.head_weight)
 
     def compute_logits(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
         """Return the logits (..., V) of final hidden states (..., D), given `head_weight` or some rows of it."""
         return cap_logits(F.linear(hidden, head_weight), self.config.embedding.logit_softcap)
 
-    def loss(self, batch: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def loss(
+        self,
+        batch: Tensor,
+        routings: list[Routing] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean next-token cross-entropy, in at least fp32, without holding all logits at once.
 
         Args:
             batch: Tokens, (B, T + 1).
             routings: As for `forward`.
+            positions: As for `forward`, of all tokens of the batch, (B, T + 1).
         """
-        hidden = self._forward_hidden(batch[:, :-1], routings).flatten(0, 1)
+        positions = None if positions is None else positions[:, :-1]
+        hidden = self._forward_hidden(batch[:, :-1], routings, positions).flatten(0, 1)
         softcap = self.config.embedding.logit_softcap
         return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten(), softcap)
 
     @torch.no_grad()
-    def token_losses(self, batch: Tensor, score_mask: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self, batch: Tensor, score_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Return the next-token cross-entropy of each token, in at least fp32.
 
         There is no gradient, and the logits are never held all at once.
@@ -165,11 +186,14 @@ class TransformerLM(nn.Module):
         Args:
             batch: Tokens, (B, T + 1).
             score_mask: (B, T), which of the tokens after the first count; None for all.
+            positions: As for `loss`.
 
         Returns:
             The losses of the tokens that count, row by row, (N,).
         """
-        hidden, targets = self._forward_hidden(batch[:, :-1]), batch[:, 1:]
+        positions = None if positions is None else positions[:, :-1]
+        hidden = self._forward_hidden(batch[:, :-1], positions=positions)
+        targets = batch[:, 1:]
         hidden, targets = (
             (hidden.flatten(0, 1), targets.flatten())
             if score_mask is None
@@ -183,31 +207,50 @@ class TransformerLM(nn.Module):
         """The head's matrix, (V, D), which the final hidden state is multiplied with."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def last_hidden_state(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def last_hidden_state(
+        self,
+        tokens: Tensor,
+        routings: list[Routing] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Return the final hidden state, (B, T, D), which the head reads; see `forward`."""
-        return self._forward_hidden(tokens, routings)
+        return self._forward_hidden(tokens, routings, positions)
 
-    def _forward_hidden(self, tokens: Tensor, routings: list[Routing] | None = None) -> Tensor:
+    def _forward_hidden(
+        self,
+        tokens: Tensor,
+        routings: list[Routing] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         # Public methods do not call each other: under FSDP2 each of them gathers the weights and frees them.
         length = tokens.shape[1]
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens; max_seq_len is {self.config.max_seq_len}")
-        x = self.embed(tokens, torch.arange(length, device=tokens.device))
-        tables = RotaryTables.compute(length, self.config, x)
+        masks: DocumentMasks | None = None
+        if positions is None:
+            x = self.embed(tokens, torch.arange(length, device=tokens.device))
+            tables = RotaryTables.compute(length, self.config, x)
+        else:
+            x = self.embed(tokens, positions)
+            # In the dtype of the queries, or every block would convert tables and masks for itself.
+            dtype = matmul_dtype(x)
+            tables = RotaryTables.compute_at(positions, self.config, x)
+            tables = tables.map(lambda table: table.to(dtype))
+            masks = DocumentMasks(positions, dtype)
         trains = self.training and torch.is_grad_enabled()
         blocks: Iterable[Callable[..., Tensor]] = self.blocks
         if trains and self.compile_blocks:
             blocks = self._compiled_blocks()
         for i, block in enumerate(blocks):
             cos, sin = tables.select(i)
+            documents = None if masks is None else masks.select(self.config.block_window(i))
             # A log of its own, because a recomputed block logs again, and the compiler makes code for one length.
             log = None if routings is None else RoutingLog()
+            arguments = (x, cos, sin, log, None, documents)
             if trains and self.recompute_blocks:
-                x = checkpoint(
-                    block, x, cos, sin, log, use_reentrant=False, preserve_rng_state=False
-                )
+                x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, log)
+                x = block(*arguments)
             if routings is not None and log is not None:
                 routings += log.routings
         return self.finish(x)

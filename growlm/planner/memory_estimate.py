@@ -73,6 +73,7 @@ def estimate_pass_workload(
         machine.uses_half_precision,
         config.trainer.activation_checkpointing,
         machine.weight_dtype is torch.float64,
+        config.data.document_mask,
     )
 
 

@@ -54,6 +54,7 @@ def trace_pass(
     bf16: bool,
     activation_checkpointing: bool = False,
     fp64: bool = False,
+    document_mask: bool = False,
 ) -> PassWorkload:
     """Return the work and memory of a forward and backward pass.
 
@@ -64,6 +65,7 @@ def trace_pass(
         bf16: Whether matrix products are in half precision.
         activation_checkpointing: Whether blocks are recomputed in the backward pass.
         fp64: Whether everything is in fp64.
+        document_mask: Whether attention stays within the documents of a sequence.
     """
 
     def trace(blocks: list[int]) -> PassWorkload:
@@ -74,6 +76,7 @@ def trace_pass(
             bf16,
             activation_checkpointing,
             fp64,
+            document_mask,
         )
 
     one = trace([0])
@@ -83,9 +86,19 @@ def trace_pass(
         for i in range(config.n_layers)
     ]
     for kind, count in Counter(kinds[1:]).items():
-        two = trace([0, kinds.index(kind)])
+        block = kinds.index(kind)
+        two = trace([0, block])
         for name in values:
             values[name] += count * (getattr(two, name) - getattr(one, name))
+        if document_mask and count > 1 and kind[0] != kinds[0][0]:
+            # The first of these blocks adds a mask that the others share.
+            first, second = trace([block]), trace([block, block])
+            for name in values:
+                added, shared = (
+                    getattr(larger, name) - getattr(smaller, name)
+                    for larger, smaller in ((two, one), (second, first))
+                )
+                values[name] += (count - 1) * (shared - added)
     return PassWorkload(**values)
 
 
@@ -97,6 +110,7 @@ def _trace_pass_cached(
     bf16: bool,
     activation_checkpointing: bool,
     fp64: bool = False,
+    document_mask: bool = False,
 ) -> PassWorkload:
     dtype = torch.float64 if fp64 else torch.float32
     with FakeTensorMode():
@@ -109,9 +123,10 @@ def _trace_pass_cached(
             parameter.requires_grad_(True)
         counter = _WorkloadCounter({p.untyped_storage() for p in model.parameters()})
         tokens = torch.zeros(batch_size, sequence_length + 1, dtype=torch.long)
+        positions = torch.zeros_like(tokens) if document_mask else None
         with counter, tracing():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                mean = model.loss(tokens, [])
+                mean = model.loss(tokens, [], positions)
             activations, forward_peak = counter.held, counter.peak
             weight_copies = counter.copies
             mean.backward()

@@ -94,6 +94,8 @@ class PhaseStage(LightningModule):
         mesh: Device mesh that shards the model (FSDP2); None if each process holds all of it.
         log_to_logger: Whether the Trainer's logger gets the losses. A plan's rows have them already.
         log_every: Steps between losses in `trainer.callback_metrics`; logging one takes a fifth of a millisecond.
+        document_positions: Function that returns the position of each token of a batch in its document, so that
+            attention stays within documents; None for attention to all earlier tokens.
     """
 
     model: TransformerLM
@@ -110,6 +112,7 @@ class PhaseStage(LightningModule):
         mesh: DeviceMesh | None = None,
         log_to_logger: bool = True,
         log_every: int = 1,
+        document_positions: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.plan, self.phase = plan, phase
@@ -119,6 +122,7 @@ class PhaseStage(LightningModule):
         self.dist_context = dist_context or DistributedContext()
         self._finds_context = dist_context is None
         self.mesh, self.log_to_logger, self.log_every = mesh, log_to_logger, log_every
+        self.document_positions = document_positions
         self.step_scaling = StepScaling()
         """Scaling of gradients and updates after a growth; `GrowthCallback` sets it."""
         self.first_step = 0
@@ -167,7 +171,12 @@ class PhaseStage(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the language-model loss plus the router losses for tokens (batch, time + 1)."""
         routings: list[Routing] = []
-        loss = self.model.loss(batch, routings)
+        find_positions = self.document_positions
+        loss = (
+            self.model.loss(batch, routings)
+            if find_positions is None
+            else self.model.loss(batch, routings, find_positions(batch))
+        )
         loads = None
         aux_loss = torch.zeros_like(loss)
         if routings:
@@ -187,7 +196,7 @@ class PhaseStage(LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Add the losses of tokens (batch, time + 1)."""
-        sums = sum_token_losses(self.model, [batch])
+        sums = sum_token_losses(self.model, [batch], self.document_positions)
         self._validation_sums = (
             sums if self._validation_sums is None else self._validation_sums + sums
         )

@@ -202,6 +202,7 @@ class PhaseRunner:
             self.mesh,
             log_to_logger=False,
             log_every=1 if reads_every_loss(user_callbacks) else self.config.callbacks.log_every,
+            document_positions=self.context.document_positions,
         )
         data = self._build_data_module(phase, saved["step"])
         progress = self._progress_callback(phase, not has_progress_bar(user_callbacks))

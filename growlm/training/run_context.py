@@ -13,6 +13,7 @@ from growlm.config.phase_plan import Plan
 from growlm.config.run_tokenizer import list_tokenizer_files
 from growlm.config.schema import RunConfig
 from growlm.data import RunData, Tokenizer
+from growlm.data.document_boundaries import DocumentPositions, make_document_positions
 from growlm.data.tokenization.huggingface_tokenizer import (
     EOS_TOKEN_ENTRY,
     HUGGINGFACE,
@@ -54,6 +55,12 @@ class RunContext:
     def machine(self) -> Machine:
         """The machine that the run uses."""
         return self.forecast.machine
+
+    @property
+    def document_positions(self) -> DocumentPositions | None:
+        """Function that finds each token's position in its document; None if attention crosses documents."""
+        is_masked = self.config.data.document_mask
+        return make_document_positions(self.tokenizer) if is_masked else None
 
     @property
     def nats_to_bits_per_byte(self) -> float | None:

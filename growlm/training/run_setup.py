@@ -183,6 +183,12 @@ def _open_own_data(
     train, validation, fingerprint, notes = open_own_samples(request)
     for note in notes:
         listener.message_logged(note)
+    eos = tokenizer.eos_token_id
+    if config.data.document_mask and not bool((validation.rows == eos).any()):
+        listener.message_logged(
+            f"data.document_mask=true: no validation sequence has the end of text, token {eos}, by which "
+            "documents are told apart"
+        )
     return RunData(train, validation, None, fingerprint)
 
 

@@ -271,6 +271,16 @@ def test_evaluated_on_text_of_ones_own(run, checkpoint, tmp_path):
     assert 5 < whole["loss"] < 7
 
 
+def test_documents_are_evaluated_apart_on_request(run, checkpoint):
+    crossing, apart = (
+        evaluated(run, checkpoint, "data.documents=60", "limit=900", f"data.document_mask={mask}")
+        for mask in ("false", "true")
+    )
+    assert [crossing["document_mask"], apart["document_mask"]] == [False, True]
+    assert crossing["tokens"] == apart["tokens"] == 900
+    assert crossing["loss"] != apart["loss"]
+
+
 def test_a_hugging_face_folder_is_as_good(run, checkpoint, tmp_path):
     folder = tmp_path / "hf"
     assert run(convert_command, f"source={checkpoint}", f"out={folder}", "to=huggingface")[0] == 0

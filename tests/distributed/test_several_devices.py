@@ -136,6 +136,14 @@ def test_a_phase_that_only_grows_and_streamed_documents(strategy, on_both, tmp_p
             "data.validation_every=30",
             *streamed,
         ],
+        "apart": [
+            *EVERY_STEP,
+            "trainer.precision=64-true",
+            "data.validation_every=30",
+            "data.document_mask=true",
+            "trainer.activation_checkpointing=true",
+            *streamed,
+        ],
     }
     for name, runs in on_both(settings, strategy).items():
         assert largest_difference(*runs) < 1e-7, name

@@ -1,6 +1,7 @@
 """Every token is scored once, with the context it should have; bits per byte as the paper has them."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from growlm.data import load_tokenizer
 from growlm.inference.evaluation_text import tokenize_for_evaluation
 from growlm.inference.scoring import bits_per_byte, iter_windows, score_tokens, sum_token_losses
-from growlm.model import TransformerLM
+from growlm.model import TransformerLM, document_positions
 from growlm.runtime.errors import UserError
 from tests.model.tiny_models import EXPERTS, build, logits_of, random_tokens, tiny_config
 
@@ -47,6 +48,27 @@ def by_hand(model, tokens, given, length, stride):
             if given is None or not given[index]:
                 losses[index] = F.cross_entropy(logits, torch.tensor(int(tokens[index]))).item()
     return losses
+
+
+def test_documents_are_scored_without_those_before_them():
+    model, end = build(tiny_config(**EXPERTS), std=0.3), 3
+    tokens = random_tokens(model.config, 1, 60)[0].clamp(min=4).numpy()
+    tokens[[0, 7, 8, 21, 40]] = end
+
+    def score(**options):
+        sizes = {"sequence_length": 12, "stride": 5, "batch_size": 3}
+        return score_tokens(model, tokens, None, eos_token_id=end, **sizes, **options).nats
+
+    expected = 0.0
+    for window in iter_windows(len(tokens), 12, 5):
+        for index in range(window.first_scored, window.end):
+            ends = [i + 1 for i in range(window.begin, index - 1) if tokens[i] == end]
+            context = torch.from_numpy(tokens[max([window.begin, *ends]) : index])
+            logits = logits_of(model, context[None])[0, -1]
+            expected += F.cross_entropy(logits, torch.tensor(tokens[index])).item()
+    positions = partial(document_positions, eos_token_id=end)
+    assert score(document_positions=positions) == pytest.approx(expected, rel=1e-12)
+    assert abs(score() - expected) > 0.1
 
 
 @settings(max_examples=25, deadline=None)

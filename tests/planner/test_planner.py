@@ -52,6 +52,16 @@ def test_two_layers_tell_what_five_do(family, shape, bf16, checkpointing):
     assert found.peak == pytest.approx(whole.peak, rel=0.05)
 
 
+def test_masks_of_packed_documents_are_counted_once():
+    """One that all blocks with a window share, and one for the others."""
+    windows = ["full", "window", "window"]
+    config = tiny_config(n_layers=3, attention={"window": 8}, layers={"attention": windows})
+    whole = _trace_pass_cached(config, 2, 64, False, False, document_mask=True)
+    found = trace_pass(config, 2, 64, False, document_mask=True)
+    assert found.activations == whole.activations
+    assert found.forward_peak == pytest.approx(whole.forward_peak, rel=0.01)
+
+
 @pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
 def test_products_of_the_dry_run_are_those_of_the_formula(shape):
     """The formula's figures are compared with a real run in test_flops.py."""

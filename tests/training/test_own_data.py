@@ -6,9 +6,13 @@ import math
 import pytest
 import torch
 
+from growlm.data import load_tokenizer
 from growlm.data.own_data import OwnDataRequest, open_own_samples
+from growlm.distributed.process_group import DistributedContext
+from growlm.reporting.events import RunListener
 from growlm.runtime.errors import RunError, UserError
 from growlm.training import run_plan
+from growlm.training.run_setup import _open_own_data
 from tests.training.stopping import assert_same_run
 from tests.training.test_resume import stopped_and_resumed
 from tests.training.tiny_run import events, tiny_config
@@ -122,6 +126,24 @@ def test_a_data_set_that_ends_begins_again():
     stream = torch.cat(list(package_of_data.stream()))
     assert torch.equal(validation.rows, stream[:4])
     assert torch.equal(rows_of(generator, 76, 4), torch.cat([stream[4:], stream[4:8]]))
+
+
+@pytest.mark.parametrize(("end", "is_noted"), [(256, False), (0, True)])
+def test_documents_without_an_end_of_text_are_reported(end, is_noted, tmp_path, monkeypatch):
+    import package_of_data
+
+    settings = ("data._target_=package_of_data.Module", "data.document_mask=true")
+    config = tiny_config(tmp_path / "run", *settings)
+    assert (config.data.document_mask, config.data.arguments) == (True, {"documents": 200})
+    rows = torch.full((9, 33), 7)
+    rows[:, 5] = end
+    monkeypatch.setattr(package_of_data, "rows", lambda *_: rows)
+    listener, messages = RunListener(), []
+    listener.message_logged = messages.append
+    _open_own_data(config, load_tokenizer("bytes"), DistributedContext(), listener)
+    noted = [text for text in messages if "data.document_mask" in text]
+    assert bool(noted) == is_noted
+    assert all("the end of text, token 256" in text for text in noted)
 
 
 def test_the_order_of_a_sampler_is_one_of_seed_and_epoch():

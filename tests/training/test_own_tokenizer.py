@@ -105,6 +105,7 @@ def test_what_it_leaves_out_has_a_default(tmp_path):
         ("TooLarge", [], "below its vocab_size=10"),
         ("Fails", [], "cannot encode and decode .*KeyError"),
         ("Halves", ["tokenizer.eos_token_id=17"], "gives the id 17"),
+        ("Halves", ["tokenizer.eos_token_id=null"], "has no eos_token_id"),
         ("Nothing", [], "there is no such class"),
     ],
 )

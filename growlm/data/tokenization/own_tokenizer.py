@@ -39,7 +39,7 @@ class OwnTokenizer:
 
     def __init__(self, target: str, arguments: dict[str, Any], tokenizer: Any) -> None:
         needed = ("vocab_size", "eos_token_id", "encode", "decode")
-        if missing := [name for name in needed if not hasattr(tokenizer, name)]:
+        if missing := [name for name in needed if getattr(tokenizer, name, None) is None]:
             reason = f"has no {' and no '.join(missing)}; see growlm.data.Tokenizer"
             raise UserError(KEY, target, reason)
         self.tokenizer = tokenizer

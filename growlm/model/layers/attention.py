@@ -38,7 +38,12 @@ class Attention(nn.Module):
         self.output = labeled_linear(config, read="query_heads", write="residual", bias=output_bias)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Attend within each sequence.
 
@@ -47,6 +52,7 @@ class Attention(nn.Module):
             cos: Cosines from `rotary_tables` or a cache's `extend`; see `apply_rotary`.
             sin: Sines, likewise.
             cache: Cache of the tokens before these, if any; it stores these tokens, too.
+            mask: Mask of packed documents without a cache; see `causal_attention`.
 
         Returns:
             The update of the residual stream, (B, T, D).
@@ -57,8 +63,11 @@ class Attention(nn.Module):
             query = apply_rotary(query, cos, sin, self.interleaved)
             key = apply_rotary(key, cos, sin, self.interleaved)
         value = self._split_heads(self.value(x))  # (B, K, T, C)
-        attend = causal_attention if cache is None else cache.attend
-        mixed = attend(query, key, value, self.rule)
+        mixed = (
+            causal_attention(query, key, value, self.rule, mask)
+            if cache is None
+            else cache.attend(query, key, value, self.rule)
+        )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _split_and_norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:

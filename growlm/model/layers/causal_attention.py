@@ -38,7 +38,11 @@ PLAIN = AttentionRule()
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule = PLAIN
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rule: AttentionRule = PLAIN,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax(query · key · scale) · value over the positions up to each query's own.
 
@@ -47,6 +51,8 @@ def causal_attention(
         key: (B, K, T, C); query head h reads head h // G.
         value: (B, K, T, C).
         rule: Scale, bound and window of the scores.
+        mask: Number added to each score, (B, 1, T, T), which says all of what each query attends to: causality and
+            window too. None for the rule's window alone.
 
     Returns:
         The attention output, (B, H, T, C).
@@ -57,14 +63,16 @@ def causal_attention(
     if rule.softcap is None:
         if query.device.type == "cpu" and half and length <= MAX_MATMUL_ATTENTION_LENGTH:
             with torch.autocast("cpu", enabled=False):
-                return _MatmulAttention.apply(query, key, value, rule.scale, window)
-        if window is None:
+                return _MatmulAttention.apply(query, key, value, rule.scale, window, mask)
+        if window is None and mask is None:
             grouped = query.shape[1] != key.shape[1]
             return F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=rule.scale, enable_gqa=grouped
             )
-    positions = torch.arange(length, device=query.device)
-    return masked_attention(query, key, value, visible_mask(positions, positions, window), rule)
+    if mask is None:
+        positions = torch.arange(length, device=query.device)
+        mask = visible_mask(positions, positions, window)
+    return masked_attention(query, key, value, mask, rule)
 
 
 def visible_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
@@ -82,7 +90,8 @@ def masked_attention(
         query: (B, H, T, C).
         key: (B, K, S, C); query head h reads head h // G.
         value: (B, K, S, C).
-        mask: Which keys each query attends to, (T, S) or (B, 1, T, S); None for all of them.
+        mask: Which keys each query attends to, (T, S) or (B, 1, T, S), boolean or as numbers added to the scores;
+            None for all of them.
         rule: Scale and bound of the scores.
 
     Returns:
@@ -98,8 +107,9 @@ def masked_attention(
     groups = query.unflatten(1, (key.shape[1], -1))  # (B, K, G, T, C)
     scores = rule.limit(torch.matmul(groups, key.unsqueeze(2).mT) * scale)  # (B, K, G, T, S)
     if mask is not None:
-        allowed = mask if mask.ndim == 2 else mask.unsqueeze(1)
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        mask = mask if mask.ndim == 2 else mask.unsqueeze(1)
+        is_boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value.unsqueeze(2)).flatten(1, 2)
 
 
@@ -114,24 +124,29 @@ class _MatmulAttention(torch.autograd.Function):
         value: Tensor,
         scale: float | None = None,
         window: int | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         batch, _, length, channels = query.shape
         stacks = batch * key.shape[1]
         rows = query.reshape(stacks, -1, channels)  # (B·K, G·T, C): a group shares its keys
         key, value = (x.reshape(stacks, length, channels) for x in (key, value))
         scale = channels**-0.5 if scale is None else scale
-        hidden = query.new_full((length, length), float("-inf")).triu(1)
-        if window is not None:
-            hidden += torch.full_like(hidden, float("-inf")).tril(-window)
-        mask = hidden.repeat(rows.shape[1] // length, 1).expand(stacks, -1, -1)
-        scores = torch.baddbmm(mask, rows, key.mT, alpha=scale)
+        if mask is None:
+            hidden = query.new_full((length, length), float("-inf")).triu(1)
+            if window is not None:
+                hidden += torch.full_like(hidden, float("-inf")).tril(-window)
+            expanded = hidden.repeat(rows.shape[1] // length, 1).expand(stacks, -1, -1)
+            scores = torch.baddbmm(expanded, rows, key.mT, alpha=scale)
+        else:
+            products = torch.bmm(rows, key.mT).view(batch, -1, length, length)
+            scores = torch.add(mask, products, alpha=scale).view(stacks, -1, length)
         weights = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(rows, key, value, weights)
         ctx.scale, ctx.shape = scale, query.shape
         return torch.bmm(weights, value).view(query.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         rows, key, value, weights = ctx.saved_tensors
         grad = grads[0].reshape(rows.shape)
         grad_weights = torch.bmm(grad, value.mT)
@@ -144,6 +159,7 @@ class _MatmulAttention(torch.autograd.Function):
             grad_query.view(ctx.shape),
             grad_key.unflatten(0, (batch, -1)),
             grad_value.unflatten(0, (batch, -1)),
+            None,
             None,
             None,
         )

@@ -295,12 +295,15 @@ class MixtureOfExperts(nn.Module):
 
     selection_bias: Tensor | None
 
-    def forward(self, x: Tensor, routings: RoutingLog | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, routings: RoutingLog | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Return the update of the residual stream.
 
         Args:
             x: Normalized residual stream, (B, T, D).
             routings: Log that this layer's routing is appended to, if given.
+            positions: Position of each token in its packed document, (B, T), if there are several in a row.
 
         Returns:
             The update, (B, T, D).
@@ -311,7 +314,9 @@ class MixtureOfExperts(nn.Module):
         ):  # a bf16 router would choose other experts
             logits = self.router(tokens.to(self.router.weight.dtype))
         bias, length = self.selection_bias, x.shape[-2]
-        routing = route(logits, self.top_k, self.break_ties, bias, length, self.renormalize)
+        routing = route(
+            logits, self.top_k, self.break_ties, bias, length, self.renormalize, positions
+        )
         if routings is not None:
             routings.append(routing)
         update = self.experts(tokens, routing).unflatten(0, x.shape[:2])

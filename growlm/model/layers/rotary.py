@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from growlm.model.config import ModelConfig
+from growlm.model.layers.document_masks import document_lengths
 from growlm.model.layers.rope_scaling import scale_frequencies
 
 Table = tuple[Tensor, Tensor]
@@ -47,6 +48,24 @@ class RotaryTables:
             return RotaryTables(config, full, full)
         window = rotary_tables(length, config, like, with_window=True)
         return RotaryTables(config, full, window)
+
+    @staticmethod
+    def compute_at(positions: Tensor, config: ModelConfig, like: Tensor) -> RotaryTables:
+        """Compute the tables of packed documents.
+
+        Args:
+            positions: Position of each token in its document, (B, T). `longrope` depends on the document's length.
+            config: Config of the model.
+            like: As for `compute`.
+        """
+        length, scaling = positions.shape[1], config.rope.scaling
+        if not scaling.is_long(length):
+            tables = RotaryTables.compute(length, config, like)
+            return tables.map(lambda table: table[positions].unsqueeze(1))
+        is_long = (document_lengths(positions) > scaling.original_max_seq_len).long()
+        short = RotaryTables.compute(length, config, like, sequence_length=1)
+        both = short.stack(RotaryTables.compute(length, config, like))
+        return both.map(lambda tables: tables[is_long, positions].unsqueeze(1))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RotaryTables:
         """Return the tables with a function applied to each tensor."""

@@ -96,6 +96,7 @@ def route(
     selection_bias: Tensor | None = None,
     sequence_length: int | None = None,
     renormalize: bool = True,
+    positions: Tensor | None = None,
 ) -> Routing:
     """Choose the top K experts, whose gates are their softmax probabilities.
 
@@ -108,6 +109,7 @@ def route(
         sequence_length: Length of the sequences that the tokens belong to; N if not given. Ties are broken alike
             in all sequences, so that the result does not depend on which sequences are in a batch.
         renormalize: Whether the gates of a token are divided by their sum.
+        positions: Position of each token in its packed document, (B, T), by which ties are then broken.
     """
     scores = logits.detach()
     if selection_bias is not None:
@@ -116,7 +118,9 @@ def route(
     if break_ties:
         shape = (sequence_length or len(logits), logits.shape[1])
         order = torch.rand(shape, generator=keyed_generator("router ties"))
-        ordered = scores + 1e-6 * order.to(logits).repeat(len(logits) // shape[0], 1)
+        order = order.to(logits)
+        order = order.repeat(len(logits) // shape[0], 1) if positions is None else order[positions]
+        ordered = scores + 1e-6 * order.view_as(scores)
     chosen = ordered.topk(top_k, dim=-1).indices
     if not renormalize:
         return Routing(logits, chosen, logits.softmax(dim=-1).gather(-1, chosen), scores)
