@@ -73,7 +73,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, verify, partial(compose_command_config, "verify", VerifyCommand)
+            USAGE,
+            verify,
+            partial(compose_command_config, "verify", VerifyCommand),
+            schema=VerifyCommand,
         )
     )
 

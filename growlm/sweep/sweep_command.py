@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.types import Override, QuotedString
 
-from growlm.cli.hydra_command import quote_free_text
+from growlm.cli.free_text import quote_free_text
 from growlm.config.load import ROOT_CONFIG_NAME, get_config_folder
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.run_tables import print_report
@@ -41,6 +42,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
     first, parsed, requested = compose_jobs(arguments)
+    if len(requested.jobs) == 1:
+        _explain_literal_commas(parsed)
     sweep_dir = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == SWEEP_DIR_KEY for o in parsed)
     folder = (
@@ -83,6 +86,20 @@ def run_sweep(arguments: Sequence[str]) -> int:
     if any(job.status != FINISHED for job in folder.read().jobs):
         console.print("To run the remaining jobs, repeat the same command.")
     return code
+
+
+def _explain_literal_commas(overrides: Sequence[Override]) -> None:
+    """Print how to sweep over a text, for a sweep that has a single job and a text with commas."""
+    for override in overrides:
+        value = override.value()
+        if not override.is_sweep_override() and isinstance(value, QuotedString | str):
+            text = value if isinstance(value, str) else value.text
+            if "," in text:
+                key = override.key_or_group
+                print_error(
+                    f"warning: the commas in {key}={text} are part of the text; to sweep over it, write "
+                    f"{key}=choice({text})"
+                )
 
 
 def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:

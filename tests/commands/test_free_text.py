@@ -6,7 +6,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from growlm.cli.hydra_command import QUOTED_STRING, quote_free_text
+from growlm.cli.free_text import QUOTED_STRING, quote_free_text
 from growlm.config.command_schema import GenerateCommand
 from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.load import load_command_config, load_config, make_config_node

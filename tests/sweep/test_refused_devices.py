@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from growlm.cli.hydra_command import quote_free_text
+from growlm.cli.free_text import quote_free_text
 from growlm.config import load_config
 from growlm.runtime.errors import UserError
 from growlm.sweep.compose import compose_jobs
