@@ -37,6 +37,7 @@ from growlm.config.load import (
 from growlm.distributed.launch_environment import adopt_launcher_variables
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
+    check_rank_variables,
     is_distributed,
     is_rank0_process,
     print_error,
@@ -62,6 +63,7 @@ def train() -> int:
     if "--version" in sys.argv[1:]:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
+    check_rank_variables()
     adopt_launcher_variables()
     options = parse_train_options(sys.argv[1:])
     check_hydra_overrides(options)
