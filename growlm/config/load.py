@@ -137,6 +137,11 @@ def compose_run_config(
         except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
             explained = explain_composition_error(error, overrides, config_name)
             raise explained or translate_hydra_error(error) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            reason = f"cannot be read: {error.strerror}"
+            raise UserError("config file", error.filename, reason) from error
     if unused:
         raise unused[0]
     return composed

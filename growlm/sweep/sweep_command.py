@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from growlm.cli.free_text import quote_free_text
-from growlm.config.load import ROOT_CONFIG_NAME, get_config_folder
+from growlm.config.load import ROOT_CONFIG_NAME, get_config_folder, translate_hydra_error
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.run_tables import print_report
 from growlm.reporting.html import read_report, write_page
 from growlm.reporting.reading.sweep_record import FINISHED, SWEEP_FILE, WRONG, SweepRecord
-from growlm.runtime.errors import UserError
+from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import print_error
 from growlm.storage.input_files import lexists
 from growlm.storage.locks import LockedError
 from growlm.storage.unique_path import make_unique_folder
-from growlm.storage.watched_folders import FolderRemovedError
 from growlm.sweep.compose import compose_jobs
 from growlm.sweep.job import BASIC_LAUNCHER, SweepFolderRemoved, run_sweep_job
 from growlm.sweep.sweep_folder import LOCK_NAMES, SWEEP_DIR_KEY, SweepFolder
@@ -72,8 +74,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
         for job in requested.jobs:
             if job.status == WRONG:
                 print_error(f"error: {job.message}")
-        code = _launch_jobs(arguments, folder) if remaining or not jobs else 0
-    if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
+        try:
+            code = _launch_jobs(arguments, folder) if remaining or not jobs else 0
+        except UserError:
+            if is_new and not _has_job_folders(folder):
+                _remove_unstarted_sweep(folder, created)
+            raise
+    if not _has_job_folders(folder):
         _remove_unstarted_sweep(folder, created)
         return code
     report = read_report([folder.path])
@@ -116,8 +123,12 @@ def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
         default = 130
     except SweepFolderRemoved as removed:
         raise removed.error from None
-    except FolderRemovedError:
+    except (UserError, RunError):  # growlm's own, which says what it is about
+        with suppress(UserError, RunError, OSError):
+            folder.mark_dead_jobs("failed")
         raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate_hydra_error(error) from error  # of a sweeper's settings
     except Exception as error:  # from a launcher, for example if a process was killed
         print_error(f"the launcher failed: {type(error).__name__}: {error}")
         default = 1
@@ -153,7 +164,7 @@ def _find_unfinished_sweep(outputs: Path, requested: SweepRecord) -> SweepFolder
         try:
             found = folder.read()
             folder.lock_sweep().close()
-        except (OSError, ValueError, LockedError):
+        except (OSError, UserError, LockedError):
             continue
         if found.matches(requested):
             return folder if any(job.status != FINISHED for job in found.jobs) else None
@@ -175,6 +186,10 @@ def _make_sweep_folder(sweep_dir: Path, may_exist: bool) -> tuple[SweepFolder, l
     except OSError as error:
         raise UserError(SWEEP_DIR_KEY, sweep_dir, f"cannot be created: {error.strerror}") from error
     return SweepFolder(path), [path, *created]
+
+
+def _has_job_folders(folder: SweepFolder) -> bool:
+    return any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir())
 
 
 def _remove_unstarted_sweep(folder: SweepFolder, created: Sequence[Path]) -> None:

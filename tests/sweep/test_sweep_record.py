@@ -11,7 +11,7 @@ import pytest
 
 import growlm.training
 from growlm.reporting.html.shell_commands import build_sweep_command
-from growlm.runtime.errors import RunError, UserError
+from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.storage.locks import acquire_lock
 from growlm.storage.watched_folders import FolderRemovedError
 from growlm.sweep.sweep_folder import SweepFolder, SweepRecord, make_job
@@ -364,3 +364,22 @@ def test_quotes_that_growlm_01_did_not_write_make_no_other_sweep(tmp_path):
     folder.write(former)
     assert folder.get_or_add_job(0, present.jobs[0].overrides).status == "finished"
     assert folder.get_or_add_job(0, ["data.column=other"]).status == "pending"
+
+
+@pytest.mark.slow
+def test_an_error_of_growlm_is_not_one_of_the_launcher(runs, monkeypatch, tmp_path, capsys):
+    def fail(*_):
+        raise DiskError(tmp_path / "here", OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(SweepFolder, "lock_job", fail)
+    with pytest.raises(DiskError, match="No space left on device"):
+        sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
+    assert "launcher failed" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wrong_setting_of_the_sweeper_leaves_nothing(runs, monkeypatch, tmp_path):
+    command = ["hydra.sweeper._target_=nowhere.Sweeper", "seed=1,2", "hydra.sweep.dir=here"]
+    with pytest.raises(UserError, match=r"nowhere\.Sweeper"):
+        sweep(monkeypatch, *command)
+    assert not list(tmp_path.iterdir())
