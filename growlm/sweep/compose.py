@@ -76,6 +76,9 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
 
         constants = [o for o in run_overrides if not o.is_sweep_override()]
         sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
+        batch_size = sweeper.get("max_batch_size")
+        if batch_size is not None and batch_size < 1:
+            raise UserError("hydra.sweeper.max_batch_size", batch_size, "must be at least 1")
         is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
         jobs = _expand_sweep(run_overrides if is_basic else constants)
         if len(jobs) > ANNOUNCE_MIN_JOBS:

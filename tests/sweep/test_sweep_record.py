@@ -379,7 +379,9 @@ def test_an_error_of_growlm_is_not_one_of_the_launcher(runs, monkeypatch, tmp_pa
 
 @pytest.mark.slow
 def test_a_wrong_setting_of_the_sweeper_leaves_nothing(runs, monkeypatch, tmp_path):
-    command = ["hydra.sweeper._target_=nowhere.Sweeper", "seed=1,2", "hydra.sweep.dir=here"]
-    with pytest.raises(UserError, match=r"nowhere\.Sweeper"):
-        sweep(monkeypatch, *command)
+    for setting in ("++hydra.launcher.nothing=1", "hydra.sweeper.max_batch_size=0"):
+        with pytest.raises(
+            UserError, match=r"'nothing'|^hydra\.sweeper\.max_batch_size=0: must be"
+        ):
+            sweep(monkeypatch, setting, "seed=1,2", "hydra.sweep.dir=here")
     assert not list(tmp_path.iterdir())
