@@ -371,6 +371,7 @@ def test_an_error_of_growlm_is_not_one_of_the_launcher(runs, monkeypatch, tmp_pa
     def fail(*_):
         raise DiskError(tmp_path / "here", OSError(28, "No space left on device"))
 
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command does
     monkeypatch.setattr(SweepFolder, "lock_job", fail)
     with pytest.raises(DiskError, match="No space left on device"):
         sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
@@ -379,6 +380,7 @@ def test_an_error_of_growlm_is_not_one_of_the_launcher(runs, monkeypatch, tmp_pa
 
 @pytest.mark.slow
 def test_a_wrong_setting_of_the_sweeper_leaves_nothing(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command does
     for setting in ("++hydra.launcher.nothing=1", "hydra.sweeper.max_batch_size=0"):
         with pytest.raises(
             UserError, match=r"'nothing'|^hydra\.sweeper\.max_batch_size=0: must be"
