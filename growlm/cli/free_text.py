@@ -24,9 +24,9 @@ HYDRA_TEXT_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """Text settings of Hydra itself that growlm documents."""
 NEVER_SPLIT_KEYS = re.compile(
     r"callbacks\.sample_prompt|data\.(cache|name|path)|data\.sources\.[\w-]+\.(name|path)|hydra\.(run|sweep)\.dir"
-    r"|model\.path|resume|run_dir|tokenizer\.path"
+    r"|model\.path|resume|run_dir|tokenizer\.(eos_token|path)"
 )
-"""Text settings whose commas growlm 0.1 took literally in a sweep too; it swept the others at their commas."""
+"""Text settings that are always literal: growlm 0.1 swept the others at their commas."""
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 _CHOICE_ITEM = re.compile(
     rf"\s*(?:(?P<quoted>{QUOTED_STRING.pattern})\s*|(?P<plain>[^,]*?)\s*)(?P<end>,|\Z)", re.DOTALL

@@ -197,6 +197,8 @@ def test_arguments_of_own_classes_keep_their_types():
         values = [parsed(each).value() for each in quote_free_texts([chosen, *given])[1:4]]
         assert values == [[80, 20], 3, "it's"]
     assert parsed(quote_free_texts(["data=own", *given])[4]).value() == "[1]"
+    (_, token) = quote_free_texts(["--config-dir=mine", "tokenizer.eos_token=[EOS]"])
+    assert parsed(token).value() == "[EOS]"
 
 
 @with_examples
