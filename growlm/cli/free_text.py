@@ -23,8 +23,8 @@ from growlm.runtime.exit_codes import print_error
 HYDRA_TEXT_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """Text settings of Hydra itself that growlm documents."""
 NEVER_SPLIT_KEYS = re.compile(
-    r"callbacks\.sample_prompt|data\.(cache|name|path)|data\.sources\.[\w-]+\.(name|path)|hydra\.(run|sweep)\.dir"
-    r"|model\.path|resume|run_dir|tokenizer\.(eos_token|path)"
+    r"callbacks\.sample_prompt|data\.(cache|delimiter|name|path)|hydra\.(run|sweep)\.dir|model\.path|resume|run_dir"
+    r"|data\.sources\.[\w-]+\.(delimiter|name|path)|tokenizer\.(eos_token|path)"
 )
 """Text settings that are always literal: growlm 0.1 swept the others at their commas."""
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)

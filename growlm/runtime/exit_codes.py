@@ -71,6 +71,9 @@ def _run_and_translate(body: Callable[[], int], on_error: Callable[[str], object
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            on_error(str(error))
+            return print_user_error(UserError("path", error.filename, "the name is too long"))
         on_error(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1

@@ -177,13 +177,17 @@ def _make_sweep_folder(sweep_dir: Path, may_exist: bool) -> tuple[SweepFolder, l
     Returns:
         The sweep's folder, and all folders that were created, innermost first.
     """
-    created = [folder for folder in sweep_dir.parents if not folder.exists()]
+    created: list[Path] = []
     try:
+        created = [folder for folder in sweep_dir.parents if not folder.exists()]
         sweep_dir.parent.mkdir(parents=True, exist_ok=True)
         if may_exist and sweep_dir.is_dir():
             return SweepFolder(sweep_dir), created
         path = make_unique_folder(sweep_dir)
     except OSError as error:
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
         raise UserError(SWEEP_DIR_KEY, sweep_dir, f"cannot be created: {error.strerror}") from error
     return SweepFolder(path), [path, *created]
 

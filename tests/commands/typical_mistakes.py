@@ -7,7 +7,7 @@ Each ends with exit code 2 and one line that names what is wrong; nothing is wri
 from dataclasses import dataclass, field
 
 GROW = "grow=[{widen: {scale_factor: 2}}]"
-TEXT = ("train", "data=text")
+LONG = "x" * 300
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ PATHS = [
     row("config folder", "train --config-dir nowhere", "--config-dir=", "nowhere", "no such folder"),
     row("run folder below a file", "train run_dir=a_file/run", "run_dir", "a_file", files={"a_file": ""}),
 ]
+NAMES = [
+    row("long plan name", f"train phase_plan=dense name={LONG}", "name=", "too long"),
+    row("long phase name", f"train +phases.{LONG}.steps=1", f"phases.{LONG}", "too long", slow=True),
+    row("long checkpoint name", f"train phase_plan=dense phases.dense.save_as={LONG}", "phases.dense.save_as", "too long"),
+    row("long run folder", f"train run_dir={LONG}", "run_dir", "too long", slow=True),
+    row("long sweep folder", f"train -m hydra.sweep.dir=b/{LONG} seed=1,2", "hydra.sweep.dir", "too long", slow=True),
+    row("long report", f"report . out={LONG}", "path=", "too long"),
+    row("long path", f"train data=text data.path={LONG}", LONG, "too long", slow=True),
+]
 OPTIONS = [
     row("option", "train --confg-dir nowhere", "--confg-dir", "did you mean --config-dir", real=True),
     row("value of an option", "train --cfg jobs", "--cfg=jobs", "job, hydra, all"),
@@ -130,4 +139,4 @@ FILES = [
 ]
 # fmt: on
 
-MISTAKES = [*KEYS, *GROUPS, *VALUES, *PATHS, *OPTIONS, *ENVIRONMENT, *FILES]
+MISTAKES = [*KEYS, *GROUPS, *VALUES, *PATHS, *NAMES, *OPTIONS, *ENVIRONMENT, *FILES]
