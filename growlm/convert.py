@@ -47,6 +47,7 @@ def main() -> None:
             convert,
             partial(compose_command_config, "convert", ConvertCommand),
             writes_files=True,
+            schema=ConvertCommand,
         )
     )
 

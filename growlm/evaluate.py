@@ -61,7 +61,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, evaluate, partial(compose_command_config, "evaluate", EvaluateCommand)
+            USAGE,
+            evaluate,
+            partial(compose_command_config, "evaluate", EvaluateCommand),
+            schema=EvaluateCommand,
         )
     )
 

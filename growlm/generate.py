@@ -72,7 +72,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, generate, partial(compose_command_config, "generate", GenerateCommand)
+            USAGE,
+            generate,
+            partial(compose_command_config, "generate", GenerateCommand),
+            schema=GenerateCommand,
         )
     )
 

@@ -49,7 +49,9 @@ Example:
 def main() -> None:
     """Run the command; exit by `sys.exit`."""
     compose = partial(compose_command_config, "grow", GrowCommand)
-    sys.exit(run_key_value_command(format_usage(), grow, compose, writes_files=True))
+    sys.exit(
+        run_key_value_command(format_usage(), grow, compose, writes_files=True, schema=GrowCommand)
+    )
 
 
 def format_usage() -> str:

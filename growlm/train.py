@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -12,11 +13,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from growlm import __version__
-from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_options
+from growlm.cli.free_text import quote_free_texts
+from growlm.cli.hydra_command import run_command, split_hydra_options
+from growlm.cli.train_options import (
+    MULTIRUN,
+    check_hydra_overrides,
+    check_sweep_overrides,
+    parse_train_options,
+)
 from growlm.config.composing.composition import complete_phases, find_unused_settings
 from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
-from growlm.config.config_dir import check_config_dir, split_config_dir
+from growlm.config.config_dir import check_config_dir
 from growlm.config.load import (
     ROOT_CONFIG_NAME,
     compose_run_config,
@@ -29,12 +37,14 @@ from growlm.config.load import (
 from growlm.distributed.launch_environment import adopt_launcher_variables
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
+    check_rank_variables,
     is_distributed,
     is_rank0_process,
     print_error,
     run_main_and_exit,
 )
 from growlm.runtime.output_streams import output_may_be_lost
+from growlm.sweep.compose import asks_for_sweep_in_file
 from growlm.sweep.sweep_command import run_sweep
 
 
@@ -50,20 +60,24 @@ def run_and_exit() -> NoReturn:
 
 def train() -> int:
     """Compose the config from the command line with Hydra, run it, and return the exit code."""
-    arguments = sys.argv[1:]
-    if "--version" in arguments:  # Hydra would print its own version
+    if "--version" in sys.argv[1:]:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
+    check_rank_variables()
     adopt_launcher_variables()
-    config_dir, arguments = split_config_dir(translate_overrides(arguments))
-    if (
-        config_dir is not None
-    ):  # first, since Hydra's parser takes no overrides on both sides of an option
+    options = parse_train_options(sys.argv[1:])
+    check_hydra_overrides(options)
+    if CONFIG_DIR_OPTION in options.given:
+        config_dir = Path(options.given[CONFIG_DIR_OPTION]).expanduser().absolute()
         check_config_dir(config_dir)
-        arguments = [f"{CONFIG_DIR_OPTION}={config_dir}", *arguments]
-    sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
+        options.given[CONFIG_DIR_OPTION] = str(config_dir)
+    options = replace(options, overrides=translate_overrides(options.overrides))
     register_schema()
-    if {"-m", "--multirun"} & set(sys.argv[1:]):
+    if not options.is_sweep and options.runs and asks_for_sweep_in_file(options):
+        options.given[MULTIRUN] = ""
+    arguments = options.to_arguments()
+    sys.argv[1:] = quote_free_texts(arguments, is_sweep=options.is_sweep)
+    if options.is_sweep:
         with output_may_be_lost():
             return run_sweep(sys.argv[1:])
     code = 0
@@ -82,6 +96,10 @@ def train() -> int:
 
     try:
         job()
+    except SystemExit as ended:
+        if "--package" in options.given and ended.code:
+            return 2  # Hydra has printed that there is no such key
+        raise
     except (HydraException, *UNREADABLE, OSError) as error:
         folder, name, overrides = split_hydra_options(sys.argv[1:])
         compose_run_config(overrides, folder, name)  # raises what growlm has to say about it
@@ -104,6 +122,7 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
     """
     settings = HydraConfig.get()
     overrides = [*settings.overrides.hydra, *settings.overrides.task]
+    check_sweep_overrides(overrides)
     complete_phases(composed, overrides, settings.job.config_name)
     if unused := find_unused_settings(composed, overrides, settings.job.config_name):
         raise unused[0]

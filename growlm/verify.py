@@ -73,7 +73,10 @@ def main() -> None:
     """Run the command; exit by `sys.exit`."""
     sys.exit(
         run_key_value_command(
-            USAGE, verify, partial(compose_command_config, "verify", VerifyCommand)
+            USAGE,
+            verify,
+            partial(compose_command_config, "verify", VerifyCommand),
+            schema=VerifyCommand,
         )
     )
 
@@ -166,8 +169,16 @@ def _resolve_growth_map(
     except UnknownOperatorError as error:
         reason = f"was grown by the operator {error.value}: {error.reason}"
         raise UserError("new", path, reason) from error
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError("new", path, f"was not grown from old: {error}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # from an unsuitable record
+        reason = f"its record of the growth cannot be followed ({type(error).__name__}: {error})"
+        raise UserError("new", path, reason) from error
 
 
 def _grow_config(

@@ -46,6 +46,7 @@ from growlm.distributed.process_group import DistributedContext
 from growlm.growth.optimizer_state import ParameterState
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
+from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import lexists, read_json, resolve_regular_file
 from growlm.storage.integrity import JSON_OBJECT, check_manifest
 
@@ -231,6 +232,9 @@ class ResumeState:
         try:
             with warnings.catch_warnings(action="ignore"):  # the error below says the same
                 loaded = torch.load(target, weights_only=True)
+        except (OSError, MemoryError) as error:
+            problem = f"cannot be read: {summarize_error(error)}"
+            raise UserError(RESUME_SETTING, path, problem) from error
         except Exception as error:  # torch raises many types for a file that it did not write
             raise UserError(RESUME_SETTING, path, reason) from error
         if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
@@ -244,5 +248,10 @@ def _is_uncompressed(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+    except OSError as error:
+        if error.filename is None:  # a damaged archive that points before its beginning
+            return False
+        reason = f"cannot be read: {summarize_error(error)}"
+        raise UserError(RESUME_SETTING, path, reason) from error
+    except (ValueError, NotImplementedError, zipfile.BadZipFile):
         return False

@@ -1,14 +1,14 @@
-"""Run commands that have a Hydra config: quote free text for Hydra's parser and translate its errors."""
+"""Run commands that have a Hydra config, and translate Hydra's errors."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -16,45 +16,21 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from growlm import __version__
+from growlm.cli.free_text import quote_free_texts
+from growlm.cli.train_options import is_multirun
 from growlm.config.config_dir import (
     ROOT_CONFIG_NAME,
+    SEARCH_PATH_KEY,
     add_search_path,
     check_config_dir,
     split_config_dir,
 )
-from growlm.config.literal import escape_interpolations, quote_for_hydra
 from growlm.config.load import translate_hydra_error
+from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import print_user_error, run_and_get_exit_code
 from growlm.runtime.output_streams import output_may_be_lost
 from growlm.runtime.signals import HANGUP_SIGNAL
-
-FREE_TEXT_KEYS = (
-    "callbacks.sample_prompt",
-    "checkpoint",
-    "data.cache",
-    "data.delimiter",
-    "data.name",
-    "data.path",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-    "model.path",
-    "new",
-    "old",
-    "out",
-    "prompt",
-    "prompts_file",
-    "resume",
-    "run_dir",
-    "source",
-    "tokenizer.eos_token",
-    "tokenizer.path",
-)
-"""Keys whose value is taken literally: commas, colons and apostrophes have no special meaning."""
-PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
-"""Free-text keys that are not paths: no character has a special meaning in their values."""
-FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(delimiter|name|path)")
-"""Pattern of the free-text keys of a mixture's sources."""
 
 COMMON_OPTIONS = """
 
@@ -64,28 +40,6 @@ Options:
   --version, --help
 """
 """Help on the options of all commands."""
-
-QUOTED_STRING = re.compile(r"""('|")((?!\1)[^\\]|\\.)*\1""", re.DOTALL)
-"""Pattern of a value that is a single quoted string in Hydra's grammar."""
-
-
-def quote_free_text(argument: str) -> str:
-    """Quote a free-text value for Hydra: `data.path=a, b.txt` becomes `data.path='a, b.txt'`.
-
-    Arguments with other keys are returned unchanged. A prompt arrives as typed, except for a bare `???`, which
-    Hydra rejects as missing. In a path some Hydra syntax keeps its meaning: a value in quotes is unquoted, `null`
-    means None, and `${key}` is interpolated.
-    """
-    key, equals, value = argument.partition("=")
-    plain = key.lstrip("+")
-    is_free = plain in FREE_TEXT_KEYS or FREE_TEXT_SOURCE_KEY.fullmatch(plain)
-    if not is_free or not equals or not value:
-        return argument
-    if plain in PROMPT_KEYS:
-        value = escape_interpolations(value)
-    elif value == "null" or QUOTED_STRING.fullmatch(value):
-        return argument
-    return f"{key}={quote_for_hydra(value)}"
 
 
 def run_command(
@@ -125,6 +79,7 @@ def run_key_value_command(
     compose: Callable[[list[str]], DictConfig],
     composes_run: bool = False,
     writes_files: bool = False,
+    schema: type[Any] = RunConfig,
 ) -> int:
     """Run a command that takes `key=value` arguments and no sweeps; return its exit code.
 
@@ -134,6 +89,7 @@ def run_key_value_command(
         compose: Function that takes the same arguments and returns the config that `--cfg job` prints.
         composes_run: Whether the arguments compose a run's config, of which `~key` removes an entry.
         writes_files: Whether the result are files, so that the command goes on without standard output.
+        schema: Dataclass of the command's settings.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -149,16 +105,12 @@ def run_key_value_command(
             arguments = add_search_path(arguments, config_dir)
     except UserError as error:
         return print_user_error(error)
-    if {"-c", "--cfg"} & set(arguments):
-        return run_command(lambda: _print_config(arguments, compose))
+    if any(argument.partition("=")[0] in ("-c", "--cfg") for argument in arguments):
+        return run_command(lambda: _print_config(arguments, compose, schema))
     for argument in arguments:
-        if composes_run and argument.startswith("~"):
-            continue
-        if argument.startswith("-") or "=" not in argument:
-            return print_user_error(
-                UserError("argument", argument, "must be key=value; see --help")
-            )
-    quoted = [quote_free_text(argument) for argument in arguments]
+        if (wrong := _find_argument_error(argument, composes_run)) is not None:
+            return print_user_error(wrong)
+    quoted = quote_free_texts(arguments, schema)
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
@@ -188,20 +140,36 @@ def run_key_value_command(
                 signal.signal(number, handler)
 
 
+def _find_argument_error(argument: str, composes_run: bool) -> UserError | None:
+    """Return what is wrong with an argument of a command that runs no sweeps; None if nothing is."""
+    key, equals, value = argument.partition("=")
+    if argument in ("-m", "--multirun") or (key == "hydra.mode" and is_multirun(value)):
+        return UserError("argument", argument, "only growlm train runs sweeps")
+    if composes_run and argument.startswith("~"):
+        return None
+    if argument.startswith("-") or not equals or not key:
+        return UserError("argument", argument, "must be key=value; see --help")
+    if not composes_run and key.startswith(("hydra.", "hydra/")) and key != SEARCH_PATH_KEY:
+        return UserError(key, value, "only growlm train reads Hydra's settings")
+    return None
+
+
 def _interruption(number: int) -> BaseException:
     """Return what a signal's handler raises, so that temporary files are removed on the way out."""
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
-def _print_config(arguments: list[str], compose: Callable[[list[str]], DictConfig]) -> int:
+def _print_config(
+    arguments: list[str], compose: Callable[[list[str]], DictConfig], schema: type[Any]
+) -> int:
     """Print the composed config, as Hydra's `--cfg job` does."""
-    at = next(i for i, argument in enumerate(arguments) if argument in ("-c", "--cfg"))
+    at = next(i for i, a in enumerate(arguments) if a.partition("=")[0] in ("-c", "--cfg"))
+    if "=" in arguments[at]:  # --cfg=job
+        arguments = [*arguments[:at], *arguments[at].split("=", 1), *arguments[at + 1 :]]
     kind, overrides = arguments[at + 1 : at + 2], arguments[:at] + arguments[at + 2 :]
     if kind != ["job"]:
         raise UserError(
             "--cfg", " ".join(kind), "must be job, which prints the config of this command"
         )
-    print(
-        OmegaConf.to_yaml(compose([quote_free_text(override) for override in overrides])).rstrip()
-    )
+    print(OmegaConf.to_yaml(compose(quote_free_texts(overrides, schema))).rstrip())
     return 0

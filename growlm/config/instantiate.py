@@ -166,11 +166,20 @@ def find_object(key: str, target: str) -> Any:
     except Exception as error:  # the modules that it imports may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == target and "." not in target:
             raise UserError(key, target, MUST_BE_PATH) from error
+        if not _is_missing(error, target):
+            raise UserError(key, target, f"cannot be imported: {summarize(error)}") from error
         reason = (
             f"there is no such class ({summarize(error)}); its package must be installed or in PYTHONPATH "
             "(`python -m growlm.train` also finds those in the current folder)"
         )
         raise UserError(key, target, reason) from error
+
+
+def _is_missing(error: Exception, target: str) -> bool:
+    """Return whether an error says that a package of the target is missing, not one that its code imports."""
+    return isinstance(error, ModuleNotFoundError) and (
+        error.name is None or f"{target}.".startswith(f"{error.name}.")
+    )
 
 
 class _MissingAttributeError(AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -137,6 +138,13 @@ def compose_run_config(
         except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
             explained = explain_composition_error(error, overrides, config_name)
             raise explained or translate_hydra_error(error) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            if error.errno == errno.ENAMETOOLONG:  # Hydra looks for a group or a file of that name
+                raise UserError("override", Path(error.filename).name, "is too long") from error
+            reason = f"cannot be read: {error.strerror}"
+            raise UserError("config file", error.filename, reason) from error
     if unused:
         raise unused[0]
     return composed

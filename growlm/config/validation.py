@@ -34,6 +34,8 @@ NEEDS_FULL_TENSORS = {
 """Optimizers that cannot update sharded weights, and why."""
 SETTINGS_OF_SOURCES = {"delimiter": ("text",), "filter": ("text", "huggingface")}
 """Settings of data that only these kinds of sources can use."""
+MAX_NAME_BYTES = 200
+"""Maximum length of a name that becomes part of a file's or folder's; file systems allow 255 bytes in all."""
 CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -58,6 +60,7 @@ def check_config(config: RunConfig) -> None:
     check_before_start(config)
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise UserError("name", config.name, "may contain only letters, digits, '_', '-' and '.'")
+    _check_name_length("name", config.name)
     if config.sequence_length > config.model.max_seq_len:
         raise UserError(
             "sequence_length",
@@ -85,6 +88,7 @@ def check_config(config: RunConfig) -> None:
         if not re.fullmatch(r"[\w-]+", name):
             reason = "a phase's name may contain only letters, digits, '_' and '-'"
             raise UserError("phases", repr(name), reason)
+        _check_name_length("phases", name)
         others = [other for other in config.phases if other != name]
         _check_phase(f"phases.{name}", phase, index == 0, difflib.get_close_matches(name, others))
         from_scratch = index == 0 and config.model.path is None
@@ -297,11 +301,22 @@ def _check_optimizer_state(
         raise UserError(key, mode, reason)
 
 
+def _check_name_length(key: str, name: str) -> None:
+    """Check that a name can be part of a folder's name.
+
+    Raises:
+        UserError: If it is too long.
+    """
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(key, name, f"is too long; at most {MAX_NAME_BYTES} bytes")
+
+
 def _check_checkpoint_name(path: str, name: str | None, taken: dict[str, str]) -> None:
     if name is None:
         return
     if not CHECKPOINT_NAME_PATTERN.fullmatch(name):
         raise UserError(path, name, "may contain only letters, digits, '_', '-' and '.'")
+    _check_name_length(path, name)
     if name in taken:
         reason = f"is the name of {taken[name]} already; checkpoint names must be unique"
         raise UserError(path, name, reason)

@@ -22,6 +22,7 @@ from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.escaping import escape_unprintable
 from growlm.runtime.output_streams import OutputLostError, open_missing_streams, protect_streams
 
+RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 PEER_ERROR_DELAY_S = 3.0
 """Seconds that other ranks wait before they print an error that rank 0 may print too. torch's launchers end them
 as soon as rank 0 has exited, so that the message appears once."""
@@ -70,6 +71,9 @@ def _run_and_translate(body: Callable[[], int], on_error: Callable[[str], object
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            on_error(str(error))
+            return print_user_error(UserError("path", error.filename, "the name is too long"))
         on_error(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
@@ -84,6 +88,19 @@ def check_platform() -> None:
     if sys.platform == "win32":
         reason = "growlm runs on Linux and macOS; on Windows, run it inside WSL"
         raise UserError("platform", sys.platform, reason)
+
+
+def check_rank_variables() -> None:
+    """Check the variables by which `torchrun` tells a process its place.
+
+    Raises:
+        UserError: If one of them is not a number.
+    """
+    for name in RANK_VARIABLES:
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            reason = "must be a number, as torchrun sets it; unset it for a run of its own"
+            raise UserError(name, value, reason)
 
 
 def run_main_and_exit(main: Callable[[], object]) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -13,16 +14,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from growlm.cli.free_text import quote_free_texts
 from growlm.cli.hydra_command import split_hydra_options
+from growlm.cli.train_options import TrainOptions
 from growlm.config.composing.composition import (
     complete_phases,
     explain_composition_error,
     find_unused_settings,
 )
 from growlm.config.composing.unread_files import UNREADABLE
-from growlm.config.config_dir import add_search_path, get_config_folder
+from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
+from growlm.config.config_dir import SEARCH_PATH_KEY, add_search_path, get_config_folder
 from growlm.config.load import register_schema, to_valid_run_config
 from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
 from growlm.runtime.errors import UserError
@@ -70,6 +76,9 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
 
         constants = [o for o in run_overrides if not o.is_sweep_override()]
         sweeper = compose_job([str(o.input_line) for o in constants]).hydra.sweeper
+        batch_size = sweeper.get("max_batch_size")
+        if batch_size is not None and batch_size < 1:
+            raise UserError("hydra.sweeper.max_batch_size", batch_size, "must be at least 1")
         is_basic = sweeper._target_ == BASIC_SWEEPER and not sweeper.params
         jobs = _expand_sweep(run_overrides if is_basic else constants)
         if len(jobs) > ANNOUNCE_MIN_JOBS:
@@ -95,6 +104,29 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
+
+
+def asks_for_sweep_in_file(options: TrainOptions) -> bool:
+    """Return whether a config file of the user's own sets `hydra.mode` to MULTIRUN; an override comes first."""
+    keys = {override.partition("=")[0].lstrip("+") for override in options.overrides}
+    folder = options.given.get(CONFIG_DIR_OPTION)
+    files = [] if folder is None else Path(folder).rglob("*.yaml")
+    # Only then is it worth the time to compose the config.
+    may_ask = any(b"MULTIRUN" in file.read_bytes() for file in files if file.is_file())
+    if "hydra.mode" in keys or not (may_ask or SEARCH_PATH_KEY in keys):
+        return False
+    config_dir, config_name, given = split_hydra_options(quote_free_texts(options.to_arguments()))
+    with (
+        suppress(HydraException, OmegaConfBaseException, *UNREADABLE),  # reported later
+        initialize_config_dir(str(get_config_folder()), version_base="1.3"),
+    ):
+        parsed = OverridesParser.create().parse_overrides(given)
+        overrides = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        if config_dir is not None:
+            overrides = add_search_path(overrides, Path(config_dir))
+        config = compose(config_name, overrides=overrides, return_hydra_config=True)
+        return config.hydra.mode is RunMode.MULTIRUN
+    return False
 
 
 def _complete_jobs(

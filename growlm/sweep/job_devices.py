@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from growlm.reporting.reading.override_text import format_as_typed
 from growlm.runtime.errors import UserError
 
 RENDEZVOUS_ARGUMENTS = "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500"
@@ -64,4 +65,4 @@ def format_torchrun_command(
     if per_node < num_devices:
         launcher[1:1] = ["--nnodes", str(num_devices // per_node), *RENDEZVOUS_ARGUMENTS.split()]
     folder = [] if config_dir is None else ["--config-dir", config_dir]
-    return shlex.join([*launcher, "-m", "growlm.train", *folder, *overrides])
+    return shlex.join([*launcher, "-m", "growlm.train", *folder, *map(format_as_typed, overrides)])

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from growlm.cli.hydra_command import quote_free_text
-from growlm.config.load import ROOT_CONFIG_NAME, get_config_folder
+from growlm.cli.free_text import quote_free_text
+from growlm.config.load import ROOT_CONFIG_NAME, get_config_folder, translate_hydra_error
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.run_tables import print_report
 from growlm.reporting.html import read_report, write_page
 from growlm.reporting.reading.sweep_record import FINISHED, SWEEP_FILE, WRONG, SweepRecord
-from growlm.runtime.errors import UserError
+from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import print_error
 from growlm.storage.input_files import lexists
 from growlm.storage.locks import LockedError
 from growlm.storage.unique_path import make_unique_folder
-from growlm.storage.watched_folders import FolderRemovedError
 from growlm.sweep.compose import compose_jobs
 from growlm.sweep.job import BASIC_LAUNCHER, SweepFolderRemoved, run_sweep_job
 from growlm.sweep.sweep_folder import LOCK_NAMES, SWEEP_DIR_KEY, SweepFolder
@@ -41,6 +44,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
     first, parsed, requested = compose_jobs(arguments)
+    if len(requested.jobs) == 1:
+        _explain_literal_commas(parsed)
     sweep_dir = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == SWEEP_DIR_KEY for o in parsed)
     folder = (
@@ -69,8 +74,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
         for job in requested.jobs:
             if job.status == WRONG:
                 print_error(f"error: {job.message}")
-        code = _launch_jobs(arguments, folder) if remaining or not jobs else 0
-    if not any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir()):
+        try:
+            code = _launch_jobs(arguments, folder) if remaining or not jobs else 0
+        except UserError:
+            if is_new and not _has_job_folders(folder):
+                _remove_unstarted_sweep(folder, created)
+            raise
+    if not _has_job_folders(folder):
         _remove_unstarted_sweep(folder, created)
         return code
     report = read_report([folder.path])
@@ -83,6 +93,20 @@ def run_sweep(arguments: Sequence[str]) -> int:
     if any(job.status != FINISHED for job in folder.read().jobs):
         console.print("To run the remaining jobs, repeat the same command.")
     return code
+
+
+def _explain_literal_commas(overrides: Sequence[Override]) -> None:
+    """Print how to sweep over a text, for a sweep that has a single job and a text with commas."""
+    for override in overrides:
+        value = override.value()
+        if not override.is_sweep_override() and isinstance(value, QuotedString | str):
+            text = value if isinstance(value, str) else value.text
+            if "," in text:
+                key = override.key_or_group
+                print_error(
+                    f"warning: the commas in {key}={text} are part of the text; to sweep over it, write "
+                    f"{key}=choice({text})"
+                )
 
 
 def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
@@ -99,8 +123,12 @@ def _launch_jobs(arguments: Sequence[str], folder: SweepFolder) -> int:
         default = 130
     except SweepFolderRemoved as removed:
         raise removed.error from None
-    except FolderRemovedError:
+    except (UserError, RunError):  # growlm's own, which says what it is about
+        with suppress(UserError, RunError, OSError):
+            folder.mark_dead_jobs("failed")
         raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate_hydra_error(error) from error  # of a sweeper's settings
     except Exception as error:  # from a launcher, for example if a process was killed
         print_error(f"the launcher failed: {type(error).__name__}: {error}")
         default = 1
@@ -136,7 +164,7 @@ def _find_unfinished_sweep(outputs: Path, requested: SweepRecord) -> SweepFolder
         try:
             found = folder.read()
             folder.lock_sweep().close()
-        except (OSError, ValueError, LockedError):
+        except (OSError, UserError, LockedError):
             continue
         if found.matches(requested):
             return folder if any(job.status != FINISHED for job in found.jobs) else None
@@ -149,15 +177,23 @@ def _make_sweep_folder(sweep_dir: Path, may_exist: bool) -> tuple[SweepFolder, l
     Returns:
         The sweep's folder, and all folders that were created, innermost first.
     """
-    created = [folder for folder in sweep_dir.parents if not folder.exists()]
+    created: list[Path] = []
     try:
+        created = [folder for folder in sweep_dir.parents if not folder.exists()]
         sweep_dir.parent.mkdir(parents=True, exist_ok=True)
         if may_exist and sweep_dir.is_dir():
             return SweepFolder(sweep_dir), created
         path = make_unique_folder(sweep_dir)
     except OSError as error:
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
         raise UserError(SWEEP_DIR_KEY, sweep_dir, f"cannot be created: {error.strerror}") from error
     return SweepFolder(path), [path, *created]
+
+
+def _has_job_folders(folder: SweepFolder) -> bool:
+    return any(path.is_dir() and path.name[0] != "." for path in folder.path.iterdir())
 
 
 def _remove_unstarted_sweep(folder: SweepFolder, created: Sequence[Path]) -> None:

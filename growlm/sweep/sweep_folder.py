@@ -5,13 +5,15 @@ Several processes may write `sweep.json`: that of the sweep, and one per job if 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.reporting.reading.override_text import normalize_override, unquote
 from growlm.reporting.reading.sweep_record import (
     FAILED,
     INTERRUPTED,
@@ -29,6 +31,8 @@ from growlm.storage.watched_folders import FolderRemovedError
 SWEEP_DIR_KEY = "hydra.sweep.dir"
 LOCK_NAMES = (".lock", ".sweep.json.lock")
 """Lock files of the process that runs the sweep, and of a process that updates sweep.json."""
+MAX_FOLDER_BYTES = 100
+"""Maximum length of the name of a job's folder; file systems allow 255 bytes, with the suffix of a log file."""
 STATUS_BY_EXIT_CODE = {1: FAILED, 2: WRONG, 130: INTERRUPTED, 143: INTERRUPTED}
 """Status of a job that has not finished, by exit code; INTERRUPTED for other codes."""
 
@@ -72,7 +76,10 @@ class SweepFolder:
         """Return a job by its number; add or replace it if it is new or its overrides differ."""
         with self._locked_update() as sweep:
             jobs = {job.number: job for job in sweep.jobs}
-            if number not in jobs or jobs[number].overrides != list(overrides):
+            given = [normalize_override(o) for o in overrides]
+            if number not in jobs or given != [
+                normalize_override(o) for o in jobs[number].overrides
+            ]:
                 jobs[number] = make_job(number, overrides, sweep.constants)
                 sweep.jobs = [jobs[n] for n in sorted(jobs)]
             return jobs[number]
@@ -129,7 +136,27 @@ def make_job(number: int, overrides: Sequence[str], constants: Sequence[str]) ->
         constants: Overrides that all jobs share; the others are the sweep parameters.
     """
     swept = [o for o in overrides if o not in constants]
-    parameters = {key: value for key, _, value in (o.partition("=") for o in swept)}
-    shown = [f"{key.rpartition('.')[2]}={value}" for key, value in parameters.items()]
-    folder = re.sub(r"[^\w.=-]", "-", "_".join([str(number), *shown]))
-    return Job(number, list(overrides), parameters, folder)
+    parameters = {key: unquote(value) for key, _, value in (o.partition("=") for o in swept)}
+    return Job(number, list(overrides), parameters, _name_job_folder(number, parameters))
+
+
+def _name_job_folder(number: int, parameters: dict[str, str]) -> str:
+    """Return the name of a job's folder: its number and parameters, shortened with a checksum if it is long."""
+
+    def join(values: Iterable[str]) -> str:
+        pairs = zip(parameters, values, strict=True)
+        shown = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs]
+        return re.sub(r"[^\w.=-]", "-", "_".join([str(number), *shown]))
+
+    name = join(parameters.values())
+    if len(name.encode()) <= MAX_FOLDER_BYTES:
+        return name
+    checksum = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    short = join(_shorten(value) for value in parameters.values())
+    kept = short.encode()[: MAX_FOLDER_BYTES - len(checksum) - 1].decode(errors="ignore")
+    return f"{kept}-{checksum}"
+
+
+def _shorten(value: str) -> str:
+    """Return the beginning and the end of a long value."""
+    return value if len(value) <= 24 else f"{value[:10]}...{value[-10:]}"

@@ -198,6 +198,10 @@ def check_run_dir_writable(config: RunConfig) -> None:
         UserError: If it cannot.
     """
     requested = _requested_run_dir(config).absolute()
+    try:
+        requested.exists()
+    except OSError as error:  # for example a name that is too long
+        raise UserError("run_dir", requested, f"cannot be created: {error.strerror}") from error
     parent = next(path for path in (*requested.parents, Path("/")) if path.exists())
     if requested == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = f"cannot be created: {parent} is not a writable folder"

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins import file_config_source
 
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config import load_config
+from growlm.config.instantiate import find_object
 from growlm.runtime.errors import UserError
 from growlm.train import main
 from growlm.training import run_plan
@@ -158,3 +160,40 @@ def test_a_full_disk_is_not_a_run_folder(monkeypatch, capfd):
         main()
     assert ended.value.code == 1
     assert "stopped: the output cannot be written: No space left" in capfd.readouterr().err
+
+
+def test_a_config_file_that_cannot_be_read_is_not_a_run_folder(own, monkeypatch, capfd, tmp_path):
+    def fail(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(file_config_source, "open", fail, raising=False)
+    monkeypatch.setattr("sys.argv", ["train", "--config-dir", str(own), "phase_plan=mine"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: config file=/")
+    assert line.endswith("train.yaml: cannot be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nowhere_at_all", r"cannot be imported: .*No module named 'nowhere_at_all'"),
+        ("def f(:", r"cannot be imported: .*invalid syntax"),
+        ("1 / 0", r"cannot be imported: .*division by zero"),
+        ("x = 1", r"there is no such class: .* has no Mine"),
+    ],
+)
+def test_a_class_whose_module_fails_is_not_said_to_be_missing(
+    code, message, tmp_path, monkeypatch, request
+):
+    name = f"failing_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message):
+        find_object("optimizer._target_", f"{name}.Mine")
+    with pytest.raises(
+        UserError, match=r"there is no such class \(.*its package must be installed"
+    ):
+        find_object("optimizer._target_", f"{name}_2.Mine")

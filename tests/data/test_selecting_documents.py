@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from growlm.cli.hydra_command import quote_free_text
+from growlm.cli.free_text import quote_free_text
 from growlm.config import load_config
 from growlm.config.command_schema import EvaluateCommand
 from growlm.config.load import load_command_config

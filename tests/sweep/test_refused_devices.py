@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from growlm.cli.hydra_command import quote_free_text
+from growlm.cli.free_text import quote_free_text
 from growlm.config import load_config
 from growlm.runtime.errors import UserError
 from growlm.sweep.compose import compose_jobs
@@ -26,16 +26,17 @@ def test_the_first_job_on_several_devices_is_told_without_m():
         "logger=none",
         "hydra/launcher=joblib",
         "run_dir=a folder's name",
+        "callbacks.sample_prompt=it's ${x}",
         "phases.moe.grow=[{upcycle: {num_experts: 8, top_k: 2}}]",
     )
     assert command[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "growlm.train"]
     overrides = command[5:]
     assert "-m" not in overrides
-    config = load_config(*overrides)
+    config = load_config(*map(quote_free_text, overrides))
     assert (config.trainer.devices, config.growth.noise_std) == (2, 1e-3)
     assert config.run_dir == "a folder's name"
     assert config.phases["moe"].grow[0]["upcycle"].num_experts == 8
-    assert quote_free_text(overrides[overrides.index("run_dir='a folder\\'s name'")]) in overrides
+    assert config.callbacks.sample_prompt == "it's ${x}"
 
 
 def test_an_experiment_may_ask_for_them(tmp_path):

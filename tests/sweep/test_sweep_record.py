@@ -1,6 +1,7 @@
 """What a sweep remembers of its jobs. The runs themselves are stand-ins here; test_sweeps.py has real ones."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import growlm.training
-from growlm.runtime.errors import RunError, UserError
+from growlm.reporting.html.shell_commands import build_sweep_command
+from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.storage.locks import acquire_lock
 from growlm.storage.watched_folders import FolderRemovedError
 from growlm.sweep.sweep_folder import SweepFolder, SweepRecord, make_job
@@ -51,8 +53,8 @@ def runs(monkeypatch, tmp_path):
     return runs
 
 
-def sweep(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["growlm.train", "-m", *arguments])
+def sweep(monkeypatch, *arguments, mode="-m"):
+    monkeypatch.setattr(sys, "argv", ["growlm.train", *filter(None, [mode]), *arguments])
     return train()
 
 
@@ -222,3 +224,166 @@ def test_a_job_whose_folder_is_removed_fails_alone(runs, monkeypatch, tmp_path):
         "failed",
         "finished",
     ]
+
+
+@pytest.mark.slow
+def test_texts_are_swept_over_and_found_again(runs, monkeypatch, tmp_path):
+    for name in ("a.txt", "b, c.txt", "d's.txt"):
+        (tmp_path / name).write_text("text")
+    command = ["data=text", "data.path=choice(a.txt, 'b, c.txt', d's.txt)", "hydra.sweep.dir=here"]
+    runs.ending = lambda config: RunError("broke") if "," in config.data.path else None
+    assert sweep(monkeypatch, *command) == 1
+    assert [config.data.path for config in runs.configs] == ["a.txt", "b, c.txt", "d's.txt"]
+    assert [(folder, status) for folder, status, _ in jobs(tmp_path / "here")] == [
+        ("0_path=a.txt", "finished"),
+        ("1_path=b--c.txt", "failed"),
+        ("2_path=d-s.txt", "finished"),
+    ]
+    record = json.loads((tmp_path / "here" / "sweep.json").read_text())
+    assert [job["dials"]["data.path"] for job in record["jobs"]] == ["a.txt", "b, c.txt", "d's.txt"]
+    runs.taken()
+    runs.ending = lambda config: None
+    assert sweep(monkeypatch, *command) == 0
+    assert runs.taken() == [(0, True)]
+    typed = build_sweep_command(record["command"])["command"]
+    assert sweep(monkeypatch, *shlex.split(typed)[4:], "hydra.sweep.dir=here") == 0
+    assert runs.taken() == []  # the same sweep, which has finished
+
+
+@pytest.mark.slow
+def test_a_sweep_of_growlm_01_is_found_again(runs, monkeypatch, tmp_path):
+    """It quoted the values of fewer keys."""
+    command = ["data.column=story", "seed=1,2", "hydra.sweep.dir=here"]
+    runs.ending = lambda config: RunError("broke") if config.seed == 2 else None
+    sweep(monkeypatch, *command)
+    path = tmp_path / "here" / "sweep.json"
+    assert "data.column='story'" in path.read_text()
+    path.write_text(path.read_text().replace("data.column='story'", "data.column=story"))
+    runs.taken()
+    assert sweep(monkeypatch, *command) == 1
+    assert runs.taken() == [(2, True)]
+
+
+@pytest.mark.slow
+def test_folders_of_long_values_are_short_and_their_own(runs, monkeypatch, tmp_path):
+    long = "日本" * 130
+    line = f"callbacks.sample_prompt=choice({long}, {long}y, short)"
+    runs.ending = lambda config: RunError("broke")
+    assert sweep(monkeypatch, line, "seed=1,2", "hydra.sweep.dir=here") == 1
+    folders = [folder for folder, _, _ in jobs(tmp_path / "here")]
+    assert len(set(folders)) == 6
+    assert all(len(f"{folder}.log".encode()) < 120 for folder in folders)
+    assert folders[0].startswith("0_sample_prompt=日本日本日本日本日本...")
+    assert "_seed=1-" in folders[0]
+    assert folders[4:] == ["4_sample_prompt=short_seed=1", "5_sample_prompt=short_seed=2"]
+    assert len({folder.rpartition("-")[2] for folder in folders[:4]}) == 4
+    assert {path.name for path in (tmp_path / "here").iterdir() if path.is_dir()} == {*folders}
+    runs.taken()
+    runs.ending = lambda config: None
+    assert sweep(monkeypatch, line, "seed=1,2", "hydra.sweep.dir=here") == 0
+    assert all(resumed for _, resumed in runs.taken())
+    assert [status for _, status, _ in jobs(tmp_path / "here")] == ["finished"] * 6
+
+
+@pytest.mark.slow
+def test_the_mode_of_hydra_is_a_sweep_too(runs, monkeypatch, tmp_path):
+    """From the command line, or from an experiment's file, maybe with what it sweeps over."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    head = "# @package _global_\nhydra:\n  mode: MULTIRUN\n"
+    (tmp_path / "own" / "experiment" / "swept.yaml").write_text(
+        f"{head}  sweeper: {{params: {{seed: '3,4'}}}}\n"
+    )
+    (tmp_path / "own" / "experiment" / "plain.yaml").write_text(head)
+    own = ["--config-dir", str(tmp_path / "own")]
+    for number, arguments in enumerate(
+        (
+            ["hydra.mode=MULTIRUN", "seed=3,4"],
+            [*own, "experiment=plain", "seed=3,4"],
+            [*own, "experiment=swept"],
+        )
+    ):
+        assert sweep(monkeypatch, *arguments, mode="") == 0
+        assert runs.taken() == [(3, False), (4, False)]
+        assert len(list(tmp_path.glob("outputs/*/*_sweep*/sweep.json"))) == number + 1
+
+
+@pytest.mark.slow
+def test_a_refused_job_is_in_the_exit_code_the_record_and_the_summary(
+    runs, monkeypatch, tmp_path, capsys
+):
+    assert sweep(monkeypatch, "seed=-1,2", "hydra.sweep.dir=here") == 2
+    assert jobs(tmp_path / "here") == [("0_seed=-1", "wrong", 2), ("1_seed=2", "finished", 0)]
+    printed = capsys.readouterr()
+    assert printed.err.count("error: seed=-1: must be at least 0") == 1
+    assert "0_seed=-1: seed=-1: must be at least 0" in printed.out
+    assert "To run the remaining jobs, repeat the same command." in printed.out
+    assert sweep(monkeypatch, "seed=-1,-2", "hydra.sweep.dir=all") == 2
+    assert not (tmp_path / "all").exists()
+    assert capsys.readouterr().err.count("error: seed=-") == 2
+
+
+@pytest.mark.slow
+def test_a_text_that_may_be_meant_as_a_list_is_explained(runs, monkeypatch, capsys):
+    sweep(monkeypatch, "data=text", "data.path=a,b", "hydra.sweep.dir=here")
+    assert "write data.path=choice(a,b)" in capsys.readouterr().err
+
+
+def test_a_sweep_over_two_texts(runs, monkeypatch, tmp_path):
+    assert sweep(monkeypatch, "logger.project=choice(p (v2), 'a, b')", "hydra.sweep.dir=here") == 0
+    assert [config.logger.project for config in runs.configs] == ["p (v2)", "a, b"]
+    assert [folder for folder, _, _ in jobs(tmp_path / "here")] == [
+        "0_project=p--v2-",
+        "1_project=a--b",
+    ]
+
+
+def test_names_of_job_folders():
+    long = "日本" * 130
+    names = [
+        make_job(number, ["seed=1", f"a.text='{value}'", "b.n=3"], ["seed=1"]).folder
+        for number, value in ((0, "it\\'s"), (1, long), (1, f"{long}y"), (1, f"y{long}"))
+    ]
+    assert names[0] == "0_text=it-s_n=3"
+    assert names[1].startswith("1_text=日本日本日本日本日本...日本日本日本日本日本_n=3-")
+    assert len({*names}) == 4
+    assert all(len(f"{name}.log".encode()) < 120 for name in names)
+    many = make_job(0, [f"key_{i}={i}" for i in range(100)], []).folder
+    assert many.startswith("0_key_0=0_key_1=1_")
+    assert len(many.encode()) <= 100
+
+
+def test_quotes_that_growlm_01_did_not_write_make_no_other_sweep(tmp_path):
+    former, present = (
+        SweepRecord("plan", [text, "seed=1,2"], config="c", jobs=[make_job(0, [text], [])])
+        for text in ("data.column=story", "data.column='story'")
+    )
+    assert former.matches(present)
+    assert not former.matches(SweepRecord("plan", ["data.column=other", "seed=1,2"], config="c"))
+    former.jobs[0].status = "finished"
+    folder = SweepFolder(tmp_path)
+    folder.write(former)
+    assert folder.get_or_add_job(0, present.jobs[0].overrides).status == "finished"
+    assert folder.get_or_add_job(0, ["data.column=other"]).status == "pending"
+
+
+@pytest.mark.slow
+def test_an_error_of_growlm_is_not_one_of_the_launcher(runs, monkeypatch, tmp_path, capsys):
+    def fail(*_):
+        raise DiskError(tmp_path / "here", OSError(28, "No space left on device"))
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command does
+    monkeypatch.setattr(SweepFolder, "lock_job", fail)
+    with pytest.raises(DiskError, match="No space left on device"):
+        sweep(monkeypatch, "seed=1,2", "hydra.sweep.dir=here")
+    assert "launcher failed" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wrong_setting_of_the_sweeper_leaves_nothing(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command does
+    for setting in ("++hydra.launcher.nothing=1", "hydra.sweeper.max_batch_size=0"):
+        with pytest.raises(
+            UserError, match=r"'nothing'|^hydra\.sweeper\.max_batch_size=0: must be"
+        ):
+            sweep(monkeypatch, setting, "seed=1,2", "hydra.sweep.dir=here")
+    assert not list(tmp_path.iterdir())

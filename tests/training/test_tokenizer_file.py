@@ -7,7 +7,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from growlm.cli.hydra_command import quote_free_text
+from growlm.cli.free_text import quote_free_text
 from growlm.config import load_config
 from growlm.data import load_tokenizer
 from growlm.huggingface import to_growlm, to_huggingface

@@ -107,6 +107,12 @@ def _load_gpt2() -> tiktoken.Encoding:
         with _limit_download_time():
             return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # no network, no access, or a file with other contents
+        if isinstance(error, OSError) and error.filename is not None:
+            # Of the cache. The network's errors name no file.
+            problem = f"its files cannot be cached: {error.filename}: {error.strerror}"
+            raise UserError(
+                "tokenizer.name", "gpt2", f"{problem}; set TIKTOKEN_CACHE_DIR"
+            ) from error
         reason = type(error).__name__
     # Raised outside the handler, so that a one-sentence error does not carry a library's traceback.
     raise UserError(

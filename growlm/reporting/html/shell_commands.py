@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from growlm.reporting.reading.override_text import format_as_typed
 from growlm.reporting.reading.run_files import Run
 
 ShellCommand = dict[str, str]
@@ -36,7 +37,7 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
         commands.append(
             {
                 "title": "The same from the shipped settings",
-                "command": format_train_command(*run.overrides),
+                "command": format_train_command(*map(format_as_typed, run.overrides)),
                 "note": "the overrides of this job of the sweep",
             }
         )
@@ -47,7 +48,7 @@ def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:
     """Return the command that repeats a sweep."""
     return {
         "title": "Sweep",
-        "command": format_train_command("-m", *overrides),
+        "command": format_train_command("-m", *map(format_as_typed, overrides)),
         "note": "runs all jobs again",
     }
 

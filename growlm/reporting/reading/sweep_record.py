@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from growlm.reporting.reading.override_text import normalize_override
 from growlm.storage.input_files import MAX_INDEX_BYTES, read_json, translate_content_errors
 from growlm.storage.typed_values import parse_as
 
@@ -63,7 +64,8 @@ class SweepRecord:
 
     def matches(self, other: SweepRecord) -> bool:
         """Return whether both sweeps come from the same command with the same configuration files."""
-        return (self.command, self.config) == (other.command, other.config)
+        commands = [[normalize_override(o) for o in each.command] for each in (self, other)]
+        return commands[0] == commands[1] and self.config == other.config
 
 
 def read_sweep_record(folder: Path, key: str) -> SweepRecord:

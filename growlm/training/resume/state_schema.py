@@ -14,8 +14,9 @@ from growlm.checkpoint.resume_state import RESUME_SETTING, STATE_FILE, ResumeSta
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.distributed.process_group import DistributedContext
 from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary
-from growlm.runtime.errors import UserError
+from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.escaping import summarize_error
+from growlm.runtime.memory import is_out_of_memory
 from growlm.storage.input_files import read_lines, translate_content_errors
 from growlm.storage.parsing import parse_json
 from growlm.storage.typed_values import NonNegativeInt, at_least, parse_as
@@ -183,7 +184,7 @@ def translate_restore_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, RunError):
         raise
     except (
         ArithmeticError,
@@ -193,6 +194,8 @@ def translate_restore_errors(path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {summarize_error(error)}"
         raise UserError(RESUME_SETTING, path, f"does not fit the run ({reason})") from error
 
