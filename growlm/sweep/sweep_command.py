@@ -41,6 +41,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
     first, parsed, requested = compose_jobs(arguments)
+    if not str(first.hydra.sweep.dir).strip():
+        raise UserError(SWEEP_DIR_KEY, "", "is empty; name a folder, or leave it out")
     sweep_dir = Path(str(first.hydra.sweep.dir)).expanduser().absolute()
     is_named = any(o.key_or_group == SWEEP_DIR_KEY for o in parsed)
     folder = (
