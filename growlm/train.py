@@ -9,10 +9,12 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from growlm import __version__
 from growlm.cli.hydra_command import quote_free_text, run_command, split_hydra_options
+from growlm.cli.hydra_options import check_hydra_options, check_hydra_settings
 from growlm.config.composing.composition import complete_phases, find_unused_settings
 from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
@@ -54,6 +56,7 @@ def train() -> int:
     if "--version" in arguments:  # Hydra would print its own version
         print(f"growlm {__version__}")
         return 0
+    check_hydra_options(arguments)
     adopt_launcher_variables()
     config_dir, arguments = split_config_dir(translate_overrides(arguments))
     if (
@@ -64,6 +67,7 @@ def train() -> int:
     sys.argv[1:] = [quote_free_text(argument) for argument in arguments]
     register_schema()
     if {"-m", "--multirun"} & set(sys.argv[1:]):
+        check_hydra_settings(arguments, is_sweep=True)
         with output_may_be_lost():
             return run_sweep(sys.argv[1:])
     code = 0
@@ -103,18 +107,24 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
         arguments: Command-line arguments that it was composed from.
     """
     settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        check_hydra_settings(settings.overrides.hydra, is_sweep=False)
     overrides = [*settings.overrides.hydra, *settings.overrides.task]
     complete_phases(composed, overrides, settings.job.config_name)
     if unused := find_unused_settings(composed, overrides, settings.job.config_name):
         raise unused[0]
     config = to_run_config(composed)
     # Imported only after the config is valid so far: Lightning takes seconds to import.
-    from growlm.config.composing.resumed_config import resolve_resume_config
+    from growlm.config.composing.resumed_config import (
+        explain_chosen_groups,
+        resolve_resume_config,
+    )
     from growlm.config.validation import check_config
     from growlm.distributed.launcher import launch_processes
     from growlm.runtime.device import resolve_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
+    from growlm.training.resume.resume_from import OtherSettingsError
 
     try:
         config = resolve_resume_config(config, settings.overrides.task)
@@ -129,6 +139,8 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
             return launch_processes("growlm.train", arguments, devices)
         with trace_interpolated_keys(composed):
             run_plan(config)
+    except OtherSettingsError as error:
+        raise explain_chosen_groups(error, settings.overrides.task) from error
     except Interrupted as interrupted:
         if is_rank0_process():
             print_error(str(interrupted))
