@@ -147,6 +147,8 @@ WRONG_TOGETHER = {
     "optimizer.momentum": 0.5,
     "optimizer.beta2_decay": -0.5,
     "data.sources": {"a": {"weight": 2}},
+    "tokenizer.eos_token": "x",
+    "tokenizer.path": "x",
 }
 """Settings that `find_inert_settings` leaves to validation, with a value that is right elsewhere."""
 

@@ -30,7 +30,6 @@ READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "split": ("huggingface",),
         "revision": ("huggingface",),
     },
-    "tokenizer.name": {"path": ("huggingface",), "eos_token": ("huggingface",)},
     "schedule.name": {"decay_fraction": ("wsd",), "final_fraction": ("wsd", "cosine")},
     "logger.name": {
         "project": ("wandb", "trackio"),
@@ -53,7 +52,7 @@ READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """By the key that chooses: the settings beside it that only some choices read. `validation.py` has those of
-`optimizer.name` and `data.sources`, which are wrong wherever they come from."""
+`optimizer.name`, `tokenizer.name` and `data.sources`, which are wrong wherever they come from."""
 _GROUPS = tuple(KEPT_SETTINGS)
 
 
