@@ -147,6 +147,7 @@ WRONG_TOGETHER = {
     "optimizer.momentum": 0.5,
     "optimizer.beta2_decay": -0.5,
     "data.sources": {"a": {"weight": 2}},
+    "data.truncate": True,
     "tokenizer.eos_token": "x",
     "tokenizer.path": "x",
 }

@@ -22,6 +22,8 @@ INERT = [
     ([], "data.name=a/b", "use data=huggingface"),
     ([], "data.column=story", "use data=text or huggingface"),
     ([], "data.split=test", "use data=huggingface"),
+    ([], "data.delimiter=tab", "use data=text"),
+    ([], "data.filter={lang: en}", "use data=text or huggingface"),
     (["data.source=text"], "data.documents=3", "data=text does not read this; use data=embedded"),
     (["schedule.name=constant"], "schedule.decay_fraction=0.3", "use schedule=wsd,"),
     (["schedule.name=cosine"], "schedule.decay_fraction=0.3", "use schedule=wsd,"),

@@ -24,6 +24,8 @@ READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "path": ("text",),
         "sample_by": ("text",),
         "column": ("text", "huggingface"),
+        "delimiter": ("text",),
+        "filter": ("text", "huggingface"),
         "documents": ("embedded",),
         "name": ("huggingface",),
         "config": ("huggingface",),
