@@ -30,6 +30,7 @@ from growlm.runtime.device import resolve_accelerator, torch_device
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 from growlm.runtime.output_streams import can_write_unicode
+from growlm.training.nan_check import describe_nonfinite_weight
 
 USAGE = """
 Measure loss, perplexity and bits per byte of a checkpoint on text.
@@ -105,7 +106,9 @@ def evaluate(arguments: list[str]) -> int:
             progress=bar.update,
         )
     if not math.isfinite(score.nats):
-        raise RunError(f"the loss is {score.nats}: the model's probabilities are not finite")
+        weight = describe_nonfinite_weight(model)
+        cause = "the model's probabilities are not finite" + (f" ({weight})" if weight else "")
+        raise RunError(f"the loss is {score.nats}: {cause}")
     record = _build_result(command, tokenizer, data, score, length, stride)
     record["seconds"] = time.perf_counter() - start
     if data.unknown.num_unknown_bytes:

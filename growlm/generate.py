@@ -87,6 +87,10 @@ def generate(arguments: list[str]) -> int:
     if command.samples > 1 and command.temperature == 0:
         reason = "must be 1 with temperature=0, which gives the same text every time"
         raise UserError("samples", command.samples, reason)
+    if command.temperature == 0 and (command.top_k or command.top_p < 1):
+        key = "top_k" if command.top_k else "top_p"
+        reason = "has no effect with temperature=0, which always takes the most likely token"
+        raise UserError(key, getattr(command, key), reason)
     accelerator = resolve_accelerator(command.device, "device")
     pretrained, tokenizer = open_checkpoint(command.checkpoint, command.tokenizer_name)
     for token in command.stop_tokens:

@@ -17,6 +17,7 @@ from growlm.config.validation import check_config
 from growlm.optim.own_optimizer import reset_unknown_states
 from growlm.planner.calibration import Calibration
 from growlm.planner.forecast import DoesNotFitError, check_plan_fits, forecast_plan
+from growlm.planner.plan_notes import describe_doubtful_settings
 from growlm.planner.planned_devices import resolve_calibration, resolve_machine
 from growlm.planner.sharding_layout import STRATEGIES
 from growlm.reporting.console.plain_console import make_stdout_console
@@ -85,7 +86,7 @@ def plan(arguments: list[str]) -> int:
             print_strategy_comparison(make_stdout_console(), tables)
         return 0
     run_plan, notes = reset_unknown_states(make_plan(config, vocab_size), config.optimizer)
-    for note in notes:
+    for note in (*notes, *describe_doubtful_settings(config, run_plan)):
         print(note, file=sys.stderr)
     table = forecast_plan(config, run_plan, machine)
     speed = resolve_calibration(config, machine, _print_measuring, recalibrate)

@@ -128,12 +128,16 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
         raise unused[0]
     config = to_run_config(composed)
     # Imported only after the config is valid so far: Lightning takes seconds to import.
-    from growlm.config.composing.resumed_config import resolve_resume_config
+    from growlm.config.composing.resumed_config import (
+        explain_chosen_groups,
+        resolve_resume_config,
+    )
     from growlm.config.validation import check_config
     from growlm.distributed.launcher import launch_processes
     from growlm.runtime.device import resolve_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
+    from growlm.training.resume.resume_from import OtherSettingsError
 
     try:
         config = resolve_resume_config(config, settings.overrides.task)
@@ -148,6 +152,8 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
             return launch_processes("growlm.train", arguments, devices)
         with trace_interpolated_keys(composed):
             run_plan(config)
+    except OtherSettingsError as error:
+        raise explain_chosen_groups(error, settings.overrides.task) from error
     except Interrupted as interrupted:
         if is_rank0_process():
             print_error(str(interrupted))

@@ -255,6 +255,12 @@ def _read_entries(folder: Path, key: str) -> dict[str, Any]:
         check_manifest(folder, key, [CONFIG_NAME])
     record = read_json(path, key, folder, CheckpointRecord)
     if record.pop("format", None) not in READABLE_FORMATS:
+        if "model_type" in record or "architectures" in record:
+            reason = (
+                "is a Hugging Face model, and this needs a growlm checkpoint: "
+                f"python -m growlm.convert source={folder} out=DIR to=growlm"
+            )
+            raise UserError(key, folder, reason)
         known = " or ".join(READABLE_FORMATS)
         raise UserError(key, folder, f"{CONFIG_NAME} is not in format {known}")
     return record
@@ -282,9 +288,17 @@ def read_skeleton(
         return TransformerLM(config), record
 
 
+def explain_missing_folder(folder: Path) -> str:
+    """Return why there is no such folder; one named like a model of the Hub has to be downloaded first."""
+    if len(folder.parts) == 2 and not folder.parent.exists() and ".." not in folder.parts:
+        download = f"hf download {folder.as_posix()} --local-dir DIR"
+        return f"there is no such folder (a model of the Hugging Face Hub is read from one: {download})"
+    return "there is no such folder"
+
+
 def _explain_missing_checkpoint(folder: Path) -> str:
     if not folder.is_dir():
-        return "there is no such folder"
+        return explain_missing_folder(folder)
     names = sorted(path.parent.name for path in folder.glob(f"checkpoints/*/{CONFIG_NAME}"))
     if names:
         listed = ", ".join(f"checkpoints/{name}" for name in names)

@@ -29,6 +29,17 @@ class RunRecord(TypedDict):
     newest_inode_change: NotRequired[int | None]
 
 
+def _explain_missing_run(path: Path) -> str:
+    """Return why a folder is not that of a run, and what a model or a part of a run is good for."""
+    reason = f"is not a run folder: it has no resume/{RUN_RECORD_FILE}"
+    for run in path.absolute().parents[:2]:
+        if lexists(run / "resume" / RUN_RECORD_FILE):
+            return f"{reason}; it lies in one: resume={run}"
+    if lexists(path / "config.json"):
+        return f"{reason}; to train a model on: model=pretrained model.path={path}"
+    return reason
+
+
 def read_run_record(path: Path) -> RunRecord:
     """Read the record that a run wrote when it began, and check that its config file is unchanged.
 
@@ -38,9 +49,7 @@ def read_run_record(path: Path) -> RunRecord:
     for name in ("checkpoints", "resume"):
         check_inside_root(path / name, RESUME_SETTING, path)
     if not lexists(path / "resume" / RUN_RECORD_FILE):
-        raise UserError(
-            RESUME_SETTING, path, f"is not a run folder: it has no resume/{RUN_RECORD_FILE}"
-        )
+        raise UserError(RESUME_SETTING, path, _explain_missing_run(path))
     record: RunRecord = read_checksummed_json(
         path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
     )

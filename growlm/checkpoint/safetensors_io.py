@@ -354,24 +354,37 @@ class TensorFiles:
         """List all files, and whether each was written by a rank of its own."""
         single = self.folder / f"{self.stem}.safetensors"
         index = self.folder / f"{self.stem}{INDEX_SUFFIX}"
-        if lexists(single):
-            return [single], False
         try:
             rank_shards = list_rank_shard_names(self.folder, self.stem)
         except ValueError as error:
             raise UserError(self.key, self.folder, str(error)) from error
+        found = [path.name for path in (single, index) if lexists(path)] + rank_shards[:1]
+        if len(found) > 1 and self._read_index(index) != [single.name]:
+            reason = (
+                f"has weights twice, in {' and in '.join(found)}, and only one of them can be meant; move the "
+                "other out of the folder"
+            )
+            raise UserError(self.key, self.folder, reason)
+        if lexists(single):
+            return [single], False
         if rank_shards:
             return [self.folder / name for name in rank_shards], True
         if not lexists(index):
             reason = f"has neither {single.name} nor {index.name}"
             raise UserError(self.key, self.folder, reason)
+        return [self.folder / name for name in self._read_index(index)], False
+
+    def _read_index(self, index: Path) -> list[str]:
+        """Return the names of the files that an index lists; empty if there is no index."""
+        if not lexists(index):
+            return []
         content = read_json(index, self.key, self.folder, TensorIndex, max_bytes=MAX_INDEX_BYTES)
         names = sorted(set(content["weight_map"].values()))
         for name in names:
             if not is_file_name(name):
                 reason = f"names {truncate_text(name)!r}, which is not a file in its folder"
                 raise UserError(self.key, index, reason)
-        return [self.folder / name for name in names], False
+        return names
 
     @contextmanager
     def _open(self, file: Path) -> Iterator[safe_open]:

@@ -60,6 +60,8 @@ REJECTED = {
 """Options of Hydra that growlm does not follow, with what to do instead."""
 _ACTIONS = ("--run", MULTIRUN, "--cfg", "--info", "--shell-completion")
 _RUN_MODES = {"RUN": False, "1": False, "MULTIRUN": True, "2": True}
+_COMPLETION_ACTIONS = ("install=", "uninstall=", "query=")
+_PARAMS_KEY = "hydra.sweeper.params"
 _SWEEP_KEYS = ("hydra.sweep", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
 
@@ -116,6 +118,13 @@ def parse_train_options(arguments: Sequence[str]) -> TrainOptions:
             given[option.name] = ""
     overrides = _apply_run_mode(given, overrides)
     _check_combination(given)
+    actions = any(override.startswith(_COMPLETION_ACTIONS) for override in overrides)
+    if "--shell-completion" in given and not actions:
+        reason = (
+            "needs install=SHELL, uninstall=SHELL or query=SHELL; growlm has a completion of its own: "
+            'eval "$(growlm completion bash)"'
+        )
+        raise UserError("--shell-completion", "", reason)
     return TrainOptions(given, overrides)
 
 
@@ -136,6 +145,12 @@ def check_hydra_overrides(options: TrainOptions) -> None:
             raise UserError(key, value, "growlm writes config.yaml into the run's folder itself")
         if key == "hydra.job.chdir" and value.lower() not in ("false", "null", ""):
             raise UserError(key, value, "growlm runs in the folder that it was started in")
+        if key == _PARAMS_KEY or key.startswith(f"{_PARAMS_KEY}."):
+            reason = (
+                "cannot be given on the command line; sweep with -m KEY=1,2, or set it in a config file "
+                "(--config-dir)"
+            )
+            raise UserError(key, value, reason)
         if key == "hydra.run.dir" and options.is_sweep:
             raise UserError(key, value, "is for a single run; set hydra.sweep.dir instead")
 

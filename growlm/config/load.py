@@ -21,6 +21,8 @@ from growlm.config.composing.composition import (
     explain_composition_error,
     find_unused_settings,
 )
+from growlm.config.composing.config_layers import parse_overrides
+from growlm.config.composing.inert_settings import check_inert_settings
 from growlm.config.composing.unread_files import UNREADABLE, explain_unread_file
 from growlm.config.config_dir import (
     ROOT_CONFIG_NAME,
@@ -32,6 +34,7 @@ from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.operator_schema import (
     MUST_BE_ENTRY,
     ComposedConfig,
+    check_grow_list,
     check_grow_lists,
     explain_unknown_key,
     with_operator_types,
@@ -178,6 +181,10 @@ def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunCon
         resolve_resume_config,  # it imports this module
     )
 
+    for override in overrides:
+        if not isinstance(override, str):
+            reason = 'must be strings, each an argument of its own: load_config("seed=1", "data=text"), or *LIST'
+            raise UserError("overrides", override, reason)
     composed = compose_run_config(overrides, config_dir)
     with trace_interpolated_keys(composed):
         config = resolve_resume_config(to_run_config(composed), overrides)
@@ -212,7 +219,11 @@ def load_command_config(
         UserError: If a setting is wrong.
     """
     try:
+        for override in parse_overrides(overrides):
+            if override.key_or_group == "grow":
+                check_grow_list("grow", override.value())
         composed = compose_command_config(config_name, schema, overrides)
+        check_inert_settings(composed, parse_overrides(overrides))
         reject_unknown_keys(composed)
         config = with_operators(OmegaConf.to_object(composed), schema)
     except MissingMandatoryValue as error:

@@ -29,7 +29,8 @@ from growlm.runtime.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 
-MUST_BE_ENTRY = "must be an operator with its settings, such as {widen: {scale_factor: 2}}"
+EXAMPLE_ENTRY = "{widen: {scale_factor: 2}}"
+MUST_BE_ENTRY = f"must be an operator with its settings, such as {EXAMPLE_ENTRY}"
 
 
 @dataclass
@@ -43,6 +44,21 @@ class ComposedConfig(RunConfig):
     phases: dict[str, Any] = field(default_factory=dict)
 
 
+_PLACES = {
+    **{each.name: f"phases.NAME.{each.name}" for each in dataclasses.fields(PhaseConfig)},
+    "learning_rate": "phases.NAME.lr",
+    "max_steps": "phases.NAME.steps",
+    "gradient_accumulation": "phases.NAME.accumulate",
+    "gradient_accumulation_steps": "phases.NAME.accumulate",
+    "accumulate_grad_batches": "phases.NAME.accumulate",
+    "gradient_clip_val": "optimizer.gradient_clip",
+    "max_grad_norm": "optimizer.gradient_clip",
+    "weight_decay": "optimizer.weight_decay",
+    "block_size": "sequence_length",
+    "max_length": "sequence_length",
+    "output_dir": "run_dir",
+}
+"""Where settings are that are looked for elsewhere: those of a phase, and other programs' names."""
 _SCHEMAS = (RunConfig, PhaseConfig, GrowCommand)
 _TYPED = "WithOperators"
 _SETTINGS = "_settings"
@@ -115,6 +131,25 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def check_grow_list(path: str, entries: Any) -> None:
+    """Check that a `grow` setting is a list, and not an operator alone.
+
+    Raises:
+        UserError: If it is not; says what to write.
+    """
+    if entries is None or isinstance(entries, list) or "${" in str(entries):
+        return
+    if isinstance(entries, dict):
+        inside = ", ".join(f"{{{name}: ...}}" for name in entries)
+        raise UserError(path, entries, f"must be a list of operators, in brackets: [{inside}]")
+    raise UserError(path, entries, f"must be a list of operators, such as [{_spell_out(entries)}]")
+
+
+def _spell_out(name: Any) -> str:
+    """Return an entry as it is written, with an operator's name if it is one."""
+    return f"{{{name}: {{}}}}" if name in available_operators() else EXAMPLE_ENTRY
+
+
 def check_grow_lists(content: dict[str, Any]) -> None:
     """Check names, settings and types in the `grow` lists of a run's config: OmegaConf's errors have no full key.
 
@@ -127,6 +162,7 @@ def check_grow_lists(content: dict[str, Any]) -> None:
     phases = content.get("phases")
     for name, phase in phases.items() if isinstance(phases, dict) else ():
         entries = phase.get("grow") if isinstance(phase, dict) else None
+        check_grow_list(f"phases.{name}.grow", entries)
         for index, entry in enumerate(entries if isinstance(entries, list) else ()):
             _check_entry(f"phases.{name}.grow.{index}", entry)
 
@@ -162,8 +198,11 @@ def _check_settings(path: str, settings_type: Any, settings: dict[str, Any]) -> 
 
 def _check_reference(path: str, value: Any) -> None:
     """Check that a value in the place of a mapping refers to one."""
-    if not (isinstance(value, str) and ("${" in value or value == "???")):
-        raise UserError(path, value, MUST_BE_ENTRY)
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return
+    if isinstance(value, str) and value in available_operators():
+        raise UserError(path, value, f"must have settings, which may be empty: {_spell_out(value)}")
+    raise UserError(path, value, MUST_BE_ENTRY)
 
 
 def with_operators(config: Any, schema: type[ConfigT], prefix: str = "") -> ConfigT:
@@ -210,6 +249,11 @@ def explain_unknown_key(schema: Any, key: str, known: Sequence[str]) -> str:
     """Return why a schema has no such key, with the nearest one that it has."""
     if schema is operator_entry_type():
         return explain_unknown_operator(key)
+    is_of_run = isinstance(schema, type) and (
+        issubclass(schema, RunConfig | PhaseConfig) or schema.__module__ == RunConfig.__module__
+    )
+    if is_of_run and (elsewhere := _PLACES.get(key)):
+        return f"there is no such key; set {elsewhere}"
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return f"there is no such key; {hint}"

@@ -67,6 +67,9 @@ def check_config(config: RunConfig) -> None:
             config.sequence_length,
             f"must be at most model.max_seq_len={config.model.max_seq_len}",
         )
+    for key, folder in (("data.cache", config.data.cache), ("reuse.folder", config.reuse.folder)):
+        if not folder.strip():
+            raise UserError(key, folder, "is empty; name a folder, or leave it out")
     check_own_classes(config)
     check_data_config(config.data)
     if (config.tokenizer.path is not None) != (config.tokenizer.name == "huggingface"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growlm.checkpoint.checkpoint_folder import READABLE_FORMATS
+from growlm.checkpoint.checkpoint_folder import READABLE_FORMATS, explain_missing_folder
 from growlm.data.tokenization.huggingface_tokenizer import HUGGINGFACE, find_tokenizer_files
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
@@ -173,10 +173,13 @@ def _get_own_fields(keys: ConfigReader) -> dict[str, Any]:
 
 def _read_config_json(folder: Path, key: str) -> dict[str, Any]:
     if not lexists(folder / CONFIG_NAME):
-        raise UserError(key, folder, f"has no readable {CONFIG_NAME}")
+        missing = f"has no readable {CONFIG_NAME}"
+        reason = missing if folder.is_dir() else explain_missing_folder(folder)
+        raise UserError(key, folder, reason)
     content: dict[str, Any] = read_json(folder / CONFIG_NAME, key, folder, dict[str, Any])
     if content.get("format") in READABLE_FORMATS:
-        raise UserError(key, folder, "is a growlm checkpoint, not a Hugging Face model")
+        reason = "is a growlm checkpoint, not a Hugging Face model; to=huggingface makes one of it"
+        raise UserError(key, folder, reason)
     return content
 
 

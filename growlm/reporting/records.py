@@ -25,6 +25,8 @@ class PhaseStart:
     device: str
     precision: str
     parameters: ParameterReport
+    initial_memory_bytes: int = 0
+    """Resident memory of the process when the run's first phase began, which forecasts leave out; 0 if unknown."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         HydraException: If a job cannot be composed; also other exceptions of Hydra and OmegaConf.
     """
     first, parsed, requested = compose_jobs(arguments)
+    if not str(first.hydra.sweep.dir).strip():
+        raise UserError(SWEEP_DIR_KEY, "", "is empty; name a folder, or leave it out")
     if len(requested.jobs) == 1:
         _explain_literal_commas(parsed)
     sweep_dir = Path(str(first.hydra.sweep.dir)).expanduser().absolute()

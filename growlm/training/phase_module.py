@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -278,8 +279,7 @@ class PhaseStage(LightningModule):
         """Skip the step by dropping its gradients, or raise if that is not allowed or cannot help."""
         assert self.step_metrics is not None
         weight = describe_nonfinite_weight(self.model)
-        loss = float(self.step_metrics.loss / self.step_metrics.num_passes)
-        reason = weight or describe_nonfinite_gradient(self.model) or f"the loss is {loss}"
+        reason = weight or describe_nonfinite_gradient(self.model) or self._describe_overflow()
         step = self.trainer.global_step + 1
         self._num_consecutive_skips += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
@@ -288,6 +288,18 @@ class PhaseStage(LightningModule):
         self.skip_reason = reason
         self.step_scaling.skip_step()
         self.zero_grad(set_to_none=True)
+
+    def _describe_overflow(self) -> str:
+        """Return what is not finite if no weight or gradient is: the loss, or the norm of the gradients."""
+        assert self.step_metrics is not None
+        assert self.gradient_norm is not None
+        loss = float(self.step_metrics.loss / self.step_metrics.num_passes)
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        return (
+            f"the norm of the gradients is {float(self.gradient_norm)}, too large for its precision: every entry "
+            f"of them is finite, and so is the loss, {loss:.6g}"
+        )
 
     def _router_loss(self, routings: list[Routing], loads: Tensor) -> Tensor:
         config = self.phase.model_config

@@ -424,6 +424,7 @@ class PhaseRunner:
             device=self._device_description,
             precision=self.context.machine.precision,
             parameters=phase.parameter_report,
+            initial_memory_bytes=self.summary.initial_memory_bytes,
         )
 
     def _growth_callback(self, phase: PlannedPhase) -> GrowthCallback:

@@ -58,6 +58,7 @@ from growlm.training.run_folder import (
     RunFolder,
     check_run_dir_writable,
     create_run_folder,
+    describe_other_run_dir,
     open_run_folder,
 )
 from growlm.training.run_setup import build_context, resolve_config
@@ -127,6 +128,8 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
             lambda: create_run_folder(context.saved_config, context.fingerprint),
         )
         assert folder is not None
+        if resumed is None and (note := describe_other_run_dir(config, folder.path)):
+            console.message_logged(note)
         try:
             with gc_frozen(), translate_peer_errors():
                 summary = _run_phases(folder, context, callbacks, console, stop_requests)

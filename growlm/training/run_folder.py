@@ -198,19 +198,36 @@ def check_run_dir_writable(config: RunConfig) -> None:
         UserError: If it cannot.
     """
     requested = _requested_run_dir(config).absolute()
+    if config.run_dir is not None and not config.run_dir.strip():
+        raise UserError("run_dir", config.run_dir, "is empty; name a folder, or leave it out")
     try:
         requested.exists()
     except OSError as error:  # for example a name that is too long
         raise UserError("run_dir", requested, f"cannot be created: {error.strerror}") from error
+    here, resolved = Path.cwd(), requested.resolve()
+    if resolved in here.parents or (resolved == here and any(here.iterdir())):
+        reason = (
+            "is the folder that the command runs in, or one above it, and not empty; name a folder in it, "
+            "such as run_dir=runs/first"
+        )
+        raise UserError("run_dir", config.run_dir, reason)
     parent = next(path for path in (*requested.parents, Path("/")) if path.exists())
     if requested == parent or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = f"cannot be created: {parent} is not a writable folder"
         raise UserError("run_dir", requested, reason)
 
 
+def describe_other_run_dir(config: RunConfig, path: Path) -> str | None:
+    """Return a note if a new run's folder is not the one that was asked for; None if it is."""
+    if config.run_dir is None or path == _requested_run_dir(config):
+        return None
+    return f"{_requested_run_dir(config)} exists and is not empty; the run's folder is {path}"
+
+
 def _requested_run_dir(config: RunConfig) -> Path:
     if config.run_dir is not None:
-        return Path(config.run_dir).expanduser().absolute()
+        path = Path(config.run_dir).expanduser().absolute()
+        return path if path.name != ".." else path.resolve()
     now = datetime.now()
     return Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{config.name}_{config.seed}")
 

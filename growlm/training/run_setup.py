@@ -33,6 +33,7 @@ from growlm.optim.own_optimizer import probe_optimizer, reset_unknown_states
 from growlm.optim.own_schedule import check_own_schedule
 from growlm.planner.calibration import load_or_measure_calibration
 from growlm.planner.forecast import check_plan_fits, forecast_plan
+from growlm.planner.plan_notes import describe_doubtful_settings
 from growlm.reporting.events import RunListener
 from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.runtime.errors import UserError
@@ -117,7 +118,7 @@ def build_context(
     pretrained = _open_pretrained(config, tokenizer)
     plan, notes = reset_unknown_states(make_plan(config, tokenizer.vocab_size), config.optimizer)
     check_own_schedule(config.schedule, plan.num_steps)
-    for note in notes:
+    for note in (*notes, *describe_doubtful_settings(config, plan)):
         listener.message_logged(note)
     forecast = forecast_plan(config, plan, machine)
     check_plan_fits(config, tokenizer.vocab_size, forecast)

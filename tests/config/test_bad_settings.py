@@ -229,7 +229,7 @@ BAD = [
         "phases.moe.batch_size=64 phases.moe.accumulate=2 phases.wide.batch_size=64",
     ),
     (["cluster=nowhere"], "cluster=nowhere", "dgx_h100"),
-    (["cluster.mfu=2"], "cluster.mfu=2.0", "at most 1"),
+    (["cluster=dgx_h100", "cluster.mfu=2"], "cluster.mfu=2.0", "at most 1"),
     (
         ["cluster.peak_tflops=10"],
         "cluster.memory_gb_per_s=None",

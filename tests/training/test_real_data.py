@@ -14,7 +14,7 @@ import pytest
 from growlm.runtime.errors import UserError
 from growlm.training import Interrupted, run_plan
 from tests.training.stopping import SignalAt, assert_same_run, history, slow
-from tests.training.tiny_run import TINY, tiny_config
+from tests.training.tiny_run import TINY, tiny_config, used
 
 WORDS = [
     "the",
@@ -41,7 +41,7 @@ DOCUMENTS = [
 SHUFFLED = ("data.shuffle_window=100", "data.validation_every=30")
 STREAMED = (*SHUFFLED, "data.streaming=true")
 LONG = (
-    *TINY,
+    *used(TINY, ("data=text",)),
     "sequence_length=64",
     *(f"phases.{name}.steps=6" for name in ("dense", "moe", "wide", "deep")),
     *(f"phases.{name}.batch_size=32" for name in ("dense", "moe", "wide", "deep")),

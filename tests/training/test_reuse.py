@@ -26,7 +26,7 @@ from growlm.training.resume.fingerprint import compute_phase_cache_keys
 from growlm.training.run_folder import RunFingerprint
 from tests.data.test_huggingface_tokenizer import byte_level, write
 from tests.training.stopping import SignalAt, assert_same_run, slow
-from tests.training.tiny_run import TINY, rows, tiny_config, tiny_run
+from tests.training.tiny_run import TINY, rows, tiny_config, tiny_run, used
 
 OTHER_NOISE = "growth.noise_std=3e-2"
 MACHINE = Machine("cpu", "32-true", 0)
@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 
 @lru_cache
 def config_and_plan(*overrides):
-    config = load_config(*TINY, *overrides)
+    config = load_config(*used(TINY, overrides), *overrides)
     return config, make_plan(config, 257)
 
 

@@ -28,9 +28,13 @@ def tiny_config(run_dir, *overrides):
 
 
 def used(settings, overrides):
-    """The settings without those that only a phase reads which the overrides remove."""
-    removed = "growth.extra_layers=1" if "~phases.deep" in overrides else None
-    return [setting for setting in settings if setting != removed]
+    """The settings without those that nothing reads with these overrides, which would be refused."""
+    unread = {"growth.extra_layers=1"} if "~phases.deep" in overrides else set()
+    if any(str(override).startswith("data=") for override in overrides):
+        unread.add("data.documents=200")
+    if "sequence_length=16" in overrides:
+        unread.add("verification.probe_length=32")
+    return [setting for setting in settings if setting not in unread]
 
 
 def config_from(folder, run_dir, *overrides):

@@ -17,6 +17,7 @@ from growlm.config.composing.config_layers import (
     parse_overrides,
     read_file_layers,
 )
+from growlm.config.composing.inert_settings import find_inert_settings
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
 from growlm.config.composing.unread_files import (
     UNREADABLE,
@@ -25,6 +26,7 @@ from growlm.config.composing.unread_files import (
 )
 from growlm.config.composing.unused_settings import find_unused_growth_settings
 from growlm.config.config_dir import ROOT_CONFIG_NAME, get_config_folder
+from growlm.config.operator_schema import check_grow_list
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
 
@@ -63,7 +65,7 @@ def complete_phases(
 def find_unused_settings(
     composed: DictConfig, overrides: Sequence[str], config_name: str | None = ROOT_CONFIG_NAME
 ) -> list[UserError]:
-    """Return an error for each growth setting that the user set and no phase uses.
+    """Return an error for each setting that the user set and that nothing in the config reads.
 
     Takes the arguments of `complete_phases`.
     """
@@ -73,7 +75,10 @@ def find_unused_settings(
     files: list[ConfigLayer] = []
     if has_own_files(parsed):
         files = read_file_layers(config_name, parsed, get_config_folder())
-    return find_unused_growth_settings(composed, parsed, files)
+    return [
+        *find_unused_growth_settings(composed, parsed, files),
+        *find_inert_settings(composed, parsed, files),
+    ]
 
 
 def explain_composition_error(
@@ -92,6 +97,12 @@ def explain_composition_error(
         parsed = parse_overrides(overrides)
         if (unread := explain_unread_file(error, list_config_folders(parsed))) is not None:
             return unread
+        for override in parsed:
+            if override.key_or_group.rpartition(".")[2] == "grow":
+                try:
+                    check_grow_list(override.key_or_group, override.value())
+                except UserError as wrong_list:
+                    return wrong_list
         layers = read_file_layers(config_name, parsed, get_config_folder())
         for layer in layers:
             if (misplaced := _check_package(layer)) is not None:

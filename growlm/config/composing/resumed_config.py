@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from growlm.checkpoint.run_record import CONFIG_FILE, read_run_record
+from growlm.config.composing.inert_settings import check_inert_settings
 from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.load import (
     get_config_folder,
@@ -26,6 +27,7 @@ from growlm.config.load import (
 )
 from growlm.config.own_classes import (
     GROUP_TYPES,
+    KEPT_SETTINGS,
     TARGET,
     find_targets,
     get_entries,
@@ -74,10 +76,36 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
             _check_phase(key, override.value(), list(loaded.phases))
             OmegaConf.update(saved, key, override.value(), force_add=False)
             named |= {target for target, _ in find_targets(override.value(), key)} | {key}
+    check_inert_settings(saved, parsed)
     resolved = replace(to_run_config(saved), resume=config.resume)
     from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]
     check_targets_of_file(from_file, resolved.trust)
     return resolved
+
+
+def explain_chosen_groups(error: UserError, overrides: Sequence[str]) -> UserError:
+    """Return what to write instead of a choice from a config group, where that made a run's settings differ.
+
+    Args:
+        error: Error about settings that differ from those that the run began with.
+        overrides: Overrides from the command line.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
+    chosen = [o for o in parsed if o.key_or_group in groups or o.type is OverrideType.DEL]
+    if not chosen:
+        return error
+    instead = [
+        f"{o.key_or_group}.{KEPT_SETTINGS[o.key_or_group][0]}={o.value()} instead of {o.input_line}"
+        if o.key_or_group in KEPT_SETTINGS and o.type is not OverrideType.DEL
+        else f"single keys instead of {o.input_line}"
+        for o in chosen
+    ]
+    reason = (
+        f"{' '.join(str(o.input_line) for o in chosen)} composes all settings anew, without those of the run. "
+        f"Write {', '.join(instead)}, or repeat the whole command of the run ({error.reason})"
+    )
+    return UserError(error.key, error.value, reason)
 
 
 def _check_phase(key: str, value: Any, phases: Sequence[str]) -> None:

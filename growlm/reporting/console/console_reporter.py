@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +44,7 @@ class ConsoleReporter(RunListener):
         self.console = console or make_stdout_console()
         self.progress_display = ProgressDisplay(self.console)
         self._pending_row: HistoryRow | None = None
+        self._initial_memory = 0
 
     def show_plan(self, forecast: Mapping[str, Any]) -> None:
         """Print the planner's table, and estimate the remaining time from it from now on."""
@@ -80,6 +82,7 @@ class ConsoleReporter(RunListener):
     def phase_started(self, start: PhaseStart) -> None:
         """Print the banner of the phase."""
         self.progress_display.stop()
+        self._initial_memory = start.initial_memory_bytes
         emit, parameters = self.console.print, start.parameters
         emit()
         self.console.rule(
@@ -135,10 +138,10 @@ class ConsoleReporter(RunListener):
         self.progress_display.stop()
         speed = summary.tokens_per_second
         self.console.print(
-            f"  {summary.steps} steps in {summary.wall_time_s:.0f} s, "
-            + ("" if speed is None else f"{speed:,.0f} tokens/s, ")
-            + f"peak memory {summary.peak_memory_bytes / 1e9:.2f} GB"
+            f"  {summary.steps} steps in {summary.wall_time_s:.0f} s with growth and validation"
+            + ("" if speed is None else f"; {speed:,.0f} tokens/s in the steps alone")
         )
+        self.console.print(_format_peak_memory(summary.peak_memory_bytes, self._initial_memory))
         if summary.router_check is not None:
             print_checks(self.console, {"router_lock": summary.router_check})
 
@@ -195,6 +198,14 @@ class ConsoleReporter(RunListener):
                 Text(replace_control_characters(" ".join(phase.sample.split()))),
             )
         self.console.print(grid)
+
+
+def _format_peak_memory(peak: int, initial: int) -> str:
+    """Return a phase's peak memory as the plan counts it, and that of the whole process."""
+    if not 0 < initial <= peak:
+        return f"  Peak memory of the process {decimal(peak)}"
+    above = f"{decimal(peak - initial)} above the start of the run"
+    return f"  Peak memory {above}, as the plan counts it; {decimal(peak)} of the process"
 
 
 def _format_losses(phase: PhaseSummary) -> tuple[str, str, str]:

@@ -41,9 +41,14 @@ def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
             row[MEMORY_COLUMNS.index("peak")] = f"[bold red]{row[MEMORY_COLUMNS.index('peak')]}[/]"
         memory.add_row(phase["name"], *row)
     console.print(work)
+    console.print(_describe_shape(phases[0]["model"]), soft_wrap=True)
     console.print()
     console.print(memory)
-    console.print(f"Memory limit of the run: {decimal(forecast['memory_limit'])}")
+    limit = decimal(forecast["memory_limit"])
+    console.print(
+        f"Memory above what the process holds at the start of the run, which may use {limit}",
+        soft_wrap=True,
+    )
 
 
 def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str, Any]]) -> None:
@@ -80,6 +85,17 @@ def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str,
         "Per device. states: weights, gradients and optimizer state; peak: most memory at once; growth: most "
         "memory while growing; sent: bytes per step; comm: communication time per step; waiting: the part "
         f"of it that computation does not hide. Memory limit: {limit} per device; ! marks phases that exceed it"
+    )
+
+
+def _describe_shape(model: Mapping[str, Any]) -> str:
+    """Return the sizes of the first model, each of which can be set alone."""
+    shared = ""
+    if model["n_kv_heads"] != model["n_heads"]:
+        shared = f" ({model['n_kv_heads']} for keys and values)"
+    return (
+        f"First model: {model['n_layers']} layers, {model['d_model']:,} wide; {model['n_heads']} heads of "
+        f"{model['head_dim']} channels{shared}; d_ff {model['d_ff']:,}"
     )
 
 

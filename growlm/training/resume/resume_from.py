@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -57,11 +58,15 @@ DATA_SETTING_BY_SOURCE = {
 """The setting that selects the documents, by data source."""
 
 
+class OtherSettingsError(UserError):
+    """Error raised when a run to resume began with other settings."""
+
+
 def find_run_to_resume(config: RunConfig) -> Path | None:
     """Return the folder of the run to resume; None for a new run.
 
     Raises:
-        UserError: If the run began with other settings.
+        OtherSettingsError: If the run began with other settings.
     """
     if config.resume is None:
         return None
@@ -76,7 +81,7 @@ def find_run_to_resume(config: RunConfig) -> Path | None:
             f"the run began with other settings ({changed}); "
             "remove these overrides, or start a new run"
         )
-        raise UserError("resume", config.resume, reason)
+        raise OtherSettingsError("resume", config.resume, reason)
     return path
 
 
@@ -167,7 +172,7 @@ def find_newest_unfinished_run(config: RunConfig) -> Path | None:
     """Return the newest unfinished run with these settings, for `resume=auto`; None if there is none."""
     if config.run_dir is not None:
         run_dir = Path(config.run_dir).expanduser().absolute()
-        candidates = [run_dir, *run_dir.parent.glob(f"{run_dir.name}_*")]
+        candidates = [run_dir, *run_dir.parent.glob(f"{glob.escape(run_dir.name)}_*")]
     else:
         candidates = list(Path("outputs").glob("*/*"))
     runs = [path for path in candidates if (path / "resume" / RUN_RECORD_FILE).is_file()]
