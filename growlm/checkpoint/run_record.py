@@ -21,6 +21,8 @@ class RunRecord(TypedDict):
     id: str
     config: str
     """Checksum of `config.yaml`."""
+    former_config: NotRequired[str]
+    """Checksum of `config.yaml` before the run was extended; valid if that was interrupted."""
     data: str
     accelerator: str
     precision: str
@@ -44,7 +46,8 @@ def read_run_record(path: Path) -> RunRecord:
     record: RunRecord = read_checksummed_json(
         path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
     )
-    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
+    valid = (record["config"], record.get("former_config"))
+    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) not in valid:
         raise UserError(
             RESUME_SETTING, path / CONFIG_FILE, "is damaged: its checksum does not match"
         )

@@ -349,6 +349,9 @@ class CheckpointConfig:
     """Minutes between resume states; one more is saved at every boundary. 0 for none by time."""
     every_steps: int = field(default=0, metadata=limits(minimum=0))
     """Steps between resume states; 0 for none by steps."""
+    keep_final_state: bool = True
+    """Keep the state after the last phase, so that a finished run can be extended (docs/resume.md). With AdamW it
+    is three times the model's size."""
 
 
 @dataclass

@@ -150,7 +150,8 @@ class PhaseRunner:
                     self._run_phase(phase, state if self.phase_state is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start_time
         self.listener.run_finished(self.summary)
-        self.dist_context.run_on_rank0(self.folder.remove_states)
+        keeps_final = self.config.checkpoint.keep_final_state
+        self.dist_context.run_on_rank0(lambda: self.folder.remove_states(int(keeps_final)))
         return self.summary
 
     def _resume_from(self, state: ResumeState) -> int:
@@ -164,8 +165,9 @@ class PhaseRunner:
         phase = self.plan.get_phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
         unfinished = None if is_phase_finished(record, phase) else phase
+        stale = None if "ended_at" in record else unfinished
         self.dist_context.run_on_rank0(
-            lambda: remove_stale_checkpoints(self._checkpoint_dir, later, unfinished)
+            lambda: remove_stale_checkpoints(self._checkpoint_dir, later, stale)
         )
         if unfinished is not None:
             return phase.index
@@ -188,6 +190,7 @@ class PhaseRunner:
         """Train a phase from its beginning, or from a resume state within it."""
         saved = {"step": 0} if state is None else state.record
         phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
+        is_over = not phase.num_steps or saved.get("ended_at") == phase.num_steps
         release_memory()
         reset_peak_memory()
         user_callbacks = self._build_user_callbacks()
@@ -213,7 +216,7 @@ class PhaseRunner:
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
                 *self._model_source_callbacks(phase, state, progress, user_callbacks),
                 *user_callbacks.values(),  # before those that validate and save what they leave
-                *([] if phase.num_steps else [_StopBeforeFirstStep()]),
+                *([_StopBeforeFirstStep()] if is_over else []),
                 self._checkpoint_callback(phase),  # before `progress` starts its timer
                 progress,
                 *(self._compile_notices if phase.num_steps else []),
@@ -381,9 +384,8 @@ class PhaseRunner:
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision
             ),
-            max_steps=max(
-                1, phase.num_steps
-            ),  # Lightning skips the hooks at 0; see `_StopBeforeFirstStep`
+            # Lightning skips the hooks where no step is left; see `_StopBeforeFirstStep`.
+            max_steps=max(steps_done + 1, phase.num_steps),
             max_epochs=1,
             accumulate_grad_batches=accumulate,
             callbacks=callbacks,
@@ -475,6 +477,7 @@ class PhaseRunner:
             write,
             self.dist_context,
             self.config.trainer.validate_every,
+            phase is self.plan.phases[-1] and self.config.checkpoint.keep_final_state,
         )
 
     def _checkpoint_callback(self, phase: PlannedPhase) -> PhaseCheckpointCallback:
@@ -537,7 +540,7 @@ class _CompileNotice(Callback):
 
 
 class _StopBeforeFirstStep(Callback):
-    """Callback that stops a phase without steps before its first step, so that all other hooks still run."""
+    """Callback that stops a phase that has no step to train, so that all other hooks still run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
         trainer.should_stop = True

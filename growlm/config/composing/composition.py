@@ -17,6 +17,7 @@ from growlm.config.composing.config_layers import (
     parse_overrides,
     read_file_layers,
 )
+from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
 from growlm.config.composing.unread_files import (
     UNREADABLE,
@@ -57,6 +58,7 @@ def complete_phases(
 
     replace_phase_lengths(composed, parsed, read_files)
     if _has_own_plan(composed):
+        check_no_added_lengths(parsed, "name the run, resume=RUN_DIR, or leave out the plus")
         check_phase_names(composed, parsed, read_files)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from growlm.checkpoint.run_record import RUN_RECORD_FILE, SUMMARY_FILE, read_run_record
+from growlm.config.composing.extended_lengths import LENGTH_PATTERN
 from growlm.config.composing.resumed_config import AUTO, load_saved_config
 from growlm.config.flatten import flatten_config
 from growlm.config.schema import OWN, RunConfig
@@ -68,7 +69,11 @@ def find_run_to_resume(config: RunConfig) -> Path | None:
     if config.resume == AUTO:
         return find_newest_unfinished_run(config)
     path = Path(config.resume).expanduser().absolute()
-    changes = diff_configs(load_saved_config(path), config)
+    changes = [
+        change
+        for change in diff_configs(load_saved_config(path), config)
+        if not LENGTH_PATTERN.match(change)  # see `run_extension.py`
+    ]
     if changed := "; ".join(changes[:MOST_CHANGES]):
         if len(changes) > MOST_CHANGES:
             changed += f"; and {len(changes) - MOST_CHANGES} more"

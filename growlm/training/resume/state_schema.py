@@ -105,6 +105,9 @@ class StateRecord(TypedDict):
     step: NonNegativeInt
     finished: NotRequired[bool]
     """Whether the phase is over, perhaps before its last step."""
+    ended_at: NotRequired[NonNegativeInt]
+    """In the state of the end of the last phase: how many steps the phase was to have. Unless it has more by now,
+    only what follows the last step is left to do."""
     phase_seconds: Seconds
     run: RunProgressRecord
     data: NotRequired[StreamPositionRecord | None]
