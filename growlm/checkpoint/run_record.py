@@ -29,6 +29,7 @@ class RunRecord(TypedDict):
     weights: NotRequired[str | None]
     processor: NotRequired[str | None]
     newest_inode_change: NotRequired[int | None]
+    evaluation: NotRequired[dict[str, str] | None]
 
 
 def read_run_record(path: Path) -> RunRecord:

@@ -53,8 +53,10 @@ FREE_TEXT_KEYS = (
 """Keys whose value is taken literally: commas, colons and apostrophes have no special meaning."""
 PROMPT_KEYS = ("callbacks.sample_prompt", "prompt")
 """Free-text keys that are not paths: no character has a special meaning in their values."""
-FREE_TEXT_SOURCE_KEY = re.compile(r"data\.sources\.[\w-]+\.(delimiter|name|path)")
-"""Pattern of the free-text keys of a mixture's sources."""
+FREE_TEXT_SOURCE_KEY = re.compile(
+    r"data\.(sources\.[\w-]+|validation|evaluation_sets\.[\w-]+)\.(delimiter|name|path)"
+)
+"""Pattern of the free-text keys of a mixture's sources, and of the texts to evaluate on."""
 
 COMMON_OPTIONS = """
 

@@ -82,6 +82,11 @@ class RunHistoryWriter(RunListener):
         self.boundaries.append(record)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
+    def boundary_evaluated(self, boundary: BoundaryRecord) -> None:
+        """Rewrite boundaries.json."""
+        self.boundaries[-1] = boundary.to_json()
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+
     def row_logged(self, row: HistoryRow) -> None:
         """Write a history line."""
         self._write(row)

@@ -26,7 +26,13 @@ from growlm.planner.forecast import suggest_less_memory
 from growlm.reporting.events import RunListener
 from growlm.reporting.loggers.metric_logger import MetricLogger
 from growlm.reporting.loggers.trainer_logger import TrainerLogger
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.reporting.records import (
+    BoundaryRecord,
+    PhaseStart,
+    PhaseSummary,
+    RunSummary,
+    SetMeasures,
+)
 from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.hardware import get_peak_flops
@@ -204,6 +210,7 @@ class PhaseRunner:
             self.dist_context,
             self.mesh,
             log_to_logger=False,
+            evaluation_sets=list(self.context.data.evaluation_sets),
             log_every=1 if reads_every_loss(user_callbacks) else self.config.callbacks.log_every,
         )
         data = self._build_data_module(phase, saved["step"])
@@ -369,6 +376,8 @@ class PhaseRunner:
             sample=sample,
             router_check=progress.check_routers(),
             ended_early=ended_early,
+            initial_evaluation=progress.initial_evaluation,
+            evaluation=progress.evaluation,
         )
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
@@ -413,6 +422,9 @@ class PhaseRunner:
             rank=self.dist_context.rank,
             world_size=self.dist_context.world_size,
             first_batch=steps_done * phase.settings.accumulate,
+            evaluation_sets={
+                name: each.samples for name, each in self.context.data.evaluation_sets.items()
+            },
         )
 
     def _describe_phase_start(self, phase: PlannedPhase) -> PhaseStart:
@@ -458,6 +470,8 @@ class PhaseRunner:
             self.peak_flops,
             self.context.nats_to_bits_per_byte,
             shows_steps,
+            self.context.evaluation_bits_per_byte,
+            self._report_evaluation,
         )
 
     def _state_callback(
@@ -500,6 +514,14 @@ class PhaseRunner:
     def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_finished(record)
+
+    def _report_evaluation(self, after: dict[str, SetMeasures]) -> None:
+        """Add what the evaluation sets measured before and after a growth to its record."""
+        if self.summary.boundaries and self.summary.phases:
+            before = self.summary.phases[-1].evaluation
+            boundary = self.summary.boundaries[-1].with_evaluation(before, after)
+            self.summary.boundaries[-1] = boundary
+            self.listener.boundary_evaluated(boundary)
 
 
 @contextmanager

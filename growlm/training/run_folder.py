@@ -51,6 +51,8 @@ class RunFingerprint:
     """Short description of the processor. A run can resume on another one, but not bit for bit."""
     newest_inode_change: int | None = field(default=None, compare=False)
     """See `RunData`. If it has become later, the run resumes with a warning."""
+    evaluation: dict[str, str] | None = None
+    """Checksum of each text that is named to evaluate on, by its key; None if there is none."""
 
 
 @dataclass
@@ -170,6 +172,7 @@ def open_run_folder(path: Path, may_have_finished: bool = False) -> RunFolder:
         record.get("weights"),
         record.get("processor"),
         record.get("newest_inode_change"),
+        record.get("evaluation"),
     )
     folder = RunFolder(path, record["id"], fingerprint, lock_run(path))
     _remove_partial_files(path)

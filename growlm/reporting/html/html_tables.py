@@ -98,6 +98,11 @@ def build_phase_table(run: Run) -> ReportTable:
             validation_loss="before the first step and after the last",
         )
     )
+    sets = outcome.list_evaluation_sets(run)
+    help_text = (
+        "evaluation set: loss before the first step and after the last; bits per byte after it"
+    )
+    table.columns += [{"title": name, "numeric": True, "help": help_text} for name in sets]
     for phase in outcome.collect_phase_metrics(run):
         planned, steps = phase.get("planned"), phase.get("steps")
         out_of = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
@@ -129,9 +134,18 @@ def build_phase_table(run: Run) -> ReportTable:
                     }
                     for first, last in losses
                 ),
+                *(_evaluation_cell(phase, name) for name in sets),
             ]
         )
     return table
+
+
+def _evaluation_cell(phase: dict[str, Any], name: str) -> Cell:
+    first = outcome.set_measure(phase, "initial_evaluation", name)
+    last = outcome.set_measure(phase, "evaluation", name)
+    bits = outcome.set_measure(phase, "evaluation", name, "bits_per_byte")
+    losses = f"{number_format.format_loss(first)} → {number_format.format_loss(last)}"
+    return {"text": losses if bits is None else f"{losses}; {bits:.4f}", "sort": last}
 
 
 def build_run_table(

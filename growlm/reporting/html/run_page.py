@@ -62,6 +62,16 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
                 round_significant(finite_or_none(line["val_loss"]))
                 for line in run.history.validations
             ],
+            "sets": [
+                {
+                    "name": name,
+                    "loss": [
+                        round_significant(outcome.set_measure(line, "evaluation", name))
+                        for line in run.history.validations
+                    ],
+                }
+                for name in outcome.list_evaluation_sets(run)
+            ],
         },
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
         "router": build_router_load(run),
@@ -195,6 +205,9 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         ("optimizer state", str(boundary.get("optimizer_state", number_format.MISSING))),
         ("took", number_format.format_seconds(finite_or_none(boundary.get("seconds")))),
     ]
+    for name, measures in (boundary.get("evaluation") or {}).items():
+        pair = _format_loss_pair(measures.get("loss_before"), measures.get("loss_after"))
+        facts.insert(-3, (f"{name} loss", pair))
     if noise:
         sigmas = (
             _format_exponent(noise.get("sigma_min")),

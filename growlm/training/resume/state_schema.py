@@ -13,7 +13,7 @@ import numpy as np
 from growlm.checkpoint.resume_state import RESUME_SETTING, STATE_FILE, ResumeState
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.distributed.process_group import DistributedContext
-from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary
+from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary, SetMeasures
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import read_lines, translate_content_errors
@@ -66,6 +66,8 @@ class PhaseProgressRecord(TypedDict):
     final_loss: float | None
     initial_val_loss: float
     val_loss: float
+    initial_evaluation: NotRequired[dict[str, SetMeasures]]
+    evaluation: NotRequired[dict[str, SetMeasures]]
     training_seconds: Seconds
     seconds_since_row: float
     row_step: NonNegativeInt
