@@ -17,12 +17,15 @@ from growlm.config.schema import DataConfig, EvaluationTextConfig
 from growlm.data import PackedDataModule, load_tokenizer, open_run_data, open_sources
 from growlm.data.evaluation_sets import open_evaluation_sets
 from growlm.data.preparation import DataListener
+from growlm.inference.evaluation_text import iter_evaluation_documents
 from growlm.reporting.html.run_page import build_run_page
 from growlm.reporting.reading.run_files import read_run
 from growlm.runtime.errors import UserError
 from growlm.training import PhaseStage, run_plan
+from growlm.training.callbacks.lightning_callbacks import check_callbacks
+from growlm.training.run_setup import build_extra_callbacks
 from tests.training.stopping import slow
-from tests.training.tiny_run import events, tiny_config
+from tests.training.tiny_run import TINY, events, tiny_config
 
 FOX = "".join(f"The quick brown fox jumps over dog {i}.\n\n" for i in range(20))
 WORDS = [f"Äpfel, Öl und süße Früchte: {i}" for i in range(30)]
@@ -257,3 +260,50 @@ def test_a_stage_of_ones_own_trainer_has_them_from_the_data_module(run_dir, text
     trainer.fit(stage, datamodule=module)
     measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
     assert measured["val/fox/loss"] == measured["val/loss"] != measured["val/words/loss"]
+
+
+def test_an_interval_to_hold_out_is_refused_where_nothing_is_held_out():
+    with pytest.raises(UserError, match=r"^data\.validation_every=5: nothing is held out"):
+        load_config("data.validation.path=val.txt", "data.validation_every=5")
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_validate_on_a_text(texts, tmp_path, monkeypatch):
+    rows = "import torch\ndef rows():\n    while True:\n        yield torch.ones(4, 33, dtype=torch.int64)\n"
+    (tmp_path / "package_of_rows.py").write_text(rows)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = [each for each in overrides(texts) if not each.startswith("~phases.moe")]
+    config = load_config(
+        *(each for each in TINY if not each.startswith(("data.", "growth."))),
+        "data._target_=package_of_rows.rows",
+        *settings,
+        "logger=none",
+        f"run_dir='{tmp_path}/run'",
+    )
+    run = run_plan(config).run_dir
+    model = load_model(run / "checkpoints" / "moe_model_final")[0].eval()
+    phase = json.loads((run / "summary.json").read_text())["phases"][-1]
+    fox, words = (score(model, each) for each in (FOX.strip().split("\n\n"), WORDS))
+    assert (phase["val_loss"], phase["val_bits_per_byte"]) == pytest.approx(fox, abs=1e-5)
+    assert tuple(phase["evaluation"]["words"].values()) == pytest.approx(words, abs=1e-5)
+
+
+def test_a_callback_may_monitor_a_set(texts, tmp_path):
+    monitor = "callbacks.extra.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
+    config = tiny_config(
+        tmp_path, *overrides(texts), monitor, "callbacks.extra.stop.monitor=val/words/loss"
+    )
+    callbacks = build_extra_callbacks(config)
+    check_callbacks(callbacks, config, "cpu")
+    callbacks["stop"].monitor = "val/fax/loss"
+    with pytest.raises(UserError, match=r"val/fax/loss is not logged.*did you mean val/fox/loss"):
+        check_callbacks(callbacks, config, "cpu")
+
+
+def test_growlm_evaluate_scores_the_validation_text(texts):
+    validation = EvaluationTextConfig(path=str(texts / "words.jsonl"))
+    settings = DataConfig(documents=40, validation=validation)
+    assert list(iter_evaluation_documents(settings, 0, "validation")) == WORDS
+    assert len(list(iter_evaluation_documents(settings, 0, "all"))) == 40
+    with pytest.raises(UserError, match=r"^data\.evaluation_sets=words: only training reads these"):
+        iter_evaluation_documents(DataConfig(evaluation_sets={"words": validation}), 0, "all")

@@ -90,11 +90,13 @@ def test_stopped_extended_finished_and_extended_again(tmp_path):
     [
         ("phases.dense.steps=3", "has done 4 steps already"),
         ("phases.dense.steps=4", r"has finished; .* phases\.NAME\.steps=\+500"),
-        *slow(
-            ("phases.dense.steps=+0", "adds nothing"),
-            ("phases.dense.tokens=+1000", r"length is in steps; write phases\.dense\.steps=\+"),
-            ("phases.dense.lr=0.1", "began with other settings"),
+        pytest.param("phases.dense.steps=+0", "adds nothing", marks=pytest.mark.slow),
+        pytest.param(
+            "phases.dense.tokens=+1000",
+            r"length is in steps; write phases\.dense\.steps=\+",
+            marks=pytest.mark.slow,
         ),
+        pytest.param("phases.dense.lr=0.1", "began with other settings", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_refused_of_a_finished_run(override, reason, run_dir):

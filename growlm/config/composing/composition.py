@@ -24,7 +24,10 @@ from growlm.config.composing.unread_files import (
     check_optional_groups,
     explain_unread_file,
 )
-from growlm.config.composing.unused_settings import find_unused_growth_settings
+from growlm.config.composing.unused_settings import (
+    find_unused_growth_settings,
+    find_unused_interval,
+)
 from growlm.config.config_dir import ROOT_CONFIG_NAME, get_config_folder
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
@@ -75,7 +78,10 @@ def find_unused_settings(
     files: list[ConfigLayer] = []
     if has_own_files(parsed):
         files = read_file_layers(config_name, parsed, get_config_folder())
-    return find_unused_growth_settings(composed, parsed, files)
+    return [
+        *find_unused_growth_settings(composed, parsed, files),
+        *find_unused_interval(composed, parsed),
+    ]
 
 
 def explain_composition_error(
