@@ -107,8 +107,11 @@ def test_they_are_in_every_record_of_the_run(run_dir):
         row for row in rows if row["val/loss"]
     ]
     page = build_run_page(read_run(run_dir), "run")
-    assert [column["title"] for column in page["phases"]["columns"][-2:]] == ["words", "fox"]
-    assert page["phases"]["rows"][-1][-2]["text"].count("→") == 1
+    titles = [column["title"] for column in page["evaluation"]["columns"]]
+    assert titles == ["phase", "validation", "words", "fox"]
+    _, validation, words, fox = (cell["text"] for cell in page["evaluation"]["rows"][-1])
+    assert validation == fox != words
+    assert f"{moe['evaluation']['words']['bits_per_byte']:.4f}" in words
     assert [one["name"] for one in page["validation"]["sets"]] == ["words", "fox"]
     assert "words loss" in [fact["label"] for fact in page["boundaries"][0]["facts"]]
 

@@ -225,7 +225,8 @@ def _print_evaluation(console: Console, summary: RunSummary) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("evaluation set")
-    for name in ("phase", "loss", "bits/byte"):
+    table.add_column("phase")
+    for name in ("loss", "bits/byte"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in sets:
         for phase in summary.phases:

@@ -98,11 +98,6 @@ def build_phase_table(run: Run) -> ReportTable:
             validation_loss="before the first step and after the last",
         )
     )
-    sets = outcome.list_evaluation_sets(run)
-    help_text = (
-        "evaluation set: loss before the first step and after the last; bits per byte after it"
-    )
-    table.columns += [{"title": name, "numeric": True, "help": help_text} for name in sets]
     for phase in outcome.collect_phase_metrics(run):
         planned, steps = phase.get("planned"), phase.get("steps")
         out_of = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
@@ -134,16 +129,39 @@ def build_phase_table(run: Run) -> ReportTable:
                     }
                     for first, last in losses
                 ),
-                *(_evaluation_cell(phase, name) for name in sets),
             ]
         )
     return table
 
 
-def _evaluation_cell(phase: dict[str, Any], name: str) -> Cell:
-    first = outcome.set_measure(phase, "initial_evaluation", name)
-    last = outcome.set_measure(phase, "evaluation", name)
-    bits = outcome.set_measure(phase, "evaluation", name, "bits_per_byte")
+def build_evaluation_table(run: Run) -> ReportTable | None:
+    """Return a table with the validation loss and that of each evaluation set, by phase; None without sets."""
+    sets = outcome.list_evaluation_sets(run)
+    if not sets:
+        return None
+    help_text = "loss before the first step and after the last; bits per byte after it"
+    table = ReportTable(_make_columns("phase", "validation", *sets))
+    for column in table.columns[1:]:
+        column["help"] = help_text
+    for phase in outcome.collect_phase_metrics(run):
+        validation = _loss_cell(
+            phase.get("initial_val_loss"), phase.get("val_loss"), phase.get("val_bits_per_byte")
+        )
+        cells = [
+            _loss_cell(
+                outcome.set_measure(phase, "initial_evaluation", name),
+                outcome.set_measure(phase, "evaluation", name),
+                outcome.set_measure(phase, "evaluation", name, "bits_per_byte"),
+            )
+            for name in sets
+        ]
+        table.rows.append([text_cell(phase.get("name")), validation, *cells])
+    return table
+
+
+def _loss_cell(*values: Any) -> Cell:
+    """Return a cell of a loss before and after, and in bits per byte."""
+    first, last, bits = map(finite_or_none, values)
     losses = f"{number_format.format_loss(first)} → {number_format.format_loss(last)}"
     return {"text": losses if bits is None else f"{losses}; {bits:.4f}", "sort": last}
 

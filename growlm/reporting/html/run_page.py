@@ -13,7 +13,7 @@ from growlm.reporting.html.curves import (
     smooth_losses,
     smoothing_radius,
 )
-from growlm.reporting.html.html_tables import build_phase_table
+from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
 from growlm.reporting.html.router_load import build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
@@ -76,6 +76,9 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
         "router": build_router_load(run),
         "phases": build_phase_table(run).to_json(),
+        "evaluation": None
+        if (evaluation := build_evaluation_table(run)) is None
+        else evaluation.to_json(),
         "sizes": _phase_sizes(run),
         "samples": _phase_samples(run),
         "warnings": [

@@ -133,6 +133,7 @@ class TrainedPhaseSchema(TypedDict, total=False):
     final_loss: float | None
     initial_val_loss: float | None
     val_loss: float | None
+    val_bits_per_byte: float | None
     wall_time_s: float | None
     tokens_per_second: float | None
     peak_memory_bytes: float | None

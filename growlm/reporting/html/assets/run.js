@@ -21,7 +21,7 @@ function runPage(data) {
       ...data.boundaries.map(boundaryCard),
     ));
   }
-  parts.push(section("phases", "Phases", null, table("phase-table", data.phases), sizePlots(data)));
+  parts.push(section("phases", "Phases", null, table("phase-table", data.phases), evaluationTable(data), sizePlots(data)));
   if (data.router.length) parts.push(routerSection(data));
   const measures = measurePlots(data);
   if (measures) parts.push(section("throughput", "Throughput and optimization", null, measures));
@@ -57,6 +57,11 @@ function overProgress(box) {
 function lastOf(...lists) {
   const ends = lists.flatMap((list) => list.slice(-1)).filter((value) => value !== null);
   return ends.length ? Math.max(...ends) : 1;
+}
+
+function evaluationTable({ evaluation }) {
+  if (!evaluation) return null;
+  return figure("Evaluation sets", "loss before the first step → after the last; bits per byte", table("evaluation-table", evaluation));
 }
 
 function lossPlot(data, colors, width) {
