@@ -61,7 +61,7 @@ function lastOf(...lists) {
 
 function evaluationTable({ evaluation }) {
   if (!evaluation) return null;
-  return figure("Evaluation sets", "loss before the first step → after the last; bits per byte", table("evaluation-table", evaluation));
+  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation));
 }
 
 function lossPlot(data, colors, width) {
