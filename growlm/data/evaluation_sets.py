@@ -68,8 +68,8 @@ def open_evaluation_sets(
         max_samples: Largest number of samples that will be read of each.
 
     Raises:
-        UserError: If a text cannot be read, is too short for one sample, or has more that the tokenizer has no token
-            for than `settings.max_unknown_fraction`.
+        UserError: If a text cannot be read, is too short, or has more that the tokenizer has no token for than
+            `settings.max_unknown_fraction` allows.
     """
     return {
         key: _open_evaluation_set(
