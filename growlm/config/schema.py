@@ -92,7 +92,8 @@ class MixedSourceConfig(SourceConfig):
 class EvaluationTextConfig:
     """Text to evaluate on: `data.validation`, and entries of `data.evaluation_sets`.
 
-    A setting that is null is as for the training data.
+    `sample_by`, `column` and the limits of length are those of the training data where they are null; so are all
+    settings of its dataset where only another split is named.
     """
 
     source: str | None = field(default=None, metadata=limits(choices=("text", "huggingface")))
@@ -108,7 +109,7 @@ class EvaluationTextConfig:
     delimiter: str | None = None
     """For `text`: the character between the fields of a table."""
     filter: dict[str, Any] | None = None
-    """Conditions that a row must meet; `{}` for none."""
+    """Conditions that a row must meet."""
     name: str | None = None
     """For `huggingface`: OWNER/NAME on the Hub, or a folder."""
     config: str | None = None
@@ -154,8 +155,11 @@ class EvaluationTextConfig:
         base = {each.name: getattr(data, each.name) for each in fields(SourceConfig)}
         if data.source == OWN:
             base = {each.name: getattr(SourceConfig(), each.name) for each in fields(SourceConfig)}
-        if not is_same_dataset:
+        if (
+            source == "text" or not is_same_dataset
+        ):  # these are about files or rows of the other text
             base |= {"config": None, "revision": None, "split": SourceConfig.split}
+            base |= {"delimiter": None, "filter": {}}
         return SourceConfig(**base | given | {"source": source})
 
 

@@ -310,3 +310,18 @@ def test_growlm_evaluate_scores_the_validation_text(texts):
     assert len(list(iter_evaluation_documents(settings, 0, "all"))) == 40
     with pytest.raises(UserError, match=r"^data\.evaluation_sets=words: only training reads these"):
         iter_evaluation_documents(DataConfig(evaluation_sets={"words": validation}), 0, "all")
+
+
+def test_what_a_text_takes_from_the_training_data():
+    data = DataConfig(
+        source="huggingface", name="a/b", config="en", column="story", filter={"lang": "en"}
+    )
+    data.max_characters = 100
+    split = EvaluationTextConfig(split="test").resolve(data, "data.validation")
+    assert (split.name, split.config, split.filter) == ("a/b", "en", {"lang": "en"})
+    file = EvaluationTextConfig(path="val.tsv", delimiter="|").resolve(data, "data.validation")
+    assert (file.source, file.filter, file.delimiter) == ("text", {}, "|")
+    other = EvaluationTextConfig(name="c/d", filter={"x": 1}).resolve(data, "data.validation")
+    assert (other.config, other.split, other.filter) == (None, "train", {"x": 1})
+    assert {each.column for each in (split, file, other)} == {"story"}
+    assert {each.max_characters for each in (split, file, other)} == {100}
