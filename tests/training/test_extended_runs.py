@@ -89,7 +89,11 @@ def test_stopped_extended_finished_and_extended_again(tmp_path):
     ("override", "reason"),
     [
         ("phases.dense.steps=3", "has done 4 steps already"),
-        ("phases.dense.steps=4", r"has finished; .* phases\.NAME\.steps=\+500"),
+        pytest.param(
+            "phases.dense.steps=4",
+            r"has finished; .* phases\.NAME\.steps=\+500",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("phases.dense.steps=+0", "adds nothing", marks=pytest.mark.slow),
         pytest.param(
             "phases.dense.tokens=+1000",
