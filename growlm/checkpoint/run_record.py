@@ -21,12 +21,15 @@ class RunRecord(TypedDict):
     id: str
     config: str
     """Checksum of `config.yaml`."""
+    former_config: NotRequired[str]
+    """Checksum of `config.yaml` before the run was extended; valid if that was interrupted."""
     data: str
     accelerator: str
     precision: str
     weights: NotRequired[str | None]
     processor: NotRequired[str | None]
     newest_inode_change: NotRequired[int | None]
+    evaluation: NotRequired[dict[str, str] | None]
 
 
 def _explain_missing_run(path: Path) -> str:
@@ -53,7 +56,8 @@ def read_run_record(path: Path) -> RunRecord:
     record: RunRecord = read_checksummed_json(
         path / "resume" / RUN_RECORD_FILE, RESUME_SETTING, path, RunRecord
     )
-    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) != record["config"]:
+    valid = (record["config"], record.get("former_config"))
+    if hash_input_file(path / CONFIG_FILE, RESUME_SETTING, path) not in valid:
         raise UserError(
             RESUME_SETTING, path / CONFIG_FILE, "is damaged: its checksum does not match"
         )

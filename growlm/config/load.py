@@ -363,6 +363,8 @@ def translate_hydra_error(error: Exception) -> UserError:
         if "is not a subclass of" in message:
             if _GROW_ENTRY.search(full_key):
                 reason = MUST_BE_ENTRY
+            elif full_key.startswith(("data.validation", "data.evaluation_sets")):
+                reason = f"must be settings of a text: {full_key}.path=FILE"
             else:  # raised for entries of a typed mapping
                 reason = (
                     "there is no such entry; add a new one in a file of its group (--config-dir)"

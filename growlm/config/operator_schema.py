@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm.config.command_schema import GrowCommand
-from growlm.config.schema import OperatorEntry, PhaseConfig, RunConfig
+from growlm.config.schema import DataConfig, OperatorEntry, PhaseConfig, RunConfig
 from growlm.growth.operators.plain_fields import get_field_types
 from growlm.growth.operators.registry import (
     available_operators,
@@ -34,12 +34,20 @@ MUST_BE_ENTRY = f"must be an operator with its settings, such as {EXAMPLE_ENTRY}
 
 
 @dataclass
+class ComposedDataConfig(DataConfig):
+    """The schema of group `data` while Hydra composes: overrides may add evaluation sets."""
+
+    evaluation_sets: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class ComposedConfig(RunConfig):
     """The schema while Hydra composes; `to_run_config` checks what it leaves open.
 
-    Files may hold the flat model of growlm 0.1, and overrides may add phases.
+    Files may hold the flat model of growlm 0.1, and overrides may add phases and evaluation sets.
     """
 
+    data: ComposedDataConfig = field(default_factory=ComposedDataConfig)
     model: dict[str, Any] = field(default_factory=dict)  # type: ignore[assignment]
     phases: dict[str, Any] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ GROUP_TYPES: dict[str, type[Any]] = {
 KEPT_SETTINGS = {
     "optimizer": ("name", "weight_decay", "gradient_clip"),
     "schedule": ("name", "warmup_steps"),
-    "data": ("source", "document_mask"),
+    "data": ("source", "document_mask", "validation", "evaluation_sets"),
     "tokenizer": ("name",),
     "logger": ("name", "extra"),
 }

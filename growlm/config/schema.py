@@ -6,7 +6,7 @@ config into a `RunConfig`; all other code uses these dataclasses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,6 +15,7 @@ from growlm.growth.operators.deepen import BLOCK_INITS
 from growlm.growth.operators.widen import NEW_CHANNEL_KINDS
 from growlm.growth.optimizer_state import OPTIMIZER_STATE_MODES
 from growlm.model.config import ModelConfig
+from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import limits
 
 OWN = "own"
@@ -88,6 +89,81 @@ class MixedSourceConfig(SourceConfig):
 
 
 @dataclass
+class EvaluationTextConfig:
+    """Text to evaluate on: `data.validation`, and entries of `data.evaluation_sets`.
+
+    `sample_by`, `column` and the limits of length are those of the training data where they are null; so are all
+    settings of its dataset where only another split is named.
+    """
+
+    source: str | None = field(default=None, metadata=limits(choices=("text", "huggingface")))
+    """As in `data`; null: `text` where `path` is set, `huggingface` where `name` or `split` is."""
+    path: str | None = None
+    """For `text`: a file, a folder or a glob."""
+    sample_by: str | None = field(
+        default=None, metadata=limits(choices=("line", "paragraph", "document"))
+    )
+    """For plain text: the unit that makes one document."""
+    column: str | None = None
+    """The column with the text."""
+    delimiter: str | None = None
+    """For `text`: the character between the fields of a table."""
+    filter: dict[str, Any] | None = None
+    """Conditions that a row must meet."""
+    name: str | None = None
+    """For `huggingface`: OWNER/NAME on the Hub, or a folder."""
+    config: str | None = None
+    """For `huggingface`: the dataset's configuration."""
+    split: str | None = None
+    """For `huggingface`: the split to read."""
+    revision: str | None = None
+    """For `huggingface`: a commit or tag."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a text is named: whether any setting is not null."""
+        return any(value is not None for value in vars(self).values())
+
+    def resolve(self, data: SourceConfig, key: str) -> SourceConfig:
+        """Return the settings of the source to read, with those of the training data where they are null.
+
+        Args:
+            data: Settings of the training data.
+            key: Key of these settings, for messages.
+
+        Raises:
+            UserError: If they name no text, or two.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        of_dataset = [name for name in ("name", "config", "split", "revision") if name in given]
+        source = self.source or ("text" if self.path else "huggingface" if of_dataset else None)
+        if source is None:
+            reason = "names no text; set path to a file, or name or split of a dataset"
+            raise UserError(key, given or "{}", reason)
+        if source == "text" and of_dataset:
+            reason = "a file (path) has none; leave out one of the two"
+            raise UserError(f"{key}.{of_dataset[0]}", given[of_dataset[0]], reason)
+        if source == "text" and not self.path:
+            raise UserError(f"{key}.path", self.path, "must be a file, a folder or a glob")
+        if source == "huggingface" and self.path:
+            reason = "a dataset has none; set name to a dataset or its folder"
+            raise UserError(f"{key}.path", self.path, reason)
+        is_same_dataset = "name" not in given
+        if source == "huggingface" and is_same_dataset and data.source != "huggingface":
+            reason = f"data={data.source} is no dataset to take it from; set {key}.name"
+            raise UserError(f"{key}.{of_dataset[0]}" if of_dataset else key, given, reason)
+        base = {each.name: getattr(data, each.name) for each in fields(SourceConfig)}
+        if data.source == OWN:
+            base = {each.name: getattr(SourceConfig(), each.name) for each in fields(SourceConfig)}
+        if (
+            source == "text" or not is_same_dataset
+        ):  # these are about files or rows of the other text
+            base |= {"config": None, "revision": None, "split": SourceConfig.split}
+            base |= {"delimiter": None, "filter": {}}
+        return SourceConfig(**base | given | {"source": source})
+
+
+@dataclass
 class DataConfig(SourceConfig):
     """Group `data`: the training data and its order."""
 
@@ -103,7 +179,11 @@ class DataConfig(SourceConfig):
     """Number of consecutive documents that are shuffled among themselves, differently in every epoch; 1 keeps
     their order."""
     validation_every: int = field(default=20, metadata=limits(minimum=2, maximum=1_000_000))
-    """Every n-th document (of each source) is held out for validation."""
+    """Every n-th document (of each source) is held out for validation; none where `validation` names a text."""
+    validation: EvaluationTextConfig = field(default_factory=EvaluationTextConfig)
+    """A text to validate on, instead of documents that are held out."""
+    evaluation_sets: dict[str, EvaluationTextConfig] = field(default_factory=dict)
+    """Further texts by name, whose losses are measured with every validation."""
     max_unknown_fraction: float = field(default=0.01, metadata=limits(minimum=0.0, maximum=1.0))
     """Largest fraction of each source's bytes that the tokenizer may have no token for: dropped, or an unknown
     token. More is refused; 1 allows anything."""
@@ -115,6 +195,13 @@ class DataConfig(SourceConfig):
     """For `own`: a LightningDataModule, or a class or function that gives an iterable of token batches."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """For `own`: the other keys beside `_target_`, which it is called with."""
+
+    @property
+    def evaluation_texts(self) -> dict[str, EvaluationTextConfig]:
+        """The texts to evaluate on, by their keys: `data.validation` if it is given, and the evaluation sets."""
+        texts = {"data.validation": self.validation} if self.validation.is_given else {}
+        sets = {f"data.evaluation_sets.{name}": text for name, text in self.evaluation_sets.items()}
+        return texts | sets
 
     @property
     def display_name(self) -> str:
@@ -352,6 +439,9 @@ class CheckpointConfig:
     """Minutes between resume states; one more is saved at every boundary. 0 for none by time."""
     every_steps: int = field(default=0, metadata=limits(minimum=0))
     """Steps between resume states; 0 for none by steps."""
+    keep_final_state: bool = True
+    """Keep the state after the last phase, so that a finished run can be extended (docs/resume.md). With AdamW it
+    is three times the model's size."""
 
 
 @dataclass

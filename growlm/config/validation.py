@@ -157,6 +157,12 @@ def check_data_config(data: DataConfig) -> None:
     Raises:
         UserError: For the first setting that is wrong.
     """
+    for name in data.evaluation_sets:
+        if not re.fullmatch(r"[\w-]+", name):
+            reason = "a set's name may contain only letters, digits, '_' and '-'"
+            raise UserError("data.evaluation_sets", repr(name), reason)
+    for key, text in data.evaluation_texts.items():
+        text.resolve(data, key)
     if data.source == OWN:
         return
     if data.source != "mixture":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -30,6 +30,7 @@ class PackedDataModule(LightningDataModule):
             windows. No window occurs twice.
         rank: Rank of this process.
         world_size: Number of processes; it divides `batch_size`.
+        evaluation_sets: Samples of further sets by name, of which as many are read as of `validation`.
         first_batch: Number of training batches that were read before a resume. The loader begins after them, and
             still has the length of the whole phase.
     """
@@ -46,19 +47,27 @@ class PackedDataModule(LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         first_batch: int = 0,
+        evaluation_sets: Mapping[str, ValidationSamples] | None = None,
     ) -> None:
         super().__init__()
         self.first_batch = first_batch
         self.train, self.validation = train, validation
+        self.evaluation_sets = dict(evaluation_sets or {})
         self.train_batches = RankBatches(first_sample, num_batches, batch_size, rank, world_size)
-        windows = min(validation_sequences, validation.num_windows)
-        # All processes must run the same number of batches: if the windows do not divide evenly, each reads all.
-        is_shared = windows % world_size == 0
-        rank_windows = range(windows)[rank::world_size] if is_shared else range(windows)
-        share = batch_size // world_size
-        self.validation_batches = [
-            rank_windows[i : i + share] for i in range(0, len(rank_windows), share)
-        ]
+
+        def list_batches(samples: ValidationSamples | FixedSamples) -> list[range]:
+            windows = min(validation_sequences, samples.num_windows)
+            # All processes must run the same number of batches: if the windows do not divide evenly, each reads
+            # all.
+            is_shared = windows % world_size == 0
+            rank_windows = range(windows)[rank::world_size] if is_shared else range(windows)
+            share = batch_size // world_size
+            return [rank_windows[i : i + share] for i in range(0, len(rank_windows), share)]
+
+        self.validation_batches = list_batches(validation)
+        self.evaluation_batches = {
+            name: list_batches(samples) for name, samples in self.evaluation_sets.items()
+        }
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Return a loader of this process's share of the phase's batches, in order.
@@ -67,12 +76,18 @@ class PackedDataModule(LightningDataModule):
         """
         return _make_loader(self.train, self.train_batches, self.first_batch)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """Return a loader of this process's share of the validation batches.
+    def val_dataloader(self) -> DataLoader[Tensor] | list[DataLoader[Tensor]]:
+        """Return a loader of this process's share of the validation batches; with evaluation sets, a list.
 
-        Each is (at most a training share, sequence_length + 1), int64.
+        The loaders of the sets follow, in their order. Each batch is (at most a training share,
+        sequence_length + 1), int64.
         """
-        return _make_loader(self.validation, self.validation_batches)
+        validation = _make_loader(self.validation, self.validation_batches)
+        sets = [
+            _make_loader(samples, self.evaluation_batches[name])
+            for name, samples in self.evaluation_sets.items()
+        ]
+        return [validation, *sets] if sets else validation
 
 
 class _BatchDataset(Dataset[Tensor]):

@@ -32,7 +32,8 @@ class OwnDataRequest:
         sequence_length: Number of positions a model sees.
         vocab_size: Number of token ids.
         seed: Seed of the run.
-        validation_samples: Largest number of validation samples that will be read.
+        validation_samples: Largest number of validation samples that will be read; 0 where validation reads other
+            data than the user's.
         rank: Rank of this process.
         world_size: Number of processes.
     """
@@ -269,8 +270,10 @@ def open_own_samples(request: OwnDataRequest) -> tuple[OwnSamples, FixedSamples,
     elif not hasattr(source, "__iter__"):
         reason = "is neither a LightningDataModule nor an iterable of batches"
         raise UserError(KEY, request.target, reason)
-    held_out = None if not is_module else _validation_loader(source)
     num_held_out = 0
+    if not request.validation_samples:
+        return _open_without_validation(request, source)
+    held_out = None if not is_module else _validation_loader(source)
     if held_out is None:
         if request.world_size > 1:
             reason = "needs a data module with val_dataloader, the same on all of several processes"
@@ -295,6 +298,16 @@ def open_own_samples(request: OwnDataRequest) -> tuple[OwnSamples, FixedSamples,
         notes.append(f"its first {len(rows)} sequences are held out for validation")
     named = [f"{KEY}={request.target}: {note}" for note in notes]
     return train, FixedSamples(rows), hashlib.sha256(content.encode()).hexdigest(), named
+
+
+def _open_without_validation(
+    request: OwnDataRequest, source: Any
+) -> tuple[OwnSamples, FixedSamples, str, list[str]]:
+    train = OwnSamples(request, source, 0)
+    content = json.dumps([request.target, request.arguments])
+    note = f"{KEY}={request.target}: {_describe_resumption(train)}"
+    nothing = FixedSamples(torch.empty((0, request.sequence_length + 1), dtype=torch.int64))
+    return train, nothing, hashlib.sha256(content.encode()).hexdigest(), [note]
 
 
 def _validation_loader(module: Any) -> Any:

@@ -7,12 +7,19 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growlm.data.corpus import TokenizedCorpus
+from growlm.data.evaluation_sets import (
+    VALIDATION,
+    EvaluationSet,
+    describe_evaluation_sets,
+    name_evaluation_sets,
+    open_evaluation_sets,
+)
 from growlm.data.own_data import FixedSamples, OwnSamples
 from growlm.data.packing import PackedSamples, ValidationSamples
 from growlm.data.sources.document_sources import DocumentReader, DocumentSource
@@ -40,6 +47,8 @@ if TYPE_CHECKING:
 REPORT_INTERVAL_S = 0.2
 UNKNOWN_FORMAT = 1
 """Version of how unknown text is counted; changing it invalidates the entries of tokenizers that may lose text."""
+NO_DOCUMENT = 2**62
+"""Interval of held-out documents that is longer than any text."""
 
 
 class DataListener:
@@ -64,6 +73,9 @@ class RunData:
         newest_inode_change: Latest change of any streamed file's inode (by editing, moving or copying), in
             nanoseconds. Streamed files are identified by name, size and modification time; a text that was edited
             in place and then given its old time shows only here. None if `fingerprint` covers the contents.
+        evaluation_sets: Further texts to evaluate on, by name.
+        evaluation_fingerprints: Fingerprint of each text that is named to evaluate on, by its key; that of
+            `data.validation` among them.
     """
 
     train: PackedSamples | StreamedSamples | OwnSamples
@@ -71,6 +83,8 @@ class RunData:
     validation_split: ValidationSplit | None
     fingerprint: str
     newest_inode_change: int | None = None
+    evaluation_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    evaluation_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 def tokenize_source(
@@ -130,28 +144,38 @@ def open_run_data(
         DiskError: If the cache cannot be written.
     """
     min_tokens = validation_samples * sequence_length + 1
+    evaluation = open_evaluation_sets(
+        settings,
+        tokenizer,
+        seed=seed,
+        sequence_length=sequence_length,
+        max_samples=validation_samples,
+    )
+    own_validation = evaluation.get(VALIDATION)
     source_list = list(sources.values())
     _report_notes(source_list, listener)
     train: PackedSamples | StreamedSamples
     identity: list[Any]
     newest_inode_change = None
+    corpora: list[TokenizedCorpus] = []
     if settings.streaming:
         train = _open_streamed_samples(
             settings, tokenizer, source_list, block_counts, seed, sequence_length, listener
         )
-        tallies = [UnknownTally() for _ in source_list]
-        validation_documents = [
-            stream_validation_documents(source, tokenizer, settings.validation_every, tally)
-            for source, tally in zip(source_list, tallies, strict=True)
-        ]
-        validation_split = collect_validation_split(
-            validation_documents, block_counts, seed, tokenizer, min_tokens
-        )
-        for source, tally in zip(source_list, tallies, strict=True):
-            name = f"the held-out documents of {source.name}"
-            tally.check(settings.max_unknown_fraction, name)
-            if tally.num_unknown_bytes:
-                listener.message_logged(f"{name}: {tally.describe()}")
+        if own_validation is None:
+            tallies = [UnknownTally() for _ in source_list]
+            validation_documents = [
+                stream_validation_documents(source, tokenizer, settings.validation_every, tally)
+                for source, tally in zip(source_list, tallies, strict=True)
+            ]
+            validation_split = collect_validation_split(
+                validation_documents, block_counts, seed, tokenizer, min_tokens
+            )
+            for source, tally in zip(source_list, tallies, strict=True):
+                name = f"the held-out documents of {source.name}"
+                tally.check(settings.max_unknown_fraction, name)
+                if tally.num_unknown_bytes:
+                    listener.message_logged(f"{name}: {tally.describe()}")
         identity = [
             _cache_key_parts(source.identity(), source, tokenizer) for source in source_list
         ]
@@ -178,14 +202,32 @@ def open_run_data(
         ]
         stream = streams[0] if len(streams) == 1 else MixedDocuments(streams, block_counts, seed)
         train = PackedSamples(stream, sequence_length)
-        validation_split = _open_validation_split(
-            corpora, block_counts, seed, tokenizer, min_tokens
-        )
+        if own_validation is None:
+            validation_split = _open_validation_split(
+                corpora, block_counts, seed, tokenizer, min_tokens
+            )
         identity = [corpus.digest for corpus in corpora]
+    if own_validation is not None:
+        validation_split = own_validation.split
     _check_validation_split(settings, validation_split)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     validation = ValidationSamples(validation_split.tokens, sequence_length)
-    return RunData(train, validation, validation_split, digest, newest_inode_change)
+    for text in describe_evaluation_sets(evaluation, corpora):
+        listener.message_logged(text)
+    return RunData(
+        train,
+        validation,
+        validation_split,
+        digest,
+        newest_inode_change,
+        name_evaluation_sets(evaluation),
+        {key: one.fingerprint for key, one in evaluation.items()},
+    )
+
+
+def _hold_out_every(settings: DataConfig) -> int:
+    """Return every how many documents one is held out: none is where a text to validate on is named."""
+    return NO_DOCUMENT if settings.validation.is_given else settings.validation_every
 
 
 def _make_token_cache(settings: DataConfig, listener: DataListener) -> TokenCache:
@@ -200,7 +242,7 @@ def _load_or_tokenize(
     source: DocumentSource,
     listener: DataListener,
 ) -> TokenizedCorpus:
-    validation_every = settings.validation_every
+    validation_every = _hold_out_every(settings)
     if validation_every < 2:
         raise UserError("data.validation_every", validation_every, "must be at least 2")
     signatures = source.stat_signatures()  # before the checksums are taken
@@ -294,7 +336,7 @@ def _open_streamed_samples(
         note = f"{done:,} of {total:,} samples"
         listener.data_progress("skipping to where the run stopped", done / total, note)
 
-    window, validation_every = settings.shuffle_window, settings.validation_every
+    window, validation_every = settings.shuffle_window, _hold_out_every(settings)
     streams = [
         StreamedDocuments(source, tokenizer, window, validation_every, seed) for source in sources
     ]

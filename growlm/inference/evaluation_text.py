@@ -13,6 +13,7 @@ from growlm.config.schema import DataConfig
 from growlm.config.validation import check_data_config
 from growlm.data import DocumentSource, open_sources
 from growlm.data.preparation import describe_selection
+from growlm.data.sources.source_factory import open_source
 from growlm.data.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from growlm.data.tokenization.parallel_tokenization import find_unknown, loses_text
 from growlm.data.tokenization.tokenizer import Tokenizer
@@ -58,7 +59,8 @@ def iter_evaluation_documents(
     Args:
         settings: Settings of the data group.
         seed: Seed of the embedded stories.
-        split: `all`, or `validation` for those that training on this data holds out.
+        split: `all`, or `validation` for those that training on this data holds out, or for the text that
+            `data.validation` names.
         notify: Function called with notes for the user, such as which files are not read, and how many documents
             the settings left out.
 
@@ -66,7 +68,18 @@ def iter_evaluation_documents(
         UserError: If the documents cannot be read, at the call or when one is reached.
     """
     check_data_config(settings)
-    sources, counts = open_sources(settings, seed)
+    if settings.evaluation_sets:
+        name = next(iter(settings.evaluation_sets))
+        reason = (
+            "only training reads these; to score one, give it as data=text data.path=FILE split=all"
+        )
+        raise UserError("data.evaluation_sets", name, reason)
+    if settings.validation.is_given and split == "validation":
+        text = settings.validation.resolve(settings, "data.validation")
+        opened = open_source(text, "data.validation", seed, settings.streaming)
+        sources, counts, split = {"data": opened}, [1], "all"
+    else:
+        sources, counts = open_sources(settings, seed)
     validation_every = settings.validation_every
 
     for source in sources.values():

@@ -139,7 +139,8 @@ def estimate_phase_workload(
     is_slow = config.optimizer.name == adamw_8bit.OPTIMIZER_NAME and machine.accelerator == "cpu"
     num_extra = phase.num_steps // trainer.validate_every if trainer.validate_every else 0
     # Validation is split over the devices, too.
-    validation = trainer.validation_sequences / phase.settings.batch_size / 3
+    num_sets = 1 + len(config.data.evaluation_sets)
+    validation = num_sets * trainer.validation_sequences / phase.settings.batch_size / 3
     if max(memory.growth_peak, memory.weights + memory.optimizer) > previous_peak:
         # The system hands out other memory first: 12 GB after 4 GB came no faster than the first 4 GB.
         previous_peak = 0

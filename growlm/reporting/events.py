@@ -42,6 +42,9 @@ class RunListener:
     def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Handle a growth and its checks, which may have failed (see `boundary.report`)."""
 
+    def boundary_evaluated(self, boundary: BoundaryRecord) -> None:
+        """Handle what the evaluation sets measured before and after the last growth."""
+
     def step_finished(self, phase: str, step: int, steps: int, loss: float | None) -> None:
         """Handle the end of an optimizer step; `loss` is None on steps that are not logged."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from growlm.growth.operators.optional_methods import summarize_operator_dicts
@@ -11,6 +11,8 @@ from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
 HistoryRow = dict[str, Any]
 """A parsed line of training_history.jsonl."""
+SetMeasures = dict[str, float]
+"""What was measured of an evaluation set: `loss`, in nats per token, and `bits_per_byte`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,20 @@ class BoundaryRecord:
     inexact_because: list[str]
     """In mode `exact`, the reasons why training does not continue exactly as without the growth; else empty."""
     seconds: float
+    evaluation: dict[str, SetMeasures] = field(default_factory=dict)
+    """For each evaluation set `loss_before` and `loss_after`, and the same in bits per byte; empty until they are
+    measured after the growth, and without sets."""
+
+    def with_evaluation(
+        self, before: dict[str, SetMeasures], after: dict[str, SetMeasures]
+    ) -> BoundaryRecord:
+        """Return the record with what the sets measured at the end of one phase and the beginning of the next."""
+        evaluation = {
+            name: {f"{key}_before": value for key, value in before.get(name, {}).items()}
+            | {f"{key}_after": value for key, value in measures.items()}
+            for name, measures in after.items()
+        }
+        return replace(self, evaluation=evaluation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that boundaries.json holds."""
@@ -69,6 +85,7 @@ class BoundaryRecord:
             "optimizer_state": self.optimizer_state,
             "inexact_because": self.inexact_because,
             "seconds": self.seconds,
+            **({"evaluation": self.evaluation} if self.evaluation else {}),
         }
 
     @property
@@ -114,6 +131,10 @@ class PhaseSummary:
     """Router collapse check of the phase (check 5); None for a dense model."""
     ended_early: str | None = None
     """Why the phase ended before its last step; None if it did not."""
+    initial_evaluation: dict[str, SetMeasures] = field(default_factory=dict)
+    """Measures of each evaluation set before the first step, by name."""
+    evaluation: dict[str, SetMeasures] = field(default_factory=dict)
+    """Measures of each evaluation set after the last step, by name."""
 
 
 @dataclass(frozen=True)

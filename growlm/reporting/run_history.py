@@ -19,8 +19,11 @@ from growlm.reporting.records import (
 )
 from growlm.runtime.errors import DiskError, UserError
 from growlm.storage.atomic_files import atomic_write_text, open_for_append
-from growlm.storage.input_files import open_input_file
+from growlm.storage.input_files import MAX_HISTORY_BYTES, open_input_file
 from growlm.storage.watched_folders import WatchedFolders
+
+PHASE_END = b'{"event": "phase_finished"'
+"""Beginning of the line that is written at the end of a phase."""
 
 
 class RunHistoryWriter(RunListener):
@@ -29,7 +32,8 @@ class RunHistoryWriter(RunListener):
     Args:
         run_dir: Existing folder of the run.
         position: Position in the history to resume from, as returned by `position()`; later lines are
-            truncated. None starts a new history.
+            truncated, but for the end of a phase right after it, which a run that is extended goes on from. None
+            starts a new history.
         boundaries: Records of the boundaries passed before `position`.
 
     Raises:
@@ -78,6 +82,11 @@ class RunHistoryWriter(RunListener):
         self.boundaries.append(record)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 
+    def boundary_evaluated(self, boundary: BoundaryRecord) -> None:
+        """Rewrite boundaries.json."""
+        self.boundaries[-1] = boundary.to_json()
+        write_json(self.run_dir / "boundaries.json", self.boundaries)
+
     def row_logged(self, row: HistoryRow) -> None:
         """Write a history line."""
         self._write(row)
@@ -117,10 +126,14 @@ class RunHistoryWriter(RunListener):
             while remaining and (data := file.read(min(remaining, 2**20))):
                 self._digest.update(data)
                 remaining -= len(data)
+            next_line = b"" if remaining else file.readline(MAX_HISTORY_BYTES)
         if remaining or self._digest.hexdigest() != position["sha256"]:
             raise UserError(
                 "resume", self.path, f"its first {size:,} bytes do not match the recorded checksum"
             )
+        if next_line.startswith(PHASE_END) and next_line.endswith(b"\n"):
+            self._digest.update(next_line)
+            size += len(next_line)
         os.truncate(self.path, size)
         write_json(self.run_dir / "boundaries.json", self.boundaries)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,8 @@ class PhaseStage(LightningModule):
 
     It has no model until `GrowthCallback.setup` sets a grown one or `configure_model` creates a new one, so two
     models are in memory only while one grows into the other. It logs `train/loss` (of each forward pass, on this
-    process) and `val/loss` (of all processes). `Trainer(gradient_clip_val=...)` has no effect: the optimizer's
-    settings say how gradients are clipped.
+    process) and `val/loss` (of all processes), and `val/NAME/loss` for each further validation loader.
+    `Trainer(gradient_clip_val=...)` has no effect: the optimizer's settings say how gradients are clipped.
 
     Args:
         plan: The whole plan, which the learning rate schedule needs.
@@ -97,6 +97,8 @@ class PhaseStage(LightningModule):
         log_every: Steps between losses in `trainer.callback_metrics`; logging one takes a fifth of a millisecond.
         document_positions: Function that returns the position of each token of a batch in its document, so that
             attention stays within documents; None for attention to all earlier tokens.
+        evaluation_sets: Names of the validation loaders behind the first one; None for those of the Trainer's data
+            module, if it is a `PackedDataModule`, or their numbers.
     """
 
     model: TransformerLM
@@ -114,8 +116,10 @@ class PhaseStage(LightningModule):
         log_to_logger: bool = True,
         log_every: int = 1,
         document_positions: Callable[[Tensor], Tensor] | None = None,
+        evaluation_sets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        self.evaluation_sets = evaluation_sets
         self.plan, self.phase = plan, phase
         self.optimizer_settings, self.schedule = optimizer_settings, schedule
         self.seed = seed
@@ -138,7 +142,9 @@ class PhaseStage(LightningModule):
         self._is_step_complete = False
         self.validation_loss = float("nan")
         """Mean language-model loss of the last validation, over the batches of all processes."""
-        self._validation_sums: Tensor | None = None
+        self.evaluation_losses: dict[str, float] = {}
+        """The same for each further validation loader, by name."""
+        self._validation_sums: dict[int, Tensor] = {}
 
     @property
     def flops_per_batch(self) -> int:
@@ -193,27 +199,36 @@ class PhaseStage(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin a validation."""
-        self._validation_sums = None
+        self._validation_sums = {}
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Add the losses of tokens (batch, time + 1)."""
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the losses of tokens (batch, time + 1) to the sums of their loader."""
         sums = sum_token_losses(self.model, [batch], self.document_positions)
-        self._validation_sums = (
-            sums if self._validation_sums is None else self._validation_sums + sums
-        )
+        before = self._validation_sums.get(dataloader_idx)
+        self._validation_sums[dataloader_idx] = sums if before is None else before + sums
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the mean language-model loss over the batches of all processes."""
-        assert self._validation_sums is not None
-        total, count = self.dist_context.all_reduce_sum(self._validation_sums).tolist()
-        self.validation_loss = total / count
-        self.log(
-            "val/loss",
-            self.validation_loss,
-            prog_bar=True,
-            logger=self.log_to_logger,
-            sync_dist=True,
-        )
+        """Compute and log the mean language-model losses over the batches of all processes."""
+        losses = []
+        for index in range(len(self._validation_sums)):
+            sums = self.dist_context.all_reduce_sum(self._validation_sums[index])
+            total, count = sums.tolist()
+            losses.append(total / count)
+        self.validation_loss, *others = losses
+        names = self.evaluation_sets
+        if names is None:
+            module = getattr(self.trainer, "datamodule", None)
+            names = list(getattr(module, "evaluation_sets", ()))
+        named = [*names, *(str(index) for index in range(len(names) + 1, len(losses)))]
+        self.evaluation_losses = dict(zip(named, others, strict=False))
+        for name, loss in {"": self.validation_loss, **self.evaluation_losses}.items():
+            self.log(
+                f"val/{name}/loss" if name else "val/loss",
+                loss,
+                prog_bar=not name,
+                logger=self.log_to_logger,
+                sync_dist=True,
+            )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule."""

@@ -26,7 +26,13 @@ from growlm.planner.forecast import suggest_less_memory
 from growlm.reporting.events import RunListener
 from growlm.reporting.loggers.metric_logger import MetricLogger
 from growlm.reporting.loggers.trainer_logger import TrainerLogger
-from growlm.reporting.records import BoundaryRecord, PhaseStart, PhaseSummary, RunSummary
+from growlm.reporting.records import (
+    BoundaryRecord,
+    PhaseStart,
+    PhaseSummary,
+    RunSummary,
+    SetMeasures,
+)
 from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.hardware import get_peak_flops
@@ -150,7 +156,8 @@ class PhaseRunner:
                     self._run_phase(phase, state if self.phase_state is None else None)
         self.summary.wall_time_s = time.perf_counter() - self.start_time
         self.listener.run_finished(self.summary)
-        self.dist_context.run_on_rank0(self.folder.remove_states)
+        keeps_final = self.config.checkpoint.keep_final_state
+        self.dist_context.run_on_rank0(lambda: self.folder.remove_states(int(keeps_final)))
         return self.summary
 
     def _resume_from(self, state: ResumeState) -> int:
@@ -164,8 +171,9 @@ class PhaseRunner:
         phase = self.plan.get_phase(record["phase"])
         later = self.plan.phases[phase.index + 1 :]
         unfinished = None if is_phase_finished(record, phase) else phase
+        stale = None if "ended_at" in record else unfinished
         self.dist_context.run_on_rank0(
-            lambda: remove_stale_checkpoints(self._checkpoint_dir, later, unfinished)
+            lambda: remove_stale_checkpoints(self._checkpoint_dir, later, stale)
         )
         if unfinished is not None:
             return phase.index
@@ -188,6 +196,7 @@ class PhaseRunner:
         """Train a phase from its beginning, or from a resume state within it."""
         saved = {"step": 0} if state is None else state.record
         phase_start = time.perf_counter() - saved.get("phase_seconds", 0.0)
+        is_over = not phase.num_steps or saved.get("ended_at") == phase.num_steps
         release_memory()
         reset_peak_memory()
         user_callbacks = self._build_user_callbacks()
@@ -201,6 +210,7 @@ class PhaseRunner:
             self.dist_context,
             self.mesh,
             log_to_logger=False,
+            evaluation_sets=list(self.context.data.evaluation_sets),
             log_every=1 if reads_every_loss(user_callbacks) else self.config.callbacks.log_every,
             document_positions=self.context.document_positions,
         )
@@ -214,7 +224,7 @@ class PhaseRunner:
                 *([KeepFreedMemory()] if self.config.trainer.keep_freed_memory else []),
                 *self._model_source_callbacks(phase, state, progress, user_callbacks),
                 *user_callbacks.values(),  # before those that validate and save what they leave
-                *([] if phase.num_steps else [_StopBeforeFirstStep()]),
+                *([_StopBeforeFirstStep()] if is_over else []),
                 self._checkpoint_callback(phase),  # before `progress` starts its timer
                 progress,
                 *(self._compile_notices if phase.num_steps else []),
@@ -367,6 +377,8 @@ class PhaseRunner:
             sample=sample,
             router_check=progress.check_routers(),
             ended_early=ended_early,
+            initial_evaluation=progress.initial_evaluation,
+            evaluation=progress.evaluation,
         )
         self.summary.phases.append(summary)
         self.listener.phase_finished(summary)
@@ -382,9 +394,8 @@ class PhaseRunner:
             **build_trainer_device_args(
                 self.dist_context, self.config.trainer, self.context.machine.precision
             ),
-            max_steps=max(
-                1, phase.num_steps
-            ),  # Lightning skips the hooks at 0; see `_StopBeforeFirstStep`
+            # Lightning skips the hooks where no step is left; see `_StopBeforeFirstStep`.
+            max_steps=max(steps_done + 1, phase.num_steps),
             max_epochs=1,
             accumulate_grad_batches=accumulate,
             callbacks=callbacks,
@@ -412,6 +423,9 @@ class PhaseRunner:
             rank=self.dist_context.rank,
             world_size=self.dist_context.world_size,
             first_batch=steps_done * phase.settings.accumulate,
+            evaluation_sets={
+                name: each.samples for name, each in self.context.data.evaluation_sets.items()
+            },
         )
 
     def _describe_phase_start(self, phase: PlannedPhase) -> PhaseStart:
@@ -458,6 +472,8 @@ class PhaseRunner:
             self.peak_flops,
             self.context.nats_to_bits_per_byte,
             shows_steps,
+            self.context.evaluation_bits_per_byte,
+            self._report_evaluation,
         )
 
     def _state_callback(
@@ -477,6 +493,7 @@ class PhaseRunner:
             write,
             self.dist_context,
             self.config.trainer.validate_every,
+            phase is self.plan.phases[-1] and self.config.checkpoint.keep_final_state,
         )
 
     def _checkpoint_callback(self, phase: PlannedPhase) -> PhaseCheckpointCallback:
@@ -499,6 +516,14 @@ class PhaseRunner:
     def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)
         self.listener.boundary_finished(record)
+
+    def _report_evaluation(self, after: dict[str, SetMeasures]) -> None:
+        """Add what the evaluation sets measured before and after a growth to its record."""
+        if self.summary.boundaries and self.summary.phases:
+            before = self.summary.phases[-1].evaluation
+            boundary = self.summary.boundaries[-1].with_evaluation(before, after)
+            self.summary.boundaries[-1] = boundary
+            self.listener.boundary_evaluated(boundary)
 
 
 @contextmanager
@@ -539,7 +564,7 @@ class _CompileNotice(Callback):
 
 
 class _StopBeforeFirstStep(Callback):
-    """Callback that stops a phase without steps before its first step, so that all other hooks still run."""
+    """Callback that stops a phase that has no step to train, so that all other hooks still run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
         trainer.should_stop = True

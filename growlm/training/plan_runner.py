@@ -51,6 +51,7 @@ from growlm.training.resume.resume_from import (
     find_run_to_resume,
     restore_accelerator,
 )
+from growlm.training.resume.run_extension import extend_run, is_extension
 from growlm.training.resume.state_schema import check_state_phase, open_state, read_history_rows
 from growlm.training.run_context import RunContext
 from growlm.training.run_folder import (
@@ -162,7 +163,7 @@ def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
     if stopped is None:
         check_run_dir_writable(config)
         return None
-    return open_run_folder(stopped)
+    return open_run_folder(stopped, may_have_finished=is_extension(stopped, config))
 
 
 def _check_same_fingerprint(context: RunContext) -> None:
@@ -199,20 +200,28 @@ def _open_on_rank0(
 
 
 def _load_newest_state_on_rank0(
-    folder: RunFolder, dist_context: DistributedContext
-) -> tuple[ResumeState | None, list[UserError]]:
-    """Load the newest intact state, which rank 0 finds and checks for all ranks."""
-    found: list[tuple[ResumeState | None, list[UserError]]] = []
+    folder: RunFolder, context: RunContext
+) -> tuple[ResumeState | None, list[UserError], list[str]]:
+    """Load the newest intact state, which rank 0 finds and checks for all ranks.
+
+    A run that is to have other lengths gets them now: the first thing that is written.
+
+    Returns:
+        The state, if there is one; errors of newer, damaged ones; notes on the run's new lengths.
+    """
+    dist_context = context.dist_context
+    found: list[tuple[ResumeState | None, list[UserError], list[str]]] = []
 
     def find() -> Path | None:
-        found.append(folder.load_newest_state(dist_context))
-        state = found[0][0]
+        state, damaged = folder.load_newest_state(dist_context)
+        notes = extend_run(folder, context.config, context.plan, state)
+        found.append((state, damaged, notes))
         return None if state is None else state.folder
 
     path = dist_context.run_on_rank0(find)
     if found:
         return found[0]
-    return (None if path is None else open_state(path, dist_context, is_checked=True)), []
+    return (None if path is None else open_state(path, dist_context, is_checked=True)), [], []
 
 
 def _run_phases(
@@ -223,7 +232,7 @@ def _run_phases(
     stop_requests: GracefulStop,
 ) -> RunSummary:
     config, dist_context = context.config, context.dist_context
-    own_state, damaged = _load_newest_state_on_rank0(folder, dist_context)
+    own_state, damaged, notes = _load_newest_state_on_rank0(folder, context)
     if own_state is not None:
         check_state_phase(own_state, context.plan)
     forecast = context.forecast.to_json(context.calibration)
@@ -232,6 +241,8 @@ def _run_phases(
     for error in damaged:
         text = f"warning: {error}; resuming from the state before it"
         console.console.print(text, markup=False, soft_wrap=True)
+    for note in notes:
+        console.message_logged(note)
     if dist_context.is_rank0:
         write_json(folder.path / "plan.json", forecast["phases"])
     cache_keys = [] if callbacks else _phase_cache_keys(context)

@@ -12,7 +12,7 @@ from torch import Tensor
 from growlm.config.phase_plan import Plan
 from growlm.config.run_tokenizer import list_tokenizer_files
 from growlm.config.schema import RunConfig
-from growlm.data import RunData, Tokenizer
+from growlm.data import RunData, Tokenizer, ValidationSplit
 from growlm.data.document_boundaries import DocumentPositions, make_document_positions
 from growlm.data.tokenization.huggingface_tokenizer import (
     EOS_TOKEN_ENTRY,
@@ -65,10 +65,20 @@ class RunContext:
     @property
     def nats_to_bits_per_byte(self) -> float | None:
         """Factor from nats per token to bits per byte, measured on the validation documents; None if unknown."""
-        if self.data.validation_split is None:
-            return None
+        split = self.data.validation_split
+        return None if split is None else self._measure_bits_per_byte(split)
+
+    @property
+    def evaluation_bits_per_byte(self) -> dict[str, float | None]:
+        """The same factor for each of the further evaluation sets, by name, measured on its own documents."""
+        return {
+            name: self._measure_bits_per_byte(each.split)
+            for name, each in self.data.evaluation_sets.items()
+        }
+
+    def _measure_bits_per_byte(self, split: ValidationSplit) -> float | None:
         length = self.config.trainer.validation_sequences * self.config.sequence_length
-        num_tokens, num_bytes = self.data.validation_split.measure_first_documents(length)
+        num_tokens, num_bytes = split.measure_first_documents(length)
         return bits_per_byte(num_tokens, num_bytes) if num_bytes else None
 
     @property
@@ -81,6 +91,7 @@ class RunContext:
             None if self.pretrained is None else self.pretrained.digest,
             describe_processor(self.machine),
             self.data.newest_inode_change,
+            dict(self.data.evaluation_fingerprints) or None,
         )
 
     @property

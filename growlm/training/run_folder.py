@@ -51,6 +51,8 @@ class RunFingerprint:
     """Short description of the processor. A run can resume on another one, but not bit for bit."""
     newest_inode_change: int | None = field(default=None, compare=False)
     """See `RunData`. If it has become later, the run resumes with a warning."""
+    evaluation: dict[str, str] | None = None
+    """Checksum of each text that is named to evaluate on, by its key; None if there is none."""
 
 
 @dataclass
@@ -111,9 +113,10 @@ class RunFolder:
             raise damaged[0]
         return None, []
 
-    def remove_states(self) -> None:
-        """Remove all resume states, once the run has finished."""
-        for folder in list_state_folders(self.resume_dir):
+    def remove_states(self, keep: int = 0) -> None:
+        """Remove the resume states but the newest ones, once the run has finished."""
+        folders = list_state_folders(self.resume_dir)
+        for folder in folders[: len(folders) - keep]:
             shutil.rmtree(folder)
 
 
@@ -125,9 +128,7 @@ def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFold
         DiskError: If it cannot be written to; nothing is left behind.
     """
     path = _create_run_dir(config)
-    text = OmegaConf.to_yaml(
-        OmegaConf.structured(escape_prompt_interpolations(replace(config, resume=None, trust=[])))
-    )
+    text = format_saved_config(config)
     run_id = secrets.token_hex(4)
     digest = hashlib.sha256(text.encode()).hexdigest()
     record = {"id": run_id, "config": digest, **asdict(fingerprint)}
@@ -141,15 +142,29 @@ def create_run_folder(config: RunConfig, fingerprint: RunFingerprint) -> RunFold
     return RunFolder(path, run_id, fingerprint, lock)
 
 
-def open_run_folder(path: Path) -> RunFolder:
+def format_saved_config(config: RunConfig) -> str:
+    """Return the text of a run's `config.yaml`."""
+    saved = escape_prompt_interpolations(replace(config, resume=None, trust=[]))
+    return OmegaConf.to_yaml(OmegaConf.structured(saved))
+
+
+def open_run_folder(path: Path, may_have_finished: bool = False) -> RunFolder:
     """Open and lock the folder of a run that has stopped, to resume it.
+
+    Args:
+        path: Folder of the run.
+        may_have_finished: Whether the run may have finished, since it is to be extended.
 
     Raises:
         UserError: If there is none, its files are damaged, it has finished, or another process is using it.
     """
     record = read_run_record(path)
-    if (path / SUMMARY_FILE).exists():
-        raise UserError(RESUME_SETTING, path, "has finished; there is nothing to resume")
+    if (path / SUMMARY_FILE).exists() and not may_have_finished:
+        reason = (
+            "has finished; there is nothing to resume. To train its last phase further, add "
+            "phases.NAME.steps=+500"
+        )
+        raise UserError(RESUME_SETTING, path, reason)
     fingerprint = RunFingerprint(
         record["data"],
         record["accelerator"],
@@ -157,6 +172,7 @@ def open_run_folder(path: Path) -> RunFolder:
         record.get("weights"),
         record.get("processor"),
         record.get("newest_inode_change"),
+        record.get("evaluation"),
     )
     folder = RunFolder(path, record["id"], fingerprint, lock_run(path))
     _remove_partial_files(path)

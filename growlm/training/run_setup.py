@@ -22,6 +22,12 @@ from growlm.data import (
     open_run_data,
     open_sources,
 )
+from growlm.data.evaluation_sets import (
+    VALIDATION,
+    describe_evaluation_sets,
+    name_evaluation_sets,
+    open_evaluation_sets,
+)
 from growlm.data.own_data import OwnDataRequest, open_own_samples
 from growlm.data.tokenization.own_tokenizer import OWN_TOKENIZER
 from growlm.distributed.process_group import DistributedContext
@@ -169,6 +175,14 @@ def _open_own_data(
         UserError: If the class or its batches cannot be used.
     """
     assert config.data._target_ is not None
+    evaluation = open_evaluation_sets(
+        config.data,
+        tokenizer,
+        seed=config.seed,
+        sequence_length=config.sequence_length,
+        max_samples=_num_validation_samples(config),
+    )
+    own_validation = evaluation.get(VALIDATION)
     spec = get_spec(config, "data")
     request = OwnDataRequest(
         target=config.data._target_,
@@ -177,12 +191,12 @@ def _open_own_data(
         sequence_length=config.sequence_length,
         vocab_size=config.model.vocab_size or tokenizer.vocab_size,
         seed=config.seed,
-        validation_samples=_num_validation_samples(config),
+        validation_samples=0 if own_validation else _num_validation_samples(config),
         rank=dist_context.rank,
         world_size=dist_context.world_size,
     )
     train, validation, fingerprint, notes = open_own_samples(request)
-    for note in notes:
+    for note in (*notes, *describe_evaluation_sets(evaluation)):
         listener.message_logged(note)
     eos = tokenizer.eos_token_id
     if config.data.document_mask and not bool((validation.rows == eos).any()):
@@ -190,7 +204,14 @@ def _open_own_data(
             f"data.document_mask=true: no validation sequence has the end of text, token {eos}, by which "
             "documents are told apart"
         )
-    return RunData(train, validation, None, fingerprint)
+    return RunData(
+        train,
+        validation if own_validation is None else own_validation.samples,
+        None if own_validation is None else own_validation.split,
+        fingerprint,
+        evaluation_sets=name_evaluation_sets(evaluation),
+        evaluation_fingerprints={key: each.fingerprint for key, each in evaluation.items()},
+    )
 
 
 def _open_pretrained(config: RunConfig, tokenizer: Tokenizer) -> PretrainedFolder | None:

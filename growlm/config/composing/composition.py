@@ -17,6 +17,7 @@ from growlm.config.composing.config_layers import (
     parse_overrides,
     read_file_layers,
 )
+from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.inert_settings import find_inert_settings
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
 from growlm.config.composing.unread_files import (
@@ -24,7 +25,10 @@ from growlm.config.composing.unread_files import (
     check_optional_groups,
     explain_unread_file,
 )
-from growlm.config.composing.unused_settings import find_unused_growth_settings
+from growlm.config.composing.unused_settings import (
+    find_unused_growth_settings,
+    find_unused_interval,
+)
 from growlm.config.config_dir import ROOT_CONFIG_NAME, get_config_folder
 from growlm.config.operator_schema import check_grow_list
 from growlm.config.schema import RunConfig
@@ -59,6 +63,7 @@ def complete_phases(
 
     replace_phase_lengths(composed, parsed, read_files)
     if _has_own_plan(composed):
+        check_no_added_lengths(parsed, "name the run, resume=RUN_DIR, or leave out the plus")
         check_phase_names(composed, parsed, read_files)
 
 
@@ -78,6 +83,7 @@ def find_unused_settings(
     return [
         *find_unused_growth_settings(composed, parsed, files),
         *find_inert_settings(composed, parsed, files),
+        *find_unused_interval(composed, parsed),
     ]
 
 

@@ -16,7 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from growlm.checkpoint.run_record import CONFIG_FILE, read_run_record
+from growlm.config.composing.extended_lengths import (
+    LENGTH_PATTERN,
+    check_no_added_lengths,
+    resolve_length,
+)
 from growlm.config.composing.inert_settings import check_inert_settings
+from growlm.config.composing.phase_overrides import LENGTH_KEYS
 from growlm.config.literal import escape_prompt_interpolations
 from growlm.config.load import (
     get_config_folder,
@@ -60,6 +66,8 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
     parsed = parser.parse_overrides(spell_out_own_entries(translate_overrides(overrides)))
     groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
     if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
+        needs = "leave out the overrides that choose from a group, or write the new length"
+        check_no_added_lengths(parsed, needs)
         return config
     path = Path(config.resume)
     loaded = load_saved_config(path)
@@ -73,9 +81,13 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
     for override in parsed:
         if not override.key_or_group.startswith("hydra."):
             key = locate_key(override.key_or_group, entries)
-            _check_phase(key, override.value(), list(loaded.phases))
-            OmegaConf.update(saved, key, override.value(), force_add=False)
-            named |= {target for target, _ in find_targets(override.value(), key)} | {key}
+            value = resolve_length(override, override.value(), loaded)
+            _check_phase(key, value, list(loaded.phases))
+            if (length := LENGTH_PATTERN.fullmatch(key)) is not None:
+                for other in LENGTH_KEYS:  # one length replaces another, as in a new run
+                    OmegaConf.update(saved, f"phases.{length[1]}.{other}", None)
+            OmegaConf.update(saved, key, value, force_add=False)
+            named |= {target for target, _ in find_targets(value, key)} | {key}
     check_inert_settings(saved, parsed)
     resolved = replace(to_run_config(saved), resume=config.resume)
     from_file = [target for target in find_targets(asdict(resolved)) if target[0] not in named]

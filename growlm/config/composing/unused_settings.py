@@ -52,6 +52,20 @@ def find_unused_growth_settings(
     return errors
 
 
+def find_unused_interval(config: DictConfig, overrides: Sequence[Override]) -> list[UserError]:
+    """Return an error if the command line says how often to hold a document out of a run that holds none out.
+
+    Takes the first two arguments of `find_unused_growth_settings`.
+    """
+    key = "data.validation_every"
+    given = [o.value() for o in overrides if o.key_or_group == key and not o.is_delete()]
+    text = OmegaConf.select(config, "data.validation", throw_on_missing=False)
+    if not given or text is None or all(text.get(each) is None for each in text):
+        return []
+    reason = "nothing is held out where data.validation names a text; leave out one of the two"
+    return [UserError(key, given[-1], reason)]
+
+
 def _unused(key: str, value: Any, layer: ConfigLayer) -> UserError:
     where = "" if layer.file is None else f" (set in {layer.file})"
     return UserError(key, value, f"no phase of this plan uses it{where}")

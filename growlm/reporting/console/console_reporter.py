@@ -131,7 +131,21 @@ class ConsoleReporter(RunListener):
     def validation_finished(self, row: HistoryRow) -> None:
         """Print the validation loss."""
         where = f"{escape(row['phase'])} step {row['step']:>5}"
-        self.progress_display.print_line(f"  {where}  validation loss {row['val_loss']:.4f}")
+        sets = "".join(
+            f", {escape(name)} {measures['loss']:.4f}"
+            for name, measures in row.get("evaluation", {}).items()
+        )
+        line = f"  {where}  validation loss {row['val_loss']:.4f}{sets}"
+        self.progress_display.print_line(line)
+
+    def boundary_evaluated(self, boundary: BoundaryRecord) -> None:
+        """Print the losses of the evaluation sets before and after the growth."""
+        losses = ", ".join(
+            f"{escape(name)} {format_change(measures, 'loss_before', 'loss_after')}"
+            for name, measures in boundary.evaluation.items()
+        )
+        where = escape(f"{boundary.from_phase} → {boundary.to_phase}")
+        self.progress_display.print_line(f"  {where}: {losses}")
 
     def phase_finished(self, summary: PhaseSummary) -> None:
         """Print time, throughput, peak memory and the router check."""
@@ -173,6 +187,7 @@ class ConsoleReporter(RunListener):
                 jump,
             )
         self.console.print(table)
+        _print_evaluation(self.console, summary)
         for boundary in summary.boundaries:
             for finding in boundary.findings:
                 self.console.print(
@@ -206,6 +221,40 @@ def _format_peak_memory(peak: int, initial: int) -> str:
         return f"  Peak memory of the process {decimal(peak)}"
     above = f"{decimal(peak - initial)} above the start of the run"
     return f"  Peak memory {above}, as the plan counts it; {decimal(peak)} of the process"
+
+
+def format_change(measures: Mapping[str, float], before: str, after: str) -> str:
+    """Format a measure before and after: `2.3456 → 2.3456`; a dash stands for one that is not there."""
+    values = [measures.get(key) for key in (before, after)]
+    return " → ".join("–" if value is None else f"{value:.4f}" for value in values)
+
+
+def _print_evaluation(console: Console, summary: RunSummary) -> None:
+    """Print loss and bits per byte of each evaluation set, a column each."""
+    sets = list(summary.phases[-1].evaluation) if summary.phases else []
+    if not sets:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("evaluation set")
+    table.add_column("phase")
+    for name in ("loss", "bits/byte"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in sets:
+        for phase in summary.phases:
+            measures = phase.evaluation.get(name, {})
+            first = phase.initial_evaluation.get(name, {}).get("loss")
+            losses = {"first": first} if first is not None else {}
+            change = format_change(measures | losses, "first", "loss")
+            bits = measures.get("bits_per_byte")
+            is_first = phase is summary.phases[0]
+            table.add_row(
+                Text(name if is_first else ""),
+                phase.name,
+                change,
+                "–" if bits is None else f"{bits:.4f}",
+            )
+    console.print()
+    console.print(table)
 
 
 def _format_losses(phase: PhaseSummary) -> tuple[str, str, str]:

@@ -134,6 +134,38 @@ def build_phase_table(run: Run) -> ReportTable:
     return table
 
 
+def build_evaluation_table(run: Run) -> ReportTable | None:
+    """Return a table with the validation loss and that of each evaluation set, by phase; None without sets."""
+    sets = outcome.list_evaluation_sets(run)
+    if not sets:
+        return None
+    help_text = "loss before the first step and after the last; bits per byte after it"
+    table = ReportTable(_make_columns("phase", "validation", *sets))
+    for column in table.columns[1:]:
+        column["help"] = help_text
+    for phase in outcome.collect_phase_metrics(run):
+        validation = _loss_cell(
+            phase.get("initial_val_loss"), phase.get("val_loss"), phase.get("val_bits_per_byte")
+        )
+        cells = [
+            _loss_cell(
+                outcome.set_measure(phase, "initial_evaluation", name),
+                outcome.set_measure(phase, "evaluation", name),
+                outcome.set_measure(phase, "evaluation", name, "bits_per_byte"),
+            )
+            for name in sets
+        ]
+        table.rows.append([text_cell(phase.get("name")), validation, *cells])
+    return table
+
+
+def _loss_cell(*values: Any) -> Cell:
+    """Return a cell of a loss before and after, and in bits per byte."""
+    first, last, bits = map(finite_or_none, values)
+    losses = f"{number_format.format_loss(first)} → {number_format.format_loss(last)}"
+    return {"text": losses if bits is None else f"{losses}; {bits:.4f}", "sort": last}
+
+
 def build_run_table(
     runs: Sequence[Run], parameter_keys: Sequence[str], report_dir: Path | None = None
 ) -> ReportTable:

@@ -13,7 +13,7 @@ from growlm.reporting.html.curves import (
     smooth_losses,
     smoothing_radius,
 )
-from growlm.reporting.html.html_tables import build_phase_table
+from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
 from growlm.reporting.html.router_load import build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
@@ -62,10 +62,23 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
                 round_significant(finite_or_none(line["val_loss"]))
                 for line in run.history.validations
             ],
+            "sets": [
+                {
+                    "name": name,
+                    "loss": [
+                        round_significant(outcome.set_measure(line, "evaluation", name))
+                        for line in run.history.validations
+                    ],
+                }
+                for name in outcome.list_evaluation_sets(run)
+            ],
         },
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
         "router": build_router_load(run),
         "phases": build_phase_table(run).to_json(),
+        "evaluation": None
+        if (evaluation := build_evaluation_table(run)) is None
+        else evaluation.to_json(),
         "sizes": _phase_sizes(run),
         "samples": _phase_samples(run),
         "warnings": [
@@ -195,6 +208,9 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         ("optimizer state", str(boundary.get("optimizer_state", number_format.MISSING))),
         ("took", number_format.format_seconds(finite_or_none(boundary.get("seconds")))),
     ]
+    for name, measures in (boundary.get("evaluation") or {}).items():
+        pair = _format_loss_pair(measures.get("loss_before"), measures.get("loss_after"))
+        facts.insert(-3, (f"{name} loss", pair))
     if noise:
         sigmas = (
             _format_exponent(noise.get("sigma_min")),

@@ -157,11 +157,15 @@ def _build_adapter(logger: Logger) -> MetricAdapter:
 
 
 def _phase_summary_metrics(phase: PhaseSummary) -> dict[str, object]:
-    return {
+    left_out = ("name", "sample", "router_check", "initial_evaluation", "evaluation")
+    metrics = {
         f"phase/{phase.name}/{key}": value
         for key, value in asdict(phase).items()
-        if key not in ("name", "sample", "router_check")
+        if key not in left_out
     }
+    for name, measures in phase.evaluation.items():
+        metrics |= {f"phase/{phase.name}/val/{name}/{key}": v for key, v in measures.items()}
+    return metrics
 
 
 def _boundary_summary_metrics(boundary: BoundaryRecord) -> dict[str, object]:

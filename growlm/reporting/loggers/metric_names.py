@@ -54,6 +54,8 @@ def extract_row_metrics(row: HistoryRow) -> dict[str, float]:
     metrics = {name: row[field] for field, name in ROW_METRIC_NAMES.items() if field in row}
     if "loss" in row:
         metrics[LOSS_BY_PHASE_PREFIX + row["phase"]] = row["loss"]
+    for name, measures in row.get("evaluation", {}).items():
+        metrics |= {f"val/{name}/{key}": value for key, value in measures.items()}
     return metrics
 
 

@@ -47,6 +47,8 @@ def _metrics_from_history(run: Run, planned: dict[str, Any]) -> dict[str, Any]:
         "final_loss": rows[-1]["loss"] if rows else None,
         "initial_val_loss": validations[0]["val_loss"] if validations else None,
         "val_loss": validations[-1]["val_loss"] if len(validations) > 1 else None,
+        "initial_evaluation": (validations[0].get("evaluation") if validations else None) or {},
+        "evaluation": (validations[-1].get("evaluation") if len(validations) > 1 else None) or {},
         "wall_time_s": last["time_s"] - first["time_s"],
         "tokens_per_second": sum(speeds) / len(speeds) if speeds else None,
         "peak_memory_bytes": None,
@@ -78,6 +80,26 @@ def final_val_loss(run: Run) -> float | None:
     return (
         finite_or_none(run.history.validations[-1]["val_loss"]) if run.history.validations else None
     )
+
+
+def list_evaluation_sets(run: Run) -> list[str]:
+    """Return the names of the evaluation sets that a run measured, besides its validation text."""
+    lines = run.history.validations
+    return list(dict.fromkeys(name for line in lines for name in line.get("evaluation") or {}))
+
+
+def set_measure(
+    record: dict[str, Any], field: str, name: str, measure: str = "loss"
+) -> float | None:
+    """Return what a phase or a validation measured of an evaluation set; None if it is not there.
+
+    Args:
+        record: Metrics of the phase, or line of the validation.
+        field: `evaluation`, or of a phase `initial_evaluation`.
+        name: Name of the set.
+        measure: `loss` or `bits_per_byte`.
+    """
+    return finite_or_none((record.get(field) or {}).get(name, {}).get(measure))
 
 
 def final_bits_per_byte(run: Run) -> float | None:

@@ -114,6 +114,7 @@ _BOUNDARY = {
     "noise": NoiseSchema,
     "optimizer_state": str,
     "seconds": float | None,
+    "evaluation": dict[str, dict[str, float | None]],
 }
 BoundarySchema = TypedDict("BoundarySchema", _BOUNDARY, total=False)  # type: ignore[misc]
 """Boundary: complete in `boundaries.json`; in a history, `checks` has only the status of each check."""
@@ -132,10 +133,13 @@ class TrainedPhaseSchema(TypedDict, total=False):
     final_loss: float | None
     initial_val_loss: float | None
     val_loss: float | None
+    val_bits_per_byte: float | None
     wall_time_s: float | None
     tokens_per_second: float | None
     peak_memory_bytes: float | None
     sample: str | None
+    initial_evaluation: dict[str, dict[str, float | None]]
+    evaluation: dict[str, dict[str, float | None]]
 
 
 class ReusedPhasesSchema(TypedDict, total=False):
@@ -179,6 +183,7 @@ class ValidationRowSchema(CountersSchema):
     """History line of a validation."""
 
     val_loss: float
+    evaluation: NotRequired[dict[str, dict[str, float | None]]]
 
 
 class WarningSchema(TypedDict, total=False):

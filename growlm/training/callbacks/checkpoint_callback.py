@@ -79,7 +79,12 @@ class PhaseCheckpointCallback(Callback):
         states = None
         if self.save_optimizer:
             states = PhaseState.from_trainer(trainer).optimizer_states
-        self._save(pl_module, self.phase.settings.save_as, last_step, {}, states)
+        name = self.phase.settings.save_as
+        if name is not None:  # that of a phase which was extended stays until there is a new one
+            self.dist_context.run_on_rank0(
+                lambda: shutil.rmtree(self.folder / name, ignore_errors=True)
+            )
+        self._save(pl_module, name, last_step, {}, states)
 
     def _save(
         self,

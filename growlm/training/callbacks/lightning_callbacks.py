@@ -80,7 +80,7 @@ def check_callbacks(callbacks: Mapping[str, Callback], config: RunConfig, accele
     """
     for key, callback in callbacks.items():
         reason = _find_problem(callback, config, accelerator) or _find_unknown_monitor(
-            callback, callbacks.values()
+            callback, callbacks.values(), config
         )
         if reason:
             raise UserError(key, type(callback).__name__, reason)
@@ -110,16 +110,19 @@ def _find_problem(callback: Callback, config: RunConfig, accelerator: str) -> st
     return None
 
 
-def _find_unknown_monitor(callback: Callback, callbacks: Collection[Callback]) -> str | None:
+def _find_unknown_monitor(
+    callback: Callback, callbacks: Collection[Callback], config: RunConfig
+) -> str | None:
     """Return what is wrong with the metric that a callback waits for, if no other one may log it."""
     monitor = getattr(callback, "monitor", None)
-    if not isinstance(monitor, str) or monitor in (*LOGGED_METRICS, *COUNTERS):
+    logged = (*LOGGED_METRICS, *(f"val/{name}/loss" for name in config.data.evaluation_sets))
+    if not isinstance(monitor, str) or monitor in (*logged, *COUNTERS):
         return None
     if not all(_logs_no_metrics(each) for each in callbacks):
         return None
-    near = difflib.get_close_matches(monitor, LOGGED_METRICS, n=1)
+    near = difflib.get_close_matches(monitor, logged, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"monitor={monitor} is not logged; a run logs {' and '.join(LOGGED_METRICS)}{hint}"
+    return f"monitor={monitor} is not logged; a run logs {' and '.join(logged)}{hint}"
 
 
 def _logs_no_metrics(callback: Callback) -> bool:

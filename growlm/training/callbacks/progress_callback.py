@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from growlm.config.phase_plan import PlannedPhase
 from growlm.reporting.events import RunListener
-from growlm.reporting.records import HistoryRow
+from growlm.reporting.records import HistoryRow, SetMeasures
 from growlm.training.phase_module import PhaseStage, StepMetrics
 from growlm.training.router_monitor import EARLY_CHECK_STEPS, RouterMonitor
 from growlm.verification.check_report import CheckReport
@@ -29,6 +30,8 @@ class ProgressCallback(Callback):
         peak_flops: Peak FLOP/s of all devices together; None if unknown.
         nats_to_bits_per_byte: Factor from validation loss to bits per byte; None if unknown.
         shows_steps: Whether the listener is notified of every step; False if a progress bar of the user's is.
+        evaluation_factors: Factor from loss to bits per byte for each evaluation set, by name.
+        on_initial_evaluation: Function called with the sets' losses before the first step.
     """
 
     def __init__(
@@ -42,7 +45,13 @@ class ProgressCallback(Callback):
         peak_flops: float | None,
         nats_to_bits_per_byte: float | None,
         shows_steps: bool = True,
+        evaluation_factors: Mapping[str, float | None] | None = None,
+        on_initial_evaluation: Callable[[dict[str, SetMeasures]], object] = lambda measures: None,
     ) -> None:
+        self.evaluation_factors = dict(evaluation_factors or {})
+        self.on_initial_evaluation = on_initial_evaluation
+        self.initial_evaluation: dict[str, SetMeasures] = {}
+        self.evaluation: dict[str, SetMeasures] = {}
         self.phase, self.log_every, self.listener = phase, log_every, listener
         self.tokens_before, self.flops_before = tokens_before, flops_before
         self.run_start, self.peak_flops = run_start, peak_flops
@@ -58,7 +67,7 @@ class ProgressCallback(Callback):
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the resume state: a JSON-serializable record, and tensors by name."""
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
             "first_loss": self.first_loss,
             "final_loss": self.final_loss,
@@ -68,6 +77,9 @@ class ProgressCallback(Callback):
             "seconds_since_row": time.perf_counter() - self._row_time,
             "row_step": self._row_step,
         }
+        if self.evaluation_factors:
+            record["initial_evaluation"] = self.initial_evaluation
+            record["evaluation"] = self.evaluation
         if self._router_monitor is None:
             return record, {}
         watch, tensors = self._router_monitor.get_state()
@@ -80,6 +92,8 @@ class ProgressCallback(Callback):
         self.step = record["step"]
         self.first_loss, self.final_loss = record["first_loss"], record["final_loss"]
         self.initial_val_loss, self.val_loss = record["initial_val_loss"], record["val_loss"]
+        self.initial_evaluation = record.get("initial_evaluation", {})
+        self.evaluation = record.get("evaluation", {})
         self.training_seconds = record["training_seconds"]
         self._row_time = time.perf_counter() - record["seconds_since_row"]
         self._row_step = record["row_step"]
@@ -152,13 +166,22 @@ class ProgressCallback(Callback):
         """Report the validation loss; the first one comes from Lightning's sanity check."""
         assert isinstance(pl_module, PhaseStage)
         self.val_loss = pl_module.validation_loss
+        self.evaluation = {}
+        for name, loss in pl_module.evaluation_losses.items():
+            self.evaluation[name] = {"loss": loss}
+            if (factor := self.evaluation_factors[name]) is not None:
+                self.evaluation[name]["bits_per_byte"] = loss * factor
         if trainer.sanity_checking:
-            self.initial_val_loss = self.val_loss
+            self.initial_val_loss, self.initial_evaluation = self.val_loss, self.evaluation
         self._row_time += time.perf_counter() - self._validation_start
-        measures = {"val_loss": self.val_loss}
+        measures: HistoryRow = {"val_loss": self.val_loss}
         if self.nats_to_bits_per_byte is not None:
             measures["val_bits_per_byte"] = self.val_loss * self.nats_to_bits_per_byte
+        if self.evaluation:
+            measures["evaluation"] = self.evaluation
         self.listener.validation_finished(self._counters() | measures)
+        if self.evaluation and trainer.sanity_checking:
+            self.on_initial_evaluation(self.evaluation)
 
     def check_routers(self) -> CheckReport | None:
         """Return the report of check 5 (router collapse) for the phase; None for a dense model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -126,6 +126,7 @@ class SaveStateCallback(Checkpoint):
         dist_context: Process group of the run; all ranks write and stop together.
         validate_every: Steps between validations; 0 for none but at the end. After a step with one, the state is
             written when it is over, so that it includes callback state updated by the validation.
+        writes_end: Whether to write a state after the phase's last step, from which the phase can be extended.
     """
 
     def __init__(
@@ -138,7 +139,9 @@ class SaveStateCallback(Checkpoint):
         write_state: WriteState,
         dist_context: DistributedContext,
         validate_every: int,
+        writes_end: bool = False,
     ) -> None:
+        self.writes_end = writes_end
         self.phase, self.settings, self.stop_requests = phase, settings, stop_requests
         self.progress, self.callbacks, self.write_state = progress, callbacks, write_state
         self.dist_context, self.validate_every = dist_context, validate_every
@@ -170,8 +173,14 @@ class SaveStateCallback(Checkpoint):
         Raises:
             Interrupted: If the run was asked to stop.
         """
-        if not trainer.sanity_checking:
-            self._write_or_stop(trainer, pl_module)
+        if trainer.sanity_checking:
+            return
+        self._write_or_stop(trainer, pl_module)
+        if (
+            self.writes_end and trainer.should_stop
+        ):  # before averaged weights replace the trained ones
+            assert isinstance(pl_module, PhaseStage)
+            self._write(trainer, pl_module, {"finished": False, "ended_at": self.phase.num_steps})
 
     def _write_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a state if it is due, or stop; the state of the last step is written at the end of the phase."""
@@ -213,7 +222,9 @@ class SaveStateCallback(Checkpoint):
             bool(minutes) and time.monotonic() - self._last_write_time >= 60 * minutes
         )
 
-    def _write(self, trainer: Trainer, stage: PhaseStage) -> None:
+    def _write(
+        self, trainer: Trainer, stage: PhaseStage, more: Mapping[str, Any] | None = None
+    ) -> None:
         progress, tensors = self.progress.get_state()
         random, random_tensors = capture_rng_states()
         record = {
@@ -222,6 +233,7 @@ class SaveStateCallback(Checkpoint):
             "progress": progress,
             "scaling": stage.step_scaling.state_dict(),
             "random": random,
+            **(more or {}),
         }
         callback_states = {
             name: collect_callback_state(callback, trainer, stage)

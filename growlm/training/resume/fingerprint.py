@@ -27,6 +27,7 @@ from growlm.training.run_folder import RunFingerprint
 SETTINGS_OUTSIDE_KEY = (
     "baseline.",  # already resolved into the phases
     "checkpoint.every_",
+    "checkpoint.keep_final_state",
     "cluster.",  # only used for estimates
     "data.cache",
     "data.max_unknown_fraction",

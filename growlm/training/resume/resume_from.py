@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from growlm.checkpoint.run_record import RUN_RECORD_FILE, SUMMARY_FILE, read_run_record
+from growlm.config.composing.extended_lengths import LENGTH_PATTERN
 from growlm.config.composing.resumed_config import AUTO, load_saved_config
 from growlm.config.flatten import flatten_config
 from growlm.config.schema import OWN, RunConfig
@@ -73,7 +74,11 @@ def find_run_to_resume(config: RunConfig) -> Path | None:
     if config.resume == AUTO:
         return find_newest_unfinished_run(config)
     path = Path(config.resume).expanduser().absolute()
-    changes = diff_configs(load_saved_config(path), config)
+    changes = [
+        change
+        for change in diff_configs(load_saved_config(path), config)
+        if not LENGTH_PATTERN.match(change)  # see `run_extension.py`
+    ]
     if changed := "; ".join(changes[:MOST_CHANGES]):
         if len(changes) > MOST_CHANGES:
             changed += f"; and {len(changes) - MOST_CHANGES} more"
@@ -121,6 +126,13 @@ def check_fingerprint(config: RunConfig, folder: RunFolder, current: RunFingerpr
         )
         reason = f"the text has changed since the run began{how if data.streaming else ''}"
         raise UserError(DATA_SETTING_BY_SOURCE[data.source], data.display_name, reason)
+    before, now = saved.evaluation or {}, current.evaluation or {}
+    for key, text in config.data.evaluation_texts.items():
+        if before.get(key) != now.get(key):
+            source = text.resolve(config.data, key)
+            name = "path" if source.source == "text" else "name"
+            reason = "the text to evaluate on has changed since the run began"
+            raise UserError(f"{key}.{name}", getattr(source, name), reason)
     if current.weights != saved.weights:
         reason = "the weights have changed since the run began"
         raise UserError("model.path", config.model.path, reason)
@@ -192,8 +204,9 @@ def find_newest_unfinished_run(config: RunConfig) -> Path | None:
 
 
 def is_source_path(key: str) -> bool:
-    """Return whether a key is the path of a mixture's source, which may change as long as the text does not."""
-    return key.startswith("data.sources.") and key.endswith(".path")
+    """Return whether a key is the path of a further text, which may change as long as the text does not."""
+    prefixes = ("data.sources.", "data.validation.", "data.evaluation_sets.")
+    return key.startswith(prefixes) and key.endswith(".path")
 
 
 def diff_configs(old: RunConfig, new: RunConfig) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from growlm.checkpoint.resume_state import RESUME_SETTING, STATE_FILE, ResumeState
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.distributed.process_group import DistributedContext
-from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary
+from growlm.reporting.records import BoundaryRecord, HistoryRow, PhaseSummary, SetMeasures
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.escaping import summarize_error
 from growlm.runtime.memory import is_out_of_memory
@@ -67,6 +67,8 @@ class PhaseProgressRecord(TypedDict):
     final_loss: float | None
     initial_val_loss: float
     val_loss: float
+    initial_evaluation: NotRequired[dict[str, SetMeasures]]
+    evaluation: NotRequired[dict[str, SetMeasures]]
     training_seconds: Seconds
     seconds_since_row: float
     row_step: NonNegativeInt
@@ -106,6 +108,9 @@ class StateRecord(TypedDict):
     step: NonNegativeInt
     finished: NotRequired[bool]
     """Whether the phase is over, perhaps before its last step."""
+    ended_at: NotRequired[NonNegativeInt]
+    """In the state of the end of the last phase: how many steps the phase was to have. Unless it has more by now,
+    only what follows the last step is left to do."""
     phase_seconds: Seconds
     run: RunProgressRecord
     data: NotRequired[StreamPositionRecord | None]

@@ -21,7 +21,7 @@ function runPage(data) {
       ...data.boundaries.map(boundaryCard),
     ));
   }
-  parts.push(section("phases", "Phases", null, table("phase-table", data.phases), sizePlots(data)));
+  parts.push(section("phases", "Phases", null, table("phase-table", data.phases), evaluationTable(data), sizePlots(data)));
   if (data.router.length) parts.push(routerSection(data));
   const measures = measurePlots(data);
   if (measures) parts.push(section("throughput", "Throughput and optimization", null, measures));
@@ -59,13 +59,19 @@ function lastOf(...lists) {
   return ends.length ? Math.max(...ends) : 1;
 }
 
+function evaluationTable({ evaluation }) {
+  if (!evaluation) return null;
+  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation));
+}
+
 function lossPlot(data, colors, width) {
   const { rows, validation } = data;
   const axis = shown.axis;
   const end = lastOf(rows[axis], validation[axis]);
   const placed = data.boundaries.filter(({ at }) => at).map(({ at, name, grew }) => ({ x: at[axis], label: grew ? `${name}: ${grew}` : name }));
   const marks = markLines(placed, end, width, colors);
-  const [blue, orange] = colors.series;
+  const [blue, orange, ...others] = colors.series;
+  const evaluated = validation.sets.flatMap(({ loss }) => loss);
   return {
     data: [
       { x: rows[axis], y: rows.loss, name: "training", mode: "lines", line: { color: blue, width: 1 }, opacity: 0.5, hoverinfo: "skip" },
@@ -74,12 +80,16 @@ function lossPlot(data, colors, width) {
         x: validation[axis], y: validation.loss, name: "validation", mode: "markers",
         marker: { color: orange, size: 8, symbol: "diamond", line: { color: colors.surface, width: 1 } }, hovertemplate: "%{y:.4f}",
       },
+      ...validation.sets.map(({ name, loss }, index) => ({
+        x: validation[axis], y: loss, name: plain(name), mode: "markers",
+        marker: { color: others[index % others.length], size: 8, symbol: "square", line: { color: colors.surface, width: 1 } }, hovertemplate: "%{y:.4f}",
+      })),
     ],
     layout: {
       ...marks,
       margin: { l: 56, r: 14, t: marks.top, b: 72 },
       xaxis: progress(colors, end),
-      yaxis: lossScale(colors, "loss", [...rows.loss, ...validation.loss], boxHeight("loss-plot") - marks.top - 72),
+      yaxis: lossScale(colors, "loss", [...rows.loss, ...validation.loss, ...evaluated], boxHeight("loss-plot") - marks.top - 72),
       hovermode: "x unified",
       showlegend: true,
       legend: { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom", font: { color: colors.text } },

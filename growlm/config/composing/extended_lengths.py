@@ -1,0 +1,86 @@
+"""Read the lengths that a resume gives phases: `phases.deep.steps=+500` adds to what the run has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from growlm.config.composing.phase_overrides import LENGTH_KEYS
+from growlm.config.schema import PhaseConfig, RunConfig
+from growlm.runtime.errors import UserError
+
+LENGTH_PATTERN = re.compile(rf"phases\.([^.]+)\.({'|'.join(LENGTH_KEYS)})")
+"""Keys that set the length of a phase."""
+
+
+def check_no_added_lengths(overrides: Sequence[Override], needs: str) -> None:
+    """Check that no override adds to a length that is not there to add to.
+
+    Args:
+        overrides: Overrides of the command line.
+        needs: What adding needs.
+
+    Raises:
+        UserError: For the first one that does.
+    """
+    for override in overrides:
+        value = _added_value(override)
+        if value is not None:
+            reason = f"adds to the length that a run has; {needs}"
+            raise UserError(override.key_or_group, value, reason)
+
+
+def resolve_length(override: Override, value: Any, saved: RunConfig) -> Any:
+    """Return the value that an override of a resume sets: with a plus, that much more than the run has.
+
+    Args:
+        override: Override of the command line.
+        value: Value that Hydra reads from it, which has no plus.
+        saved: Config that the run began with.
+
+    Raises:
+        UserError: If nothing is added, or in another unit than that of the phase's length.
+    """
+    match, added = LENGTH_PATTERN.fullmatch(override.key_or_group), _added_value(override)
+    phase = None if match is None else saved.phases.get(match[1])
+    is_number = isinstance(value, int | float)
+    if match is None or phase is None or added is None or not is_number:
+        return value
+    if value == 0:
+        raise UserError(override.key_or_group, added, "adds nothing; give how much to add")
+    before = getattr(phase, match[2])
+    if before is None:
+        own = next(key for key in LENGTH_KEYS if getattr(phase, key) is not None)
+        reason = f"the phase's length is in {own}; write phases.{match[1]}.{own}=+..."
+        raise UserError(override.key_or_group, added, reason)
+    return before + value
+
+
+def list_length_changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[str, str]]:
+    """Return the phases whose length differs, with the old and the new length, such as `steps=500`."""
+    changes = {}
+    for name, phase in after.phases.items():
+        old = before.phases.get(name)
+        if old is not None and _length(old) != _length(phase):
+            changes[name] = (_length(old), _length(phase))
+    return changes
+
+
+def _length(phase: PhaseConfig) -> str:
+    given = {key: getattr(phase, key) for key in LENGTH_KEYS}
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in given.items()
+        if value is not None
+    )
+
+
+def _added_value(override: Override) -> str | None:
+    """Return the value as it was written if it begins with a plus and belongs to a length; else None."""
+    if not LENGTH_PATTERN.fullmatch(override.key_or_group) or override.is_delete():
+        return None
+    written = str(override.input_line).partition("=")[2].strip()
+    return written if written.startswith("+") else None
