@@ -1,5 +1,8 @@
 """What is wrong on a command line is said in one line, before anything is written."""
 
+import errno
+import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,13 +152,14 @@ def test_the_command_says_so_in_a_line(own, overrides, monkeypatch, capfd, tmp_p
 
 
 def test_a_full_disk_is_not_a_run_folder(monkeypatch, capfd):
-    """An OSError without a file's name is of the output, and said as such."""
+    """Output that cannot be written is said as such, although Hydra prints it."""
+
+    class FullDisk(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr("sys.argv", ["train", "--help"])
-
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("hydra._internal.hydra.Hydra.app_help", fail)
+    monkeypatch.setattr("sys.stdout", FullDisk())
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
