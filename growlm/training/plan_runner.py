@@ -214,7 +214,8 @@ def _load_newest_state_on_rank0(
 
     def find() -> Path | None:
         state, damaged = folder.load_newest_state(dist_context)
-        notes = extend_run(folder, context.config, context.plan, state)
+        resumes = context.config.resume is not None
+        notes = extend_run(folder, context.config, context.plan, state) if resumes else []
         found.append((state, damaged, notes))
         return None if state is None else state.folder
 

@@ -106,6 +106,7 @@ MIXTURE = "only data=mixture has sources: tests/training/test_real_data.py"
 BY_PLANS = (
     "plans refer to it, and one that no phase refers to is refused: tests/config/test_own_plans.py"
 )
+EVALUATION = "only a text to evaluate on has them: tests/training/test_evaluation_sets.py"
 NOT_READ_HERE = {
     **{
         f"{group}.{name}": OWN_CLASS
@@ -113,6 +114,7 @@ NOT_READ_HERE = {
         for name in ("_target_", "arguments")
     },
     **{key: MIXTURE for key in KEYS if key.startswith("data.sources.NAME.")},
+    **{key: EVALUATION for key in KEYS if key.startswith("data.validation.")},
     **{key: BY_PLANS for key in KEYS if key.startswith("growth.")},
     "phases.NAME.grow": "validation makes operators of it, which are what is read",
     "phases.NAME.tokens": "in the place of steps; both at once are refused",

@@ -272,7 +272,10 @@ def test_the_settings_are_those_of_a_plan():
         ("[{units: {units: 0}}]", r"phases\.deep\.grow\.0\.units\.units=0: must be at least 1"),
         ("[{units: {units: 8}}]", r"phases\.deep\.grow\.0\.units\.units=8: nothing would grow"),
         ("[{units: {units: 64}, widen: {}}]", r"phases\.deep\.grow\.0=widen, units: needs exactly"),
-        ("[units]", r"phases\.deep\.grow\.0=units: must be an operator with its settings"),
+        (
+            "[units]",
+            r"phases\.deep\.grow\.0=units: must have settings, which may be empty: {units: {}}",
+        ),
         ("[{repeat: {}}]", r"phases\.deep\.grow\.0\.repeat\.blocks=\?\?\?: is not set"),
         (
             "[{units: {units: '${seed}'}}]",
@@ -321,7 +324,7 @@ def test_the_schema_is_found_by_processes_that_hydra_starts():
         ({"units": {"units": "x"}}, r"\.units\.units=x: Value 'x' .* not be converted to Integer"),
         ({"units": {"weights": [1, "x"]}}, r"\.units\.weights=.*'x'.* not be converted to Float"),
         ({"units": 3}, r"\.units=3: must be an operator with its settings"),
-        ("units", r"=units: must be an operator with its settings"),
+        ("units", r"=units: must have settings, which may be empty: {units: {}}"),
         (None, r"=None: must be an operator with its settings"),
     ],
 )

@@ -126,7 +126,10 @@ def test_flat_fields_as_overrides():
         ),
         ("model.norm=batchnorm", r"model\.norm\.kind=batchnorm: must be one of"),
         ("model.rope.fraction=0.1", r"model\.rope\.fraction=0\.1: must give an even number"),
-        ("model.rope.scaling.factor=0.5", r"model\.rope\.scaling\.factor=0\.5: must be at least 1"),
+        (
+            ["model.rope.scaling.kind=linear", "model.rope.scaling.factor=0.5"],
+            r"model\.rope\.scaling\.factor=0\.5: must be at least 1",
+        ),
         (
             "model.attention.qk_norm=all",
             r"model\.attention\.qk_norm=all: must be one of none, head, full",
@@ -135,7 +138,7 @@ def test_flat_fields_as_overrides():
 )
 def test_wrong_settings_name_the_key(override, message):
     with pytest.raises(UserError, match=message):
-        load_config(override)
+        load_config(*([override] if isinstance(override, str) else override))
 
 
 def test_a_norm_of_heads_has_an_epsilon_that_growth_keeps():

@@ -161,7 +161,8 @@ def test_a_run_with_growths_ends_on_a_narrow_output_that_fails(stdout, tmp_path,
     raw = stdout(errno.EIO, every=3, encoding="ascii")
     run = run_plan(tiny_config(tmp_path / "run"))
     assert (run.run_dir / "summary.json").exists()
-    assert b"dense -> moe" in raw.written
+    assert b" -> " in raw.written
+    assert raw.written.isascii()
     assert raw.calls > 30
     assert capsys.readouterr().err.count("standard output cannot be written") == 1
 
