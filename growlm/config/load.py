@@ -61,6 +61,7 @@ CommandT = TypeVar("CommandT")
 SCHEMA_NAME = "run_schema"
 _LIST_INDEX = re.compile(r"\[(\d+)\]")
 _OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
+_EVALUATION_TEXT = re.compile(r"data\.(validation|evaluation_sets\.[\w-]+)")
 _FILE_AT_FAULT = re.compile(r"In '([^']+)': ")
 _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 
@@ -363,8 +364,9 @@ def translate_hydra_error(error: Exception) -> UserError:
         if "is not a subclass of" in message:
             if _GROW_ENTRY.search(full_key):
                 reason = MUST_BE_ENTRY
-            elif full_key.startswith(("data.validation", "data.evaluation_sets")):
-                reason = f"must be settings of a text: {full_key}.path=FILE"
+            elif (text := _EVALUATION_TEXT.match(full_key)) is not None:
+                full_key = text[0]
+                reason = f"must be settings of a text, {full_key}.path=FILE; only a run takes them"
             else:  # raised for entries of a typed mapping
                 reason = (
                     "there is no such entry; add a new one in a file of its group (--config-dir)"

@@ -108,7 +108,7 @@ class EvaluationTextConfig:
     """The column with the text."""
     delimiter: str | None = None
     """For `text`: the character between the fields of a table."""
-    filter: dict[str, Any] | None = None
+    filter: dict[str, Any] = field(default_factory=dict)
     """Conditions that a row must meet."""
     name: str | None = None
     """For `huggingface`: OWNER/NAME on the Hub, or a folder."""
@@ -122,7 +122,10 @@ class EvaluationTextConfig:
     @property
     def is_given(self) -> bool:
         """Whether a text is named: whether any setting is not null."""
-        return any(value is not None for value in vars(self).values())
+        return bool(self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value not in (None, {})}
 
     def resolve(self, data: SourceConfig, key: str) -> SourceConfig:
         """Return the settings of the source to read, with those of the training data where they are null.
@@ -134,7 +137,7 @@ class EvaluationTextConfig:
         Raises:
             UserError: If they name no text, or two.
         """
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = self._given()
         of_dataset = [name for name in ("name", "config", "split", "revision") if name in given]
         source = self.source or ("text" if self.path else "huggingface" if of_dataset else None)
         if source is None:
@@ -151,7 +154,7 @@ class EvaluationTextConfig:
         is_same_dataset = "name" not in given
         if source == "huggingface" and is_same_dataset and data.source != "huggingface":
             reason = f"data={data.source} is no dataset to take it from; set {key}.name"
-            raise UserError(f"{key}.{of_dataset[0]}" if of_dataset else key, given, reason)
+            raise UserError(f"{key}.{of_dataset[0]}", given[of_dataset[0]], reason)
         base = {each.name: getattr(data, each.name) for each in fields(SourceConfig)}
         if data.source == OWN:
             base = {each.name: getattr(SourceConfig(), each.name) for each in fields(SourceConfig)}

@@ -26,6 +26,7 @@ from growlm.config.composing.composition import (
     explain_composition_error,
     find_unused_settings,
 )
+from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
 from growlm.config.config_dir import SEARCH_PATH_KEY, add_search_path, get_config_folder
@@ -60,6 +61,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+        check_no_added_lengths(parsed, "leave out the plus; a sweep's jobs are runs of their own")
         hydra_overrides = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
         run_overrides = [o for o in parsed if not _is_hydra_override(o)]
         if config_dir:

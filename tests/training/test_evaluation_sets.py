@@ -12,6 +12,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from growlm.checkpoint.checkpoint_folder import load_model
 from growlm.config import load_config
+from growlm.config.command_schema import EvaluateCommand
+from growlm.config.load import load_command_config
 from growlm.config.phase_plan import make_plan
 from growlm.config.schema import DataConfig, EvaluationTextConfig
 from growlm.data import PackedDataModule, load_tokenizer, open_run_data, open_sources
@@ -310,6 +312,29 @@ def test_growlm_evaluate_scores_the_validation_text(texts):
     assert len(list(iter_evaluation_documents(settings, 0, "all"))) == 40
     with pytest.raises(UserError, match=r"^data\.evaluation_sets=words: only training reads these"):
         iter_evaluation_documents(DataConfig(evaluation_sets={"words": validation}), 0, "all")
+
+
+def test_conditions_on_the_command_line():
+    given = ["data=text", "data.path=a.jsonl", "data.validation.path=b.jsonl"]
+    for condition in ("data.validation.filter={lang: en}", "data.validation.filter.lang=en"):
+        assert load_config(*given, condition).data.validation.filter == {"lang": "en"}
+    assert not load_config("data.validation.filter={}").data.validation.is_given
+
+
+def test_a_set_that_a_run_does_not_have_or_that_is_no_text(run_dir, texts):
+    reason = (
+        r"^data\.evaluation_sets\.new\.path=a: the run began without the evaluation set new \(it"
+    )
+    with pytest.raises(UserError, match=reason):
+        load_config(f"resume={run_dir}", "data.evaluation_sets.new.path=a")
+    reason = (
+        r"^data\.evaluation_sets\.w: must be settings of a text, data\.evaluation_sets\.w\.path="
+    )
+    with pytest.raises(UserError, match=reason):
+        load_config("data.evaluation_sets.w=a.txt")
+    scored = ["checkpoint=c", "data=text", "data.path=a", "data.evaluation_sets.w.path=b"]
+    with pytest.raises(UserError, match=reason):
+        load_command_config("evaluate", EvaluateCommand, scored)
 
 
 def test_what_a_text_takes_from_the_training_data():

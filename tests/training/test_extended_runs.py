@@ -13,6 +13,7 @@ from growlm.config.phase_plan import make_plan
 from growlm.config.schema import ScheduleConfig
 from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError, UserError
+from growlm.sweep.compose import compose_jobs
 from growlm.training import Interrupted, run_plan
 from growlm.training.resume.run_extension import _describe_rates
 from tests.training.stopping import SignalAt, assert_same_run, slow
@@ -171,6 +172,22 @@ def test_a_plus_needs_a_run(overrides):
         UserError, match=r"phases\.dense\.\w+=\+\S+: adds to the length that a run has"
     ):
         load_config(*overrides)
+
+
+@pytest.mark.parametrize("steps", ["+4", "+4,+8", "choice(+4,+8)", "8,+4", "range(+4,9)"])
+def test_a_plus_is_refused_in_a_sweep(steps):
+    with pytest.raises(
+        UserError, match=r"phases\.dense\.steps=.*\+4.*: adds to .*leave out the plus"
+    ):
+        compose_jobs(["seed=1,2", f"phases.dense.steps={steps}"])
+
+
+def test_a_plus_is_refused_inside_of_braces(finished):
+    reason = r"^phases\S*=.*: cannot add .* write phases\.NAME\.steps=\+N"
+    for override in ("phases.dense={steps: +4}", "phases={dense: {steps: +4}}"):
+        for first in ([], [f"resume={finished}"]):
+            with pytest.raises(UserError, match=reason):
+                load_config(*first, override)
 
 
 class State:

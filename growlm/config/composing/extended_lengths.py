@@ -14,6 +14,8 @@ from growlm.runtime.errors import UserError
 
 LENGTH_PATTERN = re.compile(rf"phases\.([^.]+)\.({'|'.join(LENGTH_KEYS)})")
 """Keys that set the length of a phase."""
+_PLUS = re.compile(r"(?:^|[\[(,\s])\+\s*[\d.]")
+_NESTED_PLUS = re.compile(rf"\b({'|'.join(LENGTH_KEYS)})['\"]?\s*:\s*\+")
 
 
 def check_no_added_lengths(overrides: Sequence[Override], needs: str) -> None:
@@ -27,6 +29,7 @@ def check_no_added_lengths(overrides: Sequence[Override], needs: str) -> None:
         UserError: For the first one that does.
     """
     for override in overrides:
+        _check_not_nested(override)
         value = _added_value(override)
         if value is not None:
             reason = f"adds to the length that a run has; {needs}"
@@ -44,6 +47,7 @@ def resolve_length(override: Override, value: Any, saved: RunConfig) -> Any:
     Raises:
         UserError: If nothing is added, or in another unit than that of the phase's length.
     """
+    _check_not_nested(override)
     match, added = LENGTH_PATTERN.fullmatch(override.key_or_group), _added_value(override)
     phase = None if match is None else saved.phases.get(match[1])
     is_number = isinstance(value, int | float)
@@ -82,5 +86,21 @@ def _added_value(override: Override) -> str | None:
     """Return the value as it was written if it begins with a plus and belongs to a length; else None."""
     if not LENGTH_PATTERN.fullmatch(override.key_or_group) or override.is_delete():
         return None
-    written = str(override.input_line).partition("=")[2].strip()
-    return written if written.startswith("+") else None
+    written = _written_value(override)
+    return written if _PLUS.search(written) else None
+
+
+def _check_not_nested(override: Override) -> None:
+    """Check that no mapping sets a length with a plus, which is lost with the rest of how it was written.
+
+    Raises:
+        UserError: If one does.
+    """
+    written = _written_value(override)
+    if override.key_or_group.split(".")[0] == "phases" and (match := _NESTED_PLUS.search(written)):
+        reason = f"cannot add to a length inside of braces; write phases.NAME.{match[1]}=+N"
+        raise UserError(override.key_or_group, written, reason)
+
+
+def _written_value(override: Override) -> str:
+    return str(override.input_line).partition("=")[2].strip()

@@ -83,6 +83,7 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
             key = locate_key(override.key_or_group, entries)
             value = resolve_length(override, override.value(), loaded)
             _check_phase(key, value, list(loaded.phases))
+            _check_evaluation_set(key, value, list(loaded.data.evaluation_sets))
             if (length := LENGTH_PATTERN.fullmatch(key)) is not None:
                 for other in LENGTH_KEYS:  # one length replaces another, as in a new run
                     OmegaConf.update(saved, f"phases.{length[1]}.{other}", None)
@@ -131,6 +132,19 @@ def _check_phase(key: str, value: Any, phases: Sequence[str]) -> None:
         near = difflib.get_close_matches(match[1], phases, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(phases)}"
         raise UserError(key, value, f"the run has no phase {match[1]}; {hint}")
+
+
+def _check_evaluation_set(key: str, value: Any, names: Sequence[str]) -> None:
+    """Check that an override of an evaluation set names one that the run has.
+
+    Raises:
+        UserError: If it does not.
+    """
+    match = re.fullmatch(r"data\.evaluation_sets\.([^.]+)(\..+)?", key)
+    if match is not None and match[1] not in names:
+        has = f"it has {', '.join(names)}" if names else "it has none"
+        reason = f"the run began without the evaluation set {match[1]} ({has}), and a resume keeps its settings"
+        raise UserError(key, value, reason)
 
 
 def load_saved_config(path: Path) -> RunConfig:
