@@ -39,8 +39,8 @@ usage: python -m growlm.evaluate checkpoint=DIR [setting=value ...]
 
   checkpoint       folder of a growlm checkpoint or a Hugging Face model
   data             config group of the data, with its settings as in training (default: embedded); only the
-                   settings that select documents matter, data.validation_every for split=validation, and
-                   data.document_mask: whether attention stays within documents
+                   settings that select documents matter, data.validation_every for split=validation,
+                   data.max_unknown_fraction, and data.document_mask: whether attention stays within documents
   split            validation: the documents that training on this data holds out; all (default: validation)
   limit            maximum number of tokens to score (default: all)
   sequence_length  tokens per window (default: the model's max_seq_len)

@@ -35,8 +35,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
         arguments: Arguments of the command including `-m`, free text quoted.
 
     Returns:
-        The exit code: 130 or 143 after a signal, else 1 if any job failed, else 2 if any job had invalid settings,
-        else 0.
+        The exit code: 128 plus the number of a signal that stopped it, else 1 if any job failed, else 2 if any job
+        had invalid settings, else 0.
 
     Raises:
         UserError: If a setting of the sweep is invalid; nothing was written.
