@@ -271,6 +271,7 @@ def test_an_interval_to_hold_out_is_refused_where_nothing_is_held_out():
     with pytest.raises(UserError, match=r"^data\.validation_every=5: nothing is held out"):
         load_config("data.validation.path=val.txt", "data.validation_every=5")
 
+    assert load_config("data.validation_every=5").data.validation_every == 5
     config = load_config("data._target_=a.B", "data.validation.path=v", "data.validation_every=5")
     assert config.data.arguments == {"validation_every": 5}  # an argument of the class
 
