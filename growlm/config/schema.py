@@ -122,9 +122,11 @@ class EvaluationTextConfig:
     @property
     def is_given(self) -> bool:
         """Whether a text is named: whether any setting is not null."""
-        return bool(self._given())
+        return bool(self.given)
 
-    def _given(self) -> dict[str, Any]:
+    @property
+    def given(self) -> dict[str, Any]:
+        """Settings that are not null or empty: those that are not taken from the training data."""
         return {name: value for name, value in vars(self).items() if value not in (None, {})}
 
     def resolve(self, data: SourceConfig, key: str) -> SourceConfig:
@@ -137,7 +139,7 @@ class EvaluationTextConfig:
         Raises:
             UserError: If they name no text, or two.
         """
-        given = self._given()
+        given = self.given
         of_dataset = [name for name in ("name", "config", "split", "revision") if name in given]
         source = self.source or ("text" if self.path else "huggingface" if of_dataset else None)
         if source is None:
@@ -151,6 +153,11 @@ class EvaluationTextConfig:
         if source == "huggingface" and self.path:
             reason = "a dataset has none; set name to a dataset or its folder"
             raise UserError(f"{key}.path", self.path, reason)
+        if source == "huggingface":
+            for name in ("sample_by", "delimiter"):
+                if name in given:
+                    reason = "only a file (path) has it, and a dataset is read; leave it out"
+                    raise UserError(f"{key}.{name}", given[name], reason)
         is_same_dataset = "name" not in given
         if source == "huggingface" and is_same_dataset and data.source != "huggingface":
             reason = f"data={data.source} is no dataset to take it from; set {key}.name"

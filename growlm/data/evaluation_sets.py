@@ -6,7 +6,7 @@ A run reads the beginning of each: as many whole documents as its validation nee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -74,6 +74,7 @@ def open_evaluation_sets(
     return {
         key: _open_evaluation_set(
             text.resolve(settings, key),
+            text.given,
             key,
             settings,
             tokenizer,
@@ -87,6 +88,7 @@ def open_evaluation_sets(
 
 def _open_evaluation_set(
     source: SourceConfig,
+    given: Collection[str],
     key: str,
     settings: DataConfig,
     tokenizer: Tokenizer,
@@ -95,7 +97,7 @@ def _open_evaluation_set(
     max_samples: int,
 ) -> EvaluationSet:
     unknown = UnknownTally()
-    opened = open_source(source, key, seed, settings.streaming)
+    opened = open_source(source, key, seed, settings.streaming, given)
     documents = stream_validation_documents(opened, tokenizer, 1, unknown)
     # One source, so the mixture has no order of its own.
     split = collect_validation_split(

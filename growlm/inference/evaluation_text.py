@@ -76,7 +76,8 @@ def iter_evaluation_documents(
         raise UserError("data.evaluation_sets", name, reason)
     if settings.validation.is_given and split == "validation":
         text = settings.validation.resolve(settings, "data.validation")
-        opened = open_source(text, "data.validation", seed, settings.streaming)
+        given = settings.validation.given
+        opened = open_source(text, "data.validation", seed, settings.streaming, given)
         sources, counts, split = {"data": opened}, [1], "all"
     else:
         sources, counts = open_sources(settings, seed)

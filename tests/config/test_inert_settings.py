@@ -134,6 +134,35 @@ def test_every_way_to_a_config_checks_it():
 
 
 @pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            ["data.validation_every=3", "split=all"],
+            r"data\.validation_every=3: split=all scores every",
+        ),
+        (
+            ["data.validation.path=b", "split=all"],
+            r"data\.validation\.path=b: split=all scores the tr",
+        ),
+        (
+            ["data.validation.path=b", "data.validation_every=3"],
+            r"data\.validation_every=3: nothing is",
+        ),
+        (["data.validation.path=b"], None),
+        (["data.validation_every=3", "split=validation"], None),
+        (["data.validation.path=null", "split=all"], None),
+    ],
+)
+def test_a_split_that_reads_no_validation(settings, reason):
+    arguments = ["checkpoint=c", "data=text", "data.path=a.txt", *settings]
+    if reason is None:
+        load_command_config("evaluate", EvaluateCommand, arguments)
+    else:
+        with pytest.raises(UserError, match=f"^{reason}"):
+            load_command_config("evaluate", EvaluateCommand, arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "key"),
     [
         (["-sc"], "--shell-completion"),

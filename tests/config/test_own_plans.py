@@ -1,9 +1,16 @@
 """Plans of one's own: their files, the names of their checkpoints, lengths, settings that nothing reads."""
 
+from dataclasses import asdict
+
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from growlm.config import load_config
+from growlm.config.composing.composition import complete_phases, find_unused_settings
 from growlm.config.config_dir import get_config_folder
+from growlm.config.load import register_schema, to_valid_run_config
+from growlm.config.validation import check_config
 from growlm.runtime.errors import UserError
 from growlm.training import run_plan
 from tests.training.tiny_run import TINY
@@ -47,6 +54,57 @@ def test_files_of_every_group_are_found(own):
     assert (config.name, config.seed, config.model.d_model) == ("mine", 7, 16)
     assert config.data.documents == 300
     assert list(config.phases) == ["small", "deep"]
+
+
+TABLE = """# @package _global_
+defaults: [{override /data: text}, {override /tokenizer: huggingface}, {override /optimizer: sgd}]
+data: {path: t.jsonl, filter: {lang: en}, delimiter: tab, max_characters: 9, truncate: true}
+name: table
+tokenizer: {path: folder}
+optimizer: {momentum: 0.0}
+phases: {small: {steps: 3, batch_size: 4}}
+"""
+
+
+def test_what_a_file_sets_for_another_choice_is_no_error(own):
+    folder = own("phase_plan/table", TABLE)
+    choices = ["phase_plan=table", "data=embedded", "tokenizer=bytes", "optimizer=adamw"]
+    config = load_config(*choices, config_dir=folder)
+    check_config(config)
+    assert (config.data.source, config.data.filter, config.data.delimiter) == ("embedded", {}, None)
+    assert config.data.max_characters == 9
+    assert (config.tokenizer.path, config.optimizer.momentum) == (None, None)
+    mixed = ["data=mixture", "data.sources.mine.path=a.txt"]
+    config = load_config(*choices[:1], *choices[2:], *mixed, config_dir=folder)
+    assert (config.data.max_characters, config.data.truncate) == (None, False)
+    config = load_config("phase_plan=table", "tokenizer=bytes", config_dir=folder)
+    assert (config.data.filter, config.data.delimiter) == ({"lang": "en"}, "tab")
+    with pytest.raises(UserError, match=r"^data\.delimiter=;: data=embedded does not read this"):
+        load_config(*choices, "data.delimiter=';'", config_dir=folder)
+    own("data/mine", "defaults: [embedded, _self_]\ndelimiter: ;\n")
+    with pytest.raises(UserError, match=r"^data\.delimiter=;: only data=text can use it"):
+        load_config("data=mine", config_dir=folder)
+
+
+def test_sources_of_a_file_for_another_choice_are_no_error(own):
+    mixed = MINE.replace("name: mine", "defaults: [{override /data: mixture}]\nname: mixed")
+    folder = own("phase_plan/mixed", f"{mixed}data: {{sources: {{mine: {{path: a.txt}}}}}}\n")
+    assert load_config("phase_plan=mixed", "data=embedded", config_dir=folder).data.sources == {}
+    sources = load_config("phase_plan=mixed", config_dir=folder).data.sources
+    assert sources["mine"].path == "a.txt"
+
+
+def test_a_whole_config_with_another_choice(own):
+    whole = asdict(load_config())
+    whole["data"] |= {"source": "text", "path": "t.tsv", "delimiter": "tab", "filter": {"a": 1}}
+    folder = own("whole", OmegaConf.to_yaml(OmegaConf.create(whole)))
+    register_schema()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = compose("whole", overrides=["data.source=embedded"])
+        complete_phases(composed, ["data.source=embedded"], "whole")
+        assert find_unused_settings(composed, ["data.source=embedded"], "whole") == []
+    data = to_valid_run_config(composed).data
+    assert (data.source, data.delimiter, data.filter) == ("embedded", None, {})
 
 
 def test_a_folder_that_is_not_there(tmp_path):

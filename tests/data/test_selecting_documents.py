@@ -183,6 +183,17 @@ def test_settings_that_no_file_can_use_are_refused(tmp_path):
         opened(path, delimiter=";")
 
 
+def test_settings_that_no_file_uses_are_reported(tmp_path):
+    plain, table = tmp_path / "a.txt", write_rows(tmp_path, ".jsonl")
+    plain.write_text("text")
+    (note,) = opened(plain, column="story", sample_by="line").notes
+    assert note == f"data.column=story is not used: {plain} is plain text, which has no columns"
+    (note,) = opened(table, column="lang", sample_by="line", min_characters=1).notes
+    assert note == f"data.sample_by=line is not used: no file of {table} is plain text"
+    assert opened(plain).notes == opened(table).notes == ()
+    assert opened(tmp_path, column="lang", sample_by="line").notes == ()
+
+
 @pytest.mark.parametrize(
     ("delimiter", "name"), [(";", ";"), ("|", "|"), ("\t", "tab"), ("\t", r"\t")]
 )

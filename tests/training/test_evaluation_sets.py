@@ -271,6 +271,46 @@ def test_an_interval_to_hold_out_is_refused_where_nothing_is_held_out():
     with pytest.raises(UserError, match=r"^data\.validation_every=5: nothing is held out"):
         load_config("data.validation.path=val.txt", "data.validation_every=5")
 
+    assert load_config("data.validation_every=5").data.validation_every == 5
+    config = load_config("data._target_=a.B", "data.validation.path=v", "data.validation_every=5")
+    assert config.data.arguments == {"validation_every": 5}  # an argument of the class
+
+
+def test_what_a_text_does_not_use_is_reported_unless_it_is_inherited(texts):
+    words = EvaluationTextConfig(path=str(texts / "words.jsonl"), sample_by="paragraph")
+    fox = EvaluationTextConfig(path=str(texts / "fox.txt"), column="story")
+    settings = DataConfig(column="text", sample_by="line", validation=words)
+    settings.evaluation_sets = {
+        "fox": fox,
+        "inherits": replace(words, sample_by=None),
+        "too": replace(fox, column=None),
+    }
+    tokenizer = load_tokenizer("bytes")
+    sets = open_evaluation_sets(
+        settings, tokenizer, seed=0, sequence_length=16, max_samples=1
+    ).values()
+    path = texts / "words.jsonl"
+    of_words = f"data.validation.sample_by=paragraph is not used: no file of {path} is plain text"
+    of_fox = f"data.evaluation_sets.fox.column=story is not used: {texts / 'fox.txt'} is plain"
+    notes = [each.notes for each in sets]
+    assert [len(each) for each in notes] == [1, 1, 0, 0]
+    assert notes[0] == (of_words,)
+    assert notes[1][0].startswith(of_fox)
+    notes = []
+    assert list(iter_evaluation_documents(settings_of(words), 0, "validation", notes.append))
+    assert notes == [of_words]
+
+
+def settings_of(text):
+    return DataConfig(documents=40, validation=text)
+
+
+@pytest.mark.parametrize("setting", ["sample_by=line", "delimiter=tab"])
+def test_a_dataset_has_no_settings_of_files(setting):
+    key = f"data.validation.{setting}"
+    with pytest.raises(UserError, match=f"^{key.replace('.', '[.]')}: only a file"):
+        load_config("data.validation.name=a/b", key)
+
 
 @pytest.mark.slow
 def test_data_of_ones_own_validate_on_a_text(texts, tmp_path, monkeypatch):

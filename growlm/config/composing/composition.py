@@ -19,6 +19,7 @@ from growlm.config.composing.config_layers import (
 )
 from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.inert_settings import find_inert_settings
+from growlm.config.composing.other_choices import clear_other_choices
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
 from growlm.config.composing.unread_files import (
     UNREADABLE,
@@ -43,7 +44,7 @@ def complete_phases(
 ) -> None:
     """Keep the length of each phase that was set last, and check that overrides name phases of the plan.
 
-    Hydra must be initialized.
+    Settings of files that the command line's choices leave unread are cleared. Hydra must be initialized.
 
     Args:
         composed: Composed config; changed in place.
@@ -62,6 +63,7 @@ def complete_phases(
         return read_file_layers(config_name, parsed, get_config_folder())
 
     replace_phase_lengths(composed, parsed, read_files)
+    clear_other_choices(composed, parsed, read_files)
     if _has_own_plan(composed):
         check_no_added_lengths(parsed, "name the run, resume=RUN_DIR, or leave out the plus")
         check_phase_names(composed, parsed, read_files)

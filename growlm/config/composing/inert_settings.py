@@ -138,6 +138,8 @@ def _list_inert_settings(config: DictConfig) -> Iterator[InertSetting]:
     if OmegaConf.select(config, "phases") is not None:
         yield from _list_inert_model_settings(config)
         yield from _list_inert_run_settings(config)
+    else:
+        yield from _list_inert_evaluation_settings(config)
 
 
 def _list_unread_by_choice(
@@ -221,6 +223,18 @@ def _list_inert_cluster_settings(config: DictConfig) -> Iterator[InertSetting]:
     if _get(config, "cluster.memory_gb") is not None and _get(config, "trainer.memory_gb"):
         reason = "trainer.memory_gb takes precedence; leave one of them out"
         yield InertSetting("cluster.memory_gb", "trainer.memory_gb", reason)
+
+
+def _list_inert_evaluation_settings(config: DictConfig) -> Iterator[InertSetting]:
+    text, split = _get(config, "data.validation"), _get(config, "split")
+    if split == "all":
+        reason = "split=all scores every document; use split=validation, or leave this out"
+        yield InertSetting("data.validation_every", "split", reason)
+        reason = "split=all scores the training data; use split=validation to score this text, or leave it out"
+        yield InertSetting("data.validation", "split", reason)
+    elif isinstance(text, DictConfig) and any(text.get(name) not in (None, {}) for name in text):
+        reason = "nothing is held out where data.validation names a text; leave out one of the two"
+        yield InertSetting("data.validation_every", "data.validation", reason)
 
 
 def _iter_phases(config: DictConfig) -> Iterator[DictConfig]:

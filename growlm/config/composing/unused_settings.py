@@ -60,7 +60,9 @@ def find_unused_interval(config: DictConfig, overrides: Sequence[Override]) -> l
     key = "data.validation_every"
     given = [o.value() for o in overrides if o.key_or_group == key and not o.is_delete()]
     text = OmegaConf.select(config, "data.validation", throw_on_missing=False)
-    if not given or text is None or all(text.get(each) is None for each in text):
+    if OmegaConf.select(config, "data._target_", throw_on_missing=False) is not None:
+        return []  # an argument of the user's own class
+    if not given or text is None or all(text.get(each) in (None, {}) for each in text):
         return []
     reason = "nothing is held out where data.validation names a text; leave out one of the two"
     return [UserError(key, given[-1], reason)]

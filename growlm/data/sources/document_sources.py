@@ -8,7 +8,7 @@ source can continue from there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from operator import index
 from pathlib import Path
@@ -23,6 +23,8 @@ from growlm.storage.file_digests import get_stat_signature
 
 ReaderPosition = Any
 """The position of a reader, as plain JSON."""
+DEFAULTS = {"column": "text", "sample_by": "paragraph"}
+"""Settings that only some kinds of files use, with the values that ask for nothing."""
 PARAGRAPH_RULE = "parted by lines of white space"
 """Part of the identity of text read by paragraphs, since lines of white space part them as empty ones do."""
 
@@ -166,6 +168,8 @@ class TextFiles(DocumentSource):
         key: Setting that describes the source, for error messages.
         delimiter: Delimiter of `.csv` and `.tsv` files, `tab` for one; None for a comma and a tab.
         filters: Conditions on the rows of tables (see `RowFilter`).
+        given: Names of the settings that the user gave for this source, for a note on those that none of its files
+            uses; None for those that differ from the defaults.
 
     Raises:
         UserError: If the path has no readable text, a setting is unknown or without effect, or the first document
@@ -181,6 +185,7 @@ class TextFiles(DocumentSource):
         *,
         delimiter: str | None = None,
         filters: Mapping[str, Any] | None = None,
+        given: Collection[str] | None = None,
     ) -> None:
         if sample_by not in SAMPLE_BY_CHOICES:
             raise UserError(
@@ -201,6 +206,7 @@ class TextFiles(DocumentSource):
         if any(file.kind == "parquet" or file.compression == ".zst" for file in self.files):
             self.libraries = ("pyarrow",)
         self._check_columns()
+        self.notes += tuple(self._note_unused_settings(given))
 
     def read(self, position: ReaderPosition = None) -> TextFilesReader:
         """Read from the first file on, or from position `[file, document in it]`."""
@@ -261,6 +267,19 @@ class TextFiles(DocumentSource):
             delimiter=self.delimiter,
             row_filter=RowFilter(self.filters, f"{self.key}.filter") if self.filters else None,
         )
+
+    def _note_unused_settings(self, given: Collection[str] | None) -> Iterator[str]:
+        """Yield a note on each setting that is about another kind of file than those there are."""
+        kinds = {file.kind == "text" for file in self.files}
+        unused = {
+            "column": (kinds == {True}, f"{self.name} is plain text, which has no columns"),
+            "sample_by": (kinds == {False}, f"no file of {self.name} is plain text"),
+        }
+        for name, (is_unused, reason) in unused.items():
+            value = getattr(self, name)
+            is_given = value != DEFAULTS[name] if given is None else name in given
+            if is_unused and is_given:
+                yield f"{self.key}.{name}={value} is not used: {reason}"
 
     def _check_columns(self) -> None:
         """Read one document of each kind of file, to report a missing column before tokenizing for an hour."""

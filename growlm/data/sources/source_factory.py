@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from growlm.data.shuffling import compute_block_counts
@@ -35,7 +36,13 @@ def open_sources(settings: DataConfig, seed: int) -> tuple[dict[str, DocumentSou
     return sources, counts
 
 
-def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
+def open_source(
+    settings: SourceConfig,
+    key: str,
+    seed: int,
+    streaming: bool,
+    given: Collection[str] | None = None,
+) -> DocumentSource:
     """Open one source within its limits of length, reading only what is needed to check that it is readable.
 
     Args:
@@ -43,17 +50,21 @@ def open_source(settings: SourceConfig, key: str, seed: int, streaming: bool) ->
         key: Their key, `data` or `data.sources.NAME`.
         seed: Seed of the embedded stories.
         streaming: Whether a dataset is read over the network on demand.
+        given: Names of the settings that this source was given, for a note on what its files do not use; None for
+            those that differ from the defaults.
 
     Raises:
         UserError: If it cannot be read.
     """
-    source = _open_unlimited(settings, key, seed, streaming)
+    source = _open_unlimited(settings, key, seed, streaming, given)
     if settings.min_characters == 0 and settings.max_characters is None:
         return source
     return LengthLimits(source, settings.min_characters, settings.max_characters, settings.truncate)
 
 
-def _open_unlimited(settings: SourceConfig, key: str, seed: int, streaming: bool) -> DocumentSource:
+def _open_unlimited(
+    settings: SourceConfig, key: str, seed: int, streaming: bool, given: Collection[str] | None
+) -> DocumentSource:
     if settings.source == "embedded":
         return EmbeddedStories(seed, settings.documents, key)
     if settings.source == "text":
@@ -67,6 +78,7 @@ def _open_unlimited(settings: SourceConfig, key: str, seed: int, streaming: bool
             key,
             delimiter=settings.delimiter,
             filters=settings.filter,
+            given=given,
         )
     if settings.source == "huggingface":
         from growlm.data.sources.hub import HubDataset
