@@ -138,6 +138,7 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
     from growlm.training.resume.resume_from import OtherSettingsError
+    from growlm.training.resume.run_extension import with_written_length
 
     try:
         config = resolve_resume_config(config, settings.overrides.task)
@@ -154,6 +155,8 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
             run_plan(config)
     except OtherSettingsError as error:
         raise explain_chosen_groups(error, settings.overrides.task) from error
+    except UserError as error:
+        raise with_written_length(error, settings.overrides.task) from error
     except Interrupted as interrupted:
         if is_rank0_process():
             print_error(str(interrupted))

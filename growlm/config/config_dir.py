@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from growlm.config.literal import quote_for_hydra
@@ -24,6 +28,22 @@ def get_config_folder() -> Path:
         if (folder / f"{ROOT_CONFIG_NAME}.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no {ROOT_CONFIG_NAME}.yaml in {' or '.join(map(str, candidates))}")
+
+
+@contextmanager
+def initialize_hydra(own: Path | None = None) -> Iterator[None]:
+    """Initialize Hydra with growlm's config files and those of the user's own folder, as its command line does.
+
+    Args:
+        own: Folder of `--config-dir`; unlike one of `hydra.searchpath`, it may also hold the primary config.
+    """
+    with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
+        if own is not None:
+            loader = GlobalHydra.instance().config_loader()
+            folders = loader.get_search_path()
+            folders.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+            loader.repository.initialize_sources(folders)  # type: ignore[attr-defined]
+        yield
 
 
 def split_config_dir(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

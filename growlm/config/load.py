@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
@@ -26,9 +26,9 @@ from growlm.config.composing.inert_settings import check_inert_settings
 from growlm.config.composing.unread_files import UNREADABLE, explain_unread_file
 from growlm.config.config_dir import (
     ROOT_CONFIG_NAME,
-    add_search_path,
     check_config_dir,
     get_config_folder,
+    initialize_hydra,
 )
 from growlm.config.former_overrides import translate_former_overrides
 from growlm.config.operator_schema import (
@@ -132,9 +132,10 @@ def compose_run_config(
     """
     register_schema()
     overrides = translate_overrides(overrides)
-    if config_dir is not None:
-        overrides = _find_own_files(overrides, config_dir)
-    with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
+    own = None if config_dir is None else Path(config_dir).expanduser().absolute()
+    if own is not None:
+        check_config_dir(own)
+    with initialize_hydra(own):
         try:
             composed = compose(config_name, overrides=overrides)
             complete_phases(composed, overrides, config_name)
@@ -157,12 +158,6 @@ def compose_run_config(
 def translate_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the overrides under the present keys, with the entry `own` of each group that names a class."""
     return choose_own_entries(translate_former_overrides(overrides))
-
-
-def _find_own_files(overrides: Sequence[str], config_dir: str | Path) -> list[str]:
-    folder = Path(config_dir).expanduser().absolute()
-    check_config_dir(folder)
-    return add_search_path(overrides, folder)
 
 
 def load_config(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
@@ -207,7 +202,7 @@ def compose_command_config(
     if "data" in node:
         OmegaConf.set_struct(node.data, False)  # conditions of data.filter need no +
     ConfigStore.instance().store(name=f"{config_name}_schema", node=node)
-    with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
+    with initialize_hydra():
         return compose(config_name, overrides=list(overrides))
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -29,7 +29,7 @@ from growlm.config.composing.composition import (
 from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
-from growlm.config.config_dir import SEARCH_PATH_KEY, add_search_path, get_config_folder
+from growlm.config.config_dir import SEARCH_PATH_KEY, initialize_hydra
 from growlm.config.load import register_schema, to_valid_run_config
 from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
 from growlm.runtime.errors import UserError
@@ -58,14 +58,12 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
     """
     config_dir, config_name, given = split_hydra_options(arguments)
     register_schema()
-    with initialize_config_dir(str(get_config_folder()), version_base="1.3"):
+    with initialize_hydra(Path(config_dir).absolute() if config_dir else None):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
         check_no_added_lengths(parsed, "leave out the plus; a sweep's jobs are runs of their own")
         hydra_overrides = [str(o.input_line) for o in parsed if _is_hydra_override(o)]
         run_overrides = [o for o in parsed if not _is_hydra_override(o)]
-        if config_dir:
-            hydra_overrides = add_search_path(hydra_overrides, Path(config_dir).absolute())
 
         def compose_job(job: Sequence[str]) -> DictConfig:
             overrides = [*job, *hydra_overrides]
@@ -120,12 +118,10 @@ def asks_for_sweep_in_file(options: TrainOptions) -> bool:
     config_dir, config_name, given = split_hydra_options(quote_free_texts(options.to_arguments()))
     with (
         suppress(HydraException, OmegaConfBaseException, *UNREADABLE),  # reported later
-        initialize_config_dir(str(get_config_folder()), version_base="1.3"),
+        initialize_hydra(Path(config_dir).absolute() if config_dir else None),
     ):
         parsed = OverridesParser.create().parse_overrides(given)
         overrides = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        if config_dir is not None:
-            overrides = add_search_path(overrides, Path(config_dir))
         config = compose(config_name, overrides=overrides, return_hydra_config=True)
         return config.hydra.mode is RunMode.MULTIRUN
     return False

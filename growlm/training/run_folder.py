@@ -36,6 +36,12 @@ from growlm.storage.locks import LockedError, acquire_lock
 from growlm.storage.unique_path import iter_unique_paths
 from growlm.training.resume.state_schema import open_state
 
+KEPT_NO_STATE = (
+    "has finished and kept no state to train on from (checkpoint.keep_final_state). A new run can begin "
+    "with its model and a new optimizer: model=pretrained model.path=RUN_DIR/checkpoints/NAME"
+)
+"""Why a run that has finished cannot be given more steps, and what to do instead."""
+
 
 @dataclass(frozen=True)
 class RunFingerprint:
@@ -164,6 +170,8 @@ def open_run_folder(path: Path, may_have_finished: bool = False) -> RunFolder:
             "has finished; there is nothing to resume. To train its last phase further, add "
             "phases.NAME.steps=+500"
         )
+        if not list_state_folders(path / "resume"):
+            reason = KEPT_NO_STATE
         raise UserError(RESUME_SETTING, path, reason)
     fingerprint = RunFingerprint(
         record["data"],

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.core_plugins import file_config_source
+from omegaconf import OmegaConf
 
 from growlm.cli.hydra_command import run_key_value_command
+from growlm.cli.train_options import parse_train_options
 from growlm.config import load_config
 from growlm.config.instantiate import find_object
+from growlm.config.load import compose_run_config
 from growlm.runtime.errors import UserError
+from growlm.sweep.compose import asks_for_sweep_in_file, compose_jobs
 from growlm.train import main
 from growlm.training import run_plan
 
@@ -201,3 +205,50 @@ def test_a_class_whose_module_fails_is_not_said_to_be_missing(
         UserError, match=r"there is no such class \(.*its package must be installed"
     ):
         find_object("optimizer._target_", f"{name}_2.Mine")
+
+
+@pytest.fixture
+def primary(tmp_path):
+    """A folder with primary configs of one's own: one with a defaults list, and a whole one without."""
+    (tmp_path / "small.yaml").write_text("defaults: [train, _self_]\nsequence_length: 64\n")
+    (tmp_path / "listed.yaml").write_text("defaults: [run_schema, _self_]\nseed: 3\n")
+    config = OmegaConf.structured(load_config("phase_plan=dense"))
+    OmegaConf.save(config, tmp_path / "whole.yaml")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "length"), [("small", 64), ("whole", 128)])
+def test_a_sweep_with_a_primary_config_of_ones_own(name, length, primary):
+    options = [f"--config-dir={primary}", f"--config-name={name}"]
+    first, _, sweep = compose_jobs([*options, "-m", "seed=1,2"])
+    assert first.sequence_length == length
+    assert [(job.status, job.message) for job in sweep.jobs] == [("pending", None)] * 2
+    composed = compose_run_config(["seed=2"], primary, name)
+    assert (composed.seed, composed.sequence_length) == (2, length)
+    file = primary / f"{name}.yaml"
+    file.write_text(file.read_text() + "hydra: {mode: MULTIRUN}\n")
+    assert asks_for_sweep_in_file(parse_train_options([*options, "seed=1,2"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("whole", "data=embedded", r"whole\.yaml has no defaults list.* write data\.KEY=\.\.\.$"),
+        ("whole", "phase_plan=dense", r"whole\.yaml has .* write phases\.NAME\.KEY=\.\.\.$"),
+        ("listed", "data=text", r"listed\.yaml has no data in its defaults list, .*KEY=\.\.\.$"),
+        ("whole", "experiment=example", r"whole\.yaml .*; write single keys$"),
+    ],
+)
+def test_a_group_that_a_primary_config_does_not_list(name, override, message, primary):
+    options = [f"--config-dir={primary}", f"--config-name={name}"]
+    for compose in (
+        lambda: compose_run_config([override], primary, name),
+        lambda: compose_jobs([*options, "-m", "seed=1,2", override]),
+    ):
+        with pytest.raises(UserError, match=f"^{override}: /.*{message}"):
+            compose()
+
+
+def test_a_primary_config_that_does_not_exist(primary):
+    with pytest.raises(UserError, match=r"^--config-name=nope: there is no such file$"):
+        compose_jobs([f"--config-dir={primary}", "--config-name=nope", "-m", "seed=1,2"])

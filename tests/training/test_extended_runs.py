@@ -15,7 +15,9 @@ from growlm.reporting.run_history import RunHistoryWriter
 from growlm.runtime.errors import RunError, UserError
 from growlm.sweep.compose import compose_jobs
 from growlm.training import Interrupted, run_plan
-from growlm.training.resume.run_extension import _describe_rates
+from growlm.training.resume.resume_from import find_run_to_resume
+from growlm.training.resume.run_extension import _describe_rates, with_written_length
+from growlm.training.run_folder import open_run_folder
 from tests.training.stopping import SignalAt, assert_same_run, slow
 from tests.training.tiny_run import tiny_config
 
@@ -188,6 +190,52 @@ def test_a_plus_is_refused_inside_of_braces(finished):
         for first in ([], [f"resume={finished}"]):
             with pytest.raises(UserError, match=reason):
                 load_config(*first, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases.dense.steps=+1.5", r"=\+1\.5: must add a whole number of steps, such as \+500$"),
+        ("phases.dense.steps=+1e2", r"=\+1e2: must add a whole number of steps, such as \+100$"),
+        ("phases.dens.steps=+4", r"=\+4: the run has no phase dens; did you mean dense\?$"),
+    ],
+)
+def test_a_wrong_addition_is_shown_as_it_was_written(override, message, finished):
+    with pytest.raises(UserError, match=rf"^phases\.dens\w*\.steps{message}"):
+        resume(finished, override)
+
+
+@pytest.mark.parametrize(
+    ("choice", "instead"),
+    [
+        ("logger=csv", r"write logger\.name=csv instead of logger=csv"),
+        ("data=text", "leave out data=text"),
+        ("trainer=cpu", "write single keys instead of trainer=cpu"),
+    ],
+)
+def test_a_plus_beside_a_choice_from_a_group(choice, instead, finished):
+    with pytest.raises(UserError, match=rf"steps=\+4: adds to .* composes .*: {instead}$"):
+        resume(finished, "phases.dense.steps=+4", choice)
+
+
+def test_what_is_advised_in_place_of_a_choice_is_accepted(finished):
+    config = resume(finished, "phases.dense.steps=+4", "logger.name=csv")
+    assert find_run_to_resume(config) == finished
+    assert (config.logger.name, config.phases["dense"].steps) == ("csv", 8)
+
+
+def test_a_finished_run_without_a_state_is_not_told_to_add_steps(finished, tmp_path):
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(next((run_dir / "resume").glob("0*")))
+    with pytest.raises(UserError, match=r"^resume=/.*kept no state to train on from"):
+        open_run_folder(run_dir)
+
+
+def test_a_sum_is_shown_as_it_was_written():
+    error = UserError("phases.dense.steps", 614, "dense has finished")
+    given = ["seed=1", "phases.dense.steps=+4"]
+    assert str(with_written_length(error, given)) == "phases.dense.steps=+4: dense has finished"
+    assert with_written_length(error, ["phases.dense.steps=614"]) is error
 
 
 class State:

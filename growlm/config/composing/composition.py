@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from growlm.config.composing.config_layers import (
     ConfigLayer,
+    find_file,
     has_own_files,
     list_config_folders,
     parse_overrides,
     read_file_layers,
 )
-from growlm.config.composing.extended_lengths import check_no_added_lengths
+from growlm.config.composing.extended_lengths import (
+    check_added_lengths,
+    check_no_added_lengths,
+)
 from growlm.config.composing.inert_settings import find_inert_settings
 from growlm.config.composing.other_choices import clear_other_choices
 from growlm.config.composing.phase_overrides import check_phase_names, replace_phase_lengths
@@ -37,6 +43,9 @@ from growlm.runtime.errors import UserError
 
 PACKAGES = {"recipe": "growth"}
 """Package of a group's files, if they set neither keys of the root nor those below the group's own name."""
+
+_PARTS = {"phase_plan": "phases.NAME", "recipe": "growth"}
+_UNLISTED = re.compile(r"Could not override '([^'@]+)'\.\s+No match in the defaults list")
 
 
 def complete_phases(
@@ -67,6 +76,7 @@ def complete_phases(
     if _has_own_plan(composed):
         check_no_added_lengths(parsed, "name the run, resume=RUN_DIR, or leave out the plus")
         check_phase_names(composed, parsed, read_files)
+    check_added_lengths(parsed)
 
 
 def find_unused_settings(
@@ -105,6 +115,8 @@ def explain_composition_error(
         parsed = parse_overrides(overrides)
         if (unread := explain_unread_file(error, list_config_folders(parsed))) is not None:
             return unread
+        if (unlisted := _explain_unlisted_group(error, parsed, config_name)) is not None:
+            return unlisted
         for override in parsed:
             if override.key_or_group.rpartition(".")[2] == "grow":
                 try:
@@ -120,6 +132,24 @@ def explain_composition_error(
         except UserError as wrong_name:
             return wrong_name
     return None
+
+
+def _explain_unlisted_group(
+    error: Exception, overrides: Sequence[Override], config_name: str | None
+) -> UserError | None:
+    """Return an error if an override chooses from a group that the primary config does not list."""
+    match = _UNLISTED.match(str(error))
+    chosen = [o for o in overrides if match is not None and o.key_or_group == match[1]]
+    if not chosen or not (get_config_folder() / chosen[0].key_or_group).is_dir():
+        return None
+    group, file = chosen[0].key_or_group, find_file(f"{config_name}.yaml", overrides)
+    keys = group if group in RunConfig.__dataclass_fields__ else _PARTS.get(group)
+    instead = "single keys" if keys is None else f"{keys}.KEY=..."
+    lacks = f"has no {group} in its defaults list"
+    if file is not None and "defaults" not in OmegaConf.load(file):
+        lacks = "has no defaults list"
+    reason = f"{file or config_name} {lacks}, so {group}= cannot be chosen; write {instead}"
+    return UserError(group, str(chosen[0].input_line).partition("=")[2], reason)
 
 
 def _check_package(layer: ConfigLayer) -> UserError | None:

@@ -55,6 +55,12 @@ def list_config_folders(overrides: Sequence[Override]) -> list[Path]:
     return folders
 
 
+def find_file(name: str, overrides: Sequence[Override]) -> Path | None:
+    """Return the config file of that name that Hydra, which must be initialized, reads; None if there is none."""
+    files = [Path(os.path.normpath(folder / name)) for folder in list_config_folders(overrides)]
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_command_line(overrides: Sequence[Override]) -> ConfigLayer:
     """Return the settings that overrides set, without those that they delete."""
     settings: dict[str, Any] = {}
@@ -79,13 +85,10 @@ def read_file_layers(
     loader = GlobalHydra.instance().config_loader()
     lines = [str(override.input_line) for override in overrides]
     defaults = loader.compute_defaults_list(config_name, lines, RunMode.RUN).defaults
-    folders = list_config_folders(overrides)
     layers = []
     for default in defaults:
         name = f"{default.config_path}.yaml"
-        files = [Path(os.path.normpath(folder / name)) for folder in folders]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
+        if (file := find_file(name, overrides)) is None:
             continue  # one of Hydra's own, or a schema
         content = OmegaConf.to_container(OmegaConf.load(file))
         if isinstance(content, dict):

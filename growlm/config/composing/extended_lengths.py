@@ -36,6 +36,22 @@ def check_no_added_lengths(overrides: Sequence[Override], needs: str) -> None:
             raise UserError(override.key_or_group, value, reason)
 
 
+def check_added_lengths(overrides: Sequence[Override]) -> None:
+    """Check that what overrides add to the steps of phases is a whole number.
+
+    Raises:
+        UserError: For the first one that is not.
+    """
+    for override in overrides:
+        added = _added_value(override)
+        if added is not None and override.key_or_group.endswith(".steps"):
+            value = override.value()
+            if isinstance(value, float):
+                example = f"+{value:.0f}" if value.is_integer() else "+500"
+                reason = f"must add a whole number of steps, such as {example}"
+                raise UserError(override.key_or_group, added, reason)
+
+
 def resolve_length(override: Override, value: Any, saved: RunConfig) -> Any:
     """Return the value that an override of a resume sets: with a plus, that much more than the run has.
 

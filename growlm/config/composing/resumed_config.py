@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -47,6 +47,8 @@ from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import read_yaml
 
 AUTO = "auto"
+CHANGEABLE_GROUPS = ("callbacks", "cluster", "experiment", "logger", "trainer")
+"""Groups with settings that a resume can change; a run keeps what the others set."""
 
 
 def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -65,8 +67,8 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(spell_out_own_entries(translate_overrides(overrides)))
     groups = {path.name for path in get_config_folder().iterdir() if path.is_dir()}
-    if any(o.key_or_group in groups or o.type is OverrideType.DEL for o in parsed):
-        needs = "leave out the overrides that choose from a group, or write the new length"
+    if chosen := [o for o in parsed if o.key_or_group in groups or o.type is OverrideType.DEL]:
+        needs = f"{_compose_anew(chosen)}: {_list_instead(chosen)}"
         check_no_added_lengths(parsed, needs)
         return config
     path = Path(config.resume)
@@ -82,7 +84,8 @@ def resolve_resume_config(config: RunConfig, overrides: Sequence[str]) -> RunCon
         if not override.key_or_group.startswith("hydra."):
             key = locate_key(override.key_or_group, entries)
             value = resolve_length(override, override.value(), loaded)
-            _check_phase(key, value, list(loaded.phases))
+            written = str(override.input_line).partition("=")[2].strip()
+            _check_phase(key, written, list(loaded.phases))
             _check_evaluation_set(key, value, list(loaded.data.evaluation_sets))
             if (length := LENGTH_PATTERN.fullmatch(key)) is not None:
                 for other in LENGTH_KEYS:  # one length replaces another, as in a new run
@@ -108,17 +111,33 @@ def explain_chosen_groups(error: UserError, overrides: Sequence[str]) -> UserErr
     chosen = [o for o in parsed if o.key_or_group in groups or o.type is OverrideType.DEL]
     if not chosen:
         return error
-    instead = [
-        f"{o.key_or_group}.{KEPT_SETTINGS[o.key_or_group][0]}={o.value()} instead of {o.input_line}"
-        if o.key_or_group in KEPT_SETTINGS and o.type is not OverrideType.DEL
-        else f"single keys instead of {o.input_line}"
-        for o in chosen
-    ]
+    instead = _list_instead(chosen)
     reason = (
-        f"{' '.join(str(o.input_line) for o in chosen)} composes all settings anew, without those of the run. "
-        f"Write {', '.join(instead)}, or repeat the whole command of the run ({error.reason})"
+        f"{_compose_anew(chosen)}. {instead[0].upper()}{instead[1:]}, or repeat the whole command of the run "
+        f"({error.reason})"
     )
     return UserError(error.key, error.value, reason)
+
+
+def _compose_anew(chosen: Sequence[Override]) -> str:
+    lines = " ".join(str(override.input_line) for override in chosen)
+    return f"{lines} composes all settings anew, without those of the run"
+
+
+def _list_instead(chosen: Sequence[Override]) -> str:
+    """Return what a resume can have instead of choices from config groups."""
+    instead = []
+    for override in chosen:
+        group, line = override.key_or_group, override.input_line
+        if override.type is OverrideType.DEL or group not in CHANGEABLE_GROUPS:
+            instead.append(f"leave out {line}")
+        elif group in KEPT_SETTINGS:
+            name = KEPT_SETTINGS[group][0]
+            value = str(line).partition("=")[2]
+            instead.append(f"write {group}.{name}={value} instead of {line}")
+        else:
+            instead.append(f"write single keys instead of {line}")
+    return ", ".join(instead)
 
 
 def _check_phase(key: str, value: Any, phases: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from growlm.runtime.errors import UserError
 from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.integrity import dump_checksummed_json, hash_file
 from growlm.training.resume.state_schema import is_phase_finished
-from growlm.training.run_folder import RunFolder, format_saved_config
+from growlm.training.run_folder import KEPT_NO_STATE, RunFolder, format_saved_config
 
 
 def is_extension(run_dir: Path, config: RunConfig) -> bool:
@@ -49,11 +50,7 @@ def extend_run(
     if not changes:
         return []
     if state is None and (folder.path / SUMMARY_FILE).exists():
-        reason = (
-            "has finished and kept no state to train on from (checkpoint.keep_final_state). A new run can begin "
-            "with its model and a new optimizer: model=pretrained model.path=RUN_DIR/checkpoints/NAME"
-        )
-        raise UserError(RESUME_SETTING, folder.path, reason)
+        raise UserError(RESUME_SETTING, folder.path, KEPT_NO_STATE)
     if state is not None:
         for name in changes:
             _check_length(name, config, plan, state)
@@ -65,6 +62,15 @@ def extend_run(
     changed = "; ".join(f"{name} {old} → {new}" for name, (old, new) in changes.items())
     rates = "" if state is None else f". {_describe_rates(config.schedule, before, plan, state)}"
     return [f"New length: {changed}{rates}"]
+
+
+def with_written_length(error: UserError, overrides: Sequence[str]) -> UserError:
+    """Return an error about a length with what the command line has: `+4`, not the sum."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == error.key and value.strip().startswith("+"):
+            return UserError(key, value.strip(), error.reason)
+    return error
 
 
 def _get_length(config: RunConfig, name: str) -> dict[str, Any]:
