@@ -64,6 +64,13 @@ def _read_header(builder: Any, split: str) -> list[str]:
     whole = re.match(r"\w*", split)
     rows = builder.as_streaming_dataset(split=whole[0] if whole else split)
     header: list[str] = []
-    for row in rows:  # to the end, where pandas closes the file
-        header = list(row)
+    try:
+        for row in rows:  # to the end, where pandas closes the file
+            header = list(row)
+    except UnicodeDecodeError as error:  # old releases of the library do not log the file's name
+        files = builder.config.data_files
+        error.reason += (
+            f", in {files.get(whole[0] if whole else split, next(iter(files.values())))[0]}"
+        )
+        raise
     return header

@@ -125,7 +125,8 @@ class HubDataset(DocumentSource):
                 raise
             except Exception as error:  # each library raises its own types
                 key, reason = _find_faulty_setting(error)
-        reason += f", in {failed_files[0]}" if failed_files else ""
+        if failed_files and failed_files[0] not in reason:
+            reason += f", in {failed_files[0]}"
         # Raised outside the handler, so that a one-sentence error does not carry a library's traceback.
         raise UserError(f"{self.key}.{key}", getattr(self, key), reason)
 
