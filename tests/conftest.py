@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -39,6 +40,20 @@ def pytest_collection_finish():
     """Spare every later garbage collection the objects of all libraries and tests, a third of each short run."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process; returns its exit code, output and errors."""
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        out = capsys.readouterr()
+        return ended.value.code, out.out, out.err
+
+    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -62,20 +61,6 @@ def test_what_is_loaded_computes_the_same(tmp_path):
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert difference(model, loaded) == 0
     train(loaded, torch.optim.SGD(loaded.parameters(), lr=0.1), 1)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: exit code, output, errors."""
-
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
 
 
 def test_commands_need_trust(run, tmp_path):

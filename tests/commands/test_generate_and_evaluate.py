@@ -24,20 +24,6 @@ BYTES = load_tokenizer("bytes")
 CPU = ("device=cpu", "precision=32-true")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: exit code, output, errors."""
-
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def model():
     return build(tiny_config("llama", vocab_size=257, **EXPERTS), std=0.2, dtype=torch.float32)

@@ -1,7 +1,6 @@
 """`growlm.grow` and `growlm.verify` as commands."""
 
 import signal
-import sys
 import time
 
 import pytest
@@ -15,20 +14,6 @@ from tests.commands.processes import CommandProcess
 from tests.model.tiny_models import EXPERTS, build, tiny_config
 
 WIDEN = "grow=[{widen: {scale_factor: 2}}]"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: exit code, output, errors."""
-
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
 
 
 @pytest.fixture

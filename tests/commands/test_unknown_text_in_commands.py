@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -18,20 +17,6 @@ from tests.model.tiny_models import build, tiny_config
 CPU = ("device=cpu", "precision=32-true")
 LINES = ["the Cat sat", "a man 😀", "a hat"]
 UNKNOWN_BYTES = 1 + 4
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: exit code, output, errors."""
-
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
