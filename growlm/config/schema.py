@@ -35,6 +35,13 @@ class InitialModelConfig(ModelConfig):
         return ModelConfig(**fields | {"vocab_size": self.vocab_size or vocab_size})
 
 
+SETTINGS_OF_SOURCES: dict[str, tuple[str, ...]] = {
+    "delimiter": ("text",),
+    "filter": ("text", "huggingface"),
+}
+"""Settings of data that only these kinds of sources can use."""
+
+
 @dataclass
 class SourceConfig:
     """Source of documents: part of group `data`, and of each entry of `data.sources`."""

@@ -10,6 +10,7 @@ from growlm.config.own_classes import check_own_classes
 from growlm.config.schema import (
     OPTIMIZER_SETTINGS,
     OWN,
+    SETTINGS_OF_SOURCES,
     ClusterConfig,
     DataConfig,
     OperatorEntry,
@@ -32,8 +33,6 @@ NEEDS_FULL_TENSORS = {
     "adamw_8bit": "its quantization blocks extend across rows",
 }
 """Optimizers that cannot update sharded weights, and why."""
-SETTINGS_OF_SOURCES = {"delimiter": ("text",), "filter": ("text", "huggingface")}
-"""Settings of data that only these kinds of sources can use."""
 MAX_NAME_BYTES = 200
 """Maximum length of a name that becomes part of a file's or folder's; file systems allow 255 bytes in all."""
 CHECKPOINT_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from growlm.config.composing.config_layers import ConfigLayer
 from growlm.config.flatten import flatten_config
 from growlm.config.own_classes import KEPT_SETTINGS
-from growlm.config.schema import OWN, RunConfig
+from growlm.config.schema import OWN, SETTINGS_OF_SOURCES, RunConfig
 from growlm.runtime.errors import UserError
 
 READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
@@ -24,8 +24,7 @@ READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "path": ("text",),
         "sample_by": ("text",),
         "column": ("text", "huggingface"),
-        "delimiter": ("text",),
-        "filter": ("text", "huggingface"),
+        **SETTINGS_OF_SOURCES,
         "documents": ("embedded",),
         "name": ("huggingface",),
         "config": ("huggingface",),

@@ -13,13 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from growlm.config.composing.config_layers import ConfigLayer, read_command_line
 from growlm.config.flatten import flatten_config
-from growlm.config.schema import OPTIMIZER_SETTINGS, OWN
+from growlm.config.schema import OPTIMIZER_SETTINGS, OWN, SETTINGS_OF_SOURCES
 
 _UNMIXED = ("embedded", "text", "huggingface")
 _READ_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "data.source": {
-        "delimiter": ("text",),
-        "filter": ("text", "huggingface"),
+        **SETTINGS_OF_SOURCES,
         "sources": ("mixture",),
         "min_characters": _UNMIXED,
         "max_characters": _UNMIXED,
