@@ -19,6 +19,7 @@ from growlm.checkpoint.checkpoint_folder import (
     read_skeleton,
     write_model_entries,
 )
+from growlm.checkpoint.grown_tensors import GrownTensors
 from growlm.checkpoint.model_class import describe_model
 from growlm.checkpoint.optimizer_files import read_state_infos
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, write_tensors
@@ -87,19 +88,15 @@ def grow_checkpoint(
     states = None
     if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER_STEM):
         states = _GrownOptimizerStates(TensorFiles(source, OPTIMIZER_STEM), growth_map)
-    entries = _plan_weights(growth_map, weights)
+    rng = GrowthRng(seed, boundary_index)
+    grown_weights = GrownTensors(weights, growth_map, rng, ties)
+    entries = [grown_weights.info(name) for name in grown_weights.names]
     total = sum(entry.nbytes for entry in entries + (states.infos if states else []))
     sidecar_files = list_sidecar_files(source)
     check_target_folder(target, total, sidecar_files)
     count = accumulate_progress(progress, total)
-    rng = GrowthRng(seed, boundary_index)
     with create_target_folder(target) as (partial, digests), torch.no_grad(), rng:
-
-        def make(name: str) -> Tensor:
-            tensor_map = growth_map.tensors[ties[name]]
-            return tensor_map.grow_weight(weights.read(tensor_map.source or weights.names[0]), rng)
-
-        digests |= write_tensors(partial, WEIGHTS_STEM, entries, make, count)
+        digests |= write_tensors(partial, WEIGHTS_STEM, entries, grown_weights.read, count)
         if states is not None:
             digests |= write_tensors(partial, OPTIMIZER_STEM, states.infos, states.make, count)
         grown_from = {"operators": operators_to_dicts(operators), "seed": seed}
@@ -107,15 +104,6 @@ def grow_checkpoint(
         copy_sidecar_files(sidecar_files, partial)
         write_model_entries(partial, describe_model(grown), record | {"grown_from": grown_from})
     return growth_map
-
-
-def _plan_weights(growth_map: GrowthMap, weights: TensorFiles) -> list[TensorInfo]:
-    dtypes = {name: weights.info(name).dtype for name in weights.names}
-    default = next(iter(dtypes.values()))
-    return [
-        TensorInfo(name, dtypes.get(t.source or "", default), t.shape)
-        for name, t in growth_map.tensors.items()
-    ]
 
 
 def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:
