@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -68,12 +69,19 @@ _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
     """Return the node of a run's config, or of its schema, in which all fields can be set."""
-    node: DictConfig = OmegaConf.structured(with_operator_types(RunConfig))
-    _make_writable(node.model)
+    node = copy.deepcopy(_make_schema_node(with_operator_types(RunConfig)))
     if isinstance(config, RunConfig):
         node = cast(
             DictConfig, OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
         )
+    return node
+
+
+@lru_cache(maxsize=1)
+def _make_schema_node(schema: type[RunConfig]) -> DictConfig:
+    """Return the node of a schema; it is copied, which takes a fifth of the time of making it."""
+    node: DictConfig = OmegaConf.structured(schema)
+    _make_writable(node.model)
     return node
 
 

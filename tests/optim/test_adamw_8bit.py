@@ -171,10 +171,11 @@ def test_exact_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_stopped_run_goes_on_to_the_bit(whole, tmp_path, as_written):
-    """In the middle of phases, and at a boundary: moments lie on the disk in between."""
+@pytest.mark.parametrize("stops", [(8,), pytest.param((6, 8, 10), marks=pytest.mark.slow)])
+def test_a_stopped_run_goes_on_to_the_bit(stops, whole, tmp_path, as_written):
+    """At a boundary, and in the middle of phases: moments lie on the disk in between."""
     run_dir, resume = tmp_path / "run", f"resume='{tmp_path / 'run'}'"
-    for step in (6, 8, 10):
+    for step in stops:
         resuming = [resume] if run_dir.exists() else []
         with pytest.raises(Interrupted):
             run_plan(run_config(run_dir, *SETTINGS, *resuming), [SignalAt(step)])

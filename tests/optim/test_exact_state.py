@@ -49,7 +49,7 @@ def drift(config, boundaries, settings=OPTIMIZERS["adamw"], clip=0.3, mode="exac
 
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, *slow(False)])
 @pytest.mark.parametrize("factor", [2, *slow(3)])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("family", ["default", "llama"])

@@ -130,7 +130,10 @@ def limit_files(size):
 
 @pytest.mark.parametrize(
     ("step", "place"),
-    [(7, "resume/.000000007.partial"), (8, "checkpoints/.moe_model_final.partial")],
+    [
+        pytest.param(7, "resume/.000000007.partial", marks=pytest.mark.slow),
+        (8, "checkpoints/.moe_model_final.partial"),
+    ],
 )
 def test_disk_full(step, place, whole, tmp_path):
     """In the writing of a state, and of an artefact."""

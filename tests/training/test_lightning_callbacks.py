@@ -200,7 +200,7 @@ class Counter(Callback):
         self.steps = state_dict["steps"]
 
 
-@pytest.mark.parametrize("stop", [4, 6])
+@pytest.mark.parametrize("stop", [6, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_object_of_ones_own_lives_through_boundaries_and_resumes(tmp_path, stop):
     with pytest.raises(Interrupted):
         run_plan(two_phases(tmp_path / "run"), [Counter(), SignalAt(stop)])

@@ -177,7 +177,7 @@ def test_every_process_reads_its_own_data():
     ("name", "step"),
     [
         ("Stateful", 7),
-        ("Module", 6),
+        pytest.param("Module", 6, marks=pytest.mark.slow),
         *[
             p
             for name in ("Stateful", "stream")

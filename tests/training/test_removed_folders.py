@@ -49,6 +49,7 @@ def test_no_logger_makes_it_anew(logger, tmp_path):
     assert not run_dir.exists()
 
 
+@pytest.mark.slow
 def test_another_run_in_its_place_is_left_alone(tmp_path):
     run_dir = tmp_path / "run"
     others = []

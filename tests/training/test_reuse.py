@@ -145,6 +145,7 @@ def test_a_damaged_entry_is_trained_again(tmp_path, cache, plain, victim, capsys
     assert_same_run(third, plain)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_bounded(tmp_path, cache, capsys):
     def entries():
         return {path.name for path in cache.glob("[0-9a-f]*")}
@@ -294,6 +295,7 @@ def test_a_key_leaves_out_what_changes_nothing(name, monkeypatch):
     assert keys() == before
 
 
+@pytest.mark.slow
 def test_phases_of_other_instructions_are_not_reused(tmp_path, monkeypatch):
     """Nor those of the machine's own by a run under a limit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -363,6 +365,7 @@ def test_one_trains_while_others_wait_also_when_it_is_killed(tmp_path):
     assert taken["phases"] == ["dense", "moe"]
 
 
+@pytest.mark.slow
 def test_another_logger_hears_what_was_trained_before_it(tmp_path, cache):
     second = tiny_run(tmp_path / "second", *sharing(cache), OTHER_NOISE, "logger=csv").run_dir
     alone = tiny_run(tmp_path / "alone", OTHER_NOISE, "logger=csv").run_dir

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -90,10 +91,10 @@ def find_inert_settings(
         errors += [
             UserError(key, value, each.reason) for each in inert if _covers(each.key, key, value)
         ]
-    defaults = dict(flatten_config(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
     for layer in files:
         if not layer.is_own or set(RunConfig.__dataclass_fields__) <= set(layer.settings):
             continue  # a run's saved config holds all settings
+        defaults = _flatten_defaults()
         for key, value in flatten_config(layer.settings):
             if key in defaults and defaults[key] == value:
                 continue
@@ -109,6 +110,11 @@ def check_inert_settings(config: DictConfig, overrides: Sequence[Override]) -> N
     """Raise the first error of `find_inert_settings`, for a config without files of the user's own."""
     for error in find_inert_settings(config, overrides):
         raise error
+
+
+@cache
+def _flatten_defaults() -> dict[str, Any]:
+    return dict(flatten_config(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
 
 
 def _iter_given(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
