@@ -42,11 +42,10 @@ class GrownTensors:
         return self._infos[name]
 
     def read(self, name: str) -> Tensor:
-        """Compute a tensor: its source is read, and grown."""
+        """Compute a tensor: its source is read, and grown. One that stays as it is may be mapped from a file."""
         tensor_map = self._growth_map.tensors[self._ties[name]]
-        return tensor_map.grow_weight(
-            self._source.read(tensor_map.source or self._any_name), self._rng
-        )
+        source = self._source.read(tensor_map.source or self._any_name)
+        return source if tensor_map.keeps_weight else tensor_map.grow_weight(source, self._rng)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Compute a tensor and return its rows from `start` up to `stop`."""
