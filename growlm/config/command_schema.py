@@ -50,9 +50,10 @@ class VerifyCommand:
     """Settings of `python -m growlm.verify`."""
 
     old: str | None = None
-    """Folder of the checkpoint before the growth; without `old` and `new`, the standalone suite runs."""
+    """Folder of the model before the growth, a growlm checkpoint or a Hugging Face model; without `old` and `new`,
+    the standalone suite runs."""
     new: str | None = None
-    """Folder of the checkpoint after the growth."""
+    """Folder of the model after the growth, of either kind."""
     tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
     """Largest allowed difference between logits, times max(1, largest logit)."""
     probe_sequences: int = field(default=2, metadata=limits(minimum=1, maximum=4096))

@@ -18,7 +18,7 @@ from growlm.storage.parsing import parse_yaml
 if TYPE_CHECKING:
     from growlm.huggingface.folders.folder_growth import GrowthReport
 
-CARD = "README.md"
+MODEL_CARD = "README.md"
 SOURCE_CARD = "README.source.md"
 """Name of the source's own model card beside that of the grown model."""
 KEPT_ENTRIES = ("license", "license_name", "license_link", "language")
@@ -51,7 +51,7 @@ def write_model_card(folder: Path, content: CardContent, source: Path) -> None:
     Raises:
         UserError: If the source's card is no text file inside its folder.
     """
-    kept = next((source / n for n in (SOURCE_CARD, CARD) if lexists(source / n)), None)
+    kept = next((source / n for n in (SOURCE_CARD, MODEL_CARD) if lexists(source / n)), None)
     if kept is not None:
         copy_file(kept, folder / SOURCE_CARD, "checkpoint", source)
     header = {
@@ -61,7 +61,7 @@ def write_model_card(folder: Path, content: CardContent, source: Path) -> None:
         **_read_kept_entries(kept, source),
     }
     text = make_model_card(content, name_of(source), header, kept is not None)
-    (folder / CARD).write_text(text, encoding="utf-8")
+    (folder / MODEL_CARD).write_text(text, encoding="utf-8")
 
 
 def name_of(source: Path) -> str:
