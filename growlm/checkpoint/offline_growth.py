@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from growlm.checkpoint.safetensors_io import (
     TensorFiles,
     TensorInfo,
     TensorSource,
+    read_in_parts,
     write_tensors,
 )
 from growlm.checkpoint.sidecar_files import (
@@ -114,13 +116,14 @@ class CheckpointGrowth:
         check_target_folder(target, total, self.sidecar_files, key)
         count = accumulate_progress(progress, total)
         entries = [self.weights.info(name) for name in self.weights.names]
-        with create_target_folder(target) as (partial, digests), torch.no_grad(), self.rng:
-            digests |= write_tensors(partial, WEIGHTS_STEM, entries, self.weights.read, count)
+        with create_target_folder(target) as (folder, digests), torch.no_grad(), self.rng:
+            read = partial(read_in_parts, self.weights)
+            digests |= write_tensors(folder, WEIGHTS_STEM, entries, read, count)
             if self.states is not None:
                 infos, make = self.states.infos, self.states.make
-                digests |= write_tensors(partial, OPTIMIZER_STEM, infos, make, count)
-            copy_sidecar_files(self.sidecar_files, partial)
-            write_model_entries(partial, self.entries, self.record)
+                digests |= write_tensors(folder, OPTIMIZER_STEM, infos, make, count)
+            copy_sidecar_files(self.sidecar_files, folder)
+            write_model_entries(folder, self.entries, self.record)
 
 
 def prepare_checkpoint_growth(

@@ -16,11 +16,19 @@ from growlm.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class DerivedTensor:
-    """Recipe for a tensor: the source tensors it needs, its shape, and the function that computes it."""
+    """Recipe for a tensor: the source tensors it needs, its shape, and the function that computes it.
+
+    Attributes:
+        sources: Names of the source tensors.
+        shape: Shape of the tensor.
+        make: Function that computes it.
+        is_copy: Whether it is its only source, under another name.
+    """
 
     sources: tuple[str, ...]
     shape: Shape
     make: Callable[[Sequence[ReadTensor]], Tensor]
+    is_copy: bool = False
 
 
 class MappedTensors:
@@ -50,6 +58,11 @@ class MappedTensors:
     def info(self, name: str) -> TensorInfo:
         """Return the dtype and shape of a tensor."""
         return self._infos[name]
+
+    def copied_from(self, name: str) -> tuple[TensorSource, str] | None:
+        """Return the source of a tensor that only changes its name; None for one that is computed."""
+        derived = self._derived[name]
+        return (self.files, derived.sources[0]) if derived.is_copy else None
 
     def read(self, name: str) -> Tensor:
         """Read a tensor: memory-mapped where it is stored unchanged, else computed in memory."""
@@ -89,6 +102,10 @@ class LastTensor:
     def names(self) -> list[str]:
         """Names of all tensors."""
         return self._source.names
+
+    def copied_from(self, name: str) -> tuple[TensorSource, str]:
+        """Return the tensor in the other source: what becomes of it there decides if it is computed."""
+        return self._source, name
 
     def read(self, name: str) -> Tensor:
         """Read a tensor; the one before is dropped first."""

@@ -19,7 +19,7 @@ from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.config_reading import detect_architecture, read_hf_config
 from growlm.huggingface.lazy_tensors import DerivedTensor, MappedTensors
 from growlm.huggingface.mapping_rules import MappingRule, ResolvedRule, get_hf_name, resolve_rules
-from growlm.huggingface.tensor_mapping import ReadTensor, Shape
+from growlm.huggingface.tensor_mapping import IdentityMapping, ReadTensor, Shape
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
@@ -224,7 +224,10 @@ def _derive_growlm_tensors(
 ) -> dict[str, DerivedTensor]:
     derived = {
         name: DerivedTensor(
-            rule.hf_names, shapes[name], partial(_make_growlm_tensor, rule, config, index)
+            rule.hf_names,
+            shapes[name],
+            partial(_make_growlm_tensor, rule, config, index),
+            isinstance(rule.mapping, IdentityMapping),
         )
         for rule in resolved
         for index, name in enumerate(rule.growlm_names)
@@ -238,7 +241,10 @@ def _derive_hf_tensors(
     any_name = resolved[0].growlm_names[:1]
     return {
         name: DerivedTensor(
-            rule.growlm_names or any_name, shape, partial(_make_hf_tensor, rule, config, index)
+            rule.growlm_names or any_name,
+            shape,
+            partial(_make_hf_tensor, rule, config, index),
+            isinstance(rule.mapping, IdentityMapping),
         )
         for rule in resolved
         for index, (name, shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True))

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ from growlm.checkpoint.offline_growth import (
     check_target_folder,
     create_target_folder,
 )
-from growlm.checkpoint.safetensors_io import TensorInfo, TensorSource, write_tensors
+from growlm.checkpoint.safetensors_io import (
+    TensorInfo,
+    TensorSource,
+    read_in_parts,
+    write_tensors,
+)
 from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.data.tokenization.huggingface_tokenizer import EOS_TOKEN_ENTRY, HUGGINGFACE
 from growlm.data.tokenization.tokenizer import load_tokenizer
@@ -100,18 +105,18 @@ class PreparedFolder:
         infos = self.infos
         total = sum(info.nbytes for info in infos)
         check_target_folder(target, total, self.sidecar_files, self.key)
-        with create_target_folder(target) as (partial, digests), torch.no_grad():
+        with create_target_folder(target) as (folder, digests), torch.no_grad():
             digests |= write_tensors(
-                partial,
+                folder,
                 WEIGHTS_STEM,
                 infos,
-                self.tensors.read,
+                partial(read_in_parts, self.tensors),
                 accumulate_progress(progress, total),
             )
-            copy_sidecar_files(self.sidecar_files, partial)
-            self.write_rest(partial)
-            write_more(partial)
-            (partial / CONFIG_NAME).write_text(json.dumps(self.content, indent=2) + "\n")
+            copy_sidecar_files(self.sidecar_files, folder)
+            self.write_rest(folder)
+            write_more(folder)
+            (folder / CONFIG_NAME).write_text(json.dumps(self.content, indent=2) + "\n")
 
 
 def prepare_growlm_folder(
