@@ -21,7 +21,7 @@ from growlm.growth.grow_model import Operator
 from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.registry import available_operators, find_broken_entry_points
 from growlm.huggingface.config_reading import is_hf_folder, read_hf_config
-from growlm.huggingface.folders.folder_growth import GrowthReport, prepare_folder_growth
+from growlm.huggingface.folders.folder_growth import FolderGrowthReport, prepare_folder_growth
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
@@ -42,6 +42,7 @@ usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=valu
   architecture     for a Hugging Face folder: auto, the transformers class that computes the same, or growlm's own
                    class if there is none; growlm, always growlm's own class (default: auto)
   dry_run          only print what would be written, without reading weights; out may be left out (default: false)
+  verify           read the written weights again and compare each with its source (default: false)
   seed             seed of noise, routers and filler columns (default: 0)
   boundary_index   index of this growth in its run; part of the seed (default: 0)
   optimizer_state  carry: grow the checkpoint's optimizer state too, if it has one; reset: leave it out
@@ -83,6 +84,8 @@ def grow(arguments: list[str]) -> int:
         raise UserError("grow", "[]", "needs at least one operator")
     if command.out is None and not command.dry_run:
         raise UserError("out", "???", "must be given")
+    if command.dry_run and command.verify:
+        raise UserError("verify", "true", "a dry run writes no weights to compare")
     source = Path(command.checkpoint)
     growth = prepare_folder_growth(
         source,
@@ -106,7 +109,7 @@ def grow(arguments: list[str]) -> int:
         return 0
     start = time.perf_counter()
     with ByteProgressBar(console, "writing") as bar:
-        report = growth.write(Path(str(command.out)), bar.update)
+        report = growth.write(Path(str(command.out)), bar.update, command.verify)
     size = f"{decimal(bar.total)} in {time.perf_counter() - start:.1f} s"
     lines = [f"  {line}" for line in report.growth_map.description]
     for line in [*lines, *_describe_class(report), f"Wrote {command.out}: {size}"]:
@@ -124,15 +127,17 @@ def _read_operators(command: GrowCommand, source: Path) -> list[Operator]:
     return list(operators)
 
 
-def _describe_class(report: GrowthReport) -> list[str]:
+def _describe_class(report: FolderGrowthReport) -> list[str]:
     """Return which class is written, and what is left out."""
     dtypes = " and ".join(str(each).removeprefix("torch.") for each in report.dtypes)
     reason = "" if report.own_class_reason is None else f" ({report.own_class_reason})"
     lines = [f"  {report.class_before} → {report.class_after}{reason}, {dtypes}"]
+    if report.weight_check is not None:
+        lines.append(f"  weight integrity: {report.weight_check.summary}")
     return lines + [f"  left out: {each}" for each in report.omitted]
 
 
-def _describe_plan(report: GrowthReport) -> list[str]:
+def _describe_plan(report: FolderGrowthReport) -> list[str]:
     """Return what a growth would write, as lines of text."""
     before, after = report.parameters_before, report.parameters_after
     kind = "a Hugging Face model" if report.to == "huggingface" else "a growlm checkpoint"

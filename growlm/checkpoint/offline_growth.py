@@ -100,6 +100,7 @@ class CheckpointGrowth:
         self,
         target: Path,
         progress: ByteProgress = lambda done, total: None,
+        finish: Callable[[Path], None] = lambda folder: None,
         key: str = "checkpoint",
     ) -> None:
         """Write the grown checkpoint, one tensor in memory at a time.
@@ -107,6 +108,7 @@ class CheckpointGrowth:
         Args:
             target: Folder to create; must not exist.
             progress: Function called after every tensor.
+            finish: Function that checks the folder before it gets its name.
             key: Setting that named the source, for messages.
 
         Raises:
@@ -124,6 +126,7 @@ class CheckpointGrowth:
                 digests |= write_tensors(folder, OPTIMIZER_STEM, infos, make, count)
             copy_sidecar_files(self.sidecar_files, folder)
             write_model_entries(folder, self.entries, self.record)
+            finish(folder)
 
 
 def prepare_checkpoint_growth(

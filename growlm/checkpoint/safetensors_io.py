@@ -278,21 +278,30 @@ class CopiedTensors(Protocol):
         """Return the source and the name of an unchanged tensor; None for one that is computed."""
 
 
+def find_stored_tensor(source: TensorSource, name: str) -> tuple[TensorFiles, str] | None:
+    """Return the files that hold a tensor unchanged, and its name there; None for one that is computed."""
+    while isinstance(source, CopiedTensors):
+        if (copied := source.copied_from(name)) is None:
+            return None
+        source, name = copied
+    return (source, name) if isinstance(source, TensorFiles) else None
+
+
 def read_in_parts(source: TensorSource, name: str) -> Tensor | Iterator[Tensor]:
-    """Read a tensor; one that is stored in a file unchanged in parts, of which each is mapped by itself.
+    """Read a tensor; one that is stored unchanged in parts, of which each is mapped by itself.
 
     The resident memory of a process includes the pages of mapped files, so a whole tensor would count.
     """
-    while isinstance(source, CopiedTensors):
-        if (copied := source.copied_from(name)) is None:
-            return source.read(name)
-        source, name = copied
-    shape = source.info(name).shape
-    if not isinstance(source, TensorFiles) or not shape:
+    if (stored := find_stored_tensor(source, name)) is None:
         return source.read(name)
-    rows = max(1, PART_BYTES // max(1, source.info(name).nbytes // max(1, shape[0])))
+    files, stored_name = stored
+    shape = files.info(stored_name).shape
+    if not shape:
+        return source.read(name)
+    row_bytes = files.info(stored_name).nbytes // max(1, shape[0])
+    rows = max(1, PART_BYTES // max(1, row_bytes))
     starts = range(0, shape[0], rows)
-    return (source.read_rows(name, each, min(each + rows, shape[0])) for each in starts)
+    return (files.read_rows(stored_name, each, min(each + rows, shape[0])) for each in starts)
 
 
 class TensorFiles:

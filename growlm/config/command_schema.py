@@ -41,6 +41,8 @@ class GrowCommand:
     where `out` can hold it."""
     dry_run: bool = False
     """Only print what would be written, without reading weights."""
+    verify: bool = False
+    """Read the written weights again and compare each with its source; what was found is in the model card."""
     trust: list[str] = field(default_factory=list)
     """Packages whose classes may be built, where a checkpoint's model is of a class of its own."""
 

@@ -85,6 +85,7 @@ def test_a_dry_run_writes_nothing(run, llama, tmp_path, monkeypatch):
         (["out=x", "dtype=int4"], "dtype=int4: must be one of same"),
         (["out=x", "architecture=llama"], "architecture=llama: must be one of auto, growlm"),
         (["out=x", "optimizer_state=carry"], "a Hugging Face folder has no optimizer state"),
+        (["out=x", "dry_run=true", "verify=true"], "verify=true: a dry run writes no weights"),
         (["out=x", "trust=[os]"], "code of a Hugging Face folder is never run"),
         (["out=x", "grow=[{widen: {scale_factor: 1.3}}]"], "grow.0.widen.scale_factor=1.3"),
     ],

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from growlm.checkpoint import load_model, save_model
 from growlm.checkpoint import safetensors_io as tensor_files
+from growlm.checkpoint.grown_tensors import GrownTensors
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.growth.growth_map import TensorMap
 from growlm.huggingface import grow_folder, to_growlm, to_huggingface
 from growlm.huggingface.folders.folder_growth import prepare_folder_growth
-from growlm.runtime.errors import DiskError, UserError
+from growlm.runtime.errors import DiskError, RunError, UserError
+from growlm.verification.check_report import Status
 from tests.checkpoint.test_growing_on_disk import largest_file
 from tests.huggingface.hf_models import load, make, tokens_for
 from tests.model.tiny_models import EXPERTS, assert_same_state, build, tiny_config
@@ -182,6 +184,23 @@ def test_the_model_card(folders, tmp_path):
     again = (tmp_path / "again" / "README.md").read_text()
     assert "multiply_experts" in again.split("was itself grown")[0]
     assert "upcycle" in again.split("was itself grown")[1]
+
+
+@pytest.mark.parametrize("to", ["huggingface", "growlm"])
+@pytest.mark.parametrize("kind", ["hf", "ours"])
+def test_written_weights_are_compared_if_asked(folders, tmp_path, monkeypatch, kind, to):
+    to_growlm(folders / "llama", tmp_path / "ours")
+    source = folders / "llama" if kind == "hf" else tmp_path / "ours"
+    operators = [Upcycle(num_experts=4), Widen(scale_factor=2, noise_std=1e-2)]
+    report = grow_folder(source, tmp_path / "out", operators, to=to, verify=True)
+    assert report.weight_check.status is Status.PASSED
+    if to == "huggingface":
+        assert "all 33 tensors match" in (tmp_path / "out" / "README.md").read_text()
+    read = GrownTensors.read
+    monkeypatch.setattr(GrownTensors, "read", lambda *key: read(*key) * (1 + ("down" in key[1])))
+    with pytest.raises(RunError, match="the written weights are wrong: "):
+        grow_folder(source, tmp_path / "wrong", operators, to=to, verify=True)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_stack_of_experts_is_grown_once(folders, tmp_path, monkeypatch):

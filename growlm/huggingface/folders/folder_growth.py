@@ -7,7 +7,7 @@ class that is written. Each tensor is computed when it is written, so memory hol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,21 @@ from growlm.huggingface.folders.prepared_folder import (
     prepare_growlm_folder,
     prepare_huggingface_folder,
 )
+from growlm.huggingface.folders.weight_check import check_written_weights
 from growlm.huggingface.lazy_tensors import LastTensor
 from growlm.huggingface.tensor_conversion import HuggingFaceTensors
 from growlm.model.config import ModelConfig
 from growlm.model.model_size import ParameterReport, parameter_report
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
+from growlm.verification.check_report import CheckReport
 
 CHECKPOINT_SETTING = "checkpoint"
 KINDS = ("growlm", "huggingface")
 
 
 @dataclass(frozen=True)
-class GrowthReport:
+class FolderGrowthReport:
     """Summary of a growth of a folder, known before a weight is read."""
 
     growth_map: GrowthMap
@@ -92,36 +94,56 @@ class GrowthReport:
     """What is exact and what is rounded, one statement each."""
     config_json: Mapping[str, Any]
     """Content of `config.json`."""
+    weight_check: CheckReport | None = None
+    """Comparison of the written weights with the source's; None if it was not asked for."""
 
 
 @dataclass(frozen=True)
 class FolderGrowth:
     """A growth of a folder that has been checked; nothing is written yet."""
 
-    report: GrowthReport
+    report: FolderGrowthReport
     rng: GrowthRng
-    target: PreparedFolder | CheckpointGrowth
-    card: CardContent | None
-    """Content of the model card; None for a folder that has none."""
     source: Path
+    weights: TensorSource
+    """Weights before the growth."""
+    target: PreparedFolder | CheckpointGrowth
+    grown_from: Mapping[str, Any]
+    """Operators, seed and index of the growth."""
+    earlier: Mapping[str, Any] | None
+    """The same of the growth that made the source; None if it was not grown."""
 
     def write(
-        self, target: Path, progress: ByteProgress = lambda done, total: None
-    ) -> GrowthReport:
+        self,
+        target: Path,
+        progress: ByteProgress = lambda done, total: None,
+        verify: bool = False,
+    ) -> FolderGrowthReport:
         """Write the grown model's folder and return the report.
+
+        Args:
+            target: Folder to create; must not exist.
+            progress: Function called after every tensor.
+            verify: Whether to read the written weights again and compare each with its source.
 
         Raises:
             UserError: If the target exists, or the disk has too little space. Nothing is left behind.
+            RunError: If a written tensor is not what the growth makes of its source; likewise.
         """
+        report = self.report
+
+        def finish(folder: Path) -> None:
+            nonlocal report
+            if verify:
+                check = check_written_weights(folder, self.weights, report.growth_map)
+                report = replace(report, weight_check=check)
+            if report.to == "huggingface":
+                content = CardContent(report, self.grown_from, self.earlier)
+                write_model_card(folder, content, self.source)
+
         with self.rng:
-            if isinstance(self.target, CheckpointGrowth) or self.card is None:
-                self.target.write(target, progress)
-            else:
-                card = self.card
-                self.target.write(
-                    target, progress, lambda folder: write_model_card(folder, card, self.source)
-                )
-        return self.report
+            self.target.write(target, progress, finish)
+        return report
 
 
 def grow_folder(
@@ -136,8 +158,9 @@ def grow_folder(
     boundary_index: int = 0,
     optimizer_state: str | None = None,
     trust: Sequence[str] = (),
+    verify: bool = False,
     progress: ByteProgress = lambda done, total: None,
-) -> GrowthReport:
+) -> FolderGrowthReport:
     """Grow a model folder into a new one, about one tensor in memory at a time.
 
     Args:
@@ -153,11 +176,13 @@ def grow_folder(
         optimizer_state: `carry` to grow a checkpoint's optimizer state too, `reset` to leave it out; None to carry
             it where there is one and the new folder can hold it.
         trust: Packages whose classes may be built, if a checkpoint names one.
+        verify: Whether to read the written weights again and compare each with its source.
         progress: Function called after every tensor.
 
     Raises:
         UserError: If the source cannot be read, an operator cannot be applied, the target exists, or the disk has
             too little space. Nothing is left behind.
+        RunError: If a written tensor is not what the growth makes of its source; likewise.
     """
     growth = prepare_folder_growth(
         Path(source),
@@ -170,7 +195,7 @@ def grow_folder(
         optimizer_state=optimizer_state,
         trust=trust,
     )
-    return growth.write(Path(target), progress)
+    return growth.write(Path(target), progress, verify)
 
 
 def prepare_folder_growth(
@@ -252,7 +277,7 @@ def prepare_folder_growth(
     has_states = not is_hf and TensorFiles.exist(source, OPTIMIZER_STEM)
     exactness = describe_exactness(growth_map, {n: grown.info(n).dtype for n in grown.names})
     source_infos = [model.tensors.info(name) for name in model.tensors.names]
-    report = GrowthReport(
+    report = FolderGrowthReport(
         growth_map=growth_map,
         to=to,
         class_before=model.class_name,
@@ -263,7 +288,7 @@ def prepare_folder_growth(
         bytes_before=sum(info.nbytes for info in source_infos),
         bytes_after=sum(info.nbytes for info in prepared.infos),
         sidecar_bytes=sidecar_bytes(prepared.sidecar_files),
-        peak_memory=estimate_peak_memory(growth_map, model.tensors, grown, prepared.infos),
+        peak_memory=estimate_peak_memory(growth_map, model.tensors, grown, prepared.tensors),
         dtypes=prepared.dtypes,
         sidecar_files=tuple(path.name for path in prepared.sidecar_files),
         tokenizer=prepared.tokenizer,
@@ -271,11 +296,9 @@ def prepare_folder_growth(
         exactness=tuple(exactness),
         config_json=prepared.content,
     )
-    card = None
-    if to == "huggingface":
-        earlier = model.record.get("grown_from")
-        card = CardContent(report, record["grown_from"], earlier if _is_growth(earlier) else None)
-    return FolderGrowth(report, rng, prepared, card, source)
+    earlier = model.record.get("grown_from")
+    earlier = earlier if _is_growth(earlier) else None
+    return FolderGrowth(report, rng, source, model.tensors, prepared, record["grown_from"], earlier)
 
 
 def _is_growth(entry: Any) -> bool:
@@ -352,7 +375,7 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
     weights = growth.weights
     dtypes = {name: weights.info(name).dtype for name in weights.names}
     before: nn.Module = growth.model
-    report = GrowthReport(
+    report = FolderGrowthReport(
         growth_map=growth.growth_map,
         to="growlm",
         class_before=type(before).__name__,
@@ -363,7 +386,7 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
         bytes_before=sum(growth.source.info(name).nbytes for name in growth.source.names),
         bytes_after=sum(info.nbytes for info in infos),
         sidecar_bytes=sidecar_bytes(growth.sidecar_files),
-        peak_memory=estimate_peak_memory(growth.growth_map, growth.source, weights, infos),
+        peak_memory=estimate_peak_memory(growth.growth_map, growth.source, weights, weights),
         dtypes=tuple(dict.fromkeys(dtypes.values())),
         sidecar_files=tuple(path.name for path in growth.sidecar_files),
         tokenizer=str(growth.record.get("tokenizer", "none: the checkpoint names none")),
@@ -371,4 +394,5 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
         exactness=tuple(describe_exactness(growth.growth_map, dtypes)),
         config_json=growth.content,
     )
-    return FolderGrowth(report, growth.rng, growth, None, source)
+    grown_from = growth.record["grown_from"]
+    return FolderGrowth(report, growth.rng, source, growth.source, growth, grown_from, None)

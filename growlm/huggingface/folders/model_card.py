@@ -16,7 +16,7 @@ from growlm.storage.input_files import MAX_RECORD_BYTES, copy_file, lexists, rea
 from growlm.storage.parsing import parse_yaml
 
 if TYPE_CHECKING:
-    from growlm.huggingface.folders.folder_growth import GrowthReport
+    from growlm.huggingface.folders.folder_growth import FolderGrowthReport
 
 MODEL_CARD = "README.md"
 SOURCE_CARD = "README.source.md"
@@ -31,7 +31,7 @@ ROWS = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "num_experts", "
 class CardContent:
     """What a model card says."""
 
-    report: GrowthReport
+    report: FolderGrowthReport
     grown_from: Mapping[str, Any]
     """Operators, seed and index of the growth."""
     earlier: Mapping[str, Any] | None = None
@@ -111,7 +111,7 @@ def make_model_card(
         "",
         *(f"* {line}" for line in report.exactness),
         "",
-        "No check has been run. This compares every tensor, and the outputs on a probe:",
+        _describe_check(report),
         "",
         "```sh",
         "growlm verify old=SOURCE new=THIS_FOLDER",
@@ -127,7 +127,17 @@ def make_model_card(
     return "\n".join(lines) + "\n"
 
 
-def _table_rows(report: GrowthReport) -> list[tuple[str, str, str]]:
+def _describe_check(report: FolderGrowthReport) -> str:
+    """Return which check was made, and what it found."""
+    if report.weight_check is None:
+        return "No check has been run. This compares every tensor, and the outputs on a probe:"
+    return (
+        f"Every tensor has been compared with its source after it was written: {report.weight_check.summary}. "
+        "This does so again, and compares the outputs on a probe:"
+    )
+
+
+def _table_rows(report: FolderGrowthReport) -> list[tuple[str, str, str]]:
     before, after = report.parameters_before, report.parameters_after
     old, new = report.growth_map.old_config, report.growth_map.new_config
     dtypes = " and ".join(str(each).removeprefix("torch.") for each in report.dtypes)

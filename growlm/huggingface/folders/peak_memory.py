@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from growlm.checkpoint.safetensors_io import TensorInfo, TensorSource
+from growlm.checkpoint.safetensors_io import PART_BYTES, TensorSource, find_stored_tensor
 from growlm.growth.growth_map import GrowthMap
 
 LATE_LIBRARIES = 90 * 10**6
@@ -14,27 +13,30 @@ LATE_LIBRARIES = 90 * 10**6
 
 
 def estimate_peak_memory(
-    growth_map: GrowthMap, source: TensorSource, grown: TensorSource, written: Sequence[TensorInfo]
+    growth_map: GrowthMap, source: TensorSource, grown: TensorSource, target: TensorSource
 ) -> int:
     """Return an upper estimate of the largest resident memory of this process, in bytes.
 
     A tensor is computed while the one before it is written. A changed one needs its source, itself and an
-    intermediate result; one that stays as it is is mapped from its file.
+    intermediate result; one that stays as it is is read in parts from its file, or put together from several.
 
     Args:
         growth_map: Growth of the model.
         source: Weights before the growth.
         grown: Weights after it, under growlm's names.
-        written: Tensors that are written.
+        target: Weights as they are written.
     """
-    needed = 0
+    needed = before = 2 * PART_BYTES
     for name, tensor_map in growth_map.tensors.items():
-        read = 0 if tensor_map.source is None else source.info(tensor_map.source).nbytes
-        made = 0 if tensor_map.keeps_weight else 2 * grown.info(name).nbytes
-        needed = max(needed, read + made)
-    before = max(grown.info(name).nbytes for name in grown.names)
-    largest = max((info.nbytes for info in written), default=0)
-    return _resident_bytes() + LATE_LIBRARIES + needed + max(before, largest)
+        if find_stored_tensor(grown, name) is None:
+            read = 0 if tensor_map.source is None else source.info(tensor_map.source).nbytes
+            size = grown.info(name).nbytes
+            needed = max(needed, read + (0 if tensor_map.keeps_weight else 2 * size))
+            before = max(before, size)
+    for name in target.names:
+        if find_stored_tensor(target, name) is None:
+            before = max(before, target.info(name).nbytes)
+    return _resident_bytes() + LATE_LIBRARIES + needed + before
 
 
 def _resident_bytes() -> int:

@@ -90,14 +90,14 @@ class PreparedFolder:
         self,
         target: Path,
         progress: ByteProgress = lambda done, total: None,
-        write_more: Callable[[Path], None] = lambda folder: None,
+        finish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         """Write the folder.
 
         Args:
             target: Folder to create; must not exist.
             progress: Function called after every tensor.
-            write_more: Function that writes further files into the unfinished folder.
+            finish: Function that checks the folder, and writes further files, before it gets its name.
 
         Raises:
             UserError: If the target exists, or the disk has too little space. Nothing is left behind.
@@ -115,8 +115,8 @@ class PreparedFolder:
             )
             copy_sidecar_files(self.sidecar_files, folder)
             self.write_rest(folder)
-            write_more(folder)
             (folder / CONFIG_NAME).write_text(json.dumps(self.content, indent=2) + "\n")
+            finish(folder)
 
 
 def prepare_growlm_folder(
