@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,20 @@ def write_sparse(prepared: PreparedFolder, folder: Path) -> None:
         file.truncate(8 + len(text) + start)
 
 
-def measure_process(command: Sequence[str], log: Path) -> tuple[float, int]:
-    """Run a command that must succeed; return its seconds and the peak resident bytes of its process tree."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Usage:
+    """What a command took."""
+
+    seconds: float
+    cpu_seconds: float
+    """Seconds of all cores, which the load of a shared machine changes less."""
+    peak_bytes: int
+    """Largest resident memory of its process tree."""
+
+
+def measure_process(command: Sequence[str], log: Path) -> Usage:
+    """Run a command that must succeed; return what it took."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         peak = 0
@@ -119,7 +132,9 @@ def measure_process(command: Sequence[str], log: Path) -> tuple[float, int]:
         failed = f"{' '.join(command)} failed with {process.returncode}:\n{log.read_text()[-3000:]}"
         print(failed, file=sys.stderr)
         raise SystemExit(1)
-    return time.perf_counter() - start, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Usage(time.perf_counter() - start, cpu, peak)
 
 
 def tree_bytes(pid: int) -> int:
@@ -145,19 +160,19 @@ def take_turns(
         outputs: Folder that each side writes.
         rounds: Number of turns.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    peaks = dict.fromkeys(sides, 0)
+    turns: dict[str, list[list[Usage]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, commands in sides.items():
             shutil.rmtree(outputs[name], ignore_errors=True)
-            found = [
-                measure_process(each, outputs[name].with_suffix(".log")) for each in commands()
-            ]
-            seconds[name].append(sum(each for each, _ in found))
-            peaks[name] = max([peaks[name], *(peak for _, peak in found)])
+            log = outputs[name].with_suffix(".log")
+            turns[name].append([measure_process(each, log) for each in commands()])
     return {
-        name: {"seconds": min(seconds[name]), "rounds": seconds[name], "peak_bytes": peaks[name]}
-        for name in sides
+        name: {
+            "seconds": min(sum(each.seconds for each in turn) for turn in taken),
+            "cpu_seconds": min(sum(each.cpu_seconds for each in turn) for turn in taken),
+            "peak_bytes": max(each.peak_bytes for turn in taken for each in turn),
+        }
+        for name, taken in turns.items()
     }
 
 
@@ -321,19 +336,14 @@ def measure_large(folder: Path, n_layers: int) -> dict[str, Any]:
         name = f"7B shape, {layers} blocks"
         if layers == n_layers:
             command = grow_command(sparse, out, STACK)
-            seconds, peak = measure_process(command, folder / "large.log")
+            usage = measure_process(command, folder / "large.log")
             size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-            figures[name] = {
-                "seconds": seconds,
-                "peak_bytes": peak,
-                "bytes": size,
-                "MB/s": size / seconds / 1e6,
-            }
+            rate = {"bytes": size, "MB/s": size / usage.seconds / 1e6}
+            figures[name] = asdict(usage) | rate
             shutil.rmtree(out)
         plan = grow_command(sparse, out, STACK, "dry_run=true")
         plan = [each for each in plan if not each.startswith("out=")]
-        seconds, peak = measure_process(plan, folder / "plan.log")
-        figures[f"{name}, dry_run"] = {"seconds": seconds, "peak_bytes": peak}
+        figures[f"{name}, dry_run"] = asdict(measure_process(plan, folder / "plan.log"))
     return figures
 
 

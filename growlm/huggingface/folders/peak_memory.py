@@ -8,7 +8,7 @@ from pathlib import Path
 from growlm.checkpoint.safetensors_io import PART_BYTES, TensorSource, find_stored_tensor
 from growlm.growth.growth_map import GrowthMap
 
-LATE_LIBRARIES = 90 * 10**6
+LATE_LIBRARIES = 40 * 10**6
 """Bytes of code and tables that torch loads with the first product or random number."""
 
 
@@ -26,7 +26,8 @@ def estimate_peak_memory(
         grown: Weights after it, under growlm's names.
         target: Weights as they are written.
     """
-    needed = before = 2 * PART_BYTES
+    largest = max(target.info(name).nbytes for name in target.names)
+    needed = before = min(PART_BYTES, largest)
     for name, tensor_map in growth_map.tensors.items():
         if find_stored_tensor(grown, name) is None:
             read = 0 if tensor_map.source is None else source.info(tensor_map.source).nbytes
