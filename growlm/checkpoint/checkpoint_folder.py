@@ -32,7 +32,6 @@ from growlm.checkpoint.safetensors_io import (
     TensorSource,
     fsync_path,
 )
-from growlm.checkpoint.sidecar_files import CHAT_TEMPLATE_FOLDER, copy_sidecar_files
 from growlm.checkpoint.weight_validation import build_meta_model, check_tensor_shapes
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.model_protocol import first_names, load_weights
@@ -43,6 +42,7 @@ from growlm.runtime.errors import DiskError, UserError
 from growlm.storage.input_files import lexists, read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, write_manifest
 from growlm.storage.locks import lock_for_creation
+from growlm.storage.sidecar_files import CHAT_TEMPLATE_FOLDER, copy_sidecar_files
 
 CHECKPOINT_FORMAT = "growlm/2"
 """Format that is written; its models have parts. Those of `growlm/1` were flat."""

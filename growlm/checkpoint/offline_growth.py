@@ -34,11 +34,6 @@ from growlm.checkpoint.safetensors_io import (
     read_in_parts,
     write_tensors,
 )
-from growlm.checkpoint.sidecar_files import (
-    check_sidecar_files,
-    copy_sidecar_files,
-    sidecar_bytes,
-)
 from growlm.checkpoint.weight_validation import check_tensor_shapes
 from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.grow_model import Operator, build_growth_map, resolve_ties
@@ -54,6 +49,11 @@ from growlm.growth.optimizer_state import (
 )
 from growlm.runtime.errors import UserError
 from growlm.storage.locks import LockedError
+from growlm.storage.sidecar_files import (
+    check_sidecar_files,
+    copy_sidecar_files,
+    sidecar_bytes,
+)
 
 ByteProgress = Callable[[int, int], None]
 """Callback for progress, called with the bytes written and the total bytes."""

@@ -1,4 +1,4 @@
-"""Converting and growing take memory for about one tensor, whatever the model's size: in processes of their own."""
+"""Converting and growing take memory for about one tensor: measured, in processes of their own."""
 
 import json
 import shutil

@@ -11,10 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growlm.checkpoint.sidecar_files import CHAT_TEMPLATE_FOLDER
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import MAX_TOKENIZER_BYTES, lexists, read_json, read_text
+from growlm.storage.sidecar_files import CHAT_TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
     import tokenizers

@@ -29,7 +29,6 @@ from growlm.checkpoint.offline_growth import (
     prepare_checkpoint_growth,
 )
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, TensorSource
-from growlm.checkpoint.sidecar_files import sidecar_bytes
 from growlm.checkpoint.weight_validation import check_tensor_shapes, get_state_dict_shapes
 from growlm.growth.grow_model import Operator, build_growth_map, resolve_ties
 from growlm.growth.growth_map import GrowthMap
@@ -52,6 +51,7 @@ from growlm.model.config import ModelConfig
 from growlm.model.model_size import ParameterReport, parameter_report
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
+from growlm.storage.sidecar_files import sidecar_bytes
 from growlm.verification.check_report import CheckReport
 
 CHECKPOINT_SETTING = "checkpoint"

@@ -25,7 +25,6 @@ from growlm.checkpoint.safetensors_io import (
     read_in_parts,
     write_tensors,
 )
-from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.data.tokenization.huggingface_tokenizer import EOS_TOKEN_ENTRY, HUGGINGFACE
 from growlm.data.tokenization.tokenizer import load_tokenizer
 from growlm.huggingface.architecture import Architecture
@@ -45,6 +44,7 @@ from growlm.huggingface.tokenizer_files import (
 )
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
+from growlm.storage.sidecar_files import copy_sidecar_files
 
 CONFIG_MODULE, MODEL_MODULE = "configuration_growlm", "modeling_growlm"
 AUTO_MAP = {
