@@ -43,6 +43,7 @@ def test_grown_and_verified(run, llama, tmp_path):
     assert printed.splitlines()[-1] == "passed"
 
 
+@pytest.mark.slow
 def test_a_tampered_folder_fails(run, llama, tmp_path):
     out = tmp_path / "out"
     run(grow_command, f"checkpoint={llama}", f"out={out}", GROWTH)

@@ -88,7 +88,13 @@ def chain(source, out, operators, tmp_path, **settings):
     to_huggingface(tmp_path / "grown", out, **settings)
 
 
-@pytest.mark.parametrize("growth", GROWTHS)
+@pytest.mark.parametrize(
+    "growth",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("Gemma") else [])
+        for name in GROWTHS
+    ],
+)
 def test_one_step_gives_what_three_give(folders, tmp_path, growth):
     family, operators, class_name = GROWTHS[growth]
     report = grow_folder(folders / family, tmp_path / "out", operators, seed=3)
@@ -134,7 +140,7 @@ def test_all_four_ways(folders, tmp_path):
     assert_same_state(weights(tmp_path / "out"), weights(tmp_path / "hf"))
 
 
-@pytest.mark.parametrize("to", ["huggingface", "growlm"])
+@pytest.mark.parametrize("to", ["huggingface", pytest.param("growlm", marks=pytest.mark.slow)])
 def test_weights_are_converted_before_they_are_grown(folders, tmp_path, to):
     operators = [Widen(scale_factor=2, noise_std=1e-2)]
     grow_folder(folders / "llama", tmp_path / "out", operators, seed=3, dtype=torch.float32, to=to)
@@ -145,6 +151,14 @@ def test_weights_are_converted_before_they_are_grown(folders, tmp_path, to):
     to_growlm(folders / "llama", tmp_path / "ours")
     grow_folder(tmp_path / "ours", tmp_path / "own", operators, seed=3, dtype=torch.float32)
     assert_same_state(weights(tmp_path / "own"), weights(tmp_path / "grown"))
+
+
+def test_growlms_own_class_is_explained(folders):
+    plan = prepare_folder_growth(folders / "gemma", [Upcycle(num_experts=2)], checks_values=False)
+    assert plan.report.class_after == "GrowLMForCausalLM"
+    assert (
+        "the nearest, GemmaForCausalLM, cannot have num_experts=2" in plan.report.own_class_reason
+    )
 
 
 def test_every_side_file_goes_along(folders, tmp_path):
@@ -186,8 +200,15 @@ def test_the_model_card(folders, tmp_path):
     assert "upcycle" in again.split("was itself grown")[1]
 
 
-@pytest.mark.parametrize("to", ["huggingface", "growlm"])
-@pytest.mark.parametrize("kind", ["hf", "ours"])
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        ("hf", "huggingface"),
+        ("ours", "growlm"),
+        pytest.param("hf", "growlm", marks=pytest.mark.slow),
+        pytest.param("ours", "huggingface", marks=pytest.mark.slow),
+    ],
+)
 def test_written_weights_are_compared_if_asked(folders, tmp_path, monkeypatch, kind, to):
     to_growlm(folders / "llama", tmp_path / "ours")
     source = folders / "llama" if kind == "hf" else tmp_path / "ours"
