@@ -48,7 +48,7 @@ def _describe_rounding(growth_map: GrowthMap, names: list[str], dtype: torch.dty
             continue
         if has_noise(tensor_map):
             noisy[kind] = None
-        elif has_rounding_factor(tensor_map, growth_map.old_shapes[tensor_map.source]):
+        elif is_scaled(tensor_map, growth_map.old_shapes[tensor_map.source]):
             scaled[kind] = None
     if not scaled and not noisy:
         return [f"In {name}, no entry is rounded: factors are powers of two."]
@@ -70,8 +70,10 @@ def has_noise(tensor_map: TensorMap) -> bool:
     return any(step.adds_noise_along(dim) for step in tensor_map.transforms for dim in dims)
 
 
-def has_rounding_factor(tensor_map: TensorMap, old_shape: tuple[int, ...]) -> bool:
-    """Return whether entries of a tensor are multiplied by a factor that is no power of two."""
+def is_scaled(tensor_map: TensorMap, old_shape: tuple[int, ...]) -> bool:
+    """Return whether entries are multiplied by a factor that is no power of two, or are means of others."""
+    if any(step.fill is not None and step.fill.kind == "mean" for step in tensor_map.transforms):
+        return True
     factors = tensor_map.scale_factors(unit_factors(old_shape))
     found = {value for each in factors for value in each.weight.unique().tolist()}
     return any(math.frexp(value)[0] != 0.5 for value in found if value > 0)
