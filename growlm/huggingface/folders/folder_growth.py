@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -44,7 +44,6 @@ from growlm.huggingface.folders.prepared_folder import (
     prepare_growlm_folder,
     prepare_huggingface_folder,
 )
-from growlm.huggingface.folders.weight_check import check_written_weights
 from growlm.huggingface.lazy_tensors import LastTensor
 from growlm.huggingface.tensor_conversion import HuggingFaceTensors
 from growlm.model.config import ModelConfig
@@ -52,7 +51,9 @@ from growlm.model.model_size import ParameterReport, parameter_report
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
 from growlm.storage.sidecar_files import sidecar_bytes
-from growlm.verification.check_report import CheckReport
+
+if TYPE_CHECKING:
+    from growlm.verification.check_report import CheckReport
 
 CHECKPOINT_SETTING = "checkpoint"
 KINDS = ("growlm", "huggingface")
@@ -135,6 +136,9 @@ class FolderGrowth:
         def finish(folder: Path) -> None:
             nonlocal report
             if verify:
+                # Imported only here: the checks take longer to import than a small folder to grow.
+                from growlm.huggingface.folders.weight_check import check_written_weights
+
                 check = check_written_weights(folder, self.weights, report.growth_map)
                 report = replace(report, weight_check=check)
             if report.to == "huggingface":
