@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -136,31 +137,44 @@ def open_safetensors(folder: Path, key: str) -> TensorFiles:
 def _detect_layout(
     architecture: Architecture, config: ModelConfig, files: TensorSource
 ) -> tuple[MappingRule, ...]:
-    """Return the tensor layout that matches the first block of the files.
+    """Return the tensor layout that matches the first block of each kind: mixture and dense.
 
     Raises:
         UserError: If the files have too few tensors for all blocks; raised before thousands of blocks are built.
     """
-    first = config.with_blocks([0])
-    shapes = get_state_dict_shapes(first)
-    layouts = {rules: resolve_rules(rules, first, shapes) for rules in architecture.tensor_layouts}
+    kinds = {config.is_mixture(block): block for block in reversed(range(config.n_layers))}
     present = set(files.names)
 
-    def num_known(rules: tuple[MappingRule, ...]) -> int:
-        return len(present.intersection(name for rule in layouts[rules] for name in rule.hf_names))
+    def count_known(rules: tuple[MappingRule, ...]) -> int:
+        resolved = [rule for block in kinds.values() for rule in _resolve(rules, config, block)]
+        names = {name for rule in resolved for name in rule.hf_names}
+        return len(present & {*names, get_hf_name(rules, "head.weight")})  # a tied one may be there
 
-    best = max(layouts, key=num_known)
-    block_rules = [
-        rule
-        for rule in layouts[best]
-        if rule.growlm_names and split_block_name(rule.growlm_names[0])[0] is not None
+    best = max(architecture.tensor_layouts, key=count_known)
+    sizes = [
+        sum(
+            len(rule.hf_names)
+            for rule in _resolve(best, config, block)
+            if rule.growlm_names and split_block_name(rule.growlm_names[0])[0] is not None
+        )
+        for block in kinds.values()
     ]
-    if len(present) < config.n_layers * sum(len(rule.hf_names) for rule in block_rules):
+    if len(present) < config.n_layers * min(sizes):
         reason = (
             f"has {len(present)} tensors, too few for the {config.n_layers} layers of its config"
         )
         raise UserError(files.key, files.folder, reason)
     return best
+
+
+def _resolve(
+    rules: tuple[MappingRule, ...], config: ModelConfig, block: int
+) -> tuple[ResolvedRule, ...]:
+    """Return the rules of one block, and of what is outside the blocks."""
+    part = config.with_blocks([block])
+    shapes = get_state_dict_shapes(part)
+    here = {name.replace("blocks.0.", f"blocks.{block}."): shapes[name] for name in shapes}
+    return resolve_rules(rules, part, here)
 
 
 def _read_tied_head(
@@ -242,10 +256,16 @@ def _derive_growlm_tensors(
 def _derive_hf_tensors(
     resolved: Sequence[ResolvedRule], config: ModelConfig
 ) -> dict[str, DerivedTensor]:
-    any_name = resolved[0].growlm_names[:1]
+    # Zeros take the precision of a matrix, and a small one, as reading it may mean computing it.
+    matrices = [
+        rule
+        for rule in resolved
+        if rule.growlm_names and any(len(s) == 2 for s in rule.hf_shapes[:1])
+    ]
+    smallest = min(matrices, key=lambda rule: math.prod(rule.hf_shapes[0])).growlm_names[:1]
     return {
         name: DerivedTensor(
-            rule.growlm_names or any_name, shape, partial(_make_hf_tensor, rule, config, index)
+            rule.growlm_names or smallest, shape, partial(_make_hf_tensor, rule, config, index)
         )
         for rule in resolved
         for index, (name, shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True))

@@ -6,6 +6,7 @@ but the old model, the grown one and a few tensors.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def grow_live_model(
     dtype = reduce(torch.promote_types, (weights.info(name).dtype for name in weights.names))
     token_ids = {key: getattr(live.model.config, key, None) for key in TOKEN_ID_KEYS}
     content = build_hf_config(architecture, config, dtype, token_ids, live.record)
+    content = json.loads(json.dumps(content))  # as if it came from a file
     grown = build_without_weights(get_model_class(architecture), content, live.model, dtype)
     layout, rules = _find_layout(architecture, config, grown)
     with torch.no_grad(), rng:

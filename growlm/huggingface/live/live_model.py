@@ -77,12 +77,14 @@ def read_live_model(model: nn.Module) -> LiveModel:
     """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        _refuse(model, "holds adapters; merge them first: model = model.merge_and_unload()")
+        _refuse(model, "holds adapters; merge them first, with model.merge_and_unload()")
     content = json.loads(model.config.to_json_string())
     try:
         architecture, config = _read_config(model, content)
     except UserError as error:
-        key = error.key.removeprefix(f"{Path(name) / CONFIG_NAME}: ")
+        file, _, key = error.key.rpartition(": ")
+        if file != str(Path(name) / CONFIG_NAME):
+            raise
         raise UserError(f"model.config.{key}", error.value, error.reason) from error
     state = model.state_dict(keep_vars=True)
     _check_tensors(model, state)
@@ -118,14 +120,16 @@ def _read_config(
         parameters = list(model.parameters())
         if any(is_sharded(parameter) for parameter in parameters):
             _refuse(model, "is sharded; grow the model first, and shard the grown one")
-        reason = f"is not {architecture.class_name} of transformers"
-        _refuse(model, f"{reason}, the class that growlm can grow; AutoModelForCausalLM loads it")
+        reason = f"only transformers' own {architecture.class_name} can grow"
+        _refuse(model, f"{reason}; load the model as that, with AutoModelForCausalLM")
     return architecture, config
 
 
 def _check_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Check that all tensors are at hand, on one device, and the model's own."""
-    if getattr(model, "_hf_peft_config_loaded", False) or any(".lora_" in each for each in tensors):
+    if getattr(model, "_hf_peft_config_loaded", False) or any(
+        ".base_layer." in each for each in tensors
+    ):
         _refuse(model, "holds adapters; merge them into its weights first, or delete them")
     devices: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -40,11 +40,14 @@ def check_states(optimizers: Sequence[Optimizer], live: LiveModel, mode: str) ->
         raise UserError("optimizer_state", mode, reason)
     for optimizer in optimizers if mode == "carry" else ():
         for name, state in get_states(optimizer, live.model).items():
-            other = [entry for entry in state if entry != "step" and entry not in MOMENT_POWERS]
-            other += [
+            shape = live.model.get_parameter(name).shape
+            other = [
                 entry
                 for entry, value in state.items()
-                if entry in MOMENT_POWERS and value.shape != live.model.get_parameter(name).shape
+                if entry != "step"
+                and (
+                    entry not in MOMENT_POWERS or type(value) is not Tensor or value.shape != shape
+                )
             ]
             if other:
                 reason = (
