@@ -49,7 +49,8 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
     """Return the sizes of a model, as operators read them.
 
     Raises:
-        UserError: If the model is wrapped in another module, or has neither the methods nor a `ModelConfig`.
+        UserError: If the model is wrapped in another module, has neither the methods nor a `ModelConfig`, or is of
+            another library.
     """
     children = dict(model.named_children())
     if "_fsdp_wrapped_module" in children:
@@ -65,17 +66,17 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
         if isinstance(model, GrowableModel)
         else getattr(model, "config", None)
     )
+    if isinstance(config, ModelConfig):
+        return config
     if has_model_adapter(model):
         reason = "is a model of another library; only grow(model, operators) and the checks take it"
         raise UserError("model", type(model).__name__, reason)
-    if not isinstance(config, ModelConfig):
-        found = f"a config of class {type(config).__name__}" if config is not None else "no config"
-        reason = (
-            f"has {found}; give it the ModelConfig that its class makes it from as config, or the methods "
-            "growth_config() and with_growth_config(config)"
-        )
-        raise UserError("model", type(model).__name__, reason)
-    return config
+    found = f"a config of class {type(config).__name__}" if config is not None else "no config"
+    reason = (
+        f"has {found}; give it the ModelConfig that its class makes it from as config, or the methods "
+        "growth_config() and with_growth_config(config)"
+    )
+    raise UserError("model", type(model).__name__, reason)
 
 
 def build_with_config(model: Model, config: ModelConfig, with_values: bool = False) -> Model:

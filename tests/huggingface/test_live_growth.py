@@ -25,7 +25,7 @@ SCALED_EPSILONS_LEAVE = ("qwen3", "qwen3_moe", "gemma3_text")
 
 
 def is_mixture(model):
-    return any("expert" in name for name, _ in model.named_parameters())
+    return getattr(model.config, "num_experts_per_tok", None) is not None
 
 
 def largest_difference(model, grown):

@@ -229,7 +229,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "compiled" else [])
+        for name in REFUSED
+    ],
+)
 def test_what_cannot_grow_is_refused_by_name(model, case):
     change, message = REFUSED[case]
     changed = change(model)

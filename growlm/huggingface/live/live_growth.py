@@ -108,19 +108,12 @@ def _read_all(mapped: MappedTensors, rng: GrowthRng) -> dict[str, Tensor]:
     """Compute all tensors: large ones one after another on all cores, small ones in parallel."""
 
     def read(name: str) -> tuple[str, Tensor]:
-        return name, _own(mapped.read(name))
+        return name, mapped.read(name).contiguous()
 
     sizes = {name: math.prod(mapped.info(name).shape) for name in mapped.names}
     tensors = dict(map(read, (name for name in sizes if sizes[name] >= LARGE_TENSOR_ENTRIES)))
     small = [name for name in sizes if name not in tensors]
     return tensors | dict(rng.threads.map(read, small))
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return the tensor, contiguous, and without the rest of a larger one whose memory it shares."""
-    tensor = tensor.contiguous()
-    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
-    return tensor.clone() if is_part else tensor
 
 
 def _source_name(growth_map: GrowthMap, name: str) -> str:
