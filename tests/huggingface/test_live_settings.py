@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import dynamic_module_utils
 
 from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, build_growth_map, grow
 from growlm.huggingface.families.llama import MIXTRAL
@@ -145,11 +146,28 @@ def test_it_saves_loads_and_grows_again(model, tmp_path):
         twice.generate(tokens[:1, :4], max_new_tokens=2, do_sample=False, pad_token_id=0)
 
 
-def test_a_router_that_no_class_has(model):
+def test_a_router_that_no_class_has(model, tmp_path, monkeypatch):
     grown = grow(model, [Upcycle(num_experts=4, router_init="zeros")])
     assert type(grown).__name__ == "GrowLMForCausalLM"
     assert grown.config.routing["tie_breaking"]
-    assert type(grow(grown, [Deepen(extra_layers=1)])) is type(grown)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    grown.save_pretrained(tmp_path / "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", trust_remote_code=True
+    )
+    tokens = tokens_for(model.config)
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, grown(tokens).logits)
+    assert type(grow(again, [Deepen(extra_layers=1)])) is type(grown)
+
+
+def test_a_key_that_only_the_other_class_reads(model):
+    """Llama ignores a window; Mixtral does not."""
+    model.config.sliding_window = 3
+    model.config.router_jitter_noise = 0.5
+    grown = grow(model, UPCYCLE)
+    assert grown.config.sliding_window is None
+    assert grown.config.router_jitter_noise == 0.0
 
 
 class MyLlama(transformers.LlamaForCausalLM):
@@ -205,7 +223,7 @@ def tiny_t5(model):
 
 
 REFUSED = {
-    "no head": (lambda model: model.model, "model=LlamaModel: only transformers' own LlamaFor"),
+    "no head": (lambda model: model.model, "model=LlamaModel: only LlamaForCausalLM itself"),
     "another head": (
         lambda model: transformers.LlamaForSequenceClassification(model.config),
         "model=LlamaForSequenceClassification: only .* AutoModelForCausalLM",

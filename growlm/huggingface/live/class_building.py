@@ -15,12 +15,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PretrainedConfig, PreTrainedModel
 
 from growlm.growth.model_protocol import adopt_unsaved_tensors, find_unsaved_tensors
+from growlm.huggingface.config_reading import EXTRAS_KEY
 from growlm.runtime.errors import UserError
 
 TRAINING_KEYS = re.compile(
     r".*dropout.*|.*_pdrop|initializer_range|use_cache|output_router_logits|router_jitter_noise"
 )
 """Keys of single classes that change training, or how a model is called, and that their tables leave out."""
+OWN_KEYS = (EXTRAS_KEY, "auto_map")
+"""Keys that growlm writes itself, or that belong to files of the old model."""
 IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 """Attributes of a config that choose between kernels of the same function."""
 
@@ -95,14 +98,15 @@ def _make_config(
     known = config_class().to_dict().keys()
     of_all_models = PretrainedConfig().to_dict().keys()
     old_class_keys = type(old)().to_dict().keys()
-    kept = {
-        key: value
-        for key, value in old.to_dict().items()
-        if key not in content
-        and (key in of_all_models or key not in old_class_keys or TRAINING_KEYS.fullmatch(key))
-        and (key in known or key not in old_class_keys)
-    }
-    kept = {key: value for key, value in kept.items() if key not in ("growlm", "auto_map")}
+
+    def is_kept(key: str) -> bool:
+        """Return whether a key is the user's own, or of both classes and not about the function."""
+        if key not in known and key not in old_class_keys:
+            return key not in OWN_KEYS
+        of_both = key in known and key in old_class_keys
+        return of_both and (key in of_all_models or bool(TRAINING_KEYS.fullmatch(key)))
+
+    kept = {key: value for key, value in old.to_dict().items() if is_kept(key)}
     config: PretrainedConfig = config_class.from_dict(kept | dict(content))
     config.name_or_path = old.name_or_path
     for name in IMPLEMENTATIONS:

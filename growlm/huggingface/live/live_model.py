@@ -98,8 +98,11 @@ def read_live_model(model: nn.Module) -> LiveModel:
 def get_model_class(architecture: Architecture) -> type[PreTrainedModel]:
     """Return the class of an architecture's models."""
     if architecture is GROWLM:
-        from growlm.huggingface.transformers_model import GrowLMForCausalLM
+        from growlm.huggingface.transformers_model import GrowLMConfig, GrowLMForCausalLM
 
+        # As when transformers loads an export: save_pretrained then writes what its Auto classes need.
+        GrowLMConfig.register_for_auto_class()
+        GrowLMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
         return GrowLMForCausalLM
     model_class: type[PreTrainedModel] = getattr(transformers, architecture.class_name)
     return model_class
@@ -116,12 +119,14 @@ def _read_config(
             model, "is quantized; load it in bfloat16 or float32, grow it, and quantize it again"
         )
     architecture, config = read_hf_config_content(content, Path(name))
-    if type(model) is not get_model_class(architecture):
+    # What GrowLMForCausalLM has saved holds a copy of its class, which transformers loads.
+    is_copy = architecture is GROWLM and name == architecture.class_name
+    if type(model) is not get_model_class(architecture) and not is_copy:
         parameters = list(model.parameters())
         if any(is_sharded(parameter) for parameter in parameters):
             _refuse(model, "is sharded; grow the model first, and shard the grown one")
-        reason = f"only transformers' own {architecture.class_name} can grow"
-        _refuse(model, f"{reason}; load the model as that, with AutoModelForCausalLM")
+        reason = f"only {architecture.class_name} itself can grow"
+        _refuse(model, f"{reason}; load the model with AutoModelForCausalLM")
     return architecture, config
 
 
