@@ -53,7 +53,7 @@ def test_the_precision_of_each_tensor(model):
     grown = grow(model, UPCYCLE)
     for name, parameter in grown.named_parameters():
         assert parameter.dtype == (torch.float32 if "norm" in name else torch.bfloat16), name
-    assert grown.config.dtype == torch.float32
+    assert grown.config.dtype == grown.dtype == torch.bfloat16
 
 
 def test_which_parameters_are_trained(model):

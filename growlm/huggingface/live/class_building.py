@@ -52,8 +52,12 @@ def build_without_weights(
             f"({model_class.__name__}); call model.gradient_checkpointing_disable() first"
         )
         raise UserError("model", type(old).__name__, reason)
-    with _parameters_on_meta(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), dtype=dtype)
+        if find_unsaved_tensors(model):  # tables that it computes when it is built
+            with _parameters_on_meta(), torch.device("cpu"):
+                model = model_class._from_config(config, dtype=dtype)
     if getattr(old, "generation_config", None) is not None and model.can_generate():
         model.generation_config = copy.deepcopy(old.generation_config)
     return model
@@ -76,6 +80,10 @@ def assign_weights(
     parameters: dict[int, nn.Parameter] = {}
     by_tensor = model.state_dict(keep_vars=True)
     for name, value in weights.items():
+        if by_tensor[name].dtype != model.config.dtype:  # the class wants it in a wider one
+            value = weights[name] = value.to(
+                torch.promote_types(value.dtype, by_tensor[name].dtype)
+            )
         if isinstance(by_tensor[name], nn.Parameter):
             parameters[id(by_tensor[name])] = nn.Parameter(value)
     complete = {

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 
 import torch
 import transformers
@@ -62,7 +62,7 @@ def grow_live_model(
     with torch.device("meta"):
         skeleton = TransformerLM(config)
     weights = GrownTensors(live.tensors, growth_map, rng, resolve_ties(skeleton, growth_map))
-    dtype = reduce(torch.promote_types, (weights.info(name).dtype for name in weights.names))
+    dtype = live.model.dtype
     token_ids = {key: getattr(live.model.config, key, None) for key in TOKEN_ID_KEYS}
     content = build_hf_config(architecture, config, dtype, token_ids, live.record)
     content = json.loads(json.dumps(content))  # as if it came from a file
