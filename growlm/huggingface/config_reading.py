@@ -97,6 +97,22 @@ def detect_architecture(folder: Path, key: str = "source") -> Architecture:
     return _find_architecture(ConfigReader(folder, _read_config_json(folder, key)))
 
 
+def read_hf_config_content(
+    content: Mapping[str, Any], folder: Path
+) -> tuple[Architecture, ModelConfig]:
+    """Return the architecture and the config of a model whose `config.json` has been read already.
+
+    Args:
+        content: Parsed content of `config.json`.
+        folder: Folder of the file, for messages.
+
+    Raises:
+        UserError: If growlm does not support the architecture, or cannot represent the model.
+    """
+    architecture = _find_architecture(ConfigReader(folder, content))
+    return architecture, parse_model_config(architecture, content, folder)
+
+
 def parse_model_config(
     architecture: Architecture, content: Mapping[str, Any], folder: Path
 ) -> ModelConfig:

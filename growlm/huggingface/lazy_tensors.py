@@ -57,8 +57,21 @@ class MappedTensors:
 
     def read(self, name: str) -> Tensor:
         """Read a tensor: memory-mapped where it is stored unchanged, else computed in memory."""
+        return self.make(name, self.files.read)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Return the names of the source's tensors that a tensor is computed from."""
+        return self._derived[name].sources
+
+    def make(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """Compute a tensor from other values than the source's: moments of its weights.
+
+        Args:
+            name: Name of the tensor.
+            read: Function that returns the value for a name of the source.
+        """
         derived = self._derived[name]
-        return derived.make([partial(self.files.read, source) for source in derived.sources])
+        return derived.make([partial(read, source) for source in derived.sources])
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows from `start` up to `stop` of a tensor."""

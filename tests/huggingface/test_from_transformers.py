@@ -404,6 +404,19 @@ def test_experts_as_transformers_holds_them_in_memory(tmp_path):
     assert all(torch.equal(hub.read(name), memory.read(name)) for name in hub.names)
 
 
+@pytest.mark.parametrize("dense", [[0], [1, 2]])
+def test_dense_blocks_in_either_layout(tmp_path, dense):
+    """The layout is that of the mixtures, wherever they are; a dense block has fewer tensors."""
+    theirs = make("qwen3_moe", mlp_only_layers=dense)
+    theirs.save_pretrained(tmp_path / "hub")
+    theirs.save_pretrained(tmp_path / "memory", save_original_format=False)
+    assert any("gate_up_proj" in name for name in tensors_of(tmp_path / "memory"))
+
+    hub, memory = (HuggingFaceTensors(tmp_path / name) for name in ("hub", "memory"))
+
+    assert all(torch.equal(hub.read(name), memory.read(name)) for name in hub.names)
+
+
 def test_the_head_of_gpt_neox_under_both_its_names(tmp_path):
     """It is saved as `embed_out` or, by some releases of transformers, as `lm_head`."""
     make("gpt_neox").save_pretrained(tmp_path / "old")

@@ -76,6 +76,11 @@ GRANITE_MOE = Architecture(
             *router_rules(f"{_BLOCK}.router.layer"),
             *fused_expert_rules(f"{_BLOCK}.input_linear.weight", f"{_BLOCK}.output_linear.weight"),
         ),
+        (  # in memory, in newer releases of transformers
+            *_MIXTURE_RULES,
+            *router_rules(f"{_BLOCK}.router"),
+            *fused_expert_rules(f"{_BLOCK}.experts.gate_up_proj", f"{_BLOCK}.experts.down_proj"),
+        ),
     ),
     ignored_tensors=ROTARY_BUFFERS,
     requires_divisible_heads=True,
