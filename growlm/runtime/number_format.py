@@ -6,11 +6,14 @@ Every function returns a dash for a value that is missing or not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 MISSING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+"""Prefixes of units: 1e9 bytes are a GB."""
+COUNT_PREFIXES = ("", "k", "M", "B", "T")
+"""Abbreviations of counts: 1e9 parameters are 1 B."""
 
 
 def _or_dash(formatter: Callable[..., str]) -> Callable[..., str]:
@@ -32,14 +35,16 @@ def format_count(value: float) -> str:
 
 
 @_or_dash
+def format_large_count(value: float) -> str:
+    """Format a number of parameters or tokens with three digits: 1234567890 -> '1.23 B'."""
+    return _scale(value, COUNT_PREFIXES)
+
+
+@_or_dash
 def format_scaled(value: float, unit: str = "") -> str:
-    """Format a number with an SI prefix and three digits: 1234567 -> '1.23 M'."""
-    step = 0
-    while abs(value) >= 999.5 and step < len(PREFIXES) - 1:
-        value, step = value / 1000, step + 1
-    is_whole = step == 0 and float(value).is_integer()
-    digits = f"{value:,.0f}" if is_whole or abs(value) >= 999.5 else f"{value:.3g}"
-    return f"{digits} {PREFIXES[step]}{unit}".strip()
+    """Format a quantity with an SI prefix and three digits: 1234567 -> '1.23 M'."""
+    gap = "" if abs(value) >= 999.5 else " "  # the unit follows its prefix without one
+    return f"{_scale(value, PREFIXES)}{gap}{unit}".strip()
 
 
 def format_bytes(value: float | None) -> str:
@@ -110,3 +115,12 @@ def format_share(value: float) -> str:
 def format_percent(value: float) -> str:
     """Format a relative change as a percentage with its sign: 0.25 -> '+25 %'."""
     return f"{round(100 * value) or 0:+d} %"
+
+
+def _scale(value: float, prefixes: Sequence[str]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(prefixes) - 1:
+        value, step = value / 1000, step + 1
+    is_whole = step == 0 and float(value).is_integer()
+    digits = f"{value:,.0f}" if is_whole or abs(value) >= 999.5 else f"{value:.3g}"
+    return f"{digits} {prefixes[step]}".strip()

@@ -200,6 +200,8 @@ class PhaseRunner:
         release_memory()
         reset_peak_memory()
         user_callbacks = self._build_user_callbacks()
+        if self.phase_state is not None:
+            self.listener.growth_started(self.phase_state.phase_name, phase.name)
         stage = PhaseStage(
             self.plan,
             phase,
