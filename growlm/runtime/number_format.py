@@ -1,6 +1,6 @@
 """Format numbers for people to read, the same on the console, in plans and in reports; imports nothing heavy.
 
-Every function returns a dash for a value that is missing or not finite.
+Every function returns a dash for None, and most of them for what is not finite.
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ def format_loss(value: float) -> str:
     return f"{value:.4f}"
 
 
-@_or_dash
-def format_magnitude(value: float) -> str:
-    """Format a number whose order of magnitude matters: 0.000123 -> '1.2e-04', 0.123 -> '0.12', 0.0 -> '0'."""
+def format_magnitude(value: float | None) -> str:
+    """Format a number whose order of magnitude matters: 0.000123 -> '1.2e-04', 0.123 -> '0.12', 0.0 -> '0'.
+
+    What is not finite is written out, since it decides: 'nan', 'inf'.
+    """
+    if value is None:
+        return MISSING
     if value == 0:
         return "0"
     if 99.5 <= abs(value) < 1e6:
@@ -73,10 +77,9 @@ def format_magnitude(value: float) -> str:
     return f"{value:.2g}" if 1e-3 <= abs(value) < 99.5 else f"{value:.1e}"
 
 
-@_or_dash
-def format_jump(value: float) -> str:
+def format_jump(value: float | None) -> str:
     """Format a change of the loss with its sign: 0.000123 -> '+1.2e-04', 0.0 -> '0'."""
-    return f"{'+' if value > 0 else ''}{format_magnitude(value)}"
+    return f"{'+' if value and value > 0 else ''}{format_magnitude(value)}"
 
 
 @_or_dash

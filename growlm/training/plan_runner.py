@@ -101,6 +101,7 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         stdout = make_stdout_console(quiet=not dist_context.is_rank0)
         console = ConsoleReporter(stdout, verbose=is_verbose())
         stack.callback(console.close, failed=True)
+        console.progress_display.watch()
         if requested.trainer.devices is None and (note := describe_unused_tasks()):
             console.message_logged(note)
         check_requirements(requested, accelerator)

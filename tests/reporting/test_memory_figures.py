@@ -22,8 +22,8 @@ def test_the_plan_says_from_where_it_counts():
     out = io.StringIO()
     print_plan(Console(file=out, width=100), {"phases": [PHASE], "memory_limit": 10**9})
     said = " ".join(out.getvalue().split())
-    assert "1 GB of memory are available; this plan needs 73 MB." in said
-    assert "Both count from what the process holds at the start of the run" in said
+    assert "1 GB of memory are available; this plan needs 73 MB" in said
+    assert "(above what the process holds at its start)" in said
     shape = "First model: 2 layers, 16 wide; 4 heads of 4 channels (2 for keys and values); d_ff 32"
     assert shape in out.getvalue()
 

@@ -85,9 +85,17 @@ def test_examples(formatter, value, text):
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
-@pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_what_is_not_a_number_is_a_dash(formatter, value):
-    assert formatter(value) == "–"
+def test_what_is_not_there_is_a_dash(formatter):
+    assert formatter(None) == "–"
+    if formatter not in (format_jump, format_magnitude):
+        assert formatter(math.nan) == formatter(math.inf) == "–"
+
+
+def test_a_jump_that_is_not_finite_is_told():
+    assert [format_jump(value) for value in (math.nan, math.inf, -math.inf)] == [
+        *("nan", "+inf", "-inf")
+    ]
+    assert format_magnitude(math.nan) == "nan"
 
 
 @given(st.floats(min_value=0, max_value=1e24))

@@ -77,7 +77,7 @@ class ConsoleReporter(RunListener):
 
     def growth_started(self, from_phase: str, to_phase: str) -> None:
         """Print the heading of the boundary."""
-        self.progress_display.begin(f"growing {to_phase}")
+        self.progress_display.begin(f"growing into {to_phase}")
         self.console.print()
         print_heading(self.console, f"{from_phase} → {to_phase}: growing")
 
@@ -99,7 +99,7 @@ class ConsoleReporter(RunListener):
 
     def phase_started(self, start: PhaseStart) -> None:
         """Print the banner of the phase."""
-        self.progress_display.begin(f"{start.name}, before the first step")
+        self.progress_display.begin(start.name)
         self._initial_memory = start.initial_memory_bytes
         parameters = start.parameters
         self.console.print()

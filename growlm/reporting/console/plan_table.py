@@ -68,7 +68,7 @@ def _describe_need(forecast: Mapping[str, Any]) -> Text:
     return Text.assemble(
         f"{format_bytes(forecast['memory_limit'])} of memory are available{where}; this plan needs ",
         (format_bytes(peak), style),
-        ". Both count from what the process holds at the start of the run",
+        " (above what the process holds at its start)",
     )
 
 

@@ -58,6 +58,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
         self._task = self._note = ""
+        self._task_start = clock()
         self._loss: float | None = None
         self._loss_step = 0
         self._step: _Step | None = None
@@ -66,13 +67,16 @@ class ProgressDisplay:
     def set_plan(self, phases: Sequence[Mapping[str, Any]]) -> None:
         """Set the phases as in plan.json, from which the remaining time is estimated."""
         self._eta = EtaEstimator(phases)
+
+    def watch(self) -> None:
+        """Begin to print lines where there would be none for long, until `close`."""
         if self.heartbeat is not None:
             self.heartbeat.start()
 
     def begin(self, activity: str) -> None:
         """Remove the bars, and say what goes on now if no line comes for long."""
         self.stop()
-        self._set_activity(activity)
+        self._activity, self._activity_start, self._step = activity, self._clock(), None
 
     def show_task(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Show progress of a task other than training.
@@ -80,18 +84,21 @@ class ProgressDisplay:
         Args:
             name: Name of the task.
             done: Units done so far.
-            total: Units in total; None if unknown.
+            total: Units in total; None if unknown. The task has ended when all are done.
             note: Text to show in place of the numbers.
         """
         if self.heartbeat is None:
             self._show_bar(name, name, done, total, note)
-        elif name != self._task:
-            self._set_activity(name)
+            self._task = name
+            return
+        if name != self._task:
+            self._task, self._task_start = name, self._clock()
             self.console.print(f"  {name} ...", markup=False, soft_wrap=True)
-        else:
-            self._note = note
-            self.heartbeat.print_if_due()
-        self._task = name
+        self._note = note
+        self.heartbeat.print_if_due()
+        if total and done >= total:
+            self._task = ""
+            self._activity_start = self._clock()
 
     def show_step(
         self, phase: str, step: int, num_steps: int, loss: float | None, row: HistoryRow | None
@@ -113,7 +120,7 @@ class ProgressDisplay:
             self._update_step_bars(phase, step, num_steps)
             return
         self._step = _Step(phase, step, num_steps, self._clock())
-        self._task = self._note = ""
+        self._task = ""
         if row is None:
             self.heartbeat.print_if_due()
         elif step in (1, num_steps) or self.heartbeat.seconds_until_due <= 0:
@@ -135,17 +142,16 @@ class ProgressDisplay:
         if self.heartbeat is not None:
             self.heartbeat.stop()
 
-    def _set_activity(self, activity: str) -> None:
-        self._activity, self._activity_start = activity, self._clock()
-        self._step, self._note = None, ""
-
     def _print_activity(self) -> None:
         """Print a line on what is going on, because nothing else was printed for long."""
-        if self._step is None:
-            elapsed = format_seconds(self._clock() - self._activity_start)
-            parts = [f"{self._activity}: {self._note or 'not finished yet'}", f"{elapsed} so far"]
-        else:
+        now = self._clock()
+        if self._task:
+            note, start = self._note or "not finished yet", self._task_start
+            parts = [f"{self._task}: {note}", f"{format_seconds(now - start)} so far"]
+        elif self._step is not None:
             parts = self._describe_step(self._step)
+        else:
+            parts = [f"{self._activity}, {format_seconds(now - self._activity_start)} so far"]
         self.console.print("  " + ", ".join(parts), markup=False, soft_wrap=True)
 
     def _describe_step(self, last: _Step) -> list[str]:
