@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from growlm.reporting.console.console_layout import INDENT, print_indented, wrap_text
-from growlm.runtime.number_format import format_jump, format_seconds
+from growlm.runtime.number_format import format_jump
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
 STATUS_LABELS = {
@@ -49,13 +49,12 @@ def print_checks(console: Console, checks: Mapping[str, CheckReport]) -> None:
             head = Text(" " * start)
 
 
-def print_verdict(console: Console, report: GrowthReport, seconds: float, verbose: bool) -> None:
+def print_verdict(console: Console, report: GrowthReport, verbose: bool) -> None:
     """Print the verdict on a growth, and the checks that need attention.
 
     Args:
         console: Console to print to.
         report: Checks of the growth.
-        seconds: Time that the growth and the checks took.
         verbose: Whether every check is printed; they always are if one failed.
     """
     if verbose or not report:
@@ -65,7 +64,6 @@ def print_verdict(console: Console, report: GrowthReport, seconds: float, verbos
     line = format_verdict(report.checks)
     line.append(", jump ").append(format_jump(report.jump), style="bold")
     line.append(f" (probe loss {report.loss_before:.6f} → {report.loss_after:.6f})")
-    line.append(f", {format_seconds(seconds)}")
     print_indented(console, line)
 
 
@@ -76,10 +74,8 @@ def format_verdict(checks: Mapping[str, CheckReport]) -> Text:
         counts[status] for status in (Status.PASSED, Status.FAILED, Status.FINDING)
     )
     is_good = not failed and not findings
-    verdict = Text(
-        f"{passed} {'check' if passed == 1 else 'checks'} passed",
-        style="bold green" if is_good else "",
-    )
+    counted = f"{passed} {'check' if passed == 1 else 'checks'} passed"
+    verdict = Text().append(counted, style="bold green" if is_good else None)
     if findings:
         verdict.append(", ").append(
             f"{findings} {'finding' if findings == 1 else 'findings'}", style="bold yellow"

@@ -27,7 +27,7 @@ def print_heading(console: Console, title: str) -> None:
         console: Console to print to.
         title: Title, taken literally.
     """
-    heading = Text(title, style="bold")
+    heading = Text().append(title, style="bold")
     rest = console.width - heading.cell_len - 1
     if rest > 1:
         character = "-" if console.options.ascii_only else "─"

@@ -93,9 +93,10 @@ class ConsoleReporter(RunListener):
                 f"{noise['capped']}"
             )
         lines.append(f"Optimizer state: {_format_optimizer_state(boundary)}")
+        lines.append(f"Grown and checked in {format_seconds(boundary.seconds)}")
         for line in lines:
             print_indented(self.console, line)
-        print_verdict(self.console, boundary.report, boundary.seconds, self.verbose)
+        print_verdict(self.console, boundary.report, self.verbose)
 
     def phase_started(self, start: PhaseStart) -> None:
         """Print the banner of the phase."""
@@ -196,8 +197,8 @@ class ConsoleReporter(RunListener):
 
     def warning_logged(self, row: HistoryRow, text: str) -> None:
         """Print the warning."""
-        line = Text("warning", style="bold yellow")
-        line.append(f" {row['phase']} step {row['step']:,}: {text}", style="not bold default")
+        line = Text().append("warning", style="bold yellow")
+        line.append(f" {row['phase']} step {row['step']:,}: {text}")
         print_indented(self.console, line)
 
     def run_finished(self, summary: RunSummary) -> None:
@@ -231,10 +232,8 @@ class ConsoleReporter(RunListener):
         _print_evaluation(self.console, summary)
         for boundary in summary.boundaries:
             for finding in boundary.findings:
-                line = Text("finding", style="yellow")
-                line.append(
-                    f" {boundary.from_phase} → {boundary.to_phase}: {finding}", style="default"
-                )
+                line = Text().append("finding", style="bold yellow")
+                line.append(f" {boundary.from_phase} → {boundary.to_phase}: {finding}")
                 print_indented(self.console, line, 0)
         self._print_samples(summary)
 
@@ -249,9 +248,9 @@ class ConsoleReporter(RunListener):
         self.console.print()
         print_heading(self.console, "Samples")
         for phase in samples:
-            text = Text(f"{phase.name}: ", style="bold")
+            text = Text().append(f"{phase.name}: ", style="bold")
             sample = replace_control_characters(" ".join(phase.sample.split()))
-            text.append(sample, style="not bold")
+            text.append(sample)
             print_indented(self.console, text, 0)
 
 
