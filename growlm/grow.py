@@ -7,8 +7,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-from rich.filesize import decimal
-
 from growlm.checkpoint.checkpoint_folder import read_skeleton
 from growlm.checkpoint.offline_growth import grow_checkpoint
 from growlm.cli.hydra_command import run_key_value_command
@@ -21,6 +19,7 @@ from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_bytes, format_seconds
 
 USAGE = """
 Grow a checkpoint on disk into a larger one, one tensor in memory at a time.
@@ -87,7 +86,7 @@ def grow(arguments: list[str]) -> int:
     for line in growth_map.description:
         console.print(f"  {line}", markup=False)
     console.print(
-        f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
+        f"Wrote {command.out}: {format_bytes(bar.total)} in {format_seconds(time.perf_counter() - start)}",
         markup=False,
         soft_wrap=True,
     )

@@ -38,6 +38,7 @@ from growlm.growth.optimizer_state import (
     grow_parameter_state,
 )
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_bytes
 from growlm.storage.locks import LockedError
 
 ByteProgress = Callable[[int, int], None]
@@ -141,7 +142,7 @@ def check_target_folder(
     needed = nbytes + sum(file.stat().st_size for file in sidecar_files)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        reason = f"needs {needed / 1e9:.1f} GB; the disk has {free / 1e9:.1f} GB free"
+        reason = f"needs {format_bytes(needed)}; the disk has {format_bytes(free)} free"
         raise UserError("out", target, reason)
 
 

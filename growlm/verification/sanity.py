@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor
+from growlm.runtime.number_format import format_magnitude
 from growlm.verification.comparison import (
     find_nonfinite_tensors,
     full_precision_eval,
@@ -66,7 +67,7 @@ def quick_sanity_check(
     # Not exactly zero, because a mixture's rounding depends on how many tokens each expert gets.
     share = max(1e-4, half_precision_tolerance(logits.dtype))
     if not leak <= share * float(logits.detach().abs().max()):
-        problems.append(f"logits depend on a later token (by {leak:.1e})")
+        problems.append(f"logits depend on a later token (by {format_magnitude(leak)})")
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     unreached = [name for name, gradient in gradients.items() if gradient is None]
     if unreached:
