@@ -41,7 +41,7 @@ BEGIN = "<!-- begin of what scripts/coverage_table.py prints -->"
 END = "<!-- end of what scripts/coverage_table.py prints -->"
 
 EXAMPLES = {
-    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, DeepSeek-LLM",
+    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, SOLAR, DeepSeek-LLM, DeepSeek-Coder",
     "mistral": "Mistral 7B, Mistral Nemo",
     "mixtral": "Mixtral",
     "qwen2": "Qwen2, Qwen2.5",
@@ -64,6 +64,11 @@ EXAMPLES = {
     "glm": "GLM-4-9B",
     "glm4": "GLM-4 0414",
     "ernie4_5": "ERNIE 4.5 (dense)",
+    "starcoder2": "StarCoder2",
+    "stablelm": "StableLM 2 1.6B, StableLM 3B",
+    "opt": "OPT (but 350M)",
+    "olmo": "OLMo 1",
+    "seed_oss": "Seed-OSS",
     "growlm": "any model of growlm's",
 }
 """Published models by model type."""

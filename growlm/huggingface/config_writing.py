@@ -51,6 +51,9 @@ def build_hf_config(
         if names := architecture.value_names.get(name):
             found = [theirs for theirs, ours in names.items() if ours == value]
             value = found[0] if found else None  # None cannot be read back
+            if isinstance(value, tuple):  # of keys that need not agree
+                content |= dict(zip(hf_keys.split(), value, strict=True))
+                continue
         content |= dict.fromkeys(hf_keys.split(), _to_json_value(value))
     if architecture.rotary is not None:
         content |= write_layers(architecture.layers, config)

@@ -192,6 +192,8 @@ class EmbeddingConfig:
     positions: str = field(default="none", metadata=limits(choices=("none", "learned")))
     """`learned`: a trained vector for each position is added to the token's embedding (as in GPT-2), and nothing
     is rotated. `none`: positions come from `rope` alone."""
+    position_offset: int = field(default=0, metadata=limits(minimum=0, maximum=1024))
+    """Rows of the table of learned positions before that of the first position, which nothing reads (2 in OPT)."""
     multiplier: float = field(default=1.0, metadata=limits(above=0.0))
     """Factor of the token embeddings (as in Granite)."""
     scale_by_width: bool = False

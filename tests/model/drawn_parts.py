@@ -70,6 +70,8 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "placement": draw(st.sampled_from(["pre", "post", "both"])),
             "gain_offset": draw(st.sampled_from([0.0, 1.0])),
         }
+    if parts["embedding"]["positions"] == "learned":
+        parts["embedding"]["position_offset"] = draw(st.sampled_from([0, 2]))
     if window is not None:
         parts["rope"]["window_theta"] = draw(st.sampled_from([None, 30.0]))
         parts["layers"]["attention"] = draw(st.sampled_from([[], ["window", "full"][:n_layers]]))
