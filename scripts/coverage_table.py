@@ -69,10 +69,19 @@ EXAMPLES = {
     "opt": "OPT (but 350M)",
     "olmo": "OLMo 1",
     "seed_oss": "Seed-OSS",
+    "nemotron": "Nemotron 3 and 4, Minitron",
+    "arcee": "Arcee AFM",
+    "helium": "Helium 1",
+    "cwm": "CWM",
+    "ministral": "Ministral 8B",
+    "exaone4": "EXAONE 4.0",
+    "vaultgemma": "VaultGemma",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "granitemoeshared": "Granite MoE with a shared expert",
     "growlm": "any model of growlm's",
 }
 """Published models by model type."""
-VARIANT_EXAMPLES = {"qwen2_moe": "upcycled Qwen2"}
+VARIANT_EXAMPLES = {"qwen2_moe": "upcycled Qwen2, Seed-OSS"}
 """Likewise of the descriptions with fields of their own (`Architecture.own_fields`)."""
 SIZES = {
     "vocab_size": 64,

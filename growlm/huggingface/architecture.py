@@ -64,6 +64,7 @@ class Architecture:
         own_fields: Fields that its `config.json` has under growlm's own key, and that tell this description from
             another of the same class.
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
+        requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
     model_type: str
@@ -81,6 +82,7 @@ class Architecture:
     own_fields: Mapping[str, Any] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
+    requires_square_output: bool = False
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:

@@ -75,6 +75,8 @@ def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     """Return whether an architecture can represent a model: its `config.json` reads back as the same config."""
     if architecture.requires_divisible_heads and config.d_model % config.n_heads:
         return False
+    if architecture.requires_square_output and config.d_model != config.n_heads * config.head_dim:
+        return False
     content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:
         parsed = parse_model_config(architecture, content, Path())

@@ -158,10 +158,7 @@ UNSUPPORTED_FEATURES = (
     *OTHER_BLOCKS,
     *OTHER_INPUTS_AND_WEIGHTS,
 )
-UNDESCRIBED_TYPES = (
-    *("arcee", "biogpt", "cwm", "exaone4", "gpt_bigcode", "granitemoeshared", "helium"),
-    *("ministral", "nemotron", "vaultgemma"),
-)
+UNDESCRIBED_TYPES = ("biogpt",)
 """Types of models that growlm's model could compute, and that no table describes."""
 
 

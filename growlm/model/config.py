@@ -322,8 +322,6 @@ class ModelConfig(metaclass=_ConfigType):
         reason = "needs norm.kind=rmsnorm"
         if self.norm.placement != "pre":
             raise UserError("norm.placement", self.norm.placement, reason)
-        if self.norm.gain_offset:
-            raise UserError("norm.gain_offset", self.norm.gain_offset, reason)
 
     def _check_layers(self) -> None:
         for name in ("attention", "rotary", "mixture"):

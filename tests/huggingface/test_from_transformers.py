@@ -160,6 +160,28 @@ VARIANTS = {
     "seed_oss": ("seed_oss", {"head_dim": 14}),
     "seed_oss, all biases": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
     "seed_oss, no biases": ("seed_oss", {"attention_bias": False}),
+    "nemotron, as Minitron": ("nemotron", partly_rotated(0.5)),
+    "nemotron, biases, wide heads": (
+        "nemotron",
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 14, "hidden_act": "gelu"},
+    ),
+    "arcee, as AFM": ("arcee", scaled("yarn", **YARN)),
+    "arcee, biases": ("arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 14}),
+    "helium": ("helium", {}),
+    "helium, biases": ("helium", {"attention_bias": True, "mlp_bias": True}),
+    "cwm": ("cwm", scaled("llama3", **LLAMA_3_1)),
+    "ministral": ("ministral", {}),
+    "exaone4": ("exaone4", {}),
+    "exaone4, no windows": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": [FULL] * 3, "tie_word_embeddings": True},
+    ),
+    "exaone4, no positions": ("exaone4", {"layer_types": [FULL] * 3}),
+    "vaultgemma": ("vaultgemma", {}),
+    "gpt_bigcode": ("gpt_bigcode", {}),
+    "gpt_bigcode, own head": ("gpt_bigcode", {"tie_word_embeddings": False, "n_inner": 40}),
+    "granitemoeshared": ("granitemoeshared", {}),
+    "granitemoeshared, none shared": ("granitemoeshared", {"shared_intermediate_size": 0}),
     "llama, as DeepSeek-Coder": ("llama", scaled("linear", factor=4.0)),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
@@ -189,11 +211,25 @@ SLOW = {
     "glm4, scaled",
     "ernie4_5, as Llama 3.1",
     "starcoder2",
+    "stablelm, as StableLM 2",
     "stablelm, tied",
     "opt, own head, no biases",
     "olmo",
+    "seed_oss",
     "seed_oss, all biases",
     "seed_oss, no biases",
+    "nemotron, biases, wide heads",
+    "arcee, as AFM",
+    "arcee, biases",
+    "helium",
+    "helium, biases",
+    "cwm",
+    "ministral",
+    "exaone4, no windows",
+    "exaone4, no positions",
+    "vaultgemma",
+    "gpt_bigcode, own head",
+    "granitemoeshared, none shared",
     "llama, as DeepSeek-Coder",
     "gpt_neox",
     "gpt_neox, half rotated",
@@ -322,15 +358,17 @@ def test_there_and_back(tmp_path, family, changes, shards):
 ROOT_EPSILONS = {
     "gpt_neox": "layer_norm_eps",
     "gpt2": "layer_norm_epsilon",
+    "gpt_bigcode": "layer_norm_epsilon",
+    "nemotron": "norm_eps",
     "starcoder2": "norm_epsilon",
     "stablelm": "layer_norm_eps",
 }
 FREE_WIDTH = (
     *("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma", "glm", "glm4", "ernie4_5"),
-    *("starcoder2", "seed_oss"),
+    *("starcoder2", "seed_oss", "nemotron", "ministral", "exaone4"),
 )
 """The families whose width need not be a multiple of the number of heads."""
-FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text")
+FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text", "vaultgemma", "arcee", "cwm")
 """The families with a key for the size of heads."""
 BIAS_KEYS = {
     "llama": ("attention_bias", "mlp_bias"),
@@ -341,6 +379,10 @@ BIAS_KEYS = {
     "stablelm": ("use_qkv_bias",),
     "olmo": ("attention_bias",),
     "seed_oss": ("mlp_bias", "attention_bias"),
+    "nemotron": ("mlp_bias", "attention_bias"),
+    "arcee": ("mlp_bias", "attention_bias"),
+    "helium": ("mlp_bias", "attention_bias"),
+    "cwm": ("mlp_bias",),
 }
 
 
@@ -361,11 +403,13 @@ def shapes(draw, family):
     }
     if family == "gpt_neox":
         return shape | {"hidden_size": width, "use_parallel_residual": draw(st.booleans())}
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode"):
         return shape | {"hidden_size": width, "n_inner": shape["intermediate_size"]}
     if family == "opt":
         shape |= {"ffn_dim": shape["intermediate_size"], "enable_bias": draw(st.booleans())}
         return shape | {"hidden_size": width}
+    if family == "helium":
+        shape["head_dim"] = head_dim
     if family in FREE_HEADS:
         shape["head_dim"] = head_dim
         width = (
@@ -379,7 +423,7 @@ def shapes(draw, family):
         shape["layer_types"] = draw(
             st.lists(st.sampled_from([WINDOW, FULL]), min_size=layers, max_size=layers)
         )
-    if family.startswith("gemma"):  # its class computes the square root of the width in fp32
+    if "gemma" in family:  # its class computes the square root of the width in fp32
         width = draw(st.sampled_from([4, 16, 36])) * (1 if family == "gemma" else heads**2)
     if "num_experts_per_tok" in FIXED[family]:
         experts = draw(st.integers(2, 5))

@@ -9,7 +9,7 @@ from growlm.huggingface import to_growlm, to_huggingface
 from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
 from growlm.runtime.errors import UserError
-from tests.huggingface.hf_models import load, longrope, make, precision, rope, tokens_for
+from tests.huggingface.hf_models import FULL, load, longrope, make, precision, rope, tokens_for
 
 PYTHIA = {
     "use_parallel_residual": True,
@@ -67,6 +67,16 @@ FAMILIES = {
     "OPT": ("opt", {"tie_word_embeddings": False}),
     "OLMo 1": ("olmo", {}),
     "OLMo 1, tied": ("olmo", {"tie_word_embeddings": True}),
+    "Nemotron": ("nemotron", HALF),
+    "Arcee": ("arcee", {}),
+    "Helium": ("helium", {}),
+    "CWM": ("cwm", {}),
+    "Ministral": ("ministral", {}),
+    "EXAONE 4": ("exaone4", {}),
+    "EXAONE 4, no windows": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
+    "VaultGemma": ("vaultgemma", {}),
+    "GPT-BigCode": ("gpt_bigcode", {}),
+    "Granite-MoE, shared expert": ("granitemoeshared", {}),
     "Seed-OSS": ("seed_oss", {"head_dim": 16}),
     "ERNIE 4.5": ("ernie4_5", {"tie_word_embeddings": False, "use_bias": True}),
 }
@@ -87,6 +97,14 @@ SLOW = {
     "Phi-4",
     "StableLM 2",
     "Seed-OSS",
+    "Arcee",
+    "Helium",
+    "CWM",
+    "Ministral",
+    "EXAONE 4, no windows",
+    "VaultGemma",
+    "GPT-BigCode",
+    "Granite-MoE, shared expert",
 }
 """Families whose parts others have, too."""
 each_family = pytest.mark.parametrize(

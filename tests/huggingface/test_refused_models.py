@@ -117,6 +117,8 @@ REFUSED = [
     ("opt", "layer_norm_elementwise_affine", False, r"=False: must be True"),
     ("opt", "_remove_final_layer_norm", True, r"=True: must be False"),
     ("olmo", "clip_qkv", 8.0, r"=8\.0: must be null: clipping of queries, keys and values"),
+    ("gpt_bigcode", "multi_query", False, r"=False: must be True"),
+    ("arcee", "hidden_act", "silu", r"=silu: must be relu2"),
     ("seed_oss", "attention_bias", "yes", r"=yes: must be False or True"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, r"=True: must be False"),
     ("gpt2", "activation_function", "tanh", r"=tanh: must be gelu_new"),
@@ -262,19 +264,29 @@ def test_positions_as_older_files_have_them(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    ["glm", "glm4", "ernie4_5", "starcoder2", "stablelm", "opt", "olmo", "seed_oss"],
+    [
+        *("glm", "glm4", "ernie4_5", "starcoder2", "stablelm", "opt", "olmo", "seed_oss"),
+        *(
+            "nemotron",
+            "arcee",
+            "helium",
+            "cwm",
+            "ministral",
+            "exaone4",
+            "vaultgemma",
+            "granitemoeshared",
+        ),
+    ],
 )
 def test_values_of_absent_keys_are_those_of_its_class(tmp_path, family):
     class_of = CONFIGS[family]
-    shape = SHAPE | {
-        "hidden_size": 256,
-        "num_attention_heads": 32,
-    }  # for all classes' groups of heads
+    # Heads that every class's own number of key/value heads divides.
+    shape = SHAPE | {"hidden_size": 1280, "num_attention_heads": 160}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | shape))
     found = read_hf_config(tmp_path)[0]
     class_of(**shape).save_pretrained(tmp_path)
     assert found == read_hf_config(tmp_path)[0]
-    assert found.rope.interleaved == (family in ("glm", "glm4", "ernie4_5"))
+    assert found.rope.interleaved == (family in ("glm", "glm4", "ernie4_5", "helium"))
 
 
 def rewritten(saved, tmp_path, family, change):

@@ -69,7 +69,7 @@ def test_an_unknown_type_is_refused_by_feature(tmp_path, content, reason):
 
 def test_a_type_without_a_table_is_refused(tmp_path):
     reason = "no table describes it yet; docs/huggingface.md lists what is supported"
-    assert refusal(tmp_path, model_type="vaultgemma") == f"model_type=vaultgemma: {reason}"
+    assert refusal(tmp_path, model_type="biogpt") == f"model_type=biogpt: {reason}"
 
 
 @pytest.mark.parametrize(

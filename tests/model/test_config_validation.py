@@ -94,7 +94,6 @@ def test_good_configs_pass(top_k):
         ({"rope": {"window_theta": 10.0}}, r"rope\.window_theta=10\.0: has no effect without att"),
         ({"embedding": {"position_offset": 2}}, r"position_offset=2: has no effect without embed"),
         ({"norm": {"placement": "both"}}, r"norm\.placement=both: needs norm\.kind=rmsnorm"),
-        ({"norm": {"gain_offset": 1.0}}, r"norm\.gain_offset=1\.0: needs norm\.kind=rmsnorm"),
         ({"rope": {"scaling": {"kind": "longrope"}}}, r"short_factors=0: must have 32 numbers"),
     ],
 )

@@ -1,10 +1,11 @@
-"""StarCoder2, StableLM 2 and OPT, which normalize with LayerNorm."""
+"""StarCoder2, StableLM 2, Nemotron and OPT, which normalize with LayerNorm."""
 
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
     ACTIVATION_NAMES,
+    ATTENTION_BIAS,
     ATTENTION_RULES,
     GROUPED_KEYS,
     LLAMA_RULES,
@@ -44,7 +45,7 @@ STARCODER2 = Architecture(
     required_values={},
     value_names={
         "attention.bias": {False: "none", True: "all"},
-        "feed_forward.kind": {"gelu_pytorch_tanh": "gelu_tanh"} | ACTIVATION_NAMES,
+        "feed_forward.kind": ACTIVATION_NAMES,
     },
     tensor_layouts=(
         (
@@ -85,6 +86,37 @@ STABLELM = Architecture(
     ignored_tensors=ROTARY_BUFFERS,
     rotary=RotaryKeys(default_fraction=0.25, allows_fraction=True),
     requires_divisible_heads=True,
+)
+
+
+NEMOTRON = Architecture(
+    model_type="nemotron",
+    class_name="NemotronForCausalLM",
+    fixed_fields=_FIXED | {"norm.gain_offset": 1.0},
+    field_to_key=SIZE_KEYS
+    | GROUPED_KEYS
+    | {
+        "head_dim": "head_dim",
+        "norm.eps": "norm_eps",
+        "attention.bias": "attention_bias",
+        "feed_forward.bias": "mlp_bias",
+        "feed_forward.kind": "hidden_act",
+    },
+    key_defaults={
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "norm_eps": 1e-5,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "relu2",
+        "tie_word_embeddings": False,
+    },
+    required_values={},
+    value_names=ATTENTION_BIAS | {"feed_forward.kind": {"relu2": "relu2"} | ACTIVATION_NAMES},
+    tensor_layouts=(LLAMA_RULES,),
+    ignored_tensors=ROTARY_BUFFERS,
+    rotary=RotaryKeys(default_fraction=0.5, allows_fraction=True),
 )
 
 
