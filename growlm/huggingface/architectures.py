@@ -14,9 +14,14 @@ from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from growlm.huggingface.families.glm import GLM, GLM4
 from growlm.huggingface.families.gpt2 import GPT2, GPT_BIGCODE
-from growlm.huggingface.families.gpt_neox import GPT_NEOX
 from growlm.huggingface.families.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
-from growlm.huggingface.families.layernorm_families import NEMOTRON, OPT, STABLELM, STARCODER2
+from growlm.huggingface.families.layernorm_families import (
+    GPT_NEOX,
+    NEMOTRON,
+    OPT,
+    STABLELM,
+    STARCODER2,
+)
 from growlm.huggingface.families.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from growlm.huggingface.families.llama_relatives import (
     ARCEE,

@@ -96,7 +96,7 @@ GPT2 = Architecture(
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
-    value_names={"feed_forward.kind": {"gelu_new": "gelu_tanh"} | ACTIVATION_NAMES},
+    value_names={"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=(_gpt2_rules("transformer."), _gpt2_rules("")),
     ignored_tensors=(_ATTENTION_BIAS_TABLES,),
     layers=NO_WINDOWS,
@@ -116,7 +116,7 @@ GPT_BIGCODE = replace(
         "scale_attn_weights": True,
         "multi_query": True,
     },
-    value_names={"feed_forward.kind": ACTIVATION_NAMES},
+    value_names={"feed_forward.kind": {"gelu_pytorch_tanh": "gelu_tanh"} | ACTIVATION_NAMES},
     required_values={"scale_attn_weights": (True,), "multi_query": (True,)},
     tensor_layouts=(_gpt_bigcode_rules("transformer."), _gpt_bigcode_rules("")),
 )

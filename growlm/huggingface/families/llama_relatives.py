@@ -152,6 +152,9 @@ EXAONE4 = Architecture(
     tensor_layouts=((*ATTENTION_RULES, *POST_NORM_RULES, *QK_NORM_RULES, *GATED_RULES),),
     ignored_tensors=ROTARY_BUFFERS,
     layers=LayerKeys(
-        period_key="sliding_window_pattern", default_window=4096, rotates_windows_only=True
+        period_key="sliding_window_pattern",
+        default_window=4096,
+        rotates_windows_only=True,
+        rotates_without_length=True,
     ),
 )

@@ -47,8 +47,8 @@ NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 SILU = {"hidden_act": ("silu", "swish")}
 ATTENTION_BIAS = {"attention.bias": {False: "none", True: "all"}}
 ACTIVATION_NAMES = {
-    "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
     "relu": "relu",
 }
