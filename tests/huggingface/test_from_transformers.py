@@ -229,6 +229,7 @@ SLOW = {
     "exaone4, no positions",
     "vaultgemma",
     "gpt_bigcode, own head",
+    "granitemoeshared",
     "granitemoeshared, none shared",
     "llama, as DeepSeek-Coder",
     "gpt_neox",
@@ -370,6 +371,8 @@ FREE_WIDTH = (
 """The families whose width need not be a multiple of the number of heads."""
 FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text", "vaultgemma", "arcee", "cwm")
 """The families with a key for the size of heads."""
+LLAMA_LIKE = ("arcee", "helium", "ministral", "cwm", "vaultgemma")
+"""Families whose parts others have, too."""
 BIAS_KEYS = {
     "llama": ("attention_bias", "mlp_bias"),
     "glm": ("attention_bias",),
@@ -436,7 +439,9 @@ def shapes(draw, family):
     return {"hidden_size": width} | shape
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=pytest.mark.slow) if n in LLAMA_LIKE else n for n in CONFIGS]
+)
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(tmp_path_factory, family, data):

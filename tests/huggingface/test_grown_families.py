@@ -97,6 +97,7 @@ SLOW = {
     "Phi-4",
     "StableLM 2",
     "Seed-OSS",
+    "Nemotron",
     "Arcee",
     "Helium",
     "CWM",

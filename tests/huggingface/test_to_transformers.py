@@ -39,8 +39,7 @@ CLASSES = {
     "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
-    "Starcoder2ForCausalLM, grouped heads": ("default", {"n_kv_heads": 2}),
-    "Starcoder2ForCausalLM, narrow heads": ("default", {"head_dim": 2}),
+    "Starcoder2ForCausalLM, narrow heads": ("default", {"n_kv_heads": 2, "head_dim": 2}),
 }
 each_class = pytest.mark.parametrize(("family", "changes"), CLASSES.values(), ids=CLASSES)
 
