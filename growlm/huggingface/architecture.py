@@ -51,7 +51,8 @@ class Architecture:
         class_name: transformers class of the causal language model.
         fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
         field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
-        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's.
+        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's. For
+            several keys that need not agree: of each tuple of their values.
         conversions: For a key whose number is another function of the model than growlm's: the conversion.
         key_aliases: Other names under which transformers may store a key, and the name in this table.
         key_defaults: Values that transformers uses where a key is absent.
@@ -63,6 +64,7 @@ class Architecture:
         own_fields: Fields that its `config.json` has under growlm's own key, and that tell this description from
             another of the same class.
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
+        requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
     model_type: str
@@ -80,6 +82,7 @@ class Architecture:
     own_fields: Mapping[str, Any] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
+    requires_square_output: bool = False
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:

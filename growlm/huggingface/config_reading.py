@@ -37,7 +37,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
     "use_qk_norm": (None, False),
-    "qk_layernorm": (None, False),
     "no_rope_layers": (None,),
 }
 """Keys of single architectures that change what the model computes, and the values at which they do not. Keys of

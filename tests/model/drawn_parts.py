@@ -50,6 +50,7 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "bias": draw(st.booleans()),
             "parallel_residual": draw(st.booleans()),
             "residual_multiplier": draw(numbers),
+            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
         },
         "feed_forward": {
             "kind": draw(st.sampled_from(["gelu", "swiglu", "geglu_tanh", "relu2"])),
@@ -66,10 +67,9 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
         "layers": {"rotary": draw(st.sampled_from([[], [True, False][:n_layers]]))},
     }
     if kind == "rmsnorm":
-        parts["norm"] |= {
-            "placement": draw(st.sampled_from(["pre", "post", "both"])),
-            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
-        }
+        parts["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "both"]))
+    if parts["embedding"]["positions"] == "learned":
+        parts["embedding"]["position_offset"] = draw(st.sampled_from([0, 2]))
     if window is not None:
         parts["rope"]["window_theta"] = draw(st.sampled_from([None, 30.0]))
         parts["layers"]["attention"] = draw(st.sampled_from([[], ["window", "full"][:n_layers]]))

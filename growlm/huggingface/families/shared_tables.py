@@ -46,6 +46,13 @@ RMS_SWIGLU = {"norm.kind": "rmsnorm", "norm.bias": False, "feed_forward.kind": "
 NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 SILU = {"hidden_act": ("silu", "swish")}
 ATTENTION_BIAS = {"attention.bias": {False: "none", True: "all"}}
+ACTIVATION_NAMES = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""growlm's kind of feed-forward block for each activation of a class without gates; the first name is written."""
 ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
 
