@@ -84,10 +84,10 @@ def test_cached_logits_are_those_without_a_cache(shape, prompts, count, chunk, d
     with torch.no_grad():
         for part in rows[:, :longest].split(chunk, dim=1):
             stream = model.decode_step(part, cache)
-        found = [model.compute_logits(stream, model.head_weight)]
+        found = [model.compute_logits(stream, model.head_weight, model.head_bias)]
         for step in range(longest, rows.shape[1] - 1):
             stream = model.decode_step(rows[:, step : step + 1], cache)
-            found.append(model.compute_logits(stream, model.head_weight))
+            found.append(model.compute_logits(stream, model.head_weight, model.head_bias))
 
     found = torch.stack(found, dim=1)
     for row, text, prompt in zip(found, texts, prompts, strict=True):
