@@ -4,21 +4,25 @@ A table lists the keys of `config.json` that correspond to `ModelConfig` fields,
 value, and the mapping rules of the tensors. Import and export use nothing else. The tables are in `families/`.
 
 Sources: the classes of transformers 5 (`models/<model type>`), and the layouts of the files that Meta, Mistral AI,
-Hugging Face, Alibaba, Google, AI2, Microsoft, EleutherAI, OpenAI, IBM, Z.ai and Baidu published under these names.
+Hugging Face, Alibaba, Google, AI2, Microsoft, EleutherAI, OpenAI, IBM, Z.ai, Baidu,
+TII, Cohere and Salesforce published under these names.
 """
 
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.families.cohere import COHERE, COHERE2
 from growlm.huggingface.families.ernie import ERNIE4_5
+from growlm.huggingface.families.falcon import FALCON, FALCON_GROUPED
 from growlm.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
 from growlm.huggingface.families.glm import GLM, GLM4
 from growlm.huggingface.families.gpt2 import GPT2
 from growlm.huggingface.families.gpt_neox import GPT_NEOX
+from growlm.huggingface.families.gptj import CODEGEN, GPTJ
 from growlm.huggingface.families.granite import GRANITE, GRANITE_MOE
 from growlm.huggingface.families.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from growlm.huggingface.families.olmo import FLEX_OLMO, OLMO2, OLMO3, OLMOE
-from growlm.huggingface.families.phi import PHI3
+from growlm.huggingface.families.phi import PHI, PHI3
 from growlm.huggingface.families.qwen import QWEN2, QWEN2_MOE, QWEN2_UPCYCLED, QWEN3, QWEN3_MOE
 from growlm.huggingface.families.shared_tables import SIZE_KEYS
 from growlm.huggingface.mapping_rules import identity_rule
@@ -57,6 +61,10 @@ ARCHITECTURES = (
     *(GRANITE, GRANITE_MOE),
     *(GLM, GLM4),
     ERNIE4_5,
+    PHI,
+    *(FALCON, FALCON_GROUPED),
+    *(COHERE, COHERE2),
+    *(GPTJ, CODEGEN),
     GROWLM,
 )
 """All architectures, in the order in which an export tries them."""

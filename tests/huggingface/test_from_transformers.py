@@ -64,6 +64,7 @@ def per_kind(full, window_theta):
     return {"rope_parameters": {FULL: full, WINDOW: window}}
 
 
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
 VARIANTS = {
     "llama": ("llama", GROUPED),
@@ -143,6 +144,21 @@ VARIANTS = {
     "ernie4_5": ("ernie4_5", {}),
     "ernie4_5, biases, own head": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
     "ernie4_5, as Llama 3.1": ("ernie4_5", scaled("llama3", **LLAMA_3_1)),
+    "phi": ("phi", {}),
+    "phi, as Phi-2": ("phi", {"num_key_value_heads": 4, **partly_rotated(0.5)}),
+    "phi, tied": ("phi", {"tie_word_embeddings": True}),
+    "falcon": ("falcon", {}),
+    "falcon, biases, own head": ("falcon", {"bias": True, "tie_word_embeddings": False}),
+    "falcon, as Falcon-40B": ("falcon", FALCON_40B),
+    "falcon, as Falcon2-11B": ("falcon", FALCON_40B | {"num_ln_in_parallel_attn": 1}),
+    "cohere": ("cohere", {}),
+    "cohere, biases, own head": (
+        "cohere",
+        {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.3},
+    ),
+    "cohere2": ("cohere2", {}),
+    "gptj": ("gptj", {}),
+    "codegen": ("codegen", {"tie_word_embeddings": True}),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox, as Pythia": ("gpt_neox", {"use_parallel_residual": True, **partly_rotated(0.25)}),
     "gpt_neox, half rotated": ("gpt_neox", partly_rotated(0.5)),
@@ -171,6 +187,10 @@ SLOW = {
     "glm, no biases, tied",
     "glm4, scaled",
     "ernie4_5, as Llama 3.1",
+    "phi",
+    "phi, tied",
+    "falcon, biases, own head",
+    "cohere, biases, own head",
     "gpt_neox",
     "gpt_neox, half rotated",
     "gpt_neox, tied",
@@ -223,7 +243,7 @@ def config_of(folder):
     found = config.to_dict()
     for name in UNCOMPARED:
         found.pop(name, None)
-    if "moe_intermediate_size" in found or "n_inner" in vars(config):
+    if {"moe_intermediate_size", "n_inner", "ffn_hidden_size"} & {*vars(config)}:
         found.pop("intermediate_size", None)  # means nothing: all blocks are mixtures; not its key
     if "decoder_sparse_step" in found:  # the two keys together say which blocks are mixtures
         period, dense = found.pop("decoder_sparse_step"), found.pop("mlp_only_layers")
@@ -292,7 +312,8 @@ def test_there_and_back(tmp_path, family, changes, shards):
     assert_same_function(load_model(tmp_path / "ours")[0].eval(), load(tmp_path / "back"), 1e-5)
 
 
-ROOT_EPSILONS = {"gpt_neox": "layer_norm_eps", "gpt2": "layer_norm_epsilon"}
+EPSILONS = dict.fromkeys(("gpt_neox", "phi", "cohere", "cohere2"), "layer_norm_eps")
+EPSILONS |= dict.fromkeys(("gpt2", "falcon", "gptj", "codegen"), "layer_norm_epsilon")
 FREE_WIDTH = ("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma", "glm", "glm4", "ernie4_5")
 """The families whose width need not be a multiple of the number of heads."""
 FREE_HEADS = (*FREE_WIDTH, "llama", "gemma2", "gemma3_text")
@@ -302,6 +323,8 @@ BIAS_KEYS = {
     "glm": ("attention_bias",),
     "glm4": ("attention_bias",),
     "ernie4_5": ("use_bias",),
+    "cohere": ("attention_bias",),
+    "cohere2": ("attention_bias",),
 }
 
 
@@ -317,13 +340,18 @@ def shapes(draw, family):
         "intermediate_size": draw(st.integers(1, 20)),
         "max_position_embeddings": draw(st.integers(2, 30)),
         "tie_word_embeddings": draw(st.booleans()),
-        ROOT_EPSILONS.get(family, "rms_norm_eps"): draw(st.floats(1e-8, 1e-2)),
+        EPSILONS.get(family, "rms_norm_eps"): draw(st.floats(1e-8, 1e-2)),
         **rope(family, draw(st.floats(2.0, 1e6))),
     }
     if family == "gpt_neox":
         return shape | {"hidden_size": width, "use_parallel_residual": draw(st.booleans())}
     if family == "gpt2":
         return shape | {"hidden_size": width, "n_inner": shape["intermediate_size"]}
+    if family in ("gptj", "codegen"):
+        width *= 1 if family == "gptj" else 4
+        rotated = 2 * draw(st.integers(1, width // heads // 2))
+        sizes = {"n_inner": shape["intermediate_size"], "rotary_dim": rotated}
+        return shape | {"hidden_size": width} | sizes
     if family in FREE_HEADS:
         shape["head_dim"] = head_dim
         width = (
@@ -333,6 +361,11 @@ def shapes(draw, family):
         st.sampled_from([n for n in (1, 2, 4, heads) if not heads % n])
     )
     shape |= {key: draw(st.booleans()) for key in BIAS_KEYS.get(family, ())}
+    if family == "falcon":
+        shape |= {"num_kv_heads": shape["num_key_value_heads"], "bias": draw(st.booleans())}
+        shape |= {"ffn_hidden_size": shape["intermediate_size"]}
+        grouped = {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}
+        return shape | {"hidden_size": width} | draw(st.sampled_from([{}, grouped]))
     if "layer_types" in FIXED[family]:
         shape["layer_types"] = draw(
             st.lists(st.sampled_from([WINDOW, FULL]), min_size=layers, max_size=layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.families.shared_tables import PLAIN_ACTIVATIONS
 from growlm.huggingface.keys.layer_keys import NO_WINDOWS
 from growlm.huggingface.mapping_rules import (
     MappingRule,
@@ -36,13 +37,6 @@ def _rules(prefix: str) -> tuple[MappingRule, ...]:
         conv_rule("feed_forward.down", "mlp.c_proj"),
     )
 
-
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-}
 
 GPT2 = Architecture(
     model_type="gpt2",
@@ -78,7 +72,7 @@ GPT2 = Architecture(
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
-    value_names={"feed_forward.kind": _ACTIVATIONS},
+    value_names={"feed_forward.kind": PLAIN_ACTIVATIONS},
     tensor_layouts=(_rules("transformer."), _rules("")),
     ignored_tensors=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
     layers=NO_WINDOWS,

@@ -28,6 +28,7 @@ class LayerKeys:
         writes_types: Whether its class reads `layer_types`.
         needs_window: Whether its class needs a length even if no block has a window.
         rotary_key: Key of the list that says which blocks rotate; None where all do.
+        rotates_windows_only: Whether only blocks with a window rotate.
         rotary_period_key: Key of the period that replaces that list: all blocks but every n-th rotate.
         dense_key: In a mixture of experts: key of the list of blocks that are dense; None where none can be.
         mixture_period_key: Key of a period: of the other blocks, only every n-th is a mixture.
@@ -44,6 +45,7 @@ class LayerKeys:
     writes_types: bool = True
     needs_window: bool = False
     rotary_key: str | None = None
+    rotates_windows_only: bool = False
     rotary_period_key: str = "no_rope_layer_interval"
     dense_key: str | None = None
     mixture_period_key: str = "decoder_sparse_step"
@@ -97,6 +99,8 @@ def read_layers(layers: LayerKeys, keys: ConfigReader) -> dict[str, Any]:
         fields["layers.attention"] = [KINDS[each] for each in types]
     if layers.rotary_key is not None:
         fields["layers.rotary"] = _read_rotary(layers, keys, depth)
+    if layers.rotates_windows_only:
+        fields["layers.rotary"] = [each == WINDOW for each in types]
     if layers.dense_key is not None:
         fields |= _read_mixture(layers, layers.dense_key, keys, depth)
     return fields
