@@ -36,8 +36,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "query_pre_attn_scalar": (None,),
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
-    "use_qk_norm": (None, False),
-    "qk_layernorm": (None, False),
     "lm_head_bias": (None, False),
     "no_rope_layers": (None,),
 }
@@ -125,8 +123,8 @@ def parse_model_config(
     for name, hf_keys in architecture.field_to_key.items():
         value = keys.get_agreed(hf_keys.split(), architecture.value_names.get(name))
         fields[name] = _convert(architecture, hf_keys, value, keys)
-    _derive_sizes(fields, keys)
     _check_width(architecture, fields["d_model"], keys)
+    _derive_sizes(fields, keys)
     if architecture is not GROWLM:
         fields |= read_layers(architecture.layers, keys)
     if architecture.rotary is not None:

@@ -67,7 +67,11 @@ POSITIONS_AND_ATTENTION = (
 )
 NORMS = (
     UnsupportedFeature("LayerNorm without a gain", ("olmo",)),
-    UnsupportedFeature("LayerNorm of queries and keys", ("persimmon",)),
+    UnsupportedFeature(
+        "LayerNorm of queries and keys",
+        ("persimmon",),
+        {"qk_layernorm": (None, False), "use_qk_norm": (None, False)},
+    ),
     UnsupportedFeature(
         "normalization of queries and keys after the rotation",
         ("hunyuan_v1_dense", "hunyuan_v1_moe"),

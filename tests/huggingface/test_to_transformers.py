@@ -27,6 +27,10 @@ MIXED = {
     "expert_d_ff": 8,
     "layers": {"mixture": [False, True]},
 }
+SHARED_NORM = {
+    "norm": {"parallel_residual": True, "shared": True},
+    "embedding": {"head_bias": True},
+}
 CLASSES = {
     "LlamaForCausalLM": ("llama", LLAMA),
     "LlamaForCausalLM, tied": ("llama", {"tie_embeddings": True}),
@@ -38,6 +42,8 @@ CLASSES = {
     "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
+    "PhiForCausalLM": ("default", SHARED_NORM | {"tie_embeddings": False}),
+    "PhiForCausalLM, tied": ("default", SHARED_NORM),
 }
 each_class = pytest.mark.parametrize(("family", "changes"), CLASSES.values(), ids=CLASSES)
 

@@ -44,7 +44,7 @@ PHI = Architecture(
         "hidden_act": "gelu_new",
         "tie_word_embeddings": False,
     },
-    required_values={"qk_layernorm": (False, None)},
+    required_values={},
     value_names={"feed_forward.kind": PLAIN_ACTIVATIONS},
     tensor_layouts=(
         (

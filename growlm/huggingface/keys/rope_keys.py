@@ -134,10 +134,9 @@ def read_rope(
 def _read_fraction(size_key: str, keys: ConfigReader, head_dim: int) -> float:
     """Return the fraction of a head's channels that is rotated, given their number."""
     size = keys.get(size_key)
-    if type(size) is not int or not 0 < size <= head_dim:
-        keys.raise_error(
-            size_key, size, f"must be a number from 1 to {head_dim}, a head's channels"
-        )
+    if type(size) is not int or size % 2 or not 0 < size <= head_dim:
+        reason = f"must be an even number from 2 to {head_dim}, the channels of a head"
+        keys.raise_error(size_key, size, reason)
     fraction: float = size / head_dim
     return fraction if int(head_dim * fraction) == size else math.nextafter(fraction, 1.0)
 
