@@ -63,7 +63,7 @@ class Architecture:
         own_fields: Fields that its `config.json` has under growlm's own key, and that tell this description from
             another of the same class.
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
-        width_multiple: Number that must divide `d_model`.
+        heads_multiple: Number that its class requires to divide `n_heads`.
         selecting_key: One of `required_values`, whose value tells this description from another of the same class.
     """
 
@@ -82,7 +82,7 @@ class Architecture:
     own_fields: Mapping[str, Any] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
-    width_multiple: int = 1
+    heads_multiple: int = 1
     selecting_key: str | None = None
 
     @property

@@ -123,7 +123,7 @@ def parse_model_config(
     for name, hf_keys in architecture.field_to_key.items():
         value = keys.get_agreed(hf_keys.split(), architecture.value_names.get(name))
         fields[name] = _convert(architecture, hf_keys, value, keys)
-    _check_width(architecture, fields["d_model"], keys)
+    _check_heads(architecture, fields["n_heads"], keys)
     _derive_sizes(fields, keys)
     if architecture is not GROWLM:
         fields |= read_layers(architecture.layers, keys)
@@ -212,11 +212,11 @@ def _convert(architecture: Architecture, key: str, value: Any, keys: ConfigReade
     return conversion.read(value)
 
 
-def _check_width(architecture: Architecture, width: Any, keys: ConfigReader) -> None:
-    multiple = architecture.width_multiple
-    if type(width) is int and width % multiple:
+def _check_heads(architecture: Architecture, heads: Any, keys: ConfigReader) -> None:
+    multiple = architecture.heads_multiple
+    if type(heads) is int and heads % multiple:
         keys.raise_error(
-            architecture.get_key("d_model"), width, f"must be a multiple of {multiple}"
+            architecture.get_key("n_heads"), heads, f"must be a multiple of {multiple}"
         )
 
 

@@ -111,8 +111,9 @@ FIXED = {
 }
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """No special tokens: some classes' defaults lie beyond the small vocabulary."""
-ATTENTION = {"gemma2": "eager"}
-"""The implementation of attention of each family; no other bounds Gemma 2's scores."""
+ATTENTION = dict.fromkeys(("gemma2", "gptj", "codegen"), "eager")
+"""The implementation of attention of each family: no other bounds Gemma 2's scores, and the first releases of 5
+have no other for GPT-J and CodeGen."""
 SMALL_SHARDS = "20KB"
 PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4", "phi")
 """The families whose classes can rotate a part of each head."""

@@ -348,8 +348,9 @@ def shapes(draw, family):
     if family == "gpt2":
         return shape | {"hidden_size": width, "n_inner": shape["intermediate_size"]}
     if family in ("gptj", "codegen"):
-        width *= 1 if family == "gptj" else 4
-        rotated = 2 * draw(st.integers(1, width // heads // 2))
+        if family == "codegen":  # its heads are divided among four
+            shape["num_attention_heads"], width = 4 * heads, 4 * width
+        rotated = 2 * draw(st.integers(1, head_dim // 2))
         sizes = {"n_inner": shape["intermediate_size"], "rotary_dim": rotated}
         return shape | {"hidden_size": width} | sizes
     if family in FREE_HEADS:

@@ -93,5 +93,5 @@ CODEGEN = Architecture(
     ignored_tensors=_BUFFERS,
     rotary=_ROTARY,
     requires_divisible_heads=True,
-    width_multiple=_NUM_SHARDS,
+    heads_multiple=_NUM_SHARDS,
 )
