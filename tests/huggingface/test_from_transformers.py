@@ -189,8 +189,13 @@ SLOW = {
     "ernie4_5, as Llama 3.1",
     "phi",
     "phi, tied",
+    "falcon",
     "falcon, biases, own head",
+    "falcon, as Falcon-40B",
+    "cohere",
     "cohere, biases, own head",
+    "gptj",
+    "codegen",
     "gpt_neox",
     "gpt_neox, half rotated",
     "gpt_neox, tied",
@@ -328,6 +333,10 @@ BIAS_KEYS = {
 }
 
 
+SLOW_SHAPES = {"phi", "cohere", "cohere2", "gptj", "codegen"}
+"""Families whose sizes others have, too."""
+
+
 @st.composite
 def shapes(draw, family):
     heads, layers = draw(st.integers(1, 4)), draw(st.integers(1, 3))
@@ -384,7 +393,13 @@ def shapes(draw, family):
     return {"hidden_size": width} | shape
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.slow] if family in SLOW_SHAPES else [])
+        for family in CONFIGS
+    ],
+)
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(tmp_path_factory, family, data):

@@ -85,6 +85,12 @@ SLOW = {
     *(name for name in FAMILIES if "tied" in name),
     "Mistral 0.3",
     "Phi-4",
+    "Falcon-40B",
+    "Falcon2-11B",
+    "Command-R",
+    "Command R7B",
+    "GPT-J",
+    "CodeGen",
 }
 """Families whose parts others have, too."""
 each_family = pytest.mark.parametrize(

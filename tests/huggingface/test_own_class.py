@@ -27,8 +27,7 @@ WITHOUT_A_CLASS = {
     "grouped heads": tiny_config(n_kv_heads=2),
     "narrow heads": tiny_config(head_dim=2),
     "RMSNorm and GELU": tiny_config(norm="rmsnorm", bias=False, tie_embeddings=False),
-    "shared norm, bias of the head": tiny_config(**SHARED_NORM, tie_embeddings=False),
-    "shared norm, bias of a tied head": tiny_config(**SHARED_NORM, **EXPERTS),
+    "shared norm, bias of the head": tiny_config(**SHARED_NORM, **EXPERTS),
     "SwiGLU experts with biases": tiny_config("llama", **EXPERTS, bias=True),
 }
 

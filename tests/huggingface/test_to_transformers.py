@@ -42,7 +42,6 @@ CLASSES = {
     "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
-    "PhiForCausalLM": ("default", SHARED_NORM | {"tie_embeddings": False}),
     "PhiForCausalLM, tied": ("default", SHARED_NORM),
 }
 each_class = pytest.mark.parametrize(("family", "changes"), CLASSES.values(), ids=CLASSES)
