@@ -225,6 +225,15 @@ def test_no_token_beyond_the_tokenizer(model):
     assert set(greedy.tokens) <= set(range(5))
 
 
+def test_a_bias_of_the_head_is_cut_with_the_head():
+    model = build(tiny_config(embedding={"head_bias": True}))
+    with torch.no_grad():
+        model.head_bias[3] = 1e3
+        model.head_bias[7] = 1e6
+    assert set(sample(model, temperature=0, num_token_ids=5).tokens) == {3}
+    assert set(sample(model, temperature=0).tokens) == {7}
+
+
 def test_it_ends_before_a_stop_token(model):
     whole = sample(model, 20, seeds=3).tokens
     stopped = sample(model, 20, seeds=3, stop_tokens={whole[4], 99})

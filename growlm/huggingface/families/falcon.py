@@ -6,8 +6,8 @@ from typing import Any
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
+    ACTIVATION_NAMES,
     ATTENTION_BIAS,
-    PLAIN_ACTIVATIONS,
     ROTARY_BUFFERS,
     SHARED_NORM,
     SIZE_KEYS,
@@ -57,7 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "parallel_attn": True,
     "new_decoder_architecture": False,
 }
-_VALUE_NAMES = ATTENTION_BIAS | {"feed_forward.kind": PLAIN_ACTIVATIONS}
+_VALUE_NAMES = ATTENTION_BIAS | {"feed_forward.kind": ACTIVATION_NAMES}
 
 FALCON = Architecture(
     model_type="falcon",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.families.shared_tables import PLAIN_ACTIVATIONS
+from growlm.huggingface.families.shared_tables import ACTIVATION_NAMES
 from growlm.huggingface.keys.layer_keys import NO_WINDOWS
 from growlm.huggingface.mapping_rules import (
     MappingRule,
@@ -72,7 +72,7 @@ GPT2 = Architecture(
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
-    value_names={"feed_forward.kind": PLAIN_ACTIVATIONS},
+    value_names={"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=(_rules("transformer."), _rules("")),
     ignored_tensors=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
     layers=NO_WINDOWS,

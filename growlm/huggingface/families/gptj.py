@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.families.shared_tables import PLAIN_ACTIVATIONS, SHARED_NORM
+from growlm.huggingface.families.shared_tables import ACTIVATION_NAMES, SHARED_NORM
 from growlm.huggingface.keys.rope_keys import RotaryKeys
 from growlm.huggingface.mapping_rules import MappingRule, fused_rule, identity_rule
 
@@ -63,7 +63,7 @@ _DEFAULTS = {
     "activation_function": "gelu_new",
     "tie_word_embeddings": False,
 }
-_VALUE_NAMES = {"feed_forward.kind": PLAIN_ACTIVATIONS}
+_VALUE_NAMES = {"feed_forward.kind": ACTIVATION_NAMES}
 _ROTARY = RotaryKeys(size_key="rotary_dim")
 _BUFFERS = (r"transformer\.h\.\d+\.attn\.((masked_)?bias|causal_mask|scale_attn)",)
 

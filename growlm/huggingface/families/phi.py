@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
+    ACTIVATION_NAMES,
     ATTENTION_RULES,
     FUSED_GATE_RULE,
     GATED_RULES,
     GROUPED_KEYS,
     LLAMA_DEFAULTS,
     NO_BIAS,
-    PLAIN_ACTIVATIONS,
     PRE_NORM_RULES,
     RMS_SWIGLU,
     ROTARY_BUFFERS,
@@ -45,7 +45,7 @@ PHI = Architecture(
         "tie_word_embeddings": False,
     },
     required_values={},
-    value_names={"feed_forward.kind": PLAIN_ACTIVATIONS},
+    value_names={"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=(
         (
             identity_rule("head_bias", "lm_head.bias"),
