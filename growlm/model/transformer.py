@@ -126,16 +126,16 @@ class TransformerLM(nn.Module):
             self.position_embedding = label_embedding(table, over="positions")
         self.blocks = label_blocks(nn.ModuleList(Block(config, i) for i in range(config.n_layers)))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
+        has_bias = config.embedding.head_bias
         self.head = (
             None
             if config.tie_embeddings
-            else labeled_linear(config, read="residual", write="vocabulary", bias=False)
+            else labeled_linear(config, read="residual", write="vocabulary", bias=has_bias)
         )
-        # Not a part of `head`: a head that is the embedding can have one, too.
-        self.head_bias: nn.Parameter | None = None
-        if config.embedding.head_bias:
-            self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
-            label(self, head_bias=Label((writes("vocabulary"),)))
+        self.tied_head_bias: nn.Parameter | None = None
+        if config.tie_embeddings and has_bias:
+            self.tied_head_bias = nn.Parameter(torch.empty(config.vocab_size))
+            label(self, tied_head_bias=Label((writes("vocabulary"),)))
 
     def forward(
         self,
@@ -226,6 +226,11 @@ class TransformerLM(nn.Module):
     def head_weight(self) -> Tensor:
         """The head's matrix, (V, D), which the final hidden state is multiplied with."""
         return self.embedding.weight if self.head is None else self.head.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The head's bias, (V,); None if it has none."""
+        return self.tied_head_bias if self.head is None else self.head.bias
 
     def last_hidden_state(
         self,

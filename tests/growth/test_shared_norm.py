@@ -61,7 +61,7 @@ def test_both_sub_blocks_read_the_same_normalized_stream(changes):
     two_norms = tiny_config(norm={"parallel_residual": True}, tie_embeddings=False, **changes)
     other = build(two_norms)
     state = model.state_dict()
-    bias = state.pop("head_bias")
+    bias = state.pop("head.bias")
     for name in [*state]:
         if ".attention_norm." in name:
             state[name.replace("attention", "feed_forward")] = state[name]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.families.shared_tables import ACTIVATION_NAMES, SHARED_NORM
+from growlm.huggingface.families.shared_tables import (
+    ACTIVATION_NAMES,
+    HEAD_BIAS_RULES,
+    SHARED_NORM,
+)
 from growlm.huggingface.keys.rope_keys import RotaryKeys
 from growlm.huggingface.mapping_rules import MappingRule, fused_rule, identity_rule
 
@@ -18,7 +22,7 @@ _RULES = (
     identity_rule("embedding.weight", "transformer.wte.weight"),
     identity_rule("final_norm.{kind}", "transformer.ln_f.{kind}"),
     identity_rule("head.weight", "lm_head.weight"),
-    identity_rule("head_bias", "lm_head.bias"),
+    *HEAD_BIAS_RULES,
     identity_rule(f"{_BLOCK}.attention_norm.{{kind}}", f"{_THEIRS}.ln_1.{{kind}}"),
     _attention_rule("output", "out_proj"),
     identity_rule(f"{_BLOCK}.feed_forward.up.{{kind}}", f"{_THEIRS}.mlp.fc_in.{{kind}}"),

@@ -9,6 +9,7 @@ from growlm.huggingface.families.shared_tables import (
     FUSED_GATE_RULE,
     GATED_RULES,
     GROUPED_KEYS,
+    HEAD_BIAS_RULES,
     LLAMA_DEFAULTS,
     NO_BIAS,
     PRE_NORM_RULES,
@@ -48,7 +49,7 @@ PHI = Architecture(
     value_names={"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=(
         (
-            identity_rule("head_bias", "lm_head.bias"),
+            *HEAD_BIAS_RULES,
             identity_rule("final_norm.{kind}", "model.final_layernorm.{kind}"),
             identity_rule(
                 "blocks.{layer}.attention.output.{kind}", f"{_BLOCK}.self_attn.dense.{{kind}}"

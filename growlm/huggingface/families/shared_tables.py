@@ -62,6 +62,13 @@ ACTIVATION_NAMES = {
 ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
 
 
+HEAD_BIAS_RULES = (
+    identity_rule("head.bias", "lm_head.bias"),
+    identity_rule("tied_head_bias", "lm_head.bias"),
+)
+"""The bias of a head that is a matrix of its own, or the embedding."""
+
+
 def _block_rule(growlm_name: str, hf_name: str) -> MappingRule:
     return identity_rule(f"blocks.{{layer}}.{growlm_name}", f"model.layers.{{layer}}.{hf_name}")
 
