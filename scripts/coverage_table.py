@@ -41,7 +41,7 @@ BEGIN = "<!-- begin of what scripts/coverage_table.py prints -->"
 END = "<!-- end of what scripts/coverage_table.py prints -->"
 
 EXAMPLES = {
-    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, DeepSeek-LLM",
+    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, SOLAR, DeepSeek-LLM, DeepSeek-Coder",
     "mistral": "Mistral 7B, Mistral Nemo",
     "mixtral": "Mixtral",
     "qwen2": "Qwen2, Qwen2.5",
@@ -70,11 +70,25 @@ EXAMPLES = {
     "cohere2": "Command R7B, Command A",
     "gptj": "GPT-J",
     "codegen": "CodeGen",
+    "starcoder2": "StarCoder2",
+    "stablelm": "StableLM 2 1.6B, StableLM 3B",
+    "opt": "OPT (but 350M)",
+    "olmo": "OLMo 1",
+    "seed_oss": "Seed-OSS",
+    "nemotron": "Nemotron 3 and 4, Minitron",
+    "arcee": "Arcee AFM",
+    "helium": "Helium 1",
+    "cwm": "CWM",
+    "ministral": "Ministral 8B",
+    "exaone4": "EXAONE 4.0",
+    "vaultgemma": "VaultGemma",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "granitemoeshared": "Granite MoE with a shared expert",
     "growlm": "any model of growlm's",
 }
 """Published models by model type."""
 VARIANT_EXAMPLES = {
-    "qwen2_moe": "upcycled Qwen2",
+    "qwen2_moe": "upcycled Qwen2, Seed-OSS",
     "falcon": "Falcon-40B and -180B, Falcon2-11B",
 }
 """Likewise of the second description of a type."""

@@ -51,7 +51,8 @@ class Architecture:
         class_name: transformers class of the causal language model.
         fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
         field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
-        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's.
+        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's. For
+            several keys that need not agree: of each tuple of their values.
         conversions: For a key whose number is another function of the model than growlm's: the conversion.
         key_aliases: Other names under which transformers may store a key, and the name in this table.
         key_defaults: Values that transformers uses where a key is absent.
@@ -65,6 +66,7 @@ class Architecture:
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
         heads_multiple: Number that its class requires to divide `n_heads`.
         selecting_key: One of `required_values`, whose value tells this description from another of the same class.
+        requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
     model_type: str
@@ -84,6 +86,7 @@ class Architecture:
     requires_divisible_heads: bool = False
     heads_multiple: int = 1
     selecting_key: str | None = None
+    requires_square_output: bool = False
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:

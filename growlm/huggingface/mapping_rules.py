@@ -99,8 +99,13 @@ def zero_rule(hf_name: str, *sizes: int | str) -> MappingRule:
 
 
 def absent_rule(growlm_name: str, *shape_fields: str) -> MappingRule:
-    """Return a rule for a growlm tensor that Hugging Face does not have; see `AbsentMapping`."""
+    """Return a rule for a growlm tensor, zero, that Hugging Face does not have; see `AbsentMapping`."""
     return MappingRule((growlm_name,), "", AbsentMapping(shape_fields))
+
+
+def unit_gain_rule(growlm_name: str) -> MappingRule:
+    """Return a rule for the gains of a norm that has none in Hugging Face: they are one."""
+    return MappingRule((growlm_name,), "", AbsentMapping(("d_model",), value=1.0, is_weight=True))
 
 
 @dataclass(frozen=True)

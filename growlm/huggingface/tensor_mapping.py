@@ -9,7 +9,7 @@
 | ConcatenatedMapping | one tensor for several of different sizes, one after the other, group by group        |
 | TransposedMapping | the matrix transposed                                                                   |
 | ZeroMapping     | a tensor of zeros that growlm does not have                                               |
-| AbsentMapping   | no such tensor: growlm's is all zeros                                                     |
+| AbsentMapping   | no such tensor: growlm's has one value everywhere                                         |
 
 Tensors are passed as functions that read them, so that a mapping holds no more in memory than it needs.
 """
@@ -253,13 +253,18 @@ class ZeroMapping:
 
 @dataclass(frozen=True)
 class AbsentMapping:
-    """Mapping of a growlm tensor that Hugging Face does not have: only zeros can be exported.
+    """Mapping of a growlm tensor that Hugging Face does not have: only one value can be exported.
 
     Args:
         shape_fields: `ModelConfig` fields that hold the tensor's shape, one per dimension.
+        value: Value of all its entries.
+        is_weight: Whether it is a weight, in the precision of the others; a model in which it has other values
+            leaves in another class.
     """
 
     shape_fields: tuple[str, ...]
+    value: float = 0.0
+    is_weight: bool = False
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """Return no shapes."""
@@ -274,5 +279,6 @@ class AbsentMapping:
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Return zeros of the tensor's shape."""
-        return torch.zeros([int(getattr(config, field)) for field in self.shape_fields])
+        """Return the tensor that Hugging Face's class computes as if it had, in fp32."""
+        shape = [int(getattr(config, field)) for field in self.shape_fields]
+        return torch.full(shape, self.value)

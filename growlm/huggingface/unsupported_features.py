@@ -55,7 +55,6 @@ POSITIONS_AND_ATTENTION = (
         "ALiBi position biases", ("bloom", "mpt"), {"alibi": (None, False)}, verb="are"
     ),
     UnsupportedFeature("sinusoidal positions", ("xglm",), verb="are"),
-    UnsupportedFeature("learned positions with an offset", ("biogpt", "opt"), verb="are"),
     UnsupportedFeature(
         "bidirectional attention",
         (
@@ -66,7 +65,6 @@ POSITIONS_AND_ATTENTION = (
     ),
 )
 NORMS = (
-    UnsupportedFeature("LayerNorm without a gain", ("olmo",)),
     UnsupportedFeature(
         "LayerNorm of queries and keys",
         ("persimmon",),
@@ -152,10 +150,7 @@ UNSUPPORTED_FEATURES = (
     *OTHER_BLOCKS,
     *OTHER_INPUTS_AND_WEIGHTS,
 )
-UNDESCRIBED_TYPES = (
-    *("arcee", "cwm", "exaone4", "gpt_bigcode", "granitemoeshared", "helium", "ministral"),
-    *("nemotron", "seed_oss", "stablelm", "starcoder2", "vaultgemma"),
-)
+UNDESCRIBED_TYPES = ("biogpt",)
 """Types of models that growlm's model could compute, and that no table describes."""
 
 

@@ -124,8 +124,8 @@ class NormConfig:
     """Where each sub-block (attention, feed-forward) is normalized: its input, its output before that is added to
     the residual stream (as in OLMo 2), or both (as in Gemma 2). `post` and `both` need `rmsnorm`."""
     gain_offset: float = field(default=0.0, metadata=limits(minimum=0.0, maximum=1.0))
-    """Constant added to the weights of RMSNorms, `qk_norm` included: 0, or 1 where gains are stored as 1 + weight
-    (as in Gemma)."""
+    """Constant added to the weights of norms, `qk_norm` included: 0, or 1 where gains are stored as 1 + weight
+    (as in Gemma, and in Nemotron's LayerNorm)."""
     residual_multiplier: float = field(default=1.0, metadata=limits(above=0.0))
     """Factor of the output of each sub-block when it is added to the residual stream (as in Granite)."""
 
@@ -195,6 +195,8 @@ class EmbeddingConfig:
     positions: str = field(default="none", metadata=limits(choices=("none", "learned")))
     """`learned`: a trained vector for each position is added to the token's embedding (as in GPT-2), and nothing
     is rotated. `none`: positions come from `rope` alone."""
+    position_offset: int = field(default=0, metadata=limits(minimum=0, maximum=1024))
+    """Rows of the table of learned positions before that of the first position, which nothing reads (2 in OPT)."""
     multiplier: float = field(default=1.0, metadata=limits(above=0.0))
     """Factor of the token embeddings (as in Granite)."""
     scale_by_width: bool = False

@@ -122,7 +122,7 @@ class TransformerLM(nn.Module):
         self.embedding = label_embedding(nn.Embedding(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
-            table = nn.Embedding(config.max_seq_len, config.d_model)
+            table = nn.Embedding(config.axis_sizes()["positions"], config.d_model)
             self.position_embedding = label_embedding(table, over="positions")
         self.blocks = label_blocks(nn.ModuleList(Block(config, i) for i in range(config.n_layers)))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
@@ -294,7 +294,8 @@ class TransformerLM(nn.Module):
             return x
         # Sequences of a batch that are full go along until the others are, too.
         last = self.config.max_seq_len - 1
-        return x + self.position_embedding(positions.clamp(max=last))
+        rows = positions.clamp(max=last) + self.config.embedding.position_offset
+        return x + self.position_embedding(rows)
 
     def finish(self, x: Tensor) -> Tensor:
         """Return the final hidden state, which the head reads, for the residual stream after the last block."""

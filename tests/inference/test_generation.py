@@ -355,7 +355,7 @@ def test_a_compiled_model_continues_as_it_does_without():
 
 
 def test_a_full_row_with_learned_positions_does_not_end_the_others():
-    config = tiny_config(embedding={"positions": "learned"}, max_seq_len=16)
+    config = tiny_config(embedding={"positions": "learned", "position_offset": 2}, max_seq_len=16)
     model = build(config, std=0.3, dtype=torch.float64)
     prompts = [[1] * 10, [2, 3, 4], [5, 6, 7]]
     together = generate(model, prompts, 20, GREEDY)

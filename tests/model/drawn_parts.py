@@ -51,6 +51,7 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "parallel_residual": draw(st.booleans()),
             "residual_multiplier": draw(numbers),
             "shared": draw(st.booleans()),
+            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
         },
         "feed_forward": {
             "kind": draw(st.sampled_from(["gelu", "swiglu", "geglu_tanh", "relu2"])),
@@ -68,10 +69,9 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
         "layers": {"rotary": draw(st.sampled_from([[], [True, False][:n_layers]]))},
     }
     if kind == "rmsnorm":
-        parts["norm"] |= {
-            "placement": draw(st.sampled_from(["pre", "post", "both"])),
-            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
-        }
+        parts["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "both"]))
+    if parts["embedding"]["positions"] == "learned":
+        parts["embedding"]["position_offset"] = draw(st.sampled_from([0, 2]))
     norm = parts["norm"]
     norm["shared"] &= norm["parallel_residual"] and norm.get("placement") != "post"
     if window is not None:

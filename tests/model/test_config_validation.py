@@ -107,8 +107,8 @@ def test_good_configs_pass(top_k):
         ({"norm": {"kind": "rmsnorm", "gain_offset": 0.5}}, r"gain_offset=0\.5: must be 0 or 1"),
         ({"layers": {"attention": ["wide"]}}, r"layers\.attention=wide: must be one of full, win"),
         ({"rope": {"window_theta": 10.0}}, r"rope\.window_theta=10\.0: has no effect without att"),
+        ({"embedding": {"position_offset": 2}}, r"position_offset=2: has no effect without embed"),
         ({"norm": {"placement": "both"}}, r"norm\.placement=both: needs norm\.kind=rmsnorm"),
-        ({"norm": {"gain_offset": 1.0}}, r"norm\.gain_offset=1\.0: needs norm\.kind=rmsnorm"),
         ({"rope": {"scaling": {"kind": "longrope"}}}, r"short_factors=0: must have 32 numbers"),
     ],
 )
