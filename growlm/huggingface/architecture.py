@@ -64,6 +64,8 @@ class Architecture:
         own_fields: Fields that its `config.json` has under growlm's own key, and that tell this description from
             another of the same class.
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
+        heads_multiple: Number that its class requires to divide `n_heads`.
+        selecting_key: One of `required_values`, whose value tells this description from another of the same class.
         requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
@@ -82,6 +84,8 @@ class Architecture:
     own_fields: Mapping[str, Any] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
+    heads_multiple: int = 1
+    selecting_key: str | None = None
     requires_square_output: bool = False
 
     @property
@@ -94,6 +98,13 @@ class Architecture:
         """Config keys that the description covers."""
         mapped = {key for keys in self.field_to_key.values() for key in keys.split()}
         return {*mapped, *self.required_values, *self.layers.names}
+
+    def is_selected_by(self, content: Mapping[str, Any]) -> bool:
+        """Return whether a `config.json` has the value of `selecting_key` that this description requires."""
+        key = self.selecting_key
+        if key is None:
+            return True
+        return content.get(key, self.key_defaults.get(key)) in self.required_values[key]
 
     @property
     def unmapped_fields(self) -> list[str]:

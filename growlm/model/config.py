@@ -317,6 +317,11 @@ class ModelConfig(metaclass=_ConfigType):
     def _check_norms(self) -> None:
         if self.norm.gain_offset not in (0.0, 1.0):
             raise UserError("norm.gain_offset", self.norm.gain_offset, "must be 0 or 1")
+        if self.norm.shared:
+            if not self.norm.parallel_residual:
+                raise UserError("norm.shared", "true", "needs norm.parallel_residual=true")
+            if self.norm.placement == "post":
+                raise UserError("norm.shared", "true", "needs norm.placement=pre or both")
         if self.norm.kind == "rmsnorm":
             return
         reason = "needs norm.kind=rmsnorm"

@@ -117,6 +117,9 @@ class NormConfig:
     parallel_residual: bool = False
     """Whether attention and feed-forward block both read the stream before the block (as in GPT-NeoX), not one
     after the other."""
+    shared: bool = False
+    """Whether both read it through the same norm (as in Phi-2, Falcon-7B and Command-R); needs
+    `parallel_residual`."""
     placement: str = field(default="pre", metadata=limits(choices=("pre", "post", "both")))
     """Where each sub-block (attention, feed-forward) is normalized: its input, its output before that is added to
     the residual stream (as in OLMo 2), or both (as in Gemma 2). `post` and `both` need `rmsnorm`."""
@@ -202,6 +205,9 @@ class EmbeddingConfig:
     """Factor of the logits (as in Granite)."""
     logit_softcap: float | None = field(default=None, metadata=limits(above=0.0))
     """Bound on the logits: they become softcap · tanh(logit / softcap) (Gemma 2). None for no bound."""
+    head_bias: bool = False
+    """Whether the head has a bias (as in Phi-2), one number for each token of the vocabulary. `logit_multiplier`
+    does not multiply it."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ CONFIGS = {
     "glm": transformers.GlmConfig,
     "glm4": transformers.Glm4Config,
     "ernie4_5": transformers.Ernie4_5Config,
+    "phi": transformers.PhiConfig,
+    "falcon": transformers.FalconConfig,
+    "cohere": transformers.CohereConfig,
+    "cohere2": transformers.Cohere2Config,
+    "gptj": transformers.GPTJConfig,
+    "codegen": transformers.CodeGenConfig,
     "starcoder2": transformers.Starcoder2Config,
     "stablelm": transformers.StableLmConfig,
     "opt": transformers.OPTConfig,
@@ -114,6 +120,12 @@ FIXED = {
     "glm": GROUPED | {"head_dim": 8},
     "glm4": GROUPED | {"head_dim": 8},
     "ernie4_5": GROUPED | {"head_dim": 8},
+    "phi": GROUPED,
+    "falcon": {"ffn_hidden_size": 48},
+    "cohere": GROUPED,
+    "cohere2": GROUPED | MIXED,
+    "gptj": {"n_inner": 48, "rotary_dim": 4},
+    "codegen": {"n_inner": 48, "rotary_dim": 4},
     "starcoder2": GROUPED,
     "stablelm": GROUPED,
     "opt": {"ffn_dim": 48, "dropout": 0.0},
@@ -135,10 +147,11 @@ FIXED = {
 }
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """No special tokens: some classes' defaults lie beyond the small vocabulary."""
-ATTENTION = {"gemma2": "eager", "vaultgemma": "eager"}
-"""The implementation of attention of each family; no other bounds Gemma 2's scores."""
+ATTENTION = dict.fromkeys(("gemma2", "vaultgemma", "gptj", "codegen"), "eager")
+"""The implementation of attention of each family: no other bounds Gemma 2's scores, and the first releases of 5
+have no other for GPT-J and CodeGen."""
 SMALL_SHARDS = "20KB"
-PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4", "stablelm", "nemotron")
+PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4", "phi", "stablelm", "nemotron")
 """The families whose classes can rotate a part of each head."""
 
 
@@ -146,7 +159,7 @@ def rope(family, theta=10000.0):
     """The keys of transformers 5 for plain rotary positions on whole heads."""
     if family == "olmo3":  # in releases with one set of angles for all blocks and in later ones
         return {"rope_theta": 500000.0}
-    if family in ("gpt2", "gpt_bigcode", "opt", "gemma3_text"):  # learned positions, and two sets
+    if family in ("gpt2", "gpt_bigcode", "opt", "gptj", "codegen", "gemma3_text"):  # no such key
         return {}
     part = {"partial_rotary_factor": 1.0} if family in PARTLY_ROTATED else {}
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | part}

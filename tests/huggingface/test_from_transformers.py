@@ -64,6 +64,7 @@ def per_kind(full, window_theta):
     return {"rope_parameters": {FULL: full, WINDOW: window}}
 
 
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
 VARIANTS = {
     "llama": ("llama", GROUPED),
@@ -142,6 +143,21 @@ VARIANTS = {
     "ernie4_5": ("ernie4_5", {}),
     "ernie4_5, biases, own head": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
     "ernie4_5, as Llama 3.1": ("ernie4_5", scaled("llama3", **LLAMA_3_1)),
+    "phi": ("phi", {}),
+    "phi, as Phi-2": ("phi", {"num_key_value_heads": 4, **partly_rotated(0.5)}),
+    "phi, tied": ("phi", {"tie_word_embeddings": True}),
+    "falcon": ("falcon", {}),
+    "falcon, biases, own head": ("falcon", {"bias": True, "tie_word_embeddings": False}),
+    "falcon, as Falcon-40B": ("falcon", FALCON_40B),
+    "falcon, as Falcon2-11B": ("falcon", FALCON_40B | {"num_ln_in_parallel_attn": 1}),
+    "cohere": ("cohere", {}),
+    "cohere, biases, own head": (
+        "cohere",
+        {"attention_bias": True, "tie_word_embeddings": False, "logit_scale": 0.3},
+    ),
+    "cohere2": ("cohere2", {}),
+    "gptj": ("gptj", {}),
+    "codegen": ("codegen", {"tie_word_embeddings": True}),
     "starcoder2": ("starcoder2", {}),
     "starcoder2, window, own head": (
         "starcoder2",
@@ -210,6 +226,15 @@ SLOW = {
     "glm, no biases, tied",
     "glm4, scaled",
     "ernie4_5, as Llama 3.1",
+    "phi",
+    "phi, tied",
+    "falcon",
+    "falcon, biases, own head",
+    "falcon, as Falcon-40B",
+    "cohere",
+    "cohere, biases, own head",
+    "gptj",
+    "codegen",
     "starcoder2",
     "stablelm, as StableLM 2",
     "stablelm, tied",
@@ -285,7 +310,7 @@ def config_of(folder):
     found = config.to_dict()
     for name in UNCOMPARED:
         found.pop(name, None)
-    if {"moe_intermediate_size", "n_inner", "ffn_dim"} & {*found, *vars(config)}:
+    if {"moe_intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"} & {*found, *vars(config)}:
         found.pop("intermediate_size", None)  # means nothing: all blocks are mixtures; not its key
     if "decoder_sparse_step" in found:  # the two keys together say which blocks are mixtures
         period, dense = found.pop("decoder_sparse_step"), found.pop("mlp_only_layers")
@@ -356,14 +381,11 @@ def test_there_and_back(tmp_path, family, changes, shards):
     assert_same_function(load_model(tmp_path / "ours")[0].eval(), load(tmp_path / "back"), 1e-5)
 
 
-ROOT_EPSILONS = {
-    "gpt_neox": "layer_norm_eps",
-    "gpt2": "layer_norm_epsilon",
-    "gpt_bigcode": "layer_norm_epsilon",
-    "nemotron": "norm_eps",
-    "starcoder2": "norm_epsilon",
-    "stablelm": "layer_norm_eps",
-}
+EPSILONS = dict.fromkeys(("gpt_neox", "phi", "cohere", "cohere2", "stablelm"), "layer_norm_eps")
+EPSILONS |= dict.fromkeys(
+    ("gpt2", "gpt_bigcode", "falcon", "gptj", "codegen"), "layer_norm_epsilon"
+)
+EPSILONS |= {"nemotron": "norm_eps", "starcoder2": "norm_epsilon"}
 FREE_WIDTH = (
     *("mistral", "mixtral", "qwen3", "qwen3_moe", "gemma", "glm", "glm4", "ernie4_5"),
     *("starcoder2", "seed_oss", "nemotron", "ministral", "exaone4"),
@@ -378,6 +400,8 @@ BIAS_KEYS = {
     "glm": ("attention_bias",),
     "glm4": ("attention_bias",),
     "ernie4_5": ("use_bias",),
+    "cohere": ("attention_bias",),
+    "cohere2": ("attention_bias",),
     "starcoder2": ("use_bias",),
     "stablelm": ("use_qkv_bias",),
     "olmo": ("attention_bias",),
@@ -387,6 +411,10 @@ BIAS_KEYS = {
     "helium": ("mlp_bias", "attention_bias"),
     "cwm": ("mlp_bias",),
 }
+
+
+SLOW_SHAPES = {"phi", "cohere", "cohere2", "gptj", "codegen"}
+"""Families whose sizes others have, too."""
 
 
 @st.composite
@@ -401,13 +429,19 @@ def shapes(draw, family):
         "intermediate_size": draw(st.integers(1, 20)),
         "max_position_embeddings": draw(st.integers(2, 30)),
         "tie_word_embeddings": draw(st.booleans()),
-        ROOT_EPSILONS.get(family, "rms_norm_eps"): draw(st.floats(1e-8, 1e-2)),
+        EPSILONS.get(family, "rms_norm_eps"): draw(st.floats(1e-8, 1e-2)),
         **rope(family, draw(st.floats(2.0, 1e6))),
     }
     if family == "gpt_neox":
         return shape | {"hidden_size": width, "use_parallel_residual": draw(st.booleans())}
     if family in ("gpt2", "gpt_bigcode"):
         return shape | {"hidden_size": width, "n_inner": shape["intermediate_size"]}
+    if family in ("gptj", "codegen"):
+        if family == "codegen":  # its heads are divided among four
+            shape["num_attention_heads"], width = 4 * heads, 4 * width
+        rotated = 2 * draw(st.integers(1, head_dim // 2))
+        sizes = {"n_inner": shape["intermediate_size"], "rotary_dim": rotated}
+        return shape | {"hidden_size": width} | sizes
     if family == "opt":
         shape |= {"ffn_dim": shape["intermediate_size"], "enable_bias": draw(st.booleans())}
         return shape | {"hidden_size": width}
@@ -422,6 +456,11 @@ def shapes(draw, family):
         st.sampled_from([n for n in (1, 2, 4, heads) if not heads % n])
     )
     shape |= {key: draw(st.booleans()) for key in BIAS_KEYS.get(family, ())}
+    if family == "falcon":
+        shape |= {"num_kv_heads": shape["num_key_value_heads"], "bias": draw(st.booleans())}
+        shape |= {"ffn_hidden_size": shape["intermediate_size"]}
+        grouped = {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}
+        return shape | {"hidden_size": width} | draw(st.sampled_from([{}, grouped]))
     if "layer_types" in FIXED[family]:
         shape["layer_types"] = draw(
             st.lists(st.sampled_from([WINDOW, FULL]), min_size=layers, max_size=layers)
@@ -440,7 +479,11 @@ def shapes(draw, family):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(n, marks=pytest.mark.slow) if n in LLAMA_LIKE else n for n in CONFIGS]
+    "family",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in {*LLAMA_LIKE, *SLOW_SHAPES} else [])
+        for name in CONFIGS
+    ],
 )
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

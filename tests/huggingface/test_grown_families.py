@@ -29,6 +29,7 @@ LLAMA_3_1 = {
         "original_max_position_embeddings": 32,
     },
 }
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 FAMILIES = {
     "Llama 3.1": ("llama", LLAMA_3_1),
     "Llama 3.2, tied": ("llama", LLAMA_3_1 | {"tie_word_embeddings": True}),
@@ -79,6 +80,14 @@ FAMILIES = {
     "Granite-MoE, shared expert": ("granitemoeshared", {}),
     "Seed-OSS": ("seed_oss", {"head_dim": 16}),
     "ERNIE 4.5": ("ernie4_5", {"tie_word_embeddings": False, "use_bias": True}),
+    "Phi-2": ("phi", HALF),
+    "Falcon-7B": ("falcon", {}),
+    "Falcon-40B": ("falcon", FALCON_40B),
+    "Falcon2-11B": ("falcon", FALCON_40B | {"num_ln_in_parallel_attn": 1}),
+    "Command-R": ("cohere", {}),
+    "Command R7B": ("cohere2", {}),
+    "GPT-J": ("gptj", {}),
+    "CodeGen": ("codegen", {}),
 }
 UPCYCLED = {
     "llama": "MixtralForCausalLM",
@@ -95,6 +104,12 @@ SLOW = {
     *(name for name in FAMILIES if "tied" in name),
     "Mistral 0.3",
     "Phi-4",
+    "Falcon-40B",
+    "Falcon2-11B",
+    "Command-R",
+    "Command R7B",
+    "GPT-J",
+    "CodeGen",
     "StableLM 2",
     "Seed-OSS",
     "Nemotron",

@@ -28,6 +28,10 @@ MIXED = {
     "expert_d_ff": 8,
     "layers": {"mixture": [False, True]},
 }
+SHARED_NORM = {
+    "norm": {"parallel_residual": True, "shared": True},
+    "embedding": {"head_bias": True},
+}
 CLASSES = {
     "LlamaForCausalLM": ("llama", LLAMA),
     "LlamaForCausalLM, tied": ("llama", {"tie_embeddings": True}),
@@ -39,6 +43,7 @@ CLASSES = {
     "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
+    "PhiForCausalLM, tied": ("default", SHARED_NORM),
     "Starcoder2ForCausalLM, narrow heads": ("default", {"n_kv_heads": 2, "head_dim": 2}),
 }
 each_class = pytest.mark.parametrize(("family", "changes"), CLASSES.values(), ids=CLASSES)

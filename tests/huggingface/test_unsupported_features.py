@@ -89,6 +89,11 @@ def test_a_type_without_a_table_is_refused(tmp_path):
             "must be null or hidden_size: embeddings of another width than the model are not supported",
         ),
         (
+            "use_qk_norm",
+            True,
+            "must be null or False: LayerNorm of queries and keys is not supported",
+        ),
+        (
             "qk_layernorm",
             True,
             "must be null or False: LayerNorm of queries and keys is not supported",

@@ -47,6 +47,21 @@ def test_bad_field_is_named(field, value):
     assert str(refusal.value).startswith(f"{field}={value}: ")
 
 
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        ({}, r"norm\.shared=true: needs norm\.parallel_residual=true"),
+        (
+            {"kind": "rmsnorm", "placement": "post", "parallel_residual": True},
+            r"norm\.shared=true: needs norm\.placement=pre or both",
+        ),
+    ],
+)
+def test_a_shared_norm_needs_two_readers(norm, reason):
+    with pytest.raises(UserError, match=reason):
+        tiny_config(norm=norm | {"shared": True}).validate()
+
+
 @pytest.mark.parametrize(("top_k", "reason"), [(1, "no gradient"), (5, "at most num_experts=4")])
 def test_bad_top_k_is_refused_with_the_reason(top_k, reason):
     with pytest.raises(UserError, match=reason) as refusal:

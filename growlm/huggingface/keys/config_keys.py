@@ -14,6 +14,8 @@ NULLABLE_KEYS = (
     "num_key_value_heads",
     "head_dim",
     "n_inner",
+    "num_kv_heads",
+    "ffn_hidden_size",
     "expert_d_ff",
     "attn_logit_softcapping",
     "final_logit_softcapping",
