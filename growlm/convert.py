@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.filesize import decimal
 
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import ConvertCommand
@@ -19,6 +18,7 @@ from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_bytes, format_seconds
 
 USAGE = """
 Convert a growlm checkpoint to a Hugging Face model, or a Hugging Face model to a growlm checkpoint.
@@ -79,7 +79,7 @@ def convert(arguments: list[str]) -> int:
         f"  {report.class_name}: {total:,} parameters, {dtypes}",
         f"  tokenizer: {report.tokenizer}",
         *(f"  left out: {each}" for each in report.omitted),
-        f"Wrote {command.out}: {decimal(bar.total)} in {time.perf_counter() - start:.1f} s",
+        f"Wrote {command.out}: {format_bytes(bar.total)} in {format_seconds(time.perf_counter() - start)}",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

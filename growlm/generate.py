@@ -34,6 +34,7 @@ from growlm.reporting.console.progress_bars import CountProgressBar
 from growlm.runtime.device import has_native_bf16, resolve_accelerator, torch_device
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_count, format_seconds
 from growlm.runtime.output_streams import can_write_unicode
 
 MAX_WARNINGS = 3
@@ -226,7 +227,8 @@ def _print_summary(continuations: Sequence[Continuation], seconds: float, max_se
     """Print the number of tokens, the speed, and how many texts were cut off."""
     num_tokens = sum(len(continuation.tokens) for continuation in continuations)
     console = make_stderr_console()
-    console.print(f"{num_tokens:,} tokens in {seconds:.1f} s, {num_tokens / seconds:,.0f} tokens/s")
+    speed = format_count(num_tokens / seconds)
+    console.print(f"{num_tokens:,} tokens in {format_seconds(seconds)}, {speed} tokens/s")
     if num_full := sum(each.finish_reason == FULL for each in continuations):
         texts = (
             "The text ends"

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.filesize import decimal
 
 from growlm.checkpoint.checkpoint_folder import read_skeleton
 from growlm.checkpoint.offline_growth import check_target_size
@@ -26,6 +25,7 @@ from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_bytes, format_seconds
 
 USAGE = """
 Grow a model folder on disk into a larger one, one tensor in memory at a time.
@@ -110,7 +110,7 @@ def grow(arguments: list[str]) -> int:
     start = time.perf_counter()
     with ByteProgressBar(console, "writing") as bar:
         report = growth.write(Path(str(command.out)), bar.update, command.verify)
-    size = f"{decimal(bar.total)} in {time.perf_counter() - start:.1f} s"
+    size = f"{format_bytes(bar.total)} in {format_seconds(time.perf_counter() - start)}"
     lines = [f"  {line}" for line in report.growth_map.description]
     for line in [*lines, *_describe_class(report), f"Wrote {command.out}: {size}"]:
         console.print(line, markup=False, soft_wrap=True)
@@ -147,9 +147,9 @@ def _describe_plan(report: FolderGrowthReport) -> list[str]:
         *_describe_class(report),
         f"  parameters: {before.total:,} → {after.total:,}",
         f"  active for a token: {before.active:,} → {after.active:,}",
-        f"  weights on disk: {decimal(report.bytes_before)} → {decimal(report.bytes_after)}",
-        f"  peak memory: about {decimal(report.peak_memory)}",
-        f"  copied: {', '.join(report.sidecar_files) or 'no files'} ({decimal(report.sidecar_bytes)})",
+        f"  weights on disk: {format_bytes(report.bytes_before)} → {format_bytes(report.bytes_after)}",
+        f"  peak memory: about {format_bytes(report.peak_memory)}",
+        f"  copied: {', '.join(report.sidecar_files) or 'no files'} ({format_bytes(report.sidecar_bytes)})",
         f"  tokenizer: {report.tokenizer}",
         *(f"  {line}" for line in report.exactness),
         "config.json:",

@@ -17,6 +17,7 @@ from growlm.cli.free_text import quote_free_texts
 from growlm.cli.hydra_command import run_command, split_hydra_options
 from growlm.cli.train_options import (
     MULTIRUN,
+    TrainOptions,
     check_hydra_overrides,
     check_sweep_overrides,
     parse_train_options,
@@ -35,6 +36,7 @@ from growlm.config.load import (
     translate_overrides,
 )
 from growlm.distributed.launch_environment import adopt_launcher_variables
+from growlm.reporting.console.plain_console import make_stdout_console, verbose_output
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import (
     check_rank_variables,
@@ -67,6 +69,12 @@ def train() -> int:
     adopt_launcher_variables()
     options = parse_train_options(sys.argv[1:])
     check_hydra_overrides(options)
+    with verbose_output(options.is_verbose):
+        return _train(options)
+
+
+def _train(options: TrainOptions) -> int:
+    """Compose and run what the options ask for, and return the exit code."""
     if CONFIG_DIR_OPTION in options.given:
         config_dir = Path(options.given[CONFIG_DIR_OPTION]).expanduser().absolute()
         check_config_dir(config_dir)
@@ -134,6 +142,7 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
     )
     from growlm.config.validation import check_config
     from growlm.distributed.launcher import launch_processes
+    from growlm.reporting.console.next_commands import print_next_commands
     from growlm.runtime.device import resolve_accelerator
     from growlm.training import Interrupted, run_plan
     from growlm.training.requirements import check_requirements
@@ -152,7 +161,9 @@ def run_job(composed: DictConfig, arguments: list[str]) -> int:
             check_requirements(config, accelerator)
             return launch_processes("growlm.train", arguments, devices)
         with trace_interpolated_keys(composed):
-            run_plan(config)
+            result = run_plan(config)
+        if is_rank0_process():
+            print_next_commands(make_stdout_console(), result.run_dir, result.config)
     except OtherSettingsError as error:
         raise explain_chosen_groups(error, settings.overrides.task) from error
     except UserError as error:

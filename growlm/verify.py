@@ -31,6 +31,7 @@ from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_jump, format_magnitude
 from growlm.storage.input_files import lexists
 from growlm.storage.integrity import MANIFEST, check_manifest, read_manifest
 from growlm.verification import check_router_collapse, detailed_growth_check
@@ -114,7 +115,8 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     rounding = half_precision_tolerance(coarsest_dtype(dtypes.values()))
     tolerance = max(command.tolerance, rounding)
     if tolerance > command.tolerance:
-        console.print(f"  Half-precision weights: tolerance raised to {tolerance:.1e} for rounding")
+        raised = format_magnitude(tolerance)
+        console.print(f"  Half-precision weights: tolerance raised to {raised} for rounding")
     if rounding:
         old_model, new_model = old_model.float(), new_model.float()  # in place
     growth_map = _resolve_growth_map(old_model, new_model, record, new, dtypes)
@@ -138,7 +140,8 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
         console.print(f"  {line}", markup=False)
     print_checks(console, report.checks | {"router_lock": check_router_collapse(new_model, probe)})
     console.print(
-        f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, jump {report.jump:+.1e}"
+        f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, jump "
+        f"{format_jump(report.jump)}"
     )
     failed = [name for name, check in report.checks.items() if not check]
     console.print(f"[bold red]failed[/]: {', '.join(failed)}" if failed else "[green]passed[/]")
@@ -255,8 +258,8 @@ def _format_suite_row(case: SuiteCase) -> list[str]:
     marks = {**STATUS_LABELS, Status.NOT_APPLICABLE: "[dim]–[/]"}
     return [
         f"  {case.name}",
-        f"{report.max_logit_difference:.1e}",
-        f"{report.jump:+.1e}",
+        format_magnitude(report.max_logit_difference),
+        format_jump(report.jump),
         *(marks[report.checks[check].status] for check in SUITE_CHECKS),
         "[green]yes[/]" if case else "[bold red]NO[/]",
     ]

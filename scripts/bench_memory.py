@@ -22,13 +22,12 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.table import Table
 
 import growlm  # noqa: F401 - before torch: it sets how threads wait
 from growlm.config import load_config
-from growlm.reporting.console.plan_table import format_duration
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_bytes, format_seconds
 from growlm.training import run_plan
 
 
@@ -104,10 +103,10 @@ def main() -> None:
             memory, training = planned["memory"]["peak"], planned["seconds"]["training"]
             table.add_row(
                 name, planned["name"],
-                decimal(memory), decimal(measured["memory"]), f"{memory / measured['memory']:.2f}",
-                format_duration(training), format_duration(measured["training"]),
+                format_bytes(memory), format_bytes(measured["memory"]), f"{memory / measured['memory']:.2f}",
+                format_seconds(training), format_seconds(measured["training"]),
                 f"{training / measured['training']:.2f}",
-                format_duration(planned["seconds"]["growth"]), format_duration(measured["growth"]),
+                format_seconds(planned["seconds"]["growth"]), format_seconds(measured["growth"]),
             )  # fmt: skip
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=2) + "\n")

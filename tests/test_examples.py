@@ -65,6 +65,16 @@ def test_a_plain_loop(capsys):
     assert abs(after - before) < 0.5
 
 
+def test_llama_to_mixtral(capsys):
+    run("llama_to_mixtral")
+    out = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"loss ([.0-9]+)", out)]
+    assert "LlamaForCausalLM of 147,776 -> MixtralForCausalLM of 706,496" in out
+    assert float(re.search(r"same function: True; logits differ by ([-.e0-9]+)", out)[1]) < 1e-5
+    assert losses[0] > losses[1] > losses[2] > losses[3]
+    assert out.splitlines()[-1] == "saved and loaded as MixtralForCausalLM"
+
+
 def printed(name, capsys):
     """Run an example, and return what it prints, words apart by one space."""
     runpy.run_path(str(EXAMPLES[0].with_name(f"{name}.py")), run_name="__main__")

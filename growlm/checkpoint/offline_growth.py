@@ -48,6 +48,7 @@ from growlm.growth.optimizer_state import (
     grow_parameter_state,
 )
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_bytes
 from growlm.storage.locks import LockedError
 from growlm.storage.sidecar_files import (
     check_sidecar_files,
@@ -287,7 +288,7 @@ def check_target_size(target: Path, nbytes: int) -> None:
         raise UserError("out", target, f"{folder} is not a writable folder")
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        reason = f"needs {nbytes / 1e9:.1f} GB; the disk has {free / 1e9:.1f} GB free"
+        reason = f"needs {format_bytes(nbytes)}; the disk has {format_bytes(free)} free"
         raise UserError("out", target, reason)
 
 

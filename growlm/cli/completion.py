@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 SHELLS = ("bash", "zsh")
 OPTIONS = ("--help", "--version", "--cfg", "--config-dir")
-HYDRA_OPTIONS = (*OPTIONS, "--multirun", "--config-name", "--info")
+HYDRA_OPTIONS = (*OPTIONS, "--multirun", "--config-name", "--info", "--verbose")
 PLAN_KEYS = {"format": ("table", "json"), "calibrate": ("true", "false"), "devices": ()}
 
 _BASH = """_growlm() {

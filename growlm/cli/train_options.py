@@ -31,9 +31,11 @@ class Option:
 
 
 MULTIRUN = "--multirun"
+VERBOSE = "--verbose"
 OPTIONS = (
     Option("--help", "-h"),
     Option("--version"),
+    Option(VERBOSE, "-v"),
     Option("--hydra-help"),
     Option("--config-dir", "-cd", "a folder with config files"),
     Option("--config-name", "-cn", "the name of a config file"),
@@ -80,14 +82,23 @@ class TrainOptions:
         return MULTIRUN in self.given
 
     @property
+    def is_verbose(self) -> bool:
+        """Whether the command asks for more detail on the console."""
+        return VERBOSE in self.given
+
+    @property
     def runs(self) -> bool:
         """Whether the command trains, instead of printing something."""
         printing = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
         return not printing & self.given.keys()
 
     def to_arguments(self) -> list[str]:
-        """Return the arguments as Hydra's parser takes them: options with full names, then overrides."""
-        options = [f"{name}={value}" if value else name for name, value in self.given.items()]
+        """Return the arguments as Hydra's parser takes them: options with full names, then overrides.
+
+        Without `--verbose`, which is growlm's own.
+        """
+        given = {name: value for name, value in self.given.items() if name != VERBOSE}
+        options = [f"{name}={value}" if value else name for name, value in given.items()]
         return [*options, *self.overrides]
 
 
@@ -241,6 +252,9 @@ def _check_combination(given: dict[str, str]) -> None:
     actions = [name for name in _ACTIONS if name in given]
     if len(actions) > 1:
         raise UserError("option", actions[1], f"cannot be given together with {actions[0]}")
+    printing = [name for name in ("--cfg", "--info", "--shell-completion") if name in given]
+    if VERBOSE in given and printing:
+        raise UserError("option", VERBOSE, f"has no effect on {printing[0]}; leave it out")
     for name in ("--resolve", "--package"):
         if name in given and "--cfg" not in given:
             raise UserError("option", name, "can only be given together with --cfg")

@@ -69,7 +69,8 @@ _GROW_ENTRY = re.compile(r"(^|\.)grow\.\d+(\.\w+)?$")
 
 def make_config_node(config: RunConfig | type[RunConfig]) -> DictConfig:
     """Return the node of a run's config, or of its schema, in which all fields can be set."""
-    node = copy.deepcopy(_make_schema_node(with_operator_types(RunConfig)))
+    schema: Any = with_operator_types(RunConfig)
+    node = copy.deepcopy(_make_schema_node(schema))
     if isinstance(config, RunConfig):
         node = cast(
             DictConfig, OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))

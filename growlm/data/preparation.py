@@ -40,6 +40,7 @@ from growlm.data.validation_split import (
     stream_validation_documents,
 )
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_bytes
 
 if TYPE_CHECKING:
     from growlm.config.schema import DataConfig
@@ -424,5 +425,6 @@ def _report_progress(
         elapsed = time.perf_counter() - start
         if elapsed - last_report >= REPORT_INTERVAL_S:
             last_report = elapsed
-            note = f"{num_documents:,} documents, {num_bytes / 1e6:,.0f} MB, {num_bytes / elapsed / 1e6:.1f} MB/s"
+            read, speed = format_bytes(num_bytes), format_bytes(num_bytes / elapsed)
+            note = f"{num_documents:,} documents, {read}, {speed}/s"
             listener.data_progress(task, reader.fraction_read, note)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from growlm.distributed.sharded_tasks import ShardedTask, map_sharded
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.growth_map import GrowthMap, GrowthSpec, derive_growth_map
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.model_adapters import find_model_adapter
 from growlm.growth.model_protocol import (
     AxesTable,
     adopt_unsaved_tensors,
@@ -251,8 +252,8 @@ def grow(
     """Grow a model, and its optimizer if there is one.
 
     Args:
-        model: Module with labeled axes that is built from its `config`, a `ModelConfig`, as `TransformerLM` is; or
-            one of your own, see docs/own_models.md.
+        model: Module with labeled axes that is built from its `config`, a `ModelConfig`, as `TransformerLM` is;
+            one of your own, see docs/own_models.md; or a model of transformers, see docs/huggingface.md.
         operators: `Upcycle`, `Widen`, `Deepen`, `MultiplyExperts`, applied in order.
         seed: Seed of noise, routers and filler columns.
         boundary_index: Index of this growth within a run; part of the seed.
@@ -263,29 +264,44 @@ def grow(
             as the old one would have (if gradients are not clipped, and growth added no noise).
 
     Returns:
-        A new model; with `optimizer`, that and a new optimizer (or a list) of the same class, in the same groups
-        with the same settings. Build a schedule of the learning rate anew. `model`, `optimizer` and the global
-        random state are left as they are.
+        A new model of the same class (a model of transformers may change it); with `optimizer`, that and a new
+        optimizer (or a list) of the same class, in the same groups with the same settings. Build a schedule of the
+        learning rate anew. `model`, `optimizer` and the global random state are left as they are.
 
     Raises:
         UserError: If an operator cannot be applied, or the optimizer cannot grow.
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
-    growth_config_of(model)  # what is wrapped is refused first
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     if optimizer is None and optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
     mode = optimizer_state or "carry"
-    check_optimizers(optimizers, model, mode)
-    growth_map = build_growth_map(model, operators)
-    grown = apply_growth(model, growth_map, GrowthRng(seed, boundary_index))
+    rng, adapter = GrowthRng(seed, boundary_index), find_model_adapter(model)
+    grow_all: Callable[..., Any] = _grow_labeled if adapter is None else adapter.grow_model
+    grown, new_optimizers = grow_all(model, operators, rng, optimizers, mode)
     if optimizer is None:
         return grown
-    new_optimizers = grow_optimizers(optimizers, model, grown, growth_map, mode)
     if isinstance(optimizer, Optimizer):
         return grown, new_optimizers[0]
     return grown, new_optimizers
+
+
+def _grow_labeled(
+    model: Model,
+    operators: Sequence[Operator],
+    rng: GrowthRng,
+    optimizers: Sequence[Optimizer],
+    mode: str,
+) -> tuple[Model, list[Optimizer]]:
+    """Grow a model that has labels itself, and its optimizers."""
+    growth_config_of(model)  # what is wrapped is refused first
+    check_optimizers(optimizers, model, mode)
+    growth_map = build_growth_map(model, operators)
+    grown = apply_growth(model, growth_map, rng)
+    if not optimizers:
+        return grown, []
+    return grown, grow_optimizers(optimizers, model, grown, growth_map, mode)
 
 
 def scale_bilaterally(

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from growlm.growth.model_adapters import has_model_adapter
 from growlm.model.axes import (
     LabeledShape,
     axes_table,
@@ -48,9 +49,14 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
     """Return the sizes of a model, as operators read them.
 
     Raises:
-        UserError: If the model is wrapped in another module, or has neither the methods nor a `ModelConfig`.
+        UserError: If the model is wrapped in another module, has neither the methods nor a `ModelConfig`, or is of
+            another library.
     """
-    wrapped = [name for name in ("_orig_mod", "module") if name in dict(model.named_children())]
+    children = dict(model.named_children())
+    if "_fsdp_wrapped_module" in children:
+        reason = "shards the model; grow the model before it is wrapped, and wrap the result"
+        raise UserError("model", type(model).__name__, reason)
+    wrapped = [name for name in ("_orig_mod", "module") if name in children]
     has_config = hasattr(model, "config") or isinstance(model, GrowableModel)
     if wrapped and ("_orig_mod" in wrapped or not has_config):
         reason = f"wraps the model; grow model.{wrapped[0]}, and wrap the result again"
@@ -60,14 +66,17 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
         if isinstance(model, GrowableModel)
         else getattr(model, "config", None)
     )
-    if not isinstance(config, ModelConfig):
-        found = f"a config of class {type(config).__name__}" if config is not None else "no config"
-        reason = (
-            f"has {found}; give it the ModelConfig that its class makes it from as config, or the methods "
-            "growth_config() and with_growth_config(config)"
-        )
+    if isinstance(config, ModelConfig):
+        return config
+    if has_model_adapter(model):
+        reason = "is a model of another library; only grow(model, operators) and the checks take it"
         raise UserError("model", type(model).__name__, reason)
-    return config
+    found = f"a config of class {type(config).__name__}" if config is not None else "no config"
+    reason = (
+        f"has {found}; give it the ModelConfig that its class makes it from as config, or the methods "
+        "growth_config() and with_growth_config(config)"
+    )
+    raise UserError("model", type(model).__name__, reason)
 
 
 def build_with_config(model: Model, config: ModelConfig, with_values: bool = False) -> Model:
@@ -167,10 +176,10 @@ def build_on_meta(build: Callable[[], Model], with_values: bool = False) -> Mode
             model = build()
     except RuntimeError:  # it reads numbers of tensors that it makes
         return _build_without_weights(build)
-    return _build_without_weights(build) if with_values and _find_unsaved(model) else model
+    return _build_without_weights(build) if with_values and find_unsaved_tensors(model) else model
 
 
-def _find_unsaved(model: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
+def find_unsaved_tensors(model: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
     """Return the tensors that the state dict does not hold, with their modules and attributes, by full name."""
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     return {
@@ -233,8 +242,8 @@ def adopt_unsaved_tensors(model: nn.Module, old: nn.Module, sources: Callable[[s
         old: Old model.
         sources: Function from the name of something in the new model to that in the old one.
     """
-    before = _find_unsaved(old)
-    for name, (module, attribute, value) in _find_unsaved(model).items():
+    before = find_unsaved_tensors(old)
+    for name, (module, attribute, value) in find_unsaved_tensors(model).items():
         if sources(name) not in before:
             continue
         old_value = before[sources(name)][2]

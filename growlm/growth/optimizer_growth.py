@@ -38,7 +38,7 @@ _SCALINGS: WeakKeyDictionary[Optimizer, ExactScaling] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """The place of a parameter: number of the optimizer, number of its group, and position in that group."""
 
     optimizer: int
@@ -59,12 +59,12 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module, mode: st
     """
     if mode not in LOOP_MODES:
         raise UserError("optimizer_state", mode, f"must be one of {', '.join(LOOP_MODES)}")
-    _find_places(optimizers, model)
+    find_places(optimizers, model)
     for optimizer in optimizers:
         if mode == "exact":
             check_scalable(optimizer)
         if mode != "reset":
-            _get_states(optimizer, model)
+            get_states(optimizer, model)
         if not hasattr(optimizer, "with_groups"):
             _copyable_attributes(optimizer)
 
@@ -94,11 +94,11 @@ def grow_optimizers(
         UserError: If there is no rule for growing a state, or a class cannot step a grown parameter.
     """
     parameters = dict(new_model.named_parameters())
-    places = _assign_places(new_model, growth_map, _find_places(optimizers, old_model))
+    places = assign_places(new_model, growth_map, find_places(optimizers, old_model))
     grown = []
     for number, optimizer in enumerate(optimizers):
         members = [n for n in parameters if n in places and places[n].optimizer == number]
-        new = _copy_with_groups(optimizer, _build_groups(optimizer, members, parameters, places))
+        new = copy_for_parameters(optimizer, members, parameters, places)
         states = _grow_states(optimizer, old_model, growth_map, mode)
         states = {name: states[name] for name in members if name in states}
         if mode == "exact":
@@ -119,7 +119,7 @@ def _grow_states(
 ) -> dict[str, ParameterState]:
     if mode == "reset":
         return {}
-    states = _get_states(optimizer, model)
+    states = get_states(optimizer, model)
     earlier = _SCALINGS.get(optimizer)
     if earlier is not None:
         states = _unscaled(states, earlier)
@@ -161,20 +161,20 @@ def _refuse_scaling(name: str, mode: str) -> NoReturn:
     raise UserError("optimizer_state", mode, f"{reason} {name}; use carry or reset")
 
 
-def _find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, _Place]:
+def find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Place]:
     """Return the place of each parameter that is stepped."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     for number, optimizer in enumerate(optimizers):
         for group, options in enumerate(optimizer.param_groups):
             for position, parameter in enumerate(options["params"]):
                 if parameter not in names:
                     _refuse(optimizer, "steps a tensor that is not a parameter of the model")
-                found[names[parameter]] = _Place(number, group, position)
+                found[names[parameter]] = Place(number, group, position)
     return found
 
 
-def _get_states(optimizer: Optimizer, model: nn.Module) -> dict[str, ParameterState]:
+def get_states(optimizer: Optimizer, model: nn.Module) -> dict[str, ParameterState]:
     """Return the optimizer's own states, by parameter name, and check that they can grow."""
     states = {
         name: {e: v for e, v in optimizer.state[parameter].items() if v is not None}
@@ -231,9 +231,9 @@ def _unscaled(
     return copies
 
 
-def _assign_places(
-    model: nn.Module, growth_map: GrowthMap, places: Mapping[str, _Place]
-) -> dict[str, _Place]:
+def assign_places(
+    model: nn.Module, growth_map: GrowthMap, places: Mapping[str, Place]
+) -> dict[str, Place]:
     """Return the place of each parameter that is stepped: its source's, or behind its neighbors'."""
     sources = {name: growth_map.tensors[name].source for name, _ in model.named_parameters()}
     assigned = {n: places[s] for n, s in sources.items() if s is not None and s in places}
@@ -244,15 +244,32 @@ def _assign_places(
         alike = [other for other in near if table[other].label.has(Role.READS) is reads]
         if neighbors := alike or near or list(assigned):
             neighbor = assigned[neighbors[0]]
-            assigned[name] = _Place(neighbor.optimizer, neighbor.group, float("inf"))
+            assigned[name] = Place(neighbor.optimizer, neighbor.group, float("inf"))
     return assigned
+
+
+def copy_for_parameters(
+    optimizer: OptimizerT,
+    members: Sequence[str],
+    parameters: Mapping[str, nn.Parameter],
+    places: Mapping[str, Place],
+) -> OptimizerT:
+    """Return an optimizer of the same class and settings for other parameters, without state.
+
+    Args:
+        optimizer: Optimizer that is left as it is.
+        members: Names of its parameters.
+        parameters: Parameters by name.
+        places: Their places, by name.
+    """
+    return _copy_with_groups(optimizer, _build_groups(optimizer, members, parameters, places))
 
 
 def _build_groups(
     optimizer: Optimizer,
     members: Sequence[str],
     parameters: Mapping[str, nn.Parameter],
-    places: Mapping[str, _Place],
+    places: Mapping[str, Place],
 ) -> list[dict[str, Any]]:
     """Return the groups of the new optimizer, in the order of the old ones."""
     groups = []

@@ -52,6 +52,9 @@ def build_hf_config(
         if names := architecture.value_names.get(name):
             found = [theirs for theirs, ours in names.items() if ours == value]
             value = found[0] if found else None  # None cannot be read back
+            if isinstance(value, tuple):  # of keys that need not agree
+                content |= dict(zip(hf_keys.split(), value, strict=True))
+                continue
         content |= dict.fromkeys(hf_keys.split(), _to_json_value(value))
     if architecture.rotary is not None:
         content |= write_layers(architecture.layers, config)
@@ -78,6 +81,8 @@ def find_differences(architecture: Architecture, config: ModelConfig) -> list[st
     """Return the fields of a model that an architecture cannot represent, as text."""
     if architecture.requires_divisible_heads and config.d_model % config.n_heads:
         return [f"d_model={config.d_model}, no multiple of n_heads={config.n_heads}"]
+    if architecture.requires_square_output and config.d_model != config.n_heads * config.head_dim:
+        return [f"head_dim={config.head_dim}"]
     content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:
         parsed = parse_model_config(architecture, content, Path())

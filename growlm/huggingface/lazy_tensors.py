@@ -16,18 +16,20 @@ from growlm.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class DerivedTensor:
-    """Recipe for a tensor: the source tensors it needs, its shape, and the function that computes it.
+    """Recipe for a tensor.
 
     Attributes:
-        sources: Names of the source tensors.
-        shape: Shape of the tensor.
+        sources: Source tensors that it needs.
+        shape: Its shape.
         make: Function that computes it.
+        dtype_of: Source tensor whose dtype it has where it needs none; None for fp32.
         is_copy: Whether it is its only source, under another name.
     """
 
     sources: tuple[str, ...]
     shape: Shape
     make: Callable[[Sequence[ReadTensor]], Tensor]
+    dtype_of: str | None = None
     is_copy: bool = False
 
 
@@ -66,15 +68,30 @@ class MappedTensors:
 
     def read(self, name: str) -> Tensor:
         """Read a tensor: memory-mapped where it is stored unchanged, else computed in memory."""
+        return self.make(name, self.files.read)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Return the names of the source's tensors that a tensor is computed from."""
+        return self._derived[name].sources
+
+    def make(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """Compute a tensor from other values than the source's: moments of its weights.
+
+        Args:
+            name: Name of the tensor.
+            read: Function that returns the value for a name of the source.
+        """
         derived = self._derived[name]
-        return derived.make([partial(self.files.read, source) for source in derived.sources])
+        tensor = derived.make([partial(read, source) for source in derived.sources])
+        return tensor if derived.sources else tensor.to(self._infos[name].dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows from `start` up to `stop` of a tensor."""
         return self.read(name)[start:stop]
 
     def _dtype(self, name: str, derived: DerivedTensor) -> torch.dtype:
-        dtypes = {self.files.info(source).dtype for source in derived.sources}
+        sources = derived.sources or filter(None, [derived.dtype_of])
+        dtypes = {self.files.info(source).dtype for source in sources}
         if len(dtypes) > 1:
             listed = ", ".join(sorted(map(str, dtypes)))
             reason = f"the tensors that make up {name} have different dtypes: {listed}"

@@ -129,7 +129,8 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             cache = DynamicCache()
         stream = self._stream(input_ids, attention_mask, cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.compute_logits(stream[:, kept], self.model.head_weight)
+        model = self.model
+        logits = model.compute_logits(stream[:, kept], model.head_weight, model.head_bias)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -17,7 +17,7 @@ from growlm.growth.eight_bit_moments import (
     scale_key,
 )
 from growlm.growth.optimizer_state import ParameterState, convert_moments
-from growlm.runtime.compilers import explain_missing_compiler
+from growlm.runtime.optional_packages import explain_missing_compiler
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 OPTIMIZER_NAME = "adamw_8bit"

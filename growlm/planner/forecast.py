@@ -9,7 +9,6 @@ from itertools import chain, combinations
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.filesize import decimal
 
 from growlm.config.load import get_config_folder
 from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
@@ -30,6 +29,7 @@ from growlm.planner.sharding_layout import ShardingLayout, build_sharding_layout
 from growlm.planner.time_estimate import PhaseWorkload, estimate_phase_workload
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import Machine
+from growlm.runtime.number_format import format_bytes
 
 MAX_SUGGESTIONS = 3
 USABLE_MEMORY_FRACTION = 0.98
@@ -46,7 +46,8 @@ class DoesNotFitError(UserError):
 
     def __init__(self, forecast: Forecast, changes: list[ConfigChange]) -> None:
         phase_forecast = forecast.phases_not_fitting[0]
-        needed, limit = decimal(phase_forecast.memory.peak), decimal(forecast.machine.memory_bytes)
+        needed = format_bytes(phase_forecast.memory.peak)
+        limit = format_bytes(forecast.machine.memory_bytes)
         suggestions = "; or ".join(" ".join(change.overrides) for change in changes)
         devices = forecast.layout.num_devices
         where = f" on each of {devices} devices" if devices > 1 else ""

@@ -39,6 +39,9 @@ class RunListener:
     def message_logged(self, text: str) -> None:
         """Handle a message for the user."""
 
+    def growth_started(self, from_phase: str, to_phase: str) -> None:
+        """Handle the start of a growth between two phases; `boundary_finished` follows unless it fails."""
+
     def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Handle a growth and its checks, which may have failed (see `boundary.report`)."""
 

@@ -1,8 +1,11 @@
-"""Report a missing optional package and how to install it; imports nothing heavy."""
+"""Report a missing optional package or compiler and how to get it; imports nothing heavy."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +26,25 @@ def explain_missing_package(package: str, requirement: str) -> str | None:
     except (ImportError, ValueError):
         pass  # a folder of that name, or an entry of sys.modules that is not a module
     return f"needs {package}, which is not installed: pip install {requirement}"
+
+
+def explain_missing_compiler(accelerator: str) -> str | None:
+    """Return a message about what `torch.compile` lacks on this machine; None if nothing is missing.
+
+    Args:
+        accelerator: `cpu` (needs a C++ compiler and Python's headers) or `gpu` (needs triton).
+    """
+    if accelerator == "gpu":
+        return explain_missing_package("triton", "triton")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return (
+            f"needs a C++ compiler on a CPU, but {compiler} was not found (set CXX to use another)"
+        )
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        return f"needs Python's headers on a CPU, but there is no Python.h in {headers}"
+    return None
 
 
 def require_package(package: str, requirement: str) -> None:

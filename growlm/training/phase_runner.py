@@ -200,6 +200,8 @@ class PhaseRunner:
         release_memory()
         reset_peak_memory()
         user_callbacks = self._build_user_callbacks()
+        if self.phase_state is not None:
+            self.listener.growth_started(self.phase_state.phase_name, phase.name)
         stage = PhaseStage(
             self.plan,
             phase,
@@ -312,7 +314,6 @@ class PhaseRunner:
         global_step = phase.first_step + record["step"]
         is_finished = record.get("finished", False)
         folder = self.folder.state_folder(phase, record["step"], is_finished)
-        self._report_writing("resume state")
         start = time.perf_counter()
         if self.history is not None:
             record["data"] = self.context.data.train.state_dict(
@@ -326,17 +327,18 @@ class PhaseRunner:
                 "boundaries": [asdict(boundary) for boundary in self.summary.boundaries],
                 "history": self.history.position(),
             }
-        write_resume_state(
-            folder,
-            global_step,
-            model,
-            states,
-            tensors,
-            record,
-            callback_states,
-            self.dist_context,
-            create_parents=False,  # if the run folder was removed, the run must stop
-        )
+        with self._report_writing("resume state"):
+            write_resume_state(
+                folder,
+                global_step,
+                model,
+                states,
+                tensors,
+                record,
+                callback_states,
+                self.dist_context,
+                create_parents=False,  # if the run folder was removed, the run must stop
+            )
         self.summary.states_written += 1
         self.summary.states_s += time.perf_counter() - start
 
@@ -508,10 +510,15 @@ class PhaseRunner:
             self.dist_context,
         )
 
-    def _report_writing(self, name: str) -> None:
+    @contextmanager
+    def _report_writing(self, name: str) -> Iterator[None]:
         """Show that something is written, unless a progress bar of the user's has the terminal."""
-        if not has_progress_bar(self._user_callbacks):
+        is_shown = not has_progress_bar(self._user_callbacks)
+        if is_shown:
             self.listener.task_progress(f"writing {name}", 0, None)
+        yield
+        if is_shown:
+            self.listener.task_progress(f"writing {name}", 1, 1, "done")
 
     def _report_boundary(self, record: BoundaryRecord) -> None:
         self.summary.boundaries.append(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from growlm.checkpoint.resume_state import ResumeState
 from growlm.checkpoint.run_record import RUN_RECORD_FILE
 from growlm.config.own_classes import find_targets
 from growlm.config.schema import RunConfig
-from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.config.validation import check_before_start
 from growlm.distributed.launch_environment import (
     adopt_launcher_variables,
@@ -25,7 +23,8 @@ from growlm.distributed.launch_environment import (
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
-from growlm.reporting.console.plain_console import make_stdout_console
+from growlm.reporting.console.next_commands import format_resume_command
+from growlm.reporting.console.plain_console import is_verbose, make_stdout_console
 from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
 from growlm.reporting.loggers.logger_factory import build_loggers
@@ -67,10 +66,12 @@ from growlm.training.run_setup import build_context, resolve_config
 
 @dataclass(frozen=True)
 class RunResult:
-    """The folder and summary of a finished run."""
+    """The folder, summary and config of a finished run."""
 
     run_dir: Path
     summary: RunSummary
+    config: RunConfig
+    """Config with all settings resolved, as in the run's `config.yaml`."""
 
 
 def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -97,8 +98,10 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
         stack.enter_context(output_may_be_lost())
         stop_requests = stack.enter_context(GracefulStop(requested.trainer.max_time))
         dist_context = stack.enter_context(init_distributed(accelerator, timeout))
-        console = ConsoleReporter(make_stdout_console(quiet=not dist_context.is_rank0))
+        stdout = make_stdout_console(quiet=not dist_context.is_rank0)
+        console = ConsoleReporter(stdout, verbose=is_verbose())
         stack.callback(console.close, failed=True)
+        console.progress_display.watch()
         if requested.trainer.devices is None and (note := describe_unused_tasks()):
             console.message_logged(note)
         check_requirements(requested, accelerator)
@@ -136,25 +139,17 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 summary = _run_phases(folder, context, callbacks, console, stop_requests)
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            return RunResult(folder.path, summary)
+            return RunResult(folder.path, summary, context.saved_config)
         except (Interrupted, RunError):
             if not (folder.resume_dir / RUN_RECORD_FILE).exists():
                 raise  # the run folder was removed, so it cannot be resumed
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            command = _format_resume_command(folder.path, context.config)
+            command = format_resume_command(folder.path, context.config)
             console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
             if is_output_lost() and dist_context.is_rank0:
                 print_error(f"To resume: {command}")
             raise
-
-
-def _format_resume_command(run_dir: Path, config: RunConfig) -> str:
-    """Return the command that resumes a run, which trusts the packages of the user's own classes."""
-    arguments = [f"resume={run_dir}"]
-    if packages := list_packages_to_trust(find_targets(asdict(config))):
-        arguments.append(f"trust=[{','.join(packages)}]")
-    return shlex.join(["python", "-m", "growlm.train", *arguments])
 
 
 def _open_run_to_resume(config: RunConfig) -> RunFolder | None:
@@ -295,9 +290,8 @@ def _write_report(run_dir: Path, console: ConsoleReporter) -> None:
     else:
         console.message_logged(f"Report {path}")
     if any((run_dir / "wandb").glob("offline-run-*")):
-        console.message_logged(
-            f"W&B was offline; to upload: wandb sync {run_dir}/wandb/offline-run-*"
-        )
+        upload = f"wandb sync {run_dir}/wandb/offline-run-*"
+        console.console.print(f"W&B was offline; to upload: {upload}", markup=False, soft_wrap=True)
 
 
 def _phase_state_sizes(context: RunContext) -> list[int]:

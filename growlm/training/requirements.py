@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from growlm.config.schema import RunConfig
 from growlm.optim import adamw_8bit
-from growlm.runtime.compilers import explain_missing_compiler
 from growlm.runtime.errors import UserError
-from growlm.runtime.optional_packages import explain_missing_package
+from growlm.runtime.optional_packages import explain_missing_compiler, explain_missing_package
 
 
 def check_requirements(config: RunConfig, accelerator: str) -> None:

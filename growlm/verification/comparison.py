@@ -28,6 +28,7 @@ from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor, is_sha
 from growlm.growth.grow_model import build_growth_map
 from growlm.growth.growth_inference import iter_candidate_growths
 from growlm.growth.growth_map import GrowthMap
+from growlm.growth.model_adapters import with_labels
 from growlm.growth.model_protocol import growth_config_of
 from growlm.model.axes import get_blocks
 from growlm.model.config import ModelConfig
@@ -222,6 +223,7 @@ class ModelComparison:
         scale_factor: float | None = None,
         growth_dtype: GrowthDtype | None = None,
     ) -> None:
+        old_model, new_model = with_labels(old_model), with_labels(new_model)
         self._growth_dtypes = {
             name: dtype_of(growth_dtype, name, tensor)
             for name, tensor in new_model.state_dict().items()

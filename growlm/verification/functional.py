@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
+from growlm.runtime.number_format import format_jump, format_magnitude
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 
@@ -63,6 +64,7 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     drifted = [
         d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
     ]
+    tolerance = format_magnitude(comparison.tolerance)
     largest = float(comparison.old_trace.logits.abs().max())
     moved = not embedding <= comparison.embedding_tolerance
     same = worst <= comparison.tolerance and not drifted and not moved
@@ -74,33 +76,34 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         return CheckReport("functional", Status.FINDING, summary, figures)
     if same and rounding is not None and comparison.tolerance > MAX_ROUNDING_FRACTION * largest:
         summary = (
-            f"rounding alone may move the logits by {comparison.tolerance:.1e} (largest logit {largest:.1e}): "
+            f"rounding alone may move the logits by {tolerance} (largest logit "
+            f"{format_magnitude(largest)}): "
             "weights or noise are so large that the comparison is inconclusive"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
     if same:
-        summary = f"logits within {worst:.1e} of tolerance {comparison.tolerance:.1e}"
+        summary = f"logits within {format_magnitude(worst)} of tolerance {tolerance}"
         if rounding is not None:
             summary += ", the measured rounding"
         if layers:
-            summary += f", largest drift of a layer {max(d.max_difference for d in layers):.1e}"
+            drift = format_magnitude(max(d.max_difference for d in layers))
+            summary += f", largest drift of a layer {drift}"
         return CheckReport("functional", Status.PASSED, summary, figures)
     jump = comparison.new_trace.loss - comparison.old_trace.loss
-    summary = (
-        f"logits moved by {worst:.2g} (tolerance {comparison.tolerance:.1e}), loss by {jump:+.4f}"
-    )
+    moved_by = format_magnitude(worst)
+    summary = f"logits moved by {moved_by} (tolerance {tolerance}), loss by {format_jump(jump)}"
     if not comparison.growth_map.lossless:
         summary += "; expected, because this growth is not lossless"
         return CheckReport("functional", Status.FINDING, summary, figures)
     if moved:
         summary += (
-            f"; the embeddings already differ by {embedding:.1e}; likely cause: embedding columns that are "
-            "not plain copies"
+            f"; the embeddings already differ by {format_magnitude(embedding)}; likely cause: embedding "
+            "columns that are not plain copies"
         )
     elif drifted:
         summary += (
-            f"; drift begins in layer {drifted[0].layer} ({drifted[0].max_difference:.1e}); likely cause: "
-            "a matrix there whose columns were not divided by the number of copies they read"
+            f"; drift begins in layer {drifted[0].layer} ({format_magnitude(drifted[0].max_difference)}); "
+            "likely cause: a matrix there whose columns were not divided by the number of copies they read"
         )
     else:
         summary += "; all layers agree; likely cause: the final norm or the head"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
+from growlm.runtime.number_format import format_magnitude
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 from growlm.verification.model_output import explain_no_routings
@@ -63,7 +64,7 @@ def report_router_scaling(comparison: ModelComparison) -> CheckReport:
         "changed_choices": choices.hard_changes,
     }
     summary = (
-        f"logits within {worst:.1e} (mean magnitude {figures['old_mean_magnitude']:.3g} → "
+        f"logits within {format_magnitude(worst)} (mean magnitude {figures['old_mean_magnitude']:.3g} → "
         f"{figures['new_mean_magnitude']:.3g})"
     )
     if choices.near_ties:

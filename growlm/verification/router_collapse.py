@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from growlm.distributed.dtensors import get_full_tensor
+from growlm.growth.model_adapters import with_labels
 from growlm.model.axes import Role, axes_table
 from growlm.model.layers.routing import Routing
 from growlm.verification.check_report import CheckReport, Status
@@ -85,6 +86,7 @@ def check_router_collapse(model: nn.Module, probe: Tensor) -> CheckReport:
         model: Model with or without routers.
         probe: Tokens, (batch, time).
     """
+    model = with_labels(model)
     routings: list[Routing] = []
     with full_precision_eval(model), torch.no_grad():
         compute_logits(model, probe, routings)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from growlm.distributed.dtensors import all_reduce_sum, get_local_tensor
-from growlm.growth.model_protocol import growth_config_of
+from growlm.runtime.number_format import format_magnitude
 from growlm.verification.comparison import (
     find_nonfinite_tensors,
     full_precision_eval,
@@ -38,7 +38,7 @@ class SanityReport:
 def quick_sanity_check(
     model: nn.Module, probe: Tensor, device: torch.device | str, label: str = "Model"
 ) -> SanityReport:
-    """Check for finite weights, logits and gradients, causal attention, and a loss that reaches all parameters.
+    """Check for finite weights, logits and gradients, causal attention, and a loss that trains all parameters.
 
     Args:
         model: Model to check; moved to `device`. Gradients it holds are dropped.
@@ -49,10 +49,10 @@ def quick_sanity_check(
     model.to(device)
     probe = probe.to(device)
     problems = []
-    vocab_size = growth_config_of(model).vocab_size
     model.zero_grad(set_to_none=True)
     with full_precision_eval(model), torch.enable_grad():
         logits = compute_logits(model, probe)
+        vocab_size = logits.shape[-1]
         loss = probe_loss(logits, probe)
         loss.backward()
         last_changed = probe.clone()
@@ -67,8 +67,8 @@ def quick_sanity_check(
     # Not exactly zero, because a mixture's rounding depends on how many tokens each expert gets.
     share = max(1e-4, half_precision_tolerance(logits.dtype))
     if not leak <= share * float(logits.detach().abs().max()):
-        problems.append(f"logits depend on a later token (by {leak:.1e})")
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+        problems.append(f"logits depend on a later token (by {format_magnitude(leak)})")
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     unreached = [name for name, gradient in gradients.items() if gradient is None]
     if unreached:
         problems.append(f"the loss does not reach {', '.join(unreached)}")

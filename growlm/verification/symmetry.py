@@ -18,6 +18,7 @@ from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
 from growlm.model.axes import Role, axes_table
 from growlm.model.fsdp import without_backward_prefetch
+from growlm.runtime.number_format import format_magnitude
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison, full_precision_eval, probe_loss
 from growlm.verification.model_output import compute_logits
@@ -111,8 +112,8 @@ def report_symmetry_breaking(
         summary = "no gradient reaches the duplicates on the probe"
         return CheckReport("symmetry", Status.NOT_APPLICABLE, summary, figures)
     parts = ", ".join(
-        f"{_format_axis(axis)} {count.pairs} pairs (weights {count.weight_difference:.1e}, "
-        f"gradients {count.gradient_difference:.1e})"
+        f"{_format_axis(axis)} {count.pairs} pairs (weights {format_magnitude(count.weight_difference)}, "
+        f"gradients {format_magnitude(count.gradient_difference)})"
         for axis, count in counts.items()
     )
     return CheckReport("symmetry", Status.PASSED, f"duplicates differ: {parts}", figures)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.growth_map import GrowthMap
+from growlm.growth.model_adapters import with_labels
 from growlm.growth.transforms.reconstruction import Fault
 from growlm.verification.check_report import CheckReport, Status
 
@@ -76,6 +77,7 @@ def check_weight_integrity(
     """
     from growlm.verification.comparison import infer_growth_from_models
 
+    old_model, new_model = with_labels(old_model), with_labels(new_model)
     growth_map = growth_map or infer_growth_from_models(old_model, new_model, growth_dtype)
     return report_weight_integrity(
         find_weight_faults(old_model.state_dict(), new_model.state_dict(), growth_map, growth_dtype)

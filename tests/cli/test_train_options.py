@@ -1,5 +1,7 @@
 """Options of `growlm train`: anywhere, abbreviated, and refused in one line where growlm cannot follow them."""
 
+import os
+
 import pytest
 
 from growlm.cli.train_options import (
@@ -8,7 +10,9 @@ from growlm.cli.train_options import (
     check_sweep_overrides,
     parse_train_options,
 )
+from growlm.reporting.console.plain_console import VERBOSE_VARIABLE, is_verbose
 from growlm.runtime.errors import UserError
+from growlm.train import train
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,25 @@ def test_options_go_to_hydra_with_their_full_names(line, arguments):
     assert parse_train_options(line.split()).to_arguments() == arguments.split()
 
 
+@pytest.mark.parametrize("option", ["-v", "--verbose", "--verb"])
+def test_verbose_is_growlms_own_and_hydra_does_not_see_it(option):
+    options = parse_train_options(["seed=1", option, "-m"])
+    assert options.is_verbose
+    assert options.to_arguments() == [MULTIRUN, "seed=1"]
+    assert not parse_train_options(["seed=1"]).is_verbose
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_reaches_what_the_command_starts_and_nothing_after_it(monkeypatch, verbose):
+    seen = []
+    monkeypatch.delenv(VERBOSE_VARIABLE, raising=False)
+    monkeypatch.setattr("growlm.train._train", lambda options: seen.append(is_verbose()) or 0)
+    monkeypatch.setattr("sys.argv", ["growlm.train", "seed=1", *(["-v"] if verbose else [])])
+    assert train() == 0
+    assert seen == [verbose]
+    assert VERBOSE_VARIABLE not in os.environ
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -58,6 +81,9 @@ def test_options_go_to_hydra_with_their_full_names(line, arguments):
         ("--cfg job --package", "--package=: needs a config key"),
         ("--config-dir", "--config-dir=: needs a folder"),
         ("--info foo", "--info=foo: must be one of all, config"),
+        ("-v --cfg job", "option=--verbose: has no effect on --cfg; leave it out"),
+        ("--ver", "option=--ver: is ambiguous: write --version or --verbose"),
+        ("--verbose=2", "option=--verbose=2: --verbose takes no value"),
         ("--resolve", "option=--resolve: can only be given together with --cfg"),
         ("--package trainer", "option=--package: can only be given together with --cfg"),
         ("--experimental-rerun job.pickle", "option=--experimental-rerun: is not supported"),

@@ -12,9 +12,8 @@ import pytest
 
 from growlm.checkpoint import save_model
 from growlm.config import load_config
-from growlm.runtime.compilers import explain_missing_compiler
 from growlm.runtime.errors import UserError
-from growlm.runtime.optional_packages import explain_missing_package
+from growlm.runtime.optional_packages import explain_missing_compiler, explain_missing_package
 from growlm.runtime.torchao_notices import suppress_torchao_notices
 from growlm.training import run_plan
 from growlm.training.requirements import check_requirements
@@ -77,7 +76,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_measured(nam
 
 def test_compiling_without_headers_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "growlm.runtime.compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}
+        "growlm.runtime.optional_packages.sysconfig.get_paths", lambda: {"include": "/nowhere"}
     )
     config = load_config(*TINY, "trainer=cpu", "trainer.compile=true", f"run_dir='{tmp_path}/run'")
     with pytest.raises(UserError, match=r"trainer\.compile=true: .*no Python.h in /nowhere"):

@@ -28,6 +28,33 @@ code = getattr(module, command)(sys.argv[2:])
 print(json.dumps({"code": code, "baseline": baseline, "peak": memory("VmHWM") - baseline}))
 """
 
+GROWN = """
+import json, pathlib
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from growlm.growth import Upcycle, Widen, grow
+
+def memory(line):
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(x.split()[1]) for x in status if x.startswith(line))
+
+def llama(width, layers):
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=4096, num_attention_heads=4, **sizes))
+
+def size(model):
+    return sum(p.nbytes for p in model.parameters())
+
+operators = [Upcycle(num_experts=4), Widen(scale_factor=2)]
+grow(llama(16, 1), operators)  # what is loaded late
+model = llama(512, 8)
+baseline = memory("VmRSS")
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+grown = grow(model, operators)
+peak, largest = memory("VmHWM") - baseline, max(p.nbytes for p in grown.parameters())
+print(json.dumps({"peak": peak, "old": size(model), "new": size(grown), "largest": largest}))
+"""
+
 
 def measure(*arguments):
     """What a command printed, and its resident memory in bytes."""
@@ -135,3 +162,15 @@ def test_a_grown_folder_takes_what_its_plan_says(tmp_path, operator, largest):
     )
     assert real["peak"] <= largest
     assert real["baseline"] + real["peak"] <= estimate <= 2.5 * (real["baseline"] + real["peak"])
+
+
+@pytest.mark.slow
+def test_growth_of_a_model_in_memory():
+    """Above the old model: the grown one, and a few of its tensors."""
+    command = [sys.executable, "-c", GROWN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({name: f"{each / 1e6:.0f} MB" for name, each in found.items()})
+    assert found["new"] > 500e6 > 4 * found["old"]
+    assert found["new"] > 10 * found["largest"]
+    assert found["peak"] <= found["new"] + 4 * found["largest"]

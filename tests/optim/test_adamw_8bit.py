@@ -304,7 +304,7 @@ MISSING = {
         "torchao 0.18.*, but 0.12.0 is installed",
     ),
     "headers": (
-        ("runtime.compilers.sysconfig.get_paths", lambda: {"include": "/nowhere"}),
+        ("runtime.optional_packages.sysconfig.get_paths", lambda: {"include": "/nowhere"}),
         "no Python.h in /nowhere",
     ),
     "compiler": (None, "needs a C.. compiler on a CPU, but no-such-compiler was not found"),

@@ -155,7 +155,7 @@ def test_nothing_is_offered_where_nothing_fits():
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"phases\.dense=.*needs .* MB; 1\.0 MB available"):
+    with pytest.raises(UserError, match=r"phases\.dense=.*needs .* MB; 1 MB available"):
         tiny_run(tmp_path / "run", "trainer.memory_gb=0.001")
     assert not (tmp_path / "run").exists()
 
@@ -212,7 +212,7 @@ def test_command_prints_a_table_or_json(run_plan_command):
 def test_command_refuses_in_words(run_plan_command):
     code, out, err = run_plan_command("phase_plan=three_stage tokenizer=bytes trainer.memory_gb=24")
     assert code == 2
-    assert "2,155.79 M" in out
+    assert "2.16 B" in out
     assert re.search(r"activation_checkpointing=true optimizer=(adafactor|adamw_8bit)", err)
     assert run_plan_command("format=xml")[0] == 2
     assert run_plan_command("phase_plan=nothing")[0] == 2

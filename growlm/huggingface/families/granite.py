@@ -1,6 +1,8 @@
-"""Granite 3 and its mixtures."""
+"""Granite 3 and its mixtures, with and without a shared expert."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from growlm.huggingface.architecture import RECIPROCAL, Architecture
 from growlm.huggingface.families.shared_tables import (
@@ -18,6 +20,7 @@ from growlm.huggingface.families.shared_tables import (
     fused_expert_rules,
     router_rules,
 )
+from growlm.huggingface.mapping_rules import concatenated_rule, identity_rule
 
 _KEYS = (
     SIZE_KEYS
@@ -76,7 +79,35 @@ GRANITE_MOE = Architecture(
             *router_rules(f"{_BLOCK}.router.layer"),
             *fused_expert_rules(f"{_BLOCK}.input_linear.weight", f"{_BLOCK}.output_linear.weight"),
         ),
+        (  # in memory, in newer releases of transformers
+            *_MIXTURE_RULES,
+            *router_rules(f"{_BLOCK}.router"),
+            *fused_expert_rules(f"{_BLOCK}.experts.gate_up_proj", f"{_BLOCK}.experts.down_proj"),
+        ),
     ),
     ignored_tensors=ROTARY_BUFFERS,
     requires_divisible_heads=True,
+)
+
+_SHARED = "model.layers.{layer}.shared_mlp"
+_SHARED_RULES = (
+    concatenated_rule(
+        {
+            "blocks.{layer}.feed_forward.shared.gate.weight": "shared_hidden",
+            "blocks.{layer}.feed_forward.shared.up.weight": "shared_hidden",
+        },
+        f"{_SHARED}.input_linear.weight",
+    ),
+    identity_rule(
+        "blocks.{layer}.feed_forward.shared.down.weight", f"{_SHARED}.output_linear.weight"
+    ),
+)
+
+GRANITE_MOE_SHARED = replace(
+    GRANITE_MOE,
+    model_type="granitemoeshared",
+    class_name="GraniteMoeSharedForCausalLM",
+    field_to_key={**GRANITE_MOE.field_to_key, "shared_d_ff": "shared_intermediate_size"},
+    key_defaults={**GRANITE_MOE.key_defaults, "shared_intermediate_size": 0},
+    tensor_layouts=tuple((*_SHARED_RULES, *each) for each in GRANITE_MOE.tensor_layouts),
 )

@@ -32,7 +32,7 @@ from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_reading import TOKEN_ID_KEYS
 from growlm.huggingface.config_writing import build_hf_config, can_represent, get_origin
 from growlm.huggingface.keys.config_keys import CONFIG_NAME
-from growlm.huggingface.tensor_conversion import map_to_huggingface
+from growlm.huggingface.tensor_conversion import find_lost_tensors, map_to_huggingface
 from growlm.huggingface.tokenizer_files import (
     check_tokenizer_fits,
     get_builtin_token_ids,
@@ -185,7 +185,9 @@ def prepare_huggingface_folder(
     Raises:
         UserError: If the architecture cannot represent the model, or the tokenizer does not fit it.
     """
-    chosen = GROWLM if architecture == GROWLM.model_type else choose_architecture(config, record)
+    is_own = architecture == GROWLM.model_type
+    values = tensors if checks_values else None
+    chosen = GROWLM if is_own else choose_architecture(config, record, values)
     if chosen is not GROWLM and config.is_moe and config.routing.tie_breaking:
         reason = f"{chosen.class_name} has no such setting; use architecture=growlm"
         raise UserError("routing.tie_breaking", "true", reason)
@@ -222,11 +224,28 @@ def prepare_huggingface_folder(
     )
 
 
-def choose_architecture(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
-    """Return the architecture that a checkpoint came from, or else the first that can represent it."""
+def choose_architecture(
+    config: ModelConfig, record: Mapping[str, Any], files: TensorSource | None = None
+) -> Architecture:
+    """Return the architecture that a checkpoint came from, or else the first that can represent it.
+
+    Args:
+        config: Config of the model.
+        record: Record of the checkpoint.
+        files: Its tensors; if given, an architecture without some of the weights is passed over.
+    """
     source_type = get_origin(record).get("model_type")
     preferred = [each for each in ARCHITECTURES if each.model_type == source_type]
-    return next(each for each in (*preferred, *ARCHITECTURES) if can_represent(each, config))
+    return next(
+        each
+        for each in (*preferred, *ARCHITECTURES)
+        if can_represent(each, config) and (files is None or _has_all_weights(each, config, files))
+    )
+
+
+def _has_all_weights(architecture: Architecture, config: ModelConfig, files: TensorSource) -> bool:
+    lost = find_lost_tensors(files, config, architecture)
+    return not any(mapping.is_weight for mapping in lost.values())
 
 
 def get_source_token_ids(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class EtaEstimator:
         self._run_mark: tuple[float, float] | None = None
         self._phase_mark = (0.0, 0.0)
 
+    @property
+    def phase_names(self) -> list[str]:
+        """Names of the phases."""
+        return list(self._step_seconds)
+
     def step_finished(self, phase: str, step: int) -> None:
         """Record that a step of a phase has finished."""
         self.planned_seconds_done = (

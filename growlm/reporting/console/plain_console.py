@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
@@ -11,13 +13,36 @@ from rich.segment import Segment
 from growlm.runtime.escaping import escape_unprintable
 
 NON_TERMINAL_WIDTH = 100
-"""Console width in columns if the output is not a terminal."""
+"""Console width in columns if the output is not a terminal, unless `COLUMNS` is set."""
+MIN_WIDTH, MAX_WIDTH = 40, 1000
+VERBOSE_VARIABLE = "GROWLM_VERBOSE"
+"""Environment variable that is `1` for `growlm train --verbose`, also in the processes that it starts."""
+
+
+def is_verbose() -> bool:
+    """Return whether the command was asked for more detail."""
+    return os.environ.get(VERBOSE_VARIABLE) == "1"
+
+
+@contextmanager
+def verbose_output(verbose: bool) -> Iterator[None]:
+    """Make `is_verbose` true for the duration of the block, here and in processes that are started."""
+    before = os.environ.get(VERBOSE_VARIABLE)
+    if verbose:
+        os.environ[VERBOSE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if verbose:
+            os.environ.pop(VERBOSE_VARIABLE)
+            if before is not None:
+                os.environ[VERBOSE_VARIABLE] = before
 
 
 def make_stdout_console(quiet: bool = False) -> Console:
     """Return a console on standard output; `quiet` suppresses all output.
 
-    It is as wide as the terminal, or `NON_TERMINAL_WIDTH` columns elsewhere.
+    It is as wide as the terminal; elsewhere `COLUMNS` wide if that is set, or `NON_TERMINAL_WIDTH`.
     """
     return _make_console(stderr=False, quiet=quiet)
 
@@ -30,7 +55,9 @@ def make_stderr_console() -> Console:
 def _make_console(stderr: bool, quiet: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False, quiet=quiet)
     if not console.is_terminal:
-        console.width = NON_TERMINAL_WIDTH
+        columns = os.environ.get("COLUMNS", "")
+        width = int(columns) if columns.isascii() and columns.isdecimal() else NON_TERMINAL_WIDTH
+        console.width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     console.push_render_hook(_ControlCharacterEscaper())
     return console
 

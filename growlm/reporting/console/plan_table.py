@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
+from rich.text import Text
+
+from growlm.reporting.console.console_layout import Cell, print_indented, print_table
+from growlm.runtime.number_format import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_large_count,
+    format_seconds,
+)
 
 MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "growth_peak", "peak", "disk")
 
@@ -15,39 +23,52 @@ TIME_COLUMNS = ("comm", "waiting", "step")
 
 
 def print_plan(console: Console, forecast: Mapping[str, Any]) -> None:
-    """Print parameters, compute, time and memory of every phase.
+    """Print parameters, compute, time and memory of every phase, and whether the plan fits.
 
     Args:
         console: Console to print to.
         forecast: Result of `Forecast.to_json`, with times.
     """
     phases = forecast["phases"]
-    work = _make_table("phase", ("params", "active", "steps", "tokens", "FLOPs", "step", "total"))
-    memory = _make_table("memory", [name.replace("_peak", "") for name in MEMORY_COLUMNS])
+    work: list[list[Cell]] = []
+    memory: list[list[Cell]] = []
     for phase in phases:
         seconds = phase["seconds"]
-        work.add_row(
-            phase["name"],
-            f"{phase['total_parameters'] / 1e6:,.2f} M",
-            f"{phase['active_parameters'] / 1e6:,.2f} M",
-            f"{phase['steps']:,}",
-            f"{phase['tokens']:,}",
-            f"{phase['flops']:.2e}",
-            format_duration(seconds["step"]),
-            format_duration(seconds["training"] + seconds["validation"] + seconds["growth"]),
+        work.append(
+            [
+                phase["name"],
+                format_large_count(phase["total_parameters"]),
+                format_large_count(phase["active_parameters"]),
+                format_count(phase["steps"]),
+                format_large_count(phase["tokens"]),
+                format_flops(phase["flops"]),
+                format_seconds(seconds["step"]),
+                format_seconds(seconds["training"] + seconds["validation"] + seconds["growth"]),
+            ]
         )
-        row = [decimal(phase["memory"][name]) for name in MEMORY_COLUMNS]
+        sizes = {name: Text(format_bytes(phase["memory"][name])) for name in MEMORY_COLUMNS}
         if not phase["fits"]:
-            row[MEMORY_COLUMNS.index("peak")] = f"[bold red]{row[MEMORY_COLUMNS.index('peak')]}[/]"
-        memory.add_row(phase["name"], *row)
-    console.print(work)
-    console.print(_describe_shape(phases[0]["model"]), soft_wrap=True)
+            sizes["peak"].stylize("bold red")
+        memory.append([phase["name"], *sizes.values()])
+    titles = ("phase", "params", "active", "steps", "tokens", "compute", "a step", "time")
+    print_table(console, titles, work)
+    print_indented(console, _describe_shape(phases[0]["model"]), 0)
     console.print()
-    console.print(memory)
-    limit = decimal(forecast["memory_limit"])
-    console.print(
-        f"Memory above what the process holds at the start of the run, which may use {limit}",
-        soft_wrap=True,
+    print_table(
+        console, ("memory", *(name.replace("_peak", "") for name in MEMORY_COLUMNS)), memory
+    )
+    print_indented(console, _describe_need(forecast), 0)
+
+
+def _describe_need(forecast: Mapping[str, Any]) -> Text:
+    """Return how much memory there is, and how much the plan needs."""
+    peak = max(phase["memory"]["peak"] for phase in forecast["phases"])
+    where = "" if forecast.get("devices", 1) == 1 else " on each device"
+    style = "bold green" if all(phase["fits"] for phase in forecast["phases"]) else "bold red"
+    return Text.assemble(
+        f"{format_bytes(forecast['memory_limit'])} of memory are available{where}; this plan needs ",
+        (format_bytes(peak), style),
+        " (above what the process holds at its start)",
     )
 
 
@@ -58,9 +79,7 @@ def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str,
         console: Console to print to.
         forecasts: Results of `Forecast.to_json`, with times.
     """
-    table = _make_table(
-        "phase", ("devices", "strategy", "states", "peak", "growth", "sent", *TIME_COLUMNS)
-    )
+    rows: list[list[Cell]] = []
     for index, first in enumerate(forecasts[0]["phases"]):
         for number, forecast in enumerate(forecasts):
             phase = forecast["phases"][index]
@@ -68,23 +87,29 @@ def print_strategy_comparison(console: Console, forecasts: Sequence[Mapping[str,
                 continue  # a dense phase has no experts to distribute
             memory, seconds = phase["memory"], phase["seconds"]
             states = memory["weights"] + memory["gradients"] + memory["optimizer"]
-            peak = decimal(memory["peak"])
-            table.add_row(
-                "" if number else first["name"],
-                f"{forecast['devices']:,}",
-                "" if forecast["devices"] == 1 else forecast["strategy"],
-                decimal(states),
-                peak if phase["fits"] else f"[bold red]{peak} ![/]",
-                decimal(memory["growth_peak"]),
-                decimal(sum(phase["sent"].values())),
-                *(format_duration(seconds[name]) for name in ("communication", "waiting", "step")),
+            peak = format_bytes(memory["peak"])
+            rows.append(
+                [
+                    "" if number else first["name"],
+                    format_count(forecast["devices"]),
+                    "" if forecast["devices"] == 1 else forecast["strategy"],
+                    format_bytes(states),
+                    peak if phase["fits"] else Text(f"{peak} !", style="bold red"),
+                    format_bytes(memory["growth_peak"]),
+                    format_bytes(sum(phase["sent"].values())),
+                    *(format_seconds(seconds[key]) for key in ("communication", "waiting", "step")),
+                ]
             )
-    console.print(table)
-    limit = decimal(forecasts[0]["memory_limit"])
-    console.print(
+    titles = ("phase", "devices", "strategy", "states", "peak", "growth", "sent", *TIME_COLUMNS)
+    print_table(console, titles, rows, num_keys=3)
+    limit = format_bytes(forecasts[0]["memory_limit"])
+    print_indented(
+        console,
         "Per device. states: weights, gradients and optimizer state; peak: most memory at once; growth: most "
         "memory while growing; sent: bytes per step; comm: communication time per step; waiting: the part "
-        f"of it that computation does not hide. Memory limit: {limit} per device; ! marks phases that exceed it"
+        f"of it that computation does not hide. {limit} of memory are available per device; ! marks phases "
+        "that need more",
+        0,
     )
 
 
@@ -97,25 +122,3 @@ def _describe_shape(model: Mapping[str, Any]) -> str:
         f"First model: {model['n_layers']} layers, {model['d_model']:,} wide; {model['n_heads']} heads of "
         f"{model['head_dim']} channels{shared}; d_ff {model['d_ff']:,}"
     )
-
-
-def _make_table(first: str, others: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration in a suitable unit: `85 ms`, `4.2 s`, `3 min 20 s`, `7 h 05 min`."""
-    if seconds < 0.995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

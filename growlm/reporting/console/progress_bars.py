@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from growlm.runtime.number_format import format_bytes
 
 
 class CountProgressBar:
@@ -88,4 +89,4 @@ class ByteProgressBar(CountProgressBar):
         return DownloadColumn()
 
     def _format_progress(self, done: int, total: int) -> str:
-        return f"{decimal(done)} of {decimal(total)}"
+        return f"{format_bytes(done)} of {format_bytes(total)}"

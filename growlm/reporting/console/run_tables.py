@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
+from growlm.reporting.console.console_layout import print_table
 from growlm.reporting.html.html_tables import (
     ReportTable,
     build_phase_table,
@@ -68,10 +67,10 @@ def _print_columns(
     console: Console, table: ReportTable, titles: tuple[str, ...] | list[str]
 ) -> None:
     indices = [i for title in titles for i, c in enumerate(table.columns) if c["title"] == title]
-    printed = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for index in indices:
-        column = table.columns[index]
-        printed.add_column(Text(column["title"]), justify="right" if column["numeric"] else "left")
-    for row in table.rows:
-        printed.add_row(*(Text(row[index]["text"]) for index in indices))
-    console.print(printed)
+    columns = [table.columns[index] for index in indices]
+    print_table(
+        console,
+        [column["title"] for column in columns],
+        [[row[index]["text"] for index in indices] for row in table.rows],
+        left=[column["title"] for column in columns if not column["numeric"]],
+    )

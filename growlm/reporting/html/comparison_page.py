@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import (
     downsample,
     finite_or_none,
@@ -22,6 +21,7 @@ from growlm.reporting.html.sweep_parameters import shorten_keys
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.run_files import Run
 from growlm.reporting.reading.sweep_runs import Sweep
+from growlm.runtime import number_format
 
 MAX_POINTS = 60_000
 """Approximate limit on the plotted rows of all runs together."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import finite_or_none
 from growlm.reporting.html.savings import COST_AXES, Savings
 from growlm.reporting.html.sweep_parameters import shorten_keys
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.run_files import Run
+from growlm.runtime import number_format
 
 Cell = dict[str, Any]
 """Table cell: `text`, `sort` (sort key: number, string or None), and optional `link`, `status` and `note`."""

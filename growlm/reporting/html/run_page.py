@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from growlm.reporting.html import number_format
 from growlm.reporting.html.curves import (
     downsample,
     finite_or_none,
@@ -19,6 +18,7 @@ from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
+from growlm.runtime import number_format
 
 MAX_POINTS = 2000
 """Approximate limit on the plotted rows of a history."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class PhaseCheckpointCallback(Callback):
         tokenizer_files: Tokenizer files to copy into each checkpoint.
         seed: Seed of the run, and so of the growth.
         save_optimizer: Whether `save_as` also saves the optimizer state.
-        report_saving: Function called with a checkpoint's name before it is written.
+        report_saving: Function of a checkpoint's name that returns a context manager to write it in.
         dist_context: Process group of the run; rank 0 writes.
     """
 
@@ -45,7 +46,7 @@ class PhaseCheckpointCallback(Callback):
         tokenizer_files: Sequence[Path],
         seed: int,
         save_optimizer: bool,
-        report_saving: Callable[[str], None],
+        report_saving: Callable[[str], AbstractContextManager[None]],
         dist_context: DistributedContext,
     ) -> None:
         self.phase, self.folder, self.metadata, self.report_saving = (
@@ -97,18 +98,18 @@ class PhaseCheckpointCallback(Callback):
         assert isinstance(pl_module, PhaseStage)
         if name is None:
             return
-        self.report_saving(name)
         record = {"phase": self.phase.name, "global_step": step, **self.metadata, **record}
         files = self.tokenizer_files
-        save_model(
-            pl_module.model,
-            self.folder / name,
-            record,
-            states,
-            files,
-            self.dist_context,
-            create_parents=False,  # if the run folder was removed, the run must stop
-        )
+        with self.report_saving(name):
+            save_model(
+                pl_module.model,
+                self.folder / name,
+                record,
+                states,
+                files,
+                self.dist_context,
+                create_parents=False,  # if the run folder was removed, the run must stop
+            )
 
 
 def remove_stale_checkpoints(

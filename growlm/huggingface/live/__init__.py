@@ -1,0 +1,1 @@
+"""Grow transformers models in memory; `growlm.growth.grow` is the function to call."""
