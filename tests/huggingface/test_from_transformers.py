@@ -165,6 +165,7 @@ VARIANTS = {
         | {"head_dim": 14, "hidden_act": "gelu"},
     ),
     "stablelm, as StableLM 2": ("stablelm", {"use_qkv_bias": True, **partly_rotated(0.25)}),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True}),
     "stablelm, tied": ("stablelm", {"tie_word_embeddings": True, "layer_norm_eps": 1e-3}),
     "opt": ("opt", {}),
     "opt, own head, no biases": (
@@ -403,7 +404,7 @@ BIAS_KEYS = {
     "cohere": ("attention_bias",),
     "cohere2": ("attention_bias",),
     "starcoder2": ("use_bias",),
-    "stablelm": ("use_qkv_bias",),
+    "stablelm": ("use_qkv_bias", "use_parallel_residual"),
     "olmo": ("attention_bias",),
     "seed_oss": ("mlp_bias", "attention_bias"),
     "nemotron": ("mlp_bias", "attention_bias"),

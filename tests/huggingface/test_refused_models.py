@@ -105,7 +105,6 @@ REFUSED = [
     ("ernie4_5", "use_bias", "yes", r"=yes: must be False or True"),
     ("ernie4_5", "partial_rotary_factor", 0.5, r"=0\.5: must be 1\.0: its class rotates all"),
     ("starcoder2", "hidden_act", "silu", r"=silu: must be gelu_pytorch_tanh or gelu_new"),
-    ("stablelm", "use_parallel_residual", True, r"=True: must be False"),
     (
         "stablelm",
         "qk_layernorm",

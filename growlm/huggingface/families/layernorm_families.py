@@ -131,7 +131,12 @@ STABLELM = Architecture(
     fixed_fields=_FIXED | {"feed_forward.kind": "swiglu", "feed_forward.bias": False},
     field_to_key=SIZE_KEYS
     | GROUPED_KEYS
-    | {"norm.eps": "layer_norm_eps", "attention.bias": "use_qkv_bias"},
+    | {
+        "norm.eps": "layer_norm_eps",
+        "norm.parallel_residual": "use_parallel_residual",
+        "norm.shared": "use_parallel_residual",  # its parallel branches have one norm
+        "attention.bias": "use_qkv_bias",
+    },
     key_defaults={
         "max_position_embeddings": 4096,
         "num_key_value_heads": 32,
@@ -141,8 +146,7 @@ STABLELM = Architecture(
         "tie_word_embeddings": False,
         "use_parallel_residual": False,
     },
-    # In parallel blocks its class has one norm for both parts.
-    required_values=SILU | {"use_parallel_residual": (False,)},
+    required_values=SILU,
     value_names={"attention.bias": {False: "none", True: "qkv"}},
     tensor_layouts=(LLAMA_RULES,),
     ignored_tensors=ROTARY_BUFFERS,
