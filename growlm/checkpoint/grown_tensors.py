@@ -49,10 +49,11 @@ class GrownTensors:
         return None
 
     def read(self, name: str) -> Tensor:
-        """Compute a tensor: its source is read, and grown. One that stays as it is may be mapped from a file."""
+        """Compute a tensor: its source is read, and grown; one that stays as it is is copied."""
         tensor_map = self._growth_map.tensors[self._ties[name]]
-        source = self._source.read(tensor_map.source or self._any_name)
-        return source if tensor_map.keeps_weight else tensor_map.grow_weight(source, self._rng)
+        return tensor_map.grow_weight(
+            self._source.read(tensor_map.source or self._any_name), self._rng
+        )
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Compute a tensor and return its rows from `start` up to `stop`."""
