@@ -140,7 +140,7 @@ def test_two_gigabytes(tmp_path):
 @pytest.mark.parametrize(
     ("operator", "largest"),
     [
-        ("deepen: {extra_layers: 3, placement: stack, init: copy}", 60e6),
+        ("deepen: {extra_layers: 3, placement: stack, init: copy}", 90e6),
         ("widen: {scale_factor: 2, noise_std: 1e-3}", 160e6),
         ("multiply_experts: {factor: 4}", 160e6),
     ],

@@ -18,7 +18,8 @@ def estimate_peak_memory(
     """Return an upper estimate of the largest resident memory of this process, in bytes.
 
     A tensor is computed while the one before it is written. A changed one needs its source, itself and an
-    intermediate result; one that stays as it is is read in parts from its file, or put together from several.
+    intermediate result; one that stays as it is is read in parts from its file, or put together from several and
+    copied.
 
     Args:
         growth_map: Growth of the model.
@@ -32,7 +33,7 @@ def estimate_peak_memory(
         if find_stored_tensor(grown, name) is None:
             read = 0 if tensor_map.source is None else source.info(tensor_map.source).nbytes
             size = grown.info(name).nbytes
-            needed = max(needed, read + (0 if tensor_map.keeps_weight else 2 * size))
+            needed = max(needed, read + (size if tensor_map.keeps_weight else 2 * size))
             before = max(before, size)
     for name in target.names:
         if find_stored_tensor(target, name) is None:
