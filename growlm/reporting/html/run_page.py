@@ -13,6 +13,8 @@ from growlm.reporting.html.curves import (
     smoothing_radius,
 )
 from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
+from growlm.reporting.html.lr_curve import build_lr_curve
+from growlm.reporting.html.phase_bands import build_phase_bands
 from growlm.reporting.html.router_load import build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
@@ -22,9 +24,11 @@ from growlm.runtime import number_format
 
 MAX_POINTS = 2000
 """Approximate limit on the plotted rows of a history."""
-ZOOM_ROWS = 60
-"""Rows on either side of a boundary in its zoomed plot."""
-PLOTTED_FIELDS = ("lr", "grad_norm", "tokens_per_second", "mfu")
+BOUNDARY_ROWS = 60
+"""Rows on either side of a boundary that are all plotted."""
+ZOOM_STEPS = 30
+"""Steps on either side of a boundary in its own plot."""
+PLOTTED_FIELDS = ("grad_norm", "tokens_per_second", "mfu")
 CHECK_TITLES = {
     "rope": "RoPE integrity",
     "router": "router scaling",
@@ -41,7 +45,9 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
     radius = smoothing_radius(len(rows))
     starts = find_phase_starts(rows)
     smoothed = smooth_losses(losses, radius, starts)
-    plotted = downsample(losses, starts, MAX_POINTS, ZOOM_ROWS)
+    bands = build_phase_bands(run)
+    phase_index = {band["name"]: index for index, band in enumerate(bands)}
+    plotted = downsample(losses, starts, MAX_POINTS, BOUNDARY_ROWS)
     return {
         "kind": "run",
         "title": title,
@@ -52,6 +58,8 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
         "smoothedOver": radius,
         "rows": {
             **counter_series(rows, plotted),
+            "phase": [phase_index[str(rows[index]["phase"])] for index in plotted],
+            "phaseStep": [rows[index].get("step") for index in plotted],
             "loss": [round_significant(losses[index]) for index in plotted],
             "smooth": [round_significant(smoothed[index]) for index in plotted],
             **_plotted_series(rows, plotted),
@@ -73,6 +81,8 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
                 for name in outcome.list_evaluation_sets(run)
             ],
         },
+        "bands": bands,
+        "lr": build_lr_curve(run),
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
         "router": build_router_load(run),
         "phases": build_phase_table(run).to_json(),
@@ -221,7 +231,10 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "name": outcome.format_boundary_name(boundary),
         "grew": outcome.describe_growth(boundary, run.config),
         "lines": [str(line) for line in boundary.get("growth") or []],
+        "to": str(boundary.get("to")),
         "at": boundary_position(run, boundary),
+        "planned": _planned_size(run, boundary.get("to")),
+        "tolerance": round_significant(finite_or_none(boundary.get("tolerance")), 3),
         "jump": number_format.format_jump(finite_or_none(boundary.get("jump"))),
         "passed": boundary.get("passed") is not False,
         "lossless": bool(boundary.get("lossless")),
@@ -230,6 +243,15 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "drift": _layer_differences(checks or {}),
         "zoom": _boundary_zoom(run, boundary),
     }
+
+
+def _planned_size(run: Run, phase: object) -> str | None:
+    """Return the parameters of a phase according to plan.json."""
+    for planned in run.plan:
+        size = finite_or_none(planned.get("total_parameters"))
+        if planned.get("name") == phase and size is not None:
+            return number_format.format_scaled(size)
+    return None
 
 
 def _check_data(name: str, check: Any) -> dict[str, str]:
@@ -259,21 +281,30 @@ def _layer_differences(checks: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _boundary_zoom(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
+    """Return the losses of the steps around a growth, by the steps since it: 0 is the last one before."""
     names = (boundary.get("from"), boundary.get("to"))
-    before, after = ([r for r in run.history.rows if r["phase"] == name] for name in names)
-    rows = before[-ZOOM_ROWS:] + after[:ZOOM_ROWS]
-    steps = [row["global_step"] for row in rows]
-    near = [
-        line
-        for line in run.history.validations
-        if line["phase"] in names and steps and steps[0] <= line["global_step"] <= steps[-1]
-    ]
+    at = boundary_position(run, boundary)
+
+    def find_near(lines: Sequence[HistoryLine]) -> list[HistoryLine]:
+        return [
+            line
+            for line in lines
+            if at is not None
+            and line["phase"] in names
+            and abs(line["global_step"] - at["step"]) <= ZOOM_STEPS
+        ]
+
+    rows, validations = find_near(run.history.rows), find_near(run.history.validations)
+    start = 0 if at is None else at["step"]
     return {
-        "step": steps,
+        "step": [row["global_step"] - start for row in rows],
         "loss": [round_significant(finite_or_none(row["loss"])) for row in rows],
-        "break": len(before[-ZOOM_ROWS:]),
-        "validationStep": [line["global_step"] for line in near],
-        "validation": [round_significant(finite_or_none(line["val_loss"])) for line in near],
+        "validationStep": [line["global_step"] - start for line in validations],
+        "validation": [round_significant(finite_or_none(line["val_loss"])) for line in validations],
+        "probe": [
+            round_significant(finite_or_none(boundary.get(key)), 9)
+            for key in ("loss_before", "loss_after")
+        ],
     }
 
 
@@ -308,4 +339,6 @@ def _format_loss_pair(before: Any, after: Any) -> str:
 
 def _format_exponent(value: Any) -> str:
     known = finite_or_none(value)
-    return number_format.MISSING if known is None else f"{known:.1e}"
+    if known is None:
+        return number_format.MISSING
+    return f"{known:.1e}" if known else "0"
