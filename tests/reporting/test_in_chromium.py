@@ -113,6 +113,21 @@ def test_the_hover_box_tells_phase_step_and_losses(browser, run_page):
     assert "parameters : " in told
 
 
+def test_where_it_comes_from_is_said_first_and_can_be_copied(browser, run_page):
+    browser.open(run_page)
+    assert browser.texts("h1")[0].startswith("quickstart: ")
+    labels = browser.texts(".provenance dt")
+    assert {"started", "seed", "device", "host", "versions", "folder"} <= set(labels)
+    assert browser.run(
+        "return document.querySelector('.provenance').getBoundingClientRect().top"
+        " < document.querySelector('#loss').getBoundingClientRect().top"
+    )
+    browser.click("#commands .copy")
+    copied = "return document.querySelector('#commands .copy').textContent"
+    browser.wait(f"{copied} !== 'Copy'")
+    assert browser.run(copied) in ("Copied", "Selected")
+
+
 def test_the_rate_is_that_of_the_schedule_at_every_step(browser, run_page):
     browser.open(run_page)
     lr = browser.run("return document.getElementById('measure-plot').data[0]")

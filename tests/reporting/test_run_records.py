@@ -23,6 +23,7 @@ def test_the_files_of_a_run(run):
         "checkpoints",
         "config.yaml",
         "plan.json",
+        "provenance.json",
         "report.html",
         "resume",
         "summary.json",

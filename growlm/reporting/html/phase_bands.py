@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from growlm.reporting.html.curves import finite_or_none, round_significant
-from growlm.reporting.html.number_format import format_scaled
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
+from growlm.runtime.number_format import format_scaled
 
 
 def build_phase_bands(run: Run) -> list[dict[str, Any]]:

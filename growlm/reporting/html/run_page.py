@@ -15,6 +15,7 @@ from growlm.reporting.html.curves import (
 from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
 from growlm.reporting.html.lr_curve import build_lr_curve
 from growlm.reporting.html.phase_bands import build_phase_bands
+from growlm.reporting.html.provenance_facts import list_provenance_facts
 from growlm.reporting.html.router_load import build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
@@ -38,8 +39,13 @@ CHECK_TITLES = {
 }
 
 
-def build_run_page(run: Run, title: str) -> dict[str, Any]:
-    """Return everything the page needs, ready for JSON."""
+def build_run_page(run: Run, title: str | None = None) -> dict[str, Any]:
+    """Return everything the page needs, ready for JSON.
+
+    Args:
+        run: Run to show.
+        title: Title of the page; None for the plan and its result.
+    """
     rows = run.history.rows
     losses = [finite_or_none(row["loss"]) for row in rows]
     radius = smoothing_radius(len(rows))
@@ -50,8 +56,9 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
     plotted = downsample(losses, starts, MAX_POINTS, BOUNDARY_ROWS)
     return {
         "kind": "run",
-        "title": title,
-        "subtitle": _describe_device(run),
+        "title": title or describe_result(run),
+        "subtitle": describe_result(run) if title else run.name,
+        "provenance": list_provenance_facts(run),
         "status": run.status,
         "notes": build_notes(run),
         "strip": _headline_figures(run),
@@ -156,10 +163,23 @@ def build_notes(run: Run) -> list[str]:
     return notes
 
 
-def _describe_device(run: Run) -> str:
-    values = [(run.summary or {}).get(key) for key in ("device", "precision")]
-    known = ", ".join(str(value) for value in values if value)
-    return f"A growlm run on {known}" if known else "A growlm run"
+def describe_result(run: Run) -> str:
+    """Say in one line what the run did and how it ended."""
+    sizes = [phase.get("total_parameters") for phase in outcome.collect_phase_metrics(run)]
+    failed = [boundary for boundary in run.boundaries if boundary.get("passed") is False]
+    words = []
+    if sizes:
+        ends = [number_format.format_scaled(size) for size in (sizes[0], sizes[-1])]
+        num_growths = len(run.boundaries) - len(failed)
+        grown = f" in {num_growths} growth{'s' if num_growths > 1 else ''}" if num_growths else ""
+        words.append(f"{' → '.join(dict.fromkeys(ends))} parameters{grown}")
+    if (loss := outcome.final_val_loss(run)) is not None:
+        words.append(f"validation loss {number_format.format_loss(loss)}")
+    for boundary in failed:
+        at = boundary_position(run, boundary)
+        where = f" after step {at['step']:,.0f}" if at else ""
+        words.append(f"the growth {outcome.format_boundary_name(boundary)} failed{where}")
+    return f"{run.plan_name}: {', '.join(words)}" if words else run.plan_name
 
 
 def _headline_figures(run: Run) -> list[dict[str, str]]:
@@ -171,7 +191,6 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
         else number_format.MISSING
     )
     values = [
-        ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
         (
             "validation loss",
             number_format.format_loss(outcome.final_val_loss(run)),
@@ -183,11 +202,7 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
             grown if len(sizes) != 1 else number_format.format_scaled(sizes[0]),
             "first → last",
         ),
-        (
-            "largest |jump|",
-            number_format.format_jump(outcome.largest_jump(run)).lstrip("+-"),
-            "of the loss",
-        ),
+        ("largest jump", number_format.format_jump(outcome.largest_jump(run)), "of the loss"),
         ("tokens", number_format.format_scaled(outcome.total_cost(run, "tokens")), ""),
         ("compute", number_format.format_scaled(outcome.total_cost(run, "flops"), "FLOP"), ""),
         ("time", number_format.format_seconds(outcome.total_cost(run, "seconds")), ""),
@@ -213,8 +228,8 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
     noise = boundary.get("noise") if isinstance(boundary.get("noise"), dict) else {}
     facts = [
         ("probe loss", _format_loss_pair(boundary.get("loss_before"), boundary.get("loss_after"))),
-        ("logits moved by", _format_exponent(boundary.get("max_logit_difference"))),
-        ("tolerance", _format_exponent(boundary.get("tolerance"))),
+        ("logits moved by", _format_magnitude(boundary.get("max_logit_difference"))),
+        ("tolerance", _format_magnitude(boundary.get("tolerance"))),
         ("optimizer state", str(boundary.get("optimizer_state", number_format.MISSING))),
         ("took", number_format.format_seconds(finite_or_none(boundary.get("seconds")))),
     ]
@@ -223,8 +238,8 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         facts.insert(-3, (f"{name} loss", pair))
     if noise:
         sigmas = (
-            _format_exponent(noise.get("sigma_min")),
-            _format_exponent(noise.get("sigma_max")),
+            _format_magnitude(noise.get("sigma_min")),
+            _format_magnitude(noise.get("sigma_max")),
         )
         facts.append(("noise", f"{noise.get('matrices')} matrices, σ {sigmas[0]} to {sigmas[1]}"))
     return {
@@ -337,8 +352,5 @@ def _format_loss_pair(before: Any, after: Any) -> str:
     return " → ".join(number_format.MISSING if value is None else f"{value:.6f}" for value in shown)
 
 
-def _format_exponent(value: Any) -> str:
-    known = finite_or_none(value)
-    if known is None:
-        return number_format.MISSING
-    return f"{known:.1e}" if known else "0"
+def _format_magnitude(value: Any) -> str:
+    return number_format.format_magnitude(finite_or_none(value))

@@ -28,12 +28,11 @@ function boundaryCard(boundary, index) {
 
 // What the marks of all cards mean; it is text, so that it is read out and printed too.
 function boundaryKey() {
-  const entry = (hue, sign, words) => element("span", {}, element("b", { style: `color: var(--hue-${hue})`, "aria-hidden": "true" }, sign), ` ${words}`);
   return element(
     "p", { class: "key" },
-    entry("training", "\u2014", "training loss"), entry("validation", "\u25c6", "validation"),
-    entry("probe", "\u25cb", "probe before the growth"), entry("probe", "\u25cf", "probe after it: in the ring where nothing was lost"),
-    entry("drift", "\u25cf", "largest difference of a layer"), entry("drift-mean", "\u25a0", "mean"),
+    keyEntry("training", "\u2014", "training loss"), keyEntry("validation", "\u25c6", "validation"),
+    keyEntry("probe", "\u25cb", "probe before the growth"), keyEntry("probe", "\u25cf", "probe after it: in the ring where nothing was lost"),
+    keyEntry("drift", "\u25cf", "largest difference of a layer"), keyEntry("drift-mean", "\u25a0", "mean"),
   );
 }
 

@@ -13,7 +13,7 @@ function lossPlot(data, colors, width) {
   const labels = placeLabels(marks, end, width, area, colors);
   const hasSizes = bands.some(({ total }) => total !== null);
   const domain = hasSizes ? [PANEL + PANEL_GAP, 1] : [0, 1];
-  const margin = { ...area, t: labels.top, b: 84 };
+  const margin = { ...area, t: labels.top, b: 42 };
   const height = boxHeight("loss-plot") - margin.t - margin.b;
   const evaluated = validation.sets.flatMap(({ loss }) => loss);
   const losses = [...rows.loss, ...validation.loss, ...evaluated];
@@ -34,8 +34,6 @@ function lossPlot(data, colors, width) {
       },
       hovermode: "x unified",
       hoversubplots: "axis",
-      showlegend: true,
-      legend: { orientation: "h", x: 0, yref: "container", y: 0.005, yanchor: "bottom", font: { color: colors.text } },
     },
   };
 }
@@ -59,6 +57,24 @@ function lossTraces({ rows, validation, bands }, colors) {
       marker: diamond(mix(evaluated, colors.text, 0.25 + 0.25 * (index % 3)), ["square", "triangle-up", "triangle-down", "pentagon"][index % 4]),
     })),
   ];
+}
+
+// What the marks of the plot mean; it is text, so that it is read out, printed and never in the plot's way.
+function lossKey({ validation, bands, boundaries }) {
+  const signs = ["\u25a0", "\u25b2", "\u25bc", "\u2b1f"];
+  return element(
+    "p", { class: "key" },
+    keyEntry("training", "\u2014", "training loss, faint as measured and strong smoothed"), keyEntry("validation", "\u25c6", "validation"),
+    ...validation.sets.map(({ name }, index) => keyEntry("validation", signs[index % signs.length], name)),
+    bands.some(({ total }) => total !== null) ? keyEntry("parameters", "\u2014", "parameters") : null,
+    bands.some(({ active }) => active !== null) ? keyEntry("parameters", "\u22ef", "active per token") : null,
+    boundaries.some(({ passed }) => passed) ? keyEntry("growth", "\u25b2", "growth") : null,
+    boundaries.some(({ passed }) => !passed) ? keyEntry("failed", "\u2715", "failed growth") : null,
+  );
+}
+
+function keyEntry(hue, sign, words) {
+  return element("span", {}, element("b", { style: `color: var(--hue-${hue})`, "aria-hidden": "true" }, sign), ` ${words}`);
 }
 
 // Steps of the plot: each phase's value from where it starts to where it ends.

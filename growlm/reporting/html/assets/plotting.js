@@ -110,7 +110,7 @@ function placeLabels(marks, end, width, area, colors) {
   };
   const kinds = marks[0]?.words.length ?? 0;
   const candidates = [
-    ...Array.from({ length: kinds }, (_, kind) => [kind ? 2 : 3, place(marks.map(({ words }) => words[kind]))]),
+    ...Array.from({ length: kinds }, (_, kind) => [2, place(marks.map(({ words }) => words[kind]))]),
     [Infinity, place(marks.map((_, index) => String(index + 1)))],
   ];
   const [, { texts, places, rows }] = candidates.find(([most, one]) => one.rows <= most && (one.fits || most === Infinity));

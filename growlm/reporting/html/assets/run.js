@@ -6,6 +6,7 @@ function runPage(data) {
       "loss", "Loss", null,
       element("div", { class: "controls" }, axisChoice(), scaleChoice()),
       plot("loss-plot", "hero", (colors, width) => lossPlot(data, colors, width), describeLoss(data)),
+      lossKey(data),
       phaseList(data),
       element(
         "p", { class: "hint" },
@@ -22,7 +23,7 @@ function runPage(data) {
       ...data.boundaries.map(boundaryCard),
     ));
   }
-  parts.push(section("phases", "Phases", null, table("phase-table", data.phases), evaluationTable(data)));
+  parts.push(section("phases", "Phases", null, table("phase-table", data.phases, "Phases"), evaluationTable(data)));
   if (data.router.length) parts.push(routerSection(data));
   const measures = measurePlot(data);
   if (measures) parts.push(section("throughput", "Throughput and optimization", null, measures));
@@ -62,7 +63,7 @@ function lastOf(...lists) {
 
 function evaluationTable({ evaluation }) {
   if (!evaluation) return null;
-  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation));
+  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation, "Evaluation sets"));
 }
 
 // The phases in words: how many parameters from which step, and what grew there.

@@ -50,9 +50,9 @@ function theme() {
 
 // Give the page's own text the colors that the plots have.
 function showHues() {
-  const { hues, surface } = theme();
+  const { hues, surface, boundary, bad } = theme();
   const style = document.documentElement.style;
-  Object.entries(hues).forEach(([name, color]) => style.setProperty(`--hue-${name}`, color));
+  Object.entries({ ...hues, growth: boundary, failed: bad }).forEach(([name, color]) => style.setProperty(`--hue-${name}`, color));
   style.setProperty("--hue-drift-mean", mix(hues.drift, surface, 0.45));
 }
 
