@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import statistics
 
 import pytest
@@ -235,6 +236,21 @@ def test_light_and_dark(browser, run_page):
     assert background(browser) != dark[0]
 
 
+def test_a_table_that_scrolls_says_so_and_can_be_scrolled_from_the_keyboard(browser, run_page):
+    cue = "return getComputedStyle(document.querySelector('#phases .scroll-cue')).display"
+    browser.open(run_page, width=390)
+    browser.wait(f"{cue} === 'block'")
+    assert browser.run("return document.querySelector('#phases .table-box').tabIndex") == 0
+    browser.open(run_page, width=1440)
+    browser.wait(f"{cue} === 'none'")
+    unnamed = browser.run(
+        """return [...document.querySelectorAll('button, [role=img], [role=region], input, select')]
+        .filter((one) => !one.textContent && !one.getAttribute('aria-label') && !one.labels?.length)
+        .map((one) => one.outerHTML)"""
+    )
+    assert unnamed == []
+
+
 @pytest.mark.parametrize("width", [360, 390, 820, 1280, 1920])
 def test_the_page_is_never_wider_than_the_screen(browser, run_page, sweep_page, width):
     for page in (run_page, sweep_page):
@@ -254,7 +270,7 @@ def test_on_paper_everything_is_light_and_there(browser, run_page):
             }));
         })"""
     )
-    assert browser.pdf().startswith(b"%PDF")
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", browser.pdf())) <= 4
     printed = browser.run("return window.printed")
     assert len(printed) == 10
     assert all(plot == {"inside": True, "text": "#1c2330"} for plot in printed)
@@ -282,6 +298,30 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
         assert browser.texts("main img, main script, main i, main section b b") == []
     browser.click("#dial input[value='1']")
     assert "<i>1</i>" in browser.texts("#dial-plot .xtick text")
+
+
+def test_a_growth_that_failed_is_red_and_named(browser, tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    path = folder / "checkpoints" / "training_history.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    write_history(folder, [line for line in lines if line["phase"] in ("dense", "moe")])
+    boundaries = json.loads((folder / "boundaries.json").read_text())[:2]
+    boundaries[1] |= {"passed": False, "loss_after": 2.5, "jump": 0.5}
+    (folder / "boundaries.json").write_text(json.dumps(boundaries))
+    write_report([folder], folder / "report.html")
+    browser.open(folder / "report.html")
+    assert browser.texts("h1") == [
+        "quickstart: 1 M → 2 M parameters in 1 growth, validation loss 2.3189, "
+        "the growth moe → wide failed after step 80"
+    ]
+    assert browser.texts("#loss-plot .annotation-text")[2] == "wide: ×1.5 wider failed"
+    last = browser.texts(".marks li")[-1]
+    for words in ("after step 80", "would have 3 M parameters", "jump\u00a0+0.5", "checks failed"):
+        assert words in last
+    marks = browser.run(
+        "return document.getElementById('loss-plot').data.map(({name, x}) => [name, x])"
+    )
+    assert dict(marks)["failed growth"] == [80]
 
 
 def test_unfinished_runs_open(browser, tmp_path):

@@ -23,8 +23,8 @@ BOUNDARY_STEPS = 30
 class ProgressCallback(Callback):
     """Callback that logs history rows and validation losses; only steps with a row wait for the device.
 
-    Around a growth every step has a row. The router measures of a row are means since the last row of the interval,
-    and check 5 sees those rows alone.
+    Around a growth every step has a row. The router measures of a row are means since the last one of the
+    interval, and check 5 sees the rows of the interval alone.
 
     Args:
         phase: Phase that is trained.

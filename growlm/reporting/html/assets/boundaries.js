@@ -67,7 +67,7 @@ function zoomPlot({ zoom, passed }, colors) {
     layout: {
       shapes: [{ type: "line", x0: GROWTH_AT, x1: GROWTH_AT, yref: "paper", y0: 0, y1: 1, layer: "below", line: { color, width: 1.2, dash: passed ? "dash" : "solid" } }],
       margin: SMALL_AREA,
-      xaxis: { ...scale(colors, { title: "steps since the growth", tickvals: [-30, -20, -10, 0, 10, 20, 30] }), range: [-AROUND - 1, AROUND + 1], automargin: false },
+      xaxis: { ...scale(colors, { title: "steps since the growth", tickvals: [-30, -15, 0, 15, 30], tickangle: 0 }), range: [-AROUND - 1, AROUND + 1], automargin: false },
       yaxis: { ...scale(colors, { nticks: 5 }), automargin: false },
     },
   };

@@ -1,7 +1,6 @@
 // What else changed over the run, as a stack of panels that share the axis, ticks and plot area of the loss plot.
 
-const PANEL_HEIGHT = 118; // pixels, its title included
-const PANEL_TITLE = 24;
+const PANEL_TITLE = 24; // pixels; the height of the panels is in style.css
 const STACK = { t: 8, b: 44 };
 
 function measurePanels({ rows, bands, lr }) {
@@ -20,16 +19,17 @@ function measurePlot(data) {
   if (!panels.length) return null;
   const words = `Over the run: ${panels.map(({ title }) => title.toLowerCase()).join(", ")}.`;
   const box = overProgress(plot("measure-plot", "stack", (colors, width) => stackedPlot(data, panels, colors, width), words));
-  box.style.height = `${panels.length * PANEL_HEIGHT + STACK.t + STACK.b}px`;
+  box.style.setProperty("--panels", panels.length);
   return box;
 }
 
 function stackedPlot(data, panels, colors, width) {
-  const height = panels.length * PANEL_HEIGHT;
+  const height = boxHeight("measure-plot") - STACK.t - STACK.b;
+  const panelHeight = height / panels.length;
   const area = plotArea(width);
   const domains = panels.map((_, index) => {
-    const top = height - index * PANEL_HEIGHT - PANEL_TITLE;
-    return [(top - PANEL_HEIGHT + PANEL_TITLE) / height, top / height];
+    const top = height - index * panelHeight - PANEL_TITLE;
+    return [(top - panelHeight + PANEL_TITLE) / height, top / height];
   });
   const axes = Object.fromEntries(panels.map(({ key }, index) => [
     index ? `yaxis${index + 1}` : "yaxis",

@@ -23,7 +23,7 @@ function runPage(data) {
       ...data.boundaries.map(boundaryCard),
     ));
   }
-  parts.push(section("phases", "Phases", null, table("phase-table", data.phases, "Phases"), evaluationTable(data)));
+  parts.push(section("phases", "Phases", null, table("phase-table", data.phases, "Table of phases"), evaluationTable(data)));
   if (data.router.length) parts.push(routerSection(data));
   const measures = measurePlot(data);
   if (measures) parts.push(section("throughput", "Throughput and optimization", null, measures));
@@ -33,7 +33,7 @@ function runPage(data) {
   }
   if (data.warnings.length) parts.push(section("warnings", "Warnings", null, messageList(data.warnings)));
   parts.push(section("commands", "Commands", null, ...commandList(data.commands)));
-  parts.push(section("config", "Config", "config.yaml, everything resolved.", element("pre", { class: "config", tabindex: "0" }, data.config)));
+  parts.push(section("config", "Config", "config.yaml, everything resolved.", element("pre", { class: "config", tabindex: "0", role: "region", "aria-label": "config.yaml" }, data.config)));
   return parts;
 }
 
@@ -63,7 +63,7 @@ function lastOf(...lists) {
 
 function evaluationTable({ evaluation }) {
   if (!evaluation) return null;
-  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation, "Evaluation sets"));
+  return figure("Evaluation sets", "loss before the first step and after the last; bits per byte", table("evaluation-table", evaluation, "Table of evaluation sets"));
 }
 
 // The phases in words: how many parameters from which step, and what grew there.
