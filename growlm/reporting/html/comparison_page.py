@@ -134,7 +134,10 @@ def _parse_number(text: str) -> float | None:
 def _run_curves(run: Run, radius: int, num_runs: int) -> dict[str, Any]:
     rows = run.history.rows
     smoothed = smooth_losses(
-        [finite_or_none(row["loss"]) for row in rows], radius, find_phase_starts(rows)
+        [finite_or_none(row["loss"]) for row in rows],
+        radius,
+        find_phase_starts(rows),
+        [row["global_step"] for row in rows],
     )
     plotted = downsample(
         smoothed, find_phase_starts(rows), min(MAX_POINTS_PER_RUN, MAX_POINTS // num_runs), 10
