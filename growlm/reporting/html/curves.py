@@ -42,8 +42,8 @@ def smooth_losses(
         losses: Loss of each row; None where it is not finite, which the averages ignore.
         radius: Rows on either side to average over.
         phase_starts: Index of each phase's first row.
-        steps: Step of each row. Where rows are denser on one side, a window reaches as far on the other, so that the
-            curve has no kink there. None for rows that are evenly spaced.
+        steps: Step of each row. Where rows are denser on one side, a window reaches as far on the other, so that
+            the curve has no kink there. None for rows that are evenly spaced.
 
     Returns:
         One smoothed loss per row; None where the window has no finite loss.
