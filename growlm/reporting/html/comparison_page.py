@@ -102,7 +102,7 @@ def _headline_figures(runs: Sequence[Run]) -> list[dict[str, str]]:
             number_format.format_jump(worst).lstrip("+-"),
             "of the loss, over all runs",
         ),
-        ("compute", number_format.format_scaled(sums["flops"], "FLOP"), "all runs"),
+        ("compute", number_format.format_flops(sums["flops"]), "all runs"),
         (
             "time",
             number_format.format_seconds(sums["seconds"] - reused),

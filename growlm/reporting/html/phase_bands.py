@@ -8,7 +8,7 @@ from growlm.reporting.html.curves import finite_or_none, round_significant
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
-from growlm.runtime.number_format import format_scaled
+from growlm.runtime.number_format import format_large_count
 
 
 def build_phase_bands(run: Run) -> list[dict[str, Any]]:
@@ -37,8 +37,8 @@ def build_phase_bands(run: Run) -> list[dict[str, Any]]:
                 "end": _counters(end),
                 "total": finite_or_none(size.get("total_parameters")),
                 "active": finite_or_none(size.get("active_parameters")),
-                "totalText": format_scaled(finite_or_none(size.get("total_parameters"))),
-                "activeText": format_scaled(finite_or_none(size.get("active_parameters"))),
+                "totalText": format_large_count(finite_or_none(size.get("total_parameters"))),
+                "activeText": format_large_count(finite_or_none(size.get("active_parameters"))),
                 "memory": finite_or_none(size.get("peak_memory_bytes")),
             }
         )

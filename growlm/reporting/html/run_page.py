@@ -169,7 +169,7 @@ def describe_result(run: Run) -> str:
     failed = [boundary for boundary in run.boundaries if boundary.get("passed") is False]
     words = []
     if sizes:
-        ends = [number_format.format_scaled(size) for size in (sizes[0], sizes[-1])]
+        ends = [number_format.format_large_count(size) for size in (sizes[0], sizes[-1])]
         num_growths = len(run.boundaries) - len(failed)
         grown = f" in {num_growths} growth{'s' if num_growths > 1 else ''}" if num_growths else ""
         words.append(f"{' → '.join(dict.fromkeys(ends))} parameters{grown}")
@@ -186,7 +186,7 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
     phases = outcome.collect_phase_metrics(run)
     sizes = [phase.get("total_parameters") for phase in phases]
     grown = (
-        f"{number_format.format_scaled(sizes[0])} → {number_format.format_scaled(sizes[-1])}"
+        f"{number_format.format_large_count(sizes[0])} → {number_format.format_large_count(sizes[-1])}"
         if sizes
         else number_format.MISSING
     )
@@ -199,12 +199,12 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
         ("training loss", number_format.format_loss(outcome.final_loss(run)), "the last"),
         (
             "parameters",
-            grown if len(sizes) != 1 else number_format.format_scaled(sizes[0]),
+            grown if len(sizes) != 1 else number_format.format_large_count(sizes[0]),
             "first → last",
         ),
         ("largest jump", number_format.format_jump(outcome.largest_jump(run)), "of the loss"),
-        ("tokens", number_format.format_scaled(outcome.total_cost(run, "tokens")), ""),
-        ("compute", number_format.format_scaled(outcome.total_cost(run, "flops"), "FLOP"), ""),
+        ("tokens", number_format.format_large_count(outcome.total_cost(run, "tokens")), ""),
+        ("compute", number_format.format_flops(outcome.total_cost(run, "flops")), ""),
         ("time", number_format.format_seconds(outcome.total_cost(run, "seconds")), ""),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
@@ -265,7 +265,7 @@ def _planned_size(run: Run, phase: object) -> str | None:
     for planned in run.plan:
         size = finite_or_none(planned.get("total_parameters"))
         if planned.get("name") == phase and size is not None:
-            return number_format.format_scaled(size)
+            return number_format.format_large_count(size)
     return None
 
 

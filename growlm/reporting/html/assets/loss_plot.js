@@ -29,7 +29,7 @@ function lossPlot(data, colors, width) {
       xaxis: { ...progress(colors, end), automargin: false, anchor: hasSizes ? "y2" : "y" },
       yaxis: { ...lossScale(colors, "loss", losses, height * (domain[1] - domain[0])), domain, automargin: false },
       yaxis2: {
-        ...scale(colors, { title: "parameters", nticks: 4, tickformat: "~s" }),
+        ...scale(colors, { title: "parameters", nticks: 4, exponentformat: "B" }),
         domain: [0, PANEL], automargin: false, fixedrange: true, range: [0, 1.3 * largest([1, ...bands.map(({ total }) => total ?? 0)])],
       },
       hovermode: "x unified",
@@ -85,8 +85,9 @@ function steppedValues(bands, value) {
 
 function sizeTraces({ bands }, marks, colors) {
   const hue = colors.hues.parameters;
-  const line = (name, value, settings) => ({
-    ...steppedValues(bands, value), name, yaxis: "y2", mode: "lines", hovertemplate: "%{y:.3~s}", ...settings,
+  const line = (name, key, settings) => ({
+    ...steppedValues(bands, (band) => band[key]), text: steppedValues(bands, (band) => band[key] !== null ? band[`${key}Text`] : null).y,
+    name, yaxis: "y2", mode: "lines", hovertemplate: "%{text}", ...settings,
   });
   const made = marks.filter(({ grows, passed }) => grows && passed);
   const failed = marks.filter(({ grows, passed }) => grows && !passed);
@@ -94,8 +95,8 @@ function sizeTraces({ bands }, marks, colors) {
     x: of.map(({ x }) => x), y: of.map(({ total }) => total), name, yaxis: "y2", mode: "markers", hoverinfo: "skip", marker, cliponaxis: false,
   });
   return [
-    line("parameters", ({ total }) => total, { line: { color: hue, width: 2 }, fill: "tozeroy", fillcolor: translucent(hue, 0.12) }),
-    line("active per token", ({ active }) => active, { line: { color: hue, width: 1.5, dash: "dot" } }),
+    line("parameters", "total", { line: { color: hue, width: 2 }, fill: "tozeroy", fillcolor: translucent(hue, 0.12) }),
+    line("active per token", "active", { line: { color: hue, width: 1.5, dash: "dot" } }),
     ...(made.length ? [markers("growth", made, { symbol: "triangle-up", size: GROWTH_SIZE, color: colors.boundary })] : []),
     ...(failed.length ? [markers("failed growth", failed, { symbol: "x", size: GROWTH_SIZE, color: colors.bad })] : []),
   ];
