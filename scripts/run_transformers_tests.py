@@ -50,7 +50,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["growlm"] = "GrowLMForCausalLM"  # or tests th
 class Tester:
     batch_size, seq_length, is_training = 13, 7, True
     hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
-    values = {}
+    values = {"tie_word_embeddings": False}
 
     def __init__(self, parent):
         pass
@@ -68,7 +68,6 @@ class Tester:
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
-            tie_word_embeddings=False,
             **self.values,
         )
 

@@ -7,42 +7,27 @@ An exported folder has two files that import these classes, so that with growlm 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Cache,
-    DynamicCache,
-    EncoderDecoderCache,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import parse_model_config
-from growlm.huggingface.own_class.cache_attention import CacheAttention
+from growlm.huggingface.own_class.backbone import CACHE_FIELD, Backbone
 from growlm.model.config import ModelConfig
 from growlm.model.former_fields import translate_former_fields
 from growlm.model.initialization import INIT_STD, initial_distribution
 from growlm.model.layers.experts import MixtureOfExperts
 from growlm.model.layers.labeled_layers import label_embedding, label_linear
-from growlm.model.layers.rotary import RotaryTables
 from growlm.model.loss import cap_logits
 from growlm.model.transformer import Block, TransformerLM
-
-CACHE_FIELD = (
-    "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
-)
-"""Name of the cache in transformers' outputs; newer releases call it `cache`, in arguments too."""
-POSITION_ARGUMENTS = ("position_ids", "cache_position")
-"""Arguments that older releases of transformers pass, and that must equal the positions the model uses itself."""
 
 
 class GrowLMConfig(PretrainedConfig):
@@ -59,6 +44,12 @@ class GrowLMConfig(PretrainedConfig):
         # transformers takes `use_cache` for a setting of generation, and does not set it by itself.
         self.use_cache: bool = values.pop("use_cache", True)
         super().__init__(**(defaults | {"initializer_range": INIT_STD} | values))
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """Bound on the logits, under the name by which trainers with a loss of their own look for it."""
+        softcap: float | None = self.embedding.get("logit_softcap")
+        return softcap
 
     def to_model_config(self) -> ModelConfig:
         """Convert to a `ModelConfig`.
@@ -106,6 +97,11 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         biased = any(mixture.selection_bias is not None for mixture in mixtures)
         names = {"router": bool(mixtures), "selection_bias": biased}
         self._keep_in_fp32_modules_strict = {name for name, exists in names.items() if exists}
+        if self.model.head is None:  # tools look for a head among the modules
+            rows, columns = self.model.embedding.weight.shape
+            self.lm_head = nn.Linear(columns, rows, bias=False, device="meta")
+            self.lm_head.weight = self.model.embedding.weight
+            self._tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,20 +128,31 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace the token embedding; its number of rows becomes the size of the vocabulary."""
         self.model.embedding = label_embedding(value)
         self.model.config = replace(self.model.config, vocab_size=value.num_embeddings)
+        if self.model.head is None:
+            self.lm_head.weight = value.weight
+            self.lm_head.out_features = value.num_embeddings
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the output head; None where it is tied to the embedding."""
-        return self.model.head
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output head."""
+        return self.lm_head if self.model.head is None else self.model.head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the output head.
 
         Raises:
-            ValueError: If the head is tied to the embedding.
+            ValueError: If the head is tied to the embedding, and the new one is not.
         """
-        if self.model.head is None:
+        if self.model.head is not None:
+            self.model.head = label_linear(value, read="residual", write="vocabulary")
+            return
+        if value.weight is not self.model.embedding.weight:
             raise ValueError("the head is tied to the embedding: use set_input_embeddings")
-        self.model.head = label_linear(value, read="residual", write="vocabulary")
+        self.lm_head = value
+
+    @property
+    def base_model(self) -> Backbone:
+        """What comes before the head; `model` is the whole `TransformerLM`."""
+        return Backbone(self)
 
     @staticmethod
     def create_masks_for_generate(
@@ -199,174 +206,42 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: If the sequence exceeds the context length, the cache is of another type, or an argument
                 is not supported.
         """
-        if cache is not None and past_key_values is not None and cache is not past_key_values:
-            raise ValueError("cache and past_key_values are the same argument: pass only one")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds")
-        rows = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._find_cache(past_key_values if cache is None else cache, use_cache)
-        self._check_extra_arguments(others, rows, attention_mask, cache)
-        config = self.config
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
-        positions = self._positions(rows.shape[1], attention_mask, cache)
-        weights: list[Tensor] | None = [] if output_attentions else None
-        states: list[Tensor] | None = None if output_hidden_states in (None, False) else []
-        stream = self._stream(rows, positions, attention_mask, cache, weights, states)
+        backbone: BaseModelOutputWithPast = self.base_model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            cache,
+            use_cache,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            **others,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(stream[:, kept])
+        logits = self._logits(backbone.last_hidden_state[:, kept])
         loss = None
         if labels is not None or shift_labels is not None:
             loss = self.loss_function(
                 logits,
                 labels,
-                config.vocab_size,
+                self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels,
             )
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            hidden_states=None if states is None else _select(states, output_hidden_states),
-            attentions=None if weights is None else tuple(weights),
-            **{CACHE_FIELD: cache},
+            hidden_states=backbone.hidden_states,
+            attentions=backbone.attentions,
+            **{CACHE_FIELD: getattr(backbone, CACHE_FIELD)},
         )
-        as_dict = config.return_dict if return_dict is None else return_dict
+        as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _find_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """Return the cache to use: the one that was given, a new one, or none."""
-        is_replayed = self.training and torch.is_grad_enabled()
-        is_replayed &= any(block.gradient_checkpointing for block in self.model.blocks)
-        if cache is None:
-            default = self.config.use_cache and not self.training
-            wanted = default if use_cache is None else use_cache
-            return DynamicCache() if wanted and not is_replayed else None
-        if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
-            raise ValueError(
-                f"{CACHE_FIELD} must be a decoder's Cache, not a {type(cache).__name__}"
-            )
-        if is_replayed:  # a recomputed block would append its tokens again
-            raise ValueError(
-                f"{CACHE_FIELD} cannot be used with gradient checkpointing: leave it out"
-            )
-        return cache
-
-    def _positions(self, num_new: int, mask: Tensor | None, cache: Cache | None) -> range:
-        """Return the slots of the new tokens, counted from the first token of the text, padding included."""
-        past = 0 if cache is None else int(cache.get_seq_length())
-        length = past + num_new
-        if length > self.model.config.max_seq_len:
-            raise ValueError(f"{length} tokens exceed max_seq_len={self.model.config.max_seq_len}")
-        if mask is not None and (mask.ndim != 2 or mask.shape[1] < length):
-            expected = (
-                f"(batch, {length}), one entry per token of the text, the cached ones included"
-            )
-            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, not {expected}")
-        is_long = self.model.config.rope.scaling.is_long
-        if past and is_long(length) and not is_long(past):
-            longest = self.model.config.rope.scaling.original_max_seq_len
-            reason = "the cached keys have other frequencies; use use_cache=False"
-            raise ValueError(f"the text has become longer than {longest} tokens: {reason}")
-        return range(past, length)
-
-    def _check_extra_arguments(
-        self,
-        others: dict[str, Any],
-        rows: Tensor,
-        mask: Tensor | None,
-        cache: Cache | None,
-    ) -> None:
-        past = 0 if cache is None else int(cache.get_seq_length())
-        for name, value in others.items():
-            if value is None or value is False:
-                continue
-            if name not in POSITION_ARGUMENTS:
-                shown = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
-                raise ValueError(f"{name}={shown}: {type(self).__name__} has no such argument")
-            if not _are_default_positions(value, past, rows, mask):
-                reason = "must count the tokens of one text per row from its first token"
-                raise ValueError(f"{name}: {reason}; leave it out")
-
-    def _stream(
-        self,
-        rows: Tensor,
-        span: range,
-        mask: Tensor | None,
-        cache: Cache | None,
-        weights: list[Tensor] | None,
-        states: list[Tensor] | None,
-    ) -> Tensor:
-        """Return the last hidden state, (B, T, D), of tokens that follow those in the cache.
-
-        Args:
-            rows: Their rows of the embedding, (B, T, D).
-            span: Their slots.
-            mask: Mask of all slots, (B, S).
-            cache: Cache of the tokens before them.
-            weights: List that each block's attention weights are appended to, if given.
-            states: List that the residual stream before each block, and the result, are appended to, if given.
-        """
-        model = self.model
-        slots = torch.arange(span.start, span.stop, device=rows.device)
-        positions = slots
-        if mask is not None and model.position_embedding is not None:
-            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, span.start : span.stop]
-        x = model.place(rows, positions)
-        # Rotated positions count from the first slot, padding included: attention depends on differences only.
-        tables = RotaryTables.compute(span.stop, model.config, x)
-        tables = tables.map(lambda table: table[span.start :])
-        eager = weights is not None or self.config._attn_implementation == "eager"
-        attention = CacheAttention(cache, slots, mask, eager, weights)
-        # With padding on the right only, a token never sees any.
-        is_plain = cache is None and not eager and (mask is None or _pads_right(mask))
-        for index, block in enumerate(model.blocks):
-            if states is not None:
-                states.append(x)
-            cos, sin = tables.select(index)
-            # By position: transformers would take it for a cache, which recomputed blocks do not get.
-            x = block(x, cos, sin, None, None if is_plain else attention.layer(index), None)
-        x = model.finish(x)
-        if states is not None:
-            states.append(x)
-        return x
-
     def _logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.head
-        if head is None:
-            return self.model.compute_logits(hidden, self.model.head_weight)
-        # A head that was wrapped, as for LoRA, is more than its weight.
-        return cap_logits(head(hidden), self.model.config.embedding.logit_softcap)
+        # By the module, not by its weight: it may be wrapped, as for LoRA.
+        logits = self.get_output_embeddings()(hidden)
+        return cap_logits(logits, self.model.config.embedding.logit_softcap)
 
 
-def _pads_right(mask: Tensor) -> bool:
-    """Return whether no token of a mask (B, S) follows padding."""
-    return not bool((mask.diff(dim=-1) > 0).any())
-
-
-def _select(
-    states: Sequence[Tensor], chosen: bool | Sequence[int] | None
-) -> tuple[Tensor | None, ...]:
-    """Return the states, with None in place of those that were not asked for."""
-    if chosen is True:
-        return tuple(states)
-    indices = {range(len(states))[index] for index in chosen or ()}
-    return tuple(state if index in indices else None for index, state in enumerate(states))
-
-
-def _are_default_positions(positions: Tensor, past: int, rows: Tensor, mask: Tensor | None) -> bool:
-    """Return whether positions are the model's own, or those that transformers derives from the mask."""
-    batch, length = rows.shape[:2]
-    if positions.shape not in ((length,), (1, length), (batch, length)):
-        return False
-    if bool((positions == torch.arange(past, past + length, device=rows.device)).all()):
-        return True
-    if mask is None:
-        return False
-    counted, seen = (t[:, past : past + length] for t in (mask.cumsum(-1) - 1, mask.bool()))
-    return bool(((positions == counted) | ~seen).all())
-
-
-__all__ = ["GrowLMConfig", "GrowLMForCausalLM"]
+__all__ = ["CACHE_FIELD", "GrowLMConfig", "GrowLMForCausalLM"]

@@ -87,7 +87,9 @@ def test_embeddings_are_replaced(model):
     assert model.get_input_embeddings() is new
     head = nn.Linear(16, 17, bias=False, dtype=torch.float64)
     if model.config.tie_word_embeddings:
-        assert model.get_output_embeddings() is None
+        assert model.get_output_embeddings().weight is new.weight
+        assert "lm_head" in dict(model.named_modules())
+        model.set_output_embeddings(model.get_output_embeddings())
         with pytest.raises(ValueError, match="tied to the embedding"):
             model.set_output_embeddings(head)
     else:
