@@ -97,10 +97,8 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         biased = any(mixture.selection_bias is not None for mixture in mixtures)
         names = {"router": bool(mixtures), "selection_bias": biased}
         self._keep_in_fp32_modules_strict = {name for name, exists in names.items() if exists}
-        if self.model.head is None:  # tools look for a head among the modules
-            rows, columns = self.model.embedding.weight.shape
-            self.lm_head = nn.Linear(columns, rows, bias=False, device="meta")
-            self.lm_head.weight = self.model.embedding.weight
+        if self.model.head is None:  # tools look for a head among the modules; `post_init` ties it
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self._tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}
         self.post_init()
 

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, MistralConfig, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from growlm.checkpoint import load_model
 from growlm.growth import Widen, grow
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.huggingface.transformers_model import CACHE_FIELD, GrowLMConfig, GrowLMForCausalLM
+from growlm.model.axes import axes_table
 from growlm.model.keyed_rng import keyed_generator
 from tests.huggingface.hf_models import Double, tokens_for
 from tests.huggingface.hf_models import make as make_theirs
@@ -96,6 +97,7 @@ def test_embeddings_are_replaced(model):
         model.set_output_embeddings(head)
         assert model.get_output_embeddings() is head
     assert model(torch.tensor([[3, 16]])).logits.shape == (1, 2, 17)
+    assert axes_table(model.model)["embedding.weight"].shape == (17, 16)
 
 
 def test_a_head_that_was_wrapped_is_called():
@@ -173,6 +175,8 @@ def test_inputs_and_targets_of_other_kinds(shared):
     expected = shared(tokens, attention_mask=mask).logits
     found = shared(inputs_embeds=rows, attention_mask=mask).logits
     assert torch.equal(found, expected)
+    uncached = shared(tokens, attention_mask=mask, use_cache=False).logits
+    assert (uncached - expected)[mask.bool()].abs().max() <= 1e-12
     for both in ({}, {"input_ids": tokens, "inputs_embeds": rows}):
         with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
             shared(**both)
@@ -225,6 +229,7 @@ def test_the_router_stays_in_fp32(tmp_path, dtype):
         block.feed_forward.selection_bias.fill_(0.1)
     model.save_pretrained(tmp_path)
     loaded = GrowLMForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded._keep_in_fp32_modules_strict == {"router", "selection_bias"}
     state = model.state_dict()
     for name, tensor in loaded.state_dict().items():
         is_kept = ".router." in name or name.endswith("selection_bias")
@@ -336,6 +341,10 @@ def test_a_static_cache_changes_nothing(shared):
     assert difference.max() <= 1e-12
     with pytest.raises(ValueError, match="must be a decoder's Cache, not a EncoderDecoderCache"):
         shared(tokens, **{CACHE_FIELD: EncoderDecoderCache(DynamicCache(), DynamicCache())})
+    forgetful = DynamicCache(config=MistralConfig(num_hidden_layers=2, sliding_window=4))
+    shared(tokens, **{CACHE_FIELD: forgetful})
+    with pytest.raises(ValueError, match="the cache keeps 5 of 10 tokens; use one that keeps all"):
+        shared(tokens[:, :2], **{CACHE_FIELD: forgetful})
 
 
 @pytest.mark.parametrize("architecture", ["auto", "growlm"])

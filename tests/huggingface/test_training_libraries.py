@@ -1,8 +1,10 @@
 """Three steps of other libraries' trainers on growlm's own class, and what they leave is a growlm model."""
 
+import datasets
 import pytest
+import tokenizers
 import torch
-from transformers import Trainer, TrainingArguments
+import transformers
 
 from growlm.checkpoint import load_model
 from growlm.growth import Deepen, Widen, grow
@@ -12,9 +14,14 @@ from tests.huggingface.hf_models import tokens_for
 from tests.huggingface.test_own_class_in_transformers import KINDS, SIZES
 
 REASON = "needs pip install 'growlm[test-integrations]'"
-pytest.importorskip("accelerate", reason=REASON)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # they warn of each other
+
+
+@pytest.fixture(autouse=True)
+def _accelerate():
+    """What transformers' own `Trainer` needs."""
+    pytest.importorskip("accelerate", reason=REASON)
 
 
 @pytest.fixture(params=["dense", "mixture"])
@@ -51,9 +58,9 @@ def test_trainer(model, tmp_path, recomputed):
     before = model(tokens).logits.detach()
     changes = {"gradient_checkpointing": recomputed, "gradient_accumulation_steps": 2}
     changes |= {"eval_strategy": "steps", "eval_steps": 3}
-    training = TrainingArguments(**arguments(tmp_path, **changes))
+    training = transformers.TrainingArguments(**arguments(tmp_path, **changes))
     data = rows(model.config)
-    trainer = Trainer(model, training, train_dataset=data, eval_dataset=data[:4])
+    trainer = transformers.Trainer(model, training, train_dataset=data, eval_dataset=data[:4])
     trainer.train()
     assert len(losses(trainer)) == 3
     trainer.save_model(tmp_path / "saved")
@@ -70,8 +77,10 @@ def test_recomputing_trains_the_same(model, tmp_path):
     start = {name: tensor.clone() for name, tensor in state.items()}
     for recomputed in (False, True):
         model.load_state_dict(start)
-        training = TrainingArguments(**arguments(tmp_path, gradient_checkpointing=recomputed))
-        trainer = Trainer(model, training, train_dataset=rows(model.config))
+        training = transformers.TrainingArguments(
+            **arguments(tmp_path, gradient_checkpointing=recomputed)
+        )
+        trainer = transformers.Trainer(model, training, train_dataset=rows(model.config))
         trainer.train()
         found.append(losses(trainer))
     assert found[0] == pytest.approx(found[1], abs=1e-6)
@@ -87,13 +96,19 @@ def test_lora(model, tmp_path, targets):
         if targets == "all-linear"
         else [*targets, *["head"] * (model.model.head is not None)]
     )
-    settings = peft.LoraConfig(r=2, target_modules=names, task_type="CAUSAL_LM")
+    stacks = ["experts.up", "experts.down"] if model.model.config.is_moe else None
+    settings = peft.LoraConfig(
+        r=2, target_modules=names, target_parameters=stacks, task_type="CAUSAL_LM"
+    )
     adapted = peft.get_peft_model(model, settings)
     output = adapted(tokens, labels=tokens)
     assert output.loss is not None
-    training = TrainingArguments(**arguments(tmp_path, gradient_checkpointing=True))
-    trainer = Trainer(adapted, training, train_dataset=rows(model.config))
+    training = transformers.TrainingArguments(**arguments(tmp_path, gradient_checkpointing=True))
+    trainer = transformers.Trainer(adapted, training, train_dataset=rows(model.config))
     trainer.train()
+    added = {name: p for name, p in adapted.named_parameters() if ".lora_B." in name}
+    assert all(p.any() for p in added.values())
+    assert any(".experts." in name for name in added) == model.model.config.is_moe
     trained = adapted.eval()(tokens).logits
     assert (trained - before).abs().max() > 1e-4
     merged = adapted.merge_and_unload()
@@ -108,14 +123,10 @@ def test_lora(model, tmp_path, targets):
 
 def test_sft_trainer(model, tmp_path):
     trl = pytest.importorskip("trl", reason=REASON)
-    datasets = pytest.importorskip("datasets")
-    tokenizers = pytest.importorskip("tokenizers")
-    from transformers import PreTrainedTokenizerFast
-
     words = {f"w{i}": i for i in range(28)} | {"<end>": 28}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<end>", pad_token="<end>", unk_token="w0"
     )
     texts = [" ".join(f"w{i}" for i in row.tolist()) for row in tokens_for(model.config, 12, 10)]

@@ -163,7 +163,7 @@ class Backbone:
         tables = RotaryTables.compute(span.stop, model.config, x)
         tables = tables.map(lambda table: table[span.start :])
         eager = weights is not None or self._owner.config._attn_implementation == "eager"
-        attention = CacheAttention(cache, slots, mask, eager, weights)
+        attention = CacheAttention(cache, span.start, slots, mask, eager, weights)
         # With padding on the right only, a token never sees any.
         is_plain = cache is None and not eager and (mask is None or _pads_right(mask))
         for index, block in enumerate(model.blocks):

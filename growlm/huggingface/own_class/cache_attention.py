@@ -24,6 +24,7 @@ class CacheAttention:
 
     Args:
         cache: Cache of keys and values; None for none.
+        past: Number of tokens in the cache before the new ones.
         slots: Slots of the new tokens, (T,).
         mask: Mask of the slots, (B, S), 0 where a token is padding; None for no padding.
         eager: Whether to compute all weights, and not to call a fused kernel.
@@ -33,12 +34,13 @@ class CacheAttention:
     def __init__(
         self,
         cache: Cache | None,
+        past: int,
         slots: Tensor,
         mask: Tensor | None,
         eager: bool,
         weights: list[Tensor] | None = None,
     ) -> None:
-        self.cache, self.slots, self.mask = cache, slots, mask
+        self.cache, self.past, self.slots, self.mask = cache, past, slots, mask
         self.eager, self.weights = eager, weights
 
     def layer(self, index: int) -> _LayerAttention:
@@ -50,7 +52,12 @@ class CacheAttention:
     ) -> Tensor:
         """Compute attention of one layer; see `_LayerAttention.attend`."""
         if self.cache is not None:
+            num_new = key.shape[2]
             key, value = self.cache.update(key, value, index)
+            if key.shape[2] < self.past + num_new:
+                raise ValueError(
+                    f"the cache keeps {key.shape[2]} of {self.past + num_new} tokens; use one that keeps all"
+                )
         mask = self._visible(key.shape[2], rule.window)
         if not self.eager:
             return masked_attention(query, key, value, mask, rule)
