@@ -80,6 +80,11 @@ def test_tokens_are_added_and_the_model_grows_with_them(model, tmp_path):
     assert (load_model(tmp_path / "ours")[0](tokens) - after).abs().max() <= 1e-12
     grown = grow(model.model, [Widen(2.0)], seed=0)
     assert (grown(tokens) - after).abs().max() <= 1e-10
+    theirs = grow(model, [Widen(2.0)], seed=0)
+    assert type(theirs) is GrowLMForCausalLM
+    assert (theirs(tokens).logits - after).abs().max() <= 1e-10
+    head = theirs.get_output_embeddings().weight
+    assert (head is theirs.get_input_embeddings().weight) == model.config.tie_word_embeddings
 
 
 def test_embeddings_are_replaced(model):
