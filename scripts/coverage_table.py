@@ -41,7 +41,7 @@ BEGIN = "<!-- begin of what scripts/coverage_table.py prints -->"
 END = "<!-- end of what scripts/coverage_table.py prints -->"
 
 EXAMPLES = {
-    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, DeepSeek-LLM",
+    "llama": "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi, SOLAR, DeepSeek-LLM, DeepSeek-Coder",
     "mistral": "Mistral 7B, Mistral Nemo",
     "mixtral": "Mixtral",
     "qwen2": "Qwen2, Qwen2.5",
@@ -64,11 +64,34 @@ EXAMPLES = {
     "glm": "GLM-4-9B",
     "glm4": "GLM-4 0414",
     "ernie4_5": "ERNIE 4.5 (dense)",
+    "phi": "Phi-1, Phi-1.5, Phi-2",
+    "falcon": "Falcon-7B",
+    "cohere": "Command-R",
+    "cohere2": "Command R7B, Command A",
+    "gptj": "GPT-J",
+    "codegen": "CodeGen",
+    "starcoder2": "StarCoder2",
+    "stablelm": "StableLM 2 1.6B, StableLM 3B",
+    "opt": "OPT (but 350M)",
+    "olmo": "OLMo 1",
+    "seed_oss": "Seed-OSS",
+    "nemotron": "Nemotron 3 and 4, Minitron",
+    "arcee": "Arcee AFM",
+    "helium": "Helium 1",
+    "cwm": "CWM",
+    "ministral": "Ministral 8B",
+    "exaone4": "EXAONE 4.0",
+    "vaultgemma": "VaultGemma",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "granitemoeshared": "Granite MoE with a shared expert",
     "growlm": "any model of growlm's",
 }
 """Published models by model type."""
-VARIANT_EXAMPLES = {"qwen2_moe": "upcycled Qwen2"}
-"""Likewise of the descriptions with fields of their own (`Architecture.own_fields`)."""
+VARIANT_EXAMPLES = {
+    "qwen2_moe": "upcycled Qwen2, Seed-OSS",
+    "falcon": "Falcon-40B and -180B, Falcon2-11B",
+}
+"""Likewise of the second description of a type."""
 SIZES = {
     "vocab_size": 64,
     "d_model": 64,
@@ -91,6 +114,8 @@ GRANITE_MULTIPLIERS = {
 FLAGS: dict[str, dict[str, Any]] = {
     "granite": GRANITE_MULTIPLIERS,
     "granitemoe": GRANITE_MULTIPLIERS,
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
     "growlm": {"tie_word_embeddings": True} | {name: {} for name in ModelConfig.part_types()},
 }
 """Keys without a default, or whose default no published model has."""
@@ -122,6 +147,12 @@ def build_small_config(architecture: Architecture) -> ModelConfig:
     return parse_model_config(architecture, content, Path())
 
 
+def is_variant(architecture: Architecture) -> bool:
+    """Return whether another description of the same model type comes before this one."""
+    alike = [each for each in ARCHITECTURES if each.model_type == architecture.model_type]
+    return architecture is not alike[0]
+
+
 def describe_architecture(architecture: Architecture, notes: list[str]) -> list[str]:
     """Return an architecture's row: how its model comes in, goes out and grows, and in which class it leaves.
 
@@ -133,7 +164,7 @@ def describe_architecture(architecture: Architecture, notes: list[str]) -> list[
     dense = config
     if architecture is GROWLM:
         dense = replace(config, num_experts=0, shared_d_ff=0, expert_d_ff=None)
-    examples = VARIANT_EXAMPLES if architecture.own_fields else EXAMPLES
+    examples = VARIANT_EXAMPLES if is_variant(architecture) else EXAMPLES
     goes_out = "yes" if can_represent(architecture, config) else "no"
     row = [f"`{architecture.class_name}`", examples[architecture.model_type], "yes", goes_out]
     upcycled, numbers = NOT_APPLICABLE, []

@@ -51,7 +51,8 @@ class Architecture:
         class_name: transformers class of the causal language model.
         fixed_fields: `ModelConfig` fields for which the architecture supports a single value.
         field_to_key: Config key of each other field; several keys, separated by spaces, must agree.
-        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's.
+        value_names: For a field whose values growlm names otherwise: growlm's value of each of the key's. For
+            several keys that need not agree: of each tuple of their values.
         conversions: For a key whose number is another function of the model than growlm's: the conversion.
         key_aliases: Other names under which transformers may store a key, and the name in this table.
         key_defaults: Values that transformers uses where a key is absent.
@@ -63,6 +64,9 @@ class Architecture:
         own_fields: Fields that its `config.json` has under growlm's own key, and that tell this description from
             another of the same class.
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
+        heads_multiple: Number that its class requires to divide `n_heads`.
+        selecting_key: One of `required_values`, whose value tells this description from another of the same class.
+        requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
     model_type: str
@@ -80,6 +84,9 @@ class Architecture:
     own_fields: Mapping[str, Any] = field(default_factory=dict)
     rotary: RotaryKeys | None = field(default_factory=RotaryKeys)
     requires_divisible_heads: bool = False
+    heads_multiple: int = 1
+    selecting_key: str | None = None
+    requires_square_output: bool = False
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:
@@ -91,6 +98,13 @@ class Architecture:
         """Config keys that the description covers."""
         mapped = {key for keys in self.field_to_key.values() for key in keys.split()}
         return {*mapped, *self.required_values, *self.layers.names}
+
+    def is_selected_by(self, content: Mapping[str, Any]) -> bool:
+        """Return whether a `config.json` has the value of `selecting_key` that this description requires."""
+        key = self.selecting_key
+        if key is None:
+            return True
+        return content.get(key, self.key_defaults.get(key)) in self.required_values[key]
 
     @property
     def unmapped_fields(self) -> list[str]:

@@ -38,8 +38,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "query_pre_attn_scalar": (None,),
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
-    "use_qk_norm": (None, False),
-    "qk_layernorm": (None, False),
+    "lm_head_bias": (None, False),
     "no_rope_layers": (None,),
 }
 """Keys of single architectures that change what the model computes, and the values at which they do not. Keys of
@@ -143,11 +142,13 @@ def parse_model_config(
     for name, hf_keys in architecture.field_to_key.items():
         value = keys.get_agreed(hf_keys.split(), architecture.value_names.get(name))
         fields[name] = _convert(architecture, hf_keys, value, keys)
+    _check_heads(architecture, fields["n_heads"], keys)
+    _derive_sizes(fields, keys)
     if architecture is not GROWLM:
         fields |= read_layers(architecture.layers, keys)
     if architecture.rotary is not None:
-        fields |= read_rope(architecture.rotary, keys, fields.get("attention.window") is not None)
-    _derive_sizes(fields, keys)
+        has_windows = fields.get("attention.window") is not None
+        fields |= read_rope(architecture.rotary, keys, has_windows, fields["head_dim"])
     fields |= _read_extras(architecture, fields, keys)
     for name, value in fields.items():
         try:
@@ -210,7 +211,11 @@ def _find_architecture(keys: ConfigReader) -> Architecture:
     own = _get_own_fields(keys)
     variants = [each for each in matching if each.own_fields]
     found = [each for each in variants if all(own.get(k) == v for k, v in each.own_fields.items())]
-    (architecture,) = found or [each for each in matching if not each.own_fields]
+    plain = [each for each in matching if not each.own_fields]
+    # Of several: if no one has this value, reading the first says which are allowed.
+    architecture, *_ = (
+        found or [each for each in plain if each.is_selected_by(keys.content)] or plain
+    )
     classes = keys.get("architectures")
     if classes is not None and classes != [architecture.class_name]:
         keys.raise_error("architectures", classes, f"must be [{architecture.class_name}]")
@@ -224,6 +229,14 @@ def _convert(architecture: Architecture, key: str, value: Any, keys: ConfigReade
     if type(value) not in (int, float) or not 0 < value < math.inf:
         keys.raise_error(key, value, "must be a number above 0")
     return conversion.read(value)
+
+
+def _check_heads(architecture: Architecture, heads: Any, keys: ConfigReader) -> None:
+    multiple = architecture.heads_multiple
+    if type(heads) is int and heads % multiple:
+        keys.raise_error(
+            architecture.get_key("n_heads"), heads, f"must be a multiple of {multiple}"
+        )
 
 
 def _derive_sizes(fields: dict[str, Any], keys: ConfigReader) -> None:

@@ -51,6 +51,9 @@ def build_hf_config(
         if names := architecture.value_names.get(name):
             found = [theirs for theirs, ours in names.items() if ours == value]
             value = found[0] if found else None  # None cannot be read back
+            if isinstance(value, tuple):  # of keys that need not agree
+                content |= dict(zip(hf_keys.split(), value, strict=True))
+                continue
         content |= dict.fromkeys(hf_keys.split(), _to_json_value(value))
     if architecture.rotary is not None:
         content |= write_layers(architecture.layers, config)
@@ -71,6 +74,8 @@ def build_hf_config(
 def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     """Return whether an architecture can represent a model: its `config.json` reads back as the same config."""
     if architecture.requires_divisible_heads and config.d_model % config.n_heads:
+        return False
+    if architecture.requires_square_output and config.d_model != config.n_heads * config.head_dim:
         return False
     content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:

@@ -23,7 +23,7 @@ from growlm.checkpoint.offline_growth import (
     check_target_folder,
     create_target_folder,
 )
-from growlm.checkpoint.safetensors_io import TensorFiles, write_tensors
+from growlm.checkpoint.safetensors_io import TensorFiles, TensorSource, write_tensors
 from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.checkpoint.weight_validation import check_tensor_shapes
 from growlm.data.tokenization.huggingface_tokenizer import EOS_TOKEN_ENTRY, HUGGINGFACE
@@ -42,6 +42,7 @@ from growlm.huggingface.keys.config_keys import CONFIG_NAME
 from growlm.huggingface.tensor_conversion import (
     HuggingFaceTensors,
     MappedTensors,
+    find_lost_tensors,
     get_state_dict_shapes,
     map_to_huggingface,
 )
@@ -145,7 +146,8 @@ def to_huggingface(
     config, record = read_config(source, SOURCE_SETTING)
     files = TensorFiles(source, WEIGHTS_STEM, SOURCE_SETTING)
     check_tensor_shapes(files, get_state_dict_shapes(config), SOURCE_SETTING)
-    chosen = GROWLM if architecture == GROWLM.model_type else choose_architecture(config, record)
+    is_own = architecture == GROWLM.model_type
+    chosen = GROWLM if is_own else choose_architecture(config, record, files)
     if chosen is not GROWLM and config.is_moe and config.routing.tie_breaking:
         reason = f"{chosen.class_name} has no such setting; use architecture=growlm"
         raise UserError("routing.tie_breaking", "true", reason)
@@ -183,11 +185,28 @@ OMITTED_RECORD_KEYS = ("tokenizer", EOS_TOKEN_ENTRY, "huggingface")
 """Entries of a checkpoint's record that an export stores elsewhere."""
 
 
-def choose_architecture(config: ModelConfig, record: Mapping[str, Any]) -> Architecture:
-    """Return the architecture that a checkpoint came from, or else the first that can represent it."""
+def choose_architecture(
+    config: ModelConfig, record: Mapping[str, Any], files: TensorSource | None = None
+) -> Architecture:
+    """Return the architecture that a checkpoint came from, or else the first that can represent it.
+
+    Args:
+        config: Config of the model.
+        record: Record of the checkpoint.
+        files: Its tensors; if given, an architecture without some of the weights is passed over.
+    """
     source_type = _origin(record).get("model_type")
     preferred = [each for each in ARCHITECTURES if each.model_type == source_type]
-    return next(each for each in (*preferred, *ARCHITECTURES) if can_represent(each, config))
+    return next(
+        each
+        for each in (*preferred, *ARCHITECTURES)
+        if can_represent(each, config) and (files is None or _has_all_weights(each, config, files))
+    )
+
+
+def _has_all_weights(architecture: Architecture, config: ModelConfig, files: TensorSource) -> bool:
+    lost = find_lost_tensors(files, config, architecture)
+    return not any(mapping.is_weight for mapping in lost.values())
 
 
 def _origin(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,11 +20,19 @@ ROW_CHUNK_ENTRIES = 2**22
 
 @dataclass(frozen=True)
 class DerivedTensor:
-    """Recipe for a tensor: the source tensors it needs, its shape, and the function that computes it."""
+    """Recipe for a tensor.
+
+    Attributes:
+        sources: Source tensors that it needs.
+        shape: Its shape.
+        make: Function that computes it.
+        dtype_of: Source tensor whose dtype it has where it needs none; None for fp32.
+    """
 
     sources: tuple[str, ...]
     shape: Shape
     make: Callable[[Sequence[ReadTensor]], Tensor]
+    dtype_of: str | None = None
 
 
 class MappedTensors:
@@ -71,14 +79,16 @@ class MappedTensors:
             read: Function that returns the value for a name of the source.
         """
         derived = self._derived[name]
-        return derived.make([partial(read, source) for source in derived.sources])
+        tensor = derived.make([partial(read, source) for source in derived.sources])
+        return tensor if derived.sources else tensor.to(self._infos[name].dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows from `start` up to `stop` of a tensor."""
         return self.read(name)[start:stop]
 
     def _dtype(self, name: str, derived: DerivedTensor) -> torch.dtype:
-        dtypes = {self.files.info(source).dtype for source in derived.sources}
+        sources = derived.sources or filter(None, [derived.dtype_of])
+        dtypes = {self.files.info(source).dtype for source in sources}
         if len(dtypes) > 1:
             listed = ", ".join(sorted(map(str, dtypes)))
             reason = f"the tensors that make up {name} have different dtypes: {listed}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from growlm.huggingface.tensor_mapping import (
     AbsentMapping,
@@ -23,18 +24,26 @@ from growlm.huggingface.tensor_mapping import (
     TransposedMapping,
     ZeroMapping,
 )
-from growlm.model.config import ModelConfig
+from growlm.model.config import ModelConfig, get_field
 
 _PLACEHOLDERS = {"layer": r"\d+", "kind": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
 class MappingRule:
-    """Templates of growlm names, the template of the Hugging Face name, and the mapping between the tensors."""
+    """Templates of growlm names, the template of the Hugging Face name, and the mapping between the tensors.
+
+    A rule with a condition, a field of the config and its value, applies only to models that fulfill it.
+    """
 
     growlm_names: tuple[str, ...]
     hf_name: str
     mapping: TensorMapping
+    condition: tuple[str, Any] | None = None
+
+    def applies_to(self, config: ModelConfig) -> bool:
+        """Return whether a model fulfills the rule's condition."""
+        return self.condition is None or get_field(config, self.condition[0]) == self.condition[1]
 
 
 def identity_rule(growlm_name: str, hf_name: str) -> MappingRule:
@@ -47,30 +56,41 @@ def stacked_rule(growlm_name: str, hf_name: str) -> MappingRule:
     return MappingRule((growlm_name,), hf_name, StackedMapping())
 
 
+def rule_if(condition: tuple[str, Any], rule: MappingRule) -> MappingRule:
+    """Return the rule for models whose config has the value of the given field."""
+    return replace(rule, condition=condition)
+
+
 def fused_rule(
-    growlm_names: Sequence[str], hf_name: str, *, dim: int, groups_field: str | None = None
+    growlm_names: Sequence[str],
+    hf_name: str,
+    *,
+    dim: int,
+    groups_field: str | None = None,
+    groups: int = 1,
 ) -> MappingRule:
     """Return a rule for several growlm tensors that are one tensor in Hugging Face; see `FusedMapping`."""
-    return MappingRule(
-        tuple(growlm_names), hf_name, FusedMapping(len(growlm_names), dim, groups_field)
-    )
+    mapping = FusedMapping(len(growlm_names), dim, groups_field, groups)
+    return MappingRule(tuple(growlm_names), hf_name, mapping)
 
 
-def concatenated_rule(growlm_rows: Mapping[str, str], hf_name: str) -> MappingRule:
+def concatenated_rule(
+    growlm_rows: Mapping[str, str], hf_name: str, *, groups_field: str | None = None
+) -> MappingRule:
     """Return a rule for several growlm tensors whose rows are one Hugging Face tensor.
 
     Args:
         growlm_rows: Growlm name of each, with the axis of its rows.
         hf_name: Hugging Face name.
+        groups_field: See `ConcatenatedMapping`.
     """
-    return MappingRule(
-        tuple(growlm_rows), hf_name, ConcatenatedMapping(tuple(growlm_rows.values()))
-    )
+    mapping = ConcatenatedMapping(tuple(growlm_rows.values()), groups_field)
+    return MappingRule(tuple(growlm_rows), hf_name, mapping)
 
 
 def transposed_rule(rule: MappingRule) -> MappingRule:
     """Return the rule for a Hugging Face tensor that is transposed, too."""
-    return MappingRule(rule.growlm_names, rule.hf_name, TransposedMapping(rule.mapping))
+    return replace(rule, mapping=TransposedMapping(rule.mapping))
 
 
 def zero_rule(hf_name: str, *sizes: int | str) -> MappingRule:
@@ -79,8 +99,13 @@ def zero_rule(hf_name: str, *sizes: int | str) -> MappingRule:
 
 
 def absent_rule(growlm_name: str, *shape_fields: str) -> MappingRule:
-    """Return a rule for a growlm tensor that Hugging Face does not have; see `AbsentMapping`."""
+    """Return a rule for a growlm tensor, zero, that Hugging Face does not have; see `AbsentMapping`."""
     return MappingRule((growlm_name,), "", AbsentMapping(shape_fields))
+
+
+def unit_gain_rule(growlm_name: str) -> MappingRule:
+    """Return a rule for the gains of a norm that has none in Hugging Face: they are one."""
+    return MappingRule((growlm_name,), "", AbsentMapping(("d_model",), value=1.0, is_weight=True))
 
 
 @dataclass(frozen=True)
@@ -103,6 +128,7 @@ def resolve_rules(
         config: Config of the model.
         shapes: Shapes of all its parameters and buffers, by growlm name.
     """
+    rules = [rule for rule in rules if rule.applies_to(config)]
     resolved: list[ResolvedRule] = []
     done: set[str] = set()
     for name in shapes:

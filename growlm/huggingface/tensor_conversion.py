@@ -24,7 +24,7 @@ from growlm.huggingface.lazy_tensors import (
     iter_row_chunks,
 )
 from growlm.huggingface.mapping_rules import MappingRule, ResolvedRule, get_hf_name, resolve_rules
-from growlm.huggingface.tensor_mapping import ReadTensor, Shape
+from growlm.huggingface.tensor_mapping import AbsentMapping, ReadTensor, Shape
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
@@ -102,19 +102,44 @@ def map_to_huggingface(
         layout: Rules of one of the architecture's layouts; the one of files if not given.
 
     Raises:
-        UserError: If a tensor that the architecture does not have is not zero.
+        UserError: If a tensor that the architecture does not have is not what its class computes as if it had.
     """
     rules = layout or architecture.tensor_layouts[0]
     resolved = resolve_rules(rules, config, get_state_dict_shapes(config))
-    for rule in resolved:
-        if not rule.hf_names and files.read(rule.growlm_names[0]).any():
-            reason = (
-                f"{rule.growlm_names[0]} is not zero, and {architecture.class_name} has no such tensor; "
-                "use architecture=growlm to export it with growlm's own class"
-            )
-            raise UserError(files.key, files.folder, reason)
+    for name, mapping in find_lost_tensors(files, config, architecture).items():
+        reason = (
+            f"{name} is not {'one' if mapping.value else 'zero'}, and {architecture.class_name} has no such "
+            "tensor; use architecture=growlm to export it with growlm's own class"
+        )
+        raise UserError(files.key, files.folder, reason)
     source = files if dtype is None else CastTensors(files, dtype)
     return MappedTensors(source, _derive_hf_tensors(resolved, config))
+
+
+def find_lost_tensors(
+    files: TensorSource, config: ModelConfig, architecture: Architecture
+) -> dict[str, AbsentMapping]:
+    """Return the tensors of a checkpoint that an architecture does not have, and could not do without.
+
+    Args:
+        files: Tensors of the checkpoint.
+        config: Config of the model.
+        architecture: Architecture that can represent the config.
+
+    Returns:
+        The mapping of each tensor whose values are others than the architecture's class implies.
+    """
+    lost: dict[str, AbsentMapping] = {}
+    rules = architecture.tensor_layouts[0]
+    if all(rule.hf_name for rule in rules):
+        return lost
+    for rule in resolve_rules(rules, config, get_state_dict_shapes(config)):
+        if not rule.hf_names:
+            (name,), mapping = rule.growlm_names, rule.mapping
+            assert isinstance(mapping, AbsentMapping)  # no other mapping has no tensor
+            if bool((files.read(name) != mapping.value).any()):
+                lost[name] = mapping
+    return lost
 
 
 def open_safetensors(folder: Path, key: str) -> TensorFiles:
@@ -243,14 +268,22 @@ class _FilteredTensors:
 def _derive_growlm_tensors(
     resolved: Sequence[ResolvedRule], config: ModelConfig, shapes: Mapping[str, Shape]
 ) -> dict[str, DerivedTensor]:
+    any_name = next(rule.hf_names[0] for rule in resolved if rule.hf_names)
     derived = {
         name: DerivedTensor(
-            rule.hf_names, shapes[name], partial(_make_growlm_tensor, rule, config, index)
+            rule.hf_names,
+            shapes[name],
+            partial(_make_growlm_tensor, rule, config, index),
+            dtype_of=any_name if _is_absent_weight(rule) else None,
         )
         for rule in resolved
         for index, name in enumerate(rule.growlm_names)
     }
     return {name: derived[name] for name in shapes}
+
+
+def _is_absent_weight(rule: ResolvedRule) -> bool:
+    return isinstance(rule.mapping, AbsentMapping) and rule.mapping.is_weight
 
 
 def _derive_hf_tensors(

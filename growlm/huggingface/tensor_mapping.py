@@ -6,10 +6,10 @@
 | StackedMapping  | a separate tensor for each index of growlm's first dimension (experts)                    |
 | FusedMapping    | one tensor for several growlm tensors, concatenated along a dimension, group by group     |
 |                 | (attention heads)                                                                         |
-| ConcatenatedMapping | one tensor for several of different sizes, one after the other                        |
+| ConcatenatedMapping | one tensor for several of different sizes, one after the other, group by group        |
 | TransposedMapping | the matrix transposed                                                                   |
 | ZeroMapping     | a tensor of zeros that growlm does not have                                               |
-| AbsentMapping   | no such tensor: growlm's is all zeros                                                     |
+| AbsentMapping   | no such tensor: growlm's has one value everywhere                                         |
 
 Tensors are passed as functions that read them, so that a mapping holds no more in memory than it needs.
 """
@@ -104,12 +104,14 @@ class FusedMapping:
     Args:
         num_parts: Number of growlm tensors, all of the same shape.
         dim: Dimension along which they are concatenated.
-        groups_field: `ModelConfig` field that holds the number of groups; None for a single group.
+        groups_field: `ModelConfig` field that holds the number of groups; None for `groups`.
+        groups: Number of groups where no field holds it.
     """
 
     num_parts: int
     dim: int
     groups_field: str | None = None
+    groups: int = 1
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """Return the one fused shape: `dim` is `num_parts` times as long."""
@@ -142,18 +144,22 @@ class FusedMapping:
         return view.select(self.dim + 1, index).flatten(self.dim, self.dim + 1).contiguous()
 
     def _num_groups(self, config: ModelConfig) -> int:
-        return 1 if self.groups_field is None else int(getattr(config, self.groups_field))
+        return self.groups if self.groups_field is None else int(getattr(config, self.groups_field))
 
 
 @dataclass(frozen=True)
 class ConcatenatedMapping:
     """Mapping of several growlm tensors, of different sizes, to one that concatenates their rows.
 
+    With groups, the rows of each tensor are divided among them, and those of a group come before the next group's.
+
     Args:
         axes: Axis of each growlm tensor's rows.
+        groups_field: `ModelConfig` field that holds the number of groups; None for a single group.
     """
 
     axes: tuple[str, ...]
+    groups_field: str | None = None
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """Return the one shape, with the sum of the rows."""
@@ -163,14 +169,22 @@ class ConcatenatedMapping:
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
         """Concatenate the growlm tensors."""
-        return torch.cat([source() for source in sources])
+        groups = self._num_groups(config)
+        return torch.cat([source().unflatten(0, (groups, -1)) for source in sources], 1).flatten(
+            0, 1
+        )
 
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
         """Return the rows of one growlm tensor."""
-        sizes = config.axis_sizes()
-        return sources[0]().split([sizes[axis] for axis in self.axes])[index].contiguous()
+        sizes, groups = config.axis_sizes(), self._num_groups(config)
+        rows = sources[0]().unflatten(0, (groups, -1))
+        parts = rows.split([sizes[axis] // groups for axis in self.axes], dim=1)
+        return parts[index].flatten(0, 1).contiguous()
+
+    def _num_groups(self, config: ModelConfig) -> int:
+        return 1 if self.groups_field is None else int(getattr(config, self.groups_field))
 
 
 @dataclass(frozen=True)
@@ -239,13 +253,18 @@ class ZeroMapping:
 
 @dataclass(frozen=True)
 class AbsentMapping:
-    """Mapping of a growlm tensor that Hugging Face does not have: only zeros can be exported.
+    """Mapping of a growlm tensor that Hugging Face does not have: only one value can be exported.
 
     Args:
         shape_fields: `ModelConfig` fields that hold the tensor's shape, one per dimension.
+        value: Value of all its entries.
+        is_weight: Whether it is a weight, in the precision of the others; a model in which it has other values
+            leaves in another class.
     """
 
     shape_fields: tuple[str, ...]
+    value: float = 0.0
+    is_weight: bool = False
 
     def hf_shapes(self, config: ModelConfig, growlm_shapes: Sequence[Shape]) -> list[Shape]:
         """Return no shapes."""
@@ -260,5 +279,6 @@ class AbsentMapping:
     def make_growlm_tensor(
         self, config: ModelConfig, sources: Sequence[ReadTensor], index: int
     ) -> Tensor:
-        """Return zeros of the tensor's shape."""
-        return torch.zeros([int(getattr(config, field)) for field in self.shape_fields])
+        """Return the tensor that Hugging Face's class computes as if it had, in fp32."""
+        shape = [int(getattr(config, field)) for field in self.shape_fields]
+        return torch.full(shape, self.value)

@@ -98,8 +98,11 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         names = {"router": bool(mixtures), "selection_bias": biased}
         self._keep_in_fp32_modules_strict = {name for name, exists in names.items() if exists}
         if self.model.head is None:  # tools look for a head among the modules; `post_init` ties it
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            has_bias = self.model.tied_head_bias is not None
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=has_bias)
             self._tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}
+            if has_bias:
+                self._tied_weights_keys["lm_head.bias"] = "model.tied_head_bias"
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,6 +132,12 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
         if self.model.head is None:
             self.lm_head.weight = value.weight
             self.lm_head.out_features = value.num_embeddings
+            if (bias := self.model.tied_head_bias) is not None and len(bias) != len(value.weight):
+                resized = bias.new_zeros(len(value.weight))
+                kept = min(len(bias), len(resized))
+                resized[:kept] = bias.detach()[:kept]
+                self.model.tied_head_bias = nn.Parameter(resized, bias.requires_grad)
+                self.lm_head.bias = self.model.tied_head_bias
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the output head."""

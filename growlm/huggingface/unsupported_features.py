@@ -55,7 +55,6 @@ POSITIONS_AND_ATTENTION = (
         "ALiBi position biases", ("bloom", "mpt"), {"alibi": (None, False)}, verb="are"
     ),
     UnsupportedFeature("sinusoidal positions", ("xglm",), verb="are"),
-    UnsupportedFeature("learned positions with an offset", ("biogpt", "opt"), verb="are"),
     UnsupportedFeature(
         "bidirectional attention",
         (
@@ -66,8 +65,11 @@ POSITIONS_AND_ATTENTION = (
     ),
 )
 NORMS = (
-    UnsupportedFeature("LayerNorm without a gain", ("olmo",)),
-    UnsupportedFeature("LayerNorm of queries and keys", ("persimmon",)),
+    UnsupportedFeature(
+        "LayerNorm of queries and keys",
+        ("persimmon",),
+        {"qk_layernorm": (None, False), "use_qk_norm": (None, False)},
+    ),
     UnsupportedFeature(
         "normalization of queries and keys after the rotation",
         ("hunyuan_v1_dense", "hunyuan_v1_moe"),
@@ -78,11 +80,6 @@ NORMS = (
         ("openai-gpt",),
         {"do_layer_norm_before": (None, True)},
     ),
-    # Falcon-40B, of the same type as Falcon-7B, has two norms, but no table either.
-    UnsupportedFeature(
-        "a norm shared by attention and feed-forward block",
-        ("codegen", "cohere", "cohere2", "falcon", "gptj", "phi"),
-    ),
 )
 FEED_FORWARD_AND_EMBEDDINGS = (
     UnsupportedFeature("the xIELU activation", ("apertus",)),
@@ -90,11 +87,6 @@ FEED_FORWARD_AND_EMBEDDINGS = (
     UnsupportedFeature("sigmoid routing", ("dots1", "glm4_moe", "minimax_m2")),
     UnsupportedFeature("SparseMixer routing", ("phimoe",)),
     UnsupportedFeature("a selection bias on the experts' probabilities", ("ernie4_5_moe",)),
-    UnsupportedFeature(
-        "a bias of the head",
-        ("codegen", "gptj", "phi", "phimoe"),
-        {"lm_head_bias": (None, False)},
-    ),
     UnsupportedFeature(
         "embeddings of another width than the model",
         keys={"word_embed_proj_dim": (None, "hidden_size")},
@@ -158,10 +150,7 @@ UNSUPPORTED_FEATURES = (
     *OTHER_BLOCKS,
     *OTHER_INPUTS_AND_WEIGHTS,
 )
-UNDESCRIBED_TYPES = (
-    *("arcee", "cwm", "exaone4", "gpt_bigcode", "granitemoeshared", "helium", "ministral"),
-    *("nemotron", "seed_oss", "stablelm", "starcoder2", "vaultgemma"),
-)
+UNDESCRIBED_TYPES = ("biogpt",)
 """Types of models that growlm's model could compute, and that no table describes."""
 
 

@@ -106,6 +106,8 @@ class _DecodingBatch:
         self.head = get_full_tensor(model.head_weight)
         if num_token_ids is not None and num_token_ids < len(self.head):
             self.head = self.head[:num_token_ids]
+        bias = model.head_bias
+        self.head_bias = None if bias is None else get_full_tensor(bias)[: len(self.head)]
         self.continuations = [Continuation() for _ in prompts]
         longest = max(len(prompt) for prompt in prompts)
         limit = model.config.max_seq_len
@@ -208,7 +210,7 @@ class _DecodingBatch:
         return self._drop_finished(tokens) if self.unfinished else []
 
     def _sample(self, hidden: Tensor) -> Tensor:
-        logits = self.model.compute_logits(hidden, self.head)
+        logits = self.model.compute_logits(hidden, self.head, self.head_bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.seen_tokens is not None:
             logits = apply_repetition_penalty(

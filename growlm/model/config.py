@@ -238,6 +238,12 @@ class ModelConfig(metaclass=_ConfigType):
         return self.embedding.multiplier * width
 
     @property
+    def _num_position_rows(self) -> int:
+        if self.embedding.positions != "learned":
+            return 0
+        return self.max_seq_len + self.embedding.position_offset
+
+    @property
     def rotary_dim(self) -> int:
         """Number of channels of each head that are rotated."""
         return int(self.head_dim * self.rope.fraction)
@@ -254,7 +260,7 @@ class ModelConfig(metaclass=_ConfigType):
             "experts": self.num_experts,
             "expert_hidden": self.expert_d_ff or 0,
             "shared_hidden": self.shared_d_ff,
-            "positions": self.max_seq_len if self.embedding.positions == "learned" else 0,
+            "positions": self._num_position_rows,
         }
 
     @property
@@ -304,17 +310,23 @@ class ModelConfig(metaclass=_ConfigType):
                     raise UserError(name, value, reason)
         self._check_norms()
         self._check_layers()
+        if self.embedding.position_offset and self.embedding.positions != "learned":
+            reason = "has no effect without embedding.positions=learned"
+            raise UserError("embedding.position_offset", self.embedding.position_offset, reason)
 
     def _check_norms(self) -> None:
         if self.norm.gain_offset not in (0.0, 1.0):
             raise UserError("norm.gain_offset", self.norm.gain_offset, "must be 0 or 1")
+        if self.norm.shared:
+            if not self.norm.parallel_residual:
+                raise UserError("norm.shared", "true", "needs norm.parallel_residual=true")
+            if self.norm.placement == "post":
+                raise UserError("norm.shared", "true", "needs norm.placement=pre or both")
         if self.norm.kind == "rmsnorm":
             return
         reason = "needs norm.kind=rmsnorm"
         if self.norm.placement != "pre":
             raise UserError("norm.placement", self.norm.placement, reason)
-        if self.norm.gain_offset:
-            raise UserError("norm.gain_offset", self.norm.gain_offset, reason)
 
     def _check_layers(self) -> None:
         for name in ("attention", "rotary", "mixture"):

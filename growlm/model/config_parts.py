@@ -117,12 +117,15 @@ class NormConfig:
     parallel_residual: bool = False
     """Whether attention and feed-forward block both read the stream before the block (as in GPT-NeoX), not one
     after the other."""
+    shared: bool = False
+    """Whether both read it through the same norm (as in Phi-2, Falcon-7B and Command-R); needs
+    `parallel_residual`."""
     placement: str = field(default="pre", metadata=limits(choices=("pre", "post", "both")))
     """Where each sub-block (attention, feed-forward) is normalized: its input, its output before that is added to
     the residual stream (as in OLMo 2), or both (as in Gemma 2). `post` and `both` need `rmsnorm`."""
     gain_offset: float = field(default=0.0, metadata=limits(minimum=0.0, maximum=1.0))
-    """Constant added to the weights of RMSNorms, `qk_norm` included: 0, or 1 where gains are stored as 1 + weight
-    (as in Gemma)."""
+    """Constant added to the weights of norms, `qk_norm` included: 0, or 1 where gains are stored as 1 + weight
+    (as in Gemma, and in Nemotron's LayerNorm)."""
     residual_multiplier: float = field(default=1.0, metadata=limits(above=0.0))
     """Factor of the output of each sub-block when it is added to the residual stream (as in Granite)."""
 
@@ -192,6 +195,8 @@ class EmbeddingConfig:
     positions: str = field(default="none", metadata=limits(choices=("none", "learned")))
     """`learned`: a trained vector for each position is added to the token's embedding (as in GPT-2), and nothing
     is rotated. `none`: positions come from `rope` alone."""
+    position_offset: int = field(default=0, metadata=limits(minimum=0, maximum=1024))
+    """Rows of the table of learned positions before that of the first position, which nothing reads (2 in OPT)."""
     multiplier: float = field(default=1.0, metadata=limits(above=0.0))
     """Factor of the token embeddings (as in Granite)."""
     scale_by_width: bool = False
@@ -200,6 +205,9 @@ class EmbeddingConfig:
     """Factor of the logits (as in Granite)."""
     logit_softcap: float | None = field(default=None, metadata=limits(above=0.0))
     """Bound on the logits: they become softcap · tanh(logit / softcap) (Gemma 2). None for no bound."""
+    head_bias: bool = False
+    """Whether the head has a bias (as in Phi-2), one number for each token of the vocabulary. `logit_multiplier`
+    does not multiply it."""
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         softcap: float | None,
+        bias: Tensor | None,
     ) -> Tensor:
         num_tokens, vocabulary = len(hidden), len(weight)
-        needs_hidden_grad, needs_weight_grad = ctx.needs_input_grad[:2]
+        needs_hidden_grad, needs_weight_grad, *_, needs_bias_grad = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if needs_hidden_grad else None
         grad_weight: Tensor | None = None
+        grad_bias = torch.zeros_like(bias) if needs_bias_grad and bias is not None else None
         loss = torch.zeros(
             (), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device
         )
         hidden_cast, weight_cast = hidden.to(dtype), weight.to(dtype)
+        bias_cast = None if bias is None else bias.to(dtype)
         width = -(-vocabulary // LOGITS_ROW_ALIGNMENT) * LOGITS_ROW_ALIGNMENT
         chunk_rows = min(num_tokens, max(1, CHUNK_BYTES // (width * hidden_cast.element_size())))
         # Zeros, not `new_empty`: with an odd vocabulary, oneDNN's AMX kernels read a column of the padding and
@@ -57,7 +60,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, num_tokens, chunk_rows):
             chunk = hidden_cast[start : start + chunk_rows]
             scores = padded[: len(chunk), :vocabulary]
-            torch.mm(chunk, weight_cast.T, out=scores)
+            if bias_cast is None:
+                torch.mm(chunk, weight_cast.T, out=scores)
+            else:
+                torch.addmm(bias_cast, chunk, weight_cast.T, out=scores)
             tanh = None if softcap is None else scores.div_(softcap).tanh_().clone()
             if softcap is not None:
                 scores.mul_(softcap)
@@ -74,15 +80,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     if grad_weight is None
                     else grad_weight.add_(chunk_grad)
                 )
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if grad_bias is not None:
+                grad_bias += scores.sum(0, dtype=loss.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.num_tokens = num_tokens
         return loss / num_tokens
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = grads[0] / ctx.num_tokens
-        scaled = [None if g is None else g.mul_(factor.to(g.dtype)) for g in ctx.saved_tensors]
-        return scaled[0], scaled[1], None, None, None
+        hidden, weight, bias = (
+            None if g is None else g.mul_(factor.to(g.dtype)) for g in ctx.saved_tensors
+        )
+        return hidden, weight, None, None, None, bias
 
 
 def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
@@ -101,7 +111,11 @@ def _loss_and_gradient(scores: Tensor, targets: Tensor, exact: torch.dtype) -> T
 
 @torch.no_grad()
 def token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return the cross-entropy of each token, (N,), in at least fp32 and without a gradient.
 
@@ -112,14 +126,17 @@ def token_losses(
         weight: (V, D).
         targets: Token ids, (N,).
         softcap: Bound on the logits; see `cap_logits`.
+        bias: Added to the logits, (V,); None for none.
     """
     dtype = matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         rows = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
         losses = []
         for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-            scores = cap_logits(chunk @ weight.T, softcap)
+            scores = chunk @ weight.T if bias is None else torch.addmm(bias, chunk, weight.T)
+            scores = cap_logits(scores, softcap)
             exact = torch.promote_types(dtype, torch.float32)
             block_rows = _block_bytes() // (len(weight) * exact.itemsize)
             block_rows = max(1, block_rows) if scores.device.type == "cpu" else len(scores)
@@ -139,9 +156,13 @@ def matmul_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean cross-entropy of the logits `hidden @ weight.T`, in at least fp32.
+    """Return the mean cross-entropy of the logits `hidden @ weight.T + bias`, in at least fp32.
 
     Products are in autocast's precision. The backward pass can run only once.
 
@@ -150,12 +171,13 @@ def linear_cross_entropy(
         weight: (V, D).
         targets: Token ids, (N,).
         softcap: Bound on the logits; see `cap_logits`.
+        bias: Added to the logits, (V,); None for none.
     """
     if not torch.is_grad_enabled():  # the autograd function would compute the gradients anyway
-        return token_losses(hidden, weight, targets, softcap).mean()
+        return token_losses(hidden, weight, targets, softcap, bias).mean()
     dtype = matmul_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, softcap)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype, softcap, bias)
 
 
 def _block_bytes() -> int:

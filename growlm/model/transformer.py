@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from growlm.model.axes import label_blocks
+from growlm.model.axes import Label, label, label_blocks, writes
 from growlm.model.config import ModelConfig
 from growlm.model.initialization import initialize_weights
 from growlm.model.kv_cache import KeyValueCache, LayerCache
@@ -48,7 +48,8 @@ class Block(nn.Module):
         self.attention_norm = labeled_norm(config) if pre else None
         self.attention = Attention(config, index)
         self.attention_post_norm = labeled_norm(config, ends_update=True) if post else None
-        self.feed_forward_norm = labeled_norm(config) if pre else None
+        self.feed_forward_norm = labeled_norm(config) if pre and not norm.shared else None
+        self.shares_norm = norm.shared
         is_mixture = config.is_mixture(index)
         self.feed_forward = MixtureOfExperts(config) if is_mixture else FeedForward(config)
         self.feed_forward_post_norm = labeled_norm(config, ends_update=True) if post else None
@@ -64,9 +65,11 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream (B, T, D) after this block, given the one before it (B, T, D)."""
         positions, mask = (None, None) if documents is None else documents
-        update = self.attention(_apply(self.attention_norm, x), cos, sin, cache, mask)
+        normalized = _apply(self.attention_norm, x)
+        update = self.attention(normalized, cos, sin, cache, mask)
         before, x = x, self._add(x, update, self.attention_post_norm)
-        normalized = _apply(self.feed_forward_norm, before if self.parallel_residual else x)
+        if not self.shares_norm:
+            normalized = _apply(self.feed_forward_norm, before if self.parallel_residual else x)
         if isinstance(self.feed_forward, MixtureOfExperts):
             update = self.feed_forward(normalized, routings, positions)
         else:
@@ -122,16 +125,21 @@ class TransformerLM(nn.Module):
         self.embedding = label_embedding(nn.Embedding(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
-            table = nn.Embedding(config.max_seq_len, config.d_model)
+            table = nn.Embedding(config.axis_sizes()["positions"], config.d_model)
             self.position_embedding = label_embedding(table, over="positions")
         blocks = (block_class(config, i) for i in range(config.n_layers))
         self.blocks = label_blocks(nn.ModuleList(blocks))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
+        has_bias = config.embedding.head_bias
         self.head = (
             None
             if config.tie_embeddings
-            else labeled_linear(config, read="residual", write="vocabulary", bias=False)
+            else labeled_linear(config, read="residual", write="vocabulary", bias=has_bias)
         )
+        self.tied_head_bias: nn.Parameter | None = None
+        if config.tie_embeddings and has_bias:
+            self.tied_head_bias = nn.Parameter(torch.empty(config.vocab_size))
+            label(self, tied_head_bias=Label((writes("vocabulary"),)))
 
     def forward(
         self,
@@ -155,11 +163,23 @@ class TransformerLM(nn.Module):
             ValueError: If the sequence is too long.
         """
         hidden = self._forward_hidden(tokens, routings, positions)
-        return self.compute_logits(hidden, self.head_weight)
+        return self.compute_logits(hidden, self.head_weight, self.head_bias)
 
-    def compute_logits(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
-        """Return the logits (..., V) of final hidden states (..., D), given `head_weight` or some rows of it."""
-        return cap_logits(F.linear(hidden, head_weight), self.config.embedding.logit_softcap)
+    def compute_logits(
+        self, hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None
+    ) -> Tensor:
+        """Return the logits of final hidden states.
+
+        Args:
+            hidden: (..., D).
+            head_weight: The model's `head_weight`, or some rows of it, (V, D).
+            head_bias: The same rows of its `head_bias`, (V,); None if the model has none.
+
+        Returns:
+            (..., V).
+        """
+        logits = F.linear(hidden, head_weight, head_bias)
+        return cap_logits(logits, self.config.embedding.logit_softcap)
 
     def loss(
         self,
@@ -176,8 +196,8 @@ class TransformerLM(nn.Module):
         """
         positions = None if positions is None else positions[:, :-1]
         hidden = self._forward_hidden(batch[:, :-1], routings, positions).flatten(0, 1)
-        softcap = self.config.embedding.logit_softcap
-        return linear_cross_entropy(hidden, self.head_weight, batch[:, 1:].flatten(), softcap)
+        softcap, targets = self.config.embedding.logit_softcap, batch[:, 1:].flatten()
+        return linear_cross_entropy(hidden, self.head_weight, targets, softcap, self.head_bias)
 
     @torch.no_grad()
     def token_losses(
@@ -204,12 +224,17 @@ class TransformerLM(nn.Module):
             else (hidden[score_mask], targets[score_mask])
         )
         softcap = self.config.embedding.logit_softcap
-        return token_losses(hidden, self.head_weight, targets, softcap)
+        return token_losses(hidden, self.head_weight, targets, softcap, self.head_bias)
 
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix, (V, D), which the final hidden state is multiplied with."""
         return self.embedding.weight if self.head is None else self.head.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The head's bias, (V,); None if it has none."""
+        return self.tied_head_bias if self.head is None else self.head.bias
 
     def last_hidden_state(
         self,
@@ -276,7 +301,8 @@ class TransformerLM(nn.Module):
             return x
         # Sequences of a batch that are full go along until the others are, too.
         last = self.config.max_seq_len - 1
-        return x + self.position_embedding(positions.clamp(max=last))
+        rows = positions.clamp(max=last) + self.config.embedding.position_offset
+        return x + self.position_embedding(rows)
 
     def finish(self, x: Tensor) -> Tensor:
         """Return the final hidden state, which the head reads, for the residual stream after the last block."""

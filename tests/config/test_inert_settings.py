@@ -37,6 +37,7 @@ INERT = [
     ([], "model.attention.qk_norm_eps=1e-3", "qk_norm=none has no such norms"),
     (["model.norm.kind=rmsnorm"], "model.norm.bias=true", "has no biases"),
     (["model.embedding.positions=learned"], "model.rope.theta=5", "rotates nothing"),
+    ([], "model.embedding.position_offset=2", "set that too, or leave this out"),
     ([], "model.top_k=3", r"phases\.NAME\.grow\.0\.upcycle\.top_k"),
     (["phases.moe.grow=[]"], "model.routing.z_weight=0.1", "only those have routers"),
     ([], "baseline.equal=tokens", "needs a baseline"),

@@ -32,6 +32,14 @@ GROWTHS = (
     [MultiplyExperts(2), Widen(scale_factor=2, noise_snr_db=40.0)],
     [Widen(scale_factor=2, new_channels="fresh"), Deepen(init="fresh")],
 )
+PARTS = {
+    "default": {
+        "norm": {"parallel_residual": True, "shared": True},
+        "embedding": {"head_bias": True},
+    },
+    "llama": {},
+}
+"""Parts of the model of each family that few models have."""
 PROGRAM = __file__
 
 
@@ -82,7 +90,7 @@ def assert_checks_agree(expected, found):
 
 def grow_beside(family, mesh):
     """A model whole, the same one sharded; both through all growths."""
-    config = tiny_config(family, d_ff=28)
+    config = tiny_config(family, d_ff=28, **PARTS[family])
     assert_same(
         TransformerLM(config, 3).state_dict(), create_sharded_model(config, 3, mesh).state_dict()
     )

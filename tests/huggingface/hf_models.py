@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +16,9 @@ from growlm.runtime.torchao_notices import suppress_torchao_notices
 
 with suppress_torchao_notices():  # before the first test needs a model class
     import transformers.modeling_utils
+with warnings.catch_warnings():  # in 5.6 it uses torch.jit.script
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import transformers.models.gpt_bigcode.modeling_gpt_bigcode
 
 transformers.logging.disable_progress_bar()
 
@@ -50,6 +54,26 @@ CONFIGS = {
     "glm": transformers.GlmConfig,
     "glm4": transformers.Glm4Config,
     "ernie4_5": transformers.Ernie4_5Config,
+    "phi": transformers.PhiConfig,
+    "falcon": transformers.FalconConfig,
+    "cohere": transformers.CohereConfig,
+    "cohere2": transformers.Cohere2Config,
+    "gptj": transformers.GPTJConfig,
+    "codegen": transformers.CodeGenConfig,
+    "starcoder2": transformers.Starcoder2Config,
+    "stablelm": transformers.StableLmConfig,
+    "opt": transformers.OPTConfig,
+    "olmo": transformers.OlmoConfig,
+    "seed_oss": transformers.SeedOssConfig,
+    "nemotron": transformers.NemotronConfig,
+    "arcee": transformers.ArceeConfig,
+    "helium": transformers.HeliumConfig,
+    "cwm": transformers.CwmConfig,
+    "ministral": transformers.MinistralConfig,
+    "exaone4": transformers.Exaone4Config,
+    "vaultgemma": transformers.VaultGemmaConfig,
+    "gpt_bigcode": transformers.GPTBigCodeConfig,
+    "granitemoeshared": transformers.GraniteMoeSharedConfig,
 }
 """The config class of each model type."""
 GROUPED = {"num_key_value_heads": 2}
@@ -96,13 +120,38 @@ FIXED = {
     "glm": GROUPED | {"head_dim": 8},
     "glm4": GROUPED | {"head_dim": 8},
     "ernie4_5": GROUPED | {"head_dim": 8},
+    "phi": GROUPED,
+    "falcon": {"ffn_hidden_size": 48},
+    "cohere": GROUPED,
+    "cohere2": GROUPED | MIXED,
+    "gptj": {"n_inner": 48, "rotary_dim": 4},
+    "codegen": {"n_inner": 48, "rotary_dim": 4},
+    "starcoder2": GROUPED,
+    "stablelm": GROUPED,
+    "opt": {"ffn_dim": 48, "dropout": 0.0},
+    "olmo": GROUPED,
+    "seed_oss": GROUPED
+    | {"head_dim": 8}
+    | dict.fromkeys(("attention_dropout", "residual_dropout"), 0.0),
+    "nemotron": GROUPED,
+    "arcee": GROUPED,
+    "helium": GROUPED | {"head_dim": 8},
+    "cwm": GROUPED | MIXED | {"head_dim": 8, "bos_token_id": 0},
+    "ministral": GROUPED | MIXED | {"head_dim": 8},
+    "exaone4": GROUPED | MIXED,
+    "vaultgemma": GROUPED | MIXED | {"head_dim": 8, "query_pre_attn_scalar": 12},
+    "gpt_bigcode": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+    "granitemoeshared": GROUPED
+    | MULTIPLIERS
+    | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
 }
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """No special tokens: some classes' defaults lie beyond the small vocabulary."""
-ATTENTION = {"gemma2": "eager"}
-"""The implementation of attention of each family; no other bounds Gemma 2's scores."""
+ATTENTION = dict.fromkeys(("gemma2", "vaultgemma", "gptj", "codegen"), "eager")
+"""The implementation of attention of each family: no other bounds Gemma 2's scores, and the first releases of 5
+have no other for GPT-J and CodeGen."""
 SMALL_SHARDS = "20KB"
-PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4")
+PARTLY_ROTATED = ("gpt_neox", "phi3", "glm", "glm4", "phi", "stablelm", "nemotron")
 """The families whose classes can rotate a part of each head."""
 
 
@@ -110,7 +159,7 @@ def rope(family, theta=10000.0):
     """The keys of transformers 5 for plain rotary positions on whole heads."""
     if family == "olmo3":  # in releases with one set of angles for all blocks and in later ones
         return {"rope_theta": 500000.0}
-    if family in ("gpt2", "gemma3_text"):  # learned positions, and two sets
+    if family in ("gpt2", "gpt_bigcode", "opt", "gptj", "codegen", "gemma3_text"):  # no such key
         return {}
     part = {"partial_rotary_factor": 1.0} if family in PARTLY_ROTATED else {}
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | part}

@@ -9,7 +9,7 @@ from growlm.huggingface import to_growlm, to_huggingface
 from growlm.inference.generation import generate
 from growlm.inference.sampling import Sampling
 from growlm.runtime.errors import UserError
-from tests.huggingface.hf_models import load, longrope, make, precision, rope, tokens_for
+from tests.huggingface.hf_models import FULL, load, longrope, make, precision, rope, tokens_for
 
 PYTHIA = {
     "use_parallel_residual": True,
@@ -29,6 +29,7 @@ LLAMA_3_1 = {
         "original_max_position_embeddings": 32,
     },
 }
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 FAMILIES = {
     "Llama 3.1": ("llama", LLAMA_3_1),
     "Llama 3.2, tied": ("llama", LLAMA_3_1 | {"tie_word_embeddings": True}),
@@ -60,7 +61,33 @@ FAMILIES = {
     "GLM-4": ("glm", HALF),
     "GLM-4 0414": ("glm4", HALF),
     "ERNIE 4.5, tied": ("ernie4_5", {"tie_word_embeddings": True}),
+    "StarCoder2, tied": ("starcoder2", {"tie_word_embeddings": True}),
+    "StarCoder2, window": ("starcoder2", {"tie_word_embeddings": False, "sliding_window": 7}),
+    "StableLM 2": ("stablelm", {"use_qkv_bias": True}),
+    "OPT, tied": ("opt", {"tie_word_embeddings": True}),
+    "OPT": ("opt", {"tie_word_embeddings": False}),
+    "OLMo 1": ("olmo", {}),
+    "OLMo 1, tied": ("olmo", {"tie_word_embeddings": True}),
+    "Nemotron": ("nemotron", HALF),
+    "Arcee": ("arcee", {}),
+    "Helium": ("helium", {}),
+    "CWM": ("cwm", {}),
+    "Ministral": ("ministral", {}),
+    "EXAONE 4": ("exaone4", {}),
+    "EXAONE 4, no windows": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
+    "VaultGemma": ("vaultgemma", {}),
+    "GPT-BigCode": ("gpt_bigcode", {}),
+    "Granite-MoE, shared expert": ("granitemoeshared", {}),
+    "Seed-OSS": ("seed_oss", {"head_dim": 16}),
     "ERNIE 4.5": ("ernie4_5", {"tie_word_embeddings": False, "use_bias": True}),
+    "Phi-2": ("phi", HALF),
+    "Falcon-7B": ("falcon", {}),
+    "Falcon-40B": ("falcon", FALCON_40B),
+    "Falcon2-11B": ("falcon", FALCON_40B | {"num_ln_in_parallel_attn": 1}),
+    "Command-R": ("cohere", {}),
+    "Command R7B": ("cohere2", {}),
+    "GPT-J": ("gptj", {}),
+    "CodeGen": ("codegen", {}),
 }
 UPCYCLED = {
     "llama": "MixtralForCausalLM",
@@ -70,12 +97,30 @@ UPCYCLED = {
     "qwen3": "Qwen3MoeForCausalLM",
     "olmo2": "FlexOlmoForCausalLM",
     "granite": "GraniteMoeForCausalLM",
+    "seed_oss": "Qwen2MoeForCausalLM",
 }
 """The class that an upcycled model of each type leaves in; growlm's own for the others."""
 SLOW = {
     *(name for name in FAMILIES if "tied" in name),
     "Mistral 0.3",
     "Phi-4",
+    "Falcon-40B",
+    "Falcon2-11B",
+    "Command-R",
+    "Command R7B",
+    "GPT-J",
+    "CodeGen",
+    "StableLM 2",
+    "Seed-OSS",
+    "Nemotron",
+    "Arcee",
+    "Helium",
+    "CWM",
+    "Ministral",
+    "EXAONE 4, no windows",
+    "VaultGemma",
+    "GPT-BigCode",
+    "Granite-MoE, shared expert",
 }
 """Families whose parts others have, too."""
 each_family = pytest.mark.parametrize(
@@ -136,7 +181,33 @@ def test_grown_and_exported_it_computes_what_the_original_did(tmp_path, family, 
     if growth == "upcycled" and not model.config.is_moe:
         assert done.class_name == UPCYCLED.get(family, "GrowLMForCausalLM")
     if growth in ("x2", "deeper"):  # their sizes change, and nothing else
-        assert not own_class
+        # Twice as many channels halve the gains before a tied head, and OLMo's class has none.
+        has_other_gains = growth == "x2" and family == "olmo" and model.config.tie_embeddings
+        assert own_class == has_other_gains
+
+
+@pytest.mark.parametrize(
+    "change", [*(pytest.param(n, marks=pytest.mark.slow) for n in "01"), "2", "fresh channels"]
+)
+def test_a_class_without_gains_is_left_once_a_gain_is_not_one(tmp_path, change):
+    original = make("olmo")
+    original.save_pretrained(tmp_path / "hf")
+    to_growlm(tmp_path / "hf", tmp_path / "ours")
+    model, record = load_model(tmp_path / "ours")
+    if change == "fresh channels":
+        model = grow(model, [Widen(scale_factor=2)])
+    else:
+        block = model.blocks[1]
+        norms = block.attention_norm, block.feed_forward_norm, model.final_norm
+        norms[int(change)].weight.data[3] += 0.5
+    save_model(model, tmp_path / "trained", record)
+
+    done = to_huggingface(tmp_path / "trained", tmp_path / "out")
+
+    assert done.class_name == "GrowLMForCausalLM"
+    theirs, tokens = load(tmp_path / "out", trust_remote_code=True), tokens_for(original.config)
+    with torch.no_grad():
+        assert (theirs(tokens).logits - model(tokens)).abs().max() <= 2e-5
 
 
 @each_family

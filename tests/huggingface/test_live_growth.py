@@ -88,6 +88,7 @@ def test_each_growth_alone_in_fp64(family, changes, growth):
     grown = grow(model, [operator])
     if growth != "upcycled":
         leaves = uneven and family in SCALED_EPSILONS_LEAVE
+        leaves |= (family, growth) == ("codegen", "x1.5")  # its heads are a multiple of four
         assert (type(grown) is type(model)) is not leaves
     assert largest_difference(model, grown) <= 1e-10
 

@@ -15,14 +15,19 @@ from tests.huggingface.hf_models import TOLERANCES, Double, assert_same_function
 from tests.model.tiny_models import assert_same_state, build, tiny_config
 
 EXPERTS = {"num_experts": 4, "top_k": 2}
+SHARED_NORM = {
+    "norm": {"kind": "rmsnorm", "parallel_residual": True, "shared": True},
+    "embedding": {"head_bias": True},
+}
 WITHOUT_A_CLASS = {
     "LayerNorm experts": tiny_config(**EXPERTS),
     "loss-free balancing": tiny_config(**EXPERTS, router_bias_step=0.01, tie_embeddings=False),
     "ties broken": tiny_config(num_experts=4, top_k=3, router_tie_breaking=True),
     "no biases": tiny_config(bias=False),
-    "grouped heads": tiny_config(n_kv_heads=2),
-    "narrow heads": tiny_config(head_dim=2),
+    "grouped heads, interleaved": tiny_config(n_kv_heads=2, rope={"interleaved": True}),
+    "narrow heads": tiny_config(head_dim=2, norm={"parallel_residual": True}),
     "RMSNorm and GELU": tiny_config(norm="rmsnorm", bias=False, tie_embeddings=False),
+    "shared norm, bias of the head": tiny_config(**SHARED_NORM, **EXPERTS),
     "SwiGLU experts with biases": tiny_config("llama", **EXPERTS, bias=True),
 }
 

@@ -30,13 +30,13 @@ SIZES = {
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 KINDS = {
-    "dense": {"tie_word_embeddings": False},
-    "mixture": EXPERTS,
+    "dense": {"tie_word_embeddings": False, "embedding": {"head_bias": True}},
+    "mixture": EXPERTS | {"embedding": {"head_bias": True}},
     "windows": EXPERTS
     | {
         "attention": {"window": 3, "softcap": 5.0},
         "layers": {"attention": ["full", "window"]},
-        "embedding": {"positions": "learned", "logit_softcap": 9.0, "multiplier": 2.0},
+        "embedding": {"positions": "learned", "logit_softcap": 9.0, "head_bias": True},
     },
 }
 

@@ -104,6 +104,22 @@ REFUSED = [
     ("glm4", "rope_parameters", {"partial_rotary_factor": 0.4}, r"tary_factor=0\.4: must give"),
     ("ernie4_5", "use_bias", "yes", r"=yes: must be False or True"),
     ("ernie4_5", "partial_rotary_factor", 0.5, r"=0\.5: must be 1\.0: its class rotates all"),
+    ("starcoder2", "hidden_act", "silu", r"=silu: must be gelu_pytorch_tanh or gelu_new"),
+    ("stablelm", "use_parallel_residual", True, r"=True: must be False"),
+    (
+        "stablelm",
+        "qk_layernorm",
+        True,
+        r"=True: must be null or False: LayerNorm of queries and keys",
+    ),
+    ("opt", "word_embed_proj_dim", 16, r"=16: must be null or hidden_size: embeddings of another"),
+    ("opt", "do_layer_norm_before", False, r"=False: must be null or True: normalization after"),
+    ("opt", "layer_norm_elementwise_affine", False, r"=False: must be True"),
+    ("opt", "_remove_final_layer_norm", True, r"=True: must be False"),
+    ("olmo", "clip_qkv", 8.0, r"=8\.0: must be null: clipping of queries, keys and values"),
+    ("gpt_bigcode", "multi_query", False, r"=False: must be True"),
+    ("arcee", "hidden_act", "silu", r"=silu: must be relu2"),
+    ("seed_oss", "attention_bias", "yes", r"=yes: must be False or True"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, r"=True: must be False"),
     ("gpt2", "activation_function", "tanh", r"=tanh: must be gelu_new"),
     ("qwen2_moe", "mlp_only_layers", "0", r"=0: must be null or a list of blocks"),
@@ -113,6 +129,28 @@ REFUSED = [
     ("mixtral", "num_experts_per_tok", 1, r"=1: must be at least 2"),
     ("mixtral", "num_experts_per_tok", 5, r"=5: must be at most num_local_experts=4"),
     ("mixtral", "num_local_experts", 1, r"=1: must be at least 2"),
+    ("llama", "lm_head_bias", True, r"=True: must be null or False"),
+    (
+        "phi",
+        "qk_layernorm",
+        True,
+        r"=True: must be null or False: LayerNorm of queries and keys is",
+    ),
+    ("phi", "hidden_act", "tanh", r"=tanh: must be gelu_new"),
+    ("phi", "rope_parameters", {"partial_rotary_factor": 0.4}, r"tary_factor=0\.4: must give"),
+    ("falcon", "alibi", True, r"=True: must be null or False: ALiBi position biases are not supp"),
+    ("falcon", "new_decoder_architecture", "yes", r"=yes: must be False or null"),
+    ("falcon", "multi_query", False, r"=False: must be True"),
+    ("falcon", "parallel_attn", False, r"=False: must be True"),
+    ("falcon", "num_ln_in_parallel_attn", 2, r"=2: must be null or 1"),
+    ("falcon", "bias", 1, r"=1: must be False or True"),
+    ("cohere", "use_qk_norm", True, r"=True: must be null or False: LayerNorm of queries and keys"),
+    ("cohere", "logit_scale", 0.0, r"=0\.0: must be greater than 0"),
+    ("cohere2", "sliding_window", None, r"=null: must be given: layer_types has sliding"),
+    ("gptj", "rotary_dim", 16, r"=16: must be an even number from 2 to 8, the channels of"),
+    ("gptj", "rotary_dim", None, r"=null: must be an even number"),
+    ("gptj", "rotary_dim", 3, r"=3: must be an even number from 2 to 8"),
+    ("codegen", "n_head", 6, r"=6: must be a multiple of 4"),
     ("gpt_neox", "use_parallel_residual", "yes", r"='yes': must be true or false"),
     ("gpt_neox", "attention_bias", False, r"=False: must be True"),
     ("gpt_neox", "hidden_act", "gelu_new", r"=gelu_new: must be gelu or gelu_python"),
@@ -213,6 +251,14 @@ def test_config_that_changes_nothing(saved, tmp_path, family, key, value):
     assert HuggingFaceTensors(folder).names
 
 
+def test_keys_that_need_not_agree_and_do_not_go_together(tmp_path):
+    biases = {"attention_bias": False, "attention_out_bias": True}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "seed_oss"} | SHAPE | biases))
+    message = r"attention_out_bias=True: must be False where attention_bias is False$"
+    with pytest.raises(UserError, match=message):
+        read_hf_config(tmp_path)
+
+
 def test_a_record_says_nothing_of_what_is_in_the_folder(saved, tmp_path):
     lies = {"format": "growlm/9", "model": {"d_model": 1}, "tokenizer": "gpt2", "phase": "moe"}
     folder = changed(saved, tmp_path, "llama", "growlm", {"record": lies})
@@ -238,14 +284,31 @@ def test_positions_as_older_files_have_them(saved, tmp_path):
     assert read_hf_config(folder)[0].rope.theta == 1e6
 
 
-@pytest.mark.parametrize("family", ["glm", "glm4", "ernie4_5"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("glm", "glm4", "ernie4_5", "starcoder2", "stablelm", "opt", "olmo", "seed_oss"),
+        *(
+            "nemotron",
+            "arcee",
+            "helium",
+            "cwm",
+            "ministral",
+            "exaone4",
+            "vaultgemma",
+            "granitemoeshared",
+        ),
+    ],
+)
 def test_values_of_absent_keys_are_those_of_its_class(tmp_path, family):
     class_of = CONFIGS[family]
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | SHAPE))
+    # Heads that every class's own number of key/value heads divides.
+    shape = SHAPE | {"hidden_size": 1280, "num_attention_heads": 160}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family} | shape))
     found = read_hf_config(tmp_path)[0]
-    class_of(**SHAPE).save_pretrained(tmp_path)
+    class_of(**shape).save_pretrained(tmp_path)
     assert found == read_hf_config(tmp_path)[0]
-    assert found.rope.interleaved
+    assert found.rope.interleaved == (family in ("glm", "glm4", "ernie4_5", "helium"))
 
 
 def rewritten(saved, tmp_path, family, change):

@@ -13,6 +13,7 @@ from growlm.checkpoint import safetensors_io as tensor_files
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_writing import can_represent
+from growlm.huggingface.families.llama_relatives import HELIUM
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
 from tests.huggingface.hf_models import TOLERANCES, assert_same_function, load, tokens_for
@@ -27,6 +28,10 @@ MIXED = {
     "expert_d_ff": 8,
     "layers": {"mixture": [False, True]},
 }
+SHARED_NORM = {
+    "norm": {"parallel_residual": True, "shared": True},
+    "embedding": {"head_bias": True},
+}
 CLASSES = {
     "LlamaForCausalLM": ("llama", LLAMA),
     "LlamaForCausalLM, tied": ("llama", {"tie_embeddings": True}),
@@ -38,6 +43,8 @@ CLASSES = {
     "Qwen2MoeForCausalLM, dense blocks": ("llama", LLAMA | EXPERTS | MIXED),
     "GPTNeoXForCausalLM": ("default", {"tie_embeddings": False}),
     "GPTNeoXForCausalLM, tied": ("default", {}),
+    "PhiForCausalLM, tied": ("default", SHARED_NORM),
+    "Starcoder2ForCausalLM, narrow heads": ("default", {"n_kv_heads": 2, "head_dim": 2}),
 }
 each_class = pytest.mark.parametrize(("family", "changes"), CLASSES.values(), ids=CLASSES)
 
@@ -163,6 +170,12 @@ def test_every_config_has_an_architecture():
         fitting = [each for each in ARCHITECTURES if can_represent(each, config)]
         assert len(fitting) > 1
         assert fitting[-1] is GROWLM
+
+
+def test_helium_has_no_heads_of_another_width_than_the_model():
+    config = ModelConfig.preset("llama", d_model=32, n_heads=4, rope={"interleaved": True})
+    assert can_represent(HELIUM, config)
+    assert not can_represent(HELIUM, dataclasses.replace(config, head_dim=16))
 
 
 @st.composite

@@ -40,19 +40,18 @@ def refusal(folder, **content):
         ({"model_type": "deepseek_v3"}, "multi-head latent attention is not supported"),
         ({"model_type": "bloom"}, "ALiBi position biases are not supported"),
         ({"model_type": "zamba2"}, "state-space blocks are not supported"),
-        ({"model_type": "olmo"}, "LayerNorm without a gain is not supported"),
+        ({"model_type": "persimmon"}, "LayerNorm of queries and keys is not supported"),
         (
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
             "attention sinks, biases of experts and quantization of the weights are not supported",
         ),
         (
-            {"model_type": "opt", "hidden_size": 768, "word_embed_proj_dim": 768},
-            "learned positions with an offset are not supported",
+            {"model_type": "xyz", "hidden_size": 768, "word_embed_proj_dim": 768},
+            "is not supported",
         ),
         (
-            {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 512},
-            "learned positions with an offset and embeddings of another width than the model "
-            "are not supported",
+            {"model_type": "xyz", "hidden_size": 1024, "word_embed_proj_dim": 512},
+            "embeddings of another width than the model are not supported",
         ),
         (
             {"model_type": "xyz", "kv_lora_rank": 512},
@@ -70,7 +69,7 @@ def test_an_unknown_type_is_refused_by_feature(tmp_path, content, reason):
 
 def test_a_type_without_a_table_is_refused(tmp_path):
     reason = "no table describes it yet; docs/huggingface.md lists what is supported"
-    assert refusal(tmp_path, model_type="starcoder2") == f"model_type=starcoder2: {reason}"
+    assert refusal(tmp_path, model_type="biogpt") == f"model_type=biogpt: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +87,21 @@ def test_a_type_without_a_table_is_refused(tmp_path):
             "word_embed_proj_dim",
             16,
             "must be null or hidden_size: embeddings of another width than the model are not supported",
+        ),
+        (
+            "use_qk_norm",
+            True,
+            "must be null or False: LayerNorm of queries and keys is not supported",
+        ),
+        (
+            "qk_layernorm",
+            True,
+            "must be null or False: LayerNorm of queries and keys is not supported",
+        ),
+        (
+            "do_layer_norm_before",
+            False,
+            "must be null or True: normalization after the residual addition is not supported",
         ),
         ("is_causal", False, "must be null or True: bidirectional attention is not supported"),
     ],

@@ -84,10 +84,10 @@ def test_cached_logits_are_those_without_a_cache(shape, prompts, count, chunk, d
     with torch.no_grad():
         for part in rows[:, :longest].split(chunk, dim=1):
             stream = model.decode_step(part, cache)
-        found = [model.compute_logits(stream, model.head_weight)]
+        found = [model.compute_logits(stream, model.head_weight, model.head_bias)]
         for step in range(longest, rows.shape[1] - 1):
             stream = model.decode_step(rows[:, step : step + 1], cache)
-            found.append(model.compute_logits(stream, model.head_weight))
+            found.append(model.compute_logits(stream, model.head_weight, model.head_bias))
 
     found = torch.stack(found, dim=1)
     for row, text, prompt in zip(found, texts, prompts, strict=True):
@@ -225,6 +225,15 @@ def test_no_token_beyond_the_tokenizer(model):
     assert set(greedy.tokens) <= set(range(5))
 
 
+def test_a_bias_of_the_head_is_cut_with_the_head():
+    model = build(tiny_config(embedding={"head_bias": True}))
+    with torch.no_grad():
+        model.head_bias[3] = 1e3
+        model.head_bias[7] = 1e6
+    assert set(sample(model, temperature=0, num_token_ids=5).tokens) == {3}
+    assert set(sample(model, temperature=0).tokens) == {7}
+
+
 def test_it_ends_before_a_stop_token(model):
     whole = sample(model, 20, seeds=3).tokens
     stopped = sample(model, 20, seeds=3, stop_tokens={whole[4], 99})
@@ -346,7 +355,7 @@ def test_a_compiled_model_continues_as_it_does_without():
 
 
 def test_a_full_row_with_learned_positions_does_not_end_the_others():
-    config = tiny_config(embedding={"positions": "learned"}, max_seq_len=16)
+    config = tiny_config(embedding={"positions": "learned", "position_offset": 2}, max_seq_len=16)
     model = build(config, std=0.3, dtype=torch.float64)
     prompts = [[1] * 10, [2, 3, 4], [5, 6, 7]]
     together = generate(model, prompts, 20, GREEDY)

@@ -50,6 +50,8 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "bias": draw(st.booleans()),
             "parallel_residual": draw(st.booleans()),
             "residual_multiplier": draw(numbers),
+            "shared": draw(st.booleans()),
+            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
         },
         "feed_forward": {
             "kind": draw(st.sampled_from(["gelu", "swiglu", "geglu_tanh", "relu2"])),
@@ -62,14 +64,16 @@ def drawn_parts(draw, head_dim, n_layers, norms_all_heads=False):
             "scale_by_width": draw(st.booleans()),
             "logit_multiplier": draw(numbers),
             "logit_softcap": draw(st.sampled_from([None, 2.0])),
+            "head_bias": draw(st.booleans()),
         },
         "layers": {"rotary": draw(st.sampled_from([[], [True, False][:n_layers]]))},
     }
     if kind == "rmsnorm":
-        parts["norm"] |= {
-            "placement": draw(st.sampled_from(["pre", "post", "both"])),
-            "gain_offset": draw(st.sampled_from([0.0, 1.0])),
-        }
+        parts["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "both"]))
+    if parts["embedding"]["positions"] == "learned":
+        parts["embedding"]["position_offset"] = draw(st.sampled_from([0, 2]))
+    norm = parts["norm"]
+    norm["shared"] &= norm["parallel_residual"] and norm.get("placement") != "post"
     if window is not None:
         parts["rope"]["window_theta"] = draw(st.sampled_from([None, 30.0]))
         parts["layers"]["attention"] = draw(st.sampled_from([[], ["window", "full"][:n_layers]]))

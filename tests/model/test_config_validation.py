@@ -47,6 +47,21 @@ def test_bad_field_is_named(field, value):
     assert str(refusal.value).startswith(f"{field}={value}: ")
 
 
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        ({}, r"norm\.shared=true: needs norm\.parallel_residual=true"),
+        (
+            {"kind": "rmsnorm", "placement": "post", "parallel_residual": True},
+            r"norm\.shared=true: needs norm\.placement=pre or both",
+        ),
+    ],
+)
+def test_a_shared_norm_needs_two_readers(norm, reason):
+    with pytest.raises(UserError, match=reason):
+        tiny_config(norm=norm | {"shared": True}).validate()
+
+
 @pytest.mark.parametrize(("top_k", "reason"), [(1, "no gradient"), (5, "at most num_experts=4")])
 def test_bad_top_k_is_refused_with_the_reason(top_k, reason):
     with pytest.raises(UserError, match=reason) as refusal:
@@ -92,8 +107,8 @@ def test_good_configs_pass(top_k):
         ({"norm": {"kind": "rmsnorm", "gain_offset": 0.5}}, r"gain_offset=0\.5: must be 0 or 1"),
         ({"layers": {"attention": ["wide"]}}, r"layers\.attention=wide: must be one of full, win"),
         ({"rope": {"window_theta": 10.0}}, r"rope\.window_theta=10\.0: has no effect without att"),
+        ({"embedding": {"position_offset": 2}}, r"position_offset=2: has no effect without embed"),
         ({"norm": {"placement": "both"}}, r"norm\.placement=both: needs norm\.kind=rmsnorm"),
-        ({"norm": {"gain_offset": 1.0}}, r"norm\.gain_offset=1\.0: needs norm\.kind=rmsnorm"),
         ({"rope": {"scaling": {"kind": "longrope"}}}, r"short_factors=0: must have 32 numbers"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 
 from growlm.model import ModelConfig, TransformerLM, parameter_report
+from growlm.model.config import replace_fields
 from tests.model.tiny_models import EXPERTS, tiny_config
 
 EIGHT_EXPERTS = {"num_experts": 8, "top_k": 2}
@@ -37,6 +38,16 @@ def test_published_sizes_are_exact(config, total, active):
     report = parameter_report(config)
 
     assert (report.total, report.active) == (total, active)
+
+
+def test_a_shared_norm_and_a_bias_of_the_head_count():
+    usual = tiny_config(norm={"parallel_residual": True})
+    both = replace_fields(usual, {"norm.shared": True, "embedding.head_bias": True})
+    counts = [parameter_report(config) for config in (usual, both)]
+
+    norms = 2 * usual.d_model * usual.n_layers
+    assert counts[1].total == counts[0].total - norms + usual.vocab_size
+    assert counts[1].flops_per_token_forward == counts[0].flops_per_token_forward
 
 
 def test_published_idle_experts_and_efficiency():

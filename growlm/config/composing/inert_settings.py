@@ -175,6 +175,11 @@ def _list_inert_model_settings(config: DictConfig) -> Iterator[InertSetting]:
     if _get(config, "model.embedding.positions") == "learned":
         reason = "model.embedding.positions=learned rotates nothing; leave this out"
         yield InertSetting("model.rope", "model.embedding.positions", reason)
+    else:
+        reason = (
+            "only model.embedding.positions=learned has a table; set that too, or leave this out"
+        )
+        yield InertSetting("model.embedding.position_offset", "model.embedding.positions", reason)
     if not _get(config, "model.num_experts"):
         reason = (
             "the first model is dense; a phase that grows it into experts says how many of them a token uses "

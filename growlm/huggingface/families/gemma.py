@@ -1,6 +1,8 @@
-"""Gemma 1, 2 and 3 (text)."""
+"""Gemma 1, 2 and 3 (text), and VaultGemma."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from growlm.huggingface.architecture import INVERSE_SQUARE_ROOT, Architecture
 from growlm.huggingface.families.shared_tables import (
@@ -75,6 +77,15 @@ GEMMA2 = Architecture(
     layers=LayerKeys(types=(WINDOW, FULL), default_window=4096, needs_window=True),
     requires_divisible_heads=True,
 )
+
+VAULTGEMMA = replace(
+    GEMMA2,
+    model_type="vaultgemma",
+    class_name="VaultGemmaForCausalLM",
+    fixed_fields=_FIXED,
+    required_values={"hidden_activation": ("gelu_pytorch_tanh",)},
+)
+"""Gemma 2 without the norms after its parts."""
 
 GEMMA3 = Architecture(
     model_type="gemma3_text",

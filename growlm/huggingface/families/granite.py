@@ -1,6 +1,8 @@
-"""Granite 3 and its mixtures."""
+"""Granite 3 and its mixtures, with and without a shared expert."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from growlm.huggingface.architecture import RECIPROCAL, Architecture
 from growlm.huggingface.families.shared_tables import (
@@ -18,6 +20,7 @@ from growlm.huggingface.families.shared_tables import (
     fused_expert_rules,
     router_rules,
 )
+from growlm.huggingface.mapping_rules import concatenated_rule, identity_rule
 
 _KEYS = (
     SIZE_KEYS
@@ -84,4 +87,27 @@ GRANITE_MOE = Architecture(
     ),
     ignored_tensors=ROTARY_BUFFERS,
     requires_divisible_heads=True,
+)
+
+_SHARED = "model.layers.{layer}.shared_mlp"
+_SHARED_RULES = (
+    concatenated_rule(
+        {
+            "blocks.{layer}.feed_forward.shared.gate.weight": "shared_hidden",
+            "blocks.{layer}.feed_forward.shared.up.weight": "shared_hidden",
+        },
+        f"{_SHARED}.input_linear.weight",
+    ),
+    identity_rule(
+        "blocks.{layer}.feed_forward.shared.down.weight", f"{_SHARED}.output_linear.weight"
+    ),
+)
+
+GRANITE_MOE_SHARED = replace(
+    GRANITE_MOE,
+    model_type="granitemoeshared",
+    class_name="GraniteMoeSharedForCausalLM",
+    field_to_key={**GRANITE_MOE.field_to_key, "shared_d_ff": "shared_intermediate_size"},
+    key_defaults={**GRANITE_MOE.key_defaults, "shared_intermediate_size": 0},
+    tensor_layouts=tuple((*_SHARED_RULES, *each) for each in GRANITE_MOE.tensor_layouts),
 )

@@ -1,4 +1,4 @@
-"""OLMo 2 and 3, OLMoE and FlexOlmo."""
+"""OLMo 1 to 3, OLMoE and FlexOlmo."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from growlm.huggingface.families.shared_tables import (
 )
 from growlm.huggingface.keys.layer_keys import FULL, WINDOW, LayerKeys
 from growlm.huggingface.keys.rope_keys import RotaryKeys
+from growlm.huggingface.mapping_rules import unit_gain_rule
 
 _FIXED = RMS_SWIGLU | {"attention.qk_norm": "full", "feed_forward.bias": False}
 _POST = _FIXED | {"norm.placement": "post"}
@@ -32,6 +33,34 @@ _MIXTURE_DEFAULTS = LLAMA_DEFAULTS | {
     "router_aux_loss_coef": 0.01,
     "norm_topk_prob": False,
 }
+
+OLMO = Architecture(
+    model_type="olmo",
+    class_name="OlmoForCausalLM",
+    fixed_fields={
+        "norm.kind": "layernorm",
+        "norm.bias": False,
+        "norm.eps": 1e-5,
+        "feed_forward.kind": "swiglu",
+        "feed_forward.bias": False,
+        "num_experts": 0,
+    },
+    field_to_key=SIZE_KEYS | GROUPED_KEYS | {"attention.bias": "attention_bias"},
+    key_defaults=LLAMA_DEFAULTS,
+    required_values=SILU,
+    value_names=ATTENTION_BIAS,
+    tensor_layouts=(
+        (
+            unit_gain_rule("blocks.{layer}.attention_norm.weight"),
+            unit_gain_rule("blocks.{layer}.feed_forward_norm.weight"),
+            unit_gain_rule("final_norm.weight"),
+            *ATTENTION_RULES,
+            *GATED_RULES,
+        ),
+    ),
+    ignored_tensors=ROTARY_BUFFERS,
+    requires_divisible_heads=True,
+)
 
 OLMO2 = Architecture(
     model_type="olmo2",

@@ -42,11 +42,31 @@ LLAMA_DEFAULTS: dict[str, Any] = {
 }
 """Values of absent keys in Llama's class and most classes that took its keys."""
 
+SHARED_NORM = {
+    "norm.kind": "layernorm",
+    "norm.parallel_residual": True,
+    "norm.shared": True,
+}
+"""Attention and feed-forward block side by side, behind one LayerNorm."""
 RMS_SWIGLU = {"norm.kind": "rmsnorm", "norm.bias": False, "feed_forward.kind": "swiglu"}
 NO_BIAS = {"attention.bias": "none", "feed_forward.bias": False}
 SILU = {"hidden_act": ("silu", "swish")}
 ATTENTION_BIAS = {"attention.bias": {False: "none", True: "all"}}
+ACTIVATION_NAMES = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""growlm's kind of feed-forward block for each activation of a class without gates; the first name is written."""
 ROTARY_BUFFERS = (r".*rotary_emb\.inv_freq",)
+
+
+HEAD_BIAS_RULES = (
+    identity_rule("head.bias", "lm_head.bias"),
+    identity_rule("tied_head_bias", "lm_head.bias"),
+)
+"""The bias of a head that is a matrix of its own, or the embedding."""
 
 
 def _block_rule(growlm_name: str, hf_name: str) -> MappingRule:

@@ -14,6 +14,8 @@ NULLABLE_KEYS = (
     "num_key_value_heads",
     "head_dim",
     "n_inner",
+    "num_kv_heads",
+    "ffn_hidden_size",
     "expert_d_ff",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -44,12 +46,16 @@ class ConfigReader:
 
         Args:
             names: Keys.
-            value_names: growlm's value for each of theirs, where it differs.
+            value_names: growlm's value for each of theirs, where it differs. For keys that need not agree: for
+                each tuple of their values.
 
         Raises:
             UserError: If their values differ, or one has none.
         """
         values = [self._get_required(name) for name in names]
+        if value_names is not None and all(isinstance(each, tuple) for each in value_names):
+            self._check_together(names, values, list(value_names))
+            return value_names[tuple(values)]
         for name, value in zip(names, values, strict=True):
             if value != values[0]:
                 self.raise_error(name, value, f"must be the same as {names[0]}={values[0]}")
@@ -57,6 +63,18 @@ class ConfigReader:
             return values[0]
         self.check_allowed(names[0], tuple(value_names))
         return value_names[values[0]]
+
+    def _check_together(
+        self, names: list[str], values: list[Any], allowed: list[tuple[Any, ...]]
+    ) -> None:
+        """Check that the values of some keys are one of the allowed tuples; each alone, then with those before."""
+        for i, name in enumerate(names):
+            fitting = [each[i] for each in allowed if each[:i] == tuple(values[:i])]
+            if not any(values[i] == each and type(values[i]) is type(each) for each in fitting):
+                choices = " or ".join(dict.fromkeys(map(str, fitting)))
+                given = " and ".join(f"{n} is {v}" for n, v in zip(names[:i], values, strict=False))
+                where = f" where {given}" if given else ""
+                self.raise_error(name, values[i], f"must be {choices}{where}")
 
     def _get_required(self, name: str) -> Any:
         value = self.get(name)

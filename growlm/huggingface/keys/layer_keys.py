@@ -28,6 +28,8 @@ class LayerKeys:
         writes_types: Whether its class reads `layer_types`.
         needs_window: Whether its class needs a length even if no block has a window.
         rotary_key: Key of the list that says which blocks rotate; None where all do.
+        rotates_windows_only: Whether only blocks with a window rotate.
+        rotates_without_length: Whether all blocks rotate nevertheless if the window's length is null.
         rotary_period_key: Key of the period that replaces that list: all blocks but every n-th rotate.
         dense_key: In a mixture of experts: key of the list of blocks that are dense; None where none can be.
         mixture_period_key: Key of a period: of the other blocks, only every n-th is a mixture.
@@ -44,6 +46,8 @@ class LayerKeys:
     writes_types: bool = True
     needs_window: bool = False
     rotary_key: str | None = None
+    rotates_windows_only: bool = False
+    rotates_without_length: bool = False
     rotary_period_key: str = "no_rope_layer_interval"
     dense_key: str | None = None
     mixture_period_key: str = "decoder_sparse_step"
@@ -97,6 +101,9 @@ def read_layers(layers: LayerKeys, keys: ConfigReader) -> dict[str, Any]:
         fields["layers.attention"] = [KINDS[each] for each in types]
     if layers.rotary_key is not None:
         fields["layers.rotary"] = _read_rotary(layers, keys, depth)
+    length = keys.content.get(layers.window_key, layers.default_window)
+    if layers.rotates_windows_only and not (layers.rotates_without_length and length is None):
+        fields["layers.rotary"] = [each == WINDOW for each in types]
     if layers.dense_key is not None:
         fields |= _read_mixture(layers, layers.dense_key, keys, depth)
     return fields
@@ -174,7 +181,10 @@ def write_layers(layers: LayerKeys, config: ModelConfig) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if layers.has_windows:
         content[layers.window_key] = length
-        if length is None and layers.needs_window:
+        needs_length = layers.needs_window or (
+            layers.rotates_without_length and not config.rotates(0)
+        )
+        if length is None and needs_length:
             content[layers.window_key] = config.max_seq_len
     if layers.enabled_key is not None:
         content[layers.enabled_key] = length is not None

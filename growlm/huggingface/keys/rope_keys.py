@@ -68,13 +68,15 @@ class RotaryKeys:
     """Former names of kinds."""
     original_length_key: str | None = None
     """Key outside the parameters that holds the original length."""
+    size_key: str | None = None
+    """For a class that has no other key: the number of a head's channels that are rotated."""
 
     def get_key(self, name: str) -> str | None:
         """Return the key of a field of the part `rope`, for messages; None for any other field."""
         if name == "rope.theta":
             return self.theta_key
         if name == "rope.fraction":
-            return self.fraction_key
+            return self.size_key or self.fraction_key
         prefix = "rope.scaling."
         if not name.startswith(prefix):
             return None
@@ -83,17 +85,22 @@ class RotaryKeys:
         return f"{PARAMETERS_KEY}.{known.get(path, path)}"
 
 
-def read_rope(rotary: RotaryKeys, keys: ConfigReader, has_windows: bool) -> dict[str, Any]:
+def read_rope(
+    rotary: RotaryKeys, keys: ConfigReader, has_windows: bool, head_dim: Any
+) -> dict[str, Any]:
     """Return the fields of the part `rope`, by path.
 
     Args:
         rotary: The architecture's keys.
         keys: Reader of the config.
         has_windows: Whether any block has a window.
+        head_dim: Channels of a head, as the config has them.
 
     Raises:
         UserError: If the embedding is one that growlm does not support.
     """
+    if rotary.size_key is not None:
+        return {"rope.fraction": _read_fraction(rotary.size_key, keys, head_dim)}
     fields = {
         "rope.theta": keys.content.get(rotary.theta_key, rotary.default_theta),
         "rope.fraction": keys.content.get(rotary.fraction_key, rotary.default_fraction),
@@ -122,6 +129,16 @@ def read_rope(rotary: RotaryKeys, keys: ConfigReader, has_windows: bool) -> dict
         reason = "must be 1.0: its class rotates all channels of a head"
         keys.raise_error(rotary.fraction_key, fields["rope.fraction"], reason)
     return fields
+
+
+def _read_fraction(size_key: str, keys: ConfigReader, head_dim: int) -> float:
+    """Return the fraction of a head's channels that is rotated, given their number."""
+    size = keys.get(size_key)
+    if type(size) is not int or size % 2 or not 0 < size <= head_dim:
+        reason = f"must be an even number from 2 to {head_dim}, the channels of a head"
+        keys.raise_error(size_key, size, reason)
+    fraction: float = size / head_dim
+    return fraction if int(head_dim * fraction) == size else math.nextafter(fraction, 1.0)
 
 
 def _get_parameters(rotary: RotaryKeys, keys: ConfigReader) -> dict[str, Any]:
@@ -181,6 +198,8 @@ def _attention_factor(key: str, factor: Any, scales: tuple[Any, Any], keys: Conf
 
 def write_rope(rotary: RotaryKeys, config: ModelConfig) -> dict[str, Any]:
     """Return the keys of the config's rotary embedding."""
+    if rotary.size_key is not None:
+        return {rotary.size_key: config.rotary_dim}
     scaling = config.rope.scaling
     kind = "default" if scaling.kind == "none" else scaling.kind
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": config.rope.theta}

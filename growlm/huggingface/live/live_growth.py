@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from growlm.checkpoint.grown_tensors import GrownTensors
+from growlm.checkpoint.safetensors_io import TensorSource
 from growlm.checkpoint.weight_validation import get_state_dict_shapes
 from growlm.growth.grow_model import LARGE_TENSOR_ENTRIES, Operator, build_growth_map, resolve_ties
 from growlm.growth.growth_map import GrowthMap
@@ -58,10 +59,11 @@ def grow_live_model(
     check_states(optimizers, live, mode)
     growth_map = build_growth_map(live.config, operators)
     config = growth_map.new_config
-    architecture = _choose_architecture(config, live)
     with torch.device("meta"):
         skeleton = TransformerLM(config)
     weights = GrownTensors(live.tensors, growth_map, rng, resolve_ties(skeleton, growth_map))
+    with torch.no_grad(), rng:
+        architecture = _choose_architecture(config, live, weights)
     dtype = live.model.dtype
     token_ids = {key: getattr(live.model.config, key, None) for key in TOKEN_ID_KEYS}
     content = build_hf_config(architecture, config, dtype, token_ids, live.record)
@@ -76,12 +78,13 @@ def grow_live_model(
     return grown, grow_live_optimizers(optimizers, live, grown, rules, growth_map, skeleton, mode)
 
 
-def _choose_architecture(config: ModelConfig, live: LiveModel) -> Architecture:
+def _choose_architecture(
+    config: ModelConfig, live: LiveModel, weights: TensorSource
+) -> Architecture:
     if config.is_moe and config.routing.tie_breaking:  # transformers' classes have no such router
         return GROWLM
-    return choose_architecture(
-        config, {"huggingface": {"model_type": live.architecture.model_type}}
-    )
+    origin = {"huggingface": {"model_type": live.architecture.model_type}}
+    return choose_architecture(config, origin, weights)
 
 
 def _find_layout(

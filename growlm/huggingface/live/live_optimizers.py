@@ -168,7 +168,7 @@ class _GrownMoments:
         states = [
             self._states.get(each, {}) for each in self._live.tensors.sources(tensor_map.source)
         ]
-        return states[0] if all(states) else {}
+        return states[0] if states and all(states) else {}
 
     def _grow(self, name: str, entry: str) -> Tensor:
         """Return one moment of a new tensor of growlm's."""

@@ -79,6 +79,27 @@ class OffsetRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight + self.offset, self.eps)
 
 
+class OffsetLayerNorm(nn.LayerNorm):
+    """LayerNorm whose gain is its weight plus a constant.
+
+    Args:
+        size: Number of channels.
+        eps: Constant added to the variance.
+        bias: Whether it has a bias.
+        offset: Constant added to the weight.
+    """
+
+    def __init__(self, size: int, eps: float, bias: bool, offset: float) -> None:
+        super().__init__(size, eps=eps, bias=bias)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension."""
+        return F.layer_norm(
+            x, self.normalized_shape, self.weight + self.offset, self.bias, self.eps
+        )
+
+
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Normalize in the norm's own precision: under autocast, outputs of projections are in half precision."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
@@ -112,7 +133,7 @@ def labeled_norm(
     if config.norm.kind == "rmsnorm":
         layer = _make_rmsnorm(config, config.d_model, config.norm.eps)
     else:
-        layer = nn.LayerNorm(config.d_model, eps=config.norm.eps, bias=config.norm.bias)
+        layer = _make_layernorm(config)
     return label_norm(
         layer,
         feeds_tied_head=feeds_tied_head,
@@ -134,6 +155,13 @@ def labeled_qk_norm(config: ModelConfig, heads_axis: str) -> nn.Module | None:
     axis = "head_channels" if kind == "head" else heads_axis
     layer = _make_rmsnorm(config, config.axis_sizes()[axis], eps)
     return label_norm(layer, axis, offset=config.norm.gain_offset)
+
+
+def _make_layernorm(config: ModelConfig) -> nn.Module:
+    norm = config.norm
+    if norm.gain_offset:
+        return OffsetLayerNorm(config.d_model, norm.eps, norm.bias, norm.gain_offset)
+    return nn.LayerNorm(config.d_model, eps=norm.eps, bias=norm.bias)
 
 
 def _make_rmsnorm(config: ModelConfig, size: int, eps: float) -> nn.Module:
