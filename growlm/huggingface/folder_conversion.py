@@ -31,6 +31,7 @@ from growlm.data.tokenization.tokenizer import load_tokenizer
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_reading import (
+    KEPT_KEYS,
     TOKEN_ID_KEYS,
     detect_architecture,
     is_hf_folder,
@@ -168,6 +169,7 @@ def to_huggingface(
         kept_record = {k: value for k, value in record.items() if k not in OMITTED_RECORD_KEYS}
         widest = reduce(torch.promote_types, _dtypes(tensors))  # holds all of them exactly
         content = build_hf_config(chosen, config, widest, config_ids, kept_record)
+        content |= {key: value for key, value in _origin(record).items() if key in KEPT_KEYS}
         if chosen is GROWLM:
             content["auto_map"] = AUTO_MAP
             _write_remote_code(folder)
