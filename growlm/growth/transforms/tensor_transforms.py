@@ -98,6 +98,10 @@ class TensorTransform(Protocol):
         """
         return mask
 
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return what it rounds in half precision; None if its result is exact there."""
+        return None
+
     def adds_noise_along(self, dim: int) -> bool:
         """Return whether it makes the copies along a dimension differ."""
         return False
@@ -242,12 +246,14 @@ class Fill(TensorTransform):
         kind: `zero`; `mean` over the first copies; `random`, normal with the standard deviation of the
             matrix's other entries.
         rng_key: (operator index, new tensor name), for `random`.
+        is_subtracted: Whether the norms subtract the fillers again, so that they must be exact.
     """
 
     dim: int
     channels: ChannelMap
     kind: str
     rng_key: tuple[int, str] = (0, "")
+    is_subtracted: bool = False
 
     is_exact: ClassVar[bool] = True
 
@@ -315,6 +321,10 @@ class Fill(TensorTransform):
         for new, _, size in self.channels.filler_runs:
             mask.narrow(self.dim, new, size).fill_(self.kind == "random")
         return mask
+
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that means are rounded, where it matters."""
+        return "the mean of the other channels" if self.is_subtracted else None
 
     def fill_random(self, x: Tensor, std: Tensor, rng: GrowthRng) -> Tensor:
         """Write random fillers; `std` is one standard deviation or one per member of a stack."""
@@ -475,6 +485,11 @@ class Scale(TensorTransform):
         """Divide by the factor."""
         reconstruction.divide(self.factor)
 
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that products are rounded, unless the factor is a power of two."""
+        is_power = math.frexp(self.factor)[0] == 0.5
+        return None if is_power else f"times {self.factor:.6g}"
+
 
 @dataclass(frozen=True)
 class OffsetTransforms(TensorTransform):
@@ -523,6 +538,10 @@ class OffsetTransforms(TensorTransform):
         for index, step in enumerate(self.steps):
             mask = step.unconstrained_entries(mask, (*self.steps[index + 1 :], *later), rng)
         return mask
+
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that the difference from the constant is rounded."""
+        return f"stored less {self.offset:g}"
 
     def selects_along(self, dim: int) -> bool:
         """Return whether any step makes copies along the dimension."""
