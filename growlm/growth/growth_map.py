@@ -18,10 +18,10 @@ from growlm.growth.channel_map import ChannelMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.model_protocol import AxesTable
 from growlm.growth.transforms.fused import apply_to_moment, apply_to_weight
+from growlm.growth.transforms.half_precision import is_half
 from growlm.growth.transforms.noise import TieBreakingNoise, ZeroSumNoise
 from growlm.growth.transforms.reconstruction import Reconstruction, all_finite
 from growlm.growth.transforms.rounding import (
-    HALF_DTYPES,
     InexactTensor,
     WeightDtypes,
     describe_rounding,
@@ -319,7 +319,7 @@ class GrowthMap:
         found = []
         for name, tensor_map in self.tensors.items():
             own = dtype_of_tensor(dtype, name)
-            reason = tensor_map.describe_half_precision_rounding() if own in HALF_DTYPES else None
+            reason = tensor_map.describe_half_precision_rounding() if is_half(own) else None
             found += [InexactTensor(name, reason, own)] if reason else []
         return found
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-HALF_DTYPES = (torch.bfloat16, torch.float16)
-"""Precisions in which a growth keeps a weight's bits only if it is made on the weight's own grid."""
+from growlm.growth.transforms.half_precision import HALF_DTYPES
+
 MEAN_RELATIVE_ROUNDING = 0.21
 """Standard deviation of the relative error of one rounding, in units of `eps`: from sqrt(1/12) at a power of two
 down to half of that below the next one."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap, broadcast_along, select_along
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.half_precision import is_half, multiply_by_shares
 from growlm.growth.transforms.reconstruction import Reconstruction, is_followed_by_noise
 from growlm.growth.transforms.scale_factors import (
     DimFactors,
@@ -113,13 +114,19 @@ class TensorTransform(Protocol):
 
 def select_in_one_pass(selections: Sequence[Selection], x: Tensor, power: int) -> Tensor:
     """Apply selections along different dimensions in one pass, to a moment of `power` or to the weight (0)."""
-    factors = {}
+    factors, on_grid = {}, []
     for selection in selections:
         x = x.unsqueeze(selection.dim) if selection.inserts_dim else x
-        if exponent := selection.share_exponent(power):
+        exponent = selection.share_exponent(power)
+        if exponent and power == 0 and is_half(x.dtype):
+            on_grid += [selection] if selection.channels.max_copies > 1 else []
+        elif exponent:
             factors[selection.dim] = selection.channels.shares**exponent
     # The growth map puts a Fill after every selection that has fillers.
-    return select_along(x, {selection.dim: selection.channels for selection in selections}, factors)
+    new = select_along(x, {selection.dim: selection.channels for selection in selections}, factors)
+    for selection in on_grid:
+        multiply_by_shares(new, selection.channels, selection.dim)
+    return new
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,11 @@ class Selection(TensorTransform, ABC):
             reconstruction.add_mean_roundings(mean.dim, roundings)
         exponent = self.share_exponent(0)
         factors = self.channels.shares**exponent if exponent else None
-        if self.dim in reconstruction.noisy_dims and self.channels.max_copies > 1:
+        is_split_on_grid = bool(exponent) and is_half(reconstruction.growth_dtype)
+        if self.channels.max_copies > 1 and self.dim in reconstruction.noisy_dims:
             reconstruction.sum_copies(self.channels, self.dim, factors)
+        elif self.channels.max_copies > 1 and is_split_on_grid:
+            reconstruction.sum_parts(self.channels, self.dim)
         else:
             reconstruction.merge_copies(self.channels, self.dim, factors)
         reconstruction.noisy_dims.discard(self.dim)
