@@ -8,7 +8,7 @@ optimizer moments, files and the verification all use that map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from growlm.growth.transforms.rounding import (
     WeightDtypes,
     describe_rounding,
     dtype_of_tensor,
+    expected_logit_change,
 )
 from growlm.growth.transforms.scale_factors import ScaleFactors, mark_all_original, unit_factors
 from growlm.growth.transforms.tensor_transforms import (
@@ -333,7 +334,22 @@ class GrowthMap:
             The lines; none in fp32 and fp64.
         """
         dtypes = {dtype_of_tensor(dtype, name) for name in self.tensors}
-        return describe_rounding(self.inexact_tensors(dtype), dtypes)
+        return describe_rounding(self.inexact_tensors(dtype), dtypes, self.old_config.is_moe)
+
+    def expected_logit_change(self, dtype: WeightDtypes) -> float:
+        """Return by how much rounding in half precision is expected to move the logits.
+
+        Args:
+            dtype: Precision of the weights: one for all, or one for each tensor of the grown model.
+
+        Returns:
+            A share of the logits' standard deviation; 0 if nothing is rounded.
+        """
+        return expected_logit_change(self.inexact_tensors(dtype), self.old_config.is_moe)
+
+    def with_rounding(self, dtype: WeightDtypes) -> GrowthMap:
+        """Return the map with what half precision rounds at the end of its description."""
+        return replace(self, description=self.description + self.describe_rounding(dtype))
 
     def _compose_origin(self, later: BlockOrigin) -> BlockOrigin:
         before = self.blocks[later.source]

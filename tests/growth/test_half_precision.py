@@ -21,7 +21,6 @@ from growlm.growth import (
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.grow_model import apply_growth
 from growlm.growth.transforms.noise import ZeroSumNoise
-from growlm.growth.transforms.rounding import expected_logit_change
 from growlm.growth.transforms.tensor_transforms import Copy, Split
 from growlm.verification import detailed_growth_check
 from tests.model.tiny_models import (
@@ -232,7 +231,8 @@ def test_what_is_rounded_is_named(dtype, operators, reasons):
     tokens = random_tokens(old.config)
     expected = logits_of(old.double(), tokens)
     moved = float((logits_of(new, tokens) - expected).std() / expected.std())
-    assert expected_logit_change(inexact) / 4 < moved < expected_logit_change(inexact) * 2
+    expected_change = growth_map.expected_logit_change(dtype)
+    assert expected_change / 4 < moved < expected_change * 2
     for each in inexact:
         grown[each.name].copy_(exact[each.name])
     assert max_difference(logits_of(new, tokens), expected) < 1e-12

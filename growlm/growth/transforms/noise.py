@@ -213,7 +213,8 @@ def _move_uniform(copies: list[Tensor], numbers: Tensor, sigma: Tensor) -> Tenso
         sigma: Standard deviation.
     """
     level, limited = _limit(copies, sigma)
-    move_between_two(*copies, level.mul_(numbers).mul_(0.5**0.5))
+    first, second = copies
+    move_between_two(first, second, level.mul_(numbers).mul_(0.5**0.5))
     return limited
 
 

@@ -30,39 +30,48 @@ class InexactTensor:
 
 
 def dtype_of_tensor(dtype: WeightDtypes, name: str) -> torch.dtype:
-    """Return the precision of one tensor."""
-    return dtype[name] if isinstance(dtype, Mapping) else dtype
+    """Return the precision of one tensor; fp32 if it is not among those that are given."""
+    return dtype.get(name, torch.float32) if isinstance(dtype, Mapping) else dtype
 
 
-def expected_logit_change(inexact: Iterable[InexactTensor]) -> float:
+def expected_logit_change(inexact: Iterable[InexactTensor], has_routers: bool) -> float:
     """Return the expected change of the logits, as a share of their standard deviation.
 
     Every rescaled tensor moves what passes through it by the relative error of one rounding; errors of different
-    tensors are independent, so that their squares add up. Measured changes are in docs/results/half_precision.md.
+    tensors are independent, so that their squares add up. Routers amplify that: a token near the boundary
+    between two experts goes to the other one, and the number of such tokens grows with the error, so that the
+    square of the change does. docs/results/half_precision.md has the measurements; with routers they are
+    between half and twice the estimate in bf16, and differ more in fp16.
+
+    Args:
+        inexact: Tensors that are rounded.
+        has_routers: Whether the model before the growth is a mixture of experts that differ.
     """
-    squares = ((MEAN_RELATIVE_ROUNDING * torch.finfo(each.dtype).eps) ** 2 for each in inexact)
-    return math.sqrt(sum(squares))
+    square = sum((MEAN_RELATIVE_ROUNDING * torch.finfo(each.dtype).eps) ** 2 for each in inexact)
+    return math.sqrt(square + math.sqrt(square) * has_routers)
 
 
-def describe_rounding(inexact: Sequence[InexactTensor], dtypes: Iterable[torch.dtype]) -> list[str]:
+def describe_rounding(
+    inexact: Sequence[InexactTensor], dtypes: Iterable[torch.dtype], has_routers: bool
+) -> list[str]:
     """Return what half precision rounds, one line each, for people; empty without half precision.
 
     Args:
         inexact: Tensors that are rounded.
         dtypes: Precisions of all tensors.
+        has_routers: Whether the model before the growth is a mixture of experts that differ.
     """
-    half = [str(dtype).removeprefix("torch.") for dtype in HALF_DTYPES if dtype in set(dtypes)]
-    if not half:
+    found = set(dtypes)
+    name = " and ".join(str(d).removeprefix("torch.") for d in HALF_DTYPES if d in found)
+    if not name:
         return []
-    name = " and ".join(half)
     if not inexact:
         return [f"Nothing is rounded in {name}: copies of a weight add up to it, to the bit"]
     counts = Counter(each.reason for each in inexact)
-    parts = "; ".join(
-        f"{n} tensor{'s' if n > 1 else ''} ({reason})" for reason, n in counts.items()
-    )
+    parts = "; ".join(f"{n} tensor{'s'[: n > 1]} ({reason})" for reason, n in counts.items())
+    change = f"{expected_logit_change(inexact, has_routers):.1%} of their standard deviation"
+    where = ", mostly where a token goes to another expert" if has_routers else ""
     return [
-        f"Rounded in {name}: {parts}. All other tensors are exact",
-        f"Rounding is expected to move the logits by {expected_logit_change(inexact):.1%} of their standard "
-        "deviation; with dtype=float32 it does not",
+        f"Rounded in {name}: {parts}; all other tensors are exact",
+        f"Rounding is expected to move the logits by about {change}{where}; with dtype=float32 it does not",
     ]
