@@ -20,6 +20,7 @@ from growlm.growth import (
 )
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.grow_model import apply_growth
+from growlm.growth.transforms.half_precision import move_between_many, move_between_two
 from growlm.growth.transforms.noise import ZeroSumNoise
 from growlm.growth.transforms.tensor_transforms import Copy, Split
 from growlm.verification import detailed_growth_check
@@ -130,6 +131,28 @@ def test_noise_has_the_level_that_was_asked_for(dtype, copies):
     assert abs(float(noise.mean())) < 1e-3
     level = rng.noise_log.levels[0, "x"]
     assert (level["capped"], level["limited"]) == (False, 0.0)
+
+
+@HALF
+def test_moves_that_need_no_rounding_are_made_as_asked(dtype):
+    moves = torch.tensor([[0.25, -0.25, 0.0], [0.0, 0.5, -0.5], [-0.0, 0.0, 0.0]]).T
+    three = list(torch.ones(3, 3, dtype=dtype))
+    move_between_many(three, list(moves.clone()))
+    assert torch.equal(torch.stack(three).float(), 1 + moves)
+    negative = list(-torch.ones(3, 3, dtype=dtype))
+    move_between_many(negative, list(moves.clone()))
+    assert torch.equal(torch.stack(negative).float(), moves - 1)
+    for sign in (1, -1):
+        two = [torch.full((3,), sign, dtype=dtype) for _ in range(2)]
+        move_between_two(*two, moves[0].clone())
+        assert torch.equal(torch.stack(two).float(), sign + torch.stack((moves[0], -moves[0])))
+
+
+@HALF
+def test_moves_beyond_a_copy_are_reduced_for_all(dtype):
+    copies = list(torch.ones(3, 1, dtype=dtype))
+    move_between_many(copies, [torch.tensor([-2.0]), torch.tensor([1.0]), torch.tensor([1.0])])
+    assert [float(copy) for copy in copies] == [0.0, 1.5, 1.5]
 
 
 @HALF

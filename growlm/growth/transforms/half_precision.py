@@ -67,7 +67,7 @@ def multiply_by_shares(x: Tensor, channels: ChannelMap, dim: int) -> None:
 
 
 def move_between_two(first: Tensor, second: Tensor, amount: Tensor) -> None:
-    """Move an amount from each entry of one copy to that of the other, in place, without changing the sum.
+    """Add an amount to each entry of one copy and take it from the other, in place, without changing their sum.
 
     The larger of the two is rounded, and the other one takes what is left. That is a number of the precision,
     because the larger one's grid divides the sum.
@@ -75,16 +75,17 @@ def move_between_two(first: Tensor, second: Tensor, amount: Tensor) -> None:
     Args:
         first: Copies in half precision.
         second: The other copies; each has the sign of the first or is zero.
-        amount: fp32, at most as large as the smaller of the two.
+        amount: fp32, at most as large as the smaller of the two; overwritten.
     """
     dtype, largest = first.dtype, torch.finfo(first.dtype).max
-    one, two = first.float(), second.float()
-    up, down = one + amount, two - amount
-    is_larger = up.abs() >= down.abs()
-    larger = torch.where(is_larger, up, down).clamp_(-largest, largest).to(dtype).float()
-    smaller = one.sub_(larger).add_(two)
-    first.copy_(torch.where(is_larger, larger, smaller))
-    second.copy_(torch.where(is_larger, smaller, larger))
+    one = first.float()
+    mean = one.mul(0.5).add_(second.float(), alpha=0.5)
+    amount.add_(one.sub_(mean))  # of the first copy from the mean
+    size = mean.abs()
+    larger = amount.abs().add_(size).clamp_(max=largest).to(dtype).float()
+    amount = larger.sub_(size).copysign_(amount)
+    first.copy_(mean + amount)
+    second.copy_(mean.sub_(amount))
 
 
 def move_between_many(copies: Sequence[Tensor], amounts: Sequence[Tensor]) -> None:
@@ -98,30 +99,52 @@ def move_between_many(copies: Sequence[Tensor], amounts: Sequence[Tensor]) -> No
         amounts: fp32, for each copy.
     """
     dtype = copies[0].dtype
-    info = torch.finfo(dtype)
-    total = sum_tensors([copy.float() for copy in copies])
+    old = [copy.float() for copy in copies]
+    total = sum_tensors(old)
     sign = total.sign()
-    total.abs_()
-    old = [copy.float().mul_(sign) for copy in copies]
+    total.mul_(sign)
+    old = [part.mul_(sign) for part in old]
     moves = [amount * sign for amount in amounts]
-    step = compute_ulp(_maximum(old), dtype)
-    limit = torch.where(total.to(dtype).float() == total, total, step * (2 / info.eps - 2))
-    room = torch.ones_like(total)
-    for part, move in zip(old, moves, strict=True):
-        free = torch.where(move < 0, part, limit - part).clamp_(min=0).div_(move.abs())
-        torch.minimum(room, free.nan_to_num_(nan=1.0), out=room)
+    room = _room_for_moves(old, moves, total, dtype)
     parts = [part.addcmul(move, room).clamp_(min=0) for part, move in zip(old, moves, strict=True)]
-    step = compute_ulp(_maximum(parts).mul_(MARGIN), dtype)
+    largest = _maximum(parts)
+    step = compute_ulp(largest * MARGIN, dtype)
     steps = total / step
-    is_whole = steps.isfinite() & (steps == steps.round())
-    below = torch.zeros_like(steps)
-    upto = torch.zeros_like(steps)
+    # Sums and amounts near the largest number overflow: those copies stay as they are.
+    is_on_grid = (steps - steps.round()) + (largest - largest) == 0
+    all_on_grid = bool(is_on_grid.all())
+    below, upto = torch.zeros_like(steps), torch.zeros_like(steps)
     for index, (copy, part, before) in enumerate(zip(copies, parts, old, strict=True)):
         upto += part
         above = steps if index == len(copies) - 1 else (upto / step).round_()
-        new = torch.where(is_whole, (above - below).mul_(step), before)
-        copy.copy_(new.mul_(sign))
+        new = (above - below).mul_(step)
+        copy.copy_((new if all_on_grid else torch.where(is_on_grid, new, before)).mul_(sign))
         below = above
+
+
+def _room_for_moves(
+    parts: Sequence[Tensor], moves: Sequence[Tensor], total: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return what the moves of each weight must be multiplied by: 1, or less if a part would leave its range.
+
+    Args:
+        parts: Magnitudes of the copies, fp32.
+        moves: What is to be added to each.
+        total: Their sum.
+        dtype: Half precision of the copies.
+    """
+    room = torch.ones_like(total)
+    limit = None
+    if not torch.equal(rounded := total.to(dtype).float(), total):
+        eps = torch.finfo(dtype).eps
+        largest = compute_ulp(_maximum(parts), dtype).mul_(2 / eps - 2)
+        limit = torch.where(rounded == total, total, largest)
+    for part, move in zip(parts, moves, strict=True):
+        free = part / move.clamp(max=0).abs_()
+        if limit is not None:  # of the two, the one against which the part moves is not negative
+            free = torch.maximum(part / -move, (limit - part).clamp_(min=0) / move)
+        torch.minimum(room, free.nan_to_num_(nan=1.0), out=room)
+    return room
 
 
 def sum_tensors(tensors: Sequence[Tensor]) -> Tensor:
