@@ -95,12 +95,13 @@ def test_parts_add_up_to_the_weight(weight, channels, std, snr):
 
 
 @settings(max_examples=40)
-@given(weights(), maps(), st.sampled_from([1e-6, 1e-2, 10.0]))
-def test_noise_on_whole_copies_keeps_their_sum(weight, channels, std):
+@given(weights(), maps(), st.sampled_from([1e-6, 1e-2, 10.0]), st.booleans())
+def test_noise_on_whole_copies_keeps_their_sum(weight, channels, std, snr):
     """As on experts that are copied: their gates are divided, not their weights."""
     copies = Copy(1, channels).transform_weight(weight, GrowthRng(0))
     total = channels.sum_copies(copies.double(), 1)
-    noisy = ZeroSumNoise(1, channels, std, None, (0, "x")).transform_weight(copies, GrowthRng(1))
+    noise = ZeroSumNoise(1, channels, std, -6.0 if snr else None, (0, "x"))
+    noisy = noise.transform_weight(copies, GrowthRng(1))
     assert_sums_are_exact(noisy, channels, total)
 
 
@@ -153,6 +154,18 @@ def test_moves_beyond_a_copy_are_reduced_for_all(dtype):
     copies = list(torch.ones(3, 1, dtype=dtype))
     move_between_many(copies, [torch.tensor([-2.0]), torch.tensor([1.0]), torch.tensor([1.0])])
     assert [float(copy) for copy in copies] == [0.0, 1.5, 1.5]
+
+
+@HALF
+@pytest.mark.parametrize("copies", [2, 3])
+def test_the_largest_number_does_not_overflow(dtype, copies):
+    """On whole copies: the sum may be beyond the precision, as long as no copy is."""
+    largest = torch.finfo(dtype).max
+    weight = torch.tensor([[largest, -largest, largest / 1.5]] * 4, dtype=dtype)
+    channels = ChannelMap.round_robin(3, 3 * copies)
+    whole = Copy(1, channels).transform_weight(weight, GrowthRng(0))
+    noisy = ZeroSumNoise(1, channels, 10.0, -6.0, (0, "x")).transform_weight(whole, GrowthRng(1))
+    assert_sums_are_exact(noisy, channels, weight.double() * copies)
 
 
 @HALF
@@ -280,6 +293,26 @@ def test_precisions_by_tensor():
     rounded, moved = growth_map.describe_rounding(torch.bfloat16)
     assert rounded.startswith("Rounded in bfloat16: 5 tensors (times 0.707107)")
     assert "dtype=float32" in moved
+
+
+def test_the_growth_of_a_checkpoint_and_its_check_say_what_was_rounded(tmp_path):
+    old = build(tiny_config(**MIXTRAL), dtype=torch.bfloat16)
+    save_model(old, tmp_path / "small", {})
+    growth_map = grow_checkpoint(tmp_path / "small", tmp_path / "large", [Widen(scale_factor=2)])
+    assert "5 tensors (times 0.707107)" in growth_map.description[-2]
+    assert "another expert" in growth_map.description[-1]
+    new = load_model(tmp_path / "large")[0]
+    report = detailed_growth_check(
+        old_model=old,
+        new_model=new,
+        probe=random_tokens(old.config),
+        device="cpu",
+        growth_map=growth_map,
+    )
+    functional = report.checks["functional"]
+    assert functional.figures["rounded_tensors"] == 5
+    assert 0 < functional.figures["logit_change"] < functional.figures["expected_logit_change"] * 2
+    assert "5 tensors were rounded, which moved the logits by" in functional.summary
 
 
 @HALF
