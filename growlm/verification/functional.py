@@ -63,8 +63,8 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     if comparison.rounded_tensors:
         figures["rounded_tensors"] = len(comparison.rounded_tensors)
         figures["expected_logit_change"] = comparison.expected_logit_change
-        moved_by = comparison.new_trace.logits - comparison.old_trace.logits
-        figures["logit_change"] = float(moved_by.std() / comparison.old_trace.logits.std())
+        difference = comparison.new_trace.logits - comparison.old_trace.logits
+        figures["logit_change"] = float(difference.std() / comparison.old_trace.logits.std())
     # "not <=" instead of ">", so that a NaN fails.
     drifted = [
         d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
