@@ -69,7 +69,7 @@ def grow_checkpoint(
         progress: Function called after every tensor.
 
     Returns:
-        The growth map that was applied.
+        The growth map that was applied; its description says what was rounded, in half precision.
 
     Raises:
         UserError: If the source is not a checkpoint, its model's class is not trusted, an operator cannot be
@@ -104,7 +104,7 @@ def grow_checkpoint(
         grown_from["boundary_index"] = boundary_index
         copy_sidecar_files(sidecar_files, partial)
         write_model_entries(partial, describe_model(grown), record | {"grown_from": grown_from})
-    return growth_map
+    return growth_map.with_rounding({entry.name: entry.dtype for entry in entries})
 
 
 def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:
