@@ -111,7 +111,7 @@ def grow(arguments: list[str]) -> int:
     with ByteProgressBar(console, "writing") as bar:
         report = growth.write(Path(str(command.out)), bar.update, command.verify)
     size = f"{format_bytes(bar.total)} in {format_seconds(time.perf_counter() - start)}"
-    lines = [f"  {line}" for line in report.growth_map.description]
+    lines = [f"  {line}" for line in (*report.growth_map.description, *report.rounding)]
     for line in [*lines, *_describe_class(report), f"Wrote {command.out}: {size}"]:
         console.print(line, markup=False, soft_wrap=True)
     return 0

@@ -161,7 +161,8 @@ def test_a_stopped_run_goes_on_with_two_processes(name, strategy, fixture):
 
 
 def assert_finished(run_dir):
-    losses = [row["loss"] for row in rows(run_dir) if "loss" in row]
+    # Since then, every step near a growth has a row.
+    losses = [row["loss"] for row in rows(run_dir) if "loss" in row and row["step"] in (1, 2, 4)]
     assert losses == pytest.approx(MADE["losses"], abs=LOSS_TOLERANCE)
     assert (run_dir / "summary.json").exists()
 

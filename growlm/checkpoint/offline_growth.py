@@ -227,7 +227,7 @@ def grow_checkpoint(
         progress: Function called after every tensor.
 
     Returns:
-        The growth map that was applied.
+        The growth map that was applied; its description says what was rounded, in half precision.
 
     Raises:
         UserError: If the source is not a checkpoint, its model's class is not trusted, an operator cannot be
@@ -242,7 +242,8 @@ def grow_checkpoint(
         trust=trust,
     )
     growth.write(target, progress)
-    return growth.growth_map
+    dtypes = {name: growth.weights.info(name).dtype for name in growth.weights.names}
+    return growth.growth_map.with_rounding(dtypes)
 
 
 def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:

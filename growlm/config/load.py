@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from growlm.config.composing.composition import (
+    SCHEMA_NAME,
     complete_phases,
     explain_composition_error,
     find_unused_settings,
@@ -59,7 +60,6 @@ from growlm.runtime.field_limits import check_limits
 
 CommandT = TypeVar("CommandT")
 
-SCHEMA_NAME = "run_schema"
 _LIST_INDEX = re.compile(r"\[(\d+)\]")
 _OVERRIDE_AT_FAULT = re.compile(r"(?:Error merging override |Could not override ')([^='\s]+)['=]")
 _EVALUATION_TEXT = re.compile(r"data\.(validation|evaluation_sets\.[\w-]+)")

@@ -420,7 +420,8 @@ class CallbacksConfig:
     """Group `callbacks`: logging interval, text samples and further callbacks."""
 
     log_every: int = field(default=10, metadata=limits(minimum=1))
-    """Steps between rows of the history; the first and last step of a phase always have one."""
+    """Steps between rows of the history and of the loggers. The first step of a phase always has one, and so has
+    each of its last 30 steps and of the first 30 after a growth, to show whether the loss went on as before."""
     sample_prompt: str = "Once upon a time"
     """Prompt that the model of each phase continues after its training."""
     sample_tokens: int = field(default=48, metadata=limits(minimum=0, maximum=4096))

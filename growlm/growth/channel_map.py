@@ -117,6 +117,50 @@ class ChannelMap:
         return ChannelMap(self.old_size, source, self.shares[before] * later.shares)
 
     @cached_property
+    def ranks(self) -> Tensor:
+        """The number of copies of the same source before each channel, (new size,); 0 for fillers."""
+        order = torch.argsort(self.source, stable=True)
+        ordered = self.source[order]
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(self.new_size) - torch.searchsorted(ordered, ordered)
+        return torch.where(self.is_filler, 0, ranks)
+
+    @cached_property
+    def copy_groups(self) -> list[Tensor]:
+        """The copies of all channels with as many of them, (copies, channels), for each number above one."""
+        counts, groups = self.copy_counts(), []
+        for count in counts.unique().tolist():
+            if count > 1:
+                channels = (counts == count).nonzero().squeeze(1)
+                order = torch.argsort(self.source[channels], stable=True)
+                groups.append(channels[order].view(-1, count).T)
+        return groups
+
+    @cached_property
+    def share_bounds(self) -> tuple[Tensor, Tensor]:
+        """The sum of the shares of a source's copies before each channel, and up to it, (new size,), fp64.
+
+        The second is exactly 1 for the last copy, and for every other copy equal to the first of the next one.
+        """
+        lower, upper = torch.zeros_like(self.shares), torch.zeros_like(self.shares)
+        total = torch.zeros(self.old_size, dtype=torch.float64)
+        for rank in range(self.max_copies):
+            channels = ((self.ranks == rank) & ~self.is_filler).nonzero().squeeze(1)
+            lower[channels] = total[self.source[channels]]
+            total[self.source[channels]] += self.shares[channels]
+            upper[channels] = total[self.source[channels]]
+        upper[(self.ranks == self.copy_counts() - 1) & ~self.is_filler] = 1.0
+        return lower, upper
+
+    @cached_property
+    def largest_shares(self) -> Tensor:
+        """The largest share of any copy of each channel's source, (new size,), fp64; 1 for fillers."""
+        largest = torch.zeros(self.old_size, dtype=torch.float64)
+        channels = (~self.is_filler).nonzero().squeeze(1)
+        largest.scatter_reduce_(0, self.source[channels], self.shares[channels], "amax")
+        return torch.where(self.is_filler, 1.0, largest[self.source.clamp(min=0)])
+
+    @cached_property
     def max_copies(self) -> int:
         """The largest number of copies of any channel."""
         return int(self.copy_counts().max())

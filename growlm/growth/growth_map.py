@@ -8,7 +8,7 @@ optimizer moments, files and the verification all use that map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,16 @@ from growlm.growth.channel_map import ChannelMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.model_protocol import AxesTable
 from growlm.growth.transforms.fused import apply_to_moment, apply_to_weight
+from growlm.growth.transforms.half_precision import is_half
 from growlm.growth.transforms.noise import TieBreakingNoise, ZeroSumNoise
 from growlm.growth.transforms.reconstruction import Reconstruction, all_finite
+from growlm.growth.transforms.rounding import (
+    InexactTensor,
+    WeightDtypes,
+    describe_rounding,
+    dtype_of_tensor,
+    expected_logit_change,
+)
 from growlm.growth.transforms.scale_factors import ScaleFactors, mark_all_original, unit_factors
 from growlm.growth.transforms.tensor_transforms import (
     Copy,
@@ -200,6 +208,11 @@ class TensorMap:
             mask = transform.unconstrained_entries(mask, self.transforms[index + 1 :], rng)
         return mask
 
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return what is rounded if the tensor is in half precision; None if it is exact there."""
+        found = (step.describe_half_precision_rounding() for step in self.transforms)
+        return ", ".join(dict.fromkeys(filter(None, found))) or None
+
     @property
     def resets_moments(self) -> bool:
         """Whether the optimizer starts this tensor at step 0, without any state of the source."""
@@ -294,6 +307,49 @@ class GrowthMap:
                 start = previous.get(source) or unit_factors(self.old_shapes[source])
                 found[name] = tensor_map.scale_factors(mark_all_original(start))
         return found
+
+    def inexact_tensors(self, dtype: WeightDtypes) -> list[InexactTensor]:
+        """Return the tensors that rounding changes in half precision, each with the reason.
+
+        Args:
+            dtype: Precision of the weights: one for all, or one for each tensor of the grown model.
+
+        Returns:
+            The tensors, in the order of the model; none in fp32 and fp64, where losslessness is a tolerance.
+        """
+        found = []
+        for name, tensor_map in self.tensors.items():
+            own = dtype_of_tensor(dtype, name)
+            reason = tensor_map.describe_half_precision_rounding() if is_half(own) else None
+            found += [InexactTensor(name, reason, own)] if reason else []
+        return found
+
+    def describe_rounding(self, dtype: WeightDtypes) -> list[str]:
+        """Return what the growth rounds in half precision, one line each, for people.
+
+        Args:
+            dtype: Precision of the weights: one for all, or one for each tensor of the grown model.
+
+        Returns:
+            The lines; none in fp32 and fp64.
+        """
+        dtypes = {dtype_of_tensor(dtype, name) for name in self.tensors}
+        return describe_rounding(self.inexact_tensors(dtype), dtypes, self.old_config.is_moe)
+
+    def expected_logit_change(self, dtype: WeightDtypes) -> float:
+        """Return by how much rounding in half precision is expected to move the logits.
+
+        Args:
+            dtype: Precision of the weights: one for all, or one for each tensor of the grown model.
+
+        Returns:
+            A share of the logits' standard deviation; 0 if nothing is rounded.
+        """
+        return expected_logit_change(self.inexact_tensors(dtype), self.old_config.is_moe)
+
+    def with_rounding(self, dtype: WeightDtypes) -> GrowthMap:
+        """Return the map with what half precision rounds at the end of its description."""
+        return replace(self, description=self.description + self.describe_rounding(dtype))
 
     def _compose_origin(self, later: BlockOrigin) -> BlockOrigin:
         before = self.blocks[later.source]
@@ -477,9 +533,9 @@ def _axis_transforms(
     if channels.has_fillers:
         # A gain of zero on a filler channel of zero would never train, so gains are filled with their mean.
         by_role = {Role.READS: growth.filler_read_init, Role.GAIN: "mean", Role.SHIFT: "zero"}
-        transforms.append(
-            Fill(position, channels, by_role.get(dim.role, growth.filler_write_init), rng_key)
-        )
+        kind = by_role.get(dim.role, growth.filler_write_init)
+        is_subtracted = kind == "mean" and dim.role is not Role.GAIN
+        transforms.append(Fill(position, channels, kind, rng_key, is_subtracted))
     factor = growth.gain_factor if dim.role is Role.GAIN else 1.0
     if row.label.feeds_tied_head:
         factor /= growth.embedding_factor

@@ -16,7 +16,8 @@ class NoiseLog:
     """The noise of every tensor that got some."""
 
     levels: dict[tuple[int, str], dict[str, float | bool]] = field(default_factory=dict)
-    """By (operator index, tensor name): `sigma` (for a stack, the largest), and whether it was `capped`."""
+    """By (operator index, tensor name): `sigma` (for a stack, the largest), and whether it was `capped`; in half
+    precision also `limited`, the share of weights that were too small for it."""
 
     def gather(self, mesh: DeviceMesh) -> None:
         """Share what each process has recorded with all of them."""
@@ -29,9 +30,12 @@ class NoiseLog:
         if not self.levels:
             return {}
         sigmas = [float(noise["sigma"]) for noise in self.levels.values()]
-        return {
+        summary: dict[str, Any] = {
             "matrices": len(sigmas),
             "sigma_min": min(sigmas),
             "sigma_max": max(sigmas),
             "capped": sum(bool(noise["capped"]) for noise in self.levels.values()),
         }
+        if limited := [float(n["limited"]) for n in self.levels.values() if "limited" in n]:
+            summary["limited_max"] = max(limited)
+        return summary

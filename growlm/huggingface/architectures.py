@@ -59,6 +59,7 @@ GROWLM = Architecture(
     key_defaults={"shared_d_ff": 0, "embedding": {}, "layers": {}},
     required_values={},
     tensor_layouts=((identity_rule("{name}", "model.{name}"),),),
+    ignored_tensors=(r"lm_head\.(weight|bias)",),  # tied: tensors of `model` once more
     rotary=None,
 )
 """growlm's own architecture, for any model: transformers loads its class from growlm through `auto_map`."""

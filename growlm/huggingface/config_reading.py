@@ -25,6 +25,8 @@ from growlm.storage.input_files import lexists, read_json
 from growlm.storage.typed_values import parse_as
 
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+KEPT_KEYS = ("initializer_range",)
+"""Keys that change nothing in a model that has its weights; they go through growlm unchanged."""
 EXTRAS_KEY = "growlm"
 """Key for growlm's own data: `ModelConfig` fields that the architecture has no key for, and the record."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
@@ -64,8 +66,8 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
         key: Setting that named the folder, for messages.
 
     Returns:
-        The config, and the record: `huggingface` has the model type and the special token ids; `tokenizer` is
-        present if the folder has a tokenizer that growlm can read.
+        The config, and the record: `huggingface` has the model type, the special token ids and the other keys that
+        are kept; `tokenizer` is present if the folder has a tokenizer that growlm can read.
 
     Raises:
         UserError: If the folder is not a Hugging Face model, or one that growlm cannot represent; names the key.
@@ -75,7 +77,8 @@ def read_hf_config(folder: Path, key: str = "source") -> tuple[ModelConfig, dict
     architecture = _find_architecture(keys)
     config = parse_model_config(architecture, content, folder)
     ids = {name: keys.get_token_ids(name) for name in TOKEN_ID_KEYS}
-    origin = {"model_type": architecture.model_type, **ids}
+    kept = {name: content[name] for name in KEPT_KEYS if content.get(name) is not None}
+    origin = {"model_type": architecture.model_type, **ids, **kept}
     extras = content.get(EXTRAS_KEY)
     saved = extras.get("record") if isinstance(extras, dict) else None
     record = dict(saved) if isinstance(saved, dict) else {}

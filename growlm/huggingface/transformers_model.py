@@ -6,46 +6,50 @@ An exported folder has two files that import these classes, so that with growlm 
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import parse_model_config
+from growlm.huggingface.own_class.backbone import CACHE_FIELD, Backbone
 from growlm.model.config import ModelConfig
 from growlm.model.former_fields import translate_former_fields
-from growlm.model.layers.causal_attention import (
-    AttentionRule,
-    masked_attention,
-    visible_mask,
-)
-from growlm.model.layers.rotary import RotaryTables
-from growlm.model.transformer import TransformerLM
-
-CACHE_FIELD = (
-    "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
-)
-"""Name of the cache in transformers' outputs; newer releases call it `cache`, in arguments too."""
-POSITION_ARGUMENTS = ("position_ids", "cache_position")
-"""Arguments that older releases of transformers pass, and that must equal the positions the model uses itself."""
+from growlm.model.initialization import INIT_STD, initial_distribution
+from growlm.model.layers.experts import MixtureOfExperts
+from growlm.model.layers.labeled_layers import label_embedding, label_linear
+from growlm.model.loss import cap_logits
+from growlm.model.transformer import Block, TransformerLM
 
 
 class GrowLMConfig(PretrainedConfig):
     """`ModelConfig` as a transformers config, with the keys of `GROWLM` in `architectures.py`."""
 
     model_type = GROWLM.model_type
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
 
     def __init__(self, **values: Any) -> None:
         config = ModelConfig()
         fields = asdict(config)
         defaults = {key: fields[name] for name, key in GROWLM.field_to_key.items()}
         values = translate_former_fields(values)
-        super().__init__(**(defaults | {"use_cache": True} | values))
+        # transformers takes `use_cache` for a setting of generation, and does not set it by itself.
+        self.use_cache: bool = values.pop("use_cache", True)
+        super().__init__(**(defaults | {"initializer_range": INIT_STD} | values))
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """Bound on the logits, under the name by which trainers with a loss of their own look for it."""
+        softcap: float | None = self.embedding.get("logit_softcap")
+        return softcap
 
     def to_model_config(self) -> ModelConfig:
         """Convert to a `ModelConfig`.
@@ -54,6 +58,10 @@ class GrowLMConfig(PretrainedConfig):
             UserError: If the values are not valid.
         """
         return parse_model_config(GROWLM, self.to_dict(), Path(self.name_or_path or "."))
+
+
+class GrowLMBlock(GradientCheckpointingLayer, Block):
+    """A `Block` that transformers can recompute in the backward pass."""
 
 
 class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -67,36 +75,114 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = GrowLMConfig
     base_model_prefix = "model"
-    supports_gradient_checkpointing = False
-    _no_split_modules = ["Block"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["GrowLMBlock"]  # noqa: RUF012
 
     def __init__(self, config: GrowLMConfig) -> None:
         super().__init__(config)
-        self.model = TransformerLM(config.to_model_config())
+        device = torch.get_default_device()
+        with torch.device("meta"):  # transformers calls `_init_weights` for the values
+            self.model = TransformerLM(config.to_model_config(), block_class=GrowLMBlock)
+        if device.type != "meta":
+            self.model.to_empty(device=device)
+            for buffer in self.model.buffers():
+                buffer.zero_()
+        mixtures = [m for m in self.model.modules() if isinstance(m, MixtureOfExperts)]
+        for mixture in mixtures:  # a router in half precision would choose other experts
+            wide = torch.promote_types(mixture.router.weight.dtype, torch.float32)
+            mixture.router.to(wide)
+            if mixture.selection_bias is not None:
+                mixture.selection_bias = mixture.selection_bias.to(wide)
+        biased = any(mixture.selection_bias is not None for mixture in mixtures)
+        names = {"router": bool(mixtures), "selection_bias": biased}
+        self._keep_in_fp32_modules_strict = {name for name, exists in names.items() if exists}
+        if self.model.head is None:  # tools look for a head among the modules; `post_init` ties it
+            has_bias = self.model.tied_head_bias is not None
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=has_bias)
+            self._tied_weights_keys = {"lm_head.weight": "model.embedding.weight"}
+            if has_bias:
+                self._tied_weights_keys["lm_head.bias"] = "model.tied_head_bias"
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: `TransformerLM` initializes its own weights."""
+        """Draw a module's initial values from the distributions of `TransformerLM`, with torch's generator."""
+        labels = getattr(module, "axis_labels", None)
+        if labels is None:
+            super()._init_weights(module)
+            return
+        n_layers, std = self.config.num_hidden_layers, self.config.initializer_range
+        for name, label in labels.items():
+            mean, deviation = initial_distribution(label, n_layers, std)
+            if (tensor := getattr(module, name)) is None:
+                continue
+            if deviation == 0:
+                init.constant_(tensor, mean)
+            else:
+                init.normal_(tensor, mean, deviation)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding."""
         return self.model.embedding
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the output head; None where it is tied to the embedding."""
-        return self.model.head
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding; its number of rows becomes the size of the vocabulary."""
+        self.model.embedding = label_embedding(value)
+        self.model.config = replace(self.model.config, vocab_size=value.num_embeddings)
+        if self.model.head is None:
+            self.lm_head.weight = value.weight
+            self.lm_head.out_features = value.num_embeddings
+            if (bias := self.model.tied_head_bias) is not None and len(bias) != len(value.weight):
+                resized = bias.new_zeros(len(value.weight))
+                kept = min(len(bias), len(resized))
+                resized[:kept] = bias.detach()[:kept]
+                self.model.tied_head_bias = nn.Parameter(resized, bias.requires_grad)
+                self.lm_head.bias = self.model.tied_head_bias
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output head."""
+        return self.lm_head if self.model.head is None else self.model.head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the output head.
+
+        Raises:
+            ValueError: If the head is tied to the embedding, and the new one is not.
+        """
+        if self.model.head is not None:
+            self.model.head = label_linear(value, read="residual", write="vocabulary")
+            return
+        if value.weight is not self.model.embedding.weight:
+            raise ValueError("the head is tied to the embedding: use set_input_embeddings")
+        self.lm_head = value
+
+    @property
+    def base_model(self) -> Backbone:
+        """What comes before the head; `model` is the whole `TransformerLM`."""
+        return Backbone(self)
+
+    @staticmethod
+    def create_masks_for_generate(
+        *args: Any, attention_mask: Tensor | None = None, **others: Any
+    ) -> Tensor | None:
+        """Return the mask of padding as it is: `forward` makes the masks of each block from it."""
+        return attention_mask
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        cache: DynamicCache | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        return_dict: bool = True,
+        return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        inputs_embeds: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Return logits, and the loss if labels are given.
@@ -107,11 +193,19 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             labels: Target ids, (B, T), as transformers defines them: the loss shifts them and ignores -100.
             past_key_values: Cache of the keys and values of earlier tokens; those of `input_ids` are appended.
             cache: The same cache, under its name in newer releases of transformers.
-            use_cache: Whether to create a cache if none is given.
+            use_cache: Whether to create a cache if none is given; None for the config's value, and for no cache
+                while training.
             logits_to_keep: Number of last positions, or their indices, to compute logits for; 0 for all.
-            return_dict: Whether to return a `CausalLMOutputWithPast`, not a tuple.
+            return_dict: Whether to return a `CausalLMOutputWithPast`, not a tuple; None for the config's value.
             num_items_in_batch: Divisor of the summed loss, as `Trainer` passes it when a step has several batches;
                 None for the mean over this batch.
+            inputs_embeds: Rows of the token embedding, (B, T, D), in place of `input_ids`.
+            shift_labels: Target of each position, (B, T), in place of `labels`.
+            output_attentions: Whether to return each layer's attention weights, which are then computed without
+                a fused kernel; None for the config's value.
+            output_hidden_states: Whether to return the residual stream before each block and, last, the state
+                that the head reads; or the indices of those to return, the others being None; None for the
+                config's value.
             others: Arguments of other models. None and False are ignored, and positions must equal those that the
                 model uses itself. Anything else is an error, since a newer transformers may rely on its effect.
 
@@ -119,114 +213,42 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: If the sequence exceeds the context length, the cache is of another type, or an argument
                 is not supported.
         """
-        if cache is not None and past_key_values is not None and cache is not past_key_values:
-            raise ValueError("cache and past_key_values are the same argument: pass only one")
-        cache = past_key_values if cache is None else cache
-        if not isinstance(cache, DynamicCache | None):
-            raise ValueError(f"{CACHE_FIELD} must be a DynamicCache, not a {type(cache).__name__}")
-        self._check_extra_arguments(others, input_ids, attention_mask, cache)
-        if use_cache and cache is None:
-            cache = DynamicCache()
-        stream = self._stream(input_ids, attention_mask, cache)
+        backbone: BaseModelOutputWithPast = self.base_model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            cache,
+            use_cache,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            **others,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        model = self.model
-        logits = model.compute_logits(stream[:, kept], model.head_weight, model.head_bias)
+        logits = self._logits(backbone.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
+        if labels is not None or shift_labels is not None:
             loss = self.loss_function(
-                logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                logits,
+                labels,
+                self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
             )
-        if not return_dict:
-            return (logits,) if loss is None else (loss, logits)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_FIELD: cache})
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=backbone.hidden_states,
+            attentions=backbone.attentions,
+            **{CACHE_FIELD: getattr(backbone, CACHE_FIELD)},
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
-    def _check_extra_arguments(
-        self,
-        others: dict[str, Any],
-        tokens: Tensor,
-        mask: Tensor | None,
-        cache: DynamicCache | None,
-    ) -> None:
-        past = 0 if cache is None else cache.get_seq_length()
-        for name, value in others.items():
-            if value is None or value is False:
-                continue
-            if name not in POSITION_ARGUMENTS:
-                shown = f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
-                raise ValueError(f"{name}={shown}: {type(self).__name__} has no such argument")
-            if not _are_default_positions(value, past, tokens, mask):
-                reason = "must count the tokens of one text per row from its first token"
-                raise ValueError(f"{name}: {reason}; leave it out")
-
-    def _stream(self, tokens: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
-        """Return the last hidden state, (B, T) -> (B, T, D), of tokens that follow those in the cache."""
-        model = self.model
-        if cache is None and (mask is None or not bool((mask.diff(dim=-1) > 0).any())):
-            return model.last_hidden_state(
-                tokens
-            )  # right padding only: causal attention never sees it
-        past = 0 if cache is None else cache.get_seq_length()
-        length = past + tokens.shape[1]
-        if length > model.config.max_seq_len:
-            raise ValueError(f"{length} tokens exceed max_seq_len={model.config.max_seq_len}")
-        is_long = model.config.rope.scaling.is_long
-        if past and is_long(length) and not is_long(past):
-            longest = model.config.rope.scaling.original_max_seq_len
-            reason = "the cached keys have other frequencies; use use_cache=False"
-            raise ValueError(f"the text has become longer than {longest} tokens: {reason}")
-        slots = torch.arange(length, device=tokens.device)
-        positions = slots[past:]
-        if mask is not None and model.position_embedding is not None:
-            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:length]
-        x = model.embed(tokens, positions)
-        # Rotated positions count from the first slot, padding included: attention depends on differences only.
-        tables = RotaryTables.compute(length, model.config, x).map(lambda table: table[past:])
-        for index, block in enumerate(model.blocks):
-            cos, sin = tables.select(index)
-            x = block(x, cos, sin, cache=_LayerCacheAdapter(cache, index, slots[past:], mask))
-        return model.finish(x)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        # By the module, not by its weight: it may be wrapped, as for LoRA.
+        logits = self.get_output_embeddings()(hidden)
+        return cap_logits(logits, self.model.config.embedding.logit_softcap)
 
 
-class _LayerCacheAdapter:
-    """Replacement for `kv_cache.LayerCache` that attends with a mask and transformers' cache.
-
-    Args:
-        cache: Cache of keys and values; None for none.
-        index: Index of the layer.
-        slots: Slots of the new tokens, (T,).
-        mask: Mask of all slots, (B, S), 0 where a token is padding; None for no padding.
-    """
-
-    def __init__(
-        self, cache: DynamicCache | None, index: int, slots: Tensor, mask: Tensor | None
-    ) -> None:
-        self.cache, self.index, self.slots, self.mask = cache, index, slots, mask
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        """Compute attention: (B, H, T, C), (B, K, T, C), (B, K, T, C) -> (B, H, T, C)."""
-        if self.cache is not None:
-            key, value = self.cache.update(key, value, self.index)
-        all_slots = torch.arange(key.shape[2], device=key.device)
-        visible = visible_mask(self.slots, all_slots, rule.window)  # (T, S)
-        if self.mask is not None:  # a softmax over nothing is NaN, so padding attends to itself
-            seen = self.mask[:, None, None, : len(all_slots)].bool()
-            visible = visible & seen | (all_slots == self.slots[:, None])  # (B, 1, T, S)
-        return masked_attention(query, key, value, visible, rule)
-
-
-def _are_default_positions(
-    positions: Tensor, past: int, tokens: Tensor, mask: Tensor | None
-) -> bool:
-    """Return whether positions are the model's own, or those that transformers derives from the mask."""
-    length = tokens.shape[1]
-    if positions.shape not in ((length,), (1, length), tokens.shape):
-        return False
-    if bool((positions == torch.arange(past, past + length, device=tokens.device)).all()):
-        return True
-    if mask is None:
-        return False
-    counted, seen = (t[:, past : past + length] for t in (mask.cumsum(-1) - 1, mask.bool()))
-    return bool(((positions == counted) | ~seen).all())
-
-
-__all__ = ["GrowLMConfig", "GrowLMForCausalLM"]
+__all__ = ["CACHE_FIELD", "GrowLMConfig", "GrowLMForCausalLM"]

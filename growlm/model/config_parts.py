@@ -32,7 +32,7 @@ class AttentionConfig:
     """Normalization of queries and keys before the rotation: `head` is an RMSNorm over the channels of each head,
     with one gain for all heads (Henry et al. 2020, arXiv 2010.04245; as in Qwen3); `full` is one over the channels
     of all heads together (as in OLMo 2)."""
-    qk_norm_eps: float | None = field(default=None, metadata=limits(above=0.0, below=1.0))
+    qk_norm_eps: float | None = field(default=None, metadata=limits(above=0.0, maximum=1.0))
     """Constant added to the variance of `qk_norm`; None for `norm.eps`. Growth keeps it."""
     scale: float | None = field(default=None, metadata=limits(above=0.0))
     """Factor of the scores; None for 1 / sqrt(head_dim)."""
@@ -109,7 +109,7 @@ class NormConfig:
 
     kind: str = field(default="layernorm", metadata=limits(choices=("layernorm", "rmsnorm")))
     """Normalization of each sub-block and before the head."""
-    eps: float = field(default=1e-5, metadata=limits(above=0.0, below=1.0))
+    eps: float = field(default=1e-5, metadata=limits(above=0.0, maximum=1.0))
     """Constant added to the variance. Growth to a width that is not a multiple scales it (see
     `growth/operators/widen.py`)."""
     bias: bool = True

@@ -39,12 +39,25 @@ def initial_value(name: str, row: LabeledShape, n_layers: int, seed: int) -> Ten
         n_layers: Number of the model's blocks.
         seed: Seed of all initial values.
     """
-    if row.label.has(Role.GAIN):
-        return torch.full(row.shape, 1.0 - row.label.offset)
-    if not is_matrix(row.label):
-        return torch.zeros(row.shape)
-    std = INIT_STD / math.sqrt(2 * n_layers) if is_residual_output(row.label) else INIT_STD
+    mean, std = initial_distribution(row.label, n_layers)
+    if std == 0:
+        return torch.full(row.shape, mean)
     return keyed_normal(row.shape, "initial", seed, name).mul_(std)
+
+
+def initial_distribution(label: Label, n_layers: int, std: float = INIT_STD) -> tuple[float, float]:
+    """Return the mean and the standard deviation of a parameter's initial values; see the table above.
+
+    Args:
+        label: Label of the parameter.
+        n_layers: Number of the model's blocks.
+        std: Standard deviation of matrices that do not write the residual.
+    """
+    if label.has(Role.GAIN):
+        return 1.0 - label.offset, 0.0
+    if not is_matrix(label):
+        return 0.0, 0.0
+    return 0.0, std / math.sqrt(2 * n_layers) if is_residual_output(label) else std
 
 
 def is_matrix(label: Label) -> bool:

@@ -97,6 +97,7 @@ class TransformerLM(nn.Module):
     Args:
         config: Architecture of the model.
         seed: Seed of the initial weights, which depend on nothing else (see `initialization.py`).
+        block_class: Class of the blocks.
 
     Attributes:
         recompute_blocks: Whether the backward pass recomputes every block, of which only the input is kept
@@ -107,7 +108,9 @@ class TransformerLM(nn.Module):
         UserError: If the config is invalid.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, seed: int = 0, block_class: type[Block] = Block
+    ) -> None:
         super().__init__()
         config.validate()
         if config.vocab_size < 1:
@@ -117,19 +120,20 @@ class TransformerLM(nn.Module):
         self._compiled: list[Callable[..., Tensor]] = []
         # On the meta device: torch's own initial values would cost time and advance the global generator.
         with torch.device("meta"):
-            self._build(config)
+            self._build(config, block_class)
         device = torch.get_default_device()
         if device.type != "meta":
             self.to_empty(device=device)
             initialize_weights(self, seed)
 
-    def _build(self, config: ModelConfig) -> None:
+    def _build(self, config: ModelConfig, block_class: type[Block]) -> None:
         self.embedding = label_embedding(_make_table(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
             table = _make_table(config.axis_sizes()["positions"], config.d_model)
             self.position_embedding = label_embedding(table, over="positions")
-        self.blocks = label_blocks(nn.ModuleList(Block(config, i) for i in range(config.n_layers)))
+        blocks = (block_class(config, i) for i in range(config.n_layers))
+        self.blocks = label_blocks(nn.ModuleList(blocks))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
         has_bias = config.embedding.head_bias
         self.head = (
@@ -292,7 +296,10 @@ class TransformerLM(nn.Module):
             tokens: (B, T).
             positions: Positions of the tokens in their sequences, (T,) or (B, T).
         """
-        x: Tensor = self.embedding(tokens)
+        return self.place(self.embedding(tokens), positions)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Return the residual stream before the first block for rows of the embedding, (B, T, D); see `embed`."""
         if (factor := self.config.embedding_factor) != 1:
             x = x * factor
         if self.position_embedding is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from growlm.config.phase_plan import Plan, PlannedPhase
 from growlm.config.schema import OWN, ScheduleConfig
 from growlm.optim.own_schedule import compute_own_factor
+from growlm.optim.schedule_formulas import (
+    PhasePosition,
+    ScheduleNumbers,
+    compute_shipped_factor,
+)
 
 
 def compute_lr_factor(
@@ -26,21 +29,13 @@ def compute_lr_factor(
     Returns:
         A factor from 0 to 1; of a schedule of the user's own, 0 or more.
     """
-    step = phase.first_step + phase_step
-    warmup = _warmup_factor(step, schedule.warmup_steps) * _warmup_factor(
-        phase_step, phase.settings.warmup_steps
+    numbers = ScheduleNumbers(
+        schedule.warmup_steps, schedule.decay_fraction, schedule.final_fraction
     )
-    if schedule.name == "constant":
-        return warmup
-    if schedule.name == OWN:
-        return warmup * compute_own_factor(schedule, step, plan.num_steps)
-    if schedule.name == "cosine":
-        falling = 0.5 * (1 + math.cos(math.pi * phase_step / max(1, phase.num_steps)))
-    else:
-        decay_steps = schedule.decay_fraction * plan.num_steps
-        falling = min(1.0, (plan.num_steps - step) / decay_steps) if decay_steps else 1.0
-    return warmup * (schedule.final_fraction + (1 - schedule.final_fraction) * falling)
-
-
-def _warmup_factor(step: int, length: int) -> float:
-    return min(1.0, (step + 1) / length) if length else 1.0
+    position = PhasePosition(
+        phase.first_step, phase.num_steps, plan.num_steps, phase.settings.warmup_steps
+    )
+    factor = compute_shipped_factor(schedule.name, numbers, position, phase_step)
+    if schedule.name != OWN:
+        return factor
+    return factor * compute_own_factor(schedule, phase.first_step + phase_step, plan.num_steps)

@@ -43,7 +43,8 @@ class BoundaryRecord:
     """Settings of the growth operators."""
     report: GrowthReport
     noise: dict[str, Any]
-    """Statistics of the cancelling noise: `matrices` (count), `sigma_min`, `sigma_max`, `capped` (count)."""
+    """Statistics of the cancelling noise: `matrices` (count), `sigma_min`, `sigma_max`, `capped` (count); in half
+    precision also `limited_max`, the largest share of a matrix's weights that were too small for it."""
     optimizer_state: str
     """Mode of the optimizer state transfer."""
     inexact_because: list[str]

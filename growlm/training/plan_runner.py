@@ -29,6 +29,7 @@ from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
 from growlm.reporting.loggers.logger_factory import build_loggers
 from growlm.reporting.loggers.metric_logger import MetricLogger
+from growlm.reporting.provenance import record_session
 from growlm.reporting.records import BoundaryRecord, RunSummary
 from growlm.reporting.run_history import RunHistoryWriter, write_json
 from growlm.runtime.device import resolve_accelerator
@@ -241,6 +242,8 @@ def _run_phases(
         console.message_logged(note)
     if dist_context.is_rank0:
         write_json(folder.path / "plan.json", forecast["phases"])
+        processor = context.fingerprint.processor or context.machine.accelerator
+        record_session(folder.path, processor, dist_context.world_size)
     cache_keys = [] if callbacks else _phase_cache_keys(context)
     broadcast = BroadcastListener([console])
     failed = True

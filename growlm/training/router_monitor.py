@@ -79,6 +79,16 @@ class RouterMonitor:
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[str]]:
         """Return the router measures since the last call, for a history row, and new warnings."""
+        measures, state = self._compute(step)
+        self._loads = self._tied = None
+        self._num_passes = 0
+        return measures, self.watch.observe(state)
+
+    def peek(self, step: int) -> dict[str, Any]:
+        """Return the same measures, and leave what `measure` will return and check 5 sees as it is."""
+        return self._compute(step)[0]
+
+    def _compute(self, step: int) -> tuple[dict[str, Any], RouterSnapshot]:
         assert self._loads is not None
         assert self._tied is not None
         gradient = self.stage.router_gradient_norm
@@ -100,9 +110,7 @@ class RouterMonitor:
             "router_grad_norm": state.gradient_norm,
             "expert_loads": [[round(load, 4) for load in layer] for layer in loads.tolist()],
         }
-        self._loads = self._tied = None
-        self._num_passes = 0
-        return measures, self.watch.observe(state)
+        return measures, state
 
     def build_report(self) -> CheckReport:
         """Return the report of check 5 (router collapse) for the phase."""

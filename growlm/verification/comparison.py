@@ -30,6 +30,7 @@ from growlm.growth.growth_inference import iter_candidate_growths
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.model_adapters import with_labels
 from growlm.growth.model_protocol import growth_config_of
+from growlm.growth.transforms.rounding import InexactTensor
 from growlm.model.axes import get_blocks
 from growlm.model.config import ModelConfig
 from growlm.model.keyed_rng import keyed_generator
@@ -264,6 +265,16 @@ class ModelComparison:
         """The faults of the grown tensors, according to the growth map."""
         old, new = self.old_model.state_dict(), self.new_model.state_dict()
         return find_weight_faults(old, new, self.growth_map, self._growth_dtypes)
+
+    @cached_property
+    def rounded_tensors(self) -> list[InexactTensor]:
+        """The tensors that the growth rounded, in half precision."""
+        return self.growth_map.inexact_tensors(self._growth_dtypes)
+
+    @property
+    def expected_logit_change(self) -> float:
+        """The expected change of the logits by that, as a share of their standard deviation."""
+        return self.growth_map.expected_logit_change(self._growth_dtypes)
 
     @property
     def embedding_tolerance(self) -> float:

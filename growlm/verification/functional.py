@@ -60,6 +60,11 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         "near_ties": choices.near_ties,
         "excused_positions": int(choices.affected_positions[-1].sum()),
     }
+    if comparison.rounded_tensors:
+        figures["rounded_tensors"] = len(comparison.rounded_tensors)
+        figures["expected_logit_change"] = comparison.expected_logit_change
+        difference = comparison.new_trace.logits - comparison.old_trace.logits
+        figures["logit_change"] = float(difference.std() / comparison.old_trace.logits.std())
     # "not <=" instead of ">", so that a NaN fails.
     drifted = [
         d for d in layers if not d.max_difference <= comparison.drift_tolerance(d.layer, rounding)
@@ -88,6 +93,12 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         if layers:
             drift = format_magnitude(max(d.max_difference for d in layers))
             summary += f", largest drift of a layer {drift}"
+        if "logit_change" in figures:
+            summary += (
+                f"; {figures['rounded_tensors']} tensors were rounded, which moved the logits by "
+                f"{figures['logit_change']:.1%} of their standard deviation "
+                f"(expected {figures['expected_logit_change']:.1%})"
+            )
         return CheckReport("functional", Status.PASSED, summary, figures)
     jump = comparison.new_trace.loss - comparison.old_trace.loss
     moved_by = format_magnitude(worst)

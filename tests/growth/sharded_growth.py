@@ -125,6 +125,23 @@ def grow_beside(family, mesh):
     return sharded
 
 
+def grow_half_beside(mesh):
+    """A model in half precision, whole and sharded: parts of its weights add up to them in both."""
+    config = tiny_config("llama", num_experts=4)
+    plain, sharded = (build(config, dtype=torch.bfloat16) for _ in range(2))
+    apply_fsdp(sharded, mesh)
+    growth_map = build_growth_map(
+        config, [MultiplyExperts(2), Widen(scale_factor=3, noise_std=1e-2)]
+    )
+    draws = [GrowthRng(5), GrowthRng(5)]
+    grown = [
+        apply_growth(model, growth_map, draw)
+        for model, draw in zip((plain, sharded), draws, strict=True)
+    ]
+    assert_same(grown[0].state_dict(), grown[1].state_dict())
+    assert draws[0].noise_log.levels == draws[1].noise_log.levels
+
+
 class LogitsDecoder(Decoder):
     """Returns a tensor: of other objects, FSDP2 of torch 2.11 does not see that they need a backward pass."""
 
@@ -161,6 +178,7 @@ def main():
         mesh = init_device_mesh("cpu", (world.world_size,))
         for family in sys.argv[1:]:
             model = grow_beside(family, mesh)
+        grow_half_beside(mesh)
         grow_own_decoder_beside(mesh)
         assert describe_nonfinite_weight(model) is None
         if os.environ["RANK"] == "1":  # all must know of what one of them holds

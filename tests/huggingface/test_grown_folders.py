@@ -276,13 +276,13 @@ def test_a_dry_run_reads_headers_only(folders, tmp_path):
     ("family", "operators", "dtype", "said"),
     [
         ("llama", DEEPEN, None, "changes what the model computes"),
-        ("llama", [Deepen(extra_layers=1)], None, "In bfloat16, no entry is rounded"),
-        ("llama", [Widen(scale_factor=2)], None, "rounded after scaling; dtype=float32"),
+        ("llama", [Deepen(extra_layers=1)], None, "Nothing is rounded in bfloat16"),
+        ("llama", [Widen(scale_factor=2)], None, "Rounded in bfloat16: "),
         (
             "llama",
             [Widen(scale_factor=2, noise_std=1e-3)],
             torch.float32,
-            "In float32, copies with noise sum to their source up to rounding: blocks",
+            "In float32, what is scaled or gets noise is exact up to rounding.",
         ),
     ],
 )

@@ -24,7 +24,7 @@ BAD = [
     ("norm.kind", "batchnorm"),
     ("feed_forward.kind", "swish"),
     ("norm.eps", 0.0),
-    ("norm.eps", 1.0),
+    ("norm.eps", 1.5),
     ("norm.eps", math.nan),
     ("rope.theta", 1.0),
     ("rope.theta", math.inf),

@@ -26,6 +26,15 @@ def test_smoothing_does_not_lag():
     assert smooth_losses(falling, 7) == pytest.approx(falling)
 
 
+def test_smoothing_has_no_kink_where_rows_become_dense():
+    steps = [*range(0, 100, 10), *range(91, 121), *range(130, 200, 10)]
+    falling = [5 - 0.01 * step for step in steps]
+    smoothed = smooth_losses(falling, 2, steps=steps)
+    assert max(abs(one - two) for one, two in zip(falling, smoothed, strict=True)) < 0.03
+    uneven = smooth_losses(falling, 2)
+    assert max(abs(one - two) for one, two in zip(falling, uneven, strict=True)) > 0.05
+
+
 def test_smoothing_leaves_out_what_is_not_finite():
     assert smooth_losses([1.0, None, 3.0, None, None], 1) == [1.0, 2.0, 3.0, 3.0, None]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import statistics
 
 import pytest
@@ -54,17 +55,101 @@ def sweep_page(tmp_path_factory, browser):
     return sweep / "report.html"
 
 
-def test_boundaries_are_labelled_in_the_page(browser, run_page):
+def test_phases_and_growths_are_labelled_in_the_page(browser, run_page):
     browser.open(run_page)
-    assert browser.texts("#loss-plot .annotation-text") == [
-        "dense → moe: 8 experts",
-        "moe → wide: ×1.5 wider",
-        "wide → deep: +1 layer",
-    ]
-    cards = browser.texts(".boundary h3")
-    assert [card.strip() for card in cards] == browser.texts("#loss-plot .annotation-text")
+    labels = ["dense", "moe: 8 experts", "wide: ×1.5 wider", "deep: +1 layer"]
+    shown = browser.texts("#loss-plot .annotation-text")
+    assert shown[:4] == labels
+    assert [text for text in shown[4:] if not text.endswith("active")] == sizes(browser)
+    listed = browser.texts(".marks li")
+    assert [line.split(",")[0].lstrip("1234") for line in listed] == labels
+    for line, size in zip(listed, sizes(browser), strict=True):
+        assert f"{size} parameters" in line
+    assert "after step 8; " in listed[2]
+    assert listed[2].endswith("checks passed")
+    cards = [card.strip() for card in browser.texts(".boundary h3")]
+    assert cards == ["dense → moe: 8 experts", "moe → wide: ×1.5 wider", "wide → deep: +1 layer"]
     assert len(browser.texts(".boundary:nth-of-type(2) .checks li")) == 5
-    assert browser.run("return document.getElementById('zoom-0').data[0].x") == list(range(1, 9))
+
+
+def sizes(browser):
+    return browser.texts("#phase-table tbody td:nth-child(2)")
+
+
+def test_parameters_step_below_the_loss_on_the_same_axis(browser, run_page):
+    browser.open(run_page)
+    traces = browser.run(
+        """const {data, layout} = document.getElementById('loss-plot');
+        return data.map(({name, x, y, yaxis}) => ({name, x, y, yaxis})).concat(layout.xaxis.anchor)"""
+    )
+    assert traces.pop() == "y2"
+    by_name = {trace["name"]: trace for trace in traces}
+    total, active = by_name["parameters"], by_name["active per token"]
+    assert total["x"] == active["x"] == [0, 4, 4, 8, 8, 12, 12, 16]
+    assert total["y"] == sorted(total["y"])
+    assert len(set(total["y"])) == 4
+    assert all(one <= two for one, two in zip(active["y"], total["y"], strict=True))
+    assert active["y"][-1] < total["y"][-1]
+    assert by_name["growth"]["x"] == [4, 8, 12]
+    bands = browser.run(
+        "return document.getElementById('loss-plot').layout.shapes.filter((s) => s.type === 'rect')"
+    )
+    assert [(band["x0"], band["x1"]) for band in bands] == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    areas = "const [one, two] = ['loss-plot', 'measure-plot'].map((id) => document.getElementById(id)); "
+    assert browser.run(
+        f"{areas} return ['l', 'r'].every((side) => one.layout.margin[side] === two.layout.margin[side])"
+        " && String(one.layout.xaxis.range) === String(two.layout.xaxis.range)"
+    )
+
+
+def test_the_hover_box_tells_phase_step_and_losses(browser, run_page):
+    browser.open(run_page)
+    browser.run("Plotly.Fx.hover('loss-plot', {xval: 8}, ['xy', 'xy2'])")
+    browser.wait(
+        "return document.querySelectorAll('#loss-plot .hoverlayer .legendtext').length > 3"
+    )
+    told = " | ".join(browser.texts("#loss-plot .hoverlayer text"))
+    for words in ("moe, step 4 of 4", "training : ", "training, smoothed : ", "validation : "):
+        assert words in told
+    assert "parameters : " in told
+
+
+def test_where_it_comes_from_is_said_first_and_can_be_copied(browser, run_page):
+    browser.open(run_page)
+    assert browser.texts("h1")[0].startswith("quickstart: ")
+    labels = browser.texts(".provenance dt")
+    assert {"started", "seed", "device", "host", "versions", "folder"} <= set(labels)
+    assert browser.run(
+        "return document.querySelector('.provenance').getBoundingClientRect().top"
+        " < document.querySelector('#loss').getBoundingClientRect().top"
+    )
+    browser.click("#commands .copy")
+    copied = "return document.querySelector('#commands .copy').textContent"
+    browser.wait(f"{copied} !== 'Copy'")
+    assert browser.run(copied) in ("Copied", "Selected")
+
+
+def test_the_rate_is_that_of_the_schedule_at_every_step(browser, run_page):
+    browser.open(run_page)
+    lr = browser.run("return document.getElementById('measure-plot').data[0]")
+    rows = browser.run("return document.getElementById('measure-plot').data[1]")
+    assert lr["x"][0] == 1
+    assert lr["x"][-1] == 16
+    assert len(rows["x"]) == 16
+    assert rows["y"][0] == pytest.approx(0.002 / 20)  # the warm-up of quickstart
+
+
+def test_the_probe_is_a_ring_with_a_dot_in_it(browser, run_page):
+    browser.open(run_page)
+    steps, _, before, after = browser.run("return document.getElementById('zoom-0').data")
+    assert steps["x"] == list(range(-3, 13))[:8]
+    assert before["x"] == after["x"]
+    assert before["y"] == pytest.approx(after["y"], abs=1e-5)
+    ranges = (
+        "return [0, 1, 2].map((i) => String(document.getElementById(`{}-${{i}}`).layout.{}.range))"
+    )
+    assert len(set(browser.run(ranges.format("zoom", "xaxis")))) == 1
+    assert len(set(browser.run(ranges.format("drift", "yaxis")))) == 1
 
 
 def test_the_switch_changes_the_axis(browser, run_page):
@@ -77,7 +162,7 @@ def test_the_switch_changes_the_axis(browser, run_page):
         assert last is None or values[-1] == last
         title = browser.run("return document.getElementById('loss-plot').layout.xaxis.title.text")
         assert title.lower() == axis
-        assert browser.run(PLOTTED.format("lr-plot")) == values
+        assert browser.run("return document.getElementById('measure-plot').data[1].x") == values
 
 
 def test_the_switch_works_from_the_keyboard(browser, run_page):
@@ -151,6 +236,21 @@ def test_light_and_dark(browser, run_page):
     assert background(browser) != dark[0]
 
 
+def test_a_table_that_scrolls_says_so_and_can_be_scrolled_from_the_keyboard(browser, run_page):
+    cue = "return getComputedStyle(document.querySelector('#phases .scroll-cue')).display"
+    browser.open(run_page, width=390)
+    browser.wait(f"{cue} === 'block'")
+    assert browser.run("return document.querySelector('#phases .table-box').tabIndex") == 0
+    browser.open(run_page, width=1440)
+    browser.wait(f"{cue} === 'none'")
+    unnamed = browser.run(
+        """return [...document.querySelectorAll('button, [role=img], [role=region], input, select')]
+        .filter((one) => !one.textContent && !one.getAttribute('aria-label') && !one.labels?.length)
+        .map((one) => one.outerHTML)"""
+    )
+    assert unnamed == []
+
+
 @pytest.mark.parametrize("width", [360, 390, 820, 1280, 1920])
 def test_the_page_is_never_wider_than_the_screen(browser, run_page, sweep_page, width):
     for page in (run_page, sweep_page):
@@ -170,9 +270,9 @@ def test_on_paper_everything_is_light_and_there(browser, run_page):
             }));
         })"""
     )
-    assert browser.pdf().startswith(b"%PDF")
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", browser.pdf())) <= 4
     printed = browser.run("return window.printed")
-    assert len(printed) > 10
+    assert len(printed) == 10
     assert all(plot == {"inside": True, "text": "#1c2330"} for plot in printed)
     assert not browser.run("return document.body.classList.contains('printing')")
 
@@ -198,6 +298,30 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
         assert browser.texts("main img, main script, main i, main section b b") == []
     browser.click("#dial input[value='1']")
     assert "<i>1</i>" in browser.texts("#dial-plot .xtick text")
+
+
+def test_a_growth_that_failed_is_red_and_named(browser, tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    path = folder / "checkpoints" / "training_history.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    write_history(folder, [line for line in lines if line["phase"] in ("dense", "moe")])
+    boundaries = json.loads((folder / "boundaries.json").read_text())[:2]
+    boundaries[1] |= {"passed": False, "loss_after": 2.5, "jump": 0.5}
+    (folder / "boundaries.json").write_text(json.dumps(boundaries))
+    write_report([folder], folder / "report.html")
+    browser.open(folder / "report.html")
+    assert browser.texts("h1") == [
+        "quickstart: 1 M → 2 M parameters in 1 growth, validation loss 2.3189, "
+        "the growth moe → wide failed after step 80"
+    ]
+    assert browser.texts("#loss-plot .annotation-text")[2] == "wide: ×1.5 wider failed"
+    last = browser.texts(".marks li")[-1]
+    for words in ("after step 80", "would have 3 M parameters", "jump\u00a0+0.5", "checks failed"):
+        assert words in last
+    marks = browser.run(
+        "return document.getElementById('loss-plot').data.map(({name, x}) => [name, x])"
+    )
+    assert dict(marks)["failed growth"] == [80]
 
 
 def test_unfinished_runs_open(browser, tmp_path):

@@ -23,6 +23,7 @@ def test_the_files_of_a_run(run):
         "checkpoints",
         "config.yaml",
         "plan.json",
+        "provenance.json",
         "report.html",
         "resume",
         "summary.json",
@@ -63,8 +64,8 @@ def test_the_noise_that_parts_copies_is_on_record(tmp_path):
 
 def test_history_is_one_continuous_axis(run):
     history = rows(run.run_dir)
-    assert [row["global_step"] for row in history] == [1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 16]
-    assert [row["phase"] for row in history] == [name for name in PHASES for _ in range(3)]
+    assert [row["global_step"] for row in history] == list(range(1, 17))  # all near a growth
+    assert [row["phase"] for row in history] == [name for name in PHASES for _ in range(4)]
     for key in ("tokens", "flops", "time_s"):
         values = [row[key] for row in history]
         assert values == sorted(values)
@@ -78,6 +79,26 @@ def test_history_is_one_continuous_axis(run):
     loads = history[-1]["expert_loads"]
     assert [len(layer) for layer in loads] == [8, 8, 8]  # layers of the last phase, experts
     assert all(sum(layer) == pytest.approx(1.0, abs=1e-3) for layer in loads)
+
+
+def test_every_step_near_a_growth_has_a_row(tmp_path):
+    lengths = {"dense": 33, "moe": 64}
+    settings = [
+        f"phases.{name}.{key}"
+        for name, number in lengths.items()
+        for key in (f"steps={number}", "batch_size=1")
+    ]
+    short = ["callbacks.log_every=20", "~phases.wide", "~phases.deep", "sequence_length=16"]
+    history = rows(tiny_run(tmp_path / "run", *settings, *short).run_dir)
+    logged = {name: [row["step"] for row in history if row["phase"] == name] for name in lengths}
+    assert logged == {
+        "dense": [1, *range(4, 34)],  # nothing grew: its first step, and its last 30
+        "moe": [*range(1, 31), *range(35, 65)],  # 20, 40 and 60 are among them
+    }
+    # Whatever its step, a row has the same keys.
+    of_moe = [row for row in history if row["phase"] == "moe"]
+    assert {tuple(sorted(row)) for row in of_moe} == {tuple(sorted(of_moe[-1]))}
+    assert all(sum(row["expert_loads"][0]) == pytest.approx(1.0, abs=1e-3) for row in of_moe)
 
 
 def test_summary_agrees_with_history_and_plan(run):

@@ -251,5 +251,6 @@ def test_the_losses_of_logged_steps_are_in_callback_metrics(tmp_path):
     run_plan(two_phases(tmp_path / "each"), [each, monitor])
     run_plan(two_phases(tmp_path / "some"), [some])
     logged = [row["loss"] for row in rows(tmp_path / "some") if row["phase"] == "dense"]
-    assert [each.found[i] for i in (0, 1, 3)] == pytest.approx(logged)  # callbacks.log_every=2
+    assert each.found[:4] == pytest.approx(logged)  # all of them, so near a growth
+    # callbacks.log_every=2
     assert some.found[:4] == pytest.approx([each.found[i] for i in (0, 1, 1, 3)])

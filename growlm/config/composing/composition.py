@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from growlm.config.composing.chosen_groups import apply_chosen_groups
 from growlm.config.composing.config_layers import (
     ConfigLayer,
     find_file,
@@ -41,6 +42,8 @@ from growlm.config.operator_schema import check_grow_list
 from growlm.config.schema import RunConfig
 from growlm.runtime.errors import UserError
 
+SCHEMA_NAME = "run_schema"
+"""Name under which Hydra knows the schema of a run's config."""
 PACKAGES = {"recipe": "growth"}
 """Package of a group's files, if they set neither keys of the root nor those below the group's own name."""
 
@@ -72,6 +75,8 @@ def complete_phases(
         return read_file_layers(config_name, parsed, get_config_folder())
 
     replace_phase_lengths(composed, parsed, read_files)
+    if has_own_files(parsed):
+        apply_chosen_groups(composed, parsed, read_files, SCHEMA_NAME)
     clear_other_choices(composed, parsed, read_files)
     if _has_own_plan(composed):
         check_no_added_lengths(parsed, "name the run, resume=RUN_DIR, or leave out the plus")

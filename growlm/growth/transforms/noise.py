@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,12 @@ from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap, broadcast_along, find_consecutive_runs
 from growlm.growth.growth_rng import ODD_INTEGER_STD, GrowthRng
+from growlm.growth.transforms.half_precision import (
+    is_half,
+    move_between_many,
+    move_between_two,
+    sum_tensors,
+)
 from growlm.growth.transforms.reconstruction import NOISE_ROUNDINGS, Reconstruction
 from growlm.growth.transforms.scale_factors import ScaleFactors
 from growlm.growth.transforms.tensor_transforms import TensorTransform, compute_matrix_std
@@ -24,6 +31,10 @@ class ZeroSumNoise(TensorTransform):
     Its standard deviation is capped at that of the matrix's own entries: larger noise amplifies the rounding
     differences between copies, layer after layer. It is uniform with 128 levels if no channel has more than
     two copies, else normal.
+
+    In half precision the noisy copies are rounded so that they still sum to their source, to the bit
+    (`half_precision.py`). For that, the noise of each entry is limited by the entry too: no copy changes its
+    sign, and the standard deviation of its noise is at most 1 / sqrt(3) of the entry.
 
     Args:
         dim: Dimension that reads the grown axis.
@@ -54,14 +65,66 @@ class ZeroSumNoise(TensorTransform):
             if self.repeated_rows is None
             else x.narrow(self.repeated_rows[0], 0, self.repeated_rows[1])
         )
+        if is_half(x.dtype):  # the norm of weights near the largest number overflows
+            own = own.nan_to_num(nan=math.inf, posinf=math.inf)
         below = None if self.snr_db is None else 10 ** (-self.snr_db / 20)
         sigma = own.clamp(max=self.std) if below is None else own * below
-        rng.noise_log.levels[self.rng_key] = {
+        level: dict[str, float | bool] = {
             "sigma": float(sigma.max()),
             "capped": self.snr_db is None and bool((own < self.std).any()),
         }
-        self._add(x, sigma.to(x), rng)
+        if is_half(x.dtype):
+            level["limited"] = self._add_on_grid(x, sigma.float(), rng)
+        else:
+            self._add(x, sigma.to(x), rng)
+        rng.noise_log.levels[self.rng_key] = level
         return x
+
+    def _add_on_grid(self, x: Tensor, sigma: Tensor, rng: GrowthRng) -> float:
+        """Add noise in half precision, block by block, and return the share of weights that limited it.
+
+        Args:
+            x: Weight.
+            sigma: One number or one per member of a stack, fp32.
+            rng: Source of random entries.
+        """
+        stacked = x.ndim >= 3 and self.dim > 0
+        dim = self.dim - x.ndim
+        is_pairs = self.channels.max_copies <= 2
+        groups = [find_consecutive_runs(*group) for group in self.channels.copy_groups]
+        counts: list[Tensor] = []
+
+        def add(part: Tensor, numbers: Tensor, member: int) -> None:
+            level = sigma[member] if stacked else sigma
+            values = numbers.float()
+            done = 0
+            for runs in groups:
+                for *starts, size in runs:
+                    copies = [part.narrow(dim, start, size) for start in starts]
+                    own = level
+                    if x.ndim >= 3 and not stacked:
+                        own = level[starts[0] : starts[0] + size]
+                    if is_pairs:
+                        moved = values.narrow(dim, done, size)
+                        counts.append(_move_uniform(copies, moved.mul_(1 / ODD_INTEGER_STD), own))
+                        done += size
+                    else:
+                        moves = [values.narrow(dim, start, size) for start in starts]
+                        counts.append(_move_normal(copies, moves, own))
+
+        count = sum(group.shape[1] for group in self.channels.copy_groups)
+        rng.draw_in_blocks(
+            x,
+            self.dim,
+            count if is_pairs else x.shape[dim],
+            "noise",
+            self.rng_key,
+            add,
+            stacked=stacked,
+            odd_integers=is_pairs,
+        )
+        weights = x.numel() // x.shape[dim] * count
+        return int(torch.stack(counts).sum()) / weights
 
     def _add(self, x: Tensor, sigma: Tensor, rng: GrowthRng) -> None:
         """Add noise block by block; `sigma` is one number or one per member of a stack."""
@@ -129,6 +192,44 @@ class ZeroSumNoise(TensorTransform):
     def adds_noise_along(self, dim: int) -> bool:
         """Return whether this is the noise's dimension."""
         return dim == self.dim
+
+
+def _limit(copies: list[Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation of noise on each weight's copies, and the number of weights that limit it."""
+    smallest = copies[0].abs()
+    for copy in copies[1:]:
+        smallest = torch.minimum(smallest, copy.abs())
+    # Over n copies the noise has a variance of 1 - 1/n of the variance asked for, as its mean is subtracted.
+    own = smallest.float().mul_((3 * (1 - 1 / len(copies))) ** -0.5)
+    return torch.minimum(own, sigma), (own < sigma).sum()
+
+
+def _move_uniform(copies: list[Tensor], numbers: Tensor, sigma: Tensor) -> Tensor:
+    """Add noise to one copy and its negative to the other, and return the number of weights that limited it.
+
+    Args:
+        copies: The two copies, in half precision.
+        numbers: Uniform numbers of variance 1 and range sqrt(3).
+        sigma: Standard deviation.
+    """
+    level, limited = _limit(copies, sigma)
+    first, second = copies
+    move_between_two(first, second, level.mul_(numbers).mul_(0.5**0.5))
+    return limited
+
+
+def _move_normal(copies: list[Tensor], numbers: list[Tensor], sigma: Tensor) -> Tensor:
+    """Add noise that sums to zero to any number of copies, and return the number of weights that limited it.
+
+    Args:
+        copies: The copies, in half precision.
+        numbers: Normal numbers of variance 1 for each.
+        sigma: Standard deviation.
+    """
+    level, limited = _limit(copies, sigma)
+    mean = sum_tensors(numbers).div_(len(numbers))
+    move_between_many(copies, [(number - mean).mul_(level) for number in numbers])
+    return limited
 
 
 @dataclass(frozen=True)

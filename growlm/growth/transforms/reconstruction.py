@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap, broadcast_along
+from growlm.growth.transforms.half_precision import has_exact_shares
 
 MAX_NORMAL_DEVIATIONS = 10.0
 """The number of standard deviations within which random numbers lie: the table of quantiles ends at 4.3, and
@@ -274,6 +275,24 @@ class Reconstruction:
         if own is not None and bool((own != 1).any()):
             self.is_summed = True
             self.divide(broadcast_along(own, dim, self.x))
+
+    def sum_parts(self, channels: ChannelMap, dim: int) -> None:
+        """Check that parts are as near to their shares as the grid of half precision allows, and sum them.
+
+        Args:
+            channels: Map of the dimension.
+            dim: Dimension.
+        """
+        before = (self.x, self.summed_magnitudes, self.num_roundings, self.absolute_tolerance)
+        shares = channels.shares[~channels.is_filler]
+        # A step of the grid is at most `eps` of the largest part, and two parts may be off by one each.
+        steps = 0.0 if has_exact_shares(channels) else 4 * float(shares.max() / shares.min())
+        self.add_roundings(steps)
+        self.absolute_tolerance += 2 * self.smallest_subnormal * float(shares.max() / shares.min())
+        self.merge_copies(channels, dim, channels.shares)
+        if not self.has_unknown_entries:
+            self.x, self.summed_magnitudes, self.num_roundings, self.absolute_tolerance = before
+            self.sum_copies(channels, dim, channels.shares)
 
     def sum_copies(self, channels: ChannelMap, dim: int, factors: Tensor | None) -> None:
         """Sum copies that differ by noise, which cancels in the sum; the arguments are those of `merge_copies`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap, broadcast_along, select_along
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.half_precision import is_half, multiply_by_shares
 from growlm.growth.transforms.reconstruction import Reconstruction, is_followed_by_noise
 from growlm.growth.transforms.scale_factors import (
     DimFactors,
@@ -98,6 +99,10 @@ class TensorTransform(Protocol):
         """
         return mask
 
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return what it rounds in half precision; None if its result is exact there."""
+        return None
+
     def adds_noise_along(self, dim: int) -> bool:
         """Return whether it makes the copies along a dimension differ."""
         return False
@@ -109,13 +114,19 @@ class TensorTransform(Protocol):
 
 def select_in_one_pass(selections: Sequence[Selection], x: Tensor, power: int) -> Tensor:
     """Apply selections along different dimensions in one pass, to a moment of `power` or to the weight (0)."""
-    factors = {}
+    factors, on_grid = {}, []
     for selection in selections:
         x = x.unsqueeze(selection.dim) if selection.inserts_dim else x
-        if exponent := selection.share_exponent(power):
+        exponent = selection.share_exponent(power)
+        if exponent and power == 0 and is_half(x.dtype):
+            on_grid += [selection] if selection.channels.max_copies > 1 else []
+        elif exponent:
             factors[selection.dim] = selection.channels.shares**exponent
     # The growth map puts a Fill after every selection that has fillers.
-    return select_along(x, {selection.dim: selection.channels for selection in selections}, factors)
+    new = select_along(x, {selection.dim: selection.channels for selection in selections}, factors)
+    for selection in on_grid:
+        multiply_by_shares(new, selection.channels, selection.dim)
+    return new
 
 
 @dataclass(frozen=True)
@@ -161,8 +172,11 @@ class Selection(TensorTransform, ABC):
             reconstruction.add_mean_roundings(mean.dim, roundings)
         exponent = self.share_exponent(0)
         factors = self.channels.shares**exponent if exponent else None
-        if self.dim in reconstruction.noisy_dims and self.channels.max_copies > 1:
+        is_split_on_grid = bool(exponent) and is_half(reconstruction.growth_dtype)
+        if self.channels.max_copies > 1 and self.dim in reconstruction.noisy_dims:
             reconstruction.sum_copies(self.channels, self.dim, factors)
+        elif self.channels.max_copies > 1 and is_split_on_grid:
+            reconstruction.sum_parts(self.channels, self.dim)
         else:
             reconstruction.merge_copies(self.channels, self.dim, factors)
         reconstruction.noisy_dims.discard(self.dim)
@@ -242,12 +256,14 @@ class Fill(TensorTransform):
         kind: `zero`; `mean` over the first copies; `random`, normal with the standard deviation of the
             matrix's other entries.
         rng_key: (operator index, new tensor name), for `random`.
+        is_subtracted: Whether the norms subtract the fillers again, so that they must be exact.
     """
 
     dim: int
     channels: ChannelMap
     kind: str
     rng_key: tuple[int, str] = (0, "")
+    is_subtracted: bool = False
 
     is_exact: ClassVar[bool] = True
 
@@ -315,6 +331,10 @@ class Fill(TensorTransform):
         for new, _, size in self.channels.filler_runs:
             mask.narrow(self.dim, new, size).fill_(self.kind == "random")
         return mask
+
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that means are rounded, where it matters."""
+        return "the mean of the other channels" if self.is_subtracted else None
 
     def fill_random(self, x: Tensor, std: Tensor, rng: GrowthRng) -> Tensor:
         """Write random fillers; `std` is one standard deviation or one per member of a stack."""
@@ -475,6 +495,11 @@ class Scale(TensorTransform):
         """Divide by the factor."""
         reconstruction.divide(self.factor)
 
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that products are rounded, unless the factor is a power of two."""
+        is_power = math.frexp(self.factor)[0] == 0.5
+        return None if is_power else f"times {self.factor:.6g}"
+
 
 @dataclass(frozen=True)
 class OffsetTransforms(TensorTransform):
@@ -523,6 +548,10 @@ class OffsetTransforms(TensorTransform):
         for index, step in enumerate(self.steps):
             mask = step.unconstrained_entries(mask, (*self.steps[index + 1 :], *later), rng)
         return mask
+
+    def describe_half_precision_rounding(self) -> str | None:
+        """Return that the difference from the constant is rounded."""
+        return f"stored less {self.offset:g}"
 
     def selects_along(self, dim: int) -> bool:
         """Return whether any step makes copies along the dimension."""

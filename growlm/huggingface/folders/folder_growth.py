@@ -93,6 +93,8 @@ class FolderGrowthReport:
     """Parts of the source that the new folder does not have, as text."""
     exactness: tuple[str, ...]
     """What is exact and what is rounded, one statement each."""
+    rounding: tuple[str, ...]
+    """What half precision rounds, one statement each; none in fp32 and fp64."""
     config_json: Mapping[str, Any]
     """Content of `config.json`."""
     weight_check: CheckReport | None = None
@@ -279,7 +281,7 @@ def prepare_folder_growth(
     else:
         prepared = prepare_growlm_folder(source, config, record, grown, "TransformerLM", key)
     has_states = not is_hf and TensorFiles.exist(source, OPTIMIZER_STEM)
-    exactness = describe_exactness(growth_map, {n: grown.info(n).dtype for n in grown.names})
+    dtypes = {name: grown.info(name).dtype for name in grown.names}
     source_infos = [model.tensors.info(name) for name in model.tensors.names]
     report = FolderGrowthReport(
         growth_map=growth_map,
@@ -297,7 +299,8 @@ def prepare_folder_growth(
         sidecar_files=tuple(path.name for path in prepared.sidecar_files),
         tokenizer=prepared.tokenizer,
         omitted=("the optimizer state",) if has_states else (),
-        exactness=tuple(exactness),
+        exactness=tuple(describe_exactness(growth_map, dtypes)),
+        rounding=tuple(growth_map.describe_rounding(dtypes)),
         config_json=prepared.content,
     )
     earlier = model.record.get("grown_from")
@@ -396,6 +399,7 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
         tokenizer=str(growth.record.get("tokenizer", "none: the checkpoint names none")),
         omitted=growth.omitted,
         exactness=tuple(describe_exactness(growth.growth_map, dtypes)),
+        rounding=tuple(growth.growth_map.describe_rounding(dtypes)),
         config_json=growth.content,
     )
     grown_from = growth.record["grown_from"]

@@ -29,7 +29,7 @@ from growlm.data.tokenization.huggingface_tokenizer import EOS_TOKEN_ENTRY, HUGG
 from growlm.data.tokenization.tokenizer import load_tokenizer
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_reading import TOKEN_ID_KEYS
+from growlm.huggingface.config_reading import KEPT_KEYS, TOKEN_ID_KEYS
 from growlm.huggingface.config_writing import build_hf_config, can_represent, get_origin
 from growlm.huggingface.keys.config_keys import CONFIG_NAME
 from growlm.huggingface.tensor_conversion import find_lost_tensors, map_to_huggingface
@@ -212,6 +212,7 @@ def prepare_huggingface_folder(
     dtypes = (mapped.info(each).dtype for each in mapped.names)
     widest = reduce(torch.promote_types, dtypes)  # holds all of them exactly
     content = build_hf_config(chosen, config, widest, config_ids, kept_record)
+    content |= {key: value for key, value in get_origin(record).items() if key in KEPT_KEYS}
     return PreparedFolder(
         key,
         chosen.class_name,

@@ -103,6 +103,13 @@ def masked_attention(
             query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=grouped
         )
     # No fused kernel of torch bounds the scores.
+    return mix_values(attention_weights(query, key, mask, rule), value)
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, rule: AttentionRule
+) -> Tensor:
+    """Return the weight of each key for each query, (B, H, T, S); see `masked_attention`."""
     scale = query.shape[-1] ** -0.5 if rule.scale is None else rule.scale
     groups = query.unflatten(1, (key.shape[1], -1))  # (B, K, G, T, C)
     scores = rule.limit(torch.matmul(groups, key.unsqueeze(2).mT) * scale)  # (B, K, G, T, S)
@@ -110,7 +117,13 @@ def masked_attention(
         mask = mask if mask.ndim == 2 else mask.unsqueeze(1)
         is_boolean = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask
-    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value.unsqueeze(2)).flatten(1, 2)
+    return scores.softmax(dim=-1).flatten(1, 2)
+
+
+def mix_values(weights: Tensor, value: Tensor) -> Tensor:
+    """Return the weighted sums of the values: (B, H, T, S), (B, K, S, C) -> (B, H, T, C)."""
+    groups = weights.to(value.dtype).unflatten(1, (value.shape[1], -1))  # (B, K, G, T, S)
+    return torch.matmul(groups, value.unsqueeze(2)).flatten(1, 2)
 
 
 class _MatmulAttention(torch.autograd.Function):

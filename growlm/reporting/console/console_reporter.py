@@ -91,6 +91,11 @@ class ConsoleReporter(RunListener):
             lines.append(
                 f"Noise on {noise['matrices']} matrices, σ {' to '.join(sigmas)}, capped on "
                 f"{noise['capped']}"
+                + (
+                    f", limited by up to {noise['limited_max']:.0%} of a matrix's weights"
+                    if noise.get("limited_max")
+                    else ""
+                )
             )
         lines.append(f"Optimizer state: {_format_optimizer_state(boundary)}")
         lines.append(f"Grown and checked in {format_seconds(boundary.seconds)}")

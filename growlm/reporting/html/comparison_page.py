@@ -102,7 +102,7 @@ def _headline_figures(runs: Sequence[Run]) -> list[dict[str, str]]:
             number_format.format_jump(worst).lstrip("+-"),
             "of the loss, over all runs",
         ),
-        ("compute", number_format.format_scaled(sums["flops"], "FLOP"), "all runs"),
+        ("compute", number_format.format_flops(sums["flops"]), "all runs"),
         (
             "time",
             number_format.format_seconds(sums["seconds"] - reused),
@@ -134,7 +134,10 @@ def _parse_number(text: str) -> float | None:
 def _run_curves(run: Run, radius: int, num_runs: int) -> dict[str, Any]:
     rows = run.history.rows
     smoothed = smooth_losses(
-        [finite_or_none(row["loss"]) for row in rows], radius, find_phase_starts(rows)
+        [finite_or_none(row["loss"]) for row in rows],
+        radius,
+        find_phase_starts(rows),
+        [row["global_step"] for row in rows],
     )
     plotted = downsample(
         smoothed, find_phase_starts(rows), min(MAX_POINTS_PER_RUN, MAX_POINTS // num_runs), 10

@@ -28,7 +28,10 @@ def smoothing_radius(num_rows: int) -> int:
 
 
 def smooth_losses(
-    losses: Sequence[Loss], radius: int, phase_starts: Sequence[int] = (0,)
+    losses: Sequence[Loss],
+    radius: int,
+    phase_starts: Sequence[int] = (0,),
+    steps: Sequence[float] | None = None,
 ) -> list[Loss]:
     """Return a centered moving average of the losses within each phase.
 
@@ -39,6 +42,8 @@ def smooth_losses(
         losses: Loss of each row; None where it is not finite, which the averages ignore.
         radius: Rows on either side to average over.
         phase_starts: Index of each phase's first row.
+        steps: Step of each row. Where rows are denser on one side, a window reaches as far on the other, so that
+            the curve has no kink there. None for rows that are evenly spaced.
 
     Returns:
         One smoothed loss per row; None where the window has no finite loss.
@@ -52,6 +57,12 @@ def smooth_losses(
         for index in range(begin, stop):
             window_radius = min(radius, index - begin, stop - 1 - index)
             first, end = index - window_radius, index + window_radius + 1
+            if steps is not None:
+                reach = max(0, min(steps[index] - steps[first], steps[end - 1] - steps[index]))
+                while steps[index] - steps[first] > reach:
+                    first += 1
+                while steps[end - 1] - steps[index] > reach:
+                    end -= 1
             count = counts[end] - counts[first]
             # Summed per window: a difference of running sums loses all precision after one huge loss.
             smoothed.append(sum(known[first:end]) / count if count else None)

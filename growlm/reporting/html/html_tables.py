@@ -19,8 +19,8 @@ from growlm.runtime import number_format
 Cell = dict[str, Any]
 """Table cell: `text`, `sort` (sort key: number, string or None), and optional `link`, `status` and `note`."""
 COST_FORMATTERS: dict[str, Callable[[float | None], str]] = {
-    "flops": lambda value: number_format.format_scaled(value, "FLOP"),
-    "tokens": number_format.format_scaled,
+    "flops": number_format.format_flops,
+    "tokens": number_format.format_large_count,
     "seconds": number_format.format_seconds,
 }
 COST_NAMES = {"flops": "FLOPs", "tokens": "tokens", "seconds": "time"}
@@ -108,19 +108,19 @@ def build_phase_table(run: Run) -> ReportTable:
         table.rows.append(
             [
                 text_cell(phase.get("name")),
-                number_cell(phase.get("total_parameters"), number_format.format_scaled),
-                number_cell(phase.get("active_parameters"), number_format.format_scaled),
+                number_cell(phase.get("total_parameters"), number_format.format_large_count),
+                number_cell(phase.get("active_parameters"), number_format.format_large_count),
                 {
                     "text": number_format.MISSING if steps is None else f"{steps:,}{out_of}",
                     "sort": steps,
                 },
-                number_cell(phase.get("tokens"), number_format.format_scaled),
+                number_cell(phase.get("tokens"), number_format.format_large_count),
                 number_cell(phase.get("flops"), COST_FORMATTERS["flops"]),
                 number_cell(phase.get("wall_time_s"), number_format.format_seconds),
-                number_cell(phase.get("tokens_per_second"), number_format.format_scaled),
+                number_cell(phase.get("tokens_per_second"), number_format.format_large_count),
                 number_cell(
                     phase.get("peak_memory_bytes"),
-                    lambda value: number_format.format_scaled(value, "B"),
+                    number_format.format_bytes,
                 ),
                 *(
                     {
@@ -206,8 +206,8 @@ def build_run_table(
                 number_cell(outcome.largest_jump(run), number_format.format_jump),
                 number_cell(outcome.total_cost(run, "seconds"), number_format.format_seconds),
                 number_cell(outcome.total_cost(run, "flops"), COST_FORMATTERS["flops"]),
-                number_cell(outcome.total_cost(run, "tokens"), number_format.format_scaled),
-                number_cell(parameters, number_format.format_scaled),
+                number_cell(outcome.total_cost(run, "tokens"), number_format.format_large_count),
+                number_cell(parameters, number_format.format_large_count),
                 *(number_cell(jumps.get(name), number_format.format_jump) for name in boundaries),
             ]
         )

@@ -38,7 +38,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, title: str | None = None) 
     Args:
         run_dirs: Folders of runs; a sweep's folder stands for all its jobs. Runs may be unfinished.
         out: HTML file to write; it is written atomically.
-        title: Title of the page; None for the name of the run or sweep.
+        title: Title of the page; None for a run's plan and result, or the name of the sweep.
 
     Raises:
         UserError: If a folder is neither a run nor a sweep folder, or its files were not written by growlm.
@@ -81,11 +81,11 @@ def write_page(report: Report, out: Path, title: str | None = None) -> None:
     Args:
         report: Report that `read_report` returned.
         out: HTML file to write.
-        title: Title of the page; None for the name of the run or sweep.
+        title: Title of the page; None for a run's plan and result, or the name of the sweep.
     """
     if report.is_one_run:
         (run,) = report.runs
-        data = build_run_page(run, title or run.name)
+        data = build_run_page(run, title)
     else:
         name = report.sweep.name if report.sweep else "comparison"
         data = build_comparison_page(

@@ -13,6 +13,9 @@ from growlm.reporting.html.curves import (
     smoothing_radius,
 )
 from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
+from growlm.reporting.html.lr_curve import build_lr_curve
+from growlm.reporting.html.phase_bands import build_phase_bands
+from growlm.reporting.html.provenance_facts import list_provenance_facts
 from growlm.reporting.html.router_load import build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
@@ -22,9 +25,11 @@ from growlm.runtime import number_format
 
 MAX_POINTS = 2000
 """Approximate limit on the plotted rows of a history."""
-ZOOM_ROWS = 60
-"""Rows on either side of a boundary in its zoomed plot."""
-PLOTTED_FIELDS = ("lr", "grad_norm", "tokens_per_second", "mfu")
+BOUNDARY_ROWS = 60
+"""Rows on either side of a boundary that are all plotted."""
+ZOOM_STEPS = 30
+"""Steps on either side of a boundary in its own plot."""
+PLOTTED_FIELDS = ("grad_norm", "tokens_per_second", "mfu")
 CHECK_TITLES = {
     "rope": "RoPE integrity",
     "router": "router scaling",
@@ -34,24 +39,34 @@ CHECK_TITLES = {
 }
 
 
-def build_run_page(run: Run, title: str) -> dict[str, Any]:
-    """Return everything the page needs, ready for JSON."""
+def build_run_page(run: Run, title: str | None = None) -> dict[str, Any]:
+    """Return everything the page needs, ready for JSON.
+
+    Args:
+        run: Run to show.
+        title: Title of the page; None for the plan and its result.
+    """
     rows = run.history.rows
     losses = [finite_or_none(row["loss"]) for row in rows]
     radius = smoothing_radius(len(rows))
     starts = find_phase_starts(rows)
-    smoothed = smooth_losses(losses, radius, starts)
-    plotted = downsample(losses, starts, MAX_POINTS, ZOOM_ROWS)
+    smoothed = smooth_losses(losses, radius, starts, [row["global_step"] for row in rows])
+    bands = build_phase_bands(run)
+    phase_index = {band["name"]: index for index, band in enumerate(bands)}
+    plotted = downsample(losses, starts, MAX_POINTS, BOUNDARY_ROWS)
     return {
         "kind": "run",
-        "title": title,
-        "subtitle": _describe_device(run),
+        "title": title or describe_result(run),
+        "subtitle": describe_result(run) if title else run.name,
+        "provenance": list_provenance_facts(run),
         "status": run.status,
         "notes": build_notes(run),
         "strip": _headline_figures(run),
         "smoothedOver": radius,
         "rows": {
             **counter_series(rows, plotted),
+            "phase": [phase_index[str(rows[index]["phase"])] for index in plotted],
+            "phaseStep": [rows[index].get("step") for index in plotted],
             "loss": [round_significant(losses[index]) for index in plotted],
             "smooth": [round_significant(smoothed[index]) for index in plotted],
             **_plotted_series(rows, plotted),
@@ -73,6 +88,8 @@ def build_run_page(run: Run, title: str) -> dict[str, Any]:
                 for name in outcome.list_evaluation_sets(run)
             ],
         },
+        "bands": bands,
+        "lr": build_lr_curve(run),
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
         "router": build_router_load(run),
         "phases": build_phase_table(run).to_json(),
@@ -146,22 +163,34 @@ def build_notes(run: Run) -> list[str]:
     return notes
 
 
-def _describe_device(run: Run) -> str:
-    values = [(run.summary or {}).get(key) for key in ("device", "precision")]
-    known = ", ".join(str(value) for value in values if value)
-    return f"A growlm run on {known}" if known else "A growlm run"
+def describe_result(run: Run) -> str:
+    """Say in one line what the run did and how it ended."""
+    sizes = [phase.get("total_parameters") for phase in outcome.collect_phase_metrics(run)]
+    failed = [boundary for boundary in run.boundaries if boundary.get("passed") is False]
+    words = []
+    if sizes:
+        ends = [number_format.format_large_count(size) for size in (sizes[0], sizes[-1])]
+        num_growths = len(run.boundaries) - len(failed)
+        grown = f" in {num_growths} growth{'s' if num_growths > 1 else ''}" if num_growths else ""
+        words.append(f"{' → '.join(dict.fromkeys(ends))} parameters{grown}")
+    if (loss := outcome.final_val_loss(run)) is not None:
+        words.append(f"validation loss {number_format.format_loss(loss)}")
+    for boundary in failed:
+        at = boundary_position(run, boundary)
+        where = f" after step {at['step']:,.0f}" if at else ""
+        words.append(f"the growth {outcome.format_boundary_name(boundary)} failed{where}")
+    return f"{run.plan_name}: {', '.join(words)}" if words else run.plan_name
 
 
 def _headline_figures(run: Run) -> list[dict[str, str]]:
     phases = outcome.collect_phase_metrics(run)
     sizes = [phase.get("total_parameters") for phase in phases]
     grown = (
-        f"{number_format.format_scaled(sizes[0])} → {number_format.format_scaled(sizes[-1])}"
+        f"{number_format.format_large_count(sizes[0])} → {number_format.format_large_count(sizes[-1])}"
         if sizes
         else number_format.MISSING
     )
     values = [
-        ("plan", run.plan_name, f"seed {run.config.get('seed', '?')}"),
         (
             "validation loss",
             number_format.format_loss(outcome.final_val_loss(run)),
@@ -170,16 +199,12 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
         ("training loss", number_format.format_loss(outcome.final_loss(run)), "the last"),
         (
             "parameters",
-            grown if len(sizes) != 1 else number_format.format_scaled(sizes[0]),
+            grown if len(sizes) != 1 else number_format.format_large_count(sizes[0]),
             "first → last",
         ),
-        (
-            "largest |jump|",
-            number_format.format_jump(outcome.largest_jump(run)).lstrip("+-"),
-            "of the loss",
-        ),
-        ("tokens", number_format.format_scaled(outcome.total_cost(run, "tokens")), ""),
-        ("compute", number_format.format_scaled(outcome.total_cost(run, "flops"), "FLOP"), ""),
+        ("largest jump", number_format.format_jump(outcome.largest_jump(run)), "of the loss"),
+        ("tokens", number_format.format_large_count(outcome.total_cost(run, "tokens")), ""),
+        ("compute", number_format.format_flops(outcome.total_cost(run, "flops")), ""),
         ("time", number_format.format_seconds(outcome.total_cost(run, "seconds")), ""),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
@@ -203,8 +228,8 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
     noise = boundary.get("noise") if isinstance(boundary.get("noise"), dict) else {}
     facts = [
         ("probe loss", _format_loss_pair(boundary.get("loss_before"), boundary.get("loss_after"))),
-        ("logits moved by", _format_exponent(boundary.get("max_logit_difference"))),
-        ("tolerance", _format_exponent(boundary.get("tolerance"))),
+        ("logits moved by", _format_magnitude(boundary.get("max_logit_difference"))),
+        ("tolerance", _format_magnitude(boundary.get("tolerance"))),
         ("optimizer state", str(boundary.get("optimizer_state", number_format.MISSING))),
         ("took", number_format.format_seconds(finite_or_none(boundary.get("seconds")))),
     ]
@@ -213,15 +238,18 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         facts.insert(-3, (f"{name} loss", pair))
     if noise:
         sigmas = (
-            _format_exponent(noise.get("sigma_min")),
-            _format_exponent(noise.get("sigma_max")),
+            _format_magnitude(noise.get("sigma_min")),
+            _format_magnitude(noise.get("sigma_max")),
         )
         facts.append(("noise", f"{noise.get('matrices')} matrices, σ {sigmas[0]} to {sigmas[1]}"))
     return {
         "name": outcome.format_boundary_name(boundary),
         "grew": outcome.describe_growth(boundary, run.config),
         "lines": [str(line) for line in boundary.get("growth") or []],
+        "to": str(boundary.get("to")),
         "at": boundary_position(run, boundary),
+        "planned": _planned_size(run, boundary.get("to")),
+        "tolerance": round_significant(finite_or_none(boundary.get("tolerance")), 3),
         "jump": number_format.format_jump(finite_or_none(boundary.get("jump"))),
         "passed": boundary.get("passed") is not False,
         "lossless": bool(boundary.get("lossless")),
@@ -230,6 +258,15 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "drift": _layer_differences(checks or {}),
         "zoom": _boundary_zoom(run, boundary),
     }
+
+
+def _planned_size(run: Run, phase: object) -> str | None:
+    """Return the parameters of a phase according to plan.json."""
+    for planned in run.plan:
+        size = finite_or_none(planned.get("total_parameters"))
+        if planned.get("name") == phase and size is not None:
+            return number_format.format_large_count(size)
+    return None
 
 
 def _check_data(name: str, check: Any) -> dict[str, str]:
@@ -259,21 +296,30 @@ def _layer_differences(checks: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _boundary_zoom(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
+    """Return the losses of the steps around a growth, by the steps since it: 0 is the last one before."""
     names = (boundary.get("from"), boundary.get("to"))
-    before, after = ([r for r in run.history.rows if r["phase"] == name] for name in names)
-    rows = before[-ZOOM_ROWS:] + after[:ZOOM_ROWS]
-    steps = [row["global_step"] for row in rows]
-    near = [
-        line
-        for line in run.history.validations
-        if line["phase"] in names and steps and steps[0] <= line["global_step"] <= steps[-1]
-    ]
+    at = boundary_position(run, boundary)
+
+    def find_near(lines: Sequence[HistoryLine]) -> list[HistoryLine]:
+        return [
+            line
+            for line in lines
+            if at is not None
+            and line["phase"] in names
+            and abs(line["global_step"] - at["step"]) <= ZOOM_STEPS
+        ]
+
+    rows, validations = find_near(run.history.rows), find_near(run.history.validations)
+    start = 0 if at is None else at["step"]
     return {
-        "step": steps,
+        "step": [row["global_step"] - start for row in rows],
         "loss": [round_significant(finite_or_none(row["loss"])) for row in rows],
-        "break": len(before[-ZOOM_ROWS:]),
-        "validationStep": [line["global_step"] for line in near],
-        "validation": [round_significant(finite_or_none(line["val_loss"])) for line in near],
+        "validationStep": [line["global_step"] - start for line in validations],
+        "validation": [round_significant(finite_or_none(line["val_loss"])) for line in validations],
+        "probe": [
+            round_significant(finite_or_none(boundary.get(key)), 9)
+            for key in ("loss_before", "loss_after")
+        ],
     }
 
 
@@ -306,6 +352,5 @@ def _format_loss_pair(before: Any, after: Any) -> str:
     return " → ".join(number_format.MISSING if value is None else f"{value:.6f}" for value in shown)
 
 
-def _format_exponent(value: Any) -> str:
-    known = finite_or_none(value)
-    return number_format.MISSING if known is None else f"{known:.1e}"
+def _format_magnitude(value: Any) -> str:
+    return number_format.format_magnitude(finite_or_none(value))

@@ -30,9 +30,19 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
             "command": format_train_command(
                 "-cd", folder, "+experiment@_global_=../config", "~phase_plan", "run_dir=null"
             ),
-            "note": "runs this run's config.yaml again, in a new folder below outputs/",
+            "note": "trains by this run's config.yaml again, in a new folder below outputs/. Settings and groups "
+            "behind it change it: seed=1, optimizer=muon",
         }
     )
+    typed = run.sessions[0].get("command") if run.sessions else None
+    if typed:
+        commands.append(
+            {
+                "title": "As typed",
+                "command": str(typed),
+                "note": f"in {run.sessions[0].get('folder') or 'the folder that it was started from'}",
+            }
+        )
     if run.overrides:
         commands.append(
             {

@@ -12,6 +12,7 @@ from growlm.reporting.reading.run_schema import (
     FunctionalCheckSchema,
     PlannedPhaseSchema,
     RunConfigSchema,
+    SessionSchema,
     SummarySchema,
 )
 from growlm.runtime.errors import UserError
@@ -35,6 +36,8 @@ class Run:
     """Contents of summary.json; None until the run has finished."""
     boundaries: list[dict[str, Any]] = field(default_factory=list)
     history: History = field(default_factory=History)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    """Contents of provenance.json: the run's start and its resumes; empty for older runs."""
     sweep_parameters: dict[str, str] = field(default_factory=dict)
     """Settings that distinguish this run from the others in a comparison, by key."""
     overrides: list[str] | None = None
@@ -113,4 +116,5 @@ def read_run(folder: Path, key: str = "argument", root: Path | None = None) -> R
         summary=read("summary.json", SummarySchema),
         boundaries=boundaries,
         history=history,
+        sessions=read("provenance.json", list[SessionSchema]) or [],
     )

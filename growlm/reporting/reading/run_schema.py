@@ -49,6 +49,20 @@ class RunConfigSchema(TypedDict, total=False):
     phases: dict[str, PhaseConfigSchema | None] | None
 
 
+class SessionSchema(TypedDict, total=False):
+    """Start or resume of a run, in `provenance.json`."""
+
+    started: str | None
+    command: str | None
+    folder: str | None
+    git_commit: str | None
+    host: str | None
+    system: str | None
+    processor: str | None
+    processes: NonNegativeInt | None
+    versions: dict[str, str | None]
+
+
 class ModelSchema(TypedDict, total=False):
     """Model of a phase of `plan.json`."""
 

@@ -305,7 +305,9 @@ class GrowthCallback(Callback):
         self.boundary = BoundaryRecord(
             from_phase=previous.phase_name,
             to_phase=self.phase_name,
-            growth=growth_map.description,
+            growth=growth_map.with_rounding(
+                {name: tensor.dtype for name, tensor in model.state_dict().items()}
+            ).description,
             operators=self._operator_dicts,
             report=report,
             noise=rng.noise_log.summarize(),

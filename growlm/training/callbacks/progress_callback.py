@@ -16,13 +16,20 @@ from growlm.training.phase_module import PhaseStage, StepMetrics
 from growlm.training.router_monitor import EARLY_CHECK_STEPS, RouterMonitor
 from growlm.verification.check_report import CheckReport
 
+BOUNDARY_STEPS = 30
+"""Steps after a growth, and at the end of a phase, that all have a row."""
+
 
 class ProgressCallback(Callback):
     """Callback that logs history rows and validation losses; only steps with a row wait for the device.
 
+    Around a growth every step has a row. The router measures of a row are means since the last one of the
+    interval, and check 5 sees the rows of the interval alone.
+
     Args:
         phase: Phase that is trained.
-        log_every: Steps between rows; the first and last steps always log one.
+        log_every: Steps between rows; the first and last steps always log one, and so do the `BOUNDARY_STEPS`
+            after a growth and before the end of the phase.
         listener: Receiver of rows and events.
         tokens_before: Tokens of the run before this phase.
         flops_before: FLOPs of the run before this phase.
@@ -124,11 +131,12 @@ class ProgressCallback(Callback):
         self.step += 1
         metrics = pl_module.step_metrics
         assert metrics is not None
-        should_log = (
+        is_regular = (
             self.step == 1 or self.step == self.phase.num_steps or self.step % self.log_every == 0
         )
-        router_measures = self._measure_routers(metrics, should_log)
-        loss = float(metrics.loss / metrics.num_passes) if should_log else None
+        has_row = is_regular or self._is_near_boundary()
+        router_measures = self._measure_routers(metrics, is_regular, has_row)
+        loss = float(metrics.loss / metrics.num_passes) if has_row else None
         if loss is not None:
             now = time.perf_counter()
             elapsed = now - self._row_time
@@ -187,16 +195,26 @@ class ProgressCallback(Callback):
         """Return the report of check 5 (router collapse) for the phase; None for a dense model."""
         return None if self._router_monitor is None else self._router_monitor.build_report()
 
-    def _measure_routers(self, metrics: StepMetrics, should_log: bool) -> HistoryRow:
+    def _measure_routers(self, metrics: StepMetrics, is_regular: bool, has_row: bool) -> HistoryRow:
         if self._router_monitor is None:
             return {}
         self._router_monitor.accumulate(metrics)
-        if not should_log and self.step not in EARLY_CHECK_STEPS:
-            return {}
+        if not is_regular and self.step not in EARLY_CHECK_STEPS:
+            return self._router_monitor.peek(self.step) if has_row else {}
         measures, warnings = self._router_monitor.measure(self.step)
         for warning in warnings:
             self.listener.warning_logged(self._counters(), warning)
         return measures
+
+    def _is_near_boundary(self) -> bool:
+        """Return whether the model has just grown, or the phase is about to end.
+
+        Every phase ends so, whatever follows: its rows may be reused by a run that grows there.
+        """
+        has_grown = self.phase.index > 0 and bool(self.phase.operators)
+        return (
+            has_grown and self.step <= BOUNDARY_STEPS
+        ) or self.step > self.phase.num_steps - BOUNDARY_STEPS
 
     def _counters(self) -> HistoryRow:
         return {

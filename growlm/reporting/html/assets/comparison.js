@@ -53,7 +53,7 @@ function comparisonPage(data) {
       element("div", { class: "controls" }, ...controls), lossBox, legend, sharedBoundaryList(data),
       element("p", { class: "hint" }, `Smoothed: the mean of a logged step and ${data.smoothedOver} on either side. ${lookHint(data)}`),
     ),
-    section("runs", "Runs", "Click a header to sort.", table("run-table", data.table)),
+    section("runs", "Runs", "Click a header to sort.", table("run-table", data.table, "Table of runs")),
   ];
   if (data.dials.length) {
     const box = plot("dial-plot", "medium", (colors) => dialPlot(data, chosen, look, colors));
@@ -181,7 +181,7 @@ function savingsSection(found) {
   return section(
     "savings", "Savings at equal loss",
     `What each run took until its loss first was ${found.loss}, the highest of the finished runs' lowest. Measured as ${found.measuredAs}. Saved: against ${found.references.join("; ") || "no run"}.`,
-    table("savings-table", found.table),
+    table("savings-table", found.table, "Table of savings"),
   );
 }
 

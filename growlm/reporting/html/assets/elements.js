@@ -77,7 +77,22 @@ function head(data) {
     ),
     notes.length ? element("ul", { class: "notes" }, ...notes) : null,
     element("dl", { class: "strip" }, ...values),
+    provenance(data.provenance ?? []),
   ];
+}
+
+function provenance(facts) {
+  if (!facts.length) return null;
+  const rows = facts.map(({ label, value, copy, wide }) => {
+    const text = element("span", { class: copy ? "literal" : null }, value);
+    return element("div", { class: wide ? "wide" : null }, element("dt", {}, label), element("dd", {}, text, copy ? copyButton(value, text, label) : null));
+  });
+  return element("dl", { class: "provenance", "aria-label": "Where these numbers come from" }, ...rows);
+}
+
+function copyButton(text, shown, what) {
+  const button = element("button", { class: "copy", type: "button", "aria-label": `Copy ${what}`, onclick: () => copyText(text, shown, button) }, "Copy");
+  return button;
 }
 
 function contents() {
@@ -88,7 +103,7 @@ function contents() {
 function commandList(commands) {
   return commands.map(({ title, command, note }) => {
     const code = element("pre", { class: "wrapped" }, command);
-    const copy = element("button", { class: "copy", type: "button", onclick: () => copyText(command, code, copy) }, "Copy");
+    const copy = copyButton(command, code, `the command ${title}`);
     return element(
       "div",
       { class: "command" },

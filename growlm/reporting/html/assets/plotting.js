@@ -5,8 +5,8 @@ const shown = { axis: "step", scale: "log" };
 const plots = [];
 let library = null;
 
-function plot(id, size, build) {
-  const box = element("div", { id, class: `plot plot-${size}` });
+function plot(id, size, build, description = null) {
+  const box = element("div", { id, class: `plot plot-${size}`, role: description ? "img" : null, "aria-label": description });
   plots.push({ box, build, done: false });
   return box;
 }
@@ -26,6 +26,7 @@ function draw(entry) {
 const boxHeight = (id) => document.getElementById(id).clientHeight;
 
 function redraw(only = () => true) {
+  showHues();
   for (const entry of plots) if (entry.done && only(entry.box)) draw(entry);
 }
 
@@ -70,32 +71,63 @@ function textWidth(text) {
   return ruler.measureText(text).width;
 }
 
-// Vertical lines with labels above the plot, in as many rows as avoid overlaps; numbers if space is short.
+const count = (value) => (value === null || value === undefined ? "?" : value.toLocaleString("en"));
+
+// The margins beside every plot over the run, the same so that equal steps stand above one another.
+function plotArea(width) {
+  return width < 560 ? { l: 52, r: 10 } : { l: 64, r: 18 };
+}
+
+function translucent(color, opacity) {
+  return `${color}${Math.round(255 * opacity).toString(16).padStart(2, "0")}`;
+}
+
+// A tint behind every second phase, over the whole height or over each of `domains`.
+function bandShapes(bands, colors, domains = [[0, 1]]) {
+  return bands.flatMap(({ start, end }, index) => domains.map(([y0, y1]) => ({
+    type: "rect", x0: start[shown.axis], x1: end[shown.axis], yref: "paper", y0, y1, layer: "below", line: { width: 0 },
+    fillcolor: index % 2 ? colors.bandOdd : colors.bandEven,
+  })));
+}
+
+// Labels above the plot at their x. Each mark has `words`, the fullest first; all marks use the fullest that fits into
+// few rows, and numbers where none does.
+function placeLabels(marks, end, width, area, colors) {
+  const room = width - area.l - area.r;
+  const place = (texts) => {
+    const ends = [];
+    const places = marks.map(({ x }, index) => {
+      const at = (x / (end * 1.01)) * room;
+      const size = textWidth(texts[index]) + 16;
+      const isRight = at + size > room + area.r;
+      const left = isRight ? at - size : at;
+      let row = ends.findIndex((taken) => taken <= left);
+      if (row < 0) row = ends.push(0) - 1;
+      ends[row] = left + size;
+      return { row, isRight, isOutside: left < -4 };
+    });
+    return { texts, places, rows: ends.length, fits: !places.some(({ isOutside }) => isOutside) };
+  };
+  const kinds = marks[0]?.words.length ?? 0;
+  const candidates = [
+    ...Array.from({ length: kinds }, (_, kind) => [2, place(marks.map(({ words }) => words[kind]))]),
+    [Infinity, place(marks.map((_, index) => String(index + 1)))],
+  ];
+  const [, { texts, places, rows }] = candidates.find(([most, one]) => one.rows <= most && (one.fits || most === Infinity));
+  const annotations = places.map(({ row, isRight }, index) => ({
+    x: marks[index].x, xanchor: isRight ? "right" : "left", yref: "paper", y: 1, yanchor: "bottom", yshift: 17 * row + 1,
+    text: plain(texts[index]), showarrow: false, borderpad: 2, font: { size: 12, color: colors[marks[index].color ?? "text"] },
+  }));
+  return { annotations, top: 14 + 17 * rows };
+}
+
+// Vertical lines with labels above the plot.
 function markLines(marks, end, width, colors) {
-  const room = width - 80;
-  const isNarrow = width < 620 || marks.length > 8;
-  const ends = [];
-  const shapes = [];
-  const annotations = [];
-  marks.forEach(({ x, label }, index) => {
-    const text = isNarrow ? String(index + 1) : label;
-    const at = (x / (end * 1.01)) * room;
-    const size = textWidth(text) + 14;
-    const isRight = at + size > room;
-    const left = isRight ? at - size : at;
-    let row = ends.findIndex((taken) => taken <= left);
-    if (row < 0) row = ends.push(0) - 1;
-    ends[row] = left + size;
-    annotations.push({
-      x, xanchor: isRight ? "right" : "left", yref: "paper", y: 1, yanchor: "bottom", yshift: 17 * row + 1,
-      text: plain(text), showarrow: false, font: { size: 12, color: colors.text }, borderpad: 2,
-    });
-    shapes.push({
-      type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1,
-      line: { color: colors.boundary, width: 1.2, dash: "dash" },
-    });
-  });
-  return { shapes, annotations, top: 14 + 17 * ends.length };
+  const labels = placeLabels(marks.map(({ x, label }) => ({ x, words: [label] })), end, width, { l: 56, r: 14 }, colors);
+  const shapes = marks.map(({ x }) => ({
+    type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colors.boundary, width: 1.2, dash: "dash" },
+  }));
+  return { ...labels, shapes };
 }
 
 function fromBase64(text) {
@@ -132,6 +164,7 @@ async function drawAll() {
 }
 
 function followSurroundings() {
+  showHues();
   darkScheme.addEventListener("change", () => redraw());
   let waiting = 0;
   addEventListener("resize", () => {
@@ -141,6 +174,7 @@ function followSurroundings() {
   addEventListener("beforeprint", () => {
     printing = true;
     document.body.classList.add("printing");
+    showHues();
     plots.forEach(draw);
   });
   addEventListener("afterprint", () => {

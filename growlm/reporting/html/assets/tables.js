@@ -1,6 +1,6 @@
 // Tables that are sorted by clicking a header.
 
-function table(id, { columns, rows }) {
+function table(id, { columns, rows }, title) {
   const body = element("tbody");
   const headers = columns.map(({ title, numeric, help }, index) => {
     const button = element("button", { type: "button", title: help || null, onclick: () => sortBy(index) }, title);
@@ -20,11 +20,13 @@ function table(id, { columns, rows }) {
     body.append(...sorted.map(({ line }) => line));
   }
 
-  return element(
+  const box = element(
     "div",
-    { class: "table-box", tabindex: "0", role: "region", "aria-label": id },
+    { class: "table-box", tabindex: "0", role: "region", "aria-label": title },
     element("table", { id }, element("thead", {}, element("tr", {}, ...headers)), body),
   );
+  new ResizeObserver(() => box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth + 1)).observe(box);
+  return element("div", {}, box, element("p", { class: "scroll-cue", "aria-hidden": "true" }, "\u2190 The table scrolls sideways \u2192"));
 }
 
 function tableCell(cell, isNumeric) {

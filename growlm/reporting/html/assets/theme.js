@@ -8,8 +8,15 @@ const THEMES = {
     grid: "#e6e9ee",
     surface: "#ffffff",
     boundary: "#6b7482",
+    bad: "#b3261e",
+    bandEven: "#f5f7fa",
+    bandOdd: "#e9eef4",
     series: ["#0072b2", "#d55e00", "#009e73", "#a8568a", "#b07c00", "#2f9bd6", "#444b57", "#8a6d3b"],
     ramp: ["#440154", "#3b528b", "#21918c", "#4fae55", "#a8a800"],
+    hues: {
+      training: "#0072b2", validation: "#d55e00", parameters: "#008560", probe: "#6a3d9a", drift: "#8a6d00",
+      lr: "#a8568a", grad_norm: "#5a6b2f", tokens_per_second: "#444b57", mfu: "#444b57", memory: "#8a5a3b",
+    },
     load: [[0, "#2166ac"], [0.25, "#92c5de"], [0.5, "#f7f7f7"], [0.75, "#f4a582"], [1, "#b2451d"]],
     most: [[0, "#f2f6fa"], [0.5, "#6aaed6"], [1, "#08306b"]],
   },
@@ -19,18 +26,34 @@ const THEMES = {
     grid: "#29313c",
     surface: "#181d25",
     boundary: "#8d98a7",
+    bad: "#ff9b92",
+    bandEven: "#1b212a",
+    bandOdd: "#252d38",
     series: ["#56b4e9", "#f0883e", "#3ecf9f", "#dc8fc0", "#e6b422", "#9ecbff", "#c3cbd6", "#c9a66b"],
     ramp: ["#9a7fd6", "#6f9be0", "#35b9ae", "#7fd35f", "#fde725"],
+    hues: {
+      training: "#56b4e9", validation: "#f0883e", parameters: "#3ecf9f", probe: "#b79cf0", drift: "#e6c74a",
+      lr: "#dc8fc0", grad_norm: "#b5c97e", tokens_per_second: "#c3cbd6", mfu: "#c3cbd6", memory: "#d0a383",
+    },
     load: [[0, "#4393c3"], [0.25, "#2c5f86"], [0.5, "#20262f"], [0.75, "#9a4a2a"], [1, "#f4a582"]],
     most: [[0, "#1b2430"], [0.5, "#3f86bd"], [1, "#cfe8ff"]],
   },
 };
 
+// `hues` says what a color means in the plots of one run; the same thing has the same color in all of them.
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 let printing = false;
 
 function theme() {
   return darkScheme.matches && !printing ? THEMES.dark : THEMES.light;
+}
+
+// Give the page's own text the colors that the plots have.
+function showHues() {
+  const { hues, surface, boundary, bad } = theme();
+  const style = document.documentElement.style;
+  Object.entries({ ...hues, growth: boundary, failed: bad }).forEach(([name, color]) => style.setProperty(`--hue-${name}`, color));
+  style.setProperty("--hue-drift-mean", mix(hues.drift, surface, 0.45));
 }
 
 function mix(from, to, part) {

@@ -32,7 +32,9 @@ function lossScale(colors, title, values, pixels) {
 function renewTicks(box) {
   const axis = box.layout.yaxis;
   if (axis.type !== "log") return;
-  const ticks = logTicks(axis.range, box.clientHeight - 110);
+  const { t: top, b: bottom } = box.layout.margin;
+  const [from, to] = axis.domain ?? [0, 1];
+  const ticks = logTicks(axis.range, (box.clientHeight - top - bottom) * (to - from));
   if (ticks.join() !== axis.tickvals.join()) library.relayout(box, { "yaxis.tickvals": ticks });
 }
 

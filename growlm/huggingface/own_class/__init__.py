@@ -1,0 +1,1 @@
+"""Provide the parts of growlm's own transformers class."""
