@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM, load_model
+from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM, load_model, read_model
 from growlm.cli.hydra_command import run_key_value_command
 from growlm.config.command_schema import VerifyCommand
 from growlm.config.load import compose_command_config, load_command_config
@@ -22,6 +22,9 @@ from growlm.growth.grow_model import Operator, build_growth_map
 from growlm.growth.growth_map import GrowthMap
 from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.registry import UnknownOperatorError
+from growlm.huggingface.config_reading import is_hf_folder
+from growlm.huggingface.folders.model_card import MODEL_CARD
+from growlm.huggingface.pretrained import open_pretrained
 from growlm.model.config import ModelConfig, get_field
 from growlm.model.keyed_rng import keyed_generator
 from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
@@ -46,13 +49,13 @@ UNCHANGED_BY_GROWTH = (
 """Settings of a model that change no weight and none of what the probe measures."""
 
 USAGE = """
-Check that a grown checkpoint computes what the old one did, or run the standalone suite on small models.
+Check that a grown model computes what the old one did, or run the standalone suite on small models.
 
 usage: python -m growlm.verify old=DIR new=DIR [setting=value ...]
        python -m growlm.verify
 
-  old                        folder of the checkpoint before the growth
-  new                        folder of the checkpoint after the growth; without old and new, the suite runs
+  old                        folder of the model before the growth: a checkpoint or a Hugging Face model
+  new                        folder of the model after the growth; without old and new, the suite runs
   tolerance                  largest difference between logits, times max(1, largest logit) (default: 1e-4)
   probe_sequences            number of sequences of random tokens to compare on (default: 2)
   probe_length               tokens per sequence (default: 32)
@@ -104,8 +107,8 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     for key, folder in (("old", old), ("new", new)):
         if lexists(Path(folder) / MANIFEST):
             check_manifest(Path(folder), key, _files_beside_weights(Path(folder), key))
-    old_model, old_record = load_model(Path(old), "old", trust=command.trust)
-    new_model, record = load_model(Path(new), "new", trust=command.trust)
+    old_model, old_record = _load_folder(Path(old), "old", command.trust)
+    new_model, record = _load_folder(Path(new), "new", command.trust)
     old_config, new_config = growth_config_of(old_model), growth_config_of(new_model)
     console = make_stdout_console()
     dtypes = stored_dtypes(old_model.state_dict(), new_model.state_dict())
@@ -146,12 +149,24 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
 
 
 def _files_beside_weights(folder: Path, key: str) -> list[str]:
-    """Return the manifest's files but for the weights, whose checksums are compared when they are loaded."""
+    """Return the manifest's files but for a model card, which people edit, and for the weights.
+
+    The weights' checksums are compared when they are loaded.
+    """
     return [
         name
         for name in read_manifest(folder, key)
-        if not (name.startswith(WEIGHTS_STEM) and name.endswith(".safetensors"))
+        if name != MODEL_CARD
+        and not (name.startswith(WEIGHTS_STEM) and name.endswith(".safetensors"))
     ]
+
+
+def _load_folder(folder: Path, key: str, trust: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the model of a folder of either kind, in the dtype of its files, and its record."""
+    if not is_hf_folder(folder):
+        return load_model(folder, key, trust=trust)
+    pretrained = open_pretrained(folder, key)
+    return read_model(pretrained.config, pretrained.weights), pretrained.record
 
 
 def _resolve_growth_map(

@@ -32,7 +32,6 @@ from growlm.checkpoint.safetensors_io import (
     TensorSource,
     fsync_path,
 )
-from growlm.checkpoint.sidecar_files import copy_sidecar_files
 from growlm.checkpoint.weight_validation import build_meta_model, check_tensor_shapes
 from growlm.distributed.process_group import DistributedContext
 from growlm.growth.model_protocol import first_names, load_weights
@@ -43,6 +42,7 @@ from growlm.runtime.errors import DiskError, UserError
 from growlm.storage.input_files import lexists, read_json
 from growlm.storage.integrity import MANIFEST, check_manifest, write_manifest
 from growlm.storage.locks import lock_for_creation
+from growlm.storage.sidecar_files import CHAT_TEMPLATE_FOLDER, copy_sidecar_files
 
 CHECKPOINT_FORMAT = "growlm/2"
 """Format that is written; its models have parts. Those of `growlm/1` were flat."""
@@ -120,7 +120,11 @@ def list_sidecar_files(folder: Path) -> list[Path]:
     """List a checkpoint's files other than tensors, config and manifest: those of its tokenizer."""
     own_names = (CONFIG_NAME, MANIFEST)
     tensor_suffixes = (".safetensors", INDEX_SUFFIX)
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    files = (
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() or (path.is_dir() and path.name == CHAT_TEMPLATE_FOLDER)
+    )
     return [p for p in files if p.name not in own_names and not p.name.endswith(tensor_suffixes)]
 
 
@@ -197,7 +201,7 @@ def _removed_on_failure(partial: Path) -> Iterator[None]:
 
 def _commit_folder(folder: Path, partial: Path, digests: dict[str, str]) -> None:
     write_manifest(partial, digests)
-    for path in partial.iterdir():
+    for path in partial.rglob("*"):
         fsync_path(path)
     partial.rename(folder)
     fsync_path(folder.parent)
@@ -218,8 +222,13 @@ def write_model_entries(
         entries: Result of `describe_model`.
         record: Further entries.
     """
-    content = {"format": CHECKPOINT_FORMAT, **entries, **record}
+    content = make_config_content(entries, record)
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def make_config_content(entries: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a checkpoint's `config.json`; see `write_model_entries`."""
+    return {"format": CHECKPOINT_FORMAT, **entries, **record}
 
 
 def read_config(folder: Path, key: str = "checkpoint") -> tuple[ModelConfig, dict[str, Any]]:

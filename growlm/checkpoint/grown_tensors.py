@@ -41,8 +41,15 @@ class GrownTensors:
         """Return the dtype and shape of a tensor."""
         return self._infos[name]
 
+    def copied_from(self, name: str) -> tuple[TensorSource, str] | None:
+        """Return the source of a tensor that stays as it is; None for one that is computed."""
+        tensor_map = self._growth_map.tensors[self._ties[name]]
+        if tensor_map.keeps_weight and tensor_map.source is not None:
+            return self._source, tensor_map.source
+        return None
+
     def read(self, name: str) -> Tensor:
-        """Compute a tensor: its source is read, and grown."""
+        """Compute a tensor: its source is read, and grown; one that stays as it is is copied."""
         tensor_map = self._growth_map.tensors[self._ties[name]]
         return tensor_map.grow_weight(
             self._source.read(tensor_map.source or self._any_name), self._rng

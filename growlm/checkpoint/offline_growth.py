@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from growlm.checkpoint.cast_tensors import CastTensors
 from growlm.checkpoint.checkpoint_folder import (
     OPTIMIZER_STEM,
     WEIGHTS_STEM,
     atomic_folder,
     list_sidecar_files,
+    make_config_content,
     read_skeleton,
     write_model_entries,
 )
 from growlm.checkpoint.grown_tensors import GrownTensors
 from growlm.checkpoint.model_class import describe_model
 from growlm.checkpoint.optimizer_files import read_state_infos
-from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, write_tensors
-from growlm.checkpoint.sidecar_files import check_sidecar_files, copy_sidecar_files
+from growlm.checkpoint.safetensors_io import (
+    TensorFiles,
+    TensorInfo,
+    TensorSource,
+    read_in_parts,
+    write_tensors,
+)
 from growlm.checkpoint.weight_validation import check_tensor_shapes
 from growlm.growth.eight_bit_moments import scale_key
 from growlm.growth.grow_model import Operator, build_growth_map, resolve_ties
@@ -40,9 +50,157 @@ from growlm.growth.optimizer_state import (
 from growlm.runtime.errors import UserError
 from growlm.runtime.number_format import format_bytes
 from growlm.storage.locks import LockedError
+from growlm.storage.sidecar_files import (
+    check_sidecar_files,
+    copy_sidecar_files,
+    sidecar_bytes,
+)
 
 ByteProgress = Callable[[int, int], None]
 """Callback for progress, called with the bytes written and the total bytes."""
+
+
+@dataclass(frozen=True)
+class CheckpointGrowth:
+    """A growth of a checkpoint of growlm's that has been checked; nothing is written yet."""
+
+    growth_map: GrowthMap
+    """Effect of the operators."""
+    model: nn.Module
+    """Model before the growth, without memory for its weights."""
+    grown: nn.Module
+    """Model after it, likewise."""
+    source: TensorSource
+    """Weights before the growth."""
+    weights: GrownTensors
+    """Weights of the grown model, each computed when it is read."""
+    states: GrownOptimizerStates | None
+    """Its optimizer state; None if there is none, or it is left out."""
+    omitted: tuple[str, ...]
+    """Parts of the source that are left out, as text."""
+    sidecar_files: Sequence[Path]
+    """Files to copy."""
+    entries: Mapping[str, Any]
+    """Entries of `config.json` that the grown model can be built from."""
+    record: Mapping[str, Any]
+    """Further entries of `config.json`."""
+    rng: GrowthRng
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Content of `config.json`."""
+        return make_config_content(self.entries, self.record)
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        """Names, dtypes and shapes of all tensors that are written."""
+        weights = [self.weights.info(name) for name in self.weights.names]
+        return weights + (self.states.infos if self.states else [])
+
+    def write(
+        self,
+        target: Path,
+        progress: ByteProgress = lambda done, total: None,
+        finish: Callable[[Path], None] = lambda folder: None,
+        key: str = "checkpoint",
+    ) -> None:
+        """Write the grown checkpoint, one tensor in memory at a time.
+
+        Args:
+            target: Folder to create; must not exist.
+            progress: Function called after every tensor.
+            finish: Function that checks the folder before it gets its name.
+            key: Setting that named the source, for messages.
+
+        Raises:
+            UserError: If the target exists, or the disk has too little space. Nothing is left behind.
+        """
+        total = sum(info.nbytes for info in self.infos)
+        check_target_folder(target, total, self.sidecar_files, key)
+        count = accumulate_progress(progress, total)
+        entries = [self.weights.info(name) for name in self.weights.names]
+        with create_target_folder(target) as (folder, digests), torch.no_grad(), self.rng:
+            read = partial(read_in_parts, self.weights)
+            digests |= write_tensors(folder, WEIGHTS_STEM, entries, read, count)
+            if self.states is not None:
+                infos, make = self.states.infos, self.states.make
+                digests |= write_tensors(folder, OPTIMIZER_STEM, infos, make, count)
+            copy_sidecar_files(self.sidecar_files, folder)
+            write_model_entries(folder, self.entries, self.record)
+            finish(folder)
+
+
+def prepare_checkpoint_growth(
+    source: Path,
+    operators: Sequence[Operator],
+    *,
+    seed: int = 0,
+    boundary_index: int = 0,
+    optimizer_state: str = "carry",
+    dtype: torch.dtype | None = None,
+    trust: Sequence[str] = (),
+    key: str = "checkpoint",
+    checks_values: bool = True,
+) -> CheckpointGrowth:
+    """Check a growth of a checkpoint folder; see `grow_checkpoint`.
+
+    Args:
+        source: Checkpoint folder to grow.
+        operators: Growth operators, applied in order.
+        seed: Seed of noise, routers and filler columns.
+        boundary_index: Index of this growth in its run; part of the seed.
+        optimizer_state: `carry` to grow the source's optimizer state too, `reset` to leave it out.
+        dtype: Dtype that the weights are converted to before they are grown; None for that of the files.
+        trust: Packages whose classes may be built, if the checkpoint names one.
+        key: Setting that named the source, for messages.
+        checks_values: Whether to compare the weights with their checksums; without, headers alone are read.
+
+    Raises:
+        UserError: If the source is not a checkpoint, its model's class is not trusted, or an operator cannot be
+            applied.
+    """
+    model, record = read_skeleton(source, key, trust)
+    try:
+        growth_map = build_growth_map(model, operators)
+        grown = build_with_config(model, growth_map.new_config)
+        ties = resolve_ties(grown, growth_map)
+    except UserError:
+        raise
+    except ValueError as error:  # about labels of the model's own class
+        raise UserError(key, source, str(error)) from error
+    files = TensorFiles(source, WEIGHTS_STEM, key, is_checked=not checks_values)
+    check_tensor_shapes(files, growth_map.old_shapes, key)
+    states = None
+    has_states = TensorFiles.exist(source, OPTIMIZER_STEM)
+    if optimizer_state == "carry" and has_states:
+        state_files = TensorFiles(source, OPTIMIZER_STEM, key, is_checked=not checks_values)
+        states = GrownOptimizerStates(state_files, growth_map)
+    weights: TensorSource = files if dtype is None else CastTensors(files, dtype)
+    rng = GrowthRng(seed, boundary_index)
+    return CheckpointGrowth(
+        growth_map,
+        model,
+        grown,
+        weights,
+        GrownTensors(weights, growth_map, rng, ties),
+        states,
+        ("the optimizer state",) if has_states and states is None else (),
+        list_sidecar_files(source),
+        describe_model(grown),
+        record | {"grown_from": describe_growth(operators, seed, boundary_index)},
+        rng,
+    )
+
+
+def describe_growth(
+    operators: Sequence[Operator], seed: int, boundary_index: int
+) -> dict[str, Any]:
+    """Return the entry `grown_from` of the record of a grown model."""
+    return {
+        "operators": operators_to_dicts(operators),
+        "seed": seed,
+        "boundary_index": boundary_index,
+    }
 
 
 def grow_checkpoint(
@@ -75,36 +233,17 @@ def grow_checkpoint(
         UserError: If the source is not a checkpoint, its model's class is not trusted, an operator cannot be
             applied, the target exists, or the disk has too little space. Nothing is left behind.
     """
-    model, record = read_skeleton(source, trust=trust)
-    try:
-        growth_map = build_growth_map(model, operators)
-        grown = build_with_config(model, growth_map.new_config)
-        ties = resolve_ties(grown, growth_map)
-    except UserError:
-        raise
-    except ValueError as error:  # about labels of the model's own class
-        raise UserError("checkpoint", source, str(error)) from error
-    weights = TensorFiles(source, WEIGHTS_STEM)
-    check_tensor_shapes(weights, growth_map.old_shapes, "checkpoint")
-    states = None
-    if optimizer_state == "carry" and TensorFiles.exist(source, OPTIMIZER_STEM):
-        states = _GrownOptimizerStates(TensorFiles(source, OPTIMIZER_STEM), growth_map)
-    rng = GrowthRng(seed, boundary_index)
-    grown_weights = GrownTensors(weights, growth_map, rng, ties)
-    entries = [grown_weights.info(name) for name in grown_weights.names]
-    total = sum(entry.nbytes for entry in entries + (states.infos if states else []))
-    sidecar_files = list_sidecar_files(source)
-    check_target_folder(target, total, sidecar_files)
-    count = accumulate_progress(progress, total)
-    with create_target_folder(target) as (partial, digests), torch.no_grad(), rng:
-        digests |= write_tensors(partial, WEIGHTS_STEM, entries, grown_weights.read, count)
-        if states is not None:
-            digests |= write_tensors(partial, OPTIMIZER_STEM, states.infos, states.make, count)
-        grown_from = {"operators": operators_to_dicts(operators), "seed": seed}
-        grown_from["boundary_index"] = boundary_index
-        copy_sidecar_files(sidecar_files, partial)
-        write_model_entries(partial, describe_model(grown), record | {"grown_from": grown_from})
-    return growth_map.with_rounding({entry.name: entry.dtype for entry in entries})
+    growth = prepare_checkpoint_growth(
+        source,
+        operators,
+        seed=seed,
+        boundary_index=boundary_index,
+        optimizer_state=optimizer_state,
+        trust=trust,
+    )
+    growth.write(target, progress)
+    dtypes = {name: growth.weights.info(name).dtype for name in growth.weights.names}
+    return growth.growth_map.with_rounding(dtypes)
 
 
 def accumulate_progress(progress: ByteProgress, total: int) -> Callable[[int], None]:
@@ -134,15 +273,23 @@ def check_target_folder(
         UserError: If not, or if a sidecar file is a link that leads out of its folder.
     """
     check_sidecar_files(sidecar_files, key)
+    check_target_size(target, nbytes + sidecar_bytes(sidecar_files))
+
+
+def check_target_size(target: Path, nbytes: int) -> None:
+    """Check that the folder of `out` can be created and that the disk has space for its contents.
+
+    Raises:
+        UserError: If not.
+    """
     if target.exists():
         raise UserError("out", target, "already exists")
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError("out", target, f"{folder} is not a writable folder")
-    needed = nbytes + sum(file.stat().st_size for file in sidecar_files)
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        reason = f"needs {format_bytes(needed)}; the disk has {format_bytes(free)} free"
+    if nbytes > free:
+        reason = f"needs {format_bytes(nbytes)}; the disk has {format_bytes(free)} free"
         raise UserError("out", target, reason)
 
 
@@ -165,7 +312,7 @@ def create_target_folder(target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         yield partial_and_digests
 
 
-class _GrownOptimizerStates:
+class GrownOptimizerStates:
     """Optimizer state of the grown model, computed one tensor at a time.
 
     Raises:

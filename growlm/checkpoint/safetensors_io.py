@@ -12,12 +12,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +36,11 @@ from growlm.storage.input_files import MAX_INDEX_BYTES, lexists, read_json, reso
 from growlm.storage.integrity import MANIFEST, check_manifest, is_file_name
 from growlm.storage.typed_values import truncate_text
 
+MakeTensor = Callable[[str], Tensor | Iterator[Tensor]]
+"""Function that computes the tensor of a name, or yields its rows in parts."""
 MAX_SHARD_BYTES = 5 * 10**9
+PART_BYTES = 2**25
+"""Size of the parts in which an unchanged tensor is read."""
 INDEX_SUFFIX = ".safetensors.index.json"
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -76,7 +80,7 @@ def write_tensors(
     folder: Path,
     stem: str,
     infos: Sequence[TensorInfo],
-    make: Callable[[str], Tensor],
+    make: MakeTensor,
     progress: Callable[[int], None] = lambda written: None,
 ) -> dict[str, str]:
     """Write tensors to one file or to shards; each is written while the next one is computed.
@@ -85,7 +89,8 @@ def write_tensors(
         folder: Existing folder.
         stem: First part of the file names.
         infos: Names, dtypes and shapes of the tensors, in the order of writing.
-        make: Function that computes the tensor of a name, with the dtype and shape of its info.
+        make: Function that computes the tensor of a name, with the dtype and shape of its info, or yields its rows
+            in parts.
         progress: Function called with the size in bytes of each tensor once it is queued for writing.
 
     Returns:
@@ -115,7 +120,7 @@ def write_tensors(
 def write_safetensors(
     path: Path,
     infos: Sequence[TensorInfo],
-    make: Callable[[str], Tensor],
+    make: MakeTensor,
     progress: Callable[[int], None] = lambda written: None,
     metadata: Mapping[str, str] | None = None,
 ) -> str:
@@ -124,7 +129,8 @@ def write_safetensors(
     Args:
         path: File to write.
         infos: Names, dtypes and shapes of the tensors, in the order of writing.
-        make: Function that computes the tensor of a name, with the dtype and shape of its info.
+        make: Function that computes the tensor of a name, with the dtype and shape of its info, or yields its rows
+            in parts.
         progress: Function called with the size in bytes of each tensor once it is queued for writing.
         metadata: Further metadata for the header.
 
@@ -139,10 +145,12 @@ def write_safetensors(
     with _HashedFile(path, size) as file, ThreadPoolExecutor(1) as writer:
         pending = writer.submit(file.write, header)
         for info in infos:
-            tensor = _prepare_tensor(make(info.name), info)
-            pending.result()
-            pending = writer.submit(file.write, _bytes_of(tensor))
-            del tensor
+            made = make(info.name)
+            for tensor in _prepare_parts([made] if isinstance(made, Tensor) else made, info):
+                pending.result()
+                pending = writer.submit(file.write, _bytes_of(tensor))
+                del tensor
+            del made
             progress(info.nbytes)
         pending.result()
     return file.digest.hexdigest()
@@ -223,11 +231,22 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _prepare_tensor(tensor: Tensor, info: TensorInfo) -> Tensor:
-    if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
-        actual = f"{tensor.dtype} {tuple(tensor.shape)}"
-        raise AssertionError(f"{info.name} is {actual}; expected {info.dtype} {info.shape}")
-    return tensor.detach().cpu().contiguous()
+def _prepare_parts(parts: Iterable[Tensor], info: TensorInfo) -> Iterator[Tensor]:
+    """Yield parts that make up a tensor, as they are written.
+
+    Raises:
+        AssertionError: If they have another dtype or shape than the info says.
+    """
+    rows = 0
+    for part in parts:
+        shape = (*part.shape[:1], *info.shape[1:])
+        if part.dtype != info.dtype or tuple(part.shape) != shape or part.ndim != len(info.shape):
+            found = f"{part.dtype} {tuple(part.shape)}"
+            raise AssertionError(f"{info.name} is {found}; expected {info.dtype} {info.shape}")
+        rows += part.shape[0] if part.ndim else 1
+        yield part.detach().cpu().contiguous()
+    if rows != (info.shape[0] if info.shape else 1):
+        raise AssertionError(f"{info.name} has {rows} rows; expected {info.shape}")
 
 
 class TensorSource(Protocol):
@@ -249,6 +268,40 @@ class TensorSource(Protocol):
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows from `start` up to `stop` of a tensor."""
+
+
+@runtime_checkable
+class CopiedTensors(Protocol):
+    """A `TensorSource` that may have tensors of another one unchanged."""
+
+    def copied_from(self, name: str) -> tuple[TensorSource, str] | None:
+        """Return the source and the name of an unchanged tensor; None for one that is computed."""
+
+
+def find_stored_tensor(source: TensorSource, name: str) -> tuple[TensorFiles, str] | None:
+    """Return the files that hold a tensor unchanged, and its name there; None for one that is computed."""
+    while isinstance(source, CopiedTensors):
+        if (copied := source.copied_from(name)) is None:
+            return None
+        source, name = copied
+    return (source, name) if isinstance(source, TensorFiles) else None
+
+
+def read_in_parts(source: TensorSource, name: str) -> Tensor | Iterator[Tensor]:
+    """Read a tensor; one that is stored unchanged in parts, of which each is mapped by itself.
+
+    The resident memory of a process includes the pages of mapped files, so a whole tensor would count.
+    """
+    if (stored := find_stored_tensor(source, name)) is None:
+        return source.read(name)
+    files, stored_name = stored
+    shape = files.info(stored_name).shape
+    if not shape:
+        return source.read(name)
+    row_bytes = files.info(stored_name).nbytes // max(1, shape[0])
+    rows = max(1, PART_BYTES // max(1, row_bytes))
+    starts = range(0, shape[0], rows)
+    return (files.read_rows(stored_name, each, min(each + rows, shape[0])) for each in starts)
 
 
 class TensorFiles:

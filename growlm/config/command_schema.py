@@ -18,17 +18,31 @@ class GrowCommand:
     """Settings of `python -m growlm.grow`."""
 
     checkpoint: str = MISSING
-    """Folder of the checkpoint to grow."""
-    out: str = MISSING
-    """Folder of the grown checkpoint; must not exist."""
+    """Folder of the model to grow: a growlm checkpoint or a Hugging Face model."""
+    out: str | None = None
+    """Folder of the grown model; must not exist. Not needed with `dry_run`."""
     grow: list[OperatorEntry] = MISSING
     """Growth operators, applied in order: entries `{NAME: SETTINGS}`."""
     seed: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
     """Seed of noise, routers and filler columns."""
     boundary_index: int = field(default=0, metadata=limits(minimum=0, maximum=2**31 - 1))
     """Index of this growth in its run; part of the seed."""
-    optimizer_state: str = field(default="carry", metadata=limits(choices=("carry", "reset")))
-    """`carry` grows the checkpoint's optimizer state too, if it has one; `reset` leaves it out."""
+    to: str | None = field(default=None, metadata=limits(choices=("huggingface", "growlm")))
+    """Format of `out`; None for that of the source."""
+    dtype: str = field(
+        default="same", metadata=limits(choices=("same", "float32", "bfloat16", "float16"))
+    )
+    """Dtype that the weights are converted to before they are grown; `same` keeps that of the source."""
+    architecture: str = field(default="auto", metadata=limits(choices=("auto", "growlm")))
+    """For a Hugging Face folder: `auto` uses the transformers class that computes the same, or growlm's own class
+    if there is none; `growlm` always uses growlm's own class, which needs growlm installed to load."""
+    optimizer_state: str | None = field(default=None, metadata=limits(choices=("carry", "reset")))
+    """`carry` grows a checkpoint's optimizer state too, if it has one; `reset` leaves it out; None carries it
+    where `out` can hold it."""
+    dry_run: bool = False
+    """Only print what would be written, without reading weights."""
+    verify: bool = False
+    """Read the written weights again and compare each with its source; what was found is in the model card."""
     trust: list[str] = field(default_factory=list)
     """Packages whose classes may be built, where a checkpoint's model is of a class of its own."""
 
@@ -38,9 +52,10 @@ class VerifyCommand:
     """Settings of `python -m growlm.verify`."""
 
     old: str | None = None
-    """Folder of the checkpoint before the growth; without `old` and `new`, the standalone suite runs."""
+    """Folder of the model before the growth, a growlm checkpoint or a Hugging Face model; without `old` and `new`,
+    the standalone suite runs."""
     new: str | None = None
-    """Folder of the checkpoint after the growth."""
+    """Folder of the model after the growth, of either kind."""
     tolerance: float = field(default=1e-4, metadata=limits(above=0.0, maximum=1.0))
     """Largest allowed difference between logits, times max(1, largest logit)."""
     probe_sequences: int = field(default=2, metadata=limits(minimum=1, maximum=4096))

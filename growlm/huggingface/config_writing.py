@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from growlm.huggingface.architecture import Architecture
+from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
 from growlm.huggingface.keys.layer_keys import write_layers
 from growlm.huggingface.keys.rope_keys import write_rope
-from growlm.model.config import ModelConfig, get_field, replace_fields
+from growlm.model.config import ModelConfig, field_paths, get_field, replace_fields
 from growlm.runtime.errors import UserError
 
 _DEFAULTS = ModelConfig()
@@ -73,20 +74,60 @@ def build_hf_config(
 
 def can_represent(architecture: Architecture, config: ModelConfig) -> bool:
     """Return whether an architecture can represent a model: its `config.json` reads back as the same config."""
+    return not find_differences(architecture, config)
+
+
+def find_differences(architecture: Architecture, config: ModelConfig) -> list[str]:
+    """Return the fields of a model that an architecture cannot represent, as text."""
     if architecture.requires_divisible_heads and config.d_model % config.n_heads:
-        return False
+        return [f"d_model={config.d_model}, no multiple of n_heads={config.n_heads}"]
     if architecture.requires_square_output and config.d_model != config.n_heads * config.head_dim:
-        return False
+        return [f"head_dim={config.head_dim}"]
     content = build_hf_config(architecture, config, torch.float32, {}, {})
     try:
         parsed = parse_model_config(architecture, content, Path())
-    except UserError:
-        return False
+    except UserError as error:
+        return [f"{error.key}={error.value}"]
     # The weight of the balancing loss may be off by rounding, as it is divided by top_k and multiplied again.
     same: dict[str, Any] = {"routing.balance_weight": parsed.routing.balance_weight}
     if config.expert_d_ff == config.d_ff:
         same["expert_d_ff"] = parsed.expert_d_ff
-    return parsed == replace_fields(config, same)
+    wanted = replace_fields(config, same)
+    if parsed == wanted:
+        return []
+    names = field_paths(wanted)
+    values = {name: get_field(wanted, name) for name in names}
+    return [
+        f"{name}={value}" for name, value in values.items() if value != _get_or_none(parsed, name)
+    ]
+
+
+def _get_or_none(config: ModelConfig, name: str) -> Any:
+    """Return a field; None if it is one of a part, such as scaled positions, that the config does not have."""
+    try:
+        return get_field(config, name)
+    except AttributeError:
+        return None
+
+
+def explain_own_class(config: ModelConfig) -> str:
+    """Return why no class of transformers can represent a model: what the nearest one does not have."""
+    found = {
+        each.class_name: find_differences(each, config)
+        for each in ARCHITECTURES
+        if each is not GROWLM
+    }
+    nearest = min(found, key=lambda name: len(found[name]))
+    return (
+        f"no class of transformers computes the same; the nearest, {nearest}, cannot have "
+        f"{', '.join(found[nearest])}"
+    )
+
+
+def get_origin(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record's entry about the Hugging Face model that the checkpoint was made from."""
+    origin = record.get("huggingface")
+    return origin if isinstance(origin, dict) else {}
 
 
 def _to_json_value(value: Any) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,9 +12,6 @@ from torch import Tensor
 from growlm.checkpoint.safetensors_io import TensorInfo, TensorSource
 from growlm.huggingface.tensor_mapping import ReadTensor, Shape
 from growlm.runtime.errors import UserError
-
-ROW_CHUNK_ENTRIES = 2**22
-"""Entries of a tensor that are compared or converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +23,14 @@ class DerivedTensor:
         shape: Its shape.
         make: Function that computes it.
         dtype_of: Source tensor whose dtype it has where it needs none; None for fp32.
+        is_copy: Whether it is its only source, under another name.
     """
 
     sources: tuple[str, ...]
     shape: Shape
     make: Callable[[Sequence[ReadTensor]], Tensor]
     dtype_of: str | None = None
+    is_copy: bool = False
 
 
 class MappedTensors:
@@ -62,6 +60,11 @@ class MappedTensors:
     def info(self, name: str) -> TensorInfo:
         """Return the dtype and shape of a tensor."""
         return self._infos[name]
+
+    def copied_from(self, name: str) -> tuple[TensorSource, str] | None:
+        """Return the source of a tensor that only changes its name; None for one that is computed."""
+        derived = self._derived[name]
+        return (self.files, derived.sources[0]) if derived.is_copy else None
 
     def read(self, name: str) -> Tensor:
         """Read a tensor: memory-mapped where it is stored unchanged, else computed in memory."""
@@ -96,57 +99,38 @@ class MappedTensors:
         return dtypes.pop() if dtypes else torch.float32
 
 
-class CastTensors:
-    """`TensorSource` that casts another one to a dtype; no tensor is in memory in both dtypes.
+class LastTensor:
+    """`TensorSource` that keeps the tensor of another one that was read last, where that is computed.
+
+    The members of a stack of experts are tensors of their own in Hugging Face's files: read one after another,
+    they are parts of a stack that is computed once.
 
     Args:
-        files: Underlying source.
-        dtype: Dtype of all tensors.
+        source: Source whose tensors are computed when they are read.
     """
 
-    def __init__(self, files: TensorSource, dtype: torch.dtype) -> None:
-        self.files, self.folder, self.key = files, files.folder, files.key
-        self.dtype = dtype
+    def __init__(self, source: TensorSource) -> None:
+        self.folder, self.key, self.info = source.folder, source.key, source.info
+        self._source = source
+        self._name: str | None = None
+        self._tensor: Tensor | None = None
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors."""
-        return self.files.names
+        return self._source.names
 
-    def info(self, name: str) -> TensorInfo:
-        """Return the dtype and shape of a tensor."""
-        return TensorInfo(name, self.dtype, self.files.info(name).shape)
+    def copied_from(self, name: str) -> tuple[TensorSource, str]:
+        """Return the tensor in the other source: what becomes of it there decides if it is computed."""
+        return self._source, name
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor.
-
-        Raises:
-            UserError: If it has values that overflow the dtype.
-        """
-        stored = self.files.info(name)
-        if stored.dtype == self.dtype:
-            return self.files.read(name)
-        return self.read_rows(name, 0, stored.shape[0])
+        """Read a tensor; the one before is dropped first."""
+        if self._tensor is None or self._name != name:
+            self._tensor = None
+            self._name, self._tensor = name, self._source.read(name)
+        return self._tensor
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Read the rows from `start` up to `stop` of a tensor.
-
-        Raises:
-            UserError: If they have values that overflow the dtype.
-        """
-        shape = (max(0, stop - start), *self.files.info(name).shape[1:])
-        converted = torch.empty(shape, dtype=self.dtype)
-        for first, last in iter_row_chunks(shape):
-            rows = self.files.read(name)[start + first : start + last]  # mapped for this chunk only
-            converted[first:last] = rows
-            if bool(converted[first:last].isinf().any()) and not bool(rows.isinf().any()):
-                reason = f"{name} has values beyond {torch.finfo(self.dtype).max:g}"
-                raise UserError("dtype", str(self.dtype).removeprefix("torch."), reason)
-        return converted
-
-
-def iter_row_chunks(shape: Shape) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows that each cover some megabytes of a tensor."""
-    step = max(1, ROW_CHUNK_ENTRIES // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
+        """Read the rows from `start` up to `stop` of a tensor."""
+        return self.read(name)[start:stop]

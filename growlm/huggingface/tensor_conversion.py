@@ -12,19 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from growlm.checkpoint.cast_tensors import CastTensors, iter_row_chunks
 from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorSource
 from growlm.checkpoint.weight_validation import check_tensor_shapes, get_state_dict_shapes
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.config_reading import detect_architecture, read_hf_config
-from growlm.huggingface.lazy_tensors import (
-    CastTensors,
-    DerivedTensor,
-    MappedTensors,
-    iter_row_chunks,
-)
+from growlm.huggingface.lazy_tensors import DerivedTensor, MappedTensors
 from growlm.huggingface.mapping_rules import MappingRule, ResolvedRule, get_hf_name, resolve_rules
-from growlm.huggingface.tensor_mapping import AbsentMapping, ReadTensor, Shape
+from growlm.huggingface.tensor_mapping import (
+    AbsentMapping,
+    IdentityMapping,
+    ReadTensor,
+    Shape,
+)
 from growlm.model.axes import split_block_name
 from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
@@ -39,15 +40,25 @@ class HuggingFaceTensors(MappedTensors):
         folder: Folder with `config.json` and `model.safetensors`, or shards and their index.
         key: Setting that named the folder, for messages.
         dtype: Dtype to convert to; None for that of the files.
+        checks_values: Whether to read tensors whose values decide if growlm can represent the model, and to
+            compare checksums; without, headers alone are read.
 
     Raises:
         UserError: If growlm cannot represent the model, or its files do not match its config.
     """
 
-    def __init__(self, folder: Path, key: str = "source", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: str = "source",
+        dtype: torch.dtype | None = None,
+        *,
+        checks_values: bool = True,
+    ) -> None:
         config, _ = read_hf_config(folder, key)
-        files = open_safetensors(folder, key)
-        derived = _check_and_derive(files, config, detect_architecture(folder, key))
+        files = open_safetensors(folder, key, is_checked=not checks_values)
+        architecture = detect_architecture(folder, key)
+        derived = _check_and_derive(files, config, architecture, checks_values)
         super().__init__(files if dtype is None else CastTensors(files, dtype), derived)
         self.config = config
 
@@ -69,19 +80,23 @@ def map_to_growlm(
 
 
 def _check_and_derive(
-    files: TensorSource, config: ModelConfig, architecture: Architecture
+    files: TensorSource,
+    config: ModelConfig,
+    architecture: Architecture,
+    checks_values: bool = True,
 ) -> dict[str, DerivedTensor]:
     rules = _read_tied_head(_detect_layout(architecture, config, files), config, files)
     shapes = get_state_dict_shapes(config)
     resolved = resolve_rules(rules, config, shapes)
-    ignored = _find_ignorable_tensors(files, architecture, rules, config, resolved)
+    ignored = _find_ignorable_tensors(files, architecture, rules, config, resolved, checks_values)
     expected = {
         name: shape
         for rule in resolved
         for name, shape in zip(rule.hf_names, rule.hf_shapes, strict=True)
     }
     check_tensor_shapes(_FilteredTensors(files, ignored), expected, files.key)
-    _check_zeros(files, resolved)
+    if checks_values:
+        _check_zeros(files, resolved)
     return _derive_growlm_tensors(resolved, config, shapes)
 
 
@@ -91,22 +106,27 @@ def map_to_huggingface(
     architecture: Architecture,
     dtype: torch.dtype | None = None,
     layout: Sequence[MappingRule] = (),
+    *,
+    checks_values: bool = True,
 ) -> MappedTensors:
-    """Return a growlm checkpoint's tensors under the names and in the shapes of an architecture.
+    """Return a growlm model's tensors under the names and in the shapes of an architecture.
 
     Args:
-        files: Validated tensors of the checkpoint.
+        files: Validated tensors of the model.
         config: Config of the model.
         architecture: Architecture that can represent the config.
         dtype: Dtype to convert to; None for that of the files.
         layout: Rules of one of the architecture's layouts; the one of files if not given.
+        checks_values: Whether to read tensors that the architecture does not have, of which its class implies the
+            values.
 
     Raises:
         UserError: If a tensor that the architecture does not have is not what its class computes as if it had.
     """
     rules = layout or architecture.tensor_layouts[0]
     resolved = resolve_rules(rules, config, get_state_dict_shapes(config))
-    for name, mapping in find_lost_tensors(files, config, architecture).items():
+    lost = find_lost_tensors(files, config, architecture) if checks_values else {}
+    for name, mapping in lost.items():
         reason = (
             f"{name} is not {'one' if mapping.value else 'zero'}, and {architecture.class_name} has no such "
             "tensor; use architecture=growlm to export it with growlm's own class"
@@ -142,8 +162,13 @@ def find_lost_tensors(
     return lost
 
 
-def open_safetensors(folder: Path, key: str) -> TensorFiles:
+def open_safetensors(folder: Path, key: str, *, is_checked: bool = False) -> TensorFiles:
     """Open the safetensors files of a Hugging Face folder.
+
+    Args:
+        folder: Folder of the model.
+        key: Setting that named the folder, for messages.
+        is_checked: Whether their checksums are not to be compared.
 
     Raises:
         UserError: If there are none, or only pickle files.
@@ -156,7 +181,7 @@ def open_safetensors(folder: Path, key: str) -> TensorFiles:
                 "if you trust it, save the model as safetensors (save_pretrained does)"
             )
             raise UserError(key, folder, reason)
-    return TensorFiles(folder, WEIGHTS_STEM, key)
+    return TensorFiles(folder, WEIGHTS_STEM, key, is_checked)
 
 
 def _detect_layout(
@@ -231,6 +256,7 @@ def _find_ignorable_tensors(
     rules: tuple[MappingRule, ...],
     config: ModelConfig,
     resolved: Sequence[ResolvedRule],
+    checks_values: bool,
 ) -> set[str]:
     """Return the names of tensors to ignore: stored tables, and a head that repeats a tied embedding."""
     known = {name for rule in resolved for name in rule.hf_names}
@@ -238,7 +264,7 @@ def _find_ignorable_tensors(
     names = {name for name in files.names if any(p.fullmatch(name) for p in patterns)} - known
     head, embedding = (get_hf_name(rules, f"{name}.weight") for name in ("head", "embedding"))
     if config.tie_embeddings and head != embedding and {head, embedding} <= set(files.names):
-        if not _tensors_equal(files, head, embedding):
+        if checks_values and not _tensors_equal(files, head, embedding):
             reason = f"tie_word_embeddings is true, but {head} differs from {embedding}"
             raise UserError(files.key, files.folder, reason)
         names.add(head)
@@ -275,6 +301,7 @@ def _derive_growlm_tensors(
             shapes[name],
             partial(_make_growlm_tensor, rule, config, index),
             dtype_of=any_name if _is_absent_weight(rule) else None,
+            is_copy=isinstance(rule.mapping, IdentityMapping),
         )
         for rule in resolved
         for index, name in enumerate(rule.growlm_names)
@@ -298,7 +325,10 @@ def _derive_hf_tensors(
     smallest = min(matrices, key=lambda rule: math.prod(rule.hf_shapes[0])).growlm_names[:1]
     return {
         name: DerivedTensor(
-            rule.growlm_names or smallest, shape, partial(_make_hf_tensor, rule, config, index)
+            rule.growlm_names or smallest,
+            shape,
+            partial(_make_hf_tensor, rule, config, index),
+            is_copy=isinstance(rule.mapping, IdentityMapping),
         )
         for rule in resolved
         for index, (name, shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True))

@@ -1,4 +1,4 @@
-"""Copy, create and check the tokenizer files of a converted model."""
+"""Copy, create and check the files beside a model's weights: its tokenizer's, and its license."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ from growlm.storage.input_files import lexists, read_json
 GENERATION_CONFIG = "generation_config.json"
 
 
+LICENSE_PREFIXES = ("license", "licence", "notice", "copying", "use_policy")
+"""Beginnings, in lower case, of the names of files with the terms that a model is used under."""
+
+
 def list_hf_sidecar_files(folder: Path) -> list[Path]:
-    """List the tokenizer files of a folder, even if growlm cannot read any of them."""
-    return [path for name in TOKENIZER_FILES if lexists(path := folder / name)]
+    """List the files to copy with a model: those of its tokenizer, readable by growlm or not, and its license."""
+    tokenizer = [path for name in TOKENIZER_FILES if lexists(path := folder / name)]
+    return tokenizer + list_license_files(folder)
+
+
+def list_license_files(folder: Path) -> list[Path]:
+    """List the files of a folder with the terms that its model is used under."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().startswith(LICENSE_PREFIXES) and not path.is_dir()
+    ]
 
 
 def check_tokenizer_fits(folder: Path, vocab_size: int, key: str) -> None:

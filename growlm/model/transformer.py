@@ -86,6 +86,11 @@ def _apply(norm: nn.Module | None, x: Tensor) -> Tensor:
     return normalized
 
 
+def _make_table(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding without initial values: on the meta device they would load torch's compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class TransformerLM(nn.Module):
     """A causal language model.
 
@@ -122,10 +127,10 @@ class TransformerLM(nn.Module):
             initialize_weights(self, seed)
 
     def _build(self, config: ModelConfig, block_class: type[Block]) -> None:
-        self.embedding = label_embedding(nn.Embedding(config.vocab_size, config.d_model))
+        self.embedding = label_embedding(_make_table(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
-            table = nn.Embedding(config.axis_sizes()["positions"], config.d_model)
+            table = _make_table(config.axis_sizes()["positions"], config.d_model)
             self.position_embedding = label_embedding(table, over="positions")
         blocks = (block_class(config, i) for i in range(config.n_layers))
         self.blocks = label_blocks(nn.ModuleList(blocks))

@@ -34,7 +34,7 @@ class ManifestEntry(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The content of `manifest.json`: one entry per file name."""
+    """The content of `manifest.json`: one entry per file, by its path in the folder."""
 
     files: dict[str, ManifestEntry]
 
@@ -85,18 +85,20 @@ def _hash_record(record: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, known_digests: dict[str, str]) -> None:
-    """Write `manifest.json` with the size and checksum of every file in a folder.
+    """Write `manifest.json` with the size and checksum of every file in a folder, and in folders inside it.
 
     Args:
         folder: Folder whose files are all written.
         known_digests: Checksums that are already known, by file name; other files are read again.
     """
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {
-        path.name: {
+        name: {
             "bytes": path.stat().st_size,
-            "sha256": known_digests.get(path.name) or hash_file(path),
+            "sha256": known_digests.get(name) or hash_file(path),
         }
-        for path in sorted(folder.iterdir())
+        for name, path in names.items()
+        if not path.is_dir()
     }
     (folder / MANIFEST).write_text(dump_checksummed_json({"files": files}))
 
@@ -130,7 +132,7 @@ def read_manifest(folder: Path, key: str) -> dict[str, ManifestEntry]:
     path = folder / MANIFEST
     files: dict[str, ManifestEntry] = read_checksummed_json(path, key, folder, Manifest)["files"]
     for name in files:
-        if not is_file_name(name):
+        if not all(is_file_name(part) for part in name.split("/")):
             reason = f"names {truncate_text(name)!r}, which is not a file in its folder"
             raise UserError(key, path, reason)
     return files

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from growlm.checkpoint.sidecar_files import check_sidecar_files
 from growlm.config.instantiate import instantiate_target
 from growlm.config.own_classes import get_spec
 from growlm.config.phase_plan import make_plan
@@ -44,6 +43,7 @@ from growlm.reporting.events import RunListener
 from growlm.reporting.loggers.logger_factory import check_logger
 from growlm.runtime.errors import UserError
 from growlm.runtime.hardware import detect_machine
+from growlm.storage.sidecar_files import check_sidecar_files
 from growlm.training.baseline import apply_baseline
 from growlm.training.callbacks.lightning_callbacks import check_callbacks
 from growlm.training.resume.resume_from import restore_precision

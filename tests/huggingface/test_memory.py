@@ -1,4 +1,4 @@
-"""Converting takes memory for about one tensor, whatever the model's size: measured, in a process of its own."""
+"""Converting and growing take memory for about one tensor: measured, in processes of their own."""
 
 import json
 import shutil
@@ -14,8 +14,9 @@ from growlm.huggingface.tensor_conversion import get_state_dict_shapes
 from growlm.model import ModelConfig
 
 MEASURED = """
-import json, pathlib, sys
-import growlm.convert
+import importlib, json, pathlib, sys
+command = sys.argv[1]
+module = importlib.import_module(f"growlm.{command}")
 
 def memory(line):
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -23,8 +24,8 @@ def memory(line):
 
 baseline = memory("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-code = growlm.convert.convert(sys.argv[1:])
-print(json.dumps({"code": code, "peak": memory("VmHWM") - baseline}))
+code = getattr(module, command)(sys.argv[2:])
+print(json.dumps({"code": code, "baseline": baseline, "peak": memory("VmHWM") - baseline}))
 """
 
 GROWN = """
@@ -55,13 +56,18 @@ print(json.dumps({"peak": peak, "old": size(model), "new": size(grown), "largest
 """
 
 
-def peak(*arguments):
-    """Bytes of resident memory that a conversion takes above what its imports took; mapped files count."""
+def measure(*arguments):
+    """What a command printed, and its resident memory in bytes."""
     command = [sys.executable, "-c", MEASURED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["code"] == 0
-    return result["peak"]
+    return result | {"printed": done.stdout}
+
+
+def peak(*arguments):
+    """Bytes of resident memory that a conversion takes above what its imports took; mapped files count."""
+    return measure("convert", *arguments)["peak"]
 
 
 def write_checkpoint(folder, config):
@@ -128,6 +134,34 @@ def test_two_gigabytes(tmp_path):
     print(f"{size / 1e9:.2f} GB, largest tensor {largest / 1e6:.0f} MB")
     assert size >= 2e9
     assert max(found.values()) <= 400e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operator", "largest"),
+    [
+        ("deepen: {extra_layers: 3, placement: stack, init: copy}", 90e6),
+        ("widen: {scale_factor: 2, noise_std: 1e-3}", 160e6),
+        ("multiply_experts: {factor: 4}", 160e6),
+    ],
+)
+def test_a_grown_folder_takes_what_its_plan_says(tmp_path, operator, largest):
+    size, _ = write_checkpoint(tmp_path / "ours", mixtral(256, 1024, 6, 8192))
+    arguments = (
+        "grow",
+        f"checkpoint={tmp_path / 'ours'}",
+        f"grow=[{{{operator}}}]",
+        "to=huggingface",
+    )
+    plan = measure(*arguments, "dry_run=true")
+    line = next(line for line in plan["printed"].splitlines() if "peak memory" in line)
+    estimate = float(line.split()[-2]) * 1e6
+    real = measure(*arguments, f"out={tmp_path / 'hf'}")
+    print(
+        f"{size / 1e6:.0f} MB: {real['peak'] / 1e6:.0f} MB, {line.strip()}, {real['baseline'] / 1e6:.0f} MB"
+    )
+    assert real["peak"] <= largest
+    assert real["baseline"] + real["peak"] <= estimate <= 2.5 * (real["baseline"] + real["peak"])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import summarize_error
 from growlm.storage.input_files import MAX_TOKENIZER_BYTES, lexists, read_json, read_text
+from growlm.storage.sidecar_files import CHAT_TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,12 +29,18 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    CHAT_TEMPLATE_FOLDER,
     "generation_config.json",
     "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
     "tokenizer.model",
+    "tokenizer.model.v3",
     "vocab.json",
 )
-"""Files of a Hugging Face folder that describe its tokenizer.
+"""Files of a Hugging Face folder, and one folder in it, that describe its tokenizer.
 
 growlm reads the first and, for the end of text, the next two, `generation_config.json` and the model's
 `config.json`. All are copied into checkpoints, so that other tools find the tokenizer unchanged."""

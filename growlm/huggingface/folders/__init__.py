@@ -1,0 +1,1 @@
+"""Write whole model folders of either kind: converted ones and grown ones."""
