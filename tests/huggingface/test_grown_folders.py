@@ -143,14 +143,24 @@ def test_all_four_ways(folders, tmp_path):
 @pytest.mark.parametrize("to", ["huggingface", pytest.param("growlm", marks=pytest.mark.slow)])
 def test_weights_are_converted_before_they_are_grown(folders, tmp_path, to):
     operators = [Widen(scale_factor=2, noise_std=1e-2)]
-    grow_folder(folders / "llama", tmp_path / "out", operators, seed=3, dtype=torch.float32, to=to)
+    report = grow_folder(
+        folders / "llama", tmp_path / "out", operators, seed=3, dtype=torch.float32, to=to
+    )
+    assert (report.dtypes_before, report.dtypes) == ((torch.bfloat16,), (torch.float32,))
+    assert report.bytes_before == 2 * report.parameters_before.total
+    if to == "huggingface":
+        assert "| dtype | bfloat16 | float32 |" in (tmp_path / "out" / "README.md").read_text()
     chain(folders / "llama", tmp_path / "hf", operators, tmp_path, dtype=torch.float32)
     other = tmp_path / ("hf" if to == "huggingface" else "grown")
     assert_same_state(weights(tmp_path / "out"), weights(other))
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32}
     to_growlm(folders / "llama", tmp_path / "ours")
-    grow_folder(tmp_path / "ours", tmp_path / "own", operators, seed=3, dtype=torch.float32)
+    report = grow_folder(
+        tmp_path / "ours", tmp_path / "own", operators, seed=3, dtype=torch.float32
+    )
     assert_same_state(weights(tmp_path / "own"), weights(tmp_path / "grown"))
+    assert (report.dtypes_before, report.dtypes) == ((torch.bfloat16,), (torch.float32,))
+    assert report.bytes_before == 2 * report.parameters_before.total
 
 
 def test_growlms_own_class_is_explained(folders):

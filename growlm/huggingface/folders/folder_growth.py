@@ -83,6 +83,8 @@ class FolderGrowthReport:
     """Size of the files that are copied."""
     peak_memory: int
     """Estimate of the largest resident memory of the process, in bytes."""
+    dtypes_before: tuple[torch.dtype, ...]
+    """Dtypes of the source's tensors."""
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of the written tensors."""
     sidecar_files: tuple[str, ...]
@@ -282,7 +284,7 @@ def prepare_folder_growth(
         prepared = prepare_growlm_folder(source, config, record, grown, "TransformerLM", key)
     has_states = not is_hf and TensorFiles.exist(source, OPTIMIZER_STEM)
     dtypes = {name: grown.info(name).dtype for name in grown.names}
-    source_infos = [model.tensors.info(name) for name in model.tensors.names]
+    source_infos = _read_stored_infos(source, key)
     report = FolderGrowthReport(
         growth_map=growth_map,
         to=to,
@@ -295,6 +297,7 @@ def prepare_folder_growth(
         bytes_after=sum(info.nbytes for info in prepared.infos),
         sidecar_bytes=sidecar_bytes(prepared.sidecar_files),
         peak_memory=estimate_peak_memory(growth_map, model.tensors, grown, prepared.tensors),
+        dtypes_before=tuple(dict.fromkeys(info.dtype for info in source_infos)),
         dtypes=prepared.dtypes,
         sidecar_files=tuple(path.name for path in prepared.sidecar_files),
         tokenizer=prepared.tokenizer,
@@ -352,6 +355,12 @@ def _open_source(
     return _Source(config, record, "TransformerLM", cast)
 
 
+def _read_stored_infos(source: Path, key: str) -> list[TensorInfo]:
+    """Read the dtypes and shapes of the weights as they lie on the disk, before they are converted."""
+    files = TensorFiles(source, WEIGHTS_STEM, key, is_checked=True)
+    return [files.info(name) for name in files.names]
+
+
 def _check_settings(
     is_hf: bool, to: str, architecture: str, optimizer_state: str | None, trust: Sequence[str]
 ) -> None:
@@ -382,6 +391,7 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
     weights = growth.weights
     dtypes = {name: weights.info(name).dtype for name in weights.names}
     before: nn.Module = growth.model
+    source_infos = _read_stored_infos(source, growth.source.key)
     report = FolderGrowthReport(
         growth_map=growth.growth_map,
         to="growlm",
@@ -390,10 +400,11 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
         own_class_reason=None,
         parameters_before=parameter_report(before),
         parameters_after=parameter_report(growth.grown),
-        bytes_before=sum(growth.source.info(name).nbytes for name in growth.source.names),
+        bytes_before=sum(info.nbytes for info in source_infos),
         bytes_after=sum(info.nbytes for info in infos),
         sidecar_bytes=sidecar_bytes(growth.sidecar_files),
         peak_memory=estimate_peak_memory(growth.growth_map, growth.source, weights, weights),
+        dtypes_before=tuple(dict.fromkeys(info.dtype for info in source_infos)),
         dtypes=tuple(dict.fromkeys(dtypes.values())),
         sidecar_files=tuple(path.name for path in growth.sidecar_files),
         tokenizer=str(growth.record.get("tokenizer", "none: the checkpoint names none")),

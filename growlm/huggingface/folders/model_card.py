@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from growlm.storage.input_files import MAX_RECORD_BYTES, copy_file, lexists, rea
 from growlm.storage.parsing import parse_yaml
 
 if TYPE_CHECKING:
+    import torch
+
     from growlm.huggingface.folders.folder_growth import FolderGrowthReport
 
 MODEL_CARD = "README.md"
@@ -140,7 +142,6 @@ def _describe_check(report: FolderGrowthReport) -> str:
 def _table_rows(report: FolderGrowthReport) -> list[tuple[str, str, str]]:
     before, after = report.parameters_before, report.parameters_after
     old, new = report.growth_map.old_config, report.growth_map.new_config
-    dtypes = " and ".join(str(each).removeprefix("torch.") for each in report.dtypes)
     rows = [
         ("class", report.class_before, report.class_after),
         ("parameters", f"{before.total:,}", f"{after.total:,}"),
@@ -148,7 +149,11 @@ def _table_rows(report: FolderGrowthReport) -> list[tuple[str, str, str]]:
     ]
     values = [(row, getattr(old, row), getattr(new, row)) for row in ROWS]
     rows += [(row, f"{one:,}", f"{two:,}") for row, one, two in values if one != two]
-    return [*rows, ("dtype", "", dtypes)]
+    return [*rows, ("dtype", _join_dtypes(report.dtypes_before), _join_dtypes(report.dtypes))]
+
+
+def _join_dtypes(dtypes: Sequence[torch.dtype]) -> str:
+    return " and ".join(str(each).removeprefix("torch.") for each in dtypes)
 
 
 def _dump_growth(grown_from: Mapping[str, Any]) -> str:
