@@ -153,7 +153,7 @@ def prepare_checkpoint_growth(
         dtype: Dtype that the weights are converted to before they are grown; None for that of the files.
         trust: Packages whose classes may be built, if the checkpoint names one.
         key: Setting that named the source, for messages.
-        checks_values: Whether to compare the weights with their checksums; without, headers alone are read.
+        checks_values: Whether to compare the weights with their checksums; if false, only headers are read.
 
     Raises:
         UserError: If the source is not a checkpoint, its model's class is not trusted, or an operator cannot be

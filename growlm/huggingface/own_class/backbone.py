@@ -158,7 +158,7 @@ class Backbone:
         positions = slots
         if mask is not None and model.position_embedding is not None:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, span.start : span.stop]
-        x = model.place(rows, positions)
+        x = model.add_positions(rows, positions)
         # Rotated positions count from the first slot, padding included: attention depends on differences only.
         tables = RotaryTables.compute(span.stop, model.config, x)
         tables = tables.map(lambda table: table[span.start :])
