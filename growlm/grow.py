@@ -86,7 +86,9 @@ def grow(arguments: list[str]) -> int:
     if command.out is None and not command.dry_run:
         raise UserError("out", "???", "must be given")
     if command.dry_run and command.verify:
-        raise UserError("verify", "true", "a dry run writes no weights to compare")
+        raise UserError(
+            "verify", "true", "a dry run writes no weights to compare; leave one of them out"
+        )
     source = Path(command.checkpoint)
     growth = prepare_folder_growth(
         source,

@@ -327,7 +327,9 @@ def _check_settings(
     if architecture not in ("auto", GROWLM.model_type):
         raise UserError("architecture", architecture, f"must be auto or {GROWLM.model_type}")
     if architecture != "auto" and to == "growlm":
-        raise UserError("architecture", architecture, "applies to to=huggingface only")
+        raise UserError(
+            "architecture", architecture, "applies to to=huggingface only; leave it out"
+        )
     if optimizer_state not in (None, "carry", "reset"):
         raise UserError("optimizer_state", optimizer_state, "must be carry or reset")
     if optimizer_state == "carry" and (is_hf or to == "huggingface"):

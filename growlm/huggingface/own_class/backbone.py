@@ -55,7 +55,11 @@ class Backbone:
         output_hidden_states: bool | Sequence[int] | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPast:
-        """Return the state that the head reads, and what else is asked for; see `GrowLMForCausalLM.forward`."""
+        """Return the state that the head reads, and what else is asked for; see `GrowLMForCausalLM.forward`.
+
+        Raises:
+            ValueError: If the arguments contradict each other, or the text is too long.
+        """
         if cache is not None and past_key_values is not None and cache is not past_key_values:
             raise ValueError("cache and past_key_values are the same argument: pass only one")
         if (input_ids is None) == (inputs_embeds is None):
