@@ -178,17 +178,17 @@ def prepare_checkpoint_growth(
     weights: TensorSource = files if dtype is None else CastTensors(files, dtype)
     rng = GrowthRng(seed, boundary_index)
     return CheckpointGrowth(
-        growth_map,
-        model,
-        grown,
-        weights,
-        GrownTensors(weights, growth_map, rng, ties),
-        states,
-        ("the optimizer state",) if has_states and states is None else (),
-        list_sidecar_files(source),
-        describe_model(grown),
-        record | {"grown_from": describe_growth(operators, seed, boundary_index)},
-        rng,
+        growth_map=growth_map,
+        model=model,
+        grown=grown,
+        source=weights,
+        weights=GrownTensors(weights, growth_map, rng, ties),
+        states=states,
+        omitted=("the optimizer state",) if has_states and states is None else (),
+        sidecar_files=list_sidecar_files(source),
+        entries=describe_model(grown),
+        record=record | {"grown_from": describe_growth(operators, seed, boundary_index)},
+        rng=rng,
     )
 
 

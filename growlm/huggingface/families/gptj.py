@@ -7,6 +7,7 @@ from dataclasses import replace
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
     ACTIVATION_NAMES,
+    GPT2_KEYS,
     HEAD_BIAS_RULES,
     SHARED_NORM,
 )
@@ -56,17 +57,7 @@ GPTJ = Architecture(
         "embedding.head_bias": True,
         "num_experts": 0,
     },
-    field_to_key={
-        "vocab_size": "vocab_size",
-        "d_model": "n_embd",
-        "n_layers": "n_layer",
-        "n_heads": "n_head",
-        "d_ff": "n_inner",
-        "max_seq_len": "n_positions",
-        "tie_embeddings": "tie_word_embeddings",
-        "norm.eps": "layer_norm_epsilon",
-        "feed_forward.kind": "activation_function",
-    },
+    field_to_key=GPT2_KEYS,
     key_defaults={
         "n_positions": 2048,
         "rotary_dim": 64,
