@@ -20,7 +20,8 @@ from growlm.growth.grow_model import Operator
 from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.operators.registry import available_operators, find_broken_entry_points
 from growlm.huggingface.config_reading import is_hf_folder, read_hf_config
-from growlm.huggingface.folders.folder_growth import FolderGrowthReport, prepare_folder_growth
+from growlm.huggingface.folders.folder_growth import prepare_folder_growth
+from growlm.huggingface.folders.folder_report import FolderGrowthReport, join_dtypes
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.reporting.console.progress_bars import ByteProgressBar
 from growlm.runtime.errors import UserError
@@ -85,7 +86,9 @@ def grow(arguments: list[str]) -> int:
     if command.out is None and not command.dry_run:
         raise UserError("out", "???", "must be given")
     if command.dry_run and command.verify:
-        raise UserError("verify", "true", "a dry run writes no weights to compare")
+        raise UserError(
+            "verify", "true", "a dry run writes no weights to compare; leave one of them out"
+        )
     source = Path(command.checkpoint)
     growth = prepare_folder_growth(
         source,
@@ -128,10 +131,11 @@ def _read_operators(command: GrowCommand, source: Path) -> list[Operator]:
 
 
 def _describe_class(report: FolderGrowthReport) -> list[str]:
-    """Return which class is written, and what is left out."""
-    dtypes = " and ".join(str(each).removeprefix("torch.") for each in report.dtypes)
+    """Return lines on the class that is written, the check of the weights, and what is left out."""
     reason = "" if report.own_class_reason is None else f" ({report.own_class_reason})"
-    lines = [f"  {report.class_before} → {report.class_after}{reason}, {dtypes}"]
+    lines = [
+        f"  {report.class_before} → {report.class_after}{reason}, {join_dtypes(report.dtypes)}"
+    ]
     if report.weight_check is not None:
         lines.append(f"  weight integrity: {report.weight_check.summary}")
     return lines + [f"  left out: {each}" for each in report.omitted]

@@ -153,7 +153,7 @@ def prepare_checkpoint_growth(
         dtype: Dtype that the weights are converted to before they are grown; None for that of the files.
         trust: Packages whose classes may be built, if the checkpoint names one.
         key: Setting that named the source, for messages.
-        checks_values: Whether to compare the weights with their checksums; without, headers alone are read.
+        checks_values: Whether to compare the weights with their checksums; if false, only headers are read.
 
     Raises:
         UserError: If the source is not a checkpoint, its model's class is not trusted, or an operator cannot be
@@ -178,17 +178,17 @@ def prepare_checkpoint_growth(
     weights: TensorSource = files if dtype is None else CastTensors(files, dtype)
     rng = GrowthRng(seed, boundary_index)
     return CheckpointGrowth(
-        growth_map,
-        model,
-        grown,
-        weights,
-        GrownTensors(weights, growth_map, rng, ties),
-        states,
-        ("the optimizer state",) if has_states and states is None else (),
-        list_sidecar_files(source),
-        describe_model(grown),
-        record | {"grown_from": describe_growth(operators, seed, boundary_index)},
-        rng,
+        growth_map=growth_map,
+        model=model,
+        grown=grown,
+        source=weights,
+        weights=GrownTensors(weights, growth_map, rng, ties),
+        states=states,
+        omitted=("the optimizer state",) if has_states and states is None else (),
+        sidecar_files=list_sidecar_files(source),
+        entries=describe_model(grown),
+        record=record | {"grown_from": describe_growth(operators, seed, boundary_index)},
+        rng=rng,
     )
 
 

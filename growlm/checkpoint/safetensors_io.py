@@ -288,7 +288,7 @@ def find_stored_tensor(source: TensorSource, name: str) -> tuple[TensorFiles, st
 
 
 def read_in_parts(source: TensorSource, name: str) -> Tensor | Iterator[Tensor]:
-    """Read a tensor; one that is stored unchanged in parts, of which each is mapped by itself.
+    """Read a tensor: in parts, each of them mapped by itself, if it is stored unchanged.
 
     The resident memory of a process includes the pages of mapped files, so a whole tensor would count.
     """

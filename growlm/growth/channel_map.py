@@ -127,7 +127,7 @@ class ChannelMap:
 
     @cached_property
     def copy_groups(self) -> list[Tensor]:
-        """The copies of all channels with as many of them, (copies, channels), for each number above one."""
+        """Channels that are copies, by how many copies their source has: one tensor (copies, sources) each."""
         counts, groups = self.copy_counts(), []
         for count in counts.unique().tolist():
             if count > 1:
@@ -138,9 +138,9 @@ class ChannelMap:
 
     @cached_property
     def share_bounds(self) -> tuple[Tensor, Tensor]:
-        """The sum of the shares of a source's copies before each channel, and up to it, (new size,), fp64.
+        """Sums of the shares of a source's copies, up to each channel without it and with it, (new size,), fp64.
 
-        The second is exactly 1 for the last copy, and for every other copy equal to the first of the next one.
+        The second is exactly 1 for the last copy; for every other copy it is the first of the next one.
         """
         lower, upper = torch.zeros_like(self.shares), torch.zeros_like(self.shares)
         total = torch.zeros(self.old_size, dtype=torch.float64)

@@ -162,7 +162,11 @@ def _refuse_scaling(name: str, mode: str) -> NoReturn:
 
 
 def find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Place]:
-    """Return the place of each parameter that is stepped."""
+    """Return the place of each parameter that is stepped.
+
+    Raises:
+        UserError: If an optimizer steps a tensor that is not a parameter of the model.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Place] = {}
     for number, optimizer in enumerate(optimizers):
@@ -175,7 +179,11 @@ def find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, 
 
 
 def get_states(optimizer: Optimizer, model: nn.Module) -> dict[str, ParameterState]:
-    """Return the optimizer's own states, by parameter name, and check that they can grow."""
+    """Return the optimizer's own states, by parameter name, and check that they can grow.
+
+    Raises:
+        UserError: If there is no rule for growing an entry of a state.
+    """
     states = {
         name: {e: v for e, v in optimizer.state[parameter].items() if v is not None}
         for name, parameter in model.named_parameters()

@@ -22,8 +22,8 @@ class DerivedTensor:
         sources: Source tensors that it needs.
         shape: Its shape.
         make: Function that computes it.
-        dtype_of: Source tensor whose dtype it has where it needs none; None for fp32.
-        is_copy: Whether it is its only source, under another name.
+        dtype_of: Source tensor whose dtype it takes if it is computed from none; None for fp32.
+        is_copy: Whether it equals its only source and has another name.
     """
 
     sources: tuple[str, ...]
@@ -75,7 +75,7 @@ class MappedTensors:
         return self._derived[name].sources
 
     def make(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """Compute a tensor from other values than the source's: moments of its weights.
+        """Compute a tensor from other values than the source's, such as moments of its weights.
 
         Args:
             name: Name of the tensor.
@@ -99,7 +99,7 @@ class MappedTensors:
         return dtypes.pop() if dtypes else torch.float32
 
 
-class LastTensor:
+class LastTensorCache:
     """`TensorSource` that keeps the tensor of another one that was read last, where that is computed.
 
     The members of a stack of experts are tensors of their own in Hugging Face's files: read one after another,
@@ -121,7 +121,7 @@ class LastTensor:
         return self._source.names
 
     def copied_from(self, name: str) -> tuple[TensorSource, str]:
-        """Return the tensor in the other source: what becomes of it there decides if it is computed."""
+        """Return the tensor of the other source, which knows whether it is computed."""
         return self._source, name
 
     def read(self, name: str) -> Tensor:

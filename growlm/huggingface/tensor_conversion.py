@@ -41,7 +41,7 @@ class HuggingFaceTensors(MappedTensors):
         key: Setting that named the folder, for messages.
         dtype: Dtype to convert to; None for that of the files.
         checks_values: Whether to read tensors whose values decide if growlm can represent the model, and to
-            compare checksums; without, headers alone are read.
+            compare checksums; if false, only headers are read.
 
     Raises:
         UserError: If growlm cannot represent the model, or its files do not match its config.
@@ -139,7 +139,7 @@ def map_to_huggingface(
 def find_lost_tensors(
     files: TensorSource, config: ModelConfig, architecture: Architecture
 ) -> dict[str, AbsentMapping]:
-    """Return the tensors of a checkpoint that an architecture does not have, and could not do without.
+    """Return the tensors that an architecture does not have although the model depends on their values.
 
     Args:
         files: Tensors of the checkpoint.
@@ -168,7 +168,7 @@ def open_safetensors(folder: Path, key: str, *, is_checked: bool = False) -> Ten
     Args:
         folder: Folder of the model.
         key: Setting that named the folder, for messages.
-        is_checked: Whether their checksums are not to be compared.
+        is_checked: Whether to skip the comparison of checksums.
 
     Raises:
         UserError: If there are none, or only pickle files.
@@ -220,7 +220,7 @@ def _detect_layout(
 def _resolve(
     rules: tuple[MappingRule, ...], config: ModelConfig, block: int
 ) -> tuple[ResolvedRule, ...]:
-    """Return the rules of one block, and of what is outside the blocks."""
+    """Return the rules of one block and of the tensors outside the blocks."""
     part = config.with_blocks([block])
     shapes = get_state_dict_shapes(part)
     here = {name.replace("blocks.0.", f"blocks.{block}."): shapes[name] for name in shapes}

@@ -296,10 +296,10 @@ class TransformerLM(nn.Module):
             tokens: (B, T).
             positions: Positions of the tokens in their sequences, (T,) or (B, T).
         """
-        return self.place(self.embedding(tokens), positions)
+        return self.add_positions(self.embedding(tokens), positions)
 
-    def place(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return the residual stream before the first block for rows of the embedding, (B, T, D); see `embed`."""
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Return the residual stream before the first block from rows of the embedding, (B, T, D); see `embed`."""
         if (factor := self.config.embedding_factor) != 1:
             x = x * factor
         if self.position_embedding is None:

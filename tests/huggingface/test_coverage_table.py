@@ -34,7 +34,7 @@ COMING_IN = {
     *("OPTForCausalLM", "OlmoForCausalLM", "SeedOssForCausalLM"),
 }
 OF_ANOTHER_KIND = {"OPT-350M"}
-"""Models whose class comes in, and who have something else than the others of their class."""
+"""Models that are refused although others of their class come in."""
 
 
 def test_the_page_shows_what_the_script_prints():

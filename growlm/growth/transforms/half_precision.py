@@ -24,7 +24,7 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 BLOCK_ENTRIES = 2**19
 """The number of entries that are split at once: several times as much memory is used for intermediate results."""
 MARGIN = 1 + 2.0**-12
-"""What parts are multiplied by before their grid is chosen: rounding up must not lead to a coarser one."""
+"""Factor on parts before their grid is chosen: rounding up must not lead to a coarser one."""
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -105,8 +105,8 @@ def move_between_many(copies: Sequence[Tensor], amounts: Sequence[Tensor]) -> No
     total.mul_(sign)
     old = [part.mul_(sign) for part in old]
     moves = [amount * sign for amount in amounts]
-    room = _room_for_moves(old, moves, total, dtype)
-    parts = [part.addcmul(move, room).clamp_(min=0) for part, move in zip(old, moves, strict=True)]
+    scale = _limit_moves(old, moves, total, dtype)
+    parts = [part.addcmul(move, scale).clamp_(min=0) for part, move in zip(old, moves, strict=True)]
     largest = _maximum(parts)
     step = compute_ulp(largest * MARGIN, dtype)
     steps = total / step
@@ -122,18 +122,18 @@ def move_between_many(copies: Sequence[Tensor], amounts: Sequence[Tensor]) -> No
         below = above
 
 
-def _room_for_moves(
+def _limit_moves(
     parts: Sequence[Tensor], moves: Sequence[Tensor], total: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Return what the moves of each weight must be multiplied by: 1, or less if a part would leave its range.
+    """Return the factor on the moves of each weight: 1, or less if a part would leave its range.
 
     Args:
         parts: Magnitudes of the copies, fp32.
-        moves: What is to be added to each.
-        total: Their sum.
+        moves: Amounts to add to each.
+        total: Sum of the magnitudes.
         dtype: Half precision of the copies.
     """
-    room = torch.ones_like(total)
+    scale = torch.ones_like(total)
     limit = None
     if not torch.equal(rounded := total.to(dtype).float(), total):
         eps = torch.finfo(dtype).eps
@@ -143,8 +143,8 @@ def _room_for_moves(
         free = part / move.clamp(max=0).abs_()
         if limit is not None:  # of the two, the one against which the part moves is not negative
             free = torch.maximum(part / -move, (limit - part).clamp_(min=0) / move)
-        torch.minimum(room, free.nan_to_num_(nan=1.0), out=room)
-    return room
+        torch.minimum(scale, free.nan_to_num_(nan=1.0), out=scale)
+    return scale
 
 
 def sum_tensors(tensors: Sequence[Tensor]) -> Tensor:

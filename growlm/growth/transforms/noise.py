@@ -194,7 +194,7 @@ class ZeroSumNoise(TensorTransform):
         return dim == self.dim
 
 
-def _limit(copies: list[Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
+def _limit_std(copies: list[Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return the standard deviation of noise on each weight's copies, and the number of weights that limit it."""
     smallest = copies[0].abs()
     for copy in copies[1:]:
@@ -212,7 +212,7 @@ def _move_uniform(copies: list[Tensor], numbers: Tensor, sigma: Tensor) -> Tenso
         numbers: Uniform numbers of variance 1 and range sqrt(3).
         sigma: Standard deviation.
     """
-    level, limited = _limit(copies, sigma)
+    level, limited = _limit_std(copies, sigma)
     first, second = copies
     move_between_two(first, second, level.mul_(numbers).mul_(0.5**0.5))
     return limited
@@ -226,7 +226,7 @@ def _move_normal(copies: list[Tensor], numbers: list[Tensor], sigma: Tensor) -> 
         numbers: Normal numbers of variance 1 for each.
         sigma: Standard deviation.
     """
-    level, limited = _limit(copies, sigma)
+    level, limited = _limit_std(copies, sigma)
     mean = sum_tensors(numbers).div_(len(numbers))
     move_between_many(copies, [(number - mean).mul_(level) for number in numbers])
     return limited

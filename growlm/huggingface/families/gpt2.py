@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from growlm.huggingface.architecture import Architecture
-from growlm.huggingface.families.shared_tables import ACTIVATION_NAMES
+from growlm.huggingface.families.shared_tables import ACTIVATION_NAMES, GPT2_KEYS
 from growlm.huggingface.keys.layer_keys import NO_WINDOWS
 from growlm.huggingface.mapping_rules import (
     MappingRule,
@@ -73,17 +73,7 @@ GPT2 = Architecture(
         "embedding.positions": "learned",
         "num_experts": 0,
     },
-    field_to_key={
-        "vocab_size": "vocab_size",
-        "d_model": "n_embd",
-        "n_layers": "n_layer",
-        "n_heads": "n_head",
-        "d_ff": "n_inner",
-        "max_seq_len": "n_positions",
-        "tie_embeddings": "tie_word_embeddings",
-        "norm.eps": "layer_norm_epsilon",
-        "feed_forward.kind": "activation_function",
-    },
+    field_to_key=GPT2_KEYS,
     key_defaults={
         "n_positions": 1024,
         "layer_norm_epsilon": 1e-5,

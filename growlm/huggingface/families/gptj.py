@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.families.shared_tables import (
     ACTIVATION_NAMES,
+    GPT2_KEYS,
     HEAD_BIAS_RULES,
     SHARED_NORM,
 )
@@ -41,61 +44,40 @@ _FUSED = fused_rule(
     dim=0,
     groups=_NUM_SHARDS,
 )
-_FIXED = SHARED_NORM | {
-    "norm.bias": True,
-    "attention.bias": "none",
-    "feed_forward.bias": True,
-    "rope.interleaved": True,
-    "embedding.head_bias": True,
-    "num_experts": 0,
-}
-_KEYS = {
-    "vocab_size": "vocab_size",
-    "d_model": "n_embd",
-    "n_layers": "n_layer",
-    "n_heads": "n_head",
-    "d_ff": "n_inner",
-    "max_seq_len": "n_positions",
-    "tie_embeddings": "tie_word_embeddings",
-    "norm.eps": "layer_norm_epsilon",
-    "feed_forward.kind": "activation_function",
-}
-_DEFAULTS = {
-    "n_positions": 2048,
-    "rotary_dim": 64,
-    "layer_norm_epsilon": 1e-5,
-    "activation_function": "gelu_new",
-    "tie_word_embeddings": False,
-}
-_VALUE_NAMES = {"feed_forward.kind": ACTIVATION_NAMES}
-_ROTARY = RotaryKeys(size_key="rotary_dim")
-_BUFFERS = (r"transformer\.h\.\d+\.attn\.((masked_)?bias|causal_mask|scale_attn)",)
 
 GPTJ = Architecture(
     model_type="gptj",
     class_name="GPTJForCausalLM",
-    fixed_fields=_FIXED,
-    field_to_key=_KEYS,
-    key_defaults=_DEFAULTS,
+    fixed_fields=SHARED_NORM
+    | {
+        "norm.bias": True,
+        "attention.bias": "none",
+        "feed_forward.bias": True,
+        "rope.interleaved": True,
+        "embedding.head_bias": True,
+        "num_experts": 0,
+    },
+    field_to_key=GPT2_KEYS,
+    key_defaults={
+        "n_positions": 2048,
+        "rotary_dim": 64,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": False,
+    },
     required_values={},
-    value_names=_VALUE_NAMES,
+    value_names={"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=((*_RULES, *_SEPARATE),),
-    ignored_tensors=_BUFFERS,
-    rotary=_ROTARY,
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.((masked_)?bias|causal_mask|scale_attn)",),
+    rotary=RotaryKeys(size_key="rotary_dim"),
     requires_divisible_heads=True,
 )
 
-CODEGEN = Architecture(
+CODEGEN = replace(
+    GPTJ,
     model_type="codegen",
     class_name="CodeGenForCausalLM",
-    fixed_fields=_FIXED,
-    field_to_key=_KEYS,
-    key_defaults=_DEFAULTS,
-    required_values={},
-    value_names=_VALUE_NAMES,
     tensor_layouts=((*_RULES, _FUSED),),
-    ignored_tensors=_BUFFERS,
-    rotary=_ROTARY,
-    requires_divisible_heads=True,
     heads_multiple=_NUM_SHARDS,
 )
+"""GPT-J with queries, keys and values in one tensor."""

@@ -105,10 +105,8 @@ STARCODER2 = Architecture(
         "tie_word_embeddings": True,
     },
     required_values={},
-    value_names={
-        "attention.bias": {False: "none", True: "all"},
-        "feed_forward.kind": {"gelu_pytorch_tanh": "gelu_tanh"} | ACTIVATION_NAMES,
-    },
+    value_names=ATTENTION_BIAS
+    | {"feed_forward.kind": {"gelu_pytorch_tanh": "gelu_tanh"} | ACTIVATION_NAMES},
     tensor_layouts=(
         (
             *ATTENTION_RULES,
@@ -241,10 +239,7 @@ OPT = Architecture(
         "layer_norm_elementwise_affine": (True,),
         "_remove_final_layer_norm": (False,),
     },
-    value_names={
-        "attention.bias": {False: "none", True: "all"},
-        "feed_forward.kind": ACTIVATION_NAMES,
-    },
+    value_names=ATTENTION_BIAS | {"feed_forward.kind": ACTIVATION_NAMES},
     tensor_layouts=(_opt_rules("model.decoder."), _opt_rules("decoder.")),
     layers=NO_WINDOWS,
     rotary=None,

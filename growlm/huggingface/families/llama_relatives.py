@@ -39,7 +39,7 @@ ERNIE4_5 = Architecture(
         "use_bias": False,
     },
     required_values=SILU,
-    value_names={"attention.bias": {False: "none", True: "all"}},
+    value_names=ATTENTION_BIAS,
     tensor_layouts=(LLAMA_RULES,),
     ignored_tensors=ROTARY_BUFFERS,
     rotary=RotaryKeys(default_theta=500000.0),

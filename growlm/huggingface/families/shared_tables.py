@@ -22,6 +22,18 @@ SIZE_KEYS = {
     "max_seq_len": "max_position_embeddings",
     "tie_embeddings": "tie_word_embeddings",
 }
+GPT2_KEYS = {
+    "vocab_size": "vocab_size",
+    "d_model": "n_embd",
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "d_ff": "n_inner",
+    "max_seq_len": "n_positions",
+    "tie_embeddings": "tie_word_embeddings",
+    "norm.eps": "layer_norm_epsilon",
+    "feed_forward.kind": "activation_function",
+}
+"""Keys of GPT-2's class and of those that took its keys."""
 GROUPED_KEYS = {"n_kv_heads": "num_key_value_heads"}
 GQA_AND_NORM_KEYS = GROUPED_KEYS | {"head_dim": "head_dim", "norm.eps": "rms_norm_eps"}
 EXPERT_KEYS = {

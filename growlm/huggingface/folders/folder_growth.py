@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,12 +31,12 @@ from growlm.checkpoint.offline_growth import (
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorInfo, TensorSource
 from growlm.checkpoint.weight_validation import check_tensor_shapes, get_state_dict_shapes
 from growlm.growth.grow_model import Operator, build_growth_map, resolve_ties
-from growlm.growth.growth_map import GrowthMap
 from growlm.growth.growth_rng import GrowthRng
 from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import detect_architecture, is_hf_folder, read_hf_config
 from growlm.huggingface.config_writing import explain_own_class
 from growlm.huggingface.folders.exactness import describe_exactness
+from growlm.huggingface.folders.folder_report import FolderGrowthReport
 from growlm.huggingface.folders.model_card import CardContent, write_model_card
 from growlm.huggingface.folders.peak_memory import estimate_peak_memory
 from growlm.huggingface.folders.prepared_folder import (
@@ -44,63 +44,16 @@ from growlm.huggingface.folders.prepared_folder import (
     prepare_growlm_folder,
     prepare_huggingface_folder,
 )
-from growlm.huggingface.lazy_tensors import LastTensor
+from growlm.huggingface.lazy_tensors import LastTensorCache
 from growlm.huggingface.tensor_conversion import HuggingFaceTensors
 from growlm.model.config import ModelConfig
-from growlm.model.model_size import ParameterReport, parameter_report
+from growlm.model.model_size import parameter_report
 from growlm.model.transformer import TransformerLM
 from growlm.runtime.errors import UserError
 from growlm.storage.sidecar_files import sidecar_bytes
 
-if TYPE_CHECKING:
-    from growlm.verification.check_report import CheckReport
-
 CHECKPOINT_SETTING = "checkpoint"
 KINDS = ("growlm", "huggingface")
-
-
-@dataclass(frozen=True)
-class FolderGrowthReport:
-    """Summary of a growth of a folder, known before a weight is read."""
-
-    growth_map: GrowthMap
-    """Effect of the operators."""
-    to: str
-    """Kind of the folder that is written: `growlm` or `huggingface`."""
-    class_before: str
-    """Class of the model before the growth."""
-    class_after: str
-    """Class of the grown model."""
-    own_class_reason: str | None
-    """Why the grown model needs growlm's own class; None if it does not."""
-    parameters_before: ParameterReport
-    parameters_after: ParameterReport
-    bytes_before: int
-    """Size of the source's weights in bytes."""
-    bytes_after: int
-    """Size of the tensors that are written."""
-    sidecar_bytes: int
-    """Size of the files that are copied."""
-    peak_memory: int
-    """Estimate of the largest resident memory of the process, in bytes."""
-    dtypes_before: tuple[torch.dtype, ...]
-    """Dtypes of the source's tensors."""
-    dtypes: tuple[torch.dtype, ...]
-    """Dtypes of the written tensors."""
-    sidecar_files: tuple[str, ...]
-    """Names of the files that are copied."""
-    tokenizer: str
-    """Text that says what becomes of the tokenizer."""
-    omitted: tuple[str, ...]
-    """Parts of the source that the new folder does not have, as text."""
-    exactness: tuple[str, ...]
-    """What is exact and what is rounded, one statement each."""
-    rounding: tuple[str, ...]
-    """What half precision rounds, one statement each; none in fp32 and fp64."""
-    config_json: Mapping[str, Any]
-    """Content of `config.json`."""
-    weight_check: CheckReport | None = None
-    """Comparison of the written weights with the source's; None if it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +186,7 @@ def prepare_folder_growth(
         optimizer_state: `carry`, `reset` or None.
         trust: Packages whose classes may be built, if a checkpoint names one.
         key: Setting that named the source, for messages.
-        checks_values: Whether to read what only the weights' values tell, and to compare checksums; without, the
+        checks_values: Whether to make the checks that read weights, and to compare checksums; if false, only the
             headers of the files are read.
 
     Raises:
@@ -243,14 +196,14 @@ def prepare_folder_growth(
     is_hf = is_hf_folder(source)
     to = to or ("huggingface" if is_hf else "growlm")
     _check_settings(is_hf, to, architecture, optimizer_state, trust)
-    growth_key = {"seed": seed, "boundary_index": boundary_index}
+    seed_settings = {"seed": seed, "boundary_index": boundary_index}
     if not is_hf and to == "growlm":
         return _prepare_checkpoint(
             source,
             prepare_checkpoint_growth(
                 source,
                 operators,
-                **growth_key,
+                **seed_settings,
                 optimizer_state=optimizer_state or "carry",
                 dtype=dtype,
                 trust=trust,
@@ -264,7 +217,7 @@ def prepare_folder_growth(
         ties = resolve_ties(TransformerLM(growth_map.new_config), growth_map)
     rng = GrowthRng(seed, boundary_index)
     grown = GrownTensors(model.tensors, growth_map, rng, ties)
-    record = model.record | {"grown_from": describe_growth(operators, **growth_key)}
+    record = model.record | {"grown_from": describe_growth(operators, **seed_settings)}
     config = growth_map.new_config
     own_class_reason = None
     if to == "huggingface":
@@ -272,7 +225,7 @@ def prepare_folder_growth(
             source,
             config,
             record,
-            LastTensor(grown),
+            LastTensorCache(grown),
             key,
             architecture=architecture,
             checks_values=checks_values,
@@ -374,7 +327,9 @@ def _check_settings(
     if architecture not in ("auto", GROWLM.model_type):
         raise UserError("architecture", architecture, f"must be auto or {GROWLM.model_type}")
     if architecture != "auto" and to == "growlm":
-        raise UserError("architecture", architecture, "applies to to=huggingface only")
+        raise UserError(
+            "architecture", architecture, "applies to to=huggingface only; leave it out"
+        )
     if optimizer_state not in (None, "carry", "reset"):
         raise UserError("optimizer_state", optimizer_state, "must be carry or reset")
     if optimizer_state == "carry" and (is_hf or to == "huggingface"):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from growlm import __version__
+from growlm.huggingface.folders.folder_report import FolderGrowthReport, join_dtypes
 from growlm.runtime.errors import UserError
 from growlm.runtime.escaping import escape_unprintable_line
 from growlm.storage.input_files import MAX_RECORD_BYTES, copy_file, lexists, read_text
 from growlm.storage.parsing import parse_yaml
-
-if TYPE_CHECKING:
-    import torch
-
-    from growlm.huggingface.folders.folder_growth import FolderGrowthReport
 
 MODEL_CARD = "README.md"
 SOURCE_CARD = "README.source.md"
@@ -62,11 +58,11 @@ def write_model_card(folder: Path, content: CardContent, source: Path) -> None:
         "tags": ["growlm"],
         **_read_kept_entries(kept, source),
     }
-    text = make_model_card(content, name_of(source), header, kept is not None)
+    text = make_model_card(content, get_model_name(source), header, kept is not None)
     (folder / MODEL_CARD).write_text(text, encoding="utf-8")
 
 
-def name_of(source: Path) -> str:
+def get_model_name(source: Path) -> str:
     """Return the name of a model's folder, or of the model itself in a cache of the Hugging Face Hub."""
     folder = source.absolute()
     cached = folder.parents[1].name if len(folder.parents) > 1 else ""
@@ -149,11 +145,7 @@ def _table_rows(report: FolderGrowthReport) -> list[tuple[str, str, str]]:
     ]
     values = [(row, getattr(old, row), getattr(new, row)) for row in ROWS]
     rows += [(row, f"{one:,}", f"{two:,}") for row, one, two in values if one != two]
-    return [*rows, ("dtype", _join_dtypes(report.dtypes_before), _join_dtypes(report.dtypes))]
-
-
-def _join_dtypes(dtypes: Sequence[torch.dtype]) -> str:
-    return " and ".join(str(each).removeprefix("torch.") for each in dtypes)
+    return [*rows, ("dtype", join_dtypes(report.dtypes_before), join_dtypes(report.dtypes))]
 
 
 def _dump_growth(grown_from: Mapping[str, Any]) -> str:

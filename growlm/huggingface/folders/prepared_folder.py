@@ -147,14 +147,14 @@ def prepare_growlm_folder(
 
     is_readable = "tokenizer" in record
     return PreparedFolder(
-        key,
-        class_name,
-        config,
-        make_config_content({"model": dataclasses.asdict(config)}, record),
-        tensors,
-        list_hf_sidecar_files(source),
-        "copied" if is_readable else "none that growlm can read: no tokenizer.json",
-        write_rest,
+        key=key,
+        class_name=class_name,
+        config=config,
+        content=make_config_content({"model": dataclasses.asdict(config)}, record),
+        tensors=tensors,
+        sidecar_files=list_hf_sidecar_files(source),
+        tokenizer="copied" if is_readable else "none that growlm can read: no tokenizer.json",
+        write_rest=write_rest,
     )
 
 
@@ -213,15 +213,18 @@ def prepare_huggingface_folder(
     widest = reduce(torch.promote_types, dtypes)  # holds all of them exactly
     content = build_hf_config(chosen, config, widest, config_ids, kept_record)
     content |= {key: value for key, value in get_origin(record).items() if key in KEPT_KEYS}
+    files = list_hf_sidecar_files(source) if is_copied else list_license_files(source)
     return PreparedFolder(
-        key,
-        chosen.class_name,
-        config,
-        content | ({"auto_map": AUTO_MAP} if chosen is GROWLM else {}),
-        mapped,
-        list_hf_sidecar_files(source) if is_copied else list_license_files(source),
-        "none: the checkpoint names none" if name is None else f"{name}, as tokenizer.json",
-        write_rest,
+        key=key,
+        class_name=chosen.class_name,
+        config=config,
+        content=content | ({"auto_map": AUTO_MAP} if chosen is GROWLM else {}),
+        tensors=mapped,
+        sidecar_files=files,
+        tokenizer="none: the checkpoint names none"
+        if name is None
+        else f"{name}, as tokenizer.json",
+        write_rest=write_rest,
     )
 
 

@@ -11,7 +11,7 @@ from growlm.checkpoint.checkpoint_folder import WEIGHTS_STEM
 from growlm.checkpoint.safetensors_io import TensorFiles, TensorSource
 from growlm.growth.growth_map import GrowthMap
 from growlm.huggingface.config_reading import is_hf_folder
-from growlm.huggingface.lazy_tensors import LastTensor
+from growlm.huggingface.lazy_tensors import LastTensorCache
 from growlm.huggingface.tensor_conversion import HuggingFaceTensors
 from growlm.runtime.errors import RunError
 from growlm.verification.check_report import CheckReport
@@ -19,11 +19,11 @@ from growlm.verification.weights import find_weight_faults, report_weight_integr
 
 
 class _LazyWeights(Mapping[str, Tensor]):
-    """Tensors of a source by name, of which the last is kept."""
+    """Tensors of a source by name; the one that was read last is kept."""
 
     def __init__(self, source: TensorSource) -> None:
         self._names = source.names
-        self._source = LastTensor(source)
+        self._source = LastTensorCache(source)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._source.read(name)
@@ -47,7 +47,7 @@ def check_written_weights(folder: Path, source: TensorSource, growth_map: Growth
         growth_map: Effect of the growth.
 
     Raises:
-        RunError: If a tensor is not.
+        RunError: If a tensor differs from that.
     """
     written: TensorSource
     written = (

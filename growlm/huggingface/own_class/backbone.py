@@ -55,7 +55,11 @@ class Backbone:
         output_hidden_states: bool | Sequence[int] | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPast:
-        """Return the state that the head reads, and what else is asked for; see `GrowLMForCausalLM.forward`."""
+        """Return the state that the head reads, and what else is asked for; see `GrowLMForCausalLM.forward`.
+
+        Raises:
+            ValueError: If the arguments contradict each other, or the text is too long.
+        """
         if cache is not None and past_key_values is not None and cache is not past_key_values:
             raise ValueError("cache and past_key_values are the same argument: pass only one")
         if (input_ids is None) == (inputs_embeds is None):
@@ -158,7 +162,7 @@ class Backbone:
         positions = slots
         if mask is not None and model.position_embedding is not None:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, span.start : span.stop]
-        x = model.place(rows, positions)
+        x = model.add_positions(rows, positions)
         # Rotated positions count from the first slot, padding included: attention depends on differences only.
         tables = RotaryTables.compute(span.stop, model.config, x)
         tables = tables.map(lambda table: table[span.start :])

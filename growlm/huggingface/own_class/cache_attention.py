@@ -50,7 +50,11 @@ class CacheAttention:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, index: int
     ) -> Tensor:
-        """Compute attention of one layer; see `_LayerAttention.attend`."""
+        """Compute attention of one layer; see `_LayerAttention.attend`.
+
+        Raises:
+            ValueError: If the cache has dropped tokens.
+        """
         if self.cache is not None:
             num_new = key.shape[2]
             key, value = self.cache.update(key, value, index)

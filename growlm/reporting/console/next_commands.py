@@ -18,6 +18,7 @@ from growlm.config.own_classes import find_targets
 from growlm.config.schema import OWN, DataConfig, MixedSourceConfig, RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.reporting.console.console_layout import print_heading
+from growlm.storage.unique_path import iter_unique_paths
 
 NOT_SELECTING = (
     *("data.source", "data.sources", "data.evaluation_sets", "data.shuffle_window"),
@@ -58,16 +59,16 @@ def list_next_commands(run_dir: Path, config: RunConfig) -> dict[str, str]:
     """
     commands = {}
     checkpoint = _find_last_checkpoint(run_dir, config)
-    if (
-        checkpoint is not None and config.tokenizer.name != OWN
-    ):  # no command knows a tokenizer of the user's own
+    # No command knows a tokenizer of the user's own.
+    if checkpoint is not None and config.tokenizer.name != OWN:
         prompt = f"prompt={config.callbacks.sample_prompt}"
         commands["generate"] = _format_command("generate", f"checkpoint={checkpoint}", prompt)
         data = list_data_arguments(config)
         if data is not None:
             commands["evaluate"] = _format_command("evaluate", f"checkpoint={checkpoint}", *data)
         own_class = ["architecture=growlm"] if config.model.routing.tie_breaking else []
-        out = f"out={_find_free_folder(run_dir / 'huggingface')}"
+        paths = iter_unique_paths(run_dir / "huggingface")
+        out = f"out={next(path for path in paths if not path.exists())}"
         source = f"source={checkpoint}"
         commands["convert"] = _format_command("convert", source, out, "to=huggingface", *own_class)
     if more := _format_more_training(run_dir, config):
@@ -153,14 +154,6 @@ def _format_more_training(run_dir: Path, config: RunConfig) -> str | None:
     if not value or not config.checkpoint.keep_final_state or not (run_dir / "resume").is_dir():
         return None
     return format_resume_command(run_dir, config, f"phases.{name}.{length}=+{value:g}")
-
-
-def _find_free_folder(folder: Path) -> Path:
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}_{number}")
-    return free
 
 
 def _format_command(name: str, *arguments: str) -> str:
