@@ -118,21 +118,22 @@ class TransformerLM(nn.Module):
         self.config = config
         self.recompute_blocks = self.compile_blocks = False
         self._compiled: list[Callable[..., Tensor]] = []
+        self._block_class = block_class
         # On the meta device: torch's own initial values would cost time and advance the global generator.
         with torch.device("meta"):
-            self._build(config, block_class)
+            self._build(config)
         device = torch.get_default_device()
         if device.type != "meta":
             self.to_empty(device=device)
             initialize_weights(self, seed)
 
-    def _build(self, config: ModelConfig, block_class: type[Block]) -> None:
+    def _build(self, config: ModelConfig) -> None:
         self.embedding = label_embedding(_make_table(config.vocab_size, config.d_model))
         self.position_embedding: nn.Embedding | None = None
         if config.embedding.positions == "learned":
             table = _make_table(config.axis_sizes()["positions"], config.d_model)
             self.position_embedding = label_embedding(table, over="positions")
-        blocks = (block_class(config, i) for i in range(config.n_layers))
+        blocks = (self._block_class(config, i) for i in range(config.n_layers))
         self.blocks = label_blocks(nn.ModuleList(blocks))
         self.final_norm = labeled_norm(config, feeds_tied_head=config.tie_embeddings)
         has_bias = config.embedding.head_bias

@@ -495,7 +495,7 @@ def test_progress_says_documents_and_speed(tmp_path, monkeypatch):
     task, share, note = notes.tasks[-1]
     assert task == f"tokenizing {path}"
     assert share == 1.0
-    assert note.startswith("5,000 documents, 1 MB, ")
+    assert note.startswith("5,000 documents, 990 kB, ")
     assert note.endswith(" MB/s")
     shares = [share for _, share, _ in notes.tasks]
     assert shares == sorted(shares)

@@ -244,7 +244,7 @@ def test_command_on_several_numbers_of_devices(run_plan_command):
     code, out, _ = run_plan_command(f"devices=1,8 cluster=dgx_h100 {BATCHES}")
     assert code == 0
     rows = [line.split() for line in out.splitlines()]
-    assert [row[:3] for row in rows if row[0] in ("dense", "moe")] == [
+    assert [row[:3] for row in rows if row and row[0] in ("dense", "moe")] == [
         ["dense", "1", "14.8"],
         ["moe", "1", "73.9"],
     ]
