@@ -189,6 +189,8 @@ def test_accumulation_keeps_gradients_through_the_next_pass(tmp_path):
 
 @pytest.fixture
 def run_plan_command(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)  # narrow tables are split
+
     def call(arguments):
         monkeypatch.setattr(sys, "argv", ["growlm.plan", *shlex.split(arguments)])
         with pytest.raises(SystemExit) as ended:
