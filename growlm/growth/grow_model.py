@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, overload
 
@@ -273,7 +273,10 @@ def grow(
         ValueError: If the model has a parameter or buffer without an axis label, or one that its class does
             not build from its config.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    if optimizer is not None and not isinstance(optimizer, Iterable):
+        optimizers = [optimizer]
+    else:
+        optimizers = list(optimizer or ())
     if optimizer is None and optimizer_state is not None:
         raise UserError("optimizer_state", optimizer_state, "needs an optimizer")
     mode = optimizer_state or "carry"
@@ -282,7 +285,7 @@ def grow(
     grown, new_optimizers = grow_all(model, operators, rng, optimizers, mode)
     if optimizer is None:
         return grown
-    if isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, Iterable):
         return grown, new_optimizers[0]
     return grown, new_optimizers
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -49,9 +50,13 @@ def growth_config_of(model: nn.Module) -> ModelConfig:
     """Return the sizes of a model, as operators read them.
 
     Raises:
-        UserError: If the model is wrapped in another module, has neither the methods nor a `ModelConfig`, or is of
-            another library.
+        UserError: If the model is no module, is wrapped in another one, has neither the methods nor a
+            `ModelConfig`, or is of another library.
     """
+    if not isinstance(model, nn.Module):
+        value = model if isinstance(model, (str, Path)) else type(model).__name__
+        reason = "is no torch.nn.Module; load the model first, and give grow() what is loaded"
+        raise UserError("model", value, reason)
     children = dict(model.named_children())
     if "_fsdp_wrapped_module" in children:
         reason = "shards the model; grow the model before it is wrapped, and wrap the result"

@@ -170,6 +170,8 @@ def find_places(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, 
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Place] = {}
     for number, optimizer in enumerate(optimizers):
+        if not hasattr(optimizer, "param_groups"):
+            _refuse(optimizer, "is no optimizer; give grow() a torch.optim.Optimizer")
         for group, options in enumerate(optimizer.param_groups):
             for position, parameter in enumerate(options["params"]):
                 if parameter not in names:

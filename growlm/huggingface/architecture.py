@@ -66,6 +66,7 @@ class Architecture:
         requires_divisible_heads: Whether its class requires that `n_heads` divides `d_model`.
         heads_multiple: Number that its class requires to divide `n_heads`.
         selecting_key: One of `required_values`, whose value tells this description from another of the same class.
+        wide_modules: Names of modules and buffers that its class keeps in fp32 in a model of half precision.
         requires_square_output: Whether its class requires that the heads together are as wide as the model.
     """
 
@@ -87,6 +88,7 @@ class Architecture:
     heads_multiple: int = 1
     selecting_key: str | None = None
     requires_square_output: bool = False
+    wide_modules: tuple[str, ...] = ()
 
     @property
     def balance_loss_scales_with_top_k(self) -> bool:

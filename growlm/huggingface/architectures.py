@@ -61,6 +61,7 @@ GROWLM = Architecture(
     tensor_layouts=((identity_rule("{name}", "model.{name}"),),),
     ignored_tensors=(r"lm_head\.(weight|bias)",),  # tied: tensors of `model` once more
     rotary=None,
+    wide_modules=("router", "selection_bias"),
 )
 """growlm's own architecture, for any model: transformers loads its class from growlm through `auto_map`."""
 

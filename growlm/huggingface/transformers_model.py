@@ -95,7 +95,7 @@ class GrowLMForCausalLM(PreTrainedModel, GenerationMixin):
             if mixture.selection_bias is not None:
                 mixture.selection_bias = mixture.selection_bias.to(wide)
         biased = any(mixture.selection_bias is not None for mixture in mixtures)
-        names = {"router": bool(mixtures), "selection_bias": biased}
+        names = dict(zip(GROWLM.wide_modules, (bool(mixtures), biased), strict=True))
         self._keep_in_fp32_modules_strict = {name for name, exists in names.items() if exists}
         if self.model.head is None:  # tools look for a head among the modules; `post_init` ties it
             has_bias = self.model.tied_head_bias is not None

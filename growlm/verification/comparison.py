@@ -32,7 +32,7 @@ from growlm.growth.model_adapters import with_labels
 from growlm.growth.model_protocol import growth_config_of
 from growlm.growth.transforms.rounding import InexactTensor
 from growlm.model.axes import get_blocks
-from growlm.model.config import ModelConfig
+from growlm.model.config import ModelConfig, field_paths, get_field
 from growlm.model.keyed_rng import keyed_generator
 from growlm.model.layers.routing import Routing
 from growlm.runtime.errors import UserError
@@ -535,4 +535,14 @@ def _iter_growth_maps(
         yield growth_map
     if not found:
         why = f" ({refusals[0]})" if refusals else ""
-        raise ValueError(f"no known growth turns a model of {old} into one of {new}{why}")
+        one, other = (", ".join(settings) for settings in _differing_settings(old, new))
+        raise ValueError(f"no known growth turns a model with {one} into one with {other}{why}")
+
+
+def _differing_settings(old: ModelConfig, new: ModelConfig) -> tuple[list[str], list[str]]:
+    """Return the settings in which two configs differ, as each has them."""
+    if type(old) is not type(new) or old == new:
+        return [str(old)], [str(new)]
+    paths = [path for path in field_paths(old) if get_field(old, path) != get_field(new, path)]
+    first, second = ([f"{p}={get_field(config, p)}" for p in paths] for config in (old, new))
+    return first, second

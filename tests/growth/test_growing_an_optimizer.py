@@ -309,11 +309,14 @@ def test_what_is_refused():
     train(model, rmsprop, 1)
     ascending = torch.optim.SGD(model.parameters(), maximize=True)
     other = torch.optim.SGD(build(tiny_config()).parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(other, 1)
     for match, arguments in (
         (
             "optimizer=SGD: steps a tensor that is not a parameter of the model",
             {"optimizer": other},
         ),
+        ("optimizer=StepLR: is no optimizer; give", {"optimizer": schedule}),
+        ("optimizer=str: is no optimizer; give", {"optimizer": "adam"}),
         ("optimizer_state=carry: needs an optimizer", {"optimizer_state": "carry"}),
         (
             "optimizer_state=exact: is for torch's AdamW, SGD, .* not for Adafactor",

@@ -17,6 +17,7 @@ from growlm.growth import Deepen, MultiplyExperts, Upcycle, Widen, grow
 from growlm.growth.growth_map import TensorMap
 from growlm.huggingface import grow_folder, to_growlm, to_huggingface
 from growlm.huggingface.folders.folder_growth import prepare_folder_growth
+from growlm.huggingface.transformers_model import GrowLMForCausalLM
 from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.verification.check_report import Status
 from tests.checkpoint.test_growing_on_disk import largest_file
@@ -120,6 +121,25 @@ def test_transformers_loads_what_is_written(folders, tmp_path):
     tokens = tokens_for(original.config)
     with torch.no_grad():
         assert (theirs(tokens).logits - original(tokens).logits).abs().max() <= 2e-5
+
+
+def test_routers_in_fp32_leave_the_rest_in_half_precision(folders, tmp_path):
+    """What growlm's class saves in bf16 has routers in fp32; loaded again it is in bf16, not in fp32."""
+    operators = [Upcycle(num_experts=2)]
+    grow(load(folders / "gemma"), operators).save_pretrained(tmp_path / "saved")
+    grow_folder(tmp_path / "saved", tmp_path / "out", DEEPEN, seed=3)
+    chain(tmp_path / "saved", tmp_path / "chained", DEEPEN, tmp_path)
+    for name in ("saved", "out", "chained"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["dtype"] == "bfloat16", name
+        dtypes = {k.split(".")[-2]: v.dtype for k, v in weights(tmp_path / name).items()}
+        assert dtypes.pop("router") == torch.float32
+        assert set(dtypes.values()) == {torch.bfloat16}
+    model = GrowLMForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    for name, tensor in weights(tmp_path / "out").items():
+        assert torch.equal(model.state_dict()[name], tensor)
+        assert model.state_dict()[name].dtype == tensor.dtype
 
 
 def test_all_four_ways(folders, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,6 +235,10 @@ REFUSED = {
     "PEFT": (Peft, "model=Peft: holds adapters; .* with model.merge_and_unload"),
     "adapters": (with_adapters, "model=LlamaForCausalLM: holds adapters"),
     "quantized": (quantized, "model=LlamaForCausalLM: is quantized; load it in bfloat16"),
+    "in eight bits": (
+        lambda model: model.to(torch.float8_e4m3fn),
+        r"has model.embed_tokens.weight of another kind than .* \(torch.float8_e4m3fn\)",
+    ),
     "offloaded": (
         partly_on_meta,
         r"has no values for model.layers.1.self_attn.q_proj.weight: .* without device_map",
@@ -259,6 +264,12 @@ def test_what_cannot_grow_is_refused_by_name(model, case):
     changed = change(model)
     with pytest.raises(UserError, match=message):
         grow(changed, UPCYCLE)
+
+
+@pytest.mark.parametrize("given", ["meta-llama/Llama-3.2-1B", Path("a_folder"), None, {}])
+def test_what_is_no_model_is_refused(given):
+    with pytest.raises(UserError, match=r"model=.*: is no torch.nn.Module; load the model first"):
+        grow(given, UPCYCLE)
 
 
 def test_names_that_growlm_does_not_know(model, monkeypatch):

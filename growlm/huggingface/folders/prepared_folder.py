@@ -209,9 +209,7 @@ def prepare_huggingface_folder(
     pad_token_id = get_source_token_ids(record).get("pad_token_id")
     config_ids = {**token_ids, "pad_token_id": pad_token_id}
     kept_record = {k: value for k, value in record.items() if k not in OMITTED_RECORD_KEYS}
-    dtypes = (mapped.info(each).dtype for each in mapped.names)
-    widest = reduce(torch.promote_types, dtypes)  # holds all of them exactly
-    content = build_hf_config(chosen, config, widest, config_ids, kept_record)
+    content = build_hf_config(chosen, config, _find_dtype(mapped, chosen), config_ids, kept_record)
     content |= {key: value for key, value in get_origin(record).items() if key in KEPT_KEYS}
     files = list_hf_sidecar_files(source) if is_copied else list_license_files(source)
     return PreparedFolder(
@@ -226,6 +224,16 @@ def prepare_huggingface_folder(
         else f"{name}, as tokenizer.json",
         write_rest=write_rest,
     )
+
+
+def _find_dtype(tensors: TensorSource, architecture: Architecture) -> torch.dtype:
+    """Return the dtype in which a class holds all tensors exactly: the widest, but for what it keeps in fp32."""
+    dtypes = (
+        tensors.info(name).dtype
+        for name in tensors.names
+        if not set(architecture.wide_modules).intersection(name.split("."))
+    )
+    return reduce(torch.promote_types, dtypes)
 
 
 def choose_architecture(

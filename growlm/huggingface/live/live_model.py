@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,6 +25,8 @@ from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 
 MODEL_KEY = "model"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of the weights that can grow."""
 
 
 class StateDictTensors:
@@ -138,6 +141,10 @@ def _check_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Non
         _refuse(model, "holds adapters; merge them into its weights first, or delete them")
     devices: dict[str, str] = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+            kind = getattr(tensor, "dtype", tensor)
+            reason = f"has {name} of another kind than fp64, fp32, bf16 and fp16 ({kind})"
+            _refuse(model, f"{reason}; load it in bfloat16 or float32")
         devices.setdefault(str(tensor.device), name)
     if "meta" in devices:
         reason = f"has no values for {devices['meta']}: it is on the meta device, or offloaded"
