@@ -43,6 +43,24 @@ def test_grown_and_verified(run, llama, tmp_path):
     assert printed.splitlines()[-1] == "passed"
 
 
+def test_converted_grown_and_verified(run, llama, tmp_path):
+    """The weights are rounded before the growth: the checks compare with what was grown."""
+    out = tmp_path / "out"
+    code, _, _ = run(grow_command, f"checkpoint={llama}", f"out={out}", "dtype=bfloat16", GROWTH)
+    assert code == 0
+    code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
+    assert "Note: weights of old are rounded to bfloat16, as new has them" in printed
+    assert printed.splitlines()[-1] == "passed"
+    assert code == 0
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3] *= 1.01
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "manifest.json").unlink()
+    code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
+    assert printed.splitlines()[-1] == "failed: functional, weights"
+    assert code == 1
+
+
 @pytest.mark.slow
 def test_a_tampered_folder_fails(run, llama, tmp_path):
     out = tmp_path / "out"
