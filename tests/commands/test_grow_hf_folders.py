@@ -35,6 +35,7 @@ def test_grown_and_verified(run, llama, tmp_path):
     code, printed, _ = run(grow_command, f"checkpoint={llama}", f"out={out}", GROWTH)
     assert code == 0
     assert "LlamaForCausalLM → MixtralForCausalLM, float32" in printed
+    assert "converted" not in printed
     assert printed.splitlines()[-1].startswith(f"Wrote {out}: ")
     (out / "README.md").write_text("edited")
     code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
@@ -46,8 +47,11 @@ def test_grown_and_verified(run, llama, tmp_path):
 def test_converted_grown_and_verified(run, llama, tmp_path):
     """The weights are rounded before the growth: the checks compare with what was grown."""
     out = tmp_path / "out"
-    code, _, _ = run(grow_command, f"checkpoint={llama}", f"out={out}", "dtype=bfloat16", GROWTH)
+    arguments = f"checkpoint={llama}", f"out={out}", "dtype=bfloat16", GROWTH
+    code, printed, _ = run(grow_command, *arguments)
     assert code == 0
+    converted = "Weights in float32 are converted to bfloat16 before the growth, which rounds them"
+    assert printed.count(converted) == (out / "README.md").read_text().count(f"* {converted}") == 1
     code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
     assert "Note: weights of old are rounded to bfloat16, as new has them" in printed
     assert printed.splitlines()[-1] == "passed"
