@@ -112,6 +112,7 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     old_config, new_config = growth_config_of(old_model), growth_config_of(new_model)
     console = make_stdout_console()
     dtypes = stored_dtypes(old_model.state_dict(), new_model.state_dict())
+    new_dtypes = {name: tensor.dtype for name, tensor in new_model.state_dict().items()}
     rounding = half_precision_tolerance(coarsest_dtype(dtypes.values()))
     tolerance = max(command.tolerance, rounding)
     if tolerance > command.tolerance:
@@ -120,6 +121,9 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     if rounding:
         old_model, new_model = old_model.float(), new_model.float()  # in place
     growth_map = _resolve_growth_map(old_model, new_model, record, new, dtypes)
+    rounded_to = _round_as_grown(old_model, growth_map, new_dtypes)
+    if rounded_to:
+        console.print(f"  Note: weights of old are rounded to {rounded_to}, as new has them")
     for note in _describe_config_changes(old_config, new_config, old_record, record):
         console.print(f"  Note: {note}", markup=False)
     shape = (command.probe_sequences, min(command.probe_length, new_config.max_seq_len))
@@ -146,6 +150,27 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
     failed = [name for name, check in report.checks.items() if not check]
     console.print(f"[bold red]failed[/]: {', '.join(failed)}" if failed else "[green]passed[/]")
     return int(bool(failed))
+
+
+@torch.no_grad()
+def _round_as_grown(
+    old: nn.Module, growth_map: GrowthMap, new_dtypes: Mapping[str, torch.dtype]
+) -> str:
+    """Round the old weights in place to the half precision that they were converted to before the growth.
+
+    Returns:
+        Names of the precisions that changed a weight; empty if none did.
+    """
+    weights, names = old.state_dict(), set()
+    for name, tensor_map in growth_map.tensors.items():
+        dtype, source = new_dtypes[name], tensor_map.source
+        if source is None or dtype.itemsize >= 4:
+            continue
+        rounded = weights[source].to(dtype).to(weights[source].dtype)
+        if not torch.equal(rounded, weights[source]):
+            weights[source].copy_(rounded)
+            names.add(str(dtype).removeprefix("torch."))
+    return " and ".join(sorted(names))
 
 
 def _files_beside_weights(folder: Path, key: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from growlm.huggingface.architecture import Architecture
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
 from growlm.huggingface.config_reading import EXTRAS_KEY, TOKEN_ID_KEYS, parse_model_config
+from growlm.huggingface.keys.config_keys import CONFIG_NAME
 from growlm.huggingface.keys.layer_keys import write_layers
 from growlm.huggingface.keys.rope_keys import write_rope
 from growlm.model.config import ModelConfig, field_paths, get_field, replace_fields
@@ -117,7 +118,12 @@ def explain_own_class(config: ModelConfig) -> str:
         for each in ARCHITECTURES
         if each is not GROWLM
     }
-    nearest = min(found, key=lambda name: len(found[name]))
+
+    def distance(name: str) -> tuple[bool, int]:
+        """Rank classes whose keys have no value for the model last: what else they lack is not known."""
+        return any(each.startswith(CONFIG_NAME) for each in found[name]), len(found[name])
+
+    nearest = min(found, key=distance)
     return (
         f"no class of transformers computes the same; the nearest, {nearest}, cannot have "
         f"{', '.join(found[nearest])}"

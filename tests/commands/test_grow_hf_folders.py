@@ -35,12 +35,34 @@ def test_grown_and_verified(run, llama, tmp_path):
     code, printed, _ = run(grow_command, f"checkpoint={llama}", f"out={out}", GROWTH)
     assert code == 0
     assert "LlamaForCausalLM → MixtralForCausalLM, float32" in printed
+    assert "converted" not in printed
     assert printed.splitlines()[-1].startswith(f"Wrote {out}: ")
     (out / "README.md").write_text("edited")
     code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
     assert code == 0
     assert "weight integrity" in printed
     assert printed.splitlines()[-1] == "passed"
+
+
+def test_converted_grown_and_verified(run, llama, tmp_path):
+    """The weights are rounded before the growth: the checks compare with what was grown."""
+    out = tmp_path / "out"
+    arguments = f"checkpoint={llama}", f"out={out}", "dtype=bfloat16", GROWTH
+    code, printed, _ = run(grow_command, *arguments)
+    assert code == 0
+    converted = "Weights in float32 are converted to bfloat16 before the growth, which rounds them"
+    assert printed.count(converted) == (out / "README.md").read_text().count(f"* {converted}") == 1
+    code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
+    assert "Note: weights of old are rounded to bfloat16, as new has them" in printed
+    assert printed.splitlines()[-1] == "passed"
+    assert code == 0
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3] *= 1.01
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "manifest.json").unlink()
+    code, printed, _ = run(verify_command, f"old={llama}", f"new={out}")
+    assert printed.splitlines()[-1] == "failed: functional, weights"
+    assert code == 1
 
 
 @pytest.mark.slow

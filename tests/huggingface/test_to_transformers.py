@@ -12,11 +12,12 @@ from growlm.checkpoint import load_model, save_model
 from growlm.checkpoint import safetensors_io as tensor_files
 from growlm.huggingface import to_growlm, to_huggingface
 from growlm.huggingface.architectures import ARCHITECTURES, GROWLM
-from growlm.huggingface.config_writing import can_represent
+from growlm.huggingface.config_writing import can_represent, explain_own_class
 from growlm.huggingface.families.llama_relatives import HELIUM
+from growlm.huggingface.live.live_model import read_live_model
 from growlm.model import ModelConfig
 from growlm.runtime.errors import UserError
-from tests.huggingface.hf_models import TOLERANCES, assert_same_function, load, tokens_for
+from tests.huggingface.hf_models import TOLERANCES, assert_same_function, load, make, tokens_for
 from tests.model.tiny_models import assert_same_state, build, tiny_config
 
 LLAMA = {"n_kv_heads": 2}
@@ -231,3 +232,12 @@ def test_in_shards(tmp_path, monkeypatch):
     to_huggingface(tmp_path / "ours", tmp_path / "hf")
     assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 2
     assert_same_function(model, load(tmp_path / "hf"), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["phi", "starcoder2", "cohere"])
+def test_the_nearest_class_is_the_one_that_it_was(family):
+    """Classes that lack more, such as one whose key has no value for the model, are not nearer."""
+    model = make(family)
+    name = type(model).__name__
+    config = dataclasses.replace(read_live_model(model).config, num_experts=4)
+    assert f"the nearest, {name}, cannot have num_experts=4" in explain_own_class(config)

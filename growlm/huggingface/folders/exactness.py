@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -30,3 +30,29 @@ def describe_exactness(growth_map: GrowthMap, dtypes: Mapping[str, torch.dtype])
     if names:
         lines.append(f"In {names}, what is scaled or gets noise is exact up to rounding.")
     return lines + [f"{line}." for line in growth_map.describe_rounding(dict(dtypes))]
+
+
+def describe_conversion(before: Iterable[torch.dtype], after: Iterable[torch.dtype]) -> list[str]:
+    """Return whether the weights are rounded by a conversion before the growth, as at most one statement.
+
+    Args:
+        before: Dtypes of the source's files.
+        after: Dtypes that the grown tensors are computed in.
+    """
+    kept = set(after)
+    lost = {
+        dtype
+        for dtype in before
+        if dtype.is_floating_point
+        and all(torch.promote_types(dtype, each) != each for each in kept)
+    }
+    if not lost:
+        return []
+    old, new = (
+        " and ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        for dtypes in (lost, kept)
+    )
+    return [
+        f"Weights in {old} are converted to {new} before the growth, which rounds them; all else that is said of "
+        "precision is about the converted weights"
+    ]

@@ -35,7 +35,7 @@ from growlm.growth.growth_rng import GrowthRng
 from growlm.huggingface.architectures import GROWLM
 from growlm.huggingface.config_reading import detect_architecture, is_hf_folder, read_hf_config
 from growlm.huggingface.config_writing import explain_own_class
-from growlm.huggingface.folders.exactness import describe_exactness
+from growlm.huggingface.folders.exactness import describe_conversion, describe_exactness
 from growlm.huggingface.folders.folder_report import FolderGrowthReport
 from growlm.huggingface.folders.model_card import CardContent, write_model_card
 from growlm.huggingface.folders.peak_memory import estimate_peak_memory
@@ -238,6 +238,7 @@ def prepare_folder_growth(
     has_states = not is_hf and TensorFiles.exist(source, OPTIMIZER_STEM)
     dtypes = {name: grown.info(name).dtype for name in grown.names}
     source_infos = _read_stored_infos(source, key)
+    converted = describe_conversion({info.dtype for info in source_infos}, dtypes.values())
     report = FolderGrowthReport(
         growth_map=growth_map,
         to=to,
@@ -255,8 +256,11 @@ def prepare_folder_growth(
         sidecar_files=tuple(path.name for path in prepared.sidecar_files),
         tokenizer=prepared.tokenizer,
         omitted=("the optimizer state",) if has_states else (),
-        exactness=tuple(describe_exactness(growth_map, dtypes)),
-        rounding=tuple(growth_map.describe_rounding(dtypes)),
+        exactness=(
+            *(f"{line}." for line in converted),
+            *describe_exactness(growth_map, dtypes),
+        ),
+        rounding=(*converted, *growth_map.describe_rounding(dtypes)),
         config_json=prepared.content,
     )
     earlier = model.record.get("grown_from")
@@ -347,6 +351,7 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
     dtypes = {name: weights.info(name).dtype for name in weights.names}
     before: nn.Module = growth.model
     source_infos = _read_stored_infos(source, growth.source.key)
+    converted = describe_conversion({info.dtype for info in source_infos}, dtypes.values())
     report = FolderGrowthReport(
         growth_map=growth.growth_map,
         to="growlm",
@@ -364,8 +369,11 @@ def _prepare_checkpoint(source: Path, growth: CheckpointGrowth) -> FolderGrowth:
         sidecar_files=tuple(path.name for path in growth.sidecar_files),
         tokenizer=str(growth.record.get("tokenizer", "none: the checkpoint names none")),
         omitted=growth.omitted,
-        exactness=tuple(describe_exactness(growth.growth_map, dtypes)),
-        rounding=tuple(growth.growth_map.describe_rounding(dtypes)),
+        exactness=(
+            *(f"{line}." for line in converted),
+            *describe_exactness(growth.growth_map, dtypes),
+        ),
+        rounding=(*converted, *growth.growth_map.describe_rounding(dtypes)),
         config_json=growth.content,
     )
     grown_from = growth.record["grown_from"]
