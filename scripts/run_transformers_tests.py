@@ -25,6 +25,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,6 +34,8 @@ EMPTY_MIXINS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
 }
+REQUIRED = ("pytest", "parameterized")
+"""Packages without which transformers' tests cannot be collected."""
 KINDS = {"dense": "GrowLMDenseTest", "mixture": "GrowLMMixtureTest"}
 ACCEPTED = {
     "test_bc_cache_name_forward": "both names of the cache are arguments, so neither is deprecated",
@@ -116,6 +119,10 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print pytest's output")
     parser.add_argument("-k", default="", help="only tests that match, as for pytest")
     options = parser.parse_args()
+    missing = [name for name in REQUIRED if find_spec(name) is None]
+    if missing:
+        need = "pip install 'growlm[test,test-integrations]'"
+        parser.error(f"not installed: {', '.join(missing)}; {need}")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         copy_tests(options, place / PACKAGE)

@@ -99,13 +99,13 @@ def grow_beside(family, mesh):
     for index, operators in enumerate(GROWTHS):
         growth_map = build_growth_map(plain.config, operators)
         assert_moments_grow_alike(growth_map, plain, mesh)
-        draws = [GrowthRng(5, index), GrowthRng(5, index)]
+        rngs = [GrowthRng(5, index), GrowthRng(5, index)]
         old = plain, sharded
         plain, sharded = (
-            apply_growth(model, growth_map, draw) for model, draw in zip(old, draws, strict=True)
+            apply_growth(model, growth_map, rng) for model, rng in zip(old, rngs, strict=True)
         )
         assert_same(plain.state_dict(), sharded.state_dict())
-        assert draws[0].noise_log.levels == draws[1].noise_log.levels
+        assert rngs[0].noise_log.levels == rngs[1].noise_log.levels
         probe = random_tokens(plain.config, batch=2, time=12)
         reports = [
             detailed_growth_check(
@@ -133,13 +133,13 @@ def grow_half_beside(mesh):
     growth_map = build_growth_map(
         config, [MultiplyExperts(2), Widen(scale_factor=3, noise_std=1e-2)]
     )
-    draws = [GrowthRng(5), GrowthRng(5)]
+    rngs = [GrowthRng(5), GrowthRng(5)]
     grown = [
-        apply_growth(model, growth_map, draw)
-        for model, draw in zip((plain, sharded), draws, strict=True)
+        apply_growth(model, growth_map, rng)
+        for model, rng in zip((plain, sharded), rngs, strict=True)
     ]
     assert_same(grown[0].state_dict(), grown[1].state_dict())
-    assert draws[0].noise_log.levels == draws[1].noise_log.levels
+    assert rngs[0].noise_log.levels == rngs[1].noise_log.levels
 
 
 class LogitsDecoder(Decoder):

@@ -12,12 +12,11 @@ from tests.huggingface.test_grown_families import FAMILIES, UPCYCLED
 OWN_CLASS = "GrowLMForCausalLM"
 WIDEN_TWICE = Widen(scale_factor=2, noise_std=1e-3)
 SINGLE = {
-    "upcycled": Upcycle(num_experts=4),
+    "experts": Upcycle(num_experts=4),
     "x1.5": Widen(scale_factor=1.5, noise_std=1e-3),
     "x2": WIDEN_TWICE,
     "fresh": Widen(scale_factor=2),
     "deeper": Deepen(extra_layers=1),
-    "more experts": MultiplyExperts(noise_std=1e-3),
 }
 WHOLE_FACTORS_ONLY = ("olmo2", "olmo3", "olmoe", "flex_olmo")
 SCALED_EPSILONS_LEAVE = ("qwen3", "qwen3_moe", "gemma3_text", "exaone4", "opt", "olmo")
@@ -80,13 +79,14 @@ def test_it_computes_the_same_in_the_class_that_fits(family):
 @pytest.mark.parametrize(("family", "changes"), FAMILIES.values(), ids=FAMILIES)
 def test_each_growth_alone_in_fp64(family, changes, growth):
     model = make(family, dtype=torch.float64, **changes)
-    if growth == ("upcycled" if is_mixture(model) else "more experts"):
-        pytest.skip("there is nothing of the kind")
     operator, uneven = SINGLE[growth], growth in ("x1.5", "fresh")
+    upcycled = growth == "experts" and not is_mixture(model)
+    if growth == "experts" and is_mixture(model):
+        operator = MultiplyExperts(noise_std=1e-3)
     if uneven and family in WHOLE_FACTORS_ONLY:
         operator = WIDEN_TWICE
     grown = grow(model, [operator])
-    if growth != "upcycled":
+    if not upcycled:
         leaves = uneven and family in SCALED_EPSILONS_LEAVE
         leaves |= (family, growth) == ("codegen", "x1.5")  # its heads are a multiple of four
         # Twice as many channels halve the gains before a tied head, and OLMo's class has none.
