@@ -4,10 +4,10 @@
     python scripts/imitate_machines.py --only avx2 --only "two threads"
     python scripts/imitate_machines.py --list
 
-Each imitation runs in its own process with one thing changed: the instructions that oneDNN or torch's own kernels
-may use, the number of threads, or the contents of new memory. In all of them, models must be finite, growth must
-be lossless and its seeded output equal to the golden values, and a resumed run must equal the uninterrupted one
-bit for bit.
+Each imitation runs in its own process with one thing changed: the instructions that oneDNN, MKL or torch's own
+kernels may use, the number of threads, or the contents of new memory. In all of them, models must be finite,
+growth must be lossless and its seeded output equal to the golden values, and a resumed run must equal the
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ IMITATIONS: dict[str, dict[str, str]] = {
     "oneDNN: AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "torch: avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "torch: default": {"ATEN_CPU_CAPABILITY": "default"},
+    "MKL: another vendor's": {"MKL_CBWR": "COMPATIBLE"},
     "two threads": {"GROWLM_TEST_THREADS": "2"},
     "NaN in new memory": {"GROWLM_TEST_NAN_IN_NEW_MEMORY": "1"},
 }

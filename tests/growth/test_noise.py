@@ -6,8 +6,8 @@ import torch
 from growlm.growth import GrowthRng, Widen, apply_growth, build_growth_map
 from growlm.growth.channel_map import ChannelMap
 from growlm.growth.transforms.fused import apply_to_weight
+from growlm.growth.transforms.matrix_std import compute_matrix_std
 from growlm.growth.transforms.noise import ZeroSumNoise
-from growlm.growth.transforms.tensor_transforms import compute_matrix_std
 from growlm.model.axes import Role, axes_table
 from tests.model.tiny_models import (
     EXPERTS,

@@ -8,7 +8,7 @@ import torch
 
 from growlm.growth import Deepen, Upcycle, Widen, grow
 from growlm.growth.growth_rng import GrowthRng
-from growlm.growth.transforms.tensor_transforms import compute_matrix_std
+from growlm.growth.transforms.matrix_std import compute_matrix_std
 from tests.model.tiny_models import build, tiny_config
 
 GROWTHS = {

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from growlm.growth.growth_rng import GrowthRng
+from growlm.growth.transforms.matrix_std import compute_matrix_std
 from growlm.growth.transforms.tensor_transforms import (
     Fill,
     Selection,
     TensorTransform,
-    compute_matrix_std,
     select_in_one_pass,
 )
 

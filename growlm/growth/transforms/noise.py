@@ -18,9 +18,10 @@ from growlm.growth.transforms.half_precision import (
     move_between_two,
     sum_tensors,
 )
+from growlm.growth.transforms.matrix_std import compute_matrix_std
 from growlm.growth.transforms.reconstruction import NOISE_ROUNDINGS, Reconstruction
 from growlm.growth.transforms.scale_factors import ScaleFactors
-from growlm.growth.transforms.tensor_transforms import TensorTransform, compute_matrix_std
+from growlm.growth.transforms.tensor_transforms import TensorTransform
 
 
 @dataclass(frozen=True)

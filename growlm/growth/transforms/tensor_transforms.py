@@ -24,6 +24,7 @@ from torch import Tensor
 from growlm.growth.channel_map import ChannelMap, broadcast_along, select_along
 from growlm.growth.growth_rng import GrowthRng
 from growlm.growth.transforms.half_precision import is_half, multiply_by_shares
+from growlm.growth.transforms.matrix_std import compute_matrix_std
 from growlm.growth.transforms.reconstruction import Reconstruction, is_followed_by_noise
 from growlm.growth.transforms.scale_factors import (
     DimFactors,
@@ -583,39 +584,3 @@ def fill_normal(
         torch.mul(numbers, std[member] if stacked else std, out=part)
 
     rng.draw_in_blocks(x, last, x.shape[last], purpose, rng_key, put, stacked=stacked)
-
-
-def compute_matrix_std(x: Tensor) -> Tensor:
-    """Return the standard deviation of each matrix of a stack, or of all entries below 3 dimensions.
-
-    The result is shaped to multiply the tensor.
-    """
-    stacked = x.ndim >= 3
-    dims = tuple(range(int(stacked), x.ndim))
-    size = math.prod(x.shape[dim] for dim in dims)
-    if x.dtype is torch.float16:  # squared norms would overflow
-        return compute_matrix_std(x.float()).to(x.dtype)
-    # Not `Tensor.std`, which takes ten times as long.
-    if size <= MAX_SUMMED_ENTRIES:
-        mean_square = torch.linalg.vector_norm(x, dim=dims, keepdim=stacked).square() / size
-        mean = x.mean(dim=dims, keepdim=stacked)
-    else:
-        rows = x if x.ndim > 1 else x.unsqueeze(1)
-        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).double()
-        mean_square = _sum_of_rows(norms.square()) / size
-        mean = _sum_of_rows(rows.sum(dim=-1, keepdim=True).double()) / size
-        if not stacked:
-            mean_square, mean = mean_square.squeeze(), mean.squeeze()
-    return (mean_square - mean.square()).clamp(min=0).sqrt().to(x.dtype)
-
-
-MAX_SUMMED_ENTRIES = 2**15
-"""The number of entries up to which they are summed at once. Torch shares larger sums among its threads, so
-that the result depends on their number; in fp32 the sum of 44 million is wrong by five percent. Sums of rows
-avoid both."""
-
-
-def _sum_of_rows(x: Tensor) -> Tensor:
-    """Sum over the rows, (..., rows, 1) to (..., 1, 1)."""
-    parts = [part.sum(dim=-2, keepdim=True) for part in x.split(MAX_SUMMED_ENTRIES, dim=-2)]
-    return sum(parts[1:], start=parts[0])

@@ -220,17 +220,17 @@ class ReinitializeUnits(TensorTransform):
         """Return mean and standard deviation (experts,) of the entries of the given units (experts, units)."""
         shards = self.segments.source.tolist()
         others = [dim for dim in range(x.ndim - 1) if dim != self.dim - 1]
-        sums, squares = [], []  # per shard, one number for every unit
-        for expert in (x[shards.index(shard)] for shard in range(self.segments.old_size)):
-            norms = torch.linalg.vector_norm(expert, dim=others) if others else expert
+        sums, squares = [], []  # per shard, one number for every unit; fp64, as in matrix_std.py
+        for expert in (x[shards.index(shard)].double() for shard in range(self.segments.old_size)):
             sums.append(expert.sum(dim=others) if others else expert)
-            squares.append(norms.square())
+            squares.append(expert.square().sum(dim=others) if others else expert.square())
         size = x.numel() // (len(x) * x.shape[self.dim]) * units.shape[1]
         means, mean_squares = (
             torch.stack(of_shards)[shards].gather(1, units).sum(dim=1) / size
             for of_shards in (sums, squares)
         )
-        return means, (mean_squares - means.square()).clamp(min=0).sqrt()
+        stds = (mean_squares - means.square()).clamp(min=0).sqrt()
+        return means.to(x.dtype), stds.to(x.dtype)
 
     def _choose_units(self, x: Tensor, member: int, count: int, rng: GrowthRng) -> Tensor:
         chosen = rng.choice(x.shape[self.dim], count, *self.unit_rng_key, "redrawn units", member)
