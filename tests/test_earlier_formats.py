@@ -154,7 +154,7 @@ def test_a_stopped_run_of_an_earlier_format_resumes(name, fixture, train):
 @pytest.mark.parametrize(("name", "strategy"), [("stopped", "ddp"), ("stopped_fsdp", "fsdp")])
 def test_a_stopped_run_goes_on_with_two_processes(name, strategy, fixture):
     run_dir = fixture(name)
-    command = ["-m", "growlm.train", f"resume={run_dir}", f"trainer.strategy={strategy}"]
+    command = ["growlm.train", f"resume={run_dir}", f"trainer.strategy={strategy}"]
     ended = outcome(start(command))
     assert [code for code, *_ in ended] == [0, 0], ended
     assert_finished(run_dir)

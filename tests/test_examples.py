@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from growlm.growth.operators.registry import available_operators
 from growlm.growth.optimizer_state import MOMENT_POWERS
+from tests.commands.processes import CommandProcess
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 PUBLIC = (
@@ -104,15 +104,8 @@ def test_own_data_module(capsys):
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_lightning_module_on_two_processes(strategy, tmp_path):
     path = EXAMPLES[0].with_name("lightning_module.py")
-    done = subprocess.run(
-        [sys.executable, path, strategy],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = CommandProcess(path, [strategy], tmp_path, tmp_path, environment).wait()
     assert done.returncode == 0, done.stderr
     jumps = [float(jump) for jump in re.findall(r"jump ([-+.e0-9]+);", done.stdout)]
     assert len(jumps) == 2

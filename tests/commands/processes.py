@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported what they need.
+"""Commands and programs in processes of their own, forked from one that has imported what they need.
 
 Importing torch and Lightning takes longer than most of what the tests ask of a command. What an import reads from
 the environment is that of the first test; `tests/cli/test_growlm_program.py` starts processes as a user does.
@@ -28,15 +28,22 @@ class Finished:
 
 
 class CommandProcess:
-    """`python -m module arguments`, running."""
+    """`python -m module arguments`, or `python program.py arguments`, running."""
 
-    def __init__(self, module, arguments, folder, streams):
+    def __init__(self, module, arguments, folder, streams, environment=None):
         self._paths = [Path(streams) / name for name in _STREAMS]
         for path in self._paths:
             path.touch()
         arguments = [str(argument) for argument in arguments]
         self._process = _FORKS.Process(
-            target=_run, args=(module, arguments, str(folder), dict(os.environ), self._paths)
+            target=_run,
+            args=(
+                str(module),
+                arguments,
+                str(folder),
+                environment or dict(os.environ),
+                self._paths,
+            ),
         )
         self._process.start()
         self.pid = self._process.pid
@@ -48,6 +55,15 @@ class CommandProcess:
     def printed(self):
         """What it has printed so far."""
         return self._paths[1].read_text()
+
+    @property
+    def returncode(self):
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def kill(self):
+        """Kill it if it still runs."""
+        self._process.kill()
 
     def poll(self):
         """The exit code; None while it runs."""
@@ -75,8 +91,12 @@ def _run(module, arguments, folder, environment, paths):
         os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
     if folders := environment.get("PYTHONPATH"):
         sys.path[:0] = folders.split(os.pathsep)
-    sys.path.insert(0, "")  # as `python -m` does
     sys.argv = [module, *arguments]
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent))  # as `python program.py` does
+        runpy.run_path(module, run_name="__main__")
+        return
+    sys.path.insert(0, "")  # as `python -m` does
     sys.modules.pop(module, None)  # or runpy would warn that it runs twice
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import TCPStore
 
+from tests.commands.processes import CommandProcess
 from tests.machines.imitation import imitate_machine
 
 THREADS = "1"
@@ -21,8 +22,8 @@ STORES: list[TCPStore] = []
 """Where processes meet; here, so that no port has to be found free and stay so until a process has started."""
 
 
-def start(command: list[str], processes: int = 2, **variables: str) -> list[subprocess.Popen]:
-    """Start a command as `torchrun` would, but for its watching: who kills one sees what the others do."""
+def start(command: list[str], processes: int = 2, **variables: str) -> list[CommandProcess]:
+    """Start a program as `torchrun` would, but for its watching: who kills one sees what the others do."""
     STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     common = {
         "WORLD_SIZE": str(processes),
@@ -34,26 +35,27 @@ def start(command: list[str], processes: int = 2, **variables: str) -> list[subp
         "PYTHONPATH": os.pathsep.join(sys.path),
         **variables,
     }
+    program, *arguments = command
     return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        CommandProcess(
+            program,
+            arguments,
+            folder=os.getcwd(),
+            streams=tempfile.mkdtemp(),
+            environment={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
     ]
 
 
-def outcome(processes: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
+def outcome(processes: list[CommandProcess], timeout: float = 300) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
     try:
-        texts = [process.communicate(timeout=timeout) for process in processes]
+        ended = [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(p.returncode, out, err) for p, (out, err) in zip(processes, texts, strict=True)]
+    return [(each.returncode, each.stdout, each.stderr) for each in ended]
 
 
 def run_all(jobs: list[list[str]], processes: int = 2) -> None:
