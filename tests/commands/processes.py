@@ -31,7 +31,8 @@ class CommandProcess:
     """`python -m module arguments`, or `python program.py arguments`, running."""
 
     def __init__(self, module, arguments, folder, streams, environment=None):
-        self._paths = [Path(streams) / name for name in _STREAMS]
+        self.streams = Path(streams)
+        self._paths = [self.streams / name for name in _STREAMS]
         for path in self._paths:
             path.touch()
         arguments = [str(argument) for argument in arguments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -55,6 +56,7 @@ def outcome(processes: list[CommandProcess], timeout: float = 300) -> list[tuple
     finally:
         for process in processes:
             process.kill()
+            shutil.rmtree(process.streams)
     return [(each.returncode, each.stdout, each.stderr) for each in ended]
 
 
