@@ -30,9 +30,18 @@ constraints: ## Write constraints/*.txt anew: the libraries of test-lowest and t
 	$(PYTHON) -m pip install -q uv
 	$(PYTHON) scripts/write_constraints.py
 
+docs: ## Build the documentation site into site/; needs `pip install -e '.[docs]'`
+	$(PYTHON) scripts/build_docs.py
+
+docs-serve: ## Show the site at localhost:8000 while its pages change
+	$(PYTHON) -m zensical serve
+
+docs-reference: ## Write docs/configuration.md anew from the docstrings of the config classes
+	$(PYTHON) scripts/write_config_reference.py
+
 lint: ## Lint, format and type checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-.PHONY: help install run test test-slow test-lowest test-newest test-machines constraints lint
+.PHONY: help install run test test-slow test-lowest test-newest test-machines constraints docs docs-serve docs-reference lint

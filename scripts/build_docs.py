@@ -1,0 +1,83 @@
+"""Build the documentation site into site/: the gallery's reports, the pages, and the files of the repository they link.
+
+    python scripts/build_docs.py
+
+Zensical turns `docs/` and the docstrings into pages and refuses links to pages or headings that do not exist. Pages
+also link files outside of `docs/` (an example, a config file): these are copied into the site, so that a link works
+on the site as it does in the repository. Needs `pip install -e '.[docs]'`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from growlm.runtime.errors import UserError
+from growlm.runtime.exit_codes import run_main_and_exit
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "site"
+LINK = re.compile(r'(?<=href=")(?!https?:|mailto:|#|data:)([^"#?]+)')
+LOADED = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]*"')
+
+
+def copy_linked_files(page: Path) -> list[str]:
+    """Copy the repository's files that a page links from outside of `docs/`, and let the links lead to the copies.
+
+    Returns:
+        Links that lead to no file.
+    """
+    broken: list[str] = []
+
+    def follow(found: re.Match[str]) -> str:
+        link = found[1]
+        target = Path(os.path.normpath(page.parent / link))
+        if target.is_relative_to(SITE):
+            if not target.exists():
+                broken.append(link)
+            return link
+        place = Path(os.path.normpath(ROOT / "docs" / page.parent.relative_to(SITE) / link))
+        if not place.is_relative_to(ROOT) or not place.is_file():
+            broken.append(link)
+            return link
+        copy = SITE / "repository" / place.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, copy)
+        return os.path.relpath(copy, page.parent)
+
+    page.write_text(LINK.sub(follow, page.read_text()))
+    return broken
+
+
+def main() -> int:
+    """Build the site; return 1 if a page links what does not exist, or loads anything from elsewhere."""
+    gallery = ROOT / "scripts" / "render_gallery.py"
+    subprocess.run([sys.executable, gallery], cwd=ROOT, check=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    build = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    try:
+        subprocess.run(build, cwd=ROOT, check=True)
+    except subprocess.CalledProcessError as error:
+        reason = (
+            "did not build the site (its messages are above; pip install -e '.[docs]' installs it)"
+        )
+        raise UserError("zensical", error.returncode, reason) from error
+    problems = []
+    for page in sorted(SITE.rglob("*.html")):
+        name = page.relative_to(SITE)
+        if name.parts[0] == "gallery":  # reports: their own tests look at them
+            continue
+        problems += [
+            f"{name}: links {link}, which does not exist" for link in copy_linked_files(page)
+        ]
+        problems += [f"{name}: loads {tag}" for tag in LOADED.findall(page.read_text())]
+    print("\n".join(problems) or f"built {SITE}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    run_main_and_exit(main)
