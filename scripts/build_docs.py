@@ -1,10 +1,11 @@
-"""Build the documentation site into site/: the gallery's reports, the pages, and the files of the repository they link.
+"""Build the documentation site into site/.
 
     python scripts/build_docs.py
 
-Zensical turns `docs/` and the docstrings into pages and refuses links to pages or headings that do not exist. Pages
-also link files outside of `docs/` (an example, a config file): these are copied into the site, so that a link works
-on the site as it does in the repository. Needs `pip install -e '.[docs]'`.
+First come the reports of the gallery, then the pages: Zensical makes them of `docs/` and the docstrings, and
+refuses links to pages or headings that do not exist. Pages also link files outside of `docs/`, such as examples.
+These are copied into the site, so that a link works on the site as it does in the repository.
+Needs `pip install -e '.[docs]'`.
 """
 
 from __future__ import annotations

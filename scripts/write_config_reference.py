@@ -13,6 +13,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
 import types
@@ -41,19 +42,19 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration reference
 
-Look up any setting here: what it means, its unit, its default and what it may be. Settings go on the command line as
-`key=value`:
+Look up any setting here: what it means, its unit, its default and what it may be. Settings go on the command line
+as `key=value`:
 
 ```sh
-python -m growlm.train model=small_llama optimizer.weight_decay=0.05 phases.dense.steps=20 phases.moe.steps=10 --cfg job
+python -m growlm.train model=small_llama optimizer.weight_decay=0.05 phases.dense.steps=20 --cfg job
 ```
 
-`model=small_llama` chooses an *entry* of a group, a file in `conf/model/`; `optimizer.weight_decay=0.05` sets a single
-key. `--cfg job` prints the config that results, instead of running it. [Plans](plans.md) says how files of your own
-take part, and `python -m growlm.train --help` lists groups and entries.
+`model=small_llama` chooses an *entry* of a group, a file in `conf/model/`. `optimizer.weight_decay=0.05` sets a
+single key. `--cfg job` prints the config that results, instead of running it. [Plans](plans.md) says how files of
+your own take part, and `python -m growlm.train --help` lists groups and entries.
 
-The defaults below are those of `python -m growlm.train` without any override. Other entries of a group may have other
-defaults, and a plan sets its own phases. *null* means that nothing is set. This page is written by
+The defaults below are those of `python -m growlm.train` without any override. Other entries of a group may have
+other defaults, and a plan sets its own phases. *null* means that nothing is set. This page is written by
 `python scripts/write_config_reference.py`.
 """
 COMMANDS = {
@@ -90,7 +91,7 @@ def field_docstrings(owner: type) -> dict[str, str]:
             continue
         tree = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
         body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in itertools.pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 text = _string(after)
                 if text:

@@ -1,4 +1,4 @@
-"""The pages that are made from the code: the Python API and the configuration reference, and the site's sidebar."""
+"""The Python API, the configuration reference and the sidebar of the site say what there is."""
 
 import importlib
 import re
@@ -13,11 +13,12 @@ API = {path: path.read_text() for path in sorted((DOCS / "api").glob("*.md"))}
 SHOWN = sorted(name for text in API.values() for name in re.findall(r"^::: (\S+)", text, re.M))
 PUBLIC = {  # what others rely on: it stays
     "growlm.model": "ModelConfig TransformerLM parameter_report",
-    "growlm.growth": "grow Upcycle Widen Deepen MultiplyExperts register_operator scale_bilaterally hyperclone_weight",
+    "growlm.growth": "grow Upcycle Widen Deepen MultiplyExperts register_operator scale_bilaterally "
+    "hyperclone_weight",
     "growlm.training": "run_plan fit_phases GrowthCallback PhaseState PhaseStage",
     "growlm.config": "load_config",
-    "growlm.verification": "verify_functional_equivalence detailed_growth_check quick_sanity_check check_rope_integrity "
-    "check_router_scaling check_symmetry_breaking check_functional_identity_layerwise",
+    "growlm.verification": "verify_functional_equivalence detailed_growth_check quick_sanity_check "
+    "check_rope_integrity check_router_scaling check_symmetry_breaking check_functional_identity_layerwise",
     "growlm.huggingface": "to_growlm to_huggingface grow_folder",
     "growlm.checkpoint": "save_model load_model",
     "growlm.reporting.html": "write_report",
@@ -68,6 +69,5 @@ def pages(entries):
 
 
 def test_the_sidebar_has_every_page_once():
-    # The palettes' `!!` tags are not used, so that plain YAML reads it.
     named = list(pages(yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text())["nav"]))
     assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
