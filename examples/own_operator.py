@@ -4,7 +4,7 @@
 
 Depth up-scaling (Kim et al. 2023, arXiv 2312.15166) puts a second copy of a run of blocks behind the first. Here
 the copies start with output projections of zero, so the model computes what it did before. An entry point makes
-an operator known to `growlm train` and the other commands (docs/extending.md).
+an operator known to `growlm train` and the other commands (docs/own_operators.md).
 """
 
 from dataclasses import dataclass, field

@@ -26,7 +26,7 @@ Convert a growlm checkpoint to a Hugging Face model, or a Hugging Face model to 
 usage: python -m growlm.convert source=DIR out=DIR to=huggingface|growlm [setting=value ...]
 
   source        folder of a growlm checkpoint (to=huggingface), or of a Hugging Face model with config.json and
-                safetensors files (to=growlm); docs/huggingface.md lists the architectures
+                safetensors files (to=growlm); docs/architectures.md lists the architectures
   out           folder to create; must not exist; nothing is left of it if the conversion fails
   to            format of out: huggingface or growlm
   dtype         dtype of the weights: same, float32, bfloat16, float16 (default: same)

@@ -33,7 +33,7 @@ Grow a model folder on disk into a larger one, one tensor in memory at a time.
 
 usage: python -m growlm.grow checkpoint=DIR out=DIR grow=OPERATORS [setting=value ...]
 
-  checkpoint       folder of a growlm checkpoint or a Hugging Face model; docs/huggingface.md lists the
+  checkpoint       folder of a growlm checkpoint or a Hugging Face model; docs/architectures.md lists the
                    architectures
   out              folder to create; must not exist; nothing is left of it if the growth fails
   grow             list of operators with their settings, applied in order

@@ -1,6 +1,6 @@
 """Print which transformers architectures come in and go out, how they grow, and what is refused.
 
-    python scripts/coverage_table.py              (the tables of docs/huggingface.md)
+    python scripts/coverage_table.py              (the tables of docs/architectures.md)
     python scripts/coverage_table.py --write      (write them into that page)
     python scripts/coverage_table.py --models ../shared/models.json
 
@@ -36,7 +36,7 @@ from growlm.model.config import ModelConfig
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "huggingface.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
 BEGIN = "<!-- begin of what scripts/coverage_table.py prints -->"
 END = "<!-- end of what scripts/coverage_table.py prints -->"
 
@@ -197,7 +197,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def format_coverage() -> str:
-    """Return the tables of docs/huggingface.md."""
+    """Return the tables of docs/architectures.md."""
     notes: list[str] = []
     rows = [describe_architecture(each, notes) for each in ARCHITECTURES]
     header = ["class", "models", "in", "out", *OPERATORS, "after upcycling", "refused because"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from growlm.huggingface.keys.config_keys import ConfigReader
 
-DOCS_PAGE = "docs/huggingface.md"
+DOCS_PAGE = "docs/architectures.md"
 NO_TABLE = "no table describes it yet"
 
 

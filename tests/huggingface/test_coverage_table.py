@@ -1,4 +1,4 @@
-"""docs/huggingface.md shows what the code does, and published models come in or are refused by feature."""
+"""docs/architectures.md shows what the code does, and published models come in or are refused by feature."""
 
 import json
 import subprocess

@@ -27,13 +27,13 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
 REFUSED = [
     # family, key of config.json, value, what the message says after the key
     ("llama", "model_type", "gemma", r"architectures=.*: must be \[GemmaForCausalLM\]"),
-    ("llama", "model_type", "bloom", r"=bloom: ALiBi position biases are not supported; docs/hugg"),
-    ("llama", "model_type", "none", r"=none: is not supported; docs/huggingface\.md lists what is"),
+    ("llama", "model_type", "bloom", r"=bloom: ALiBi position biases are not supported; docs/arch"),
+    ("llama", "model_type", "none", r"=none: is not supported; docs/architectures\.md lists what is"),
     (
         "llama",
         "model_type",
         MISSING,
-        r"=null: is not supported; docs/huggingface\.md lists what is",
+        r"=null: is not supported; docs/architectures\.md lists what is",
     ),
     ("llama", "architectures", ["LlamaModel"], r"=.*must be \[LlamaForCausalLM\]"),
     ("llama", "quantization_config", {"quant_method": "gptq"}, r"=.*must be null"),

@@ -63,12 +63,12 @@ def refusal(folder, **content):
 )
 def test_an_unknown_type_is_refused_by_feature(tmp_path, content, reason):
     shown = content.get("model_type", "null")
-    expected = f"model_type={shown}: {reason}; docs/huggingface.md lists what is"
+    expected = f"model_type={shown}: {reason}; docs/architectures.md lists what is"
     assert refusal(tmp_path, **content) == expected
 
 
 def test_a_type_without_a_table_is_refused(tmp_path):
-    reason = "no table describes it yet; docs/huggingface.md lists what is supported"
+    reason = "no table describes it yet; docs/architectures.md lists what is supported"
     assert refusal(tmp_path, model_type="biogpt") == f"model_type=biogpt: {reason}"
 
 

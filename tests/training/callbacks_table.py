@@ -1,4 +1,4 @@
-"""What each of Lightning's callbacks does in a plan: cases of tests, and the table of docs/callbacks.md."""
+"""What each of Lightning's callbacks does in a plan: cases of tests, and the table of docs/own_classes.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ CASES: dict[str, Case] = {
 
 
 def render_table() -> str:
-    """Return the table of docs/callbacks.md."""
+    """Return the table of docs/own_classes.md."""
     from growlm.training.callbacks.lightning_callbacks import REFUSED, SPIKE_REASON
 
     lines = ["| callback | in a plan |", "|---|---|"]

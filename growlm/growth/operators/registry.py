@@ -1,7 +1,7 @@
 """Register growth operators under the names that YAML and JSON use, and find them there.
 
 Packages add operators with an entry point of the group `growlm.operators`: its name is the operator's, and what it
-points to is the class or its module, which registers it. docs/extending.md has the contract.
+points to is the class or its module, which registers it. docs/own_operators.md has the contract.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Say which of Lightning's callbacks a plan accepts, and how each behaves at boundaries and in resumes.
 
-docs/callbacks.md has the table.
+docs/own_classes.md has the table.
 """
 
 from __future__ import annotations
