@@ -46,7 +46,7 @@ def test_the_files_of_a_run(run):
 
 
 def keys_of(value, known):
-    """The keys of a JSON value and of all inside it, but for those below `known` ones, which have pages of their own."""
+    """The keys of a JSON value and of all inside it, but for what is below the `known` ones."""
     if isinstance(value, list):
         return set().union(*(keys_of(item, known) for item in value))
     if not isinstance(value, dict):
