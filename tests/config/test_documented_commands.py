@@ -13,7 +13,7 @@ from growlm.config.validation import check_config
 from growlm.plan import COMMAND_KEYS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("planner.md", "distributed.md", "cluster.md", "bring_your_own.md")
+PAGES = ("planner.md", "distributed.md", "bring_your_own.md")
 STARTS = re.compile(r"-m growlm\.(train|plan)\b(.*)")
 
 
