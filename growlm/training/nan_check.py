@@ -13,6 +13,9 @@ from growlm.runtime.errors import RunError
 MAX_CONSECUTIVE_SKIPS = 10
 """Skipped steps in a row after which a run stops, even with `trainer.on_nonfinite=skip`."""
 
+NAN_PAGE = "docs/troubleshooting.md#nan-and-infinity"
+"""Where causes and remedies are described."""
+
 
 class NonFiniteError(RunError):
     """Error raised when a loss, weight or gradient is NaN or infinite."""

@@ -28,6 +28,7 @@ from growlm.optim.optimizer_factory import build_optimizer
 from growlm.optim.optimizer_states import check_optimizer
 from growlm.training.nan_check import (
     MAX_CONSECUTIVE_SKIPS,
+    NAN_PAGE,
     NonFiniteError,
     describe_nonfinite_gradient,
     describe_nonfinite_weight,
@@ -299,7 +300,9 @@ class PhaseStage(LightningModule):
         self._num_consecutive_skips += 1
         may_skip = self.trainer_settings.on_nonfinite == "skip" and weight is None
         if not may_skip or self._num_consecutive_skips > MAX_CONSECUTIVE_SKIPS:
-            raise NonFiniteError(f"phase {self.phase.name}, step {step}: {reason}")
+            raise NonFiniteError(
+                f"phase {self.phase.name}, step {step}: {reason}. What to do: {NAN_PAGE}"
+            )
         self.skip_reason = reason
         self.step_scaling.skip_step()
         self.zero_grad(set_to_none=True)

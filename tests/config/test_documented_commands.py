@@ -13,7 +13,7 @@ from growlm.config.validation import check_config
 from growlm.plan import COMMAND_KEYS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("planner.md", "distributed.md", "cluster.md", "own_classes.md")
+PAGES = ("planner.md", "distributed.md", "own_classes.md")
 STARTS = re.compile(r"-m growlm\.(train|plan)\b(.*)")
 
 

@@ -1,12 +1,17 @@
 """What a run leaves behind."""
 
+import dataclasses
 import json
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from growlm.checkpoint import load_model
+from growlm.reporting.reading.sweep_record import Job, SweepRecord
+from growlm.reporting.records import PhaseSummary, ReusedPhases, RunSummary
 from tests.training.tiny_run import events, rows, tiny_run
 
 PHASES = ["dense", "moe", "wide", "deep"]
@@ -38,6 +43,40 @@ def test_the_files_of_a_run(run):
         "large_moe_final",
         "training_history.jsonl",
     }
+
+
+def keys_of(value, known):
+    """The keys of a JSON value and of all inside it, but for what is below the `known` ones."""
+    if isinstance(value, list):
+        return set().union(*(keys_of(item, known) for item in value))
+    if not isinstance(value, dict):
+        return set()
+    below = (keys_of(item, known) for key, item in value.items() if key not in known)
+    return set(value).union(*below)
+
+
+def test_the_page_on_run_files_has_every_file_and_key(run):
+    page = (Path(__file__).parents[2] / "docs" / "run_files.md").read_text()
+    folder = run.run_dir
+    lines = (folder / "checkpoints" / "training_history.jsonl").read_text().splitlines()
+    keys = {key for line in lines for key in json.loads(line)}
+    # figures, and a model's config, operators and checks by name are explained elsewhere
+    elsewhere = {"figures", "model", "operators", "checks"}
+    for name in ("boundaries", "summary", "plan", "provenance"):
+        keys |= keys_of(json.loads((folder / f"{name}.json").read_text()), elsewhere)
+    for record in json.loads((folder / "boundaries.json").read_text()):
+        for check in record["checks"].values():
+            keys |= set(check)
+    model = folder / "checkpoints" / "dense_model"
+    keys |= set(json.loads((model / "config.json").read_text()))
+    for record in (RunSummary, PhaseSummary, ReusedPhases, SweepRecord, Job):
+        keys |= {field.name for field in dataclasses.fields(record)}
+    keys |= {path.name for path in (*folder.glob("*.*"), *folder.glob("resume/[rl]*"))}
+    keys |= {path.name for path in (*model.iterdir(), *folder.glob("resume/0*/*"))}
+    assert len(keys) > 100
+    named = set(re.findall(r"`([^`\n]+)`", page))
+    named |= {Path(name).name for name in named}
+    assert not keys - named
 
 
 def test_every_boundary_is_lossless(run):

@@ -57,6 +57,8 @@ from growlm.verification.growth_check import detailed_growth_check
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 OTHER_STRATEGIES = (DeepSpeedStrategy, SingleDeviceXLAStrategy, XLAStrategy)
 """Strategies that derive from those, and keep weights and optimizers otherwise."""
+CHECKS_PAGE = "docs/troubleshooting.md#a-check-failed"
+"""Where each check and its usual causes are described."""
 PROBE_SIZE = (4, 64)
 """Sequences and tokens of the probe that is drawn if none is given."""
 
@@ -426,6 +428,7 @@ def raise_if_failed(boundary: BoundaryRecord) -> None:
         raise GrowthError(
             f"growing {boundary.from_phase} → {boundary.to_phase} failed its checks. "
             + "; ".join(failed)
+            + f". Causes and remedies: {CHECKS_PAGE}"
         )
 
 
