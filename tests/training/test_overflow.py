@@ -21,7 +21,7 @@ class LargeGradients(Callback):
 def test_a_norm_that_overflows_is_named(tmp_path):
     named = (
         r"phase dense, step 1: the norm of the gradients is inf, too large for its precision: every entry "
-        r"of them is finite, and so is the loss, 5\.\d+$"
+        r"of them is finite, and so is the loss, 5\.\d+\. What to do: docs/troubleshooting\.md#nan-and-infinity$"
     )
     with pytest.raises(NonFiniteError, match=named):
         run_plan(tiny_config(tmp_path / "run", *DENSE), [LargeGradients()])
