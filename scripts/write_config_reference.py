@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 import types
@@ -152,7 +153,10 @@ def _meaning(texts: dict[str, str], field: dataclasses.Field[Any]) -> str:
 def _escape(text: str) -> str:
     """Return text for a cell of a table: outside of code, `<` would begin a tag."""
     parts = text.replace("|", "\\|").split("`")
-    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [
+        re.sub(r"\bdocs/([\w/]+\.md)", r"[\1](\1)", part.replace("<", "&lt;"))
+        for part in parts[::2]
+    ]
     return "`".join(parts)
 
 

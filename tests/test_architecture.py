@@ -1,4 +1,4 @@
-"""The layout that CONTRIBUTING.md describes: dependencies point one way, folders are small, names are unique."""
+"""The layout of docs/CONTRIBUTING.md: dependencies point one way, folders are small, names are unique."""
 
 import ast
 import importlib
@@ -79,7 +79,7 @@ def test_imports_point_one_way():
 def test_every_package_has_its_place():
     packages = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
     assert packages - RENAMED == {package for layer in LAYERS for package in layer}
-    tour = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    tour = (ROOT.parent / "docs" / "CONTRIBUTING.md").read_text()
     assert {name for name in packages - RENAMED if f"| `{name}/` |" not in tour} == set()
 
 

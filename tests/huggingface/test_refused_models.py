@@ -28,7 +28,12 @@ REFUSED = [
     # family, key of config.json, value, what the message says after the key
     ("llama", "model_type", "gemma", r"architectures=.*: must be \[GemmaForCausalLM\]"),
     ("llama", "model_type", "bloom", r"=bloom: ALiBi position biases are not supported; docs/arch"),
-    ("llama", "model_type", "none", r"=none: is not supported; docs/architectures\.md lists what is"),
+    (
+        "llama",
+        "model_type",
+        "none",
+        r"=none: is not supported; docs/architectures\.md lists what is",
+    ),
     (
         "llama",
         "model_type",
