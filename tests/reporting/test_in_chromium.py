@@ -272,7 +272,7 @@ def test_on_paper_everything_is_light_and_there(browser, run_page):
     )
     assert 1 < len(re.findall(rb"/Type\s*/Page\b", browser.pdf())) <= 4
     printed = browser.run("return window.printed")
-    assert len(printed) == 10
+    assert len(printed) == 13
     assert all(plot == {"inside": True, "text": "#1c2330"} for plot in printed)
     assert not browser.run("return document.body.classList.contains('printing')")
 
@@ -334,6 +334,57 @@ def test_unfinished_runs_open(browser, tmp_path):
     for name in ("begun.html", "both.html"):
         browser.open(tmp_path / name)
         assert "unfinished" in " ".join(browser.texts(".status"))
+
+
+def test_router_loads_have_the_same_colors_everywhere(browser, run_page):
+    browser.open(run_page)
+    maps = browser.run(
+        """return ['router-most-plot', 'router-layer-plot'].flatMap((id) => document.getElementById(id).data)
+        .map(({zmin, zmax, showscale, colorscale, colorbar: {title, ticktext}}) =>
+            ({zmin, zmax, showscale, colors: String(colorscale), title: title.text, ticks: ticktext}))"""
+    )
+    assert len(maps) == 6
+    assert [one.pop("showscale") for one in maps] == [True, False, False] * 2
+    assert all(one == maps[0] for one in maps)
+    assert maps[0]["title"] == "load / even share"
+    assert maps[0]["ticks"] == ["none", "≤ ¼", "½", "1", "2", "≥ 4"]
+    titles = "return document.getElementById('router-layer-plot').layout.{}.title.text"
+    assert [browser.run(titles.format(axis)) for axis in ("xaxis", "yaxis")] == ["step", "expert"]
+    heights = "return document.getElementById('router-layer-plot').data[0].z.flat()"
+    assert all(-2 <= value <= 2 or value == maps[0]["zmin"] for value in browser.run(heights))
+
+
+def test_where_tokens_went_is_drawn_and_told_for_each_growth(browser, run_page):
+    browser.open(run_page)
+    read = "return [...document.querySelectorAll('#movement .plot')].map((p) => p.data[0]?.z)"
+    upcycled, widened, deepened = browser.run(read)
+    assert len(upcycled) == 1
+    assert sum(upcycled[0]) == pytest.approx(1, abs=1e-3)
+    for matrix in (widened, deepened):
+        for old, row in enumerate(matrix):
+            # The probe of the tiny run is small: an expert may have no tokens.
+            assert row in ([None] * 8, [float(old == new) for new in range(8)])
+        assert sum(None not in row for row in matrix) > 4
+    rows = browser.texts("#movement-table tbody tr")
+    assert len(rows) == 2 + 2 + 3
+    assert sum("100 %" in row for row in rows) == 4
+    assert sum("inserted" in row for row in rows) == 1
+    inserted = next(i for i, row in enumerate(rows[4:]) if "inserted" in row)
+    browser.run(
+        """const choice = document.getElementById('movement-layer'); choice.value = arguments[0];
+        choice.dispatchEvent(new Event('change'))""",
+        str(inserted),
+    )
+    assert [len(z) for z in browser.run(read) if z][-1] == 1
+    assert f"layer {inserted} was inserted" in browser.texts("#movement small")[-1]
+
+
+def test_older_runs_have_no_matrices(browser, tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_report([folder], folder / "report.html")
+    browser.open(folder / "report.html")
+    assert browser.texts("#movement") == []
+    assert len(browser.texts("#router")) == 1
 
 
 def test_ten_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):

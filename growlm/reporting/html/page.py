@@ -25,6 +25,7 @@ SCRIPTS = (
     "loss_plot.js",
     "boundaries.js",
     "measures.js",
+    "routers.js",
     "run.js",
     "comparison.js",
     "main.js",

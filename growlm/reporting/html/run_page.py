@@ -14,9 +14,10 @@ from growlm.reporting.html.curves import (
 )
 from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
 from growlm.reporting.html.lr_curve import build_lr_curve
+from growlm.reporting.html.movement_matrices import build_expert_movement
 from growlm.reporting.html.phase_bands import build_phase_bands
 from growlm.reporting.html.provenance_facts import list_provenance_facts
-from growlm.reporting.html.router_load import build_router_load
+from growlm.reporting.html.router_load import build_load_table, build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
@@ -91,7 +92,9 @@ def build_run_page(run: Run, title: str | None = None) -> dict[str, Any]:
         "bands": bands,
         "lr": build_lr_curve(run),
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
-        "router": build_router_load(run),
+        "router": (router := build_router_load(run)),
+        "routerTable": build_load_table(router).to_json(),
+        "movement": build_expert_movement(run),
         "phases": build_phase_table(run).to_json(),
         "evaluation": None
         if (evaluation := build_evaluation_table(run)) is None
