@@ -209,18 +209,68 @@ def test_the_sweeps_table_sorts(browser, sweep_page):
     assert browser.run(sort, header) == "descending"
 
 
+CURVES = """return document.getElementById('loss-plot').data.filter(({meta}) => !meta.growth)
+.map(({line: {color, width}, meta: {runs}, x}) => ({color, width, runs, x}))"""
+
+
+def own_colours(browser):
+    curves = browser.run(CURVES)
+    return [next(c["color"] for c in curves if c["runs"] == [run]) for run in range(4)]
+
+
 def test_dials_are_colours_and_runs_can_be_hidden(browser, sweep_page):
     browser.open(sweep_page)
-    colours = "return document.getElementById('loss-plot').data.map((line) => line.line.color)"
-    by_noise = browser.run(colours)
+    by_noise = own_colours(browser)
     assert by_noise[0] == by_noise[1] != by_noise[2] == by_noise[3]
     browser.click("#dial input[value='1']")
-    by_scale = browser.run(colours)
+    by_scale = own_colours(browser)
     assert by_scale[0] == by_scale[2] != by_scale[1] == by_scale[3]
     browser.click(".legend button")
-    visible = "return document.getElementById('loss-plot').data.map((line) => line.visible)"
-    assert browser.run(visible) == [False, True, True, True]
+    assert all(0 not in curve["runs"] for curve in browser.run(CURVES))
     assert len(browser.texts(".legend button")) == 4
+
+
+def test_what_runs_share_is_drawn_once_and_says_so(browser, sweep_page):
+    browser.open(sweep_page)
+    shared, *own = browser.run(CURVES)
+    assert shared["runs"] == [0, 1, 2, 3]
+    assert shared["x"] == [1, 2, 3, 4]
+    drawn = [curve["runs"] for curve in own]
+    assert all([run] in drawn for run in range(4))
+    assert {tuple(runs) for runs in drawn if len(runs) > 1} <= {(0, 2), (1, 3)}  # of one width
+    assert all((curve["width"] < shared["width"]) == (len(curve["runs"]) == 1) for curve in own)
+    for run in range(4):  # the pieces of each run, one behind the other
+        pieces = sorted(c["x"] for c in (shared, *own) if run in c["runs"])
+        assert all(one[-1] == two[0] for one, two in itertools.pairwise(pieces))
+        assert pieces[-1][-1] == 8
+    assert "all 4 runs" in browser.texts("#loss-plot .annotation-text")
+    key = " | ".join(browser.texts("#loss .key span"))
+    for words in ("color: noise_std", "1e-5", "dashes: scale_factor", "the same curve", "growth"):
+        assert words in key
+    assert "after step 2 (all 4 runs)" in browser.texts("#loss .marks li")[0]
+
+
+def test_runs_that_grew_elsewhere_are_told_apart(browser, tmp_path):
+    folders = [write_run(tmp_path / f"run{n}", steps=n, growth={"noise_std": n}) for n in (4, 7)]
+    write_report(folders, tmp_path / "both.html")
+    browser.open(tmp_path / "both.html")
+    marks = "return document.getElementById('loss-plot').data.filter(({meta}) => meta.growth).map(({x}) => x[0])"
+    assert sorted(browser.run(marks)) == [4, 7, 8, 12, 14, 21]
+    first = browser.texts("#loss .marks li")[0]
+    assert first.endswith("after step 4 (noise_std 4); after step 7 (noise_std 7)")
+    lines = "return document.getElementById('loss-plot').layout.shapes.length"
+    assert browser.run(lines) == 0
+
+
+def test_two_dials_are_a_grid_with_its_numbers(browser, sweep_page):
+    browser.open(sweep_page)
+    grid = browser.run("return document.getElementById('dial-plot').data[0]")
+    assert grid["type"] == "heatmap"
+    assert [len(row) for row in grid["z"]] == [2, 2]
+    losses = [cell for row in grid["text"] for cell in row]
+    assert sorted(losses) == sorted(browser.texts("#final-table tbody td:nth-child(4)"))
+    fits = "return ((box) => box.scrollWidth <= box.clientWidth)(document.querySelector('#runs .table-box'))"
+    assert browser.run(fits)
 
 
 def background(browser):

@@ -27,6 +27,7 @@ SCRIPTS = (
     "measures.js",
     "routers.js",
     "run.js",
+    "final_losses.js",
     "comparison.js",
     "main.js",
 )
