@@ -70,7 +70,7 @@ function evaluationTable({ evaluation }) {
 // The phases in words: how many parameters from which step, and what grew there.
 function phaseList(data) {
   const marks = growthMarks(data);
-  const items = marks.map(({ name, grew, grows, passed }, index) => {
+  const items = marks.map(({ name, grew, grows }, index) => {
     const band = data.bands.find((one) => one.name === name);
     const boundary = data.boundaries.find(({ to }) => to === name);
     const from = !grows ? "from step 1" : boundary?.at ? `after step ${count(boundary.at.step)}` : "";
@@ -80,7 +80,7 @@ function phaseList(data) {
     return element(
       "li", {},
       element("b", {}, String(index + 1)), element("span", { class: "name" }, `${name}${grew ? `: ${grew}` : ""}`), `, ${words} `,
-      grows && boundary ? status(passed ? "passed" : "failed", passed ? "checks passed" : "checks failed") : null,
+      grows && boundary ? status(boundary.verdict.status, boundary.verdict.text) : null,
     );
   });
   return items.length ? element("ol", { class: "marks" }, ...items) : null;
