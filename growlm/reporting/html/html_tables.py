@@ -107,7 +107,8 @@ def build_phase_table(run: Run) -> ReportTable:
     )
     for phase in outcome.collect_phase_metrics(run):
         planned, steps = phase.get("planned"), phase.get("steps")
-        out_of = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
+        is_short = planned and steps is not None and steps < planned
+        out_of = f" of {number_format.format_count(planned)}" if is_short else ""
         losses = [
             (finite_or_none(phase.get(first)), finite_or_none(phase.get(last)))
             for first, last in (("first_loss", "final_loss"), ("initial_val_loss", "val_loss"))
@@ -118,7 +119,7 @@ def build_phase_table(run: Run) -> ReportTable:
                 number_cell(phase.get("total_parameters"), number_format.format_large_count),
                 number_cell(phase.get("active_parameters"), number_format.format_large_count),
                 {
-                    "text": number_format.MISSING if steps is None else f"{steps:,}{out_of}",
+                    "text": f"{number_format.format_count(steps)}{out_of}",
                     "sort": steps,
                 },
                 number_cell(phase.get("tokens"), number_format.format_large_count),
@@ -170,7 +171,10 @@ def _loss_cell(*values: Any) -> Cell:
     """Return a cell of a loss before and after, and in bits per byte."""
     first, last, bits = map(finite_or_none, values)
     losses = f"{number_format.format_loss(first)} → {number_format.format_loss(last)}"
-    return {"text": losses if bits is None else f"{losses}; {bits:.4f}", "sort": last}
+    return {
+        "text": losses if bits is None else f"{losses}; {number_format.format_loss(bits)}",
+        "sort": last,
+    }
 
 
 def build_run_table(

@@ -197,7 +197,7 @@ def describe_result(run: Run) -> str:
         words.append(f"validation loss {number_format.format_loss(loss)}")
     for boundary in failed:
         at = boundary_position(run, boundary)
-        where = f" after step {at['step']:,.0f}" if at else ""
+        where = f" after step {number_format.format_count(at['step'])}" if at else ""
         words.append(f"the growth {outcome.format_boundary_name(boundary)} failed{where}")
     for boundary in run.boundaries:
         if _has_lost_by_design(boundary):
@@ -245,7 +245,9 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
 
 def _format_bits_per_byte(run: Run) -> str:
     bits = outcome.final_bits_per_byte(run)
-    return "the last" if bits is None else f"the last; {bits:.4f} bits per byte"
+    return (
+        "the last" if bits is None else f"the last; {number_format.format_loss(bits)} bits per byte"
+    )
 
 
 def _plotted_series(rows: Sequence[HistoryLine], plotted: Sequence[int]) -> dict[str, Any]:
@@ -394,8 +396,8 @@ def _phase_samples(run: Run) -> list[dict[str, str]]:
 
 
 def _format_loss_pair(before: Any, after: Any) -> str:
-    shown = [finite_or_none(value) for value in (before, after)]
-    return " → ".join(number_format.MISSING if value is None else f"{value:.6f}" for value in shown)
+    losses = (finite_or_none(value) for value in (before, after))
+    return " → ".join(map(number_format.format_probe_loss, losses))
 
 
 def _format_magnitude(value: Any) -> str:
