@@ -3,6 +3,7 @@
 // Loads are compared with an even share on a logarithmic scale whose ends are the same in all reports.
 const LOAD = { dead: -2.6, unused: -2.15, low: -2, high: 2 };
 const LOAD_TICKS = [[-2.38, "none"], [-2, "\u2264 \u00bc"], [-1, "\u00bd"], [0, "1"], [1, "2"], [2, "\u2265 4"]];
+const NARROW = 260; // pixels below which a matrix has a color bar without a title
 const CELL = { smallest: 26, largest: 44, text: 30 };
 
 const share = (load) => (load === null ? null : load / 100);
@@ -78,13 +79,13 @@ function loadLayout(colors, rows, boundaries, start, title, count) {
     shapes: thinLines(boundaries, colors).map((line) => ({ ...line, layer: "above" })),
     margin: { l: 44, r: 8, t: 8, b: 38 },
     xaxis: { ...progress(colors, lastOf(rows[shown.axis]), start), showgrid: false },
-    yaxis: indexScale(colors, title, count),
+    yaxis: indexScale(colors, title, count, boxHeight("router-most-plot") - 46),
   };
 }
 
 // Whole numbers from the top: layers or experts.
-function indexScale(colors, title, count) {
-  const few = count <= 16 ? { tickmode: "linear", dtick: 1 } : { nticks: 9 };
+function indexScale(colors, title, count, pixels = Infinity) {
+  const few = count <= 16 && pixels >= 14 * count ? { tickmode: "linear", dtick: 1 } : { nticks: 9 };
   return scale(colors, { title, showgrid: false, range: [count - 0.5, -0.5], ...few });
 }
 
@@ -130,25 +131,26 @@ function movementPlot(growth, at, colors, width, plotHeight) {
   const margin = { l: 52, r: 8, t: 8, b: 40 };
   const height = plotHeight - margin.t - margin.b;
   const cell = Math.min(CELL.largest, height / rows);
-  const column = (width - margin.l - margin.r - (growth.old > 1 ? 60 : 0)) / growth.new;
+  const isNarrow = width < NARROW;
+  const column = (width - margin.l - margin.r - (growth.old > 1 ? (isNarrow ? 40 : 60) : 0)) / growth.new;
   const hasText = layer && cell >= 16 && column >= CELL.smallest;
   const source = layer?.oldLayer === null ? "inserted layer" : "dense layer";
   const names = values.map((_, index) => (layer?.hasExperts ? `expert ${index}` : source));
   return {
     data: layer ? [{
       type: "heatmap", x: values[0].map((_, index) => index), y: values.map((_, index) => index), z: values,
-      colorscale: colors.most, zmin: 0, zmax: 1, xgap: 1, ygap: 1, showscale: growth.old > 1 || !hasText,
+      colorscale: colors.most, zmin: 0, zmax: 1, xgap: 1, ygap: 1, showscale: growth.old > 1,
       text: values.map((line) => line.map((part) => (part ? `${Math.round(100 * part)}` : ""))),
       texttemplate: hasText ? "%{text}" : "", textfont: { size: column >= CELL.text ? 11 : 10 },
       customdata: values.map((line, index) => line.map(() => names[index])),
-      colorbar: { ...colorBar(colors, "share of the old expert"), tickvals: [0, 0.5, 1], tickformat: ".0%" },
+      colorbar: { ...colorBar(colors, isNarrow ? "" : "share of the old expert"), thickness: isNarrow ? 6 : 10, tickvals: [0, 0.5, 1], tickformat: ".0%" },
       hovertemplate: "%{customdata} \u2192 expert %{x}: %{z:.1%}<extra></extra>",
     }] : [],
     layout: {
       margin,
-      xaxis: { ...scale(colors, { title: "new expert", showgrid: false, ...(growth.new <= 8 ? { dtick: 1 } : { nticks: 9 }) }), range: [-0.5, growth.new - 0.5] },
+      xaxis: { ...scale(colors, { title: "new expert", showgrid: false, tickangle: 0, ...(growth.new <= 8 ? { dtick: 1 } : { nticks: isNarrow ? 4 : 9 }) }), range: [-0.5, growth.new - 0.5] },
       yaxis: {
-        ...indexScale(colors, layer?.hasExperts ? "old expert" : "", rows), domain: [1 - Math.min(1, (cell * rows) / height), 1], automargin: false,
+        ...indexScale(colors, layer?.hasExperts ? "old expert" : "", rows, height), domain: [1 - Math.min(1, (cell * rows) / height), 1], automargin: false,
         ...(layer?.hasExperts ? {} : { tickmode: "array", tickvals: [0], ticktext: [layer?.oldLayer === null ? "new" : "dense"] }),
       },
     },
