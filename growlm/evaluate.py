@@ -29,6 +29,7 @@ from growlm.reporting.console.progress_bars import CountProgressBar
 from growlm.runtime.device import resolve_accelerator, torch_device
 from growlm.runtime.errors import RunError, UserError
 from growlm.runtime.exit_codes import run_main_and_exit
+from growlm.runtime.number_format import format_loss, format_ratio
 from growlm.runtime.output_streams import can_write_unicode
 from growlm.training.nan_check import describe_nonfinite_weight
 
@@ -179,12 +180,12 @@ def _print_result(console: Console, record: dict[str, Any]) -> None:
     for name, value in {
         "data": f"{record['data']} ({record['split']}): {record['documents']:,} documents, "
         f"{record['bytes']:,} bytes",
-        "tokens": f"{record['tokens']:,} ({record['tokenizer']}, {bytes_per_token:.2f} bytes each)",
-        "loss": f"{record['loss']:.4f} nats per token",
-        "perplexity": f"{record['perplexity']:.4f}",
-        "bits per byte": f"{record['bits_per_byte']:.4f}",
-        "without EOS tokens": f"loss {without_eos['loss']:.4f}, "
-        f"bits per byte {without_eos['bits_per_byte']:.4f}",
+        "tokens": f"{record['tokens']:,} ({record['tokenizer']}, {format_ratio(bytes_per_token)} bytes each)",
+        "loss": f"{format_loss(record['loss'])} nats per token",
+        "perplexity": f"{format_loss(record['perplexity'])}",
+        "bits per byte": f"{format_loss(record['bits_per_byte'])}",
+        "without EOS tokens": f"loss {format_loss(without_eos['loss'])}, "
+        f"bits per byte {format_loss(without_eos['bits_per_byte'])}",
     }.items():
         console.print(f"{name:<22}{value}", markup=False, soft_wrap=True)
 

@@ -31,7 +31,7 @@ from growlm.reporting.console.check_table import STATUS_LABELS, print_checks
 from growlm.reporting.console.plain_console import make_stdout_console
 from growlm.runtime.errors import UserError
 from growlm.runtime.exit_codes import run_main_and_exit
-from growlm.runtime.number_format import format_jump, format_magnitude
+from growlm.runtime.number_format import format_jump, format_magnitude, format_probe_loss
 from growlm.storage.input_files import lexists
 from growlm.storage.integrity import MANIFEST, check_manifest, read_manifest
 from growlm.verification import check_router_collapse, detailed_growth_check
@@ -144,7 +144,7 @@ def compare_checkpoints(command: VerifyCommand, old: str, new: str) -> int:
         console.print(f"  {line}", markup=False)
     print_checks(console, report.checks | {"router_lock": check_router_collapse(new_model, probe)})
     console.print(
-        f"  Probe loss {report.loss_before:.6f} → {report.loss_after:.6f}, jump "
+        f"  Probe loss {format_probe_loss(report.loss_before)} → {format_probe_loss(report.loss_after)}, jump "
         f"{format_jump(report.jump)}"
     )
     failed = [name for name, check in report.checks.items() if not check]

@@ -91,7 +91,7 @@ def test_own_optimizer(capsys, monkeypatch):
     monkeypatch.setitem(MOMENT_POWERS, "average", 1)  # taken out again at the end
     del MOMENT_POWERS["average"]
     said = " ".join(printed("own_optimizer", capsys))
-    assert "its state is estimated at 1.00 times the size of the weights" in said
+    assert "its state is estimated at 1 times the size of the weights" in said
     assert "begins anew" not in said
 
 

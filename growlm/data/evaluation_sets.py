@@ -24,6 +24,7 @@ from growlm.data.validation_split import (
     stream_validation_documents,
 )
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_ratio
 
 if TYPE_CHECKING:
     from growlm.config.schema import DataConfig, SourceConfig
@@ -135,7 +136,8 @@ def describe_evaluation_sets(
         also = f"; {duplicates:,} of them are also trained on, word for word" if duplicates else ""
         if each.unknown.num_unknown_bytes:
             also += f"; {each.unknown.describe()}"
-        yield f"{key}: {documents:,} documents, {len(split.tokens):,} tokens ({per_token:.2f} bytes each){also}"
+        size = f"{len(split.tokens):,} tokens ({format_ratio(per_token)} bytes each)"
+        yield f"{key}: {documents:,} documents, {size}{also}"
 
 
 def count_duplicates(split: ValidationSplit, corpora: Sequence[TokenizedCorpus]) -> int | None:

@@ -40,7 +40,7 @@ from growlm.data.validation_split import (
     stream_validation_documents,
 )
 from growlm.runtime.errors import UserError
-from growlm.runtime.number_format import format_bytes
+from growlm.runtime.number_format import format_bytes, format_ratio
 
 if TYPE_CHECKING:
     from growlm.config.schema import DataConfig
@@ -373,7 +373,7 @@ def _describe_corpus(source: DocumentSource, corpus: TokenizedCorpus) -> str:
     selection = describe_selection(corpus.selection, source.key)
     return (
         f"{source.name}: {corpus.train_documents:,} documents to train on, {len(corpus.train):,} tokens "
-        f"({corpus.train_bytes / max(1, len(corpus.train)):.2f} bytes each); "
+        f"({format_ratio(corpus.train_bytes / max(1, len(corpus.train)))} bytes each); "
         f"{corpus.validation_documents:,} held out"
         + (f"; {selection}" if selection else "")
         + (

@@ -25,6 +25,7 @@ from growlm.config.phase_plan import Plan
 from growlm.config.schema import OWN, OptimizerConfig
 from growlm.growth.optimizer_state import MOMENT_POWERS, ParameterState
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_ratio
 
 KEY = "optimizer"
 STEP = "step"
@@ -139,9 +140,10 @@ def reset_unknown_states(plan: Plan, settings: OptimizerConfig) -> tuple[Plan, l
     if settings.name != OWN:
         return plan, []
     probe = probe_optimizer(settings)
+    size = format_ratio(probe.bytes_per_weight_byte)
     notes = [
-        f"{KEY}.{TARGET}={settings._target_}: its state is estimated at {probe.bytes_per_weight_byte:.2f} times "
-        "the size of the weights, measured on small tensors"
+        f"{KEY}.{TARGET}={settings._target_}: its state is estimated at {size} times the size of "
+        "the weights, measured on small tensors"
     ]
     phases = [
         replace(phase, settings=replace(phase.settings, optimizer_state="reset"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from growlm.config.phase_plan import Plan
 from growlm.config.schema import RunConfig
+from growlm.runtime.number_format import format_learning_rate, format_ratio
 
 
 def describe_doubtful_settings(config: RunConfig, plan: Plan) -> list[str]:
@@ -24,7 +25,7 @@ def _long_warmups(config: RunConfig, plan: Plan) -> list[str]:
         reached = plan.num_steps / length
         notes.append(
             f"schedule.warmup_steps={length:,} exceeds the plan's {plan.num_steps:,} steps; "
-            f"its rates reach {reached:.2g} of each lr"
+            f"its rates reach {format_ratio(reached)} of each lr"
         )
     for phase in plan.phases:
         length = phase.settings.warmup_steps
@@ -32,7 +33,7 @@ def _long_warmups(config: RunConfig, plan: Plan) -> list[str]:
             reached = phase.num_steps / length
             notes.append(
                 f"phases.{phase.name}.warmup_steps={length:,} exceeds its {phase.num_steps:,} steps; "
-                f"the rate reaches {reached:.2g} of lr={phase.settings.lr:g}"
+                f"the rate reaches {format_ratio(reached)} of lr={format_learning_rate(phase.settings.lr)}"
             )
     return notes
 
@@ -47,7 +48,7 @@ def _odd_shape(config: RunConfig) -> list[str]:
     advice = ""
     if fitting * model.n_heads == model.d_model and fitting % 2 == 0:
         advice = f"; model.head_dim={fitting} would make them equal"
-    rest = f"model.d_ff={model.d_ff:,} is {model.d_ff / model.d_model:.3g} times d_model"
+    rest = f"model.d_ff={model.d_ff:,} is {format_ratio(model.d_ff / model.d_model)} times d_model"
     if model.n_kv_heads != model.n_heads:
         rest = f"{rest}, and model.n_kv_heads={model.n_kv_heads}"
     return [

@@ -87,6 +87,7 @@ class BoundaryRecord:
             "inexact_because": self.inexact_because,
             "seconds": self.seconds,
             **({"evaluation": self.evaluation} if self.evaluation else {}),
+            **({"expert_movement": report.expert_movement} if report.expert_movement else {}),
         }
 
     @property

@@ -76,7 +76,11 @@ class RunHistoryWriter(RunListener):
     def boundary_finished(self, boundary: BoundaryRecord) -> None:
         """Write an event line, and rewrite boundaries.json."""
         record = boundary.to_json()
-        line = {key: value for key, value in record.items() if key not in ("checks", "operators")}
+        line = {
+            key: value
+            for key, value in record.items()
+            if key not in ("checks", "operators", "expert_movement")
+        }
         checks = {name: check["status"] for name, check in record["checks"].items()}
         self._write({"event": "boundary", **line, "checks": checks})
         self.boundaries.append(record)

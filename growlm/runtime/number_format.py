@@ -59,8 +59,20 @@ def format_flops(value: float | None) -> str:
 
 @_or_dash
 def format_loss(value: float) -> str:
-    """Format a loss, or bits per byte, with four decimals: 2.34567 -> '2.3457'."""
+    """Format a loss, bits per byte, perplexity or similarity with four decimals: 2.34567 -> '2.3457'."""
     return f"{value:.4f}"
+
+
+@_or_dash
+def format_probe_loss(value: float) -> str:
+    """Format a loss of which tiny differences matter with six decimals: 2.3456789 -> '2.345679'."""
+    return f"{value:.6f}"
+
+
+@_or_dash
+def format_ratio(value: float) -> str:
+    """Format a ratio of two sizes with three digits: 3.5432 -> '3.54'."""
+    return f"{value:.3g}"
 
 
 def format_magnitude(value: float | None) -> str:
@@ -112,6 +124,12 @@ def format_seconds(value: float) -> str:
 def format_share(value: float) -> str:
     """Format a part of a whole as a percentage: 0.374 -> '37 %'."""
     return f"{100 * value:.0f} %"
+
+
+@_or_dash
+def format_fine_share(value: float) -> str:
+    """Format a small part of a whole as a percentage with one decimal: 0.0123 -> '1.2 %'."""
+    return f"{100 * value:.1f} %"
 
 
 @_or_dash

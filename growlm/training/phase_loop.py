@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from growlm.growth.grow_model import Operator
 from growlm.reporting.records import BoundaryRecord
 from growlm.runtime.errors import UserError
-from growlm.runtime.number_format import format_jump
+from growlm.runtime.number_format import format_jump, format_loss
 from growlm.training.callbacks.growth_callback import GrowthCallback
 from growlm.training.phase_state import PhaseState
 
@@ -23,7 +23,7 @@ def print_boundary(boundary: BoundaryRecord) -> None:
     growth = "; ".join(boundary.growth) or "no growth"
     print(f"{boundary.from_phase} → {boundary.to_phase}: {growth}")
     checks = ", ".join(f"{name} {check.status}" for name, check in report.checks.items())
-    print(f"  loss {report.loss_before:.4f}, jump {format_jump(report.jump)}; {checks}")
+    print(f"  loss {format_loss(report.loss_before)}, jump {format_jump(report.jump)}; {checks}")
 
 
 def fit_phases(

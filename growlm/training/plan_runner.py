@@ -23,7 +23,7 @@ from growlm.distributed.launch_environment import (
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
-from growlm.reporting.console.next_commands import format_resume_command
+from growlm.reporting.console.next_commands import list_ways_on
 from growlm.reporting.console.plain_console import is_verbose, make_stdout_console
 from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
@@ -146,10 +146,10 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
                 raise  # the run folder was removed, so it cannot be resumed
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            command = format_resume_command(folder.path, context.config)
-            console.console.print(f"To resume: {command}", markup=False, soft_wrap=True)
-            if is_output_lost() and dist_context.is_rank0:
-                print_error(f"To resume: {command}")
+            for line in list_ways_on(folder.path, context.config):
+                console.console.print(line, markup=False, soft_wrap=True)
+                if is_output_lost() and dist_context.is_rank0:
+                    print_error(line)
             raise
 
 

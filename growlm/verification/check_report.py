@@ -46,6 +46,8 @@ class GrowthReport:
     """The largest difference allowed: relative to the largest logit, or the measured rounding error."""
     lossless: bool
     """Whether the growth claims to keep the function."""
+    expert_movement: dict[str, Any] = field(default_factory=dict)
+    """How tokens moved between experts (`count_expert_movement`); empty for models without experts."""
 
     @property
     def jump(self) -> float:

@@ -11,7 +11,12 @@ from dataclasses import asdict, dataclass
 from torch import Tensor, nn
 
 from growlm.growth.growth_map import GrowthMap
-from growlm.runtime.number_format import format_jump, format_magnitude
+from growlm.runtime.number_format import (
+    format_fine_share,
+    format_jump,
+    format_magnitude,
+    format_share,
+)
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import ModelComparison
 
@@ -75,8 +80,8 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     same = worst <= comparison.tolerance and not drifted and not moved
     if same and choices.compared_fraction < MIN_COMPARED_FRACTION:
         summary = (
-            f"only {choices.compared_fraction:.0%} of the positions could be compared, because near ties between "
-            "experts affect the others; the routers hardly distinguish experts"
+            f"only {format_share(choices.compared_fraction)} of the positions could be compared, because near "
+            "ties between experts affect the others; the routers hardly distinguish experts"
         )
         return CheckReport("functional", Status.FINDING, summary, figures)
     if same and rounding is not None and comparison.tolerance > MAX_ROUNDING_FRACTION * largest:
@@ -96,8 +101,8 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
         if "logit_change" in figures:
             summary += (
                 f"; {figures['rounded_tensors']} tensors were rounded, which moved the logits by "
-                f"{figures['logit_change']:.1%} of their standard deviation "
-                f"(expected {figures['expected_logit_change']:.1%})"
+                f"{format_fine_share(figures['logit_change'])} of their standard deviation "
+                f"(expected {format_fine_share(figures['expected_logit_change'])})"
             )
         return CheckReport("functional", Status.PASSED, summary, figures)
     jump = comparison.new_trace.loss - comparison.old_trace.loss

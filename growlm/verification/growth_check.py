@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from growlm.growth.growth_map import GrowthMap
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 from growlm.verification.comparison import ModelComparison
+from growlm.verification.expert_movement import count_expert_movement
 from growlm.verification.functional import report_functional_identity
 from growlm.verification.rope import report_rope_integrity
 from growlm.verification.router import report_router_scaling
@@ -76,4 +77,5 @@ def detailed_growth_check(
         max_logit_difference=comparison.max_logit_difference,
         tolerance=comparison.tolerance,
         lossless=comparison.growth_map.lossless,
+        expert_movement=count_expert_movement(comparison),
     )

@@ -64,8 +64,9 @@ def report_router_scaling(comparison: ModelComparison) -> CheckReport:
         "changed_choices": choices.hard_changes,
     }
     summary = (
-        f"logits within {format_magnitude(worst)} (mean magnitude {figures['old_mean_magnitude']:.3g} → "
-        f"{figures['new_mean_magnitude']:.3g})"
+        f"logits within {format_magnitude(worst)} (mean magnitude "
+        f"{format_magnitude(figures['old_mean_magnitude'])} → "
+        f"{format_magnitude(figures['new_mean_magnitude'])})"
     )
     if choices.near_ties:
         summary += f", {choices.near_ties} near ties resolved differently"

@@ -19,6 +19,7 @@ from growlm.distributed.dtensors import get_full_tensor
 from growlm.growth.model_adapters import with_labels
 from growlm.model.axes import Role, axes_table
 from growlm.model.layers.routing import Routing
+from growlm.runtime.number_format import format_loss, format_magnitude, format_share
 from growlm.verification.check_report import CheckReport, Status
 from growlm.verification.comparison import full_precision_eval
 from growlm.verification.model_output import compute_logits, explain_no_routings
@@ -100,7 +101,9 @@ def report_router_collapse(model: nn.Module, routings: Sequence[Routing]) -> Che
     tied = float(torch.stack([r.is_tied().double().mean() for r in routings]).mean())
     similarity = compute_expert_similarity(model)
     figures = {"tied_choices": tied, "expert_similarity": similarity}
-    summary = f"{tied:.0%} of the choices tied, expert similarity {similarity:.4f}"
+    summary = (
+        f"{format_share(tied)} of the choices tied, expert similarity {format_loss(similarity)}"
+    )
     if not (math.isfinite(similarity) and all(r.logits.isfinite().all() for r in routings)):
         summary += "; experts or router logits are not finite"
         return CheckReport("router_lock", Status.FAILED, summary, figures)
@@ -157,9 +160,9 @@ class RouterCollapseDetector:
             status = Status.FAILED if failed else Status.FINDING
             return CheckReport("router_lock", status, "; ".join(problems.values()), figures)
         summary = (
-            f"routers moved by {last.router_distance:.2g}, {last.dead_experts} dead experts, load entropy "
-            f"{last.load_entropy:.2f}, expert similarity {first.expert_similarity:.4f} → "
-            f"{last.expert_similarity:.4f}"
+            f"routers moved by {format_magnitude(last.router_distance)}, {last.dead_experts} dead experts, "
+            f"load entropy {format_magnitude(last.load_entropy)}, expert similarity "
+            f"{format_loss(first.expert_similarity)} → {format_loss(last.expert_similarity)}"
         )
         return CheckReport("router_lock", Status.PASSED, summary, figures)
 
@@ -176,14 +179,14 @@ class RouterCollapseDetector:
             )
         elif state.tied_choices >= MAX_TIED_FRACTION:
             problems["locked"] = (
-                f"router locked: {state.tied_choices:.0%} of the tokens choose among experts of equal score, "
-                "which then learn the same; likely cause: equal router rows (router_init=zeros, or copies without "
-                "noise); set router_init=normal, or add noise"
+                f"router locked: {format_share(state.tied_choices)} of the tokens choose among experts of "
+                "equal score, which then learn the same; likely cause: equal router rows (router_init=zeros, "
+                "or copies without noise); set router_init=normal, or add noise"
             )
         if state.load_entropy < MIN_LOAD_ENTROPY:
             problems["collapse"] = (
-                f"routing collapses onto few experts (load entropy {state.load_entropy:.2f} of 1); raise "
-                "model.routing.balance_weight, or set model.routing.bias_step"
+                f"routing collapses onto few experts (load entropy {format_magnitude(state.load_entropy)} of 1); "
+                "raise model.routing.balance_weight, or set model.routing.bias_step"
             )
         if state.step >= MIN_STEPS_FOR_DEAD_EXPERTS and state.dead_experts:
             problems["dead"] = (

@@ -32,12 +32,23 @@ def test_the_audit_finds_nothing_serious(tmp_path, width, scheme):
     boundaries = json.loads((failed / "boundaries.json").read_text())
     boundaries[-1]["passed"] = False
     (failed / "boundaries.json").write_text(json.dumps(boundaries))
-    reports = {"run": [one], "failed": [failed], "both": [one, other]}
+    layer = {"layer": 0, "old_layer": 0, "choices": 6, "stayed": 5}
+    layer |= {"moves": [[0, 0, 3], [1, 0, 1], [1, 1, 2]]}
+    boundaries[-1] |= {"expert_movement": {"experts": [2, 2], "layers": [layer]}, "passed": True}
+    (one / "boundaries.json").write_text(json.dumps(boundaries))
+    grid = [
+        write_run(tmp_path / f"{a}{b}", growth={"noise_std": a, "scale_factor": b})
+        for a, b in ((1, 2), (1, 3), (2, 2))
+    ]
+    reports = {"run": [one], "failed": [failed], "both": [one, other], "grid": grid}
     with chromium() as browser:
         for name, folders in reports.items():
             page = tmp_path / f"{name}.html"
             write_report(folders, page)
             browser.open(page, width=width, scheme=scheme)
+            browser.run(
+                "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+            )
             browser.run(Path(axe).read_text())
             found = browser.chrome.execute_async_script(AUDIT)
             serious = [each for each in found if each["impact"] in ("serious", "critical")]

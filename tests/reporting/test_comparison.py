@@ -1,11 +1,13 @@
 """Several runs side by side: dials, sweeps, savings at equal loss."""
 
+import itertools
 import json
 
 import pytest
 
 from growlm.report import report
 from growlm.reporting.html import read_report, write_report
+from growlm.reporting.html.final_losses import build_final_losses, choose_scale, order_values
 from growlm.reporting.html.savings import compute_savings
 from growlm.reporting.html.sweep_parameters import find_sweep_parameters
 from growlm.runtime.errors import UserError
@@ -35,6 +37,60 @@ def write_sweep(folder, jobs):
     }
     (folder / "sweep.json").write_text(json.dumps(sweep))
     return [folder / record["folder"] for record in records]
+
+
+@pytest.mark.parametrize(
+    ("texts", "scale"),
+    [
+        (["1", "2", "3"], "linear"),
+        (["1e-5", "1e-4", "1e-3"], "log"),
+        (["0", "1e-5", "1e-2"], "linear"),
+        (["1.5", "2"], "linear"),
+        (["1e-5", "1e-2"], "log"),
+        (["adamw", "muon"], "category"),
+        (["1", "adamw"], "category"),
+    ],
+)
+def test_values_choose_their_axis(texts, scale):
+    assert choose_scale(order_values(texts)) == scale
+
+
+def test_seeds_are_averaged(tmp_path):
+    runs = []
+    for seed, noise, last in itertools.product((0, 1), (1, 2), (0.5,)):
+        folder = write_run(tmp_path / f"{seed}_{noise}", growth={"noise_std": noise}, seed=seed)
+        path = folder / "checkpoints" / "training_history.jsonl"
+        line = json.loads(path.read_text().splitlines()[-2])
+        line |= {"event": "validation", "val_loss": last + seed + 10 * noise}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        runs.append(folder)
+    report = read_report(runs)
+    found = build_final_losses(report.runs, {"seed": "seed", "growth.noise_std": "noise_std"})
+    assert [dial["name"] for dial in found["dials"]] == ["noise_std"]
+    assert found["means"] == [
+        {"at": [0], "loss": 11, "count": 2},
+        {"at": [1], "loss": 21, "count": 2},
+    ]
+    assert len(found["points"]) == 4
+    (first, _) = found["table"]["rows"]
+    assert [cell["text"] for cell in first] == ["1", "2", "11.0000", "10.5000", "11.5000"]
+
+
+def test_what_all_runs_have_is_said_once(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, growth={"noise_std": name})
+    out = tmp_path / "both.html"
+    write_report([tmp_path / "a", tmp_path / "b"], out)
+    data = page_data(out)
+    assert (
+        data["sameInAll"]
+        == "The same in all runs: time 1 min 20 s, FLOPs 160 GFLOP, tokens 160 k, parameters 4 M."
+    )
+    titles = [column["title"] for column in data["table"]["columns"]]
+    assert "validation loss" in titles
+    assert "parameters" not in titles
+    assert {len(row) for row in data["table"]["rows"]} == {len(titles)}
 
 
 def test_dials_are_the_keys_that_differ(tmp_path):

@@ -209,18 +209,68 @@ def test_the_sweeps_table_sorts(browser, sweep_page):
     assert browser.run(sort, header) == "descending"
 
 
+CURVES = """return document.getElementById('loss-plot').data.filter(({meta}) => !meta.growth)
+.map(({line: {color, width}, meta: {runs}, x}) => ({color, width, runs, x}))"""
+
+
+def own_colours(browser):
+    curves = browser.run(CURVES)
+    return [next(c["color"] for c in curves if c["runs"] == [run]) for run in range(4)]
+
+
 def test_dials_are_colours_and_runs_can_be_hidden(browser, sweep_page):
     browser.open(sweep_page)
-    colours = "return document.getElementById('loss-plot').data.map((line) => line.line.color)"
-    by_noise = browser.run(colours)
+    by_noise = own_colours(browser)
     assert by_noise[0] == by_noise[1] != by_noise[2] == by_noise[3]
     browser.click("#dial input[value='1']")
-    by_scale = browser.run(colours)
+    by_scale = own_colours(browser)
     assert by_scale[0] == by_scale[2] != by_scale[1] == by_scale[3]
     browser.click(".legend button")
-    visible = "return document.getElementById('loss-plot').data.map((line) => line.visible)"
-    assert browser.run(visible) == [False, True, True, True]
+    assert all(0 not in curve["runs"] for curve in browser.run(CURVES))
     assert len(browser.texts(".legend button")) == 4
+
+
+def test_what_runs_share_is_drawn_once_and_says_so(browser, sweep_page):
+    browser.open(sweep_page)
+    shared, *own = browser.run(CURVES)
+    assert shared["runs"] == [0, 1, 2, 3]
+    assert shared["x"] == [1, 2, 3, 4]
+    drawn = [curve["runs"] for curve in own]
+    assert all([run] in drawn for run in range(4))
+    assert {tuple(runs) for runs in drawn if len(runs) > 1} <= {(0, 2), (1, 3)}  # of one width
+    assert all((curve["width"] < shared["width"]) == (len(curve["runs"]) == 1) for curve in own)
+    for run in range(4):  # the pieces of each run, one behind the other
+        pieces = sorted(c["x"] for c in (shared, *own) if run in c["runs"])
+        assert all(one[-1] == two[0] for one, two in itertools.pairwise(pieces))
+        assert pieces[-1][-1] == 8
+    assert "all 4 runs" in browser.texts("#loss-plot .annotation-text")
+    key = " | ".join(browser.texts("#loss .key span"))
+    for words in ("color: noise_std", "1e-5", "dashes: scale_factor", "the same curve", "growth"):
+        assert words in key
+    assert "after step 2 (all 4 runs)" in browser.texts("#loss .marks li")[0]
+
+
+def test_runs_that_grew_elsewhere_are_told_apart(browser, tmp_path):
+    folders = [write_run(tmp_path / f"run{n}", steps=n, growth={"noise_std": n}) for n in (4, 7)]
+    write_report(folders, tmp_path / "both.html")
+    browser.open(tmp_path / "both.html")
+    marks = "return document.getElementById('loss-plot').data.filter(({meta}) => meta.growth).map(({x}) => x[0])"
+    assert sorted(browser.run(marks)) == [4, 7, 8, 12, 14, 21]
+    first = browser.texts("#loss .marks li")[0]
+    assert first.endswith("after step 4 (noise_std 4); after step 7 (noise_std 7)")
+    lines = "return document.getElementById('loss-plot').layout.shapes.length"
+    assert browser.run(lines) == 0
+
+
+def test_two_dials_are_a_grid_with_its_numbers(browser, sweep_page):
+    browser.open(sweep_page)
+    grid = browser.run("return document.getElementById('dial-plot').data[0]")
+    assert grid["type"] == "heatmap"
+    assert [len(row) for row in grid["z"]] == [2, 2]
+    losses = [cell for row in grid["text"] for cell in row]
+    assert sorted(losses) == sorted(browser.texts("#final-table tbody td:nth-child(4)"))
+    fits = "return ((box) => box.scrollWidth <= box.clientWidth)(document.querySelector('#runs .table-box'))"
+    assert browser.run(fits)
 
 
 def background(browser):
@@ -272,7 +322,7 @@ def test_on_paper_everything_is_light_and_there(browser, run_page):
     )
     assert 1 < len(re.findall(rb"/Type\s*/Page\b", browser.pdf())) <= 4
     printed = browser.run("return window.printed")
-    assert len(printed) == 10
+    assert len(printed) == 13
     assert all(plot == {"inside": True, "text": "#1c2330"} for plot in printed)
     assert not browser.run("return document.body.classList.contains('printing')")
 
@@ -334,6 +384,57 @@ def test_unfinished_runs_open(browser, tmp_path):
     for name in ("begun.html", "both.html"):
         browser.open(tmp_path / name)
         assert "unfinished" in " ".join(browser.texts(".status"))
+
+
+def test_router_loads_have_the_same_colors_everywhere(browser, run_page):
+    browser.open(run_page)
+    maps = browser.run(
+        """return ['router-most-plot', 'router-layer-plot'].flatMap((id) => document.getElementById(id).data)
+        .map(({zmin, zmax, showscale, colorscale, colorbar: {title, ticktext}}) =>
+            ({zmin, zmax, showscale, colors: String(colorscale), title: title.text, ticks: ticktext}))"""
+    )
+    assert len(maps) == 6
+    assert [one.pop("showscale") for one in maps] == [True, False, False] * 2
+    assert all(one == maps[0] for one in maps)
+    assert maps[0]["title"] == "load / even share"
+    assert maps[0]["ticks"] == ["none", "≤ ¼", "½", "1", "2", "≥ 4"]
+    titles = "return document.getElementById('router-layer-plot').layout.{}.title.text"
+    assert [browser.run(titles.format(axis)) for axis in ("xaxis", "yaxis")] == ["step", "expert"]
+    heights = "return document.getElementById('router-layer-plot').data[0].z.flat()"
+    assert all(-2 <= value <= 2 or value == maps[0]["zmin"] for value in browser.run(heights))
+
+
+def test_where_tokens_went_is_drawn_and_told_for_each_growth(browser, run_page):
+    browser.open(run_page)
+    read = "return [...document.querySelectorAll('#movement .plot')].map((p) => p.data[0]?.z)"
+    upcycled, widened, deepened = browser.run(read)
+    assert len(upcycled) == 1
+    assert sum(upcycled[0]) == pytest.approx(1, abs=1e-3)
+    for matrix in (widened, deepened):
+        for old, row in enumerate(matrix):
+            # The probe of the tiny run is small: an expert may have no tokens.
+            assert row in ([None] * 8, [float(old == new) for new in range(8)])
+        assert sum(None not in row for row in matrix) > 4
+    rows = browser.texts("#movement-table tbody tr")
+    assert len(rows) == 2 + 2 + 3
+    assert sum("100 %" in row for row in rows) == 4
+    assert sum("inserted" in row for row in rows) == 1
+    inserted = next(i for i, row in enumerate(rows[4:]) if "inserted" in row)
+    browser.run(
+        """const choice = document.getElementById('movement-layer'); choice.value = arguments[0];
+        choice.dispatchEvent(new Event('change'))""",
+        str(inserted),
+    )
+    assert [len(z) for z in browser.run(read) if z][-1] == 1
+    assert f"layer {inserted} was inserted" in browser.texts("#movement small")[-1]
+
+
+def test_older_runs_have_no_matrices(browser, tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_report([folder], folder / "report.html")
+    browser.open(folder / "report.html")
+    assert browser.texts("#movement") == []
+    assert len(browser.texts("#router")) == 1
 
 
 def test_ten_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):

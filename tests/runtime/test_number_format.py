@@ -11,6 +11,7 @@ from growlm.runtime import number_format
 from growlm.runtime.number_format import (
     format_bytes,
     format_count,
+    format_fine_share,
     format_flops,
     format_jump,
     format_large_count,
@@ -18,6 +19,8 @@ from growlm.runtime.number_format import (
     format_loss,
     format_magnitude,
     format_percent,
+    format_probe_loss,
+    format_ratio,
     format_scaled,
     format_seconds,
     format_share,
@@ -34,6 +37,9 @@ FORMATTERS = [
     ("formatter", "value", "text"),
     [
         (format_count, 1234567, "1,234,567"),
+        (format_fine_share, 0.0123, "1.2 %"),
+        (format_probe_loss, 2.3456789, "2.345679"),
+        (format_ratio, 3.5432, "3.54"),
         (format_count, 1234.6, "1,235"),
         (format_large_count, 999, "999"),
         (format_large_count, 25_400, "25.4 k"),

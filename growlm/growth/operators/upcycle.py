@@ -16,6 +16,7 @@ from growlm.growth.operators.registry import register_operator
 from growlm.model.config import ModelConfig, check_routing
 from growlm.runtime.errors import UserError
 from growlm.runtime.field_limits import check_limits, limits
+from growlm.runtime.number_format import format_share
 
 
 @register_operator("upcycle", order=10)
@@ -129,6 +130,6 @@ class Upcycle:
             )
         if self.drop_fraction:
             lines.append(
-                f"{self.drop_fraction:.0%} of each expert's units reinitialized (not lossless)"
+                f"{format_share(self.drop_fraction)} of each expert's units reinitialized (not lossless)"
             )
         return lines

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from growlm.growth.channel_map import ChannelMap, broadcast_along
 from growlm.growth.transforms.half_precision import has_exact_shares
+from growlm.runtime.number_format import format_magnitude
 
 MAX_NORMAL_DEVIATIONS = 10.0
 """The number of standard deviations within which random numbers lie: the table of quantiles ends at 4.3, and
@@ -51,7 +52,8 @@ class Fault:
         if self.difference is None:
             return self.message
         return (
-            f"{self.message} (off by {self.difference:.1e}, rounding allows {self.tolerance:.1e})"
+            f"{self.message} (off by {format_magnitude(self.difference)}, rounding allows "
+            f"{format_magnitude(self.tolerance)})"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from growlm.growth.transforms.half_precision import HALF_DTYPES
+from growlm.runtime.number_format import format_fine_share
 
 MEAN_RELATIVE_ROUNDING = 0.21
 """Standard deviation of the relative error of one rounding, in units of `eps`: from sqrt(1/12) at a power of two
@@ -69,7 +70,7 @@ def describe_rounding(
         return [f"Nothing is rounded in {name}: copies of a weight add up to it, to the bit"]
     counts = Counter(each.reason for each in inexact)
     parts = "; ".join(f"{n} tensor{'s'[: n > 1]} ({reason})" for reason, n in counts.items())
-    change = f"{expected_logit_change(inexact, has_routers):.1%} of their standard deviation"
+    change = f"{format_fine_share(expected_logit_change(inexact, has_routers))} of their standard deviation"
     where = ", mostly where a token goes to another expert" if has_routers else ""
     return [
         f"Rounded in {name}: {parts}; all other tensors are exact",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from growlm.reporting.console.console_layout import INDENT, print_indented, wrap_text
-from growlm.runtime.number_format import format_jump
+from growlm.runtime.number_format import format_jump, format_probe_loss
 from growlm.verification.check_report import CheckReport, GrowthReport, Status
 
 STATUS_LABELS = {
@@ -63,7 +63,9 @@ def print_verdict(console: Console, report: GrowthReport, verbose: bool) -> None
         print_checks(console, findings)
     line = format_verdict(report.checks)
     line.append(", jump ").append(format_jump(report.jump), style="bold")
-    line.append(f" (probe loss {report.loss_before:.6f} → {report.loss_after:.6f})")
+    line.append(
+        f" (probe loss {format_probe_loss(report.loss_before)} → {format_probe_loss(report.loss_after)})"
+    )
     print_indented(console, line)
 
 

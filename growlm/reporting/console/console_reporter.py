@@ -92,7 +92,7 @@ class ConsoleReporter(RunListener):
                 f"Noise on {noise['matrices']} matrices, σ {' to '.join(sigmas)}, capped on "
                 f"{noise['capped']}"
                 + (
-                    f", limited by up to {noise['limited_max']:.0%} of a matrix's weights"
+                    f", limited by up to {format_share(noise['limited_max'])} of a matrix's weights"
                     if noise.get("limited_max")
                     else ""
                 )

@@ -18,6 +18,10 @@ from growlm.config.own_classes import find_targets
 from growlm.config.schema import OWN, DataConfig, MixedSourceConfig, RunConfig
 from growlm.config.trusted_targets import list_packages_to_trust
 from growlm.reporting.console.console_layout import print_heading
+from growlm.reporting.html.shell_commands import format_reproduce_command
+from growlm.reporting.reading.failed_growth import find_failed_growth
+from growlm.reporting.reading.run_files import read_run
+from growlm.runtime.errors import UserError
 from growlm.storage.unique_path import iter_unique_paths
 
 NOT_SELECTING = (
@@ -74,6 +78,25 @@ def list_next_commands(run_dir: Path, config: RunConfig) -> dict[str, str]:
     if more := _format_more_training(run_dir, config):
         commands["resume"] = more
     return commands
+
+
+def list_ways_on(run_dir: Path, config: RunConfig) -> list[str]:
+    """Return what to do with a run that has stopped: resume it, or change what its growth failed for.
+
+    Args:
+        run_dir: Folder of the run.
+        config: Config of the run.
+    """
+    resume = f"To resume: {format_resume_command(run_dir, config)}"
+    try:
+        failed = find_failed_growth(read_run(run_dir))
+    except UserError:  # a file is damaged; the run itself has said so
+        return [resume]
+    if failed is None:
+        return [resume]
+    if not failed.overrides:
+        return [failed.advice, resume]
+    return [failed.advice, f"To run again: {format_reproduce_command(run_dir, *failed.overrides)}"]
 
 
 def format_resume_command(run_dir: Path, config: RunConfig, *overrides: str) -> str:

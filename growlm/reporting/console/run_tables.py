@@ -14,6 +14,7 @@ from growlm.reporting.html.html_tables import (
 )
 from growlm.reporting.html.report_writer import Report
 from growlm.reporting.html.savings import COST_AXES, compute_savings
+from growlm.runtime.number_format import format_loss
 
 PHASE_COLUMNS = (
     "phase",
@@ -50,7 +51,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"Savings at equal loss: not available, {savings}.", markup=False)
         return
     console.print(
-        f"Cost to reach a loss of {savings.target_loss:.4f} ({savings.loss_description}):",
+        f"Cost to reach a loss of {format_loss(savings.target_loss)} ({savings.loss_description}):",
         markup=False,
     )
     costs = build_savings_table(savings)

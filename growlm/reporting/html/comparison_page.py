@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from growlm.reporting.html.curves import (
     smooth_losses,
     smoothing_radius,
 )
-from growlm.reporting.html.html_tables import build_run_table, build_savings_table
+from growlm.reporting.html.final_losses import build_final_losses, order_values
+from growlm.reporting.html.html_tables import ReportTable, build_run_table, build_savings_table
 from growlm.reporting.html.run_page import boundary_position, counter_series, find_phase_starts
 from growlm.reporting.html.savings import compute_savings
 from growlm.reporting.html.shell_commands import build_run_commands, build_sweep_command
@@ -26,6 +28,12 @@ from growlm.runtime import number_format
 MAX_POINTS = 60_000
 """Approximate limit on the plotted rows of all runs together."""
 MAX_POINTS_PER_RUN = 1000
+BOUNDARY_ROWS = 10
+"""Rows at either end of a phase that are all plotted."""
+MAX_COLUMNS = 11
+"""Largest number of columns of the table of runs, with which it fits on a small desktop screen."""
+FOLDED_COLUMNS = ("time", "FLOPs", "tokens", "parameters")
+"""Columns of the table of runs that a sentence replaces where all runs have the same value."""
 MAX_CONFIG_CHARACTERS = 1_000_000
 """Total characters of configs on the page; the configs of further runs are left out."""
 
@@ -50,18 +58,33 @@ def build_comparison_page(
     radius = smoothing_radius(
         min((len(run.history.rows) for run in runs if run.history.rows), default=0)
     )
+    names = shorten_keys(parameter_keys)
+    most_phases = max((len(find_phase_starts(run.history.rows)) for run in runs), default=0)
+    num_points = min(MAX_POINTS_PER_RUN, MAX_POINTS // len(runs)) // max(1, most_phases)
+    table = build_run_table(runs, parameter_keys, report_dir)
+    same_in_all = _fold_equal_columns(table)
+    _drop_jumps_that_do_not_fit(table)
     return {
         "kind": "comparison",
         "title": title,
         "subtitle": f"sweep of {len(runs)} jobs" if sweep else f"{len(runs)} runs side by side",
         "strip": _headline_figures(runs),
         "dials": [
-            {"key": key, "name": name, "values": _parameter_values(runs, key)}
-            for key, name in shorten_keys(parameter_keys).items()
+            {
+                "key": key,
+                "name": name,
+                "values": order_values(
+                    [r.sweep_parameters[key] for r in runs if key in r.sweep_parameters]
+                ),
+            }
+            for key, name in names.items()
         ],
         "smoothedOver": radius,
-        "runs": [_run_curves(run, radius, len(runs)) for run in runs],
-        "table": build_run_table(runs, parameter_keys, report_dir).to_json(),
+        "runs": [_run_curves(run, radius, num_points) for run in runs],
+        "growths": _group_growths(runs),
+        "finalLosses": build_final_losses(runs, names),
+        "table": table.to_json(),
+        "sameInAll": same_in_all,
         "savings": savings
         if isinstance(savings, str)
         else {
@@ -112,36 +135,29 @@ def _headline_figures(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [{"label": label, "value": value, "note": note} for label, value, note in values]
 
 
-def _parameter_values(runs: Sequence[Run], key: str) -> list[dict[str, Any]]:
-    """Return the values of a sweep parameter: numbers in ascending order, other values in order of appearance."""
-    values = list(
-        dict.fromkeys(run.sweep_parameters[key] for run in runs if key in run.sweep_parameters)
-    )
-    numbers = [_parse_number(text) for text in values]
-    if all(value is not None for value in numbers):
-        pairs = sorted(zip(values, numbers, strict=True), key=lambda pair: pair[1] or 0.0)
-        return [{"text": text, "number": value} for text, value in pairs]
-    return [{"text": text, "number": None} for text in values]
+def _run_curves(run: Run, radius: int, num_points: int) -> dict[str, Any]:
+    """Return the curves of a run; those of equal phases of other runs have the same points.
 
-
-def _parse_number(text: str) -> float | None:
-    try:
-        return finite_or_none(float(text))
-    except ValueError:
-        return None
-
-
-def _run_curves(run: Run, radius: int, num_runs: int) -> dict[str, Any]:
+    Args:
+        run: Run to show.
+        radius: Rows on either side that a training loss is averaged over.
+        num_points: Approximate limit on the plotted rows of a phase.
+    """
     rows = run.history.rows
+    starts = find_phase_starts(rows)
     smoothed = smooth_losses(
         [finite_or_none(row["loss"]) for row in rows],
         radius,
-        find_phase_starts(rows),
+        starts,
         [row["global_step"] for row in rows],
     )
-    plotted = downsample(
-        smoothed, find_phase_starts(rows), min(MAX_POINTS_PER_RUN, MAX_POINTS // num_runs), 10
-    )
+    plotted: list[int] = []
+    for first, end in pairwise([*starts, len(rows)]):
+        chosen = downsample(smoothed[first:end], [0], num_points, 0)
+        near = {*range(min(BOUNDARY_ROWS, end - first))}
+        near |= {end - first - 1 - index for index in near}
+        plotted += [first + index for index in sorted(near.union(chosen))]
+    validations = run.history.validations
     return {
         "name": run.name,
         "status": run.status,
@@ -150,27 +166,68 @@ def _run_curves(run: Run, radius: int, num_runs: int) -> dict[str, Any]:
         "training": {
             **counter_series(rows, plotted),
             "loss": [round_significant(smoothed[index], 5) for index in plotted],
+            "phases": [str(rows[index]["phase"]) for index in plotted],
         },
         "validation": {
-            **counter_series(run.history.validations),
+            **counter_series(validations),
             "loss": [
-                round_significant(finite_or_none(line["val_loss"]), 5)
-                for line in run.history.validations
+                round_significant(finite_or_none(line["val_loss"]), 5) for line in validations
             ],
-        },
-        "boundaries": [
-            {
-                "label": outcome.format_boundary_name(boundary),
-                "grew": outcome.describe_growth(boundary, run.config),
-                "at": boundary_position(run, boundary),
-            }
-            for boundary in run.boundaries
-        ],
-        "final": {
-            "training": outcome.final_loss(run),
-            "validation": outcome.final_val_loss(run),
+            "phases": [str(line["phase"]) for line in validations],
         },
     }
+
+
+def _group_growths(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the growths of all runs, those after the same phase and step in one group.
+
+    Returns:
+        For each group `label`, what `grew`, the phase that it is `after`, the `step`, whether its checks `passed`,
+        and the indices of its `runs`.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        for boundary in run.boundaries:
+            at = boundary_position(run, boundary)
+            key = (
+                outcome.format_boundary_name(boundary),
+                outcome.describe_growth(boundary, run.config),
+                str(boundary.get("from")),
+                None if at is None else at["step"],
+                boundary.get("passed") is not False,
+            )
+            groups.setdefault(key, []).append(index)
+    names = ("label", "grew", "after", "step", "passed")
+    order = {key[0]: index for index, key in reversed(list(enumerate(groups)))}
+    ordered = sorted(groups, key=lambda key: (order[key[0]], key[3] or 0))
+    return [dict(zip(names, key, strict=True)) | {"runs": groups[key]} for key in ordered]
+
+
+def _fold_equal_columns(table: ReportTable) -> str:
+    """Remove the result columns in which all runs have the same text, and return them as a sentence."""
+    if len(table.rows) < 2:
+        return ""
+    titles = [column["title"] for column in table.columns]
+    equal = [
+        index
+        for index, title in enumerate(titles)
+        if title in FOLDED_COLUMNS
+        and len({row[index]["text"] for row in table.rows}) == 1
+        and table.rows[0][index]["sort"] is not None
+    ]
+    kept = [index for index in range(len(titles)) if index not in equal]
+    values = [f"{titles[index]} {table.rows[0][index]['text']}" for index in equal]
+    table.columns = [table.columns[index] for index in kept]
+    table.rows = [[row[index] for index in kept] for row in table.rows]
+    return f"The same in all runs: {', '.join(values)}." if values else ""
+
+
+def _drop_jumps_that_do_not_fit(table: ReportTable) -> None:
+    """Remove the jump of each growth from a wide table; the largest one stays, and each run's report has all."""
+    if len(table.columns) > MAX_COLUMNS:
+        kept = [i for i, one in enumerate(table.columns) if not one["title"].startswith("jump ")]
+        table.columns = [table.columns[index] for index in kept]
+        table.rows = [[row[index] for index in kept] for row in table.rows]
 
 
 def _run_texts(runs: Sequence[Run]) -> list[dict[str, Any]]:

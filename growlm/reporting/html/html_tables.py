@@ -65,7 +65,14 @@ def text_cell(text: object) -> Cell:
     return {"text": string, "sort": string if value is None else value}
 
 
-def _make_columns(*titles: str, num_text: int = 1, **helps: str) -> list[dict[str, Any]]:
+def make_columns(*titles: str, num_text: int = 1, **helps: str) -> list[dict[str, Any]]:
+    """Return the columns of a table.
+
+    Args:
+        titles: Titles of the columns.
+        num_text: Number of columns at the left that hold text; the others hold numbers.
+        helps: Tooltips by title, with underscores for spaces.
+    """
     return [
         {
             "title": title,
@@ -79,7 +86,7 @@ def _make_columns(*titles: str, num_text: int = 1, **helps: str) -> list[dict[st
 def build_phase_table(run: Run) -> ReportTable:
     """Return a table with a row per phase of a run."""
     table = ReportTable(
-        _make_columns(
+        make_columns(
             "phase",
             "parameters",
             "active",
@@ -100,7 +107,8 @@ def build_phase_table(run: Run) -> ReportTable:
     )
     for phase in outcome.collect_phase_metrics(run):
         planned, steps = phase.get("planned"), phase.get("steps")
-        out_of = f" of {planned:,}" if planned and steps is not None and steps < planned else ""
+        is_short = planned and steps is not None and steps < planned
+        out_of = f" of {number_format.format_count(planned)}" if is_short else ""
         losses = [
             (finite_or_none(phase.get(first)), finite_or_none(phase.get(last)))
             for first, last in (("first_loss", "final_loss"), ("initial_val_loss", "val_loss"))
@@ -111,7 +119,7 @@ def build_phase_table(run: Run) -> ReportTable:
                 number_cell(phase.get("total_parameters"), number_format.format_large_count),
                 number_cell(phase.get("active_parameters"), number_format.format_large_count),
                 {
-                    "text": number_format.MISSING if steps is None else f"{steps:,}{out_of}",
+                    "text": f"{number_format.format_count(steps)}{out_of}",
                     "sort": steps,
                 },
                 number_cell(phase.get("tokens"), number_format.format_large_count),
@@ -140,7 +148,7 @@ def build_evaluation_table(run: Run) -> ReportTable | None:
     if not sets:
         return None
     help_text = "loss before the first step and after the last; bits per byte after it"
-    table = ReportTable(_make_columns("phase", "validation", *sets))
+    table = ReportTable(make_columns("phase", "validation", *sets))
     for column in table.columns[1:]:
         column["help"] = help_text
     for phase in outcome.collect_phase_metrics(run):
@@ -163,7 +171,10 @@ def _loss_cell(*values: Any) -> Cell:
     """Return a cell of a loss before and after, and in bits per byte."""
     first, last, bits = map(finite_or_none, values)
     losses = f"{number_format.format_loss(first)} → {number_format.format_loss(last)}"
-    return {"text": losses if bits is None else f"{losses}; {bits:.4f}", "sort": last}
+    return {
+        "text": losses if bits is None else f"{losses}; {number_format.format_loss(bits)}",
+        "sort": last,
+    }
 
 
 def build_run_table(
@@ -179,9 +190,9 @@ def build_run_table(
     names = shorten_keys(parameter_keys)
     boundaries = _boundary_names(runs)
     table = ReportTable(
-        _make_columns("run", "status", num_text=2)
+        make_columns("run", "status", num_text=2)
         + [{"title": names[key], "numeric": True, "help": key} for key in parameter_keys]
-        + _make_columns(*OUTCOME_COLUMNS, num_text=0)
+        + make_columns(*OUTCOME_COLUMNS, num_text=0)
         + [
             {"title": f"jump {name}", "numeric": True, "help": "change of loss as the model grew"}
             for name in boundaries
@@ -232,7 +243,7 @@ def _report_link(run: Run, report_dir: Path | None) -> dict[str, str]:
 def build_savings_by_reference_table(savings: Savings) -> ReportTable:
     """Return a table with a row per run and reference: the costs that the run saved."""
     table = ReportTable(
-        _make_columns(
+        make_columns(
             "run", "against", *(f"{COST_NAMES[cost]} saved" for cost in COST_AXES), num_text=2
         )
     )
@@ -247,7 +258,7 @@ def build_savings_by_reference_table(savings: Savings) -> ReportTable:
 
 def build_savings_table(savings: Savings) -> ReportTable:
     """Return a table with a row per run: its costs to the target loss, and its savings against each reference."""
-    table = ReportTable(_make_columns("run", *(COST_NAMES[cost] for cost in COST_AXES)))
+    table = ReportTable(make_columns("run", *(COST_NAMES[cost] for cost in COST_AXES)))
     for reference in savings.references:
         table.columns += [
             {"title": f"{COST_NAMES[cost]} saved vs {reference}", "numeric": True, "help": ""}

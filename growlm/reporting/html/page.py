@@ -25,7 +25,9 @@ SCRIPTS = (
     "loss_plot.js",
     "boundaries.js",
     "measures.js",
+    "routers.js",
     "run.js",
+    "final_losses.js",
     "comparison.js",
     "main.js",
 )

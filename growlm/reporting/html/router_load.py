@@ -7,8 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from growlm.reporting.html.curves import finite_or_none, round_significant
+from growlm.reporting.html.html_tables import ReportTable, make_columns, number_cell, text_cell
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
+from growlm.runtime.number_format import MISSING, format_magnitude
 
 MAX_INTERVALS = 200
 """Largest number of time intervals plotted for a run."""
@@ -39,6 +41,39 @@ def build_router_load(run: Run) -> list[dict[str, Any]]:
         _phase_load(name, rows, max(2, max_intervals * len(rows) // total), starts[name])
         for name, rows in phases.items()
     ]
+
+
+def build_load_table(phases: Sequence[dict[str, Any]]) -> ReportTable:
+    """Return a table with a row per phase and layer: the loads of the last interval.
+
+    Args:
+        phases: What `build_router_load` returned.
+    """
+    table = ReportTable(
+        make_columns(
+            "phase",
+            "mixture layer",
+            "busiest expert",
+            "its load",
+            "least used expert",
+            "its load",
+            "experts without tokens",
+            its_load="relative to an even share",
+        )
+    )
+    for phase in phases:
+        for layer, experts in enumerate(phase["loads"]):
+            loads = {i: load[-1] for i, load in enumerate(experts) if load[-1] is not None}
+            ends = [choose(loads, key=loads.__getitem__, default=None) for choose in (max, min)]
+            cells = [text_cell(phase["phase"]), text_cell(layer)]
+            for expert in ends:
+                cells.append(text_cell(MISSING if expert is None else expert))
+                load = None if expert is None else loads[expert] / 100
+                cells.append(number_cell(load, format_magnitude))
+            unused = [str(expert) for expert, load in loads.items() if load == 0]
+            cells.append({"text": ", ".join(unused) or "none", "sort": len(unused)})
+            table.rows.append(cells)
+    return table
 
 
 def _phase_start_rows(rows: Sequence[HistoryLine]) -> dict[str, HistoryLine]:

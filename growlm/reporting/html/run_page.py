@@ -14,11 +14,13 @@ from growlm.reporting.html.curves import (
 )
 from growlm.reporting.html.html_tables import build_evaluation_table, build_phase_table
 from growlm.reporting.html.lr_curve import build_lr_curve
+from growlm.reporting.html.movement_matrices import build_expert_movement
 from growlm.reporting.html.phase_bands import build_phase_bands
 from growlm.reporting.html.provenance_facts import list_provenance_facts
-from growlm.reporting.html.router_load import build_router_load
+from growlm.reporting.html.router_load import build_load_table, build_router_load
 from growlm.reporting.html.shell_commands import build_run_commands
 from growlm.reporting.reading import outcome
+from growlm.reporting.reading.failed_growth import FailedGrowth, find_failed_growth
 from growlm.reporting.reading.history_reader import COUNTER_FIELDS, HistoryLine
 from growlm.reporting.reading.run_files import Run
 from growlm.runtime import number_format
@@ -91,7 +93,9 @@ def build_run_page(run: Run, title: str | None = None) -> dict[str, Any]:
         "bands": bands,
         "lr": build_lr_curve(run),
         "boundaries": [_boundary_data(run, boundary) for boundary in run.boundaries],
-        "router": build_router_load(run),
+        "router": (router := build_router_load(run)),
+        "routerTable": build_load_table(router).to_json(),
+        "movement": build_expert_movement(run),
         "phases": build_phase_table(run).to_json(),
         "evaluation": None
         if (evaluation := build_evaluation_table(run)) is None
@@ -147,7 +151,9 @@ def build_notes(run: Run) -> list[str]:
             f"A baseline ({run.baseline.get('kind')}) of the plan {run.baseline.get('of')}, "
             f"with as many {run.baseline.get('equal')}."
         )
-    if run.status != "finished":
+    if (failed := find_failed_growth(run)) is not None:
+        notes += _describe_failure(run, failed)
+    elif run.status != "finished":
         notes.append(
             f"This run is {run.status}: what it had written when this report was made is shown."
         )
@@ -161,6 +167,20 @@ def build_notes(run: Run) -> list[str]:
             f"The loss of {num_not_finite} logged steps is not finite; these are gaps in the plots."
         )
     return notes
+
+
+def _describe_failure(run: Run, failed: FailedGrowth) -> list[str]:
+    """Return notes on which growth stopped the run and why, and on what to do."""
+    at = boundary_position(run, failed.boundary)
+    where = f" after step {number_format.format_count(at['step'])}" if at else ""
+    checks = "; ".join(
+        f"{CHECK_TITLES.get(name, name)}: {summary}" for name, summary in failed.checks.items()
+    )
+    name = outcome.format_boundary_name(failed.boundary)
+    return [
+        f"The growth {name} failed its checks{where}, so the run stopped there. {checks}.",
+        f"{failed.advice} The command is under Commands.",
+    ]
 
 
 def describe_result(run: Run) -> str:
@@ -177,9 +197,22 @@ def describe_result(run: Run) -> str:
         words.append(f"validation loss {number_format.format_loss(loss)}")
     for boundary in failed:
         at = boundary_position(run, boundary)
-        where = f" after step {at['step']:,.0f}" if at else ""
+        where = f" after step {number_format.format_count(at['step'])}" if at else ""
         words.append(f"the growth {outcome.format_boundary_name(boundary)} failed{where}")
+    for boundary in run.boundaries:
+        if _has_lost_by_design(boundary):
+            jump = number_format.format_jump(finite_or_none(boundary.get("jump")))
+            name = outcome.format_boundary_name(boundary)
+            words.append(f"the growth {name} was not lossless, jump {jump}")
     return f"{run.plan_name}: {', '.join(words)}" if words else run.plan_name
+
+
+def _has_lost_by_design(boundary: dict[str, Any]) -> bool:
+    """Return whether a growth that does not claim to keep the function changed it."""
+    functional = (boundary.get("checks") or {}).get("functional")
+    status = functional.get("status") if isinstance(functional, dict) else functional
+    is_lossless = boundary.get("lossless") is not False
+    return not is_lossless and status == "finding" and boundary.get("passed") is not False
 
 
 def _headline_figures(run: Run) -> list[dict[str, str]]:
@@ -212,7 +245,9 @@ def _headline_figures(run: Run) -> list[dict[str, str]]:
 
 def _format_bits_per_byte(run: Run) -> str:
     bits = outcome.final_bits_per_byte(run)
-    return "the last" if bits is None else f"the last; {bits:.4f} bits per byte"
+    return (
+        "the last" if bits is None else f"the last; {number_format.format_loss(bits)} bits per byte"
+    )
 
 
 def _plotted_series(rows: Sequence[HistoryLine], plotted: Sequence[int]) -> dict[str, Any]:
@@ -252,12 +287,25 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "tolerance": round_significant(finite_or_none(boundary.get("tolerance")), 3),
         "jump": number_format.format_jump(finite_or_none(boundary.get("jump"))),
         "passed": boundary.get("passed") is not False,
+        "verdict": _verdict(boundary),
         "lossless": bool(boundary.get("lossless")),
         "facts": [{"label": label, "value": value} for label, value in facts],
         "checks": [_check_data(name, check) for name, check in (checks or {}).items()],
         "drift": _layer_differences(checks or {}),
         "zoom": _boundary_zoom(run, boundary),
     }
+
+
+def _verdict(boundary: dict[str, Any]) -> dict[str, str]:
+    """Return the status of a growth, and the same in words."""
+    if boundary.get("passed") is False:
+        return {"status": "failed", "text": "checks failed"}
+    if _has_lost_by_design(boundary):
+        return {"status": "finding", "text": "not lossless, as its settings say"}
+    checks = [_check_data(*item) for item in (boundary.get("checks") or {}).items()]
+    if any(check["status"] == "finding" for check in checks):
+        return {"status": "finding", "text": "checks passed, with a finding"}
+    return {"status": "passed", "text": "checks passed"}
 
 
 def _planned_size(run: Run, phase: object) -> str | None:
@@ -348,8 +396,8 @@ def _phase_samples(run: Run) -> list[dict[str, str]]:
 
 
 def _format_loss_pair(before: Any, after: Any) -> str:
-    shown = [finite_or_none(value) for value in (before, after)]
-    return " → ".join(number_format.MISSING if value is None else f"{value:.6f}" for value in shown)
+    losses = (finite_or_none(value) for value in (before, after))
+    return " → ".join(map(number_format.format_probe_loss, losses))
 
 
 def _format_magnitude(value: Any) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+from growlm.reporting.reading.failed_growth import find_failed_growth
 from growlm.reporting.reading.override_text import format_as_typed
 from growlm.reporting.reading.run_files import Run
 
@@ -15,10 +17,20 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
     """Return the commands of a run, each with `title`, `command` and `note`."""
     folder = str(run.folder.absolute())
     commands = []
-    if run.can_resume:
+    failed = find_failed_growth(run)
+    if failed is not None and failed.overrides:
         commands.append(
             {
-                "title": "Resume",
+                "title": "Run again so that the growth passes",
+                "command": format_reproduce_command(run.folder, *failed.overrides),
+                "note": "trains by this run's config.yaml with the changed setting, in a new folder below "
+                "outputs/. A resume would fail in the same way",
+            }
+        )
+    elif run.can_resume:
+        commands.append(
+            {
+                "title": "Resume" if failed is None else "Resume, once the operator is corrected",
                 "command": format_train_command(f"resume={folder}"),
                 "note": "from the newest state in the run's folder, bit-identical",
             }
@@ -26,10 +38,7 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
     commands.append(
         {
             "title": "Reproduce",
-            # The saved config replaces the plan and all defaults; run_dir=null gives the run a new folder.
-            "command": format_train_command(
-                "-cd", folder, "+experiment@_global_=../config", "~phase_plan", "run_dir=null"
-            ),
+            "command": format_reproduce_command(run.folder),
             "note": "trains by this run's config.yaml again, in a new folder below outputs/. Settings and groups "
             "behind it change it: seed=1, optimizer=muon",
         }
@@ -52,6 +61,18 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
             }
         )
     return commands
+
+
+def format_reproduce_command(run_dir: Path, *overrides: str) -> str:
+    """Return the command that trains by a run's saved config again.
+
+    Args:
+        run_dir: Folder of the run.
+        overrides: Settings to change.
+    """
+    # The saved config replaces the plan and all defaults; run_dir=null gives the run a new folder.
+    saved = ("-cd", str(run_dir.absolute()), "+experiment@_global_=../config", "~phase_plan")
+    return format_train_command(*saved, "run_dir=null", *overrides)
 
 
 def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:

@@ -111,6 +111,23 @@ class NoiseSchema(TypedDict, total=False):
     sigma_max: float | None
 
 
+class LayerMovementSchema(TypedDict):
+    """Mixture of experts of a grown model."""
+
+    layer: int
+    old_layer: int | None
+    choices: NonNegativeInt
+    stayed: NonNegativeInt | None
+    moves: list[list[NonNegativeInt]]
+
+
+class ExpertMovementSchema(TypedDict):
+    """How tokens moved between experts over a growth."""
+
+    experts: list[NonNegativeInt]
+    layers: list[LayerMovementSchema]
+
+
 _BOUNDARY = {
     "from": str,
     "to": str,
@@ -129,6 +146,7 @@ _BOUNDARY = {
     "optimizer_state": str,
     "seconds": float | None,
     "evaluation": dict[str, dict[str, float | None]],
+    "expert_movement": ExpertMovementSchema,
 }
 BoundarySchema = TypedDict("BoundarySchema", _BOUNDARY, total=False)  # type: ignore[misc]
 """Boundary: complete in `boundaries.json`; in a history, `checks` has only the status of each check."""

@@ -17,6 +17,7 @@ from growlm.config.phase_plan import Plan, PlannedPhase, make_plan
 from growlm.config.schema import RunConfig, ScheduleConfig
 from growlm.optim.lr_schedule import compute_lr_factor
 from growlm.runtime.errors import UserError
+from growlm.runtime.number_format import format_learning_rate
 from growlm.storage.atomic_files import atomic_write_text
 from growlm.storage.integrity import dump_checksummed_json, hash_file
 from growlm.training.resume.state_schema import is_phase_finished
@@ -134,8 +135,8 @@ def _describe_rates(schedule: ScheduleConfig, before: Plan, after: Plan, state: 
         else "the steps before had those of the former length, so a run of this length from the start differs"
     )
     return (
-        f"schedule={schedule.name}: the next step's learning rate is {rate:.3g} ({was} {former:.3g}), the last "
-        f"step's {end:.3g}; {past}"
+        f"schedule={schedule.name}: the next step's learning rate is {format_learning_rate(rate)} "
+        f"({was} {format_learning_rate(former)}), the last step's {format_learning_rate(end)}; {past}"
     )
 
 

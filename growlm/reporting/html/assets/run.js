@@ -24,6 +24,7 @@ function runPage(data) {
     ));
   }
   parts.push(section("phases", "Phases", null, table("phase-table", data.phases, "Table of phases"), evaluationTable(data)));
+  if (data.movement) parts.push(movementSection(data));
   if (data.router.length) parts.push(routerSection(data));
   const measures = measurePlot(data);
   if (measures) parts.push(section("throughput", "Throughput and optimization", null, measures));
@@ -69,7 +70,7 @@ function evaluationTable({ evaluation }) {
 // The phases in words: how many parameters from which step, and what grew there.
 function phaseList(data) {
   const marks = growthMarks(data);
-  const items = marks.map(({ name, grew, grows, passed }, index) => {
+  const items = marks.map(({ name, grew, grows }, index) => {
     const band = data.bands.find((one) => one.name === name);
     const boundary = data.boundaries.find(({ to }) => to === name);
     const from = !grows ? "from step 1" : boundary?.at ? `after step ${count(boundary.at.step)}` : "";
@@ -79,7 +80,7 @@ function phaseList(data) {
     return element(
       "li", {},
       element("b", {}, String(index + 1)), element("span", { class: "name" }, `${name}${grew ? `: ${grew}` : ""}`), `, ${words} `,
-      grows && boundary ? status(passed ? "passed" : "failed", passed ? "checks passed" : "checks failed") : null,
+      grows && boundary ? status(boundary.verdict.status, boundary.verdict.text) : null,
     );
   });
   return items.length ? element("ol", { class: "marks" }, ...items) : null;
@@ -90,53 +91,4 @@ function thinLines(boundaries, colors) {
     type: "line", x0: at[shown.axis], x1: at[shown.axis], yref: "paper", y0: 0, y1: 1, layer: "below",
     line: { color: colors.boundary, width: 1, dash: "dot" },
   }));
-}
-
-function routerSection({ router, rows, boundaries }) {
-  const layers = Math.max(...router.map(({ loads }) => loads.length));
-  const start = () => router[0].edges[shown.axis][0];
-  let layer = 0;
-  const most = overProgress(plot("router-most-plot", "medium", (colors) => ({
-    data: router.map((phase) => heat(phase, phase.loads.map((experts) => busiest(experts)), {
-      colorscale: colors.most, zmin: 1, zmax: Math.max(2, ...router.flatMap(({ loads }) => loads.map((experts) => Math.max(...busiest(experts))))),
-    }, "layer")),
-    layout: heatLayout(colors, rows, boundaries, start(), "layer"),
-  })));
-  const detail = overProgress(plot("router-layer-plot", "medium", (colors) => ({
-    data: router.filter(({ loads }) => layer < loads.length).map((phase) =>
-      heat(phase, phase.loads[layer].map((loads) => loads.map(share)), { colorscale: colors.load, zmin: 0, zmax: 2 }, "expert")),
-    layout: heatLayout(colors, rows, boundaries, start(), "expert"),
-  })));
-  const chooseLayer = picker("router-layer", "Every expert of mixture layer", Array.from({ length: layers }, (_, index) => String(index)), (chosen) => {
-    layer = chosen;
-    redraw((box) => box.id === "router-layer-plot");
-  });
-  return section(
-    "router", "Router load",
-    "In units of an even share: 1 is as many tokens as the average expert gets, 0 an expert that gets none.",
-    element(
-      "div", { class: "pair" },
-      figure("Busiest expert of each layer", "", most),
-      element("figure", {}, element("figcaption", {}, chooseLayer), detail),
-    ),
-  );
-}
-
-const share = (load) => (load === null ? null : load / 100);
-const busiest = (experts) => experts[0].map((_, moment) => Math.max(...experts.map((loads) => share(loads[moment]) ?? 0)));
-
-function heat(phase, values, coloring, what) {
-  return {
-    type: "heatmap", x: phase.edges[shown.axis], y: values.map((_, index) => index), z: values, ...coloring,
-    colorbar: { thickness: 10, outlinewidth: 0, len: 1 }, hovertemplate: `${what} %{y}: %{z:.2f}<extra></extra>`, xgap: 0, ygap: 1,
-  };
-}
-
-function heatLayout(colors, rows, boundaries, start, title) {
-  return {
-    shapes: thinLines(boundaries, colors).map((line) => ({ ...line, layer: "above" })),
-    margin: { l: 44, r: 8, t: 8, b: 38 },
-    xaxis: { ...progress(colors, lastOf(rows[shown.axis]), start), showgrid: false },
-    yaxis: scale(colors, { title, showgrid: false, autorange: "reversed", nticks: 9 }),
-  };
 }

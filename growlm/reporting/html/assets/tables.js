@@ -31,9 +31,14 @@ function table(id, { columns, rows }, title) {
 
 function tableCell(cell, isNumeric) {
   let content = cell.text;
-  if (cell.link) content = element("a", { href: cell.link }, cell.text);
+  if (cell.link) content = element("a", { href: cell.link }, ...breakable(cell.text));
   if (cell.status) content = status(cell.status);
   return element("td", { class: isNumeric ? "numeric" : null, title: cell.note || null }, content);
+}
+
+// A name that may be broken behind its underscores.
+function breakable(text) {
+  return text.split(/(?<=_)/).flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
 }
 
 // Missing values come last in either direction, and numbers before text.

@@ -17,7 +17,9 @@ const THEMES = {
       training: "#0072b2", validation: "#d55e00", parameters: "#008560", probe: "#6a3d9a", drift: "#8a6d00",
       lr: "#a8568a", grad_norm: "#5a6b2f", tokens_per_second: "#444b57", mfu: "#444b57", memory: "#8a5a3b",
     },
-    load: [[0, "#2166ac"], [0.25, "#92c5de"], [0.5, "#f7f7f7"], [0.75, "#f4a582"], [1, "#b2451d"]],
+    // Less than an even share, an even share, more than it; and no tokens at all.
+    load: ["#1f5fa8", "#8fc1de", "#f4f4f2", "#f2a984", "#a83c14"],
+    unused: "#16181d",
     most: [[0, "#f2f6fa"], [0.5, "#6aaed6"], [1, "#08306b"]],
   },
   dark: {
@@ -35,7 +37,8 @@ const THEMES = {
       training: "#56b4e9", validation: "#f0883e", parameters: "#3ecf9f", probe: "#b79cf0", drift: "#e6c74a",
       lr: "#dc8fc0", grad_norm: "#b5c97e", tokens_per_second: "#c3cbd6", mfu: "#c3cbd6", memory: "#d0a383",
     },
-    load: [[0, "#4393c3"], [0.25, "#2c5f86"], [0.5, "#20262f"], [0.75, "#9a4a2a"], [1, "#f4a582"]],
+    load: ["#7cc0f0", "#35729f", "#2a313b", "#a9552f", "#ffb48f"],
+    unused: "#f3f5f8",
     most: [[0, "#1b2430"], [0.5, "#3f86bd"], [1, "#cfe8ff"]],
   },
 };
