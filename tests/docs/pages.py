@@ -2,8 +2,8 @@
 
 Conventions, which docs/CONTRIBUTING.md describes: `<!-- needs: ... -->` above a block says what running it takes
 that the test machine lacks, `<!-- fragment -->` that Python code is not a whole program. A line such as
-`# my_conf/phase_plan/mine.yaml`, one of the first two, makes a block a file. `# exit code 2` behind a command is the
-code that it returns.
+`# my_conf/phase_plan/mine.yaml`, one of the first two, makes a block a file. `# exit code 2` behind a command is
+the code that it returns.
 """
 
 from __future__ import annotations
