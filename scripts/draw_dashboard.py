@@ -149,7 +149,7 @@ def draw(rows: Rows, out: Path) -> None:
     figure.savefig(out, dpi=110)
     plt.close(figure)
     with Image.open(out) as image:  # few colors, so that the file is small
-        small = image.convert("RGB").quantize(64)
+        small = image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
     small.save(out, optimize=True)
 
 

@@ -30,6 +30,8 @@ SIZE_TOP, SIZE_BOTTOM = 322, 424
 SAMPLE_TOP, SAMPLE_LINES, SAMPLE_CHARACTERS = 482, 4, 98
 SECONDS, HOLD_SECONDS = 14.0, 5.0
 """Length of the animation, and how long it stands at its end."""
+BEYOND = 10
+"""Pixels that the sheet of the animation moves on, so that the last point is whole."""
 STYLE = """
 svg { --text: #1c2330; --muted: #5b6675; --grid: #e0e4ea; --surface: #ffffff; --even: #f3f5f9; --odd: #e7ecf3;
   --training: #0072b2; --validation: #d55e00; --parameters: #008560; --bad: #b3261e; --growth: #6b7482;
@@ -258,7 +260,7 @@ def _motion(phases: Sequence[DrawnPhase]) -> str:
     end = _moment(steps, steps)
     rules = [
         f"@keyframes advance {{ 0% {{ transform: translateX(-{moved}px); }} "
-        f"{end:.2f}%, 100% {{ transform: translateX(0); }} }}",
+        f"{end:.2f}%, 100% {{ transform: translateX({BEYOND}px); }} }}",
         f".cover {{ animation: advance {SECONDS}s linear infinite; }}",
     ]
     for index, phase in enumerate(phases):
@@ -287,7 +289,7 @@ def _cover(phases: Sequence[DrawnPhase], x: Axis) -> list[str]:
     return [
         f'<clipPath id="plots"><rect x="{LEFT}" y="{top}" width="{right - LEFT + 6}" '
         f'height="{SIZE_BOTTOM - top}"/></clipPath>',
-        '<g clip-path="url(#plots)"><g class="cover">',
+        f'<g clip-path="url(#plots)"><g class="cover" transform="translate({BEYOND} 0)">',
         f'<rect x="{right}" y="{top}" height="{SIZE_BOTTOM - top}" {box}/>',
         f'<path class="growth" d="M{right},{top} V{SIZE_BOTTOM}"/>',
         "</g></g>",

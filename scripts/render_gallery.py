@@ -1,7 +1,7 @@
 """Render the reports of the gallery from the histories in docs/gallery/runs.
 
     python scripts/render_gallery.py                  writes docs/gallery/NAME.html (`make docs` does)
-    python scripts/render_gallery.py --train          trains the runs anew first: some minutes on two cores
+    python scripts/render_gallery.py --train          trains the runs anew first: five to ten minutes on two cores
     python scripts/render_gallery.py --train --only sweep
     python scripts/render_gallery.py --screenshots    writes docs/images/gallery_NAME.png, too; needs chromium
 
@@ -198,7 +198,7 @@ def photograph(name: str) -> None:
         except FileNotFoundError as error:
             raise UserError("--screenshots", name, "needs the program chromium") from error
     with Image.open(target) as image:
-        small = image.convert("RGB").quantize(128)
+        small = image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
     small.save(target, optimize=True)
 
 

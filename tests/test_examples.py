@@ -1,6 +1,7 @@
 """Every file under examples/ runs, in at most 60 lines, and uses public names only."""
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -111,3 +112,22 @@ def test_a_lightning_module_on_two_processes(strategy, tmp_path):
     assert len(jumps) == 2
     assert max(map(abs, jumps)) < 1e-4
     assert "failed" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_notebook(monkeypatch, capsys):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(EXAMPLES[0].parent)
+    cells = json.loads(Path("grow_a_model.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    plt.close("all")
+    out = capsys.readouterr().out
+    assert out.count("same function: True") == 3
+    assert names["losses"][-1] < names["losses"][0] / 3
+    assert len(set(names["sizes"])) == 4
+    assert "Once upon a time there was" in out
