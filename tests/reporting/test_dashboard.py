@@ -74,7 +74,7 @@ def test_every_panel_shows_what_is_logged(script):
 
 
 def test_the_page_describes_every_panel(script):
-    parts = re.split(r"^Section \*(.+?)\*", PAGE, flags=re.MULTILINE)
+    parts = re.split(r"^The section \*(.+?)\*", PAGE, flags=re.MULTILINE)
     described = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert described.keys() == script.SECTIONS.keys()
     for section, of_section in script.SECTIONS.items():
