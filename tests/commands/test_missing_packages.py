@@ -63,7 +63,7 @@ def assert_refused(done, folder, *said):
     assert not list(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["train", *slow("plan")])
+@pytest.mark.parametrize("name", slow("train", "plan"))
 def test_compiling_without_a_compiler_is_refused_before_anything_is_measured(name, tmp_path):
     arguments = [*TINY, "trainer=cpu", "trainer.compile=true", "baseline=scratch"]
     settings = {"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -98,6 +98,7 @@ def test_compiling_on_a_gpu_needs_triton(monkeypatch):
     check_requirements(config, "gpu")
 
 
+@pytest.mark.slow
 def test_tensorboard(tmp_path):
     done = command("train", *TINY, "logger=tensorboard", folder=tmp_path, packages=("tensorboard",))
     assert_refused(done, tmp_path, "logger=tensorboard: needs tensorboard", "pip install")

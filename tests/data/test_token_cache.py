@@ -478,7 +478,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.parametrize("window", [1, *slow(1000)])
+@pytest.mark.parametrize("window", slow(1, 1000))
 def test_reading_a_corpus_does_not_take_its_size_in_memory(window, tmp_path):
     command = [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path), str(window)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -30,6 +30,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "growlm"
 
 
+@pytest.mark.slow
 def test_every_rate_is_measured(monkeypatch):
     monkeypatch.setattr(module, "MAX_TIMED_SECONDS", 0.0)
     found = measure_really(MACHINE)

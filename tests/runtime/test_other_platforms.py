@@ -101,6 +101,7 @@ def test_a_run_with_even_less_asks_for_the_memory_and_finishes(tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_every_command_says_in_one_line_that_windows_is_not_supported(tmp_path):
     commands = ("train", "plan", "grow", "verify", "generate", "evaluate", "convert", "report")
     code = f"""

@@ -75,7 +75,7 @@ def whole(files, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("x.jsonl.gz", ()),
+        pytest.param("x.jsonl.gz", (), marks=pytest.mark.slow),
         pytest.param("x.parquet", (), marks=pytest.mark.slow),
         ("x.txt", ("data.streaming=true",)),
         pytest.param("x.jsonl.gz", ("data.streaming=true",), marks=pytest.mark.slow),
