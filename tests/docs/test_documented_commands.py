@@ -257,7 +257,7 @@ def shrink(arguments, folder):
     """Return the arguments of a training command that make the same plan small."""
     config_dir, rest = split_config_dir([each for each in arguments if each not in ("-m", "-v")])
     named = {each.partition("=")[0] for each in rest}
-    if any(each.startswith("resume=") for each in rest):
+    if any(each.startswith("resume=") and each != "resume=auto" for each in rest):
         return [re.sub(r"steps=\+\d+", "steps=+2", each) for each in arguments]
     kept = []
     for each in arguments:
