@@ -13,9 +13,10 @@ from growlm.growth import Widen, grow
 from growlm.huggingface import to_huggingface
 from growlm.model import ModelConfig, TransformerLM
 from growlm.training import Interrupted, run_plan
+from tests.commands.processes import run_command
 from tests.docs.pages import PLACEHOLDERS
 from tests.training.stopping import SignalAt
-from tests.training.tiny_run import tiny_config, tiny_run
+from tests.training.tiny_run import TINY, tiny_config, tiny_run
 
 MY_PACKAGE = """
 import torch
@@ -57,7 +58,8 @@ def make_folder(folder: Path) -> Path:
     save_model(grow(model, [Widen(scale_factor=1.5)]), folder / "NEW", record)
     to_huggingface(folder / "CHECKPOINT", folder / "HF_FOLDER")
     (folder / "TOKENIZER_FOLDER").mkdir()
-    shutil.copy(folder / "HF_FOLDER" / "tokenizer.json", folder / "TOKENIZER_FOLDER")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "HF_FOLDER" / name, folder / "TOKENIZER_FOLDER")
     return folder
 
 
@@ -66,8 +68,9 @@ def make_runs(folder: Path) -> None:
     tiny_run(folder / "RUN_DIR")
     with contextlib.suppress(Interrupted):
         run_plan(tiny_config(folder / "STOPPED_RUN_DIR"), [SignalAt(6)])
-    for job in ("0_seed=0", "1_seed=1"):
-        tiny_run(folder / "SWEEP_DIR" / job, f"seed={job[-1]}")
+    sweep = [*TINY, "logger=none", "-m", "seed=0,1", "hydra.sweep.dir=SWEEP_DIR"]
+    done = run_command("growlm.train", *sweep, folder=folder, streams=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def fill_in(text: str, folder: Path) -> str:

@@ -328,7 +328,7 @@ def test_a_page_runs(page, ready, tmp_path):
         for command in read_commands(block):
             shutil.rmtree(folder / "OUT", ignore_errors=True)
             if text := as_run(command, folder):
-                done = run(["bash", "-o", "pipefail", "-c", text], folder, environment)
+                done = run(["bash", "-c", text], folder, environment)
                 if done.returncode != command.exit_code:
                     faults.append(
                         f"{command} -> {done.returncode}\n{text}\n{(done.stdout + done.stderr)[-600:]}"
