@@ -119,11 +119,18 @@ def report_functional_identity(comparison: ModelComparison) -> CheckReport:
     elif drifted:
         summary += (
             f"; drift begins in layer {drifted[0].layer} ({format_magnitude(drifted[0].max_difference)}); "
-            "likely cause: a matrix there whose columns were not divided by the number of copies they read"
+            f"likely cause: {_likely_cause(comparison, drifted[0].layer)}"
         )
     else:
         summary += "; all layers agree; likely cause: the final norm or the head"
     return CheckReport("functional", Status.FAILED, summary, figures)
+
+
+def _likely_cause(comparison: ModelComparison, layer: int) -> str:
+    """Return what usually makes the residual stream differ from a layer of the grown model on."""
+    if comparison.growth_map.blocks[layer].kind != "kept":
+        return "this block is new, and its output projections are not zero, so it adds to the residual stream"
+    return "a matrix there whose columns were not divided by the number of copies they read"
 
 
 @dataclass(frozen=True)

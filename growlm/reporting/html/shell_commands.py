@@ -39,8 +39,8 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
         {
             "title": "Reproduce",
             "command": format_reproduce_command(run.folder),
-            "note": "trains by this run's config.yaml again, in a new folder below outputs/. Settings and groups "
-            "behind it change it: seed=1, optimizer=muon",
+            "note": "trains by this run's config.yaml again, in a new folder below outputs/. Append settings or "
+            "groups to change it, such as seed=1 or optimizer=muon",
         }
     )
     typed = run.sessions[0].get("command") if run.sessions else None

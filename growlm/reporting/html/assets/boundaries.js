@@ -14,7 +14,7 @@ function boundaryCard(boundary, index) {
     "div", { class: "told" },
     element("h3", {}, `${boundary.name}${boundary.grew ? `: ${boundary.grew}` : ""} `, boundary.passed ? null : status("failed")),
     element("ul", { class: "lines" }, ...boundary.lines.map((line) => element("li", {}, line))),
-    element("p", { class: "jump" }, boundary.jump, " ", element("small", {}, boundary.lossless ? "jump of a lossless growth" : "jump; this growth is not lossless")),
+    element("p", { class: "jump" }, boundary.jump, " ", element("small", {}, !boundary.lossless ? "jump; this growth is not lossless" : boundary.passed === false ? "jump of a growth that should lose nothing" : "jump of a lossless growth")),
     element("dl", { class: "facts" }, ...facts),
   );
   const zoom = boundary.zoom.step.length
