@@ -553,7 +553,7 @@ class RunConfig:
     sequence_length: int = field(default=256, metadata=limits(minimum=2, maximum=2**20))
     """Tokens per training sequence."""
     run_dir: str | None = None
-    """Folder of the run's files; None for outputs/<date>/<time>_<name>_<seed>."""
+    """Folder of the run's files; None for `outputs/<date>/<time>_<name>_<seed>`."""
     resume: str | None = None
     """Folder of a stopped run to resume. `auto`: the newest unfinished run with these settings, in `run_dir` or
     below outputs/, or a new run if there is none."""
