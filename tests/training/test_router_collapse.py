@@ -89,7 +89,7 @@ def state(**changes):
     [
         ({"load_entropy": 0.3}, "collapses onto few experts", Status.FINDING),
         ({"dead_experts": 2}, "2 experts received no token", Status.FINDING),
-        ({"tied_choices": 0.9}, "90% of the tokens", Status.FAILED),
+        ({"tied_choices": 0.9}, "90 % of the tokens", Status.FAILED),
     ],
 )
 def test_what_goes_wrong_is_said_once_in_words(changes, words, status):
