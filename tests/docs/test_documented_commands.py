@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -31,6 +32,7 @@ from growlm.runtime.errors import UserError
 from tests.docs.pages import (
     GROWLM,
     LONG,
+    MARK,
     ROOT,
     Block,
     Command,
@@ -147,8 +149,10 @@ def check(command, folder):
         return
     assert name in GROWLM, f"growlm has no command {name}"
     arguments = [fill_in(as_made(each, command.block.page), folder) for each in arguments]
-    if any(each.isupper() and len(each) > 3 and "/" not in each for each in arguments):
-        raise AssertionError(f"{command}: an unknown placeholder")
+    for each in arguments:
+        value = each.rpartition("=")[2]
+        if re.fullmatch(r"[A-Z][A-Z_]{2,}", value) and not command.block.needs:
+            raise AssertionError(f"{command}: what is {value}?")
     if command.exit_code == 2:
         with pytest.raises(UserError):
             compose(name, arguments)
@@ -221,11 +225,23 @@ def test_yaml_parses(block):
     assert yaml.safe_load(block.text)
 
 
+def unknown_marks(text):
+    """The comments above blocks that mean nothing."""
+    lines = text.splitlines()
+    above = [line for line, next_line in pairwise(lines) if next_line.startswith("```")]
+    return [line for line in above if line.startswith("<!--") and not MARK.match(line)]
+
+
 def test_every_mark_is_known():
     for path in find_pages():
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            if line.startswith("<!-- needs") or line.startswith("<!-- fragment"):
-                assert re.fullmatch(r"<!-- (needs: [^>]+|fragment) -->", line), f"{path}:{number}"
+        assert not unknown_marks(path.read_text()), path
+    assert unknown_marks("<!-- neds: a GPU -->\n```sh\nls\n```") == ["<!-- neds: a GPU -->"]
+
+
+def test_a_block_without_an_end_is_found(tmp_path):
+    (tmp_path / "page.md").write_text("```sh\nls\n")
+    with pytest.raises(ValueError, match=r"page\.md:1: this block has no end"):
+        read_blocks(tmp_path / "page.md", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +254,8 @@ def test_every_mark_is_known():
         ("make nothing", AssertionError),
         ("pip install 'growlm[nothing]'", AssertionError),
         ("something else", AssertionError),
+        ("python -m growlm.train resume=SOME_DIR", AssertionError),
+        ("python -m growlm.generate checkpoint=DIR prompt=Once", AssertionError),
         ("python -m growlm.verify old=OLD new=NEW tolerance=x", UserError),
         ("python -m growlm.train seed=1  # exit code 2", pytest.fail.Exception),
     ],
