@@ -46,9 +46,9 @@ def find_failed_growth(run: Run) -> FailedGrowth | None:
         advice = f"Set {' '.join(overrides)}; resuming alone would fail in the same way."
     else:
         advice = (
-            "A growth that keeps the function has lost something, so its operator is at fault, not a "
-            "setting. If it is your own, correct it, or declare it not lossless, and resume; if it is one "
-            "of growlm's, please report it."
+            "This growth declares that it loses nothing, and it lost something, so its operator is at fault, "
+            "not a setting. If it is your own, correct it, or return GrowthSpec(lossless=False) from it, and "
+            "resume; if it is one of growlm's, please report it."
         )
     return FailedGrowth(boundary, failed, overrides, advice)
 
