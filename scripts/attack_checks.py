@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -355,4 +354,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    run_main_and_exit(lambda: sys.exit(main()))
+    run_main_and_exit(main)

@@ -22,36 +22,57 @@ from growlm.runtime.exit_codes import run_main_and_exit
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "site"
-LINK = re.compile(r'(?<=href=")(?!https?:|mailto:|#|data:)([^"#?]+)')
-LOADED = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]*"')
+LINK = re.compile(r'(?<=\s)((?:href|src|srcset)=")(?!(?:https?:)?//|mailto:|#|data:)([^"#?]+)')
+LOADED = re.compile(
+    r'<(?:script|link|img|iframe|source)[^>]+(?:src|href|srcset)="(?:https?:)?//[^"]*"'
+)
 
 
 def copy_linked_files(page: Path) -> list[str]:
     """Copy the repository's files that a page links from outside of `docs/`, and let the links lead to the copies.
 
     Returns:
-        Links that lead to no file.
+        Links and pictures that lead to no file.
     """
     broken: list[str] = []
 
     def follow(found: re.Match[str]) -> str:
-        link = found[1]
+        attribute, link = found.groups()
         target = Path(os.path.normpath(page.parent / link))
         if target.is_relative_to(SITE):
             if not target.exists():
                 broken.append(link)
-            return link
+            return found[0]
         place = Path(os.path.normpath(ROOT / "docs" / page.parent.relative_to(SITE) / link))
         if not place.is_relative_to(ROOT) or not place.is_file():
             broken.append(link)
-            return link
+            return found[0]
         copy = SITE / "repository" / place.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place, copy)
-        return os.path.relpath(copy, page.parent)
+        return attribute + os.path.relpath(copy, page.parent)
 
     page.write_text(LINK.sub(follow, page.read_text()))
     return broken
+
+
+def find_problems() -> list[str]:
+    """Complete the links of the built pages.
+
+    Returns:
+        A line per link or picture that leads nowhere, and per file that a page loads from elsewhere.
+    """
+    problems = []
+    for page in sorted(SITE.rglob("*.html")):
+        name = page.relative_to(SITE)
+        # Reports have tests of their own, and 404.html is for a server.
+        if name.parts[0] in ("gallery", "repository", "404.html"):
+            continue
+        problems += [
+            f"{name}: links {link}, which does not exist" for link in copy_linked_files(page)
+        ]
+        problems += [f"{name}: loads {tag}" for tag in LOADED.findall(page.read_text())]
+    return problems
 
 
 def main() -> int:
@@ -67,21 +88,10 @@ def main() -> int:
             "did not build the site (its messages are above; pip install -e '.[docs]' installs it)"
         )
         raise UserError("zensical", error.returncode, reason) from error
-    problems = []
-    for page in sorted(SITE.rglob("*.html")):
-        name = page.relative_to(SITE)
-        if name.parts[0] in (
-            "gallery",
-            "404.html",
-        ):  # reports have tests of their own; 404 is for a server
-            continue
-        problems += [
-            f"{name}: links {link}, which does not exist" for link in copy_linked_files(page)
-        ]
-        problems += [f"{name}: loads {tag}" for tag in LOADED.findall(page.read_text())]
+    problems = find_problems()
     print("\n".join(problems) or f"built {SITE}")
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    run_main_and_exit(lambda: sys.exit(main()))
+    run_main_and_exit(main)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -261,4 +260,4 @@ def _exit_on_sigterm(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    run_main_and_exit(lambda: sys.exit(main()))
+    run_main_and_exit(main)

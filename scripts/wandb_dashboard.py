@@ -210,4 +210,4 @@ def default_entity() -> str:
 
 
 if __name__ == "__main__":
-    run_main_and_exit(lambda: sys.exit(main()))
+    run_main_and_exit(main)

@@ -335,4 +335,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_main_and_exit(lambda: sys.exit(main()))
+    run_main_and_exit(main)

@@ -104,14 +104,19 @@ def check_rank_variables() -> None:
 
 
 def run_main_and_exit(main: Callable[[], object]) -> NoReturn:
-    """Run a command's `main`, then end the process with its exit code."""
+    """Run a command's `main`, then end the process with its exit code.
+
+    Args:
+        main: Function that runs the command. An integer that it returns is the exit code, as if it had called
+            `sys.exit`.
+    """
 
     def body() -> int:
         try:
-            main()
+            code = main()
         except SystemExit as ended:
-            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        return 0
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return code if isinstance(code, int) else 0
 
     open_missing_streams()
     with protect_streams():

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from growlm.runtime.exit_codes import run_and_get_exit_code
+from growlm.runtime import exit_codes
+from growlm.runtime.exit_codes import run_and_get_exit_code, run_main_and_exit
 from growlm.runtime.output_streams import (
     OutputLostError,
     OutputStream,
@@ -209,3 +210,11 @@ def test_a_slurm_job_takes_lightnings_signal_too(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     with GracefulStop(None):
         assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
+def test_a_number_that_main_returns_is_the_exit_code(result, code, monkeypatch):
+    ended = []
+    monkeypatch.setattr(exit_codes, "exit_process", ended.append)
+    run_main_and_exit(lambda: result)
+    assert ended == [code]
