@@ -182,8 +182,8 @@ def _print_result(console: Console, record: dict[str, Any]) -> None:
         f"{record['bytes']:,} bytes",
         "tokens": f"{record['tokens']:,} ({record['tokenizer']}, {format_ratio(bytes_per_token)} bytes each)",
         "loss": f"{format_loss(record['loss'])} nats per token",
-        "perplexity": f"{format_loss(record['perplexity'])}",
-        "bits per byte": f"{format_loss(record['bits_per_byte'])}",
+        "perplexity": format_loss(record["perplexity"]),
+        "bits per byte": format_loss(record["bits_per_byte"]),
         "without EOS tokens": f"loss {format_loss(without_eos['loss'])}, "
         f"bits per byte {format_loss(without_eos['bits_per_byte'])}",
     }.items():

@@ -56,7 +56,7 @@ text { fill: var(--text); } .muted { fill: var(--muted); } .small { font-size: 1
 
 @dataclass(frozen=True)
 class DrawnPhase:
-    """A phase as it is drawn."""
+    """Phase of the run, with what the figure shows of it."""
 
     name: str
     start: int
@@ -67,7 +67,7 @@ class DrawnPhase:
     active: int
     """Parameters that one token uses."""
     grown: str
-    """What was grown before it; empty for the first phase."""
+    """Summary of the growth before it; empty for the first phase."""
     jump: float | None
     passed: bool
     sample: str
@@ -109,7 +109,7 @@ def read_phases(run: Run) -> list[DrawnPhase]:
 
 
 class Axis:
-    """A linear or logarithmic scale from values to pixels."""
+    """Linear or logarithmic scale from values to pixels."""
 
     def __init__(self, low: float, high: float, first: float, last: float, log: bool = False):
         """Map `low` to the pixel `first` and `high` to `last`."""

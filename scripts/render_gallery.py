@@ -44,7 +44,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class GalleryRun:
-    """A run or a sweep of the gallery."""
+    """Run or sweep of the gallery."""
 
     title: str
     command: tuple[str, ...]

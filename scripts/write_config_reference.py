@@ -70,7 +70,7 @@ PLACEHOLDERS = {
     "sources": "NAME",
     "phases": "NAME",
 }
-"""What stands for the name of an entry of a mapping."""
+"""Placeholder for the name of an entry, by mapping."""
 
 
 @dataclasses.dataclass(frozen=True)

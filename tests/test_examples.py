@@ -116,7 +116,8 @@ def test_a_lightning_module_on_two_processes(strategy, tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook(monkeypatch, capsys):
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     plt.switch_backend("Agg")
     monkeypatch.chdir(EXAMPLES[0].parent)
     cells = json.loads(Path("grow_a_model.ipynb").read_text())["cells"]

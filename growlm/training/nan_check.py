@@ -14,7 +14,7 @@ MAX_CONSECUTIVE_SKIPS = 10
 """Skipped steps in a row after which a run stops, even with `trainer.on_nonfinite=skip`."""
 
 NAN_PAGE = "docs/troubleshooting.md#nan-and-infinity"
-"""Where causes and remedies are described."""
+"""Page that describes causes and remedies."""
 
 
 class NonFiniteError(RunError):

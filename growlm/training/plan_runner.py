@@ -23,7 +23,7 @@ from growlm.distributed.launch_environment import (
 from growlm.distributed.process_group import DistributedContext
 from growlm.distributed.startup import init_distributed, translate_peer_errors
 from growlm.reporting.console.console_reporter import ConsoleReporter
-from growlm.reporting.console.next_commands import list_ways_on
+from growlm.reporting.console.next_commands import format_resume_command, list_ways_on
 from growlm.reporting.console.plain_console import is_verbose, make_stdout_console
 from growlm.reporting.events import BroadcastListener
 from growlm.reporting.html import write_report
@@ -39,6 +39,7 @@ from growlm.runtime.memory import gc_frozen
 from growlm.runtime.output_streams import is_output_lost, output_may_be_lost
 from growlm.runtime.signals import GracefulStop, Interrupted
 from growlm.storage.integrity import hash_file
+from growlm.training.callbacks.replica_check import GrowthError
 from growlm.training.phase_runner import PhaseRunner
 from growlm.training.requirements import check_requirements
 from growlm.training.resume.fingerprint import compute_phase_cache_keys
@@ -141,12 +142,15 @@ def run_plan(config: RunConfig, callbacks: Sequence[Callback] = ()) -> RunResult
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
             return RunResult(folder.path, summary, context.saved_config)
-        except (Interrupted, RunError):
+        except (Interrupted, RunError) as error:
             if not (folder.resume_dir / RUN_RECORD_FILE).exists():
                 raise  # the run folder was removed, so it cannot be resumed
             if dist_context.is_rank0:
                 _write_report(folder.path, console)
-            for line in list_ways_on(folder.path, context.config):
+            lines = [f"To resume: {format_resume_command(folder.path, context.config)}"]
+            if isinstance(error, GrowthError) and dist_context.is_rank0:
+                lines = list_ways_on(folder.path, lines[0])
+            for line in lines:
                 console.console.print(line, markup=False, soft_wrap=True)
                 if is_output_lost() and dist_context.is_rank0:
                     print_error(line)

@@ -47,7 +47,7 @@ class GrowthReport:
     lossless: bool
     """Whether the growth claims to keep the function."""
     expert_movement: dict[str, Any] = field(default_factory=dict)
-    """How tokens moved between experts (`count_expert_movement`); empty for models without experts."""
+    """Movement of the probe's tokens between experts (`count_expert_movement`); empty without experts."""
 
     @property
     def jump(self) -> float:

@@ -18,7 +18,7 @@ FENCE = re.compile(r"^```(\w*)\s*$")
 MARK = re.compile(r"^<!-- (needs: [^>]+|fragment|run|tests) -->$")
 FILE = re.compile(r"^# ([\w./-]+\.(?:yaml|py|txt|jsonl|toml))(?:[ :].*)?$")
 LONG = "several minutes"
-"""What a block needs that is run all the same, by the slow tests."""
+"""Mark of blocks that only the slow tests run."""
 PLACEHOLDERS = (
     "STOPPED_RUN_DIR",
     "RUN_DIR",

@@ -39,7 +39,7 @@ def power(step, num_steps, exponent=1.0):
 
 
 def make_folder(folder: Path) -> Path:
-    """Write all that the placeholders stand for into a folder, under their names."""
+    """Write the files and folders that commands of the documentation name, under the names that stand for them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "my_package.py").write_text(MY_PACKAGE)
     stories = list(embedded_documents(0, 200))
@@ -74,7 +74,7 @@ def make_runs(folder: Path) -> None:
 
 
 def fill_in(text: str, folder: Path) -> str:
-    """Return a command with paths in the place of its placeholders."""
+    """Return a command with paths of this machine for names such as `RUN_DIR`."""
     for name in PLACEHOLDERS:
         ending = {"TEXT_FILE": ".txt", "JSONL_FILE": ".jsonl"}.get(name, "")
         text = re.sub(rf"\b(?<!STOPPED_){name}\b(?![_\w])", str(folder / f"{name}{ending}"), text)

@@ -392,7 +392,7 @@ SLOW_SCRIPTS = (
 
 
 def as_run(command, folder):
-    """The text to run: small, with paths for placeholders; None if it is not run."""
+    """Return the command with small settings and real paths; None for one that is not run."""
     words = command.words
     if words[0] in NOT_RUN or words[0].endswith("/pip"):
         return None

@@ -1,12 +1,10 @@
 """The dashboard: one description of its panels for the script, for the page, and for W&B."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,6 @@ SCRIPT = ROOT / "scripts" / "wandb_dashboard.py"
 PAGE = (ROOT / "docs" / "dashboard.md").read_text()
 LOGGED = KEYS | {name.rpartition("/")[0] for name in LOADS} | {"trainer/global_step"}
 TABLES = {"growth/boundaries", "samples"}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("wandb_dashboard", SCRIPT)
-    module = sys.modules["wandb_dashboard"] = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the library's own use of pydantic
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

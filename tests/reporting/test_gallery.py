@@ -11,7 +11,6 @@ from growlm.reporting.reading.run_files import read_run
 from growlm.runtime.errors import UserError
 from growlm.runtime.number_format import format_large_count
 from tests.commands.processes import CommandProcess
-from tests.reporting.test_dashboard import script  # noqa: F401
 from tests.training.tiny_run import TINY
 
 RUNS = render_gallery.GALLERY / "runs"
@@ -47,7 +46,7 @@ def test_a_run_that_is_not_there():
         list(render_gallery.chosen(["other"]))
 
 
-def test_the_dashboard_has_a_panel_for_every_metric(script, monkeypatch):  # noqa: F811
+def test_the_dashboard_has_a_panel_for_every_metric(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_dashboard", script)
     import draw_dashboard
 

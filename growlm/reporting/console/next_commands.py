@@ -80,14 +80,13 @@ def list_next_commands(run_dir: Path, config: RunConfig) -> dict[str, str]:
     return commands
 
 
-def list_ways_on(run_dir: Path, config: RunConfig) -> list[str]:
-    """Return what to do with a run that has stopped: resume it, or change what its growth failed for.
+def list_ways_on(run_dir: Path, resume: str) -> list[str]:
+    """Return the lines that say how to go on after a failed growth.
 
     Args:
         run_dir: Folder of the run.
-        config: Config of the run.
+        resume: Line that says how to resume it.
     """
-    resume = f"To resume: {format_resume_command(run_dir, config)}"
     try:
         failed = find_failed_growth(read_run(run_dir))
     except UserError:  # a file is damaged; the run itself has said so

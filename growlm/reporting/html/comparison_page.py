@@ -215,19 +215,18 @@ def _fold_equal_columns(table: ReportTable) -> str:
         and len({row[index]["text"] for row in table.rows}) == 1
         and table.rows[0][index]["sort"] is not None
     ]
-    kept = [index for index in range(len(titles)) if index not in equal]
     values = [f"{titles[index]} {table.rows[0][index]['text']}" for index in equal]
-    table.columns = [table.columns[index] for index in kept]
-    table.rows = [[row[index] for index in kept] for row in table.rows]
+    table.keep_columns([index for index in range(len(titles)) if index not in equal])
     return f"The same in all runs: {', '.join(values)}." if values else ""
 
 
 def _drop_jumps_that_do_not_fit(table: ReportTable) -> None:
     """Remove the jump of each growth from a wide table; the largest one stays, and each run's report has all."""
     if len(table.columns) > MAX_COLUMNS:
-        kept = [i for i, one in enumerate(table.columns) if not one["title"].startswith("jump ")]
-        table.columns = [table.columns[index] for index in kept]
-        table.rows = [[row[index] for index in kept] for row in table.rows]
+        titles = [column["title"] for column in table.columns]
+        table.keep_columns(
+            [index for index, title in enumerate(titles) if not title.startswith("jump ")]
+        )
 
 
 def _run_texts(runs: Sequence[Run]) -> list[dict[str, Any]]:

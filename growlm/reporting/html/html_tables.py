@@ -44,6 +44,11 @@ class ReportTable:
     """`title`, `numeric` and `help` (a tooltip, may be empty) of each column."""
     rows: list[list[Cell]] = field(default_factory=list)
 
+    def keep_columns(self, kept: Sequence[int]) -> None:
+        """Remove all columns but those with the given indices."""
+        self.columns = [self.columns[index] for index in kept]
+        self.rows = [[row[index] for index in kept] for row in self.rows]
+
     def to_json(self) -> dict[str, Any]:
         """Return the table as JSON data for the page."""
         return {"columns": self.columns, "rows": self.rows}

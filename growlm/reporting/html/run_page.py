@@ -277,6 +277,7 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
             _format_magnitude(noise.get("sigma_max")),
         )
         facts.append(("noise", f"{noise.get('matrices')} matrices, σ {sigmas[0]} to {sigmas[1]}"))
+    described = [_check_data(name, check) for name, check in (checks or {}).items()]
     return {
         "name": outcome.format_boundary_name(boundary),
         "grew": outcome.describe_growth(boundary, run.config),
@@ -287,22 +288,26 @@ def _boundary_data(run: Run, boundary: dict[str, Any]) -> dict[str, Any]:
         "tolerance": round_significant(finite_or_none(boundary.get("tolerance")), 3),
         "jump": number_format.format_jump(finite_or_none(boundary.get("jump"))),
         "passed": boundary.get("passed") is not False,
-        "verdict": _verdict(boundary),
+        "verdict": _verdict(boundary, described),
         "lossless": bool(boundary.get("lossless")),
         "facts": [{"label": label, "value": value} for label, value in facts],
-        "checks": [_check_data(name, check) for name, check in (checks or {}).items()],
+        "checks": described,
         "drift": _layer_differences(checks or {}),
         "zoom": _boundary_zoom(run, boundary),
     }
 
 
-def _verdict(boundary: dict[str, Any]) -> dict[str, str]:
-    """Return the status of a growth, and the same in words."""
+def _verdict(boundary: dict[str, Any], checks: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return the status of a growth, and the same in words.
+
+    Args:
+        boundary: Record of the growth.
+        checks: Its checks as `_check_data` describes them.
+    """
     if boundary.get("passed") is False:
         return {"status": "failed", "text": "checks failed"}
     if _has_lost_by_design(boundary):
         return {"status": "finding", "text": "not lossless, as its settings say"}
-    checks = [_check_data(*item) for item in (boundary.get("checks") or {}).items()]
     if any(check["status"] == "finding" for check in checks):
         return {"status": "finding", "text": "checks passed, with a finding"}
     return {"status": "passed", "text": "checks passed"}

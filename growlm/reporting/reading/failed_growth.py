@@ -23,7 +23,7 @@ class FailedGrowth:
     overrides: list[str]
     """Settings that let the growth pass; empty if none does, because the operator is at fault."""
     advice: str
-    """What to do, in a sentence."""
+    """Advice for whoever started the run, in a sentence or two."""
 
 
 def find_failed_growth(run: Run) -> FailedGrowth | None:

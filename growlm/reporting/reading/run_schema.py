@@ -122,7 +122,7 @@ class LayerMovementSchema(TypedDict):
 
 
 class ExpertMovementSchema(TypedDict):
-    """How tokens moved between experts over a growth."""
+    """Movement of the probe's tokens between experts over a growth."""
 
     experts: list[NonNegativeInt]
     layers: list[LayerMovementSchema]

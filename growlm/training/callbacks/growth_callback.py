@@ -58,7 +58,7 @@ STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 OTHER_STRATEGIES = (DeepSpeedStrategy, SingleDeviceXLAStrategy, XLAStrategy)
 """Strategies that derive from those, and keep weights and optimizers otherwise."""
 CHECKS_PAGE = "docs/troubleshooting.md#a-check-failed"
-"""Where each check and its usual causes are described."""
+"""Page that describes each check and the usual causes of its failure."""
 PROBE_SIZE = (4, 64)
 """Sequences and tokens of the probe that is drawn if none is given."""
 

@@ -14,7 +14,7 @@ function boundaryCard(boundary, index) {
     "div", { class: "told" },
     element("h3", {}, `${boundary.name}${boundary.grew ? `: ${boundary.grew}` : ""} `, boundary.passed ? null : status("failed")),
     element("ul", { class: "lines" }, ...boundary.lines.map((line) => element("li", {}, line))),
-    element("p", { class: "jump" }, boundary.jump, " ", element("small", {}, !boundary.lossless ? "jump; this growth is not lossless" : boundary.passed === false ? "jump of a growth that should lose nothing" : "jump of a lossless growth")),
+    element("p", { class: "jump" }, boundary.jump, " ", element("small", {}, jumpWords(boundary))),
     element("dl", { class: "facts" }, ...facts),
   );
   const zoom = boundary.zoom.step.length
@@ -108,4 +108,10 @@ function driftPlot({ drift, tolerance }, colors) {
       },
     },
   };
+}
+
+// What kind of growth a jump belongs to.
+function jumpWords({ lossless, passed }) {
+  if (!lossless) return "jump; this growth is not lossless";
+  return passed ? "jump of a lossless growth" : "jump of a growth that should lose nothing";
 }

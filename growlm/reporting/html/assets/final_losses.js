@@ -1,6 +1,5 @@
 // Final losses over the values of the swept settings: a line for one, a grid for two, a panel for each of more.
 
-
 function finalLossSection(data, chosen, look) {
   const found = data.finalLosses;
   const repeated = found.means.some(({ count: runs }) => runs > 1);
