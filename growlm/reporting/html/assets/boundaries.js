@@ -31,7 +31,7 @@ function boundaryKey() {
   return element(
     "p", { class: "key" },
     keyEntry("training", "\u2014", "training loss"), keyEntry("validation", "\u25c6", "validation"),
-    keyEntry("probe", "\u25cb", "probe before the growth"), keyEntry("probe", "\u25cf", "probe after it: in the ring where nothing was lost"),
+    keyEntry("probe", "\u25cb", "probe loss before the growth"), keyEntry("probe", "\u25cf", "probe loss after it, inside the ring if nothing was lost"),
     keyEntry("drift", "\u25cf", "largest difference of a layer"), keyEntry("drift-mean", "\u25a0", "mean"),
   );
 }

@@ -18,7 +18,7 @@ function runPage(data) {
   if (data.boundaries.length) {
     parts.push(section(
       "boundaries", "Boundaries",
-      "Jump: the change of loss on a frozen probe, in fp32, as the model grew.",
+      "Jump: how far a growth moved the loss on the probe, a few held-out sequences that stay the same during the run, in fp32.",
       boundaryKey(),
       ...data.boundaries.map(boundaryCard),
     ));
