@@ -29,7 +29,7 @@ from growlm.config.composing.composition import (
 from growlm.config.composing.extended_lengths import check_no_added_lengths
 from growlm.config.composing.unread_files import UNREADABLE
 from growlm.config.config_dir import OPTION as CONFIG_DIR_OPTION
-from growlm.config.config_dir import SEARCH_PATH_KEY, initialize_hydra
+from growlm.config.config_dir import ROOT_CONFIG_NAME, SEARCH_PATH_KEY, initialize_hydra
 from growlm.config.load import register_schema, to_valid_run_config
 from growlm.reporting.reading.sweep_record import WRONG, SweepRecord
 from growlm.runtime.errors import UserError
@@ -92,6 +92,7 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
         command=[str(o.input_line) for o in run_overrides],
         constants=_expand_sweep(constants)[0],
         config=_hash_configs(configs),
+        config_options=_list_config_options(config_dir, config_name),
     )
     if is_basic:
         sweep.jobs = [make_job(i, job, sweep.constants) for i, job in enumerate(jobs)]
@@ -104,6 +105,12 @@ def compose_jobs(arguments: Sequence[str]) -> tuple[DictConfig, list[Override], 
             except UserError as error:
                 entry.status, entry.code, entry.message = WRONG, 2, str(error)
     return configs[0], parsed, sweep
+
+
+def _list_config_options(config_dir: str | None, config_name: str) -> list[str]:
+    """Return the options that name config files of the user's own, so that they work from any folder."""
+    options = [] if config_dir is None else [CONFIG_DIR_OPTION, str(Path(config_dir).absolute())]
+    return options + ([] if config_name == ROOT_CONFIG_NAME else ["--config-name", config_name])
 
 
 def asks_for_sweep_in_file(options: TrainOptions) -> bool:

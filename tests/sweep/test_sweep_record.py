@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 import growlm.training
-from growlm.reporting.html.shell_commands import build_sweep_command
+from growlm.config import load_config
+from growlm.reporting.html.shell_commands import build_run_commands, build_sweep_command
+from growlm.reporting.reading.sweep_runs import read_sweep
 from growlm.runtime.errors import DiskError, RunError, UserError
 from growlm.storage.locks import acquire_lock
 from growlm.storage.watched_folders import FolderRemovedError
@@ -253,7 +255,9 @@ def test_texts_are_swept_over_and_found_again(runs, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_of_growlm_01_is_found_again(runs, monkeypatch, tmp_path):
     """It quoted the values of fewer keys."""
-    command = ["data.column=story", "seed=1,2", "hydra.sweep.dir=here"]
+    (tmp_path / "a.jsonl").write_text('{"story": "text"}\n')
+    text = ["data=text", "data.path=a.jsonl", "data.column=story"]
+    command = [*text, "seed=1,2", "hydra.sweep.dir=here"]
     runs.ending = lambda config: RunError("broke") if config.seed == 2 else None
     sweep(monkeypatch, *command)
     path = tmp_path / "here" / "sweep.json"
@@ -283,6 +287,26 @@ def test_folders_of_long_values_are_short_and_their_own(runs, monkeypatch, tmp_p
     assert sweep(monkeypatch, line, "seed=1,2", "hydra.sweep.dir=here") == 0
     assert all(resumed for _, resumed in runs.taken())
     assert [status for _, status, _ in jobs(tmp_path / "here")] == ["finished"] * 6
+
+
+def test_the_commands_of_a_report_name_config_files_of_the_users_own(runs, monkeypatch, tmp_path):
+    """They run as they stand, from any folder."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    given = ["--config-dir", "own", "experiment=mine", "seed=1,2"]
+    assert sweep(monkeypatch, *given, "hydra.sweep.dir=here") == 0
+    found = read_sweep(tmp_path / "here")
+    assert found.config_options == ["--config-dir", str(tmp_path / "own")]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs.taken()
+    typed = build_sweep_command(found.command, found.config_options)["command"]
+    assert sweep(monkeypatch, *shlex.split(typed)[4:]) == 0
+    assert runs.taken() == [(1, False), (2, False)]
+    commands = {each["title"]: each["command"] for each in build_run_commands(found.runs[1])}
+    again = shlex.split(commands["The same from the config files"])[3:]
+    assert again == [*found.config_options, "experiment=mine", "seed=2"]
+    assert load_config(*again[2:], config_dir=again[1]).name == "mine"
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def build_comparison_page(
         "messages": [
             {"where": run.name, "text": run.message} for run in runs if run.message is not None
         ],
-        "commands": ([build_sweep_command(sweep.command)] if sweep else []),
+        "commands": ([build_sweep_command(sweep.command, sweep.config_options)] if sweep else []),
         "texts": _run_texts(runs),
     }
 

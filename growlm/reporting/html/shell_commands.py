@@ -40,7 +40,8 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
             "title": "Reproduce",
             "command": format_reproduce_command(run.folder),
             "note": "trains by this run's config.yaml again, in a new folder below outputs/. Append settings or "
-            "groups to change it, such as seed=1 or optimizer=muon",
+            "groups to change it, such as seed=1 or optimizer=muon"
+            + ("" if failed is None else ". As it is, the same growth fails again"),
         }
     )
     typed = run.sessions[0].get("command") if run.sessions else None
@@ -55,8 +56,10 @@ def build_run_commands(run: Run) -> list[ShellCommand]:
     if run.overrides:
         commands.append(
             {
-                "title": "The same from the shipped settings",
-                "command": format_train_command(*map(format_as_typed, run.overrides)),
+                "title": "The same from the config files",
+                "command": format_train_command(
+                    *run.config_options, *map(format_as_typed, run.overrides)
+                ),
                 "note": "the overrides of this job of the sweep",
             }
         )
@@ -75,11 +78,18 @@ def format_reproduce_command(run_dir: Path, *overrides: str) -> str:
     return format_train_command(*saved, "run_dir=null", *overrides)
 
 
-def build_sweep_command(overrides: Sequence[str]) -> ShellCommand:
-    """Return the command that repeats a sweep."""
+def build_sweep_command(
+    overrides: Sequence[str], config_options: Sequence[str] = ()
+) -> ShellCommand:
+    """Return the command that repeats a sweep.
+
+    Args:
+        overrides: Overrides that the sweep was started with.
+        config_options: Options that name config files of the user's own.
+    """
     return {
         "title": "Sweep",
-        "command": format_train_command("-m", *map(format_as_typed, overrides)),
+        "command": format_train_command("-m", *config_options, *map(format_as_typed, overrides)),
         "note": "runs all jobs again",
     }
 

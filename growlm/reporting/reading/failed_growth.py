@@ -45,10 +45,12 @@ def find_failed_growth(run: Run) -> FailedGrowth | None:
     if overrides:
         advice = f"Set {' '.join(overrides)}; resuming alone would fail in the same way."
     else:
+        entries = boundary.get("operators") or []
+        names = ", ".join(f"operator {name}" for entry in entries for name in entry)
         advice = (
             "This growth declares that it loses nothing, and it lost something, so its operator is at fault, "
-            "not a setting. If it is your own, correct it, or return GrowthSpec(lossless=False) from it, and "
-            "resume; if it is one of growlm's, please report it."
+            f"not a setting{f' ({names})' if names else ''}. If it is your own, correct it, or return "
+            "GrowthSpec(lossless=False) from it, and resume; if it is one of growlm's, please report it."
         )
     return FailedGrowth(boundary, failed, overrides, advice)
 

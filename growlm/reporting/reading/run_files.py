@@ -42,6 +42,8 @@ class Run:
     """Settings that distinguish this run from the others in a comparison, by key."""
     overrides: list[str] | None = None
     """Overrides of a sweep job; None for a single run."""
+    config_options: list[str] = field(default_factory=list)
+    """Options with which a sweep names config files of the user's own."""
     reported_status: str | None = None
     """Status of a sweep job according to sweep.json; None for a single run."""
     message: str | None = None

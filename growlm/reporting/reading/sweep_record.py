@@ -56,6 +56,8 @@ class SweepRecord:
     config: str = ""
     """Checksum of the configs of all jobs."""
     jobs: list[Job] = field(default_factory=list)
+    config_options: list[str] = field(default_factory=list)
+    """Options that name config files of the user's own: `--config-dir DIR`, `--config-name NAME`."""
 
     @property
     def parameter_keys(self) -> list[str]:

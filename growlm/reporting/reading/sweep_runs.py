@@ -18,6 +18,8 @@ class Sweep:
     name: str
     command: list[str]
     """Overrides that the sweep was started with."""
+    config_options: list[str]
+    """Options that name config files of the user's own."""
     parameter_keys: list[str]
     runs: list[Run]
     """Runs of all jobs, including those without a folder."""
@@ -44,12 +46,13 @@ def read_sweep(folder: Path, key: str = "argument") -> Sweep:
     return Sweep(
         name=record.name or folder.absolute().name,
         command=record.command,
+        config_options=record.config_options,
         parameter_keys=record.parameter_keys,
-        runs=[_read_job(folder, job, key) for job in record.jobs],
+        runs=[_read_job(folder, job, record.config_options, key) for job in record.jobs],
     )
 
 
-def _read_job(folder: Path, job: Job, key: str) -> Run:
+def _read_job(folder: Path, job: Job, config_options: list[str], key: str) -> Run:
     job_dir = folder / job.folder
     has_config = lexists(job_dir / CONFIG_FILE)
     run = (
@@ -57,6 +60,7 @@ def _read_job(folder: Path, job: Job, key: str) -> Run:
     )
     run.sweep_parameters = dict(job.dials)
     run.overrides = job.overrides
+    run.config_options = config_options
     run.reported_status = job.status
     run.message = job.message
     return run
